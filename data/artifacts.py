@@ -1,0 +1,224 @@
+"""The artefact store: results in folders named by what they were made from.
+
+A stage's *fingerprint* is the digest of its ingredients (input contents, config fields that matter, versions). The
+artefact is written into a folder beside its final place, listed file by file in ``artifact.json`` (written last),
+and renamed. The disk is the truth: an artefact counts only if every listed file is there with the listed digest, so
+deleting, truncating or editing one makes exactly its stage run again.
+
+Layout under the root (``CLIP_SCGI_HOME``, default ``./artifacts``)::
+
+    stages/<stage>/<fingerprint>/    finished artefacts
+    work/<stage>/<fingerprint>/      what a killed stage leaves for the next try (checkpoints)
+    locks/                           one lock file an artefact being made
+    captions/<captioner>/            the append-only caption store (captioning.store)
+    digests.sqlite                   remembered digests of files seen before
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from data.digests import DigestMemo
+from data.errors import DataError
+from data.files import read_json, sync_file, sync_folder, write_json
+from data.fingerprint import digest, digest_file
+
+SIDECAR: Final = "artifact.json"
+HOME_VARIABLE: Final = "CLIP_SCGI_HOME"
+# Above this a digest is recalled by size and times instead of reading the file again: 64 MiB reads in about 50 ms.
+_REREAD_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactRef:
+    """A small reference to one finished artefact; this is what stages and tasks exchange.
+
+    stage: name of the stage that made it. fingerprint: digest of its ingredients. content: digest of its files, the
+    ingredient that later stages use. path: absolute folder.
+    """
+
+    stage: str
+    fingerprint: str
+    content: str
+    path: str
+
+    @property
+    def folder(self) -> Path:
+        """The artefact's folder."""
+        return Path(self.path)
+
+    def to_json(self) -> dict[str, str]:
+        """Return the plain fields; `ArtifactRef(**fields)` is the way back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a stage returns: the reference, and whether it was found instead of made."""
+
+    ref: ArtifactRef
+    cached: bool
+
+
+def fingerprint_of(stage: str, ingredients: Mapping[str, Any]) -> str:
+    """Return the fingerprint (32 hex digits) of a stage run on `ingredients` (plain JSON data)."""
+    return digest({"stage": stage, "ingredients": dict(ingredients)})[:32]
+
+
+class ArtifactStore:
+    """Finds, verifies and makes artefacts under one root folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+
+    @classmethod
+    def default(cls) -> ArtifactStore:
+        """Return the store at ``CLIP_SCGI_HOME``, or ``./artifacts``."""
+        return cls(Path(os.environ.get(HOME_VARIABLE) or "artifacts"))
+
+    @property
+    def memo(self) -> DigestMemo:
+        """The remembered digests that live in this store."""
+        return DigestMemo(self.root / "digests.sqlite")
+
+    def folder(self, stage: str, fingerprint: str) -> Path:
+        """Return where the artefact of `stage` with `fingerprint` lives, present or not."""
+        return self.root / "stages" / stage / fingerprint
+
+    def scratch(self, stage: str, fingerprint: str) -> Path:
+        """Return the folder in which a stage keeps what its next try can use; removed once it has finished."""
+        return self.root / "work" / stage / fingerprint
+
+    def problems(self, stage: str, fingerprint: str) -> list[str]:
+        """Say what is wrong with an artefact: an empty list means intact."""
+        folder = self.folder(stage, fingerprint)
+        try:
+            sidecar = read_json(folder / SIDECAR)
+            files: dict[str, dict[str, Any]] = sidecar["files"]
+            if sidecar["stage"] != stage or sidecar["fingerprint"] != fingerprint:
+                return [f"{SIDECAR} belongs to another artefact"]
+            if sidecar["content"] != _content(files):
+                return [f"{SIDECAR} was changed"]
+        except FileNotFoundError:
+            return ["absent"]
+        except (DataError, KeyError, TypeError):
+            return [f"{SIDECAR} is damaged"]
+        found = (self._file_problem(folder / name, entry) for name, entry in files.items())
+        return [problem for problem in found if problem]
+
+    def _file_problem(self, path: Path, entry: Mapping[str, Any]) -> str | None:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return f"{path.name} is missing"
+        if size != entry["size"]:
+            return f"{path.name} has {size} bytes instead of {entry['size']}"
+        if size > _REREAD_BYTES:
+            actual = self.memo.digest_folder(path.parent, [path.name])[path.name]
+        else:
+            actual = digest_file(path)
+        return None if actual == entry["sha256"] else f"{path.name} was changed"
+
+    def find(self, stage: str, fingerprint: str) -> ArtifactRef | None:
+        """Return a reference to the artefact if it is there and intact."""
+        if self.problems(stage, fingerprint):
+            return None
+        folder = self.folder(stage, fingerprint)
+        content = read_json(folder / SIDECAR)["content"]
+        return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(folder))
+
+    def make(
+        self,
+        stage: str,
+        ingredients: Mapping[str, Any],
+        produce: Callable[[Path], None],
+        *,
+        complete: Callable[[Path], bool] = lambda _: True,
+    ) -> Made:
+        """Return the artefact of `stage` for `ingredients`, running `produce(folder)` only if it is not intact.
+
+        `produce` writes its files into the empty folder it is given. Of several processes that want the same
+        artefact, one makes it and the others wait for it. When `complete(folder)` is false (say, some images could
+        not be read this time) the artefact is handed on but counts as absent next time.
+        """
+        fingerprint = fingerprint_of(stage, ingredients)
+        found = self.find(stage, fingerprint)
+        if found is not None:
+            return Made(ref=found, cached=True)
+        with self._lock(stage, fingerprint):
+            found = self.find(stage, fingerprint)
+            if found is not None:
+                return Made(ref=found, cached=True)
+            return Made(ref=self._produce(stage, fingerprint, ingredients, produce, complete), cached=False)
+
+    def _produce(
+        self,
+        stage: str,
+        fingerprint: str,
+        ingredients: Mapping[str, Any],
+        produce: Callable[[Path], None],
+        complete: Callable[[Path], bool],
+    ) -> ArtifactRef:
+        final = self.folder(stage, fingerprint)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for stale in final.parent.glob(f".{fingerprint}.*"):  # left by a killed process; we hold the lock
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{fingerprint}.", dir=final.parent))
+        try:
+            produce(temporary)
+            content = self._seal(temporary, stage, fingerprint, ingredients, complete(temporary))
+            if final.exists():  # damaged, or `find` would have returned it
+                final.rename(temporary.with_name(f".{fingerprint}.damaged"))
+            temporary.rename(final)
+            sync_folder(final.parent)
+        finally:
+            for leftover in final.parent.glob(f".{fingerprint}.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(self.scratch(stage, fingerprint), ignore_errors=True)
+        return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(final))
+
+    def _seal(self, folder: Path, stage: str, fingerprint: str, ingredients: Mapping[str, Any], complete: bool) -> str:
+        files = {}
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            sync_file(path)
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"size": path.stat().st_size, "sha256": digest_file(path)}
+        if not files:
+            raise DataError(f"stage {stage} wrote no file into {folder}")
+        content = _content(files)
+        write_json(
+            folder / SIDECAR,
+            {
+                "stage": stage,
+                # An incomplete artefact names no fingerprint: it can be read, and never counts as found.
+                "fingerprint": fingerprint if complete else None,
+                "ingredients": dict(ingredients),
+                "content": content,
+                "files": files,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+        folder.chmod(0o755)
+        return content
+
+    @contextmanager
+    def _lock(self, stage: str, fingerprint: str) -> Iterator[None]:
+        # flock is released by the kernel when its process dies, so a kill leaves nothing to clean up.
+        path = self.root / "locks" / f"{stage}-{fingerprint}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+def _content(files: Mapping[str, Mapping[str, Any]]) -> str:
+    return digest({name: entry["sha256"] for name, entry in files.items()})[:32]

@@ -1,0 +1,41 @@
+"""Digests: of plain values through canonical JSON, of files, and of model folders.
+
+Every cache key of the project is made here, from plain values only: never from live objects, never from
+anything whose text differs between machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN, text as it is.
+
+    Raises TypeError for anything that is not plain JSON data and ValueError for NaN or infinities.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 (64 hex digits) of the canonical JSON of `value`."""
+    return digest_bytes(canonical_json(value).encode())
+
+
+def digest_bytes(content: bytes) -> str:
+    """Return the sha256 (64 hex digits) of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 (64 hex digits) of the bytes of the file at `path`."""
+    hasher = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK):
+            hasher.update(block)
+    return hasher.hexdigest()
