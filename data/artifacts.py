@@ -100,41 +100,50 @@ class ArtifactStore:
 
     def problems(self, stage: str, fingerprint: str) -> list[str]:
         """Say what is wrong with an artefact: an empty list means intact."""
-        folder = self.folder(stage, fingerprint)
-        try:
-            sidecar = read_json(folder / SIDECAR)
-            files: dict[str, dict[str, Any]] = sidecar["files"]
-            if sidecar["stage"] != stage or sidecar["fingerprint"] != fingerprint:
-                return [f"{SIDECAR} belongs to another artefact"]
-            if sidecar["content"] != _content(files):
-                return [f"{SIDECAR} was changed"]
-        except FileNotFoundError:
-            return ["absent"]
-        except (DataError, KeyError, TypeError):
-            return [f"{SIDECAR} is damaged"]
-        found = (self._file_problem(folder / name, entry) for name, entry in files.items())
-        return [problem for problem in found if problem]
-
-    def _file_problem(self, path: Path, entry: Mapping[str, Any]) -> str | None:
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            return f"{path.name} is missing"
-        if size != entry["size"]:
-            return f"{path.name} has {size} bytes instead of {entry['size']}"
-        if size > _REREAD_BYTES:
-            actual = self.memo.digest_folder(path.parent, [path.name])[path.name]
-        else:
-            actual = digest_file(path)
-        return None if actual == entry["sha256"] else f"{path.name} was changed"
+        return self._inspect(stage, fingerprint)[1]
 
     def find(self, stage: str, fingerprint: str) -> ArtifactRef | None:
         """Return a reference to the artefact if it is there and intact."""
-        if self.problems(stage, fingerprint):
+        content, problems = self._inspect(stage, fingerprint)
+        if problems:
             return None
+        path = str(self.folder(stage, fingerprint))
+        return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=path)
+
+    def _inspect(self, stage: str, fingerprint: str) -> tuple[str, list[str]]:
+        """Return the content digest and the problems, from one reading of the sidecar: it may be replaced meanwhile."""
         folder = self.folder(stage, fingerprint)
-        content = read_json(folder / SIDECAR)["content"]
-        return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(folder))
+        try:
+            sidecar = read_json(folder / SIDECAR)
+            files = {name: (entry["size"], entry["sha256"]) for name, entry in sidecar["files"].items()}
+            owner, content = (sidecar["stage"], sidecar["fingerprint"]), sidecar["content"]
+            listed = _content(sidecar["files"])
+        except FileNotFoundError:
+            return "", ["absent"]
+        except (DataError, OSError, AttributeError, KeyError, TypeError):
+            return "", [f"{SIDECAR} is damaged"]
+        if owner != (stage, fingerprint):
+            return "", [f"{SIDECAR} belongs to another artefact"]
+        if content != listed:
+            return "", [f"{SIDECAR} was changed"]
+        found = (self._file_problem(folder, name, *expected) for name, expected in files.items())
+        return content, [problem for problem in found if problem]
+
+    def _file_problem(self, folder: Path, name: str, size: int, sha256: str) -> str | None:
+        path = folder / name
+        try:
+            found = path.stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes instead of {size}"
+            if size > _REREAD_BYTES:
+                actual = self.memo.digest_folder(path.parent, [path.name])[path.name]
+            else:
+                actual = digest_file(path)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return None if actual == sha256 else f"{name} was changed"
 
     def make(
         self,

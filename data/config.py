@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from data.errors import ConfigError, raise_problems
 
@@ -31,14 +32,31 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON-able fields that can change a result: everything not marked `RUNTIME`."""
-        fields = type(self).model_fields
-        values: dict[str, Any] = {}
-        for name, value in self.model_dump(mode="json").items():
-            if RUNTIME in fields[name].metadata:
-                continue
-            nested = getattr(self, name)
-            values[name] = nested.identity() if isinstance(nested, Config) else value
-        return values
+        plain = self.model_dump(mode="json")
+        return {
+            name: _identity(getattr(self, name), plain[name])
+            for name, field in type(self).model_fields.items()
+            if not _is_runtime(field)
+        }
+
+
+def _is_runtime(field: FieldInfo) -> bool:
+    # In `RuntimeInt | None` pydantic leaves the mark on the member of the union.
+    members = (getattr(member, "__metadata__", ()) for member in get_args(field.annotation))
+    return RUNTIME in field.metadata or any(RUNTIME in marks for marks in members)
+
+
+def _identity(value: Any, plain: Any) -> Any:
+    """Return `plain`, the JSON form of `value`, with the configs in it reduced to their identities."""
+    if isinstance(value, Config):
+        return value.identity()
+    if isinstance(value, Mapping):
+        return {key: _identity(item, other) for item, (key, other) in zip(value.values(), plain.items(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_identity(item, other) for item, other in zip(value, plain, strict=True)]
+    if isinstance(value, set | frozenset):
+        return sorted(plain)  # the order of a set of texts differs from process to process
+    return plain
 
 
 C = TypeVar("C", bound=Config)

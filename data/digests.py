@@ -2,7 +2,7 @@
 
 One SQLite file holds, for each absolute path, the size, mtime and ctime under which its digest was taken. ctime is
 in the key because tools can set mtime at will (``touch -r``, ``cp -p``) but not ctime. It is a cache: deleting it
-costs one re-read.
+costs one re-read, and a damaged one is deleted.
 """
 
 from __future__ import annotations
@@ -10,14 +10,24 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from data.fingerprint import digest_file
 
-# A file written this recently may be written again within one tick of the clock: not remembered yet.
-_RACY_NS = 100_000_000
+# A file changed this recently may change again within one tick of its file system's clock.
+_TICK_NS: Final = 100_000_000
+_COARSE_TICK_NS: Final = 2_000_000_000  # where times are whole seconds (FAT, some network disks)
+_SECOND_NS: Final = 1_000_000_000
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DIGESTS: Final = (
+    "CREATE TABLE IF NOT EXISTS digests"
+    " (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT)"
+)
+
+T = TypeVar("T")
 
 
 class Stamp(NamedTuple):
@@ -32,6 +42,17 @@ class Stamp(NamedTuple):
         """Take the stamp out of a stat result."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
+    def settled(self, read_ns: int) -> bool:
+        """Say whether a change after the moment `read_ns` (time.time_ns) is sure to change this stamp."""
+        tick = _COARSE_TICK_NS if self.ctime_ns % _SECOND_NS == 0 else _TICK_NS
+        return self.ctime_ns + tick < read_ns
+
+
+def path_range(root: Path) -> tuple[bytes, bytes]:
+    """Return the bounds, low <= key < high, of the keys of all files under `root`."""
+    prefix = os.fsencode(str(root).rstrip(os.sep))
+    return prefix + b"/", prefix + b"0"  # "0" follows "/"
+
 
 class DigestMemo:
     """Digests remembered in the SQLite file at `path` (created on first use; safe with many processes)."""
@@ -39,61 +60,60 @@ class DigestMemo:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def _connect(self) -> sqlite3.Connection:
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `work` does with an open connection, in one transaction; a damaged file is begun anew."""
+        try:
+            return self._run(work)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode not in _DAMAGED:
+                raise
+            for suffix in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            return self._run(work)
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=60)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS digests"
-            " (path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT)"
-        )
-        return connection
+        with closing(sqlite3.connect(self.path, timeout=60)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(_DIGESTS)
+            with connection:
+                return work(connection)
 
     def recall(self, root: Path) -> dict[str, tuple[Stamp, str]]:
         """Return what is remembered of every file under `root`: absolute path -> (stamp, sha256)."""
         if not self.path.exists():
             return {}
-        prefix = f"{root}{os.sep}"
-        connection = self._connect()
-        try:
-            rows = connection.execute(
-                "SELECT path, size, mtime_ns, ctime_ns, sha256 FROM digests WHERE path >= ? AND path < ?",
-                (prefix, prefix[:-1] + chr(ord(os.sep) + 1)),
-            )
-            return {row[0]: (Stamp(*row[1:4]), row[4]) for row in rows}
-        finally:
-            connection.close()
+        query = "SELECT path, size, mtime_ns, ctime_ns, sha256 FROM digests WHERE path >= ? AND path < ?"
+        rows = self.run(lambda connection: connection.execute(query, path_range(root)).fetchall())
+        return {os.fsdecode(row[0]): (Stamp(*row[1:4]), row[4]) for row in rows}
 
     def remember(self, entries: Mapping[str, tuple[Stamp, str]]) -> None:
-        """Remember digests taken just now, except of files so fresh that they may still be changing."""
-        newest = time.time_ns() - _RACY_NS
-        rows = [
-            (path, *stamp, sha256)
-            for path, (stamp, sha256) in entries.items()
-            if max(stamp.mtime_ns, stamp.ctime_ns) < newest
-        ]
-        if not rows:
+        """Remember digests: absolute path -> (stamp, sha256).
+
+        Only of files whose stamp was `settled` when they were read: another might change behind its stamp.
+        """
+        if not entries:
             return
-        connection = self._connect()
-        try:
-            with connection:
-                connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
-        finally:
-            connection.close()
+        rows = [(os.fsencode(path), *stamp, sha256) for path, (stamp, sha256) in entries.items()]
+        statement = "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)"
+        self.run(lambda connection: connection.executemany(statement, rows))
 
     def digest_folder(self, folder: Path, names: Iterable[str]) -> dict[str, str]:
         """Return relative name -> sha256 for the files `names` of `folder`, reading only what changed."""
-        known = self.recall(folder.resolve())
+        base = folder.resolve()
+        known = self.recall(base)
         fresh: dict[str, tuple[Stamp, str]] = {}
         digests: dict[str, str] = {}
         for name in sorted(names):
-            path = folder.resolve() / name
+            path = base / name
+            read_ns = time.time_ns()
             stamp = Stamp.of(path.stat())
             remembered = known.get(str(path))
             if remembered is not None and remembered[0] == stamp:
                 digests[name] = remembered[1]
                 continue
             digests[name] = digest_file(path)
-            fresh[str(path)] = (stamp, digests[name])
+            if stamp.settled(read_ns):
+                fresh[str(path)] = (stamp, digests[name])
         self.remember(fresh)
         return digests

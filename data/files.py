@@ -80,12 +80,16 @@ def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
 def inside(root: Path, relative: str) -> Path:
     """Return the file `relative` under `root`, or reject it: absolute, `..` or a link that leads outside.
 
-    Raises RejectedRow with reason ``outside_root``.
+    Raises RejectedRow with reason ``outside_root``, or ``missing`` for links that go in circles.
     """
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
         raise RejectedRow("outside_root")
     path = root / pure
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        is_inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError) as error:
+        raise RejectedRow("missing") from error
+    if not is_inside:
         raise RejectedRow("outside_root")
     return path

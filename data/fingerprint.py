@@ -17,9 +17,23 @@ _BLOCK = 1 << 20
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces, no NaN, text as it is.
 
-    Raises TypeError for anything that is not plain JSON data and ValueError for NaN or infinities.
+    Raises TypeError for anything that is not plain JSON data, keys other than text included (JSON would write
+    1 and "1" alike), and ValueError for NaN, infinities and text that is no Unicode.
     """
+    _refuse_other_keys(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _refuse_other_keys(value: Any) -> None:
+    if isinstance(value, dict):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise TypeError(f"keys of JSON objects are text, not {odd[0]!r}")
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for item in value:
+        _refuse_other_keys(item)
 
 
 def digest(value: Any) -> str:

@@ -1,0 +1,146 @@
+"""Data sets whose labels stand in list files: MSMT17 and VehicleID.
+
+The lists are data from outside, so their paths pass the same gate as those of a manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from data.errors import DataError, RejectedRow
+from data.readers.base import GALLERY, PATH_DETAILS, QUERY, TRAIN, Collector, Counts, PathGate, Scan, locate
+
+_MSMT17_LISTS: Final = {
+    "list_train.txt": TRAIN,
+    "list_val.txt": TRAIN,
+    "list_query.txt": QUERY,
+    "list_gallery.txt": GALLERY,
+}
+_MSMT17_FOLDERS: Final = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
+_MSMT17_TEST: Final = {QUERY: Counts(3060, 11659), GALLERY: Counts(3060, 82161)}
+_MSMT17_TRAIN: Final = Counts(1041, 32621)  # list_train and list_val together
+# Both halves of MSMT17 number their identities from 0. Kept positive (0 would mean a distractor) and apart.
+_MSMT17_TRAIN_BASE: Final = 1
+_MSMT17_TEST_BASE: Final = 10_001
+
+# Training images and identities, then the test images by size of the test list, as counted in fast-reid's docstrings.
+_VEHICLEID_TRAIN: Final = Counts(13164, 113346)
+_VEHICLEID_TEST: Final = {"800": 6493, "1600": 13377, "2400": 19777}
+
+
+class _Line(NamedTuple):
+    where: str  # file and line number
+    path: str
+    pid: int
+
+
+def msmt17(root: Path, *, version: str, include_val: bool) -> Scan:
+    """Read MSMT17; `version` v1, v2 (faces blurred) or "" for whichever is there.
+
+    include_val: train on list_train and list_val as CLIP-ReID does, or on list_train alone as torchreid does.
+    Identities of training get 1.., those of the test 10001... Source: Wei et al., CVPR 2018.
+    """
+    base = locate(root, _MSMT17_LISTS, f"it needs {', '.join(_MSMT17_LISTS)} and the folders train and test")
+    edition = version or _msmt17_edition(base)
+    folders = dict(zip((TRAIN, QUERY), _MSMT17_FOLDERS[edition], strict=True))
+    split_name = "train+val" if include_val else "train"
+    collector = Collector(name="msmt17", root=base, version=f"{edition} {split_name}")
+    gate = PathGate(base)
+    for list_name, split in _MSMT17_LISTS.items():
+        if list_name == "list_val.txt" and not include_val:
+            continue
+        folder = folders[TRAIN] if split == TRAIN else folders[QUERY]
+        first = _MSMT17_TRAIN_BASE if split == TRAIN else _MSMT17_TEST_BASE
+        for line in _read_list(collector, list_name):
+            path = _admitted(collector, gate, f"{folder}/{line.path}", line.where)
+            camid = _msmt17_camera(line.path)
+            if path is not None and camid is None:
+                collector.reject(path, "bad_name", f"{line.where}: expected 0000_000_01_0303morning_0015_0.jpg")
+            elif path is not None and camid is not None:
+                collector.add(path, split, line.pid + first, camid)
+    published = {TRAIN: _MSMT17_TRAIN, **_MSMT17_TEST} if include_val else _MSMT17_TEST
+    return collector.finish(published)
+
+
+def _msmt17_edition(base: Path) -> str:
+    there = [edition for edition, names in _MSMT17_FOLDERS.items() if any((base / name).is_dir() for name in names)]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        raise DataError(f"{base} holds both editions of MSMT17; set data.version to v1 or v2")
+    raise DataError(f"{base} holds the lists of MSMT17 but not its images: neither train/test nor mask_*_v2")
+
+
+def _msmt17_camera(path: str) -> int | None:
+    """Return the third field of a name such as 0000_000_01_0303morning_0015_0.jpg."""
+    fields = path.rpartition("/")[2].split("_")
+    return int(fields[2]) if len(fields) > 3 and fields[2].isascii() and fields[2].isdecimal() else None
+
+
+def vehicleid(root: Path, *, version: str, split_seed: int) -> Scan:
+    """Read VehicleID with the test list of `version` 800, 1600 or 2400 identities.
+
+    One image an identity, drawn with `split_seed`, is the gallery and the others are queries; the protocol repeats
+    the draw ten times. The set tells no cameras: queries get camera 0 and gallery images camera 1, so that nothing is
+    dropped as a same-camera match. Source: Liu et al., CVPR 2016.
+    """
+    lists = ("train_list.txt", f"test_list_{version}.txt")
+    sentence = f"it needs the folders image and train_test_split, with {lists[0]} and {lists[1]} in the latter"
+    base = locate(root, ["train_test_split"], sentence)
+    collector = Collector(name="vehicleid", root=base, version=f"test {version} split_seed={split_seed}")
+    gate = PathGate(base)
+    for line in _read_list(collector, f"train_test_split/{lists[0]}"):
+        path = _admitted(collector, gate, f"image/{line.path}.jpg", line.where)
+        if path is not None:
+            collector.add(path, TRAIN, line.pid, 0)
+    _draw_gallery(collector, gate, f"train_test_split/{lists[1]}", split_seed)
+    identities = int(version)
+    test = {
+        QUERY: Counts(identities, _VEHICLEID_TEST[version] - identities),
+        GALLERY: Counts(identities, identities),
+    }
+    return collector.finish({TRAIN: _VEHICLEID_TRAIN, **test})
+
+
+def _draw_gallery(collector: Collector, gate: PathGate, list_name: str, seed: int) -> None:
+    by_pid: dict[int, set[str]] = {}
+    for line in _read_list(collector, list_name):
+        path = _admitted(collector, gate, f"image/{line.path}.jpg", line.where)
+        if path is not None:
+            by_pid.setdefault(line.pid, set()).add(path)
+    generator = np.random.default_rng(seed)
+    for pid in sorted(by_pid):
+        paths = sorted(by_pid[pid])
+        drawn = paths[int(generator.integers(len(paths)))]
+        for path in paths:
+            collector.add(path, GALLERY if path == drawn else QUERY, pid, 1 if path == drawn else 0)
+
+
+def _admitted(collector: Collector, gate: PathGate, relative: str, where: str) -> str | None:
+    try:
+        return gate.admit(relative)
+    except RejectedRow as error:
+        collector.reject(relative, error.reason, f"{where}: {PATH_DETAILS[error.reason]}")
+        return None
+
+
+def _read_list(collector: Collector, name: str) -> Iterator[_Line]:
+    """Yield the lines "path identity" of one list file; a line that is none is rejected."""
+    try:
+        stream = (collector.root / name).open(encoding="utf-8-sig", errors="surrogateescape")
+    except FileNotFoundError:
+        collector.notices.append(f"there is no {name} in {collector.name}")
+        return
+    with stream:
+        for number, text in enumerate(stream, start=1):
+            fields = text.split()
+            if not fields:
+                continue
+            if len(fields) != 2 or not (fields[1].isascii() and fields[1].isdecimal()):
+                collector.reject(fields[0], "bad_row", f"{name} line {number}: expected a path and an identity")
+                continue
+            yield _Line(f"{name} line {number}", fields[0], int(fields[1]))

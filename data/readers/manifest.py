@@ -1,0 +1,158 @@
+"""Any data set at all: a Parquet or CSV file with the columns path, split, pid and camid.
+
+Read in batches, so that its size in memory is that of the records. Every row either becomes a record or is rejected
+with its row number; only what makes the file as a whole unusable is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+
+from data.errors import DataError, RejectedRow
+from data.readers.base import PATH_DETAILS, SPLITS, Collector, PathGate, Scan, existing_folder
+
+COLUMNS: Final = ("path", "split", "pid", "camid")
+_NAMES: Final = ("manifest.parquet", "manifest.csv")
+_BATCH_ROWS: Final = 16_384
+_INT64: Final = 1 << 63
+# Whole numbers as text; "3.0" is how pandas writes an integer column that once held a gap.
+_INTEGER: Final = re.compile(r"\s*([+-]?\d{1,19})(?:\.0*)?\s*", re.ASCII)
+
+Row = tuple[Any, Any, Any, Any]
+
+
+def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
+    """Read a manifest. Its paths are relative to `root`.
+
+    `manifest` is the file (relative names are looked for under `root` first, then here). When it is empty, `root` is
+    either the file itself, whose folder the paths are then relative to, or a folder with a manifest.parquet or
+    manifest.csv in it.
+
+    Rejected rows: ``outside_root`` (absolute, .. or a link that leads outside), ``bad_path``, ``missing``,
+    ``bad_split``, ``bad_pid``, ``bad_camid``, ``duplicate_row``. One path with two different labels is a DataError.
+    """
+    file, base = _find(root, manifest)
+    collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk)
+    gate = PathGate(base)
+    seen: dict[str, tuple[str, int, int]] = {}
+    clashes: list[str] = []
+    for number, row in enumerate(_rows(file), start=1):
+        try:
+            path, label = _parse(gate, row)
+            if path not in seen:
+                seen[path] = label
+                collector.add(path, *label)
+            elif seen[path] == label:
+                raise _Unusable("duplicate_row", "the same row was there before")
+            else:
+                clashes.append(f"row {number}: {path} is {_show(label)} and, further up, {_show(seen[path])}")
+        except _Unusable as error:
+            text = row[0] if isinstance(row[0], str) else ""
+            collector.reject(text, error.reason, f"row {number}: {error.detail}")
+    if clashes:
+        shown = "\n".join(f"  - {clash}" for clash in clashes[:5])
+        raise DataError(f"{file} gives {len(clashes)} path(s) more than one label; keep one row of each:\n{shown}")
+    return collector.finish()
+
+
+class _Unusable(RejectedRow):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason)
+        self.detail = detail
+
+
+def _show(label: tuple[str, int, int]) -> str:
+    return f"{label[0]} pid {label[1]} camid {label[2]}"
+
+
+def _find(root: Path, manifest: str) -> tuple[Path, Path]:
+    if not manifest and root.expanduser().is_file():
+        file = root.expanduser().absolute()
+        return file, file.parent.resolve()
+    base = existing_folder(root)
+    wanted = [manifest] if manifest else list(_NAMES)
+    candidates = [base / Path(name).expanduser() for name in wanted]
+    if manifest:
+        candidates.append(Path(manifest).expanduser().absolute())
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate, base
+    raise DataError(
+        f"there is no manifest {' or '.join(wanted)} in {base}; set data.manifest to a Parquet or CSV file with the"
+        f" columns {', '.join(COLUMNS)}"
+    )
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    """Yield (path, split, pid, camid) as they stand in the file."""
+    try:
+        batches = _parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _csv(file)
+        for batch in batches:
+            yield from zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file} cannot be read as a manifest: {error}. Write it again, as Parquet or CSV") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _parquet(file: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(file) as table:
+        _need_columns(file, table.schema_arrow.names)
+        yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=list(COLUMNS))
+
+
+def _csv(file: Path) -> Iterator[pa.RecordBatch]:
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    parse = pc.ParseOptions(delimiter=delimiter)
+    with file.open("rb") as stream:
+        header = stream.readline().decode("utf-8-sig", "replace").strip()
+    _need_columns(file, [name.strip().strip('"') for name in header.split(delimiter)])
+    convert = pc.ConvertOptions(include_columns=list(COLUMNS), column_types=dict.fromkeys(COLUMNS, pa.string()))
+    with pc.open_csv(file, parse_options=parse, convert_options=convert) as reader:
+        yield from reader
+
+
+def _need_columns(file: Path, names: list[str]) -> None:
+    absent = [name for name in COLUMNS if name not in names]
+    twice = [name for name in COLUMNS if names.count(name) > 1]
+    if absent or twice:
+        problem = f"lacks the column(s) {', '.join(absent)}" if absent else f"has {', '.join(twice)} twice"
+        raise DataError(
+            f"{file} {problem}; it needs {', '.join(COLUMNS)} (others are ignored)."
+            f" Found: {', '.join(map(repr, names))}. A CSV file is separated by commas and begins with the names"
+        )
+
+
+def _parse(gate: PathGate, row: Row) -> tuple[str, tuple[str, int, int]]:
+    text, split, pid, camid = row
+    if split not in SPLITS:
+        raise _Unusable("bad_split", f"split {split!r} is none of {', '.join(SPLITS)}")
+    label = (split, _integer(pid, "pid", -1), _integer(camid, "camid", 0))
+    if not isinstance(text, str):
+        raise _Unusable("bad_path", f"path {text!r} is no text")
+    try:
+        return gate.admit(text), label
+    except RejectedRow as error:
+        raise _Unusable(error.reason, PATH_DETAILS[error.reason]) from error
+
+
+def _integer(value: Any, column: str, lowest: int) -> int:
+    """Return `value` as an integer that Parquet can hold and that is at least `lowest`."""
+    number: int | None = None
+    if isinstance(value, str):
+        match = _INTEGER.fullmatch(value)
+        number = int(match[1]) if match else None
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, float) and value.is_integer():
+        number = int(value)
+    if number is None or not lowest <= number < _INT64:
+        raise _Unusable(f"bad_{column}", f"{column} {value!r} is no whole number from {lowest} up")
+    return number
