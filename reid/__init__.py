@@ -1,0 +1,1 @@
+"""Stage 2: captions and images become a trained model, and the model becomes metrics."""

@@ -1,0 +1,135 @@
+"""Models and checkpoints as safetensors and JSON; no pickle is written or read.
+
+A checkpoint is a folder ``step-<number>`` that appears by renaming, so it is whole or absent:
+
+    model.safetensors      everything that training changes (frozen parameters come from the weights)
+    optimizer.safetensors  Adam's state, "<parameter>/<exp_avg | exp_avg_sq | step>"
+    state.json             counters, sums and the gradient scaler; floats survive exactly in JSON
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data.errors import DataError, WeightsError
+from data.files import atomic_path, read_json, sync_file, sync_folder, write_json
+from reid.config import RANDOM, BackboneConfig, TrainConfig
+from reid.tasks import Task, build_task
+
+MODEL: Final = "model.safetensors"
+OPTIMIZER: Final = "optimizer.safetensors"
+STATE: Final = "state.json"
+CONFIG: Final = "config.json"
+
+
+def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def save_model(path: Path, task: nn.Module) -> None:
+    """Write all parameters and buffers of `task`, frozen ones too, so that the file stands alone."""
+    with atomic_path(path) as temporary:
+        save_file(_tensors(task.state_dict()), temporary)
+
+
+def load_task(folder: Path, device: str = "cpu") -> Task:
+    """Load the trained task of a train artefact in evaluation mode. The original CLIP weights are not needed.
+
+    Raises:
+        WeightsError: the file is absent, damaged, or of another model than config.json says.
+    """
+    described = read_json(folder / CONFIG)
+    config = TrainConfig.model_validate(described["config"])
+    backbone = BackboneConfig(**{**config.backbone.model_dump(), "weights": RANDOM})
+    task = build_task(config.model_copy(update={"backbone": backbone}), identities=len(described["identities"]))
+    path = folder / MODEL
+    try:
+        task.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{path} is not the model that {CONFIG} beside it describes ({detail}); train again") from (
+            error
+        )
+    return task.to(device).eval()
+
+
+def load_untrained(config: TrainConfig, device: str = "cpu") -> Task:
+    """Return the task as it is before training; only its `image` encoder means anything."""
+    return build_task(config, identities=2).to(device).eval()
+
+
+def save_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Write the checkpoint of ``state["step"]`` under `root` and remove older ones."""
+    final = root / f"step-{state['step']:09d}"
+    temporary = root / f".{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    frozen = _frozen(task)
+    save_file(_tensors({k: v for k, v in task.state_dict().items() if k not in frozen}), temporary / MODEL)
+    save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
+    write_json(temporary / STATE, state)
+    for name in (MODEL, OPTIMIZER):
+        sync_file(temporary / name)
+    sync_folder(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    sync_folder(root)
+    for older in _checkpoints(root)[:-1]:
+        shutil.rmtree(older)
+
+
+def restore_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Load the newest checkpoint under `root` into `task` and `optimizer`; return its state, None without one.
+
+    Raises:
+        DataError: the checkpoint belongs to another model or is damaged; the message names the folder to delete.
+    """
+    found = _checkpoints(root)
+    if not found:
+        return None
+    folder = found[-1]
+    try:
+        state: dict[str, Any] = read_json(folder / STATE)
+        missing, unknown = task.load_state_dict(load_file(folder / MODEL), strict=False)
+        if unknown or set(missing) != _frozen(task):
+            raise DataError("it holds other parameters than the model")
+        _restore_optimizer(optimizer, load_file(folder / OPTIMIZER))
+    except (DataError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"the checkpoint {folder} cannot be used ({error}); delete that folder and run again"
+        ) from error
+    return state
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    return sorted(root.glob("step-*"))
+
+
+def _frozen(task: nn.Module) -> set[str]:
+    return {name for name, parameter in task.named_parameters() if not parameter.requires_grad}
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return _tensors(
+        {f"{name}/{key}": value for name, p in _named(optimizer) for key, value in optimizer.state[p].items()}
+    )
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(_named(optimizer))
+    for full, value in tensors.items():
+        name, key = full.rsplit("/", 1)
+        parameter = parameters[name]
+        # The step count lives on the parameter's device too: fused Adam wants it there.
+        optimizer.state[parameter][key] = value.to(parameter.device)

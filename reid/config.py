@@ -1,0 +1,179 @@
+"""Configs of stage 2. Every field says its unit; fields that cannot change a result are marked RUNTIME."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from data.config import RUNTIME, Config, RuntimeStr
+from reid.config_augment import AugmentConfig
+
+Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+SHIPPED = "shipped"
+OPENAI = "openai"
+RANDOM = "random"
+
+
+class BackboneConfig(Config):
+    """Which CLIP, from which weights, at which input size."""
+
+    name: Literal["tiny", "vit_b16", "rn50"] = "tiny"
+    """Architecture: the embedded tiny CLIP, or CLIP's ViT-B/16 or ResNet-50."""
+    weights: str = SHIPPED
+    """"shipped" (tiny only), "openai" (vit_b16 and rn50, from the local hub cache or the hub), "random" (tests and
+    benchmarks), or the path of a .safetensors file in open_clip's naming."""
+    height: Size = 128
+    """Input height, pixels. Published: 256."""
+    width: Size = 64
+    """Input width, pixels. Published: 128."""
+    stride: Annotated[int, Field(ge=0)] = 0
+    """Step between patches, pixels; 0 is the patch size. CLIP-ReID's overlapping patches (OLP) use 12."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change a result; of a weights file only that it is one (its digest counts)."""
+        known = self.weights in (SHIPPED, OPENAI, RANDOM)
+        return {**super().identity(), "weights": self.weights if known else "file"}
+
+    @model_validator(mode="after")
+    def _check(self) -> BackboneConfig:
+        if self.name == "tiny" and self.weights == OPENAI:
+            raise ValueError('there are no openai weights for the tiny CLIP; use weights="shipped"')
+        if self.name != "tiny" and self.weights == SHIPPED:
+            raise ValueError(f'no weights are shipped for {self.name}; use weights="openai" or a .safetensors file')
+        if self.name == "rn50" and self.stride:
+            raise ValueError("overlapping patches need a vision transformer; leave stride at 0 for rn50")
+        if self.weights not in (SHIPPED, OPENAI, RANDOM) and Path(self.weights).suffix != ".safetensors":
+            raise ValueError("weights must be shipped, openai, random or the path of a .safetensors file")
+        return self
+
+
+class ScgiConfig(Config):
+    """What CLIP-SCGI's description leaves to choose (arXiv:2410.09382; reference in brackets where it says)."""
+
+    cgi: bool = True
+    """Caption-guided inversion: put a pseudo-word made of image and caption into the prompt. Off, the prompt is the
+    fixed "A photo of a person" and L_con contrasts images with their captions."""
+    cff: bool = True
+    """Contextual feature fusion: an embedding from the prompt's tokens looking at the image's. Off, there is no
+    fused embedding and only the image embedding is trained."""
+    queries: Size = 2
+    """K, learnable queries that read the patches in CGI (published best of 1, 2, 4, 8: 2)."""
+    depth: Size = 1
+    """Cross-attention blocks in CGI (published: 1)."""
+    fusion_depth: Count = 2
+    """Self-attention blocks in CFF (published: 2)."""
+    fusion_tokens: Literal["raw", "refined"] = "raw"
+    """Keys and values of CFF: image tokens as they are, or times the caption feature. The paper does not say; at test
+    time there is no caption, so "refined" trains what fused inference cannot use."""
+    pairing: Literal["identity", "image"] = "identity"
+    """Positives of L_con: the prompts of all images of the identity, or the image's own. The paper does not say."""
+    temperature: Rate = 0.07
+    """Divides the cosine similarities of L_con. The paper does not say; CLIP starts at 0.07."""
+    plain_share: Share = 0.0
+    """Share of the training images whose CFF prompt is the fixed one of test time instead of the composed one."""
+
+
+class LossConfig(Config):
+    """Weights and constants of the loss terms. A weight of 0 leaves its term out."""
+
+    id_weight: Weight = 1.0
+    """Weight of the label-smoothed cross entropy (CLIP-ReID stage 2: 0.25)."""
+    triplet_weight: Weight = 1.0
+    """Weight of the batch-hard triplet loss."""
+    contrast_weight: Weight = 1.0
+    """Weight of the image-text term: L_con of CLIP-SCGI, the image-to-text cross entropy of CLIP-ReID."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Label smoothing, share of the target spread over all identities."""
+    margin: Annotated[float, Field(ge=0)] | None = 0.3
+    """Triplet margin in feature units; none is the soft-margin form."""
+
+
+class BatchConfig(Config):
+    """What one optimiser step sees."""
+
+    identities: Annotated[int, Field(ge=2)] = 16
+    """P, different identities in a batch."""
+    images: Size = 4
+    """K, images of each identity."""
+    accumulate: Size = 1
+    """P x K batches whose gradients make one step. Losses stay within a batch, so 2 x 32 is not 1 x 64."""
+
+
+class ScheduleConfig(Config):
+    """Adam's learning rates, set once an epoch: linear warm-up, then a factor at each milestone."""
+
+    epochs: Size = 60
+    """Passes over the training identities."""
+    rate_clip: Annotated[float, Field(ge=0)] = 5e-6
+    """Learning rate of CLIP's image tower."""
+    rate_new: Rate = 5e-5
+    """Learning rate of everything that starts from random weights."""
+    bias_factor: Rate = 2.0
+    """Learning rate of biases over that of weights."""
+    weight_decay: Weight = 1e-4
+    """Adam's L2 term, of weights and biases."""
+    warmup_epochs: Count = 10
+    """Epochs of linear warm-up."""
+    warmup_factor: Share = 0.1
+    """Learning rate at the start of the warm-up over the full one."""
+    milestones: tuple[Size, ...] = (20, 40)
+    """Epochs (the first is 1) from which the rate is multiplied by `gamma` once more."""
+    gamma: Rate = 0.1
+    """Factor at a milestone."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must increase, these do not: {list(self.milestones)}")
+        return self
+
+
+class TrainConfig(Config):
+    """One training run. Which parts matter depends on `method`."""
+
+    method: Literal["clip_scgi"] = "clip_scgi"
+    """What is trained; see reid.tasks."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The CLIP that is fine-tuned, and the input size."""
+    scgi: ScgiConfig = ScgiConfig()
+    """Settings of CLIP-SCGI."""
+    loss: LossConfig = LossConfig()
+    """Weights and constants of the loss terms."""
+    batch: BatchConfig = BatchConfig()
+    """Identities and images of a batch."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Epochs and learning rates."""
+    augment: AugmentConfig = AugmentConfig()
+    """Variation of the training images."""
+    seed: Count = 0
+    """Of the new modules' weights, the batches and the augmentation."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the forward pass; weights and losses stay float32. fp16 needs a GPU."""
+    max_uncaptioned: Share = 0.05
+    """Largest share of training images that may be left out because they have no caption."""
+    device: RuntimeStr = "auto"
+    """"auto" (a GPU if there is one) or "cpu"."""
+    checkpoint_every: Annotated[int, Field(ge=0), RUNTIME] = 200
+    """Steps between checkpoints that a killed run goes on from; 0 writes none."""
+    log_every: Annotated[int, Field(ge=1), RUNTIME] = 10
+    """Steps between lines of metrics.jsonl and progress reports."""
+    tensorboard: RuntimeStr = ""
+    """Folder for TensorBoard scalars; empty writes none."""
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether training reads captions."""
+        return self.method == "clip_scgi"
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.method == "clip_scgi" and self.scgi.fusion_tokens == "refined" and not self.scgi.cgi:
+            raise ValueError('scgi.fusion_tokens "refined" needs scgi.cgi, which makes the refined tokens')
+        return self

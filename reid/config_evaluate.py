@@ -1,0 +1,38 @@
+"""Configs of the evaluate stage. Kept apart from the code, which needs torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from data.config import RUNTIME, Config, RuntimeStr
+
+
+class RerankConfig(Config):
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017). Original: 20 / 6 / 0.3; CLIP-ReID and TransReID: 50 / 15 / 0.3."""
+
+    k1: Annotated[int, Field(ge=1)] = 20
+    """Neighbours among which reciprocal ones are looked for."""
+    k2: Annotated[int, Field(ge=1)] = 6
+    """Neighbours whose neighbour sets are averaged (local query expansion); 1 is off."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the original distance in the result (lambda); the rest is the Jaccard distance of neighbour sets."""
+
+
+class EvaluateConfig(Config):
+    """How a trained model is judged."""
+
+    flip: bool = False
+    """Average each image's features with those of its mirror image. Published figures do not."""
+    exclude: Literal["same_camera", "none"] = "same_camera"
+    """Gallery images left out of a query's ranking: those of its identity seen by its camera, or none (data sets
+    without cameras)."""
+    rerank: RerankConfig | None = None
+    """Re-ranking of the results; off by default, as in published tables."""
+    top_k: Annotated[int, Field(ge=1, le=50)] = 50
+    """Nearest gallery images kept for every query in rankings.parquet."""
+    device: RuntimeStr = "auto"
+    """Where features are computed: "cpu", "cuda", or "auto" for the GPU if there is one."""
+    batch_size: Annotated[int, Field(ge=1), RUNTIME] = 64
+    """Images encoded at a time."""

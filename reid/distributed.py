@@ -1,0 +1,34 @@
+"""Putting the batch parts of several processes together, gradients included.
+
+Shapes: B items of this process, G = world x B items of all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_B: Tensor) -> Tensor:
+        parts = [torch.empty_like(x_B) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x_B.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # Every process has the whole loss, so its gradient here is complete already; data-parallel training will
+        # divide the sum over processes by their number, which the sum taken here makes up for.
+        (gradient_G,) = gradients
+        total_G = gradient_G.contiguous()
+        dist.all_reduce(total_G)
+        return total_G.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_batch(x_B: Tensor) -> Tensor:
+    """Return [G, ...]: the parts of all processes in the order of their ranks, differentiable."""
+    return _Gather.apply(x_B)

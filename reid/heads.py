@@ -1,0 +1,26 @@
+"""BN-neck identity heads (Luo et al. 2019; CLIP-ReID, model/make_model.py).
+
+Shapes: B batch, D feature width, C identities.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class IdentityHead(nn.Module):
+    """Batch norm without a trained bias, then a linear classifier without bias.
+
+    The classifier sees normalised features, the triplet loss and retrieval see those before the norm.
+    """
+
+    def __init__(self, width: int, identities: int) -> None:
+        super().__init__()
+        self.neck = nn.BatchNorm1d(width)
+        self.neck.bias.requires_grad_(False)
+        self.classifier = nn.Linear(width, identities, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Return the scores [B, C]. In training mode the norm uses the batch, so B is the global batch."""
+        return self.classifier(self.neck(features_BD.float()))

@@ -1,0 +1,60 @@
+"""The losses of person re-identification. Scores and distances are computed in float32 whatever the precision.
+
+Shapes: B batch, C classes, D feature width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def identity_loss(scores_BC: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy towards (1 - e) * one-hot + e / C (Szegedy et al. 2016; CLIP-ReID, loss/softmax_loss.py)."""
+    return F.cross_entropy(scores_BC.float(), labels_B, label_smoothing=smoothing)
+
+
+def pairwise_distances(x_BD: Tensor) -> Tensor:
+    """Return Euclidean distances [B, B], squares clamped at 1e-12 so that the gradient exists at zero."""
+    x_BD = x_BD.float()
+    squares_B = x_BD.square().sum(1)
+    squared_BB = squares_B[:, None] + squares_B[None] - 2 * (x_BD @ x_BD.T)
+    return squared_BB.clamp(min=1e-12).sqrt()
+
+
+def triplet_loss(x_BD: Tensor, labels_B: Tensor, margin: float | None) -> Tensor:
+    """Batch-hard triplet loss: farthest image of the same identity against nearest of another (Hermans et al. 2017).
+
+    With a margin: mean of max(0, d_ap - d_an + margin). Without: the soft form, mean of log(1 + exp(d_ap - d_an)).
+    Every batch must hold at least two identities; an identity's only image counts as its own positive, as in
+    CLIP-ReID's code.
+    """
+    distances_BB = pairwise_distances(x_BD)
+    same_BB = labels_B[:, None] == labels_B[None]
+    positive_B = distances_BB.masked_fill(~same_BB, -torch.inf).amax(1)
+    negative_B = distances_BB.masked_fill(same_BB, torch.inf).amin(1)
+    if margin is None:
+        return F.softplus(positive_B - negative_B).mean()
+    return F.relu(positive_B - negative_B + margin).mean()
+
+
+def contrastive_loss(
+    anchors_BD: Tensor, targets_BD: Tensor, anchor_keys_B: Tensor, target_keys_B: Tensor, temperature: float
+) -> Tensor:
+    """Supervised contrast (Khosla et al. 2020): targets with an anchor's key are its positives.
+
+    With keys = identities this is CLIP-ReID's loss at temperature 1 (loss/supcontrast.py); with unique keys it is
+    InfoNCE by image.
+    """
+    logits_BB = anchors_BD.float() @ targets_BD.float().T / temperature
+    positive_BB = (anchor_keys_B[:, None] == target_keys_B[None]).float()
+    log_share_BB = F.log_softmax(logits_BB, dim=1)
+    return -((positive_BB * log_share_BB).sum(1) / positive_BB.sum(1)).mean()
+
+
+def image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, temperature: float) -> Tensor:
+    """L_i2t + L_t2i over a batch: `contrastive_loss` in both directions."""
+    return contrastive_loss(image_BD, text_BD, keys_B, keys_B, temperature) + contrastive_loss(
+        text_BD, image_BD, keys_B, keys_B, temperature
+    )

@@ -1,0 +1,199 @@
+"""Exact ReID metrics: mAP, CMC and mINP, in blocks, without ever sorting a row or holding the distance matrix.
+
+Protocol (Market-1501 and its successors): similarity of L2-normalised features. Gallery images of identity -1 are junk
+and are dropped. For each query the gallery images of the same identity *and* the same camera are left out. A query
+without a relevant image left is skipped and counted. AP is not interpolated; mINP is the mean of (number of relevant
+images) / (rank of the last one), as in Ye et al., TPAMI 2021. Equal scores stand in gallery order.
+
+The rank of a relevant image is one more than the number of gallery images that count and are nearer (or equal and
+earlier), so counting is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data.errors import DataError, raise_problems
+from reid.config_evaluate import RerankConfig
+from reid.ranking_kernel import rank_rows, run_on_slices, top_rows
+from reid.rerank import rerank_blocks
+from reid.similarity import BLOCK_BYTES, Features, Rows, Scores, similarity_blocks
+
+JUNK: Final = -1
+Exclude = Literal["same_camera", "none"]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Metrics as fractions, and what they were averaged from. V valid queries, k images kept for each."""
+
+    mAP: float  # noqa: N815 - the field's name for it
+    """Mean average precision over valid queries."""
+    mINP: float  # noqa: N815
+    """Mean inverse negative penalty."""
+    cmc: Floats
+    """[max_rank]: share of valid queries with a relevant image among the first 1, 2, ..."""
+    query_index: Ints
+    """[V]: position of each valid query."""
+    ap: Floats
+    """[V]: average precision."""
+    inp: Floats
+    """[V]: number of relevant images / rank of the last."""
+    first_hit: Ints
+    """[V]: 1-based rank of the first relevant image."""
+    n_relevant: Ints
+    """[V]: relevant images in the gallery."""
+    top_index: Ints
+    """[V, k]: positions of the nearest gallery images that count, nearest first; -1 where there are fewer."""
+    top_score: Scores
+    """[V, k]: their cosine similarity, or one minus the re-ranked distance; NaN where there are fewer."""
+    n_skipped: int
+    """Queries without a relevant image."""
+    n_gallery: int
+    """Gallery images, junk not counted."""
+    n_junk: int
+    """Gallery images dropped as junk."""
+
+    @property
+    def n_valid(self) -> int:
+        """V, the queries that count."""
+        return len(self.query_index)
+
+
+def evaluate_ranking(
+    query_features: Features,
+    gallery_features: Features,
+    query_pids: ArrayLike,
+    gallery_pids: ArrayLike,
+    query_camids: ArrayLike,
+    gallery_camids: ArrayLike,
+    *,
+    max_rank: int = 50,
+    top_k: int = 50,
+    exclude: Exclude = "same_camera",
+    rerank: RerankConfig | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Ranking:
+    """Rank the gallery for every query and return the metrics.
+
+    Args:
+        query_features, gallery_features: [Q, D] and [G, D]; arrays, memory maps or tensors, of any scale.
+        query_pids, gallery_pids: identities, [Q] and [G]; -1 in the gallery is junk.
+        query_camids, gallery_camids: cameras, [Q] and [G].
+        max_rank: length of the CMC curve.
+        top_k: nearest images kept for each query.
+        exclude: "same_camera" as the protocol says, or "none" for data sets without cameras.
+        rerank: k-reciprocal re-ranking over all queries and the gallery without junk; None is off.
+        block_bytes: memory for one block of similarities; changes no result.
+
+    Raises:
+        DataError: shapes that do not fit together, NaN or infinite features, or no query with a relevant image.
+    """
+    q_pids, g_pids, q_cams, g_cams = (
+        np.asarray(values, dtype=np.int64) for values in (query_pids, gallery_pids, query_camids, gallery_camids)
+    )
+    _check_shapes(query_features, gallery_features, q_pids, g_pids, q_cams, g_cams)
+    keep = np.flatnonzero(g_pids != JUNK)
+    queries = Rows(query_features, "query")
+    gallery = Rows(gallery_features, "gallery", None if len(keep) == len(g_pids) else keep)
+    if rerank is None:
+        blocks = similarity_blocks(queries, gallery, block_bytes)
+    else:
+        blocks = ((start, 1 - distances) for start, distances in rerank_blocks(queries, gallery, rerank, block_bytes))
+    table = _rank_blocks(blocks, q_pids, g_pids[keep], q_cams, g_cams[keep], top_k, exclude == "same_camera")
+    return _summarise(table, keep, n_junk=len(g_pids) - len(keep), max_rank=max_rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """Results of all queries, valid or not; positions are those of the gallery without junk."""
+
+    ap: Floats
+    inp: Floats
+    first_hit: Ints
+    n_relevant: Ints
+    top_index: Ints
+    top_score: Scores
+
+
+def _rank_blocks(
+    blocks: Iterable[tuple[int, Scores]],
+    q_pids: Ints,
+    g_pids: Ints,
+    q_cams: Ints,
+    g_cams: Ints,
+    top_k: int,
+    same_camera: bool,
+) -> _Table:
+    count = len(q_pids)
+    by_pid = np.argsort(g_pids, kind="stable")
+    begin = np.searchsorted(g_pids[by_pid], q_pids, side="left")
+    end = np.searchsorted(g_pids[by_pid], q_pids, side="right")
+    table = _Table(
+        ap=np.zeros(count),
+        inp=np.zeros(count),
+        first_hit=np.zeros(count, np.int64),
+        n_relevant=np.zeros(count, np.int64),
+        top_index=np.full((count, top_k), -1, np.int64),
+        top_score=np.full((count, top_k), np.nan, np.float32),
+    )
+    for start, scores in blocks:
+
+        def work(part: slice, start: int = start, scores: Scores = scores) -> None:
+            rows = slice(start + part.start, start + part.stop)
+            results = (table.ap[rows], table.inp[rows], table.first_hit[rows], table.n_relevant[rows])
+            rank_rows(scores[part], by_pid, begin[rows], end[rows], g_cams, q_cams[rows], same_camera, *results)
+            top_rows(scores[part], table.top_index[rows], table.top_score[rows])
+
+        run_on_slices(len(scores), work)
+    return table
+
+
+def _summarise(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Ranking:
+    valid = np.flatnonzero(table.n_relevant)
+    if not len(valid):
+        raise DataError(
+            f"none of the {len(table.n_relevant)} queries has an image of its identity from another camera in the "
+            f"gallery of {len(keep)} images: check the split and the cameras, or evaluate with exclude='none'"
+        )
+    first_hit = table.first_hit[valid]
+    hits = np.bincount(np.minimum(first_hit, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
+    top_index = table.top_index[valid]
+    return Ranking(
+        mAP=float(table.ap[valid].mean()),
+        mINP=float(table.inp[valid].mean()),
+        cmc=np.cumsum(hits) / len(valid),
+        query_index=valid,
+        ap=table.ap[valid],
+        inp=table.inp[valid],
+        first_hit=first_hit,
+        n_relevant=table.n_relevant[valid],
+        top_index=np.where(top_index < 0, -1, keep[top_index]),
+        top_score=table.top_score[valid],
+        n_skipped=len(table.n_relevant) - len(valid),
+        n_gallery=len(keep),
+        n_junk=n_junk,
+    )
+
+
+def _check_shapes(queries: Features, gallery: Features, *labels: Ints) -> None:
+    q_pids, g_pids, q_cams, g_cams = labels
+    problems = [
+        f"{name} has shape {values.shape}, but there are {len(features)} {side} features"
+        for name, values, features, side in (
+            ("query_pids", q_pids, queries, "query"),
+            ("query_camids", q_cams, queries, "query"),
+            ("gallery_pids", g_pids, gallery, "gallery"),
+            ("gallery_camids", g_cams, gallery, "gallery"),
+        )
+        if values.shape != (len(features),)
+    ]
+    problems += [f"the {side} is empty" for side, rows in (("query", queries), ("gallery", gallery)) if not len(rows)]
+    raise_problems("ranking", problems, DataError)

@@ -1,0 +1,138 @@
+"""P x K identity batches: P different identities in a batch, K images of each.
+
+The batches of an epoch are a pure function of (labels, P, K, seed, epoch). Nothing is drawn from a global generator
+and nothing is remembered between epochs, so a run resumes at any batch of any epoch by asking for it. Every process
+of a distributed run draws the same global batches and takes its own slice of each.
+
+An epoch
+    An identity with n >= K images gives floor(n / K) groups of K different images; the n mod K left over are others
+    every epoch. An identity with n < K images gives one group: each image at least once, filled up by draws with
+    replacement. A batch holds P groups of P different identities. With g_i groups for identity i, an epoch has the
+    largest number of batches B with ``sum_i min(g_i, B) >= P * B``: usually all groups but the last (sum g_i) mod P.
+    So its length is fixed by the data set, unlike that of the field's usual sampler, which stops as soon as fewer
+    than P identities are left and so ends at another step in every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data.errors import ConfigError, raise_problems
+
+Indices = NDArray[np.int64]
+# Far above any Gumbel key (they stay below 50), and small enough to keep their order.
+_FIRST: Final = 1e6
+
+
+class IdentitySampler:
+    """Draws P x K batches of image indices; see the module for what an epoch is.
+
+    Args:
+        pids: identity of each training image, [N]; the batches hold positions in this list.
+        identities: P, different identities in a global batch.
+        images: K, images of each identity.
+        seed: any non-negative integer.
+        rank, world: this process and the number of processes; `world` must divide `identities`.
+
+    Raises:
+        ConfigError: fewer than P identities, or settings out of range.
+    """
+
+    def __init__(
+        self, pids: ArrayLike, *, identities: int, images: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        labels = np.asarray(pids, dtype=np.int64)
+        self.identities, self.images, self.seed = identities, images, seed
+        self.rank, self.world = rank, world
+        self._check(labels)
+        order = np.argsort(labels, kind="stable")
+        self._members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+        groups = np.array([max(1, len(members) // images) for members in self._members], dtype=np.int64)
+        self.batches_per_epoch = _epoch_length(groups, identities)
+        self._groups = np.minimum(groups, self.batches_per_epoch)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a global batch: P * K."""
+        return self.identities * self.images
+
+    def __len__(self) -> int:
+        """Return the number of batches in every epoch."""
+        return self.batches_per_epoch
+
+    def epoch(self, epoch: int) -> Indices:
+        """Return all global batches of an epoch, [batches_per_epoch, P * K]; the K of an identity stand together."""
+        rng = np.random.default_rng([self.seed, epoch])
+        groups = [
+            self._draw_groups(members, count, rng) for members, count in zip(self._members, self._groups, strict=True)
+        ]
+        schedule = self._schedule(rng)
+        taken = np.zeros(len(groups), dtype=np.int64)
+        batches = np.empty((len(schedule), self.identities, self.images), dtype=np.int64)
+        for batch, chosen in zip(batches, schedule, strict=True):
+            for place, identity in enumerate(chosen):
+                batch[place] = groups[identity][taken[identity]]
+            taken[chosen] += 1
+        return batches.reshape(len(schedule), self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Indices]:
+        """Yield this process's share, [P * K / world], of each batch of an epoch from batch `start` on."""
+        share = self.batch_size // self.world
+        for batch in self.epoch(epoch)[start:]:
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+    def _check(self, labels: Indices) -> None:
+        found = len(np.unique(labels))
+        problems = []
+        if labels.ndim != 1:
+            problems.append(f"pids has shape {labels.shape}; give one identity an image")
+        if self.identities < 1 or self.images < 1:
+            problems.append(f"P x K is {self.identities} x {self.images}; both must be at least 1")
+        if self.seed < 0:
+            problems.append(f"seed is {self.seed}; it must not be negative")
+        if found < self.identities:
+            problems.append(
+                f"a batch wants {self.identities} different identities and the training split has {found}; "
+                "lower the identities of a batch or add training identities"
+            )
+        if self.world < 1 or not 0 <= self.rank < self.world or self.identities % self.world:
+            problems.append(
+                f"rank {self.rank} of {self.world} processes: their number must divide the {self.identities} identities"
+            )
+        raise_problems("batch sampler", problems, ConfigError)
+
+    def _draw_groups(self, members: Indices, count: int, rng: np.random.Generator) -> Indices:
+        drawn = rng.permutation(members)
+        if len(drawn) < self.images:
+            drawn = np.concatenate([drawn, rng.choice(members, self.images - len(drawn))])
+        return drawn[: count * self.images].reshape(count, self.images)
+
+    def _schedule(self, rng: np.random.Generator) -> Indices:
+        """Choose the identities of each batch, [batches, P], at random, weighted by the groups they have left.
+
+        An identity with as many groups left as there are batches left must be in all of them, so it is taken at once.
+        With that rule the sum of groups that can still be placed never falls below what is needed (induction over the
+        batches), and no batch comes out short.
+        """
+        left = self._groups.astype(np.float64)
+        schedule = np.empty((self.batches_per_epoch, self.identities), dtype=np.int64)
+        for index in range(self.batches_per_epoch):
+            with np.errstate(divide="ignore"):
+                # Gumbel keys: the P largest are a draw without replacement with these weights.
+                keys = np.log(left) + rng.gumbel(size=len(left))
+            keys[left >= self.batches_per_epoch - index] += _FIRST
+            chosen = np.argpartition(-keys, self.identities - 1)[: self.identities]
+            schedule[index] = rng.permutation(np.sort(chosen))
+            left[chosen] -= 1
+        return schedule
+
+
+def _epoch_length(groups: Indices, identities: int) -> int:
+    length = int(groups.sum()) // identities
+    while np.minimum(groups, length).sum() < identities * length:
+        length -= 1
+    return length

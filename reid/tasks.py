@@ -1,0 +1,124 @@
+"""What is trained: a task joins a model and its losses, so that the loop names neither.
+
+A task is called with a batch and returns named loss terms; `weights` says how they add up. Each process computes its
+own images' features; `gather` puts the features of all processes together before anything looks across images, so
+losses (and batch norms) see the global batch whatever the number of processes.
+
+Shapes: B images of this process, G images of the global batch, C channels, D joint width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from reid.backbone import Backbone, ImageFeatures, build_backbone, seeded
+from reid.config import LossConfig, TrainConfig
+from reid.heads import IdentityHead
+from reid.losses import identity_loss, triplet_loss
+
+Encoder = Callable[[Tensor], Tensor]
+"""Normalised images [B, 3, H, W] -> retrieval features [B, D'], not yet of unit length. Batch-independent."""
+Gather = Callable[[Tensor], Tensor]
+"""[B, ...] of this process -> [G, ...] of all processes in batch order, with gradients."""
+
+MEAN: Final = (0.5, 0.5, 0.5)
+STD: Final = (0.5, 0.5, 0.5)
+"""Of pixels scaled to 0..1; CLIP-ReID's, not CLIP's."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """The gather of a single process."""
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How pixels become input: size in pixels, mean and deviation per channel of pixels in 0..1."""
+
+    height: int
+    width: int
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Training images of one process, on its device."""
+
+    images_BCHW: Tensor
+    """float32, normalised and augmented."""
+    labels_B: Tensor
+    """Identity as a class number."""
+    items_B: Tensor
+    """Number of the image in the training set."""
+    captions_BD: Tensor | None = None
+    """CLIP's text feature of each image's caption, for methods that read captions."""
+
+
+class Task(nn.Module, ABC):
+    """A method: features at test time, named loss terms in training."""
+
+    weights: Mapping[str, float]
+    """Name of a loss term -> its weight in the total."""
+    new_prefixes: Sequence[str] = ()
+
+    def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        backbone.freeze_text()
+        self.preprocess = Preprocess(height=config.backbone.height, width=config.backbone.width)
+
+    @abstractmethod
+    def forward(self, batch: Batch, gather: Gather = alone) -> dict[str, Tensor]:
+        """Return the loss terms (scalars, unweighted) over the global batch."""
+
+    @abstractmethod
+    def encoders(self) -> dict[str, Encoder]:
+        """Return inference mode -> encoder. The first is the default."""
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of `terms`."""
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+
+
+def image_embedding(features: ImageFeatures) -> Tensor:
+    """Return CLIP-ReID's test feature: last layer and joint feature side by side, before any norm."""
+    return torch.cat([features.last_BV.float(), features.joint_BD.float()], dim=1)
+
+
+class ImageHeads(nn.Module):
+    """CLIP-ReID's supervision of the image tower: two identity heads, three triplet features."""
+
+    def __init__(self, backbone: Backbone, identities: int) -> None:
+        super().__init__()
+        self.last = IdentityHead(backbone.last_width, identities)
+        self.joint = IdentityHead(backbone.joint_width, identities)
+
+    def forward(self, features: ImageFeatures, labels_G: Tensor, loss: LossConfig) -> dict[str, Tensor]:
+        """Return the terms `id` and `tri` of gathered features."""
+        identity = identity_loss(self.last(features.last_BV), labels_G, loss.smoothing) + identity_loss(
+            self.joint(features.joint_BD), labels_G, loss.smoothing
+        )
+        shown = (features.penultimate_BV, features.last_BV, features.joint_BD)
+        triplet = torch.stack([triplet_loss(x, labels_G, loss.margin) for x in shown]).sum()
+        return {"id": identity, "tri": triplet}
+
+
+def gather_features(features: ImageFeatures, gather: Gather) -> ImageFeatures:
+    """Gather the class vectors of all processes; the patches stay behind, no loss looks at them."""
+    return ImageFeatures(gather(features.penultimate_BV), gather(features.last_BV), gather(features.joint_BD)[:, None])
+
+
+def build_task(config: TrainConfig, *, identities: int) -> Task:
+    """Build the task of `config` for a training set of `identities` people, on the CPU, weights loaded."""
+    from reid.tasks_scgi import ScgiTask
+
+    backbone = build_backbone(config.backbone, seed=config.seed)
+    with seeded(config.seed):
+        return ScgiTask(backbone, config, identities=identities)
