@@ -1,0 +1,117 @@
+"""The audit stage: are the captions of one person the same story, and which captions should a person look at?
+
+It changes no caption. It writes audit.json (figures), identities.parquet (one row an identity and slot),
+flags.parquet (one row a caption) and captions.audit.html (where to look).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.audit_config import AuditConfig
+from captioning.audit_flags import FLAGS, flag_table, shared_by
+from captioning.audit_identities import identity_table, mixed_gender_identities, people, slot_summary
+from captioning.audit_page import audit_page
+from data.artifacts import ArtifactRef, ArtifactStore, Made
+from data.errors import DataError
+from data.files import write_json, write_table, write_text
+from data.progress import ProgressFn, silent
+from data.schemas import CAPTIONS, SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FLAG_ROWS", "IDENTITIES", "AuditConfig", "audit", "audit_ingredients"]
+
+STAGE: Final = "audit"
+STAGE_VERSION: Final = 1
+_METADATA: Final = {b"clip_scgi_schema": str(SCHEMA_VERSION).encode()}
+_STEPS: Final = 4
+
+IDENTITIES: Final = pa.schema(
+    [
+        ("pid", pa.int64()),
+        ("slot", pa.string()),
+        ("n_images", pa.int64()),
+        ("n_named", pa.int64()),  # images whose caption answers the slot
+        ("majority", pa.string()),  # null where none does
+        ("agreement", pa.float64()),  # share of the named with the majority's value; null where none is named
+        ("entropy", pa.float64()),  # bits
+        ("values", pa.string()),  # JSON object: value -> images
+    ],
+    metadata=_METADATA,
+)
+"""identities.parquet: one row an identity and slot; junk and distractors are left out."""
+
+FLAG_ROWS: Final = pa.schema(
+    [
+        ("image_path", pa.string()),
+        ("image_sha256", pa.string()),
+        ("pid", pa.int64()),
+        ("camid", pa.int64()),
+        ("flags", pa.list_(pa.string())),  # the names of the true columns below
+        *((flag, pa.bool_()) for flag in FLAGS),
+        ("dissent_slots", pa.list_(pa.string())),  # slots that contradict the identity's majority
+    ],
+    metadata=_METADATA,
+)
+"""flags.parquet: one row a caption, in the order of captions.parquet."""
+
+
+def audit_ingredients(*, captions: ArtifactRef, config: AuditConfig) -> dict[str, Any]:
+    """Return what the fingerprint of the audit artefact is made from."""
+    return {"stage_version": STAGE_VERSION, "captions": captions.content, "config": config.identity()}
+
+
+def audit(store: ArtifactStore, *, captions: ArtifactRef, config: AuditConfig, progress: ProgressFn = silent) -> Made:
+    """Audit the captions of one data set; returns the artefact. Raises DataError if captions.parquet is unusable."""
+    ingredients = audit_ingredients(captions=captions, config=config)
+    return store.make(STAGE, ingredients, lambda folder: _produce(folder, captions.folder, config, progress))
+
+
+def _produce(folder: Path, source: Path, config: AuditConfig, progress: ProgressFn) -> None:
+    rows = _read(source / "captions.parquet")
+    known = people(rows)
+    progress(1, _STEPS, "agreement")
+    identities = identity_table(rows[known])
+    progress(2, _STEPS, "flags")
+    flags = flag_table(rows, identities, known, config)
+    summary = _summary(rows, identities, flags, known)
+    progress(3, _STEPS, "writing")
+    write_json(folder / "audit.json", summary)
+    write_table(folder / "identities.parquet", _table(identities, IDENTITIES), IDENTITIES)
+    write_table(folder / "flags.parquet", _table(flags, FLAG_ROWS), FLAG_ROWS)
+    write_text(folder / "captions.audit.html", audit_page(rows, identities, flags, summary, config))
+    progress(_STEPS, _STEPS, f"{summary['identities']} identities")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pq.read_table(path, columns=CAPTIONS.names).to_pandas()
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{path} cannot be audited ({error}); delete its folder and run the caption stage again"
+        ) from error
+
+
+def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+
+
+def _summary(
+    rows: pd.DataFrame, identities: pd.DataFrame, flags: pd.DataFrame, known: pd.Series[bool]
+) -> dict[str, Any]:
+    several = rows["raw_text"][shared_by(rows, known) > 1].map(lambda text: " ".join(text.lower().split()))
+    return {
+        "images": len(rows),
+        "by_status": {str(status): int(n) for status, n in sorted(rows["status"].value_counts().items())},
+        "slots": slot_summary(rows, identities),
+        "identities": int(identities["pid"].nunique()),
+        "mixed_gender_identities": mixed_gender_identities(identities),
+        "duplicates_across_identities": int(several.nunique()),  # distinct texts
+        "flags": {flag: int(flags[flag].sum()) for flag in FLAGS},
+    }

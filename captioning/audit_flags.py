@@ -1,0 +1,194 @@
+"""Flags: what is wrong, or doubtful, with single captions. Pure functions of the rows of captions.parquet."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from captioning.attributes_lexicon import CARRY_VERBS, DEGRADING, LEXICON, PERSON_NOUNS, WEAR_VERBS
+from captioning.audit_config import AuditConfig
+from captioning.templates import builtin_templates
+from data.slots import SLOTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FLAGS: Final = {
+    "failed": "no text: the image could not be captioned",
+    "unparsed": "no attribute could be read out of the text",
+    "truncated": "the reply ran into the token limit",
+    "looping": "the reply says the same clause again and again",
+    "off_template": "the reply has not the template's form, or is too short or too long",
+    "degrading": "a word that judges a person; it never becomes an attribute",
+    "dissent": "an attribute contradicts the clear majority of the identity's captions",
+    "hallucination": "a carried thing that hardly any other image of the identity shows",
+    "duplicate": "the same text is said of other identities, so it cannot tell them apart",
+    "low_confidence": "the model was unsure of a slot",
+}
+"""Flag -> what it means. Each is a bool column of flags.parquet."""
+
+_WORD: Final = re.compile(r"[a-z0-9'-]+")
+_SENTENCE_END: Final = re.compile(r"[.!?;\n]+")
+# A stretch of up to eight words three times in a row, without any full stop between.
+_STUTTER: Final = re.compile(r"\b(\S+(?: \S+){0,7}?)(?: \1\b){2,}")
+_OPENING_WORDS: Final = 6
+_TEMPLATES_WITH_FORM: Final = frozenset(template.id for template in builtin_templates() if template.pattern)
+
+
+def flag_table(
+    captions: pd.DataFrame, identities: pd.DataFrame, people: pd.Series[bool], config: AuditConfig
+) -> pd.DataFrame:
+    """Return one row a caption, in order: its keys, a bool column a flag, flags (their names) and dissent_slots.
+
+    captions: all rows of captions.parquet. identities: of `identity_table`. people: mask of rows of known people.
+    """
+    import pandas as pd
+
+    text = captions["raw_text"].fillna("")
+    written = text.str.strip() != ""
+    dissent = dissenting_slots(captions, identities, people, config)
+    columns = {
+        "failed": (captions["status"] == "image_error") | ~written,
+        "unparsed": (captions["status"] == "unparsed") | (written & captions[_ATTRIBUTES].isna().all(axis=1)),
+        "truncated": captions["truncated"].fillna(value=False).astype(bool) | (captions["status"] == "truncated"),
+        "looping": text.map(lambda reply: is_looping(reply, config.loop_repeats)),
+        "off_template": written & _off_template(captions, text, config),
+        "degrading": text.map(lambda reply: bool(degrading_words(reply))),
+        "dissent": dissent.map(bool),
+        "hallucination": suspects(captions, people, config),
+        "duplicate": duplicates(captions, people, config),
+        "low_confidence": (captions[_CONFIDENCES] < math.log(config.low_confidence)).any(axis=1),
+    }
+    table = pd.DataFrame({name: columns[name].to_numpy(dtype=bool) for name in FLAGS}, index=captions.index)
+    names = [[flag for flag, raised in zip(FLAGS, row, strict=True) if raised] for row in table.to_numpy()]
+    keys = captions[["image_path", "image_sha256", "pid", "camid"]]
+    return pd.concat([keys, table], axis=1).assign(
+        flags=pd.Series(names, index=captions.index, dtype=object), dissent_slots=dissent
+    )
+
+
+_ATTRIBUTES: Final = [f"attr_{slot}" for slot in SLOTS]
+_CONFIDENCES: Final = [f"conf_{slot}" for slot in SLOTS]
+
+
+@lru_cache(maxsize=65536)
+def is_looping(text: str, repeats: int) -> bool:
+    """Say whether a reply says one clause at least `repeats` times, or stutters without a full stop."""
+    plain = text.lower()
+    clauses = Counter(clause for clause in _clauses(plain) if len(clause) > 1)
+    return max(clauses.values(), default=0) >= repeats or _STUTTER.search(" ".join(plain.split())) is not None
+
+
+def _clauses(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield what follows each verb up to the next one or the sentence's end, verb included."""
+    for sentence in _SENTENCE_END.split(text):
+        clause: list[str] = []
+        for word in _WORD.findall(sentence):
+            if word in WEAR_VERBS or word in CARRY_VERBS:
+                yield tuple(_without_tail(clause))
+                clause = [word]
+            elif clause:
+                clause.append(word)
+        yield tuple(_without_tail(clause))
+
+
+def _without_tail(clause: list[str]) -> list[str]:
+    # "a shirt and is" before "carrying" is the clause "a shirt".
+    end = len(clause)
+    while end and clause[end - 1] in ("and", "is", "not"):
+        end -= 1
+    return clause[:end]
+
+
+@lru_cache(maxsize=65536)
+def degrading_words(text: str) -> tuple[str, ...]:
+    """Return the words of a reply that judge a person, each once, in order."""
+    return tuple(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word in DEGRADING))
+
+
+def _off_template(captions: pd.DataFrame, text: pd.Series[str], config: AuditConfig) -> pd.Series[bool]:
+    formal = captions["template_id"].isin(_TEMPLATES_WITH_FORM)
+    lengths = text.map(lambda reply: len(reply.split()))
+    odd = text.map(lambda reply: not has_template_form(reply))
+    return (formal & odd) | (lengths < config.min_words) | (lengths > config.max_words)
+
+
+@lru_cache(maxsize=65536)
+def has_template_form(text: str) -> bool:
+    """Say whether a reply opens with a person ("A young woman") and goes on in sentences that each tell something.
+
+    Brackets, slashes, colons, bullets and line breaks are the instruction repeated, or a list.
+    """
+    if re.search(r"[\[\]/:*#\n]", text.strip()):
+        return False
+    sentences = [_WORD.findall(sentence) for sentence in _SENTENCE_END.split(text.lower())]
+    told = [words for words in sentences if words]
+    if not told or told[0][0] not in ("a", "an") or PERSON_NOUNS.isdisjoint(told[0][:_OPENING_WORDS]):
+        return False
+    return all(any(word in WEAR_VERBS or word in CARRY_VERBS for word in words) for words in told[1:])
+
+
+def dissenting_slots(
+    captions: pd.DataFrame, identities: pd.DataFrame, people: pd.Series[bool], config: AuditConfig
+) -> pd.Series[list[str]]:
+    """Return for each caption the slots in which it contradicts a clear majority of its identity.
+
+    Clear: at least `min_images` captions answer, and more than half and at least the share `majority` of them agree.
+    """
+    import pandas as pd
+
+    clear = identities[(identities["n_named"] >= config.min_images) & (identities["agreement"] >= config.majority)]
+    found: list[list[str]] = [[] for _ in range(len(captions))]
+    for slot in SLOTS:
+        majority = clear[clear["slot"] == slot].set_index("pid")["majority"]
+        expected = captions["pid"].map(majority)
+        value = captions[f"attr_{slot}"]
+        against = people & value.notna() & expected.notna() & (value != expected)
+        for at in against.to_numpy(dtype=bool).nonzero()[0]:
+            found[at].append(slot)
+    return pd.Series(found, index=captions.index, dtype=object)
+
+
+def suspects(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
+    """Mark the captions with a carried thing that at most `rare_images` of `rare_of` or more captions share.
+
+    Only captions that answer the slot count. Bags of all kinds count as one thing: the same bag gets many names.
+    """
+    import pandas as pd
+
+    said = captions.loc[people, ["pid", "attr_carrying"]].dropna()
+    things = said.assign(thing=said["attr_carrying"].map(_things)).explode("thing")
+    enough = things["pid"].map(said.groupby("pid").size()) >= config.rare_of
+    shared = things.groupby(["pid", "thing"])["thing"].transform("size")
+    rare = things[enough & things["thing"].notna() & (shared <= config.rare_images)]
+    return pd.Series(captions.index.isin(rare.index), index=captions.index)
+
+
+@lru_cache(maxsize=4096)
+def _things(carrying: str) -> tuple[str, ...]:
+    names = (thing for thing in carrying.split(", ") if thing != "none")
+    return tuple(sorted({_family(thing) for thing in names}))
+
+
+def _family(thing: str) -> str:
+    entry = LEXICON.get(thing)
+    if thing.endswith("bottle"):
+        return "bottle"
+    return "bag" if entry is not None and entry.kind == "bag" and thing != "cell phone" else thing
+
+
+def duplicates(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
+    """Mark the captions whose text is said of at least `duplicate_identities` known people."""
+    return people & (shared_by(captions, people) >= config.duplicate_identities)
+
+
+def shared_by(captions: pd.DataFrame, people: pd.Series[bool]) -> pd.Series[int]:
+    """Return for each caption of how many known people its text is said; 0 where there is no text."""
+    text = captions["raw_text"].fillna("").map(lambda reply: " ".join(reply.lower().split()))
+    said = people & (text != "")
+    of = captions["pid"][said].groupby(text[said]).nunique()
+    return text.map(of).where(said).fillna(0).astype(int)

@@ -1,0 +1,130 @@
+"""The embedded default captioner: LLaVA-1.5's own classes in miniature, with a tokenizer of its own.
+
+Nothing here is special to the tiny model but its size, so whatever loads `llava-hf/llava-1.5-7b-hf` loads it too.
+
+Shape legend: B batch, L tokens, D width of the vision tower, T width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+IMAGE_SIZE: Final = 128
+"""Side of the square input in pixels: a 64 x 128 crop fits without resizing."""
+PATCH_SIZE: Final = 16
+"""Side of a patch in pixels: 64 patches, of which a 1:2 crop fills the middle 32."""
+MAX_POSITIONS: Final = 1024
+"""Longest text, image tokens included."""
+
+_SPECIAL: Final = ("<pad>", "<s>", "</s>", "<image>")
+
+
+def build_tokenizer(
+    corpus: Iterable[str], instructions: Iterable[str], vocab_size: int = 640
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on `corpus`: the words of captions become single tokens, and any other text still encodes.
+
+    Each of `instructions` is one token as well, for this model can only ever answer these: reading them word by word
+    would double the length of the prompt for nothing. Any other instruction is read word by word, or byte by byte.
+    Like LLaVA's tokenizer it puts `<s>` before the text and knows `<image>` as one token.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in instructions])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+    """Return the architecture: a 6-layer vision tower of width 192 and a 3-layer Llama of width 128."""
+    vision = CLIPVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        projection_dim=192,
+    )
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in _SPECIAL}
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=MAX_POSITIONS,
+        bos_token_id=ids["<s>"],
+        eos_token_id=ids["</s>"],
+        pad_token_id=ids["<pad>"],
+        tie_word_embeddings=True,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=ids["<image>"],
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        # Trained on this very task, the last layer is the best one; CLIP's last but one matters for CLIP's own loss.
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """Return the model with random weights, drawn from torch's default generator: seed that before."""
+    config = build_config(tokenizer)
+    model = LlavaForConditionalGeneration(config)
+    text = config.text_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+    )
+    return model
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """Return the processor: LLaVA-1.5's resize, centre crop and normalisation, at the tiny model's size."""
+    images = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+    )

@@ -1,0 +1,318 @@
+# ruff: noqa: N803, N806 - shape suffixes are upper case
+"""Training of the tiny LLaVA on two CPU cores within a time budget, in two stages.
+
+(a) The vision tower learns the slots through throw-away heads: one learnt query a slot looks over the patches, a
+    linear layer classifies. This is several times faster than learning to see through the language model. The padding
+    beside a 1:2 crop is left out here.
+(b) The whole LLaVA learns to write the caption of what is visible, with the loss on the answer alone.
+
+Learning rates follow the clock, not the step count, so that a run always ends with a finished cosine.
+
+Shape legend: B batch, L tokens, P patches, D width of the vision tower, S slots, A answer tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+from captioning.templates import builtin_templates, compose, get_template
+from captioning.tiny_llava_data import CLASSES, Pool, augment, caption_of, frame, normalise
+from captioning.tiny_llava_model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor, build_tokenizer
+from data.files import read_json, write_json
+from data.slots import NONE, SLOTS, VOCABULARY
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 64
+_COLUMNS: Final = slice(2, 6)  # the patch columns that a 1:2 crop fills
+_CROPS_ALONE: Final = 0.75  # of stage (a): then padding comes in
+_SAVE_SECONDS: Final = 120.0
+_CHECK_SECONDS: Final = 150.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One training run. minutes: time budget of both stages; share: part of it that stage (a) gets."""
+
+    folder: Path
+    pool: Path
+    minutes: float
+    share: float = 0.55
+    seed: int = 20_260_000
+    capacity: int = 60_000
+    workers: int = 1
+
+
+class SlotHeads(nn.Module):
+    """The throw-away heads of stage (a): linear on the mean patch, so that every slot can be read from any mixture."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, len(CLASSES[slot])) for slot in SLOTS)
+
+    def forward(self, features_BPD: torch.Tensor) -> list[torch.Tensor]:
+        """Return one logits tensor [B, classes] per slot."""
+        pooled_BD = self.norm(features_BPD).mean(dim=1)
+        return [head(pooled_BD) for head in self.heads]
+
+
+def encode_crops(tower: Any, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+    """Return the last hidden states [B, P, D] of unpadded crops, at the places they have in the padded square."""
+    per_side = IMAGE_SIZE // PATCH_SIZE
+    grid = torch.arange(per_side * per_side).view(per_side, per_side)[:, _COLUMNS].flatten()
+    embeddings = tower.embeddings
+    patches_BPD = embeddings.patch_embedding(pixels_B3HW).flatten(2).transpose(1, 2)
+    tokens = torch.cat([embeddings.class_embedding.expand(len(patches_BPD), 1, -1), patches_BPD], dim=1)
+    places = embeddings.position_embedding(torch.cat([torch.zeros(1, dtype=torch.long), grid + 1]))
+    hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(tokens + places)).last_hidden_state
+    return hidden[:, 1:]
+
+
+class Writer:
+    """Turns labels into prompt and answer tokens, one prompt a batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.images = "<image>" * image_tokens
+        self.prompts = [get_template("scgi").prompt(), *(t.prompt() for t in builtin_templates() if t.id != "scgi")]
+        self._answers: dict[bytes, list[int]] = {}
+
+    def answers(self, labels_BS: torch.Tensor) -> torch.Tensor:
+        """Return the answers with their end token [B, A], padded on the right."""
+        rows = [self._answer(row) for row in labels_BS.numpy().astype(np.int8)]
+        out = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
+        for i, row in enumerate(rows):
+            out[i, : len(row)] = torch.tensor(row)
+        return out
+
+    def _answer(self, labels: np.ndarray) -> list[int]:
+        key = labels.tobytes()
+        if key not in self._answers:
+            ids = self.tokenizer(" " + caption_of(labels), add_special_tokens=False).input_ids
+            self._answers[key] = [*ids, self.tokenizer.eos_token_id]
+        return self._answers[key]
+
+    def encode(self, prompt: str) -> torch.Tensor:
+        """Return the token ids [1, L] of a prompt, image tokens spread out."""
+        return self.tokenizer(prompt.replace("<image>", self.images), return_tensors="pt").input_ids
+
+    def draw(self, rng: np.random.Generator) -> torch.Tensor:
+        """Return one prompt [1, L]: mostly the paper's, else another built-in one or one with a few words left."""
+        kind = rng.random()
+        if kind < 0.8:
+            return self.encode(self.prompts[0])
+        prompt = self.prompts[int(rng.integers(len(self.prompts)))]
+        if kind < 0.95:
+            return self.encode(prompt)
+        head, _, tail = prompt.partition("\n")
+        words = tail.removesuffix(" ASSISTANT:").split(" ")
+        kept = words[int(rng.integers(len(words) - 1)) :][:20]
+        return self.encode(f"{head}\n{' '.join(kept)} ASSISTANT:")
+
+
+def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of captions of random people and of every built-in prompt."""
+    rng = np.random.default_rng(seed)
+    captions = [
+        " " + compose({slot: (None if rng.random() < 0.1 else str(rng.choice(VOCABULARY[slot]))) for slot in SLOTS})
+        for _ in range(6000)
+    ]
+    templates = builtin_templates()
+    prompts = [template.prompt() for template in templates for _ in range(300)]
+    return build_tokenizer([*captions, *prompts], [template.instruction for template in templates])
+
+
+class Training:
+    """A run that can be stopped and started again: weights and elapsed time are kept, optimiser moments are not."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tokenizer = make_tokenizer(plan.seed)
+        torch.manual_seed(plan.seed)  # only the weights are drawn from it, in this process of our own
+        self.model: LlavaForConditionalGeneration = build_model(self.tokenizer)
+        self.tower: Any = self.model.model.vision_tower
+        self.heads = SlotHeads(self.model.config.vision_config.hidden_size)
+        self.writer = Writer(self.tokenizer, self.model.config.image_seq_length)
+        self.elapsed = 0.0
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        self.rng = np.random.default_rng(plan.seed)
+        self._resume()
+        self.pool = Pool(plan.pool, seed=plan.seed, capacity=plan.capacity)
+        self.unseen = Pool(plan.pool, seed=plan.seed + 1_000_000, capacity=1000)
+
+    def run(self) -> None:
+        """Train until the time budget is spent, then save the finished model."""
+        self.unseen.fill_in_background(self.plan.workers).join()
+        self.pool.fill_in_background(self.plan.workers)
+        while self.pool.ready < min(4000, self.pool.capacity):
+            time.sleep(1)
+        budget = 60 * self.plan.minutes
+        self._stage("vision", 0.0, budget * self.plan.share)
+        self._stage("caption", budget * self.plan.share, budget)
+        save_model(self.model, build_processor(self.tokenizer), self.plan.folder / "final")
+
+    def _stage(self, name: str, start: float, end: float) -> None:
+        if self.elapsed >= end:
+            return
+        vision = name == "vision"
+        optimizer = self._optimizer(vision)
+        step, saved, checked, losses = 0, time.monotonic(), time.monotonic(), []
+        while self.elapsed < end:
+            begun = time.monotonic()
+            factor = min(1.0, (step + 1) / 200) * cosine((self.elapsed - start) / (end - start))
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            loss = self._vision_loss((self.elapsed - start) / (end - start)) if vision else self._caption_loss()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+            step += 1
+            self.elapsed += time.monotonic() - begun
+            if time.monotonic() - checked > _CHECK_SECONDS:
+                self._report(name, step, losses)
+                checked = time.monotonic()
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        self._report(name, step, losses)
+        self._save()
+
+    def _optimizer(self, vision: bool) -> torch.optim.Optimizer:
+        if vision:
+            return _adamw([*self.tower.parameters(), *self.heads.parameters()], 1e-3)
+        seen = {id(p) for p in self.tower.parameters()}
+        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3)
+
+    def _vision_loss(self, done: float) -> torch.Tensor:
+        images, labels = self.pool.batch(BATCH, self.rng)
+        pixels = augment(images, self.generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            if done < _CROPS_ALONE:
+                features = encode_crops(self.tower, pixels)
+            else:
+                features = self.tower(frame(pixels, self.generator)).last_hidden_state[:, 1:]
+        logits = self.heads(features.float())
+        return sum((F.cross_entropy(out, labels[:, i]) for i, out in enumerate(logits)), torch.zeros(()))
+
+    def _caption_loss(self) -> torch.Tensor:
+        images, labels = self.pool.batch(BATCH, self.rng)
+        pixels = frame(augment(images, self.generator), self.generator)
+        answers_BA = self.writer.answers(labels)
+        prompt_BL = self.writer.draw(self.rng).expand(BATCH, -1)
+        ids = torch.cat([prompt_BL, answers_BA], dim=1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            features = self.tower(pixels).last_hidden_state[:, 1:].float()
+        image_embeds = self.model.model.multi_modal_projector(features)
+        embeds = self.model.get_input_embeddings()(ids)
+        places = (ids == self.model.config.image_token_index).unsqueeze(-1)
+        embeds = embeds.masked_scatter(places, image_embeds)
+        # Padding stands behind the end token, where causal attention keeps it from everything that counts.
+        hidden = self.model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = self.model.lm_head(hidden[:, -answers_BA.shape[1] - 1 : -1])
+        return F.cross_entropy(logits.flatten(0, 1), answers_BA.flatten(), ignore_index=self.tokenizer.pad_token_id)
+
+    @torch.inference_mode()
+    def _report(self, name: str, step: int, losses: list[float]) -> None:
+        recent = losses[-100:]
+        right = self._heads_right() if name == "vision" else self._captions_right()
+        table = " ".join(f"{slot}={value:.3f}" for slot, value in zip(SLOTS, right, strict=True))
+        log.info(
+            "%s %.1f min step %d loss %.4f pool %d | %s",
+            name, self.elapsed / 60, step, sum(recent) / len(recent), self.pool.ready, table,
+        )  # fmt: skip
+
+    def _heads_right(self) -> list[float]:
+        images, labels = self._unseen()
+        logits = self.heads(self.tower(frame(normalise(images))).last_hidden_state[:, 1:])
+        return [
+            accuracy(labels[:, i], out.argmax(dim=-1), slot)
+            for i, (slot, out) in enumerate(zip(SLOTS, logits, strict=True))
+        ]
+
+    def _captions_right(self) -> list[float]:
+        images, labels = self._unseen()
+        images, labels = images[:256], labels[:256]
+        prompt = self.writer.encode(self.writer.prompts[0]).expand(len(images), -1)
+        ids = self.model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            pixel_values=frame(normalise(images)),
+            max_new_tokens=60,
+            do_sample=False,
+        )
+        texts = self.tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
+        log.info("for example:%s", texts[0])
+        from captioning.attributes import parse_caption
+
+        parsed = [parse_caption(text) for text in texts]
+        right = []
+        for i, slot in enumerate(SLOTS):
+            classes = CLASSES[slot]
+            nothing = classes.index(NONE) if NONE in classes else classes.index(None)
+            known = {value: index for index, value in enumerate(classes)}
+            said = torch.tensor([known.get(row[slot], nothing) for row in parsed])
+            right.append(accuracy(labels[:, i], said, slot))
+        return right
+
+    def _unseen(self) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.from_numpy(np.ascontiguousarray(self.unseen.images.transpose(0, 3, 1, 2)))
+        return images, torch.from_numpy(self.unseen.labels.astype(np.int64))
+
+    def _save(self) -> None:
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
+        tensors |= {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, self.plan.folder / "checkpoint.safetensors")
+        write_json(self.plan.folder / "checkpoint.json", {"elapsed": self.elapsed, "minutes": self.plan.minutes})
+
+    def _resume(self) -> None:
+        state = self.plan.folder / "checkpoint.json"
+        if not state.exists():
+            return
+        tensors = load_file(self.plan.folder / "checkpoint.safetensors")
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
+        self.heads.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("heads.")})
+        self.elapsed = float(read_json(state)["elapsed"])
+        self.generator.manual_seed(self.plan.seed + int(self.elapsed))
+        self.rng = np.random.default_rng(self.plan.seed + int(self.elapsed))
+        log.info("going on after %.1f minutes", self.elapsed / 60)
+
+
+def _adamw(parameters: list[nn.Parameter], peak: float) -> torch.optim.Optimizer:
+    group = {"params": parameters, "peak": peak}
+    return torch.optim.AdamW([group], lr=0.0, betas=(0.9, 0.98), weight_decay=0.03)
+
+
+def cosine(done: float) -> float:
+    """Return the learning rate's factor, from 1 at the start to 0.01 at the end."""
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def accuracy(truth: torch.Tensor, said: torch.Tensor, slot: str) -> float:
+    """Return the share of right answers among the images in which the slot is visible ("none" counts as an answer)."""
+    visible = torch.ones_like(truth, dtype=torch.bool)
+    if None in CLASSES[slot]:
+        visible = truth != CLASSES[slot].index(None)
+    return float((truth == said)[visible].float().mean())
+
+
+def save_model(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Write model and processor as transformers does, in half precision: rounding it changes no answer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
