@@ -1,0 +1,46 @@
+# Everything a newcomer needs; `make help` lists it.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that really runs and is 3.11 or 3.12 (version managers leave names that do not run).
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format soak bench clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Create .venv with the exact versions of requirements.lock
+
+demo: $(VENV)/.installed ## Caption, train, evaluate and report on synthetic people (no download, no GPU)
+	$(BIN)/clip-scgi demo
+
+test: $(VENV)/.installed ## Run the test suite on two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/.installed ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed ## Apply the formatter and the safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+soak: $(VENV)/.installed ## Long fault-injection suites (kills, many writers)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 3600
+
+bench: $(VENV)/.installed ## Benchmarks: ratios measured side by side in one run
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove the environment and tool caches (artefacts stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info

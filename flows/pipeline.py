@@ -1,0 +1,288 @@
+"""The Prefect flow ``caption-and-train``: index -> caption -> audit -> train -> evaluate -> report.
+
+Every task is a thin verb over a plain function that needs no Prefect. The disk is the truth and Prefect's record is
+bookkeeping: a task's cache key is the fingerprint of its artefact, and a record counts only while that artefact is
+intact (``refresh_cache``), so losing Prefect's database costs nothing and losing an artefact reruns its stage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow, runtime, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.tasks import Task
+
+from captioning.audit import AuditConfig, audit, audit_ingredients
+from captioning.config import CaptionConfig
+from captioning.stage import caption, caption_ingredients
+from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
+from data.datasets import DatasetConfig
+from data.errors import RetryableError
+from data.fingerprint import digest
+from data.index import index
+from flows.recipes import Recipe
+from flows.report import ReportConfig, ReportInputs, report, report_ingredients
+from flows.summary import RunSummary, StageRun
+from flows.terminal import progress_bar, show_stage
+from flows.worlds import ensure_world
+from reid.config import TrainConfig
+from reid.config_evaluate import EvaluateConfig
+from reid.stage_evaluate import evaluate, evaluate_ingredients
+from reid.stage_train import train, train_ingredients
+
+FLOW_NAME = "caption-and-train"
+StageName = Literal["index", "caption", "audit", "train", "evaluate", "report"]
+Result = dict[str, Any]
+
+
+def _cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
+    # The result holds absolute paths, so a record serves only the artefact root it was made in.
+    return f"clip-scgi-{parameters['fingerprint']}-{digest(parameters['home'])[:8]}"
+
+
+def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Retry what may pass next time; bad input and bad settings fail at once."""
+    try:
+        state.result()
+    except (RetryableError, ConnectionError, TimeoutError):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result]]:
+    """Return the decorator every stage's task wears: JSON results (never pickle), cached by fingerprint."""
+    return task(
+        name=name,
+        task_run_name=name,
+        persist_result=True,
+        result_serializer="json",
+        cache_key_fn=_cache_key,
+        retries=2,
+        retry_delay_seconds=[5, 30],
+        retry_condition_fn=_worth_retrying,
+    )
+
+
+@task(
+    name="index",
+    task_run_name="index",
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=_worth_retrying,
+)
+def index_task(home: str, config: DatasetConfig, reread: bool) -> Result:
+    """Index the data set. Always looks at the folder (that is how a change is seen), reads only what changed."""
+    with progress_bar("index") as progress:
+        outcome = index(ArtifactStore(Path(home)), config=config, progress=progress, reread=reread)
+    note = f"{outcome.n_images} images, {outcome.n_rejected} rejected, {outcome.n_read} read"
+    return {
+        "ref": outcome.made.ref.to_json(),
+        "note": note,
+        "cached": outcome.made.cached,
+        "images_root": str(outcome.images_root),
+    }
+
+
+@_stage_task("caption")
+def caption_task(home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig) -> Result:
+    """Caption every image that has no caption by this captioner yet."""
+    with progress_bar("caption") as progress:
+        outcome = caption(
+            ArtifactStore(Path(home)), images=images, images_root=Path(images_root), config=config, progress=progress
+        )
+    return {"ref": outcome.made.ref.to_json(), "note": str(outcome)}
+
+
+@_stage_task("audit")
+def audit_task(home: str, fingerprint: str, captions: ArtifactRef, config: AuditConfig) -> Result:
+    """Measure how far the captions of one identity agree, and flag the doubtful ones."""
+    with progress_bar("audit") as progress:
+        made = audit(ArtifactStore(Path(home)), captions=captions, config=config, progress=progress)
+    return {"ref": made.ref.to_json(), "note": ""}
+
+
+@_stage_task("train")
+def train_task(
+    home: str,
+    fingerprint: str,
+    images: ArtifactRef,
+    captions: ArtifactRef,
+    images_root: str,
+    config: TrainConfig,
+) -> Result:
+    """Train the recipe's method, going on from the last checkpoint of a killed run."""
+    with progress_bar("train") as progress:
+        made = train(
+            ArtifactStore(Path(home)),
+            images=images,
+            captions=captions,
+            images_root=Path(images_root),
+            config=config,
+            progress=progress,
+        )
+    return {"ref": made.ref.to_json(), "note": ""}
+
+
+@_stage_task("evaluate")
+def evaluate_task(
+    home: str, fingerprint: str, images: ArtifactRef, model: ArtifactRef, images_root: str, config: EvaluateConfig
+) -> Result:
+    """Rank the gallery for every query, before and after training, in every inference mode."""
+    with progress_bar("evaluate") as progress:
+        made = evaluate(
+            ArtifactStore(Path(home)),
+            images=images,
+            model=model,
+            images_root=Path(images_root),
+            config=config,
+            progress=progress,
+        )
+    return {"ref": made.ref.to_json(), "note": ""}
+
+
+@_stage_task("report")
+def report_task(home: str, fingerprint: str, inputs: ReportInputs, images_root: str, config: ReportConfig) -> Result:
+    """Write the page that shows it all."""
+    with progress_bar("report") as progress:
+        made = report(
+            ArtifactStore(Path(home)), inputs=inputs, images_root=Path(images_root), config=config, progress=progress
+        )
+    return {"ref": made.ref.to_json(), "note": ""}
+
+
+def _run_name() -> str:
+    parameters = runtime.flow_run.parameters
+    recipe = parameters.get("recipe")
+    name = recipe.get("name") if isinstance(recipe, Mapping) else getattr(recipe, "name", None)
+    return f"{name or 'unnamed'}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False)
+def caption_and_train(
+    recipe: Recipe, home: str | None = None, until: StageName = "report", reread: bool = False
+) -> dict[str, Any]:
+    """Run the stages of `recipe` in order, up to and including `until`.
+
+    home: artefact root (default ``CLIP_SCGI_HOME``, else ``./artifacts``). reread: hash every image again, even where
+    size and times are unchanged. Returns a `RunSummary` as plain data.
+    """
+    store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
+    finished: list[StageRun] = []
+    for stage in _stages(store, recipe, reread):
+        finished.append(stage)
+        show_stage(stage)
+        if stage.stage == until:
+            break
+    return RunSummary(recipe=recipe.name, stages=finished).model_dump(mode="json")
+
+
+def _stages(store: ArtifactStore, recipe: Recipe, reread: bool) -> Iterator[StageRun]:
+    """Run one stage after the other; each is done when it is yielded."""
+    home = str(store.root)
+    data = recipe.data
+    if recipe.synthetic is not None and data.root is None:
+        data = data.model_copy(update={"root": ensure_world(store, recipe.synthetic)})
+
+    started = time.perf_counter()
+    found = index_task(home, data, reread)
+    images, images_root = ArtifactRef(**found["ref"]), found["images_root"]
+    yield StageRun(
+        stage="index",
+        status="cached" if found["cached"] else "ran",
+        seconds=time.perf_counter() - started,
+        note=found["note"],
+        ref=found["ref"],
+    )
+
+    step = _run(
+        store,
+        caption_task,
+        lambda: caption_ingredients(store, images=images, config=recipe.caption),
+        images=images,
+        images_root=images_root,
+        config=recipe.caption,
+    )
+    captions = step.artifact
+    yield step
+
+    step = _run(
+        store,
+        audit_task,
+        lambda: audit_ingredients(captions=captions, config=recipe.audit),
+        captions=captions,
+        config=recipe.audit,
+    )
+    audited = step.artifact
+    yield step
+
+    step = _run(
+        store,
+        train_task,
+        lambda: train_ingredients(store, images=images, captions=captions, config=recipe.train),
+        images=images,
+        captions=captions,
+        images_root=images_root,
+        config=recipe.train,
+    )
+    model = step.artifact
+    yield step
+
+    step = _run(
+        store,
+        evaluate_task,
+        lambda: evaluate_ingredients(store, images=images, model=model, config=recipe.evaluate),
+        images=images,
+        model=model,
+        images_root=images_root,
+        config=recipe.evaluate,
+    )
+    evaluation = step.artifact
+    yield step
+
+    inputs = ReportInputs(
+        images=images,
+        captions=captions,
+        audit=audited,
+        model=model,
+        evaluation=evaluation,
+        recipe=recipe.identity(),
+    )
+    yield _run(
+        store,
+        report_task,
+        lambda: report_ingredients(inputs=inputs, config=recipe.report),
+        inputs=inputs,
+        images_root=images_root,
+        config=recipe.report,
+    )
+
+
+def _run(
+    store: ArtifactStore,
+    stage_task: Task[..., Result],
+    ingredients: Callable[[], Mapping[str, Any]],
+    **inputs: Any,
+) -> StageRun:
+    """Run one task, or let Prefect replay it where its artefact is intact."""
+    started = time.perf_counter()
+    stage = stage_task.name
+    fingerprint = fingerprint_of(stage, ingredients())
+    intact = store.find(stage, fingerprint) is not None
+    result = stage_task.with_options(refresh_cache=not intact)(
+        home=str(store.root), fingerprint=fingerprint, **inputs
+    )
+    return StageRun(
+        stage=stage,
+        status="cached" if intact else "ran",
+        seconds=time.perf_counter() - started,
+        note="" if intact else result["note"],
+        ref=result["ref"],
+    )

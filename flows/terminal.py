@@ -1,0 +1,126 @@
+"""What people see in the terminal: the table of results, one line a stage, and progress that also suits a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from data.progress import ProgressFn
+from flows.report_scores import METRICS, Score, duration, scores, signed
+
+LOG_INTERVAL: Final = 5.0
+"""Seconds between two progress lines where the output is no terminal."""
+
+
+def results_table(metrics: Mapping[str, Any]) -> Table:
+    """Return metrics.json as a table: a row a model and inference mode, in percent, trained rows with their gain."""
+    protocol = metrics["protocol"]
+    title = Text(f"{protocol['dataset']}: {protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images")
+    rows = scores(metrics)
+    caption = "percent; below it the points gained over the untrained model"
+    others = sorted({f"{row.mode} against {row.against}" for row in rows if row.against not in (None, row.mode)})
+    if others:
+        caption += f" ({', '.join(others)} mode)"
+    table = Table(
+        title=title,
+        caption=caption if any(row.points for row in rows) else None,
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model")
+    table.add_column("mode")
+    for _, label in METRICS:
+        table.add_column(label, justify="right")
+    for row in rows:
+        style = "" if row.model == "untrained" else "bold"
+        table.add_row(Text(row.model, style), Text(row.mode, style), *(_cell(row, key, style) for key, _ in METRICS))
+    return table
+
+
+def _cell(row: Score, key: str, style: str) -> Text:
+    text = Text(f"{row.percent[key]:.1f}", style)
+    if row.points is not None:
+        gain = row.points[key]
+        text.append(f"\n{signed(gain)}", "green" if gain > 0.05 else "red" if gain < -0.05 else "dim")
+    return text
+
+
+def stage_line(stage: str, status: Literal["cached", "ran"], seconds: float, note: str) -> Text:
+    """Return one line about a finished stage, such as ``✓ caption   ran      12.3 s  800 captions generated``."""
+    line = Text().append("✓ ", "green")
+    line.append(f"{stage:<9} ", "bold")
+    line.append(f"{status:<7}", "cyan" if status == "cached" else "")
+    line.append(f"{duration(seconds):>10}  ")
+    return line.append(note, "dim")
+
+
+@contextmanager
+def progress_bar(
+    stage: str,
+    console: Console | None = None,
+    *,
+    interval: float = LOG_INTERVAL,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[ProgressFn]:
+    """Yield the progress callback of one stage: a bar on a terminal, else a plain line every `interval` seconds.
+
+    console: where to write; standard error by default. clock: seconds, monotonic.
+    """
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _LogLines(stage, console, interval, clock)
+        return
+    columns: tuple[ProgressColumn, ...] = (
+        TextColumn("{task.description:<9}", style="bold"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, refresh_per_second=5) as bars:
+        task = bars.add_task(stage, total=None, note="")
+
+        def show(done: int, total: int, note: str) -> None:
+            bars.update(task, completed=done, total=total, note=note)
+
+        yield show
+
+
+class _LogLines:
+    """A `ProgressFn` for log files: a line at most every `interval` seconds, with the time left.
+
+    The speed is that since the first call, so what an earlier run had done does not count as done now.
+    """
+
+    def __init__(self, stage: str, console: Console, interval: float, clock: Callable[[], float]) -> None:
+        self.stage = stage
+        self.console = console
+        self.interval = interval
+        self.clock = clock
+        self.written = clock()
+        self.first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = self.clock()
+        self.first = self.first or (now, done)
+        if now - self.written < self.interval:
+            return
+        self.written = now
+        share = f" ({100 * done / total:.0f} %)" if total else ""
+        line = f"{self.stage}: {done:,}/{total:,}{share}{self._left(now, done, total)}{f', {note}' if note else ''}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        since, before = self.first or (now, done)
+        if not before < done < total:
+            return ""
+        return f", about {duration((now - since) / (done - before) * (total - done))} left"

@@ -1,0 +1,28 @@
+"""The synthetic data set of a recipe: written once, then treated like any folder of images."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from data.artifacts import ArtifactStore
+from data.fingerprint import digest
+from data.synthetic import WorldConfig, write_market1501
+
+
+def world_folder(store: ArtifactStore, world: WorldConfig) -> Path:
+    """Return where the images of `world` lie (or will lie): one folder a distinct setting."""
+    return store.root / "datasets" / f"synthetic-{digest(asdict(world))[:12]}"
+
+
+def ensure_world(store: ArtifactStore, world: WorldConfig) -> Path:
+    """Write the synthetic data set unless its folder is already there, and return the folder.
+
+    A folder that is there is never touched: people may add or remove images to see what reruns.
+    """
+    folder = world_folder(store, world)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_market1501(folder, world, workers=os.cpu_count() or 1)
+    return folder

@@ -1,0 +1,26 @@
+"""What several test files share: folders, a small synthetic data set, and Prefect's test server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def shared_folder(*parts: str) -> Path:
+    """Return a folder of real data that lies outside the project, or skip the test with the reason."""
+    root = Path(os.environ.get("CLIP_SCGI_SHARED") or REPO.parent / "shared")
+    folder = root.joinpath(*parts)
+    if not folder.exists():
+        pytest.skip(f"real data is not here: {'/'.join(parts)} (set CLIP_SCGI_SHARED to the folder that holds it)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    """No test touches the artefacts or the Prefect settings of the person who runs it."""
+    monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

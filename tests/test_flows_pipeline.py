@@ -1,0 +1,171 @@
+"""The flow on a small synthetic data set: what runs, what is found, and what reruns when something changes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from data.artifacts import SIDECAR, ArtifactStore
+from data.files import read_json
+from flows.recipes import build_recipe
+from flows.summary import RunSummary
+
+STAGES = ["index", "caption", "audit", "train", "evaluate", "report"]
+SMALL = [
+    "synthetic.seed=7",
+    "synthetic.train_identities=6",
+    "synthetic.test_identities=5",
+    "synthetic.images_per_camera=2",
+    "synthetic.cameras=2",
+    "train.schedule.epochs=1",
+]
+
+pytestmark = pytest.mark.xdist_group("flow")
+
+
+@pytest.fixture(scope="module")
+def prefect_server():
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(prefect_server, tmp_path_factory) -> tuple[Path, RunSummary]:
+    """One whole run in a home of its own: (home, what it said)."""
+    home = tmp_path_factory.mktemp("home")
+    return home, _run(home)
+
+
+@pytest.fixture
+def home(finished, tmp_path) -> Path:
+    """A private copy of the finished run, free to be damaged."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[0], copy)
+    return copy
+
+
+def _run(home: Path, *overrides: str, **options) -> RunSummary:
+    from flows.pipeline import caption_and_train
+
+    recipe = build_recipe("demo", [*SMALL, *overrides])
+    return RunSummary.model_validate(caption_and_train(recipe, home=str(home), **options))
+
+
+def _reran(summary: RunSummary) -> list[str]:
+    return [stage.stage for stage in summary.stages if stage.status == "ran"]
+
+
+def _images(home: Path) -> Path:
+    return next((home / "datasets").iterdir())
+
+
+def test_a_first_run_makes_every_artefact(finished):
+    home, summary = finished
+    assert [stage.stage for stage in summary.stages] == STAGES
+    assert _reran(summary) == STAGES
+    store = ArtifactStore(home)
+    for stage in summary.stages:
+        assert store.problems(stage.stage, stage.artifact.fingerprint) == []
+    captions = pd.read_parquet(summary.stage("caption").artifact.folder / "captions.parquet")
+    images = pd.read_parquet(summary.stage("index").artifact.folder / "images.parquet")
+    assert captions["image_path"].tolist() == images["path"].tolist()
+    assert (captions["status"] == "ok").mean() > 0.9
+    metrics = read_json(summary.stage("evaluate").artifact.folder / "metrics.json")
+    assert {(row["model"], row["mode"]) for row in metrics["results"]} == {
+        ("untrained", "image"),
+        ("trained", "image"),
+        ("trained", "fused"),
+    }
+    page = (summary.stage("report").artifact.folder / "report.html").read_text()
+    assert "<html" in page
+
+
+def test_a_second_run_finds_everything_and_loads_no_model(home, monkeypatch):
+    import captioning.llava
+    import reid.backbone
+
+    def refuse(*_, **__):
+        raise AssertionError("a cached run loaded a model")
+
+    monkeypatch.setattr(captioning.llava, "load_captioner", refuse)
+    monkeypatch.setattr(reid.backbone, "load_backbone", refuse)
+    summary = _run(home)
+    assert _reran(summary) == []
+    assert summary.stage("index").note.endswith(", 0 read")
+
+
+def test_losing_prefects_database_costs_nothing(home):
+    # The copy lies elsewhere, so Prefect has no record of it: the disk alone decides.
+    assert _reran(_run(home)) == []
+
+
+def test_one_image_more_costs_one_caption(home):
+    source = next((_images(home) / "bounding_box_train").glob("*.jpg"))
+    with Image.open(source) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+            source.with_name(source.name.replace("_01.jpg", "_77.jpg")), quality=90
+        )
+    summary = _run(home)
+    assert _reran(summary) == STAGES
+    assert summary.stage("caption").note.startswith("1 caption generated")
+
+
+def test_one_changed_byte_in_the_captions_reruns_only_the_view(home):
+    caption = _run(home).stage("caption").artifact
+    path = caption.folder / "captions.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    again = _run(home)
+    assert _reran(again) == ["caption"]
+    assert again.stage("caption").note.startswith("0 captions generated")
+    assert again.stage("caption").artifact.content == caption.content
+
+
+@pytest.mark.parametrize("stage", ["audit", "train", "evaluate", "report"])
+def test_a_deleted_artefact_reruns_exactly_its_stage(home, stage):
+    before = _run(home)
+    shutil.rmtree(before.stage(stage).artifact.folder)
+    after = _run(home)
+    # The training is deterministic, so the same weights come back and nothing downstream changes.
+    assert _reran(after) == [stage]
+    assert ArtifactStore(home).problems(stage, after.stage(stage).artifact.fingerprint) == []
+
+
+def test_a_truncated_artefact_is_made_again(home):
+    evaluation = _run(home).stage("evaluate").artifact
+    (evaluation.folder / "rankings.parquet").write_bytes(b"PAR1")
+    assert _reran(_run(home)) == ["evaluate"]
+
+
+def test_a_lost_sidecar_means_not_finished(home):
+    audit = _run(home).stage("audit").artifact
+    (audit.folder / SIDECAR).unlink()
+    assert _reran(_run(home)) == ["audit"]
+
+
+def test_a_changed_setting_reruns_what_depends_on_it(home):
+    assert _reran(_run(home, "report.captions=3")) == ["report"]
+    assert _reran(_run(home, "train.schedule.epochs=2")) == ["train", "evaluate", "report"]
+
+
+def test_until_stops_after_that_stage(home):
+    assert [stage.stage for stage in _run(home, until="audit").stages] == STAGES[:3]
+
+
+def test_bad_images_are_rejected_and_the_run_goes_on(home):
+    folder = _images(home) / "bounding_box_train"
+    (folder / "0001_c1s1_000001_99.jpg").write_bytes(b"")
+    (folder / "holiday.jpg").write_bytes(b"not a name of this data set")
+    summary = _run(home, until="caption")
+    index = summary.stage("index")
+    assert "2 rejected" in index.note
+    rejected = pd.read_parquet(index.artifact.folder / "rejected.parquet")
+    assert set(rejected["reason"]) == {"empty_file", "bad_name"}
+    assert summary.stage("caption").note.startswith("0 captions generated")
