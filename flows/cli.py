@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import ClipScgiError, RetryableError
-
-STAGES = ("index", "caption", "audit", "train", "evaluate", "report")
+from flows.summary import STAGES
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from rich.console import Console
 from data.artifacts import ArtifactStore
 from data.files import read_json
 from flows.recipes import RECIPES, build_recipe
-from flows.summary import RunSummary
+from flows.summary import RunSummary, StageName
 from flows.terminal import results_table
 
 
@@ -31,7 +31,7 @@ def show_recipe(name: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def run_recipe(name: str, overrides: Sequence[str], *, home: Path | None, until: str, reread: bool) -> int:
+def run_recipe(name: str, overrides: Sequence[str], *, home: Path | None, until: StageName, reread: bool) -> int:
     """Run the flow on one recipe and say where the results lie."""
     recipe = build_recipe(name, overrides)
     store = ArtifactStore(home) if home else ArtifactStore.default()
@@ -41,8 +41,6 @@ def run_recipe(name: str, overrides: Sequence[str], *, home: Path | None, until:
 
     console = Console()
     console.print(f"[bold]clip-scgi {name}[/]: artefacts in {store.root}", highlight=False)
-    with console.status("starting Prefect"):
-        pass
     summary = RunSummary.model_validate(caption_and_train(recipe, home=str(store.root), until=until, reread=reread))
     show_results(console, summary)
     return 0

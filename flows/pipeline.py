@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
+from rich.console import Console
 
 from captioning.audit import AuditConfig, audit, audit_ingredients
 from captioning.config import CaptionConfig
@@ -27,8 +28,8 @@ from data.fingerprint import digest
 from data.index import index
 from flows.recipes import Recipe
 from flows.report import ReportConfig, ReportInputs, report, report_ingredients
-from flows.summary import RunSummary, StageRun
-from flows.terminal import progress_bar, show_stage
+from flows.summary import RunSummary, StageName, StageRun
+from flows.terminal import progress_bar, stage_line
 from flows.worlds import ensure_world
 from reid.config import TrainConfig
 from reid.config_evaluate import EvaluateConfig
@@ -36,7 +37,6 @@ from reid.stage_evaluate import evaluate, evaluate_ingredients
 from reid.stage_train import train, train_ingredients
 
 FLOW_NAME = "caption-and-train"
-StageName = Literal["index", "caption", "audit", "train", "evaluate", "report"]
 Result = dict[str, Any]
 
 
@@ -78,7 +78,7 @@ def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_worth_retrying,
 )
-def index_task(home: str, config: DatasetConfig, reread: bool) -> Result:
+def index_task(*, home: str, config: DatasetConfig, reread: bool) -> Result:
     """Index the data set. Always looks at the folder (that is how a change is seen), reads only what changed."""
     with progress_bar("index") as progress:
         outcome = index(ArtifactStore(Path(home)), config=config, progress=progress, reread=reread)
@@ -92,7 +92,9 @@ def index_task(home: str, config: DatasetConfig, reread: bool) -> Result:
 
 
 @_stage_task("caption")
-def caption_task(home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig) -> Result:
+def caption_task(
+    *, home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig
+) -> Result:
     """Caption every image that has no caption by this captioner yet."""
     with progress_bar("caption") as progress:
         outcome = caption(
@@ -102,7 +104,7 @@ def caption_task(home: str, fingerprint: str, images: ArtifactRef, images_root: 
 
 
 @_stage_task("audit")
-def audit_task(home: str, fingerprint: str, captions: ArtifactRef, config: AuditConfig) -> Result:
+def audit_task(*, home: str, fingerprint: str, captions: ArtifactRef, config: AuditConfig) -> Result:
     """Measure how far the captions of one identity agree, and flag the doubtful ones."""
     with progress_bar("audit") as progress:
         made = audit(ArtifactStore(Path(home)), captions=captions, config=config, progress=progress)
@@ -111,6 +113,7 @@ def audit_task(home: str, fingerprint: str, captions: ArtifactRef, config: Audit
 
 @_stage_task("train")
 def train_task(
+    *,
     home: str,
     fingerprint: str,
     images: ArtifactRef,
@@ -133,7 +136,7 @@ def train_task(
 
 @_stage_task("evaluate")
 def evaluate_task(
-    home: str, fingerprint: str, images: ArtifactRef, model: ArtifactRef, images_root: str, config: EvaluateConfig
+    *, home: str, fingerprint: str, images: ArtifactRef, model: ArtifactRef, images_root: str, config: EvaluateConfig
 ) -> Result:
     """Rank the gallery for every query, before and after training, in every inference mode."""
     with progress_bar("evaluate") as progress:
@@ -149,7 +152,7 @@ def evaluate_task(
 
 
 @_stage_task("report")
-def report_task(home: str, fingerprint: str, inputs: ReportInputs, images_root: str, config: ReportConfig) -> Result:
+def report_task(*, home: str, fingerprint: str, inputs: ReportInputs, images_root: str, config: ReportConfig) -> Result:
     """Write the page that shows it all."""
     with progress_bar("report") as progress:
         made = report(
@@ -175,10 +178,11 @@ def caption_and_train(
     size and times are unchanged. Returns a `RunSummary` as plain data.
     """
     store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
+    console = Console(stderr=True)
     finished: list[StageRun] = []
     for stage in _stages(store, recipe, reread):
         finished.append(stage)
-        show_stage(stage)
+        console.print(stage_line(stage.stage, stage.status, stage.seconds, stage.note), soft_wrap=True)
         if stage.stage == until:
             break
     return RunSummary(recipe=recipe.name, stages=finished).model_dump(mode="json")
@@ -192,7 +196,7 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool) -> Iterator[Stag
         data = data.model_copy(update={"root": ensure_world(store, recipe.synthetic)})
 
     started = time.perf_counter()
-    found = index_task(home, data, reread)
+    found = index_task(home=home, config=data, reread=reread)
     images, images_root = ArtifactRef(**found["ref"]), found["images_root"]
     yield StageRun(
         stage="index",
@@ -276,9 +280,7 @@ def _run(
     stage = stage_task.name
     fingerprint = fingerprint_of(stage, ingredients())
     intact = store.find(stage, fingerprint) is not None
-    result = stage_task.with_options(refresh_cache=not intact)(
-        home=str(store.root), fingerprint=fingerprint, **inputs
-    )
+    result = stage_task.with_options(refresh_cache=not intact)(home=str(store.root), fingerprint=fingerprint, **inputs)
     return StageRun(
         stage=stage,
         status="cached" if intact else "ran",

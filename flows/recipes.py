@@ -62,16 +62,14 @@ def market1501() -> Recipe:
     )
 
 
-RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
-    recipe.__name__: recipe for recipe in (demo, pku_reid, market1501)
-}
+RECIPES: Final[dict[str, Callable[[], Recipe]]] = {recipe.__name__: recipe for recipe in (demo, pku_reid, market1501)}
 
 
 def build_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe `name` with settings changed by ``key=value`` texts.
 
-    key: dotted, such as ``train.schedule.epochs``. value: JSON, or plain text where it is no JSON. Raises ConfigError that
-    lists every problem.
+    key: dotted, such as ``train.schedule.epochs``. value: JSON, or plain text where it is no JSON. Raises
+    ConfigError that lists every problem.
     """
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}; known: {', '.join(sorted(RECIPES))}")

@@ -23,9 +23,10 @@ from data.fingerprint import digest
 Row = dict[str, Any]
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
-    """Return the rows of a Parquet file, whole or only `columns`."""
-    return pq.read_table(path, columns=list(columns) if columns else None).to_pylist()
+def read_rows(path: Path, columns: Sequence[str] | None = None, *, pid: int | None = None) -> list[Row]:
+    """Return the rows of a Parquet file, whole or only `columns`, of all identities or only `pid`."""
+    filters = None if pid is None else [("pid", "==", pid)]
+    return pq.read_table(path, columns=list(columns) if columns else None, filters=filters).to_pylist()
 
 
 def take_rows(path: Path, indices: Sequence[int]) -> list[Row]:

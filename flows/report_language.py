@@ -160,8 +160,7 @@ def _identity(entry: Row, captions: Path, thumbnail: Thumbnails, count: int) -> 
     slots = sorted(entry["slots"], key=lambda row: (row["agreement"], SLOTS.index(row["slot"])))
     slots = [row for row in slots if row["agreement"] < 1][:_WORST_SLOTS]
     named = [row["slot"] for row in slots]
-    columns = ["image_path", "pid", "camid", *(f"attr_{slot}" for slot in named)]
-    images = [row for row in read_rows(captions, columns) if row["pid"] == entry["pid"]]
+    images = read_rows(captions, ["image_path", "camid", *(f"attr_{slot}" for slot in named)], pid=entry["pid"])
     return {
         "pid": entry["pid"],
         "agreement": entry["agreement"],

@@ -29,7 +29,7 @@ _CAPTIONER_COLUMNS = (
     "captioner_fingerprint",
 )
 _REJECTED_SHOWN = 50
-_SECTIONS = 5
+_SECTIONS = 4
 
 
 def write_page(
@@ -66,11 +66,13 @@ def _environment() -> Environment:
 def _page(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, progress: ProgressFn) -> dict[str, Any]:
     metrics = read_json(inputs.evaluation.folder / "metrics.json")
     lead = leading_row(metrics["results"], config.mode)
-    log = read_log(inputs.model.folder / "metrics.jsonl")
-    trained = read_json(inputs.model.folder / "config.json")
-    captions_path = inputs.captions.folder / "captions.parquet"
-    progress(0, _SECTIONS, "retrieval")
-    groups = query_groups(
+    page = {"config": config, "artifacts": inputs.artifacts()}
+    progress(0, _SECTIONS, "results")
+    page |= _results(inputs, metrics, lead, config)
+    progress(1, _SECTIONS, "training")
+    page |= _training_part(inputs)
+    progress(2, _SECTIONS, "queries")
+    page["groups"] = query_groups(
         inputs.evaluation.folder / "rankings.parquet",
         thumbnail,
         model=lead["model"],
@@ -79,49 +81,57 @@ def _page(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, pro
         top_k=config.top_k,
         seed=config.seed,
     )
-    progress(1, _SECTIONS, "captions")
-    captions = caption_section(
-        captions_path,
-        image_flags(inputs.audit.folder / "flags.parquet"),
-        thumbnail,
-        shown=config.captions,
-        failed=config.failed_captions,
-        seed=config.seed,
-    )
-    progress(2, _SECTIONS, "audit")
-    audit = audit_section(
-        inputs.audit.folder,
-        captions_path,
-        thumbnail,
-        identities=config.identities,
-        identity_images=config.identity_images,
-    )
-    progress(3, _SECTIONS, "curves")
-    charts = training_charts(log)
-    progress(4, _SECTIONS, "page")
+    progress(3, _SECTIONS, "captions")
+    return page | _language_part(inputs, config, thumbnail)
+
+
+def _results(inputs: ReportInputs, metrics: Row, lead: Row, config: ReportConfig) -> dict[str, Any]:
+    rows = scores(metrics)
     return {
         "dataset": read_json(inputs.images.folder / "dataset.json"),
-        "method": method_name(inputs.recipe, trained),
-        "config": config,
+        "rejected": _rejected(inputs.images.folder / "rejected.parquet"),
         "protocol": metrics["protocol"],
         "metric_names": METRICS,
-        "scores": scores(metrics),
+        "scores": rows,
         "lead": lead,
-        "lead_score": next(row for row in scores(metrics) if (row.model, row.mode) == (lead["model"], lead["mode"])),
-        "results": metrics["results"],
-        "training": _training(log),
-        "charts": charts,
+        "lead_score": next(row for row in rows if (row.model, row.mode) == (lead["model"], lead["mode"])),
         "cmc": cmc_chart(metrics["results"], config.cmc_ranks),
-        "groups": groups,
-        "captions": captions,
-        "audit": audit,
-        "rejected": _rejected(inputs.images.folder / "rejected.parquet"),
+    }
+
+
+def _training_part(inputs: ReportInputs) -> dict[str, Any]:
+    log = read_log(inputs.model.folder / "metrics.jsonl")
+    trained = read_json(inputs.model.folder / "config.json")
+    return {
+        "method": method_name(inputs.recipe, trained),
         "recipe": without_places(inputs.recipe),
         # Its config is the recipe's, and its list of identities is as long as the data set.
         "trained_from": {name: value for name, value in trained.items() if name not in ("config", "identities")},
         "versions": _versions(trained.get("provenance", {})),
-        "captioner": distinct(captions_path, _CAPTIONER_COLUMNS),
-        "artifacts": inputs.artifacts(),
+        "training": _training(log),
+        "charts": training_charts(log),
+    }
+
+
+def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails) -> dict[str, Any]:
+    path = inputs.captions.folder / "captions.parquet"
+    return {
+        "captioner": distinct(path, _CAPTIONER_COLUMNS),
+        "captions": caption_section(
+            path,
+            image_flags(inputs.audit.folder / "flags.parquet"),
+            thumbnail,
+            shown=config.captions,
+            failed=config.failed_captions,
+            seed=config.seed,
+        ),
+        "audit": audit_section(
+            inputs.audit.folder,
+            path,
+            thumbnail,
+            identities=config.identities,
+            identity_images=config.identity_images,
+        ),
     }
 
 

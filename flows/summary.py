@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from data.artifacts import ArtifactRef
 from data.config import Config
+
+StageName = Literal["index", "caption", "audit", "train", "evaluate", "report"]
+STAGES: Final[tuple[StageName, ...]] = get_args(StageName)
+"""The stages in the order of the DAG."""
 
 
 class StageRun(Config):

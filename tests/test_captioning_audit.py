@@ -118,25 +118,25 @@ def test_statistics_equal_a_plain_loop(tmp_path):
         assert record["entropy"] == pytest.approx(entropy, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        (caption("A man is wearing a red shirt and black pants.", 1), set()),
-        (caption(None, 1, status="image_error", error="truncated file"), {"failed"}),
-        (caption("The quick brown fox jumps.", 1, status="unparsed"), {"unparsed", "off_template"}),
-        (caption("A man is wearing a red shirt and", 1, status="truncated"), {"truncated"}),
-        (caption("A fat man is wearing a red shirt.", 1), {"degrading"}),
-        (caption("A man is wearing a red shirt.", 1, conf_gender=math.log(0.4)), {"low_confidence"}),
-        (caption("A man is wearing a red shirt.", 1, conf_gender=math.log(0.6)), set()),
-        (caption("A man is here.", 1), {"off_template"}),
-        (caption("The image shows a man in a red shirt.", 1), {"off_template"}),
-        (caption("The image shows a man in a red shirt.", 1, template="free"), set()),
-        (caption("A [age] [gender] is wearing a red shirt.", 1), {"off_template"}),
-        (caption("A man is wearing a red shirt. " + "The man has hair. " * 3, 1), {"looping"}),
-    ],
-)
-def test_single_flags(tmp_path, row, expected):
-    assert flags_of(tmp_path, [row]) == [expected]
+FLAGGED = [
+    (caption("A man is wearing a red shirt and black pants.", 1), set()),
+    (caption(None, 1, status="image_error", error="truncated file"), {"failed"}),
+    (caption("The quick brown fox jumps.", 1, status="unparsed"), {"unparsed", "off_template"}),
+    (caption("A man is wearing a red shirt and", 1, status="truncated"), {"truncated"}),
+    (caption("A fat man is wearing a red shirt.", 1), {"degrading"}),
+    (caption("A man is wearing a red shirt.", 1, conf_gender=math.log(0.4)), {"low_confidence"}),
+    (caption("A man is wearing a red shirt.", 1, conf_gender=math.log(0.6)), set()),
+    (caption("A man is here.", 1), {"off_template"}),
+    (caption("The image shows a man in a red shirt.", 1), {"off_template"}),
+    (caption("The image shows a man in a red shirt.", 1, template="free"), set()),
+    (caption("A [age] [gender] is wearing a red shirt.", 1), {"off_template"}),
+    (caption("A man is wearing a red shirt. " + "The man has hair. " * 3, 1), {"looping"}),
+]
+
+
+def test_single_flags(tmp_path):
+    rows = [row | {"pid": pid} for pid, (row, _) in enumerate(FLAGGED, start=1)]
+    assert flags_of(tmp_path, rows, duplicate_identities=99) == [expected for _, expected in FLAGGED]
 
 
 def test_hallucination_is_a_thing_of_one_crop_of_many(tmp_path):
@@ -218,7 +218,7 @@ def test_the_page_escapes_captions_and_says_where_to_look(tmp_path):
     assert parsed.tags["script"] == parsed.tags["b"] == parsed.tags["i"] == parsed.tags["img"] == 0
     assert hostile in text
     assert "Identity 7" in text
-    assert "male 3 , female 1" in text or "male 3, female 1" in text
+    assert "male 3 · female 1" in text
     for flag in ("degrading", "dissent"):
         assert f'id="flag-{flag}"' in page
 
