@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from captioning.attributes_lexicon import CARRY_VERBS, DEGRADING, LEXICON, PERSON_NOUNS, WEAR_VERBS
 from captioning.audit_config import AuditConfig
@@ -36,6 +36,8 @@ _SENTENCE_END: Final = re.compile(r"[.!?;\n]+")
 # A stretch of up to eight words three times in a row, without any full stop between.
 _STUTTER: Final = re.compile(r"\b(\S+(?: \S+){0,7}?)(?: \1\b){2,}")
 _OPENING_WORDS: Final = 6
+_ATTRIBUTES: Final = [f"attr_{slot}" for slot in SLOTS]
+_CONFIDENCES: Final = [f"conf_{slot}" for slot in SLOTS]
 _TEMPLATES_WITH_FORM: Final = frozenset(template.id for template in builtin_templates() if template.pattern)
 
 
@@ -49,16 +51,16 @@ def flag_table(
     import pandas as pd
 
     text = captions["raw_text"].fillna("")
-    written = text.str.strip() != ""
+    written = _mask(text, str.strip)
     dissent = dissenting_slots(captions, identities, people, config)
     columns = {
         "failed": (captions["status"] == "image_error") | ~written,
         "unparsed": (captions["status"] == "unparsed") | (written & captions[_ATTRIBUTES].isna().all(axis=1)),
         "truncated": captions["truncated"].fillna(value=False).astype(bool) | (captions["status"] == "truncated"),
-        "looping": text.map(lambda reply: is_looping(reply, config.loop_repeats)),
+        "looping": _mask(text, lambda reply: is_looping(reply, config.loop_repeats)),
         "off_template": written & _off_template(captions, text, config),
-        "degrading": text.map(lambda reply: bool(degrading_words(reply))),
-        "dissent": dissent.map(bool),
+        "degrading": _mask(text, degrading_words),
+        "dissent": _mask(dissent, bool),
         "hallucination": suspects(captions, people, config),
         "duplicate": duplicates(captions, people, config),
         "low_confidence": (captions[_CONFIDENCES] < math.log(config.low_confidence)).any(axis=1),
@@ -69,10 +71,6 @@ def flag_table(
     return pd.concat([keys, table], axis=1).assign(
         flags=pd.Series(names, index=captions.index, dtype=object), dissent_slots=dissent
     )
-
-
-_ATTRIBUTES: Final = [f"attr_{slot}" for slot in SLOTS]
-_CONFIDENCES: Final = [f"conf_{slot}" for slot in SLOTS]
 
 
 @lru_cache(maxsize=65536)
@@ -112,9 +110,16 @@ def degrading_words(text: str) -> tuple[str, ...]:
 
 def _off_template(captions: pd.DataFrame, text: pd.Series[str], config: AuditConfig) -> pd.Series[bool]:
     formal = captions["template_id"].isin(_TEMPLATES_WITH_FORM)
-    lengths = text.map(lambda reply: len(reply.split()))
-    odd = text.map(lambda reply: not has_template_form(reply))
-    return (formal & odd) | (lengths < config.min_words) | (lengths > config.max_words)
+    odd = _mask(text, lambda reply: not has_template_form(reply))
+    fits = _mask(text, lambda reply: config.min_words <= len(reply.split()) <= config.max_words)
+    return (formal & odd) | ~fits
+
+
+def _mask(values: pd.Series[Any], test: Callable[[Any], object]) -> pd.Series[bool]:
+    """Return where `test` holds. Unlike `map`, the answer is boolean even where there are no rows."""
+    import pandas as pd
+
+    return pd.Series([bool(test(value)) for value in values], index=values.index, dtype=bool)
 
 
 @lru_cache(maxsize=65536)
@@ -188,7 +193,10 @@ def duplicates(captions: pd.DataFrame, people: pd.Series[bool], config: AuditCon
 
 def shared_by(captions: pd.DataFrame, people: pd.Series[bool]) -> pd.Series[int]:
     """Return for each caption of how many known people its text is said; 0 where there is no text."""
-    text = captions["raw_text"].fillna("").map(lambda reply: " ".join(reply.lower().split()))
-    said = people & (text != "")
-    of = captions["pid"][said].groupby(text[said]).nunique()
-    return text.map(of).where(said).fillna(0).astype(int)
+    import pandas as pd
+
+    text = captions["raw_text"].fillna("")
+    said = people & _mask(text, str.strip)
+    alike = pd.Series([" ".join(reply.lower().split()) for reply in text], index=text.index, dtype=object)
+    of = captions["pid"][said].groupby(alike[said]).nunique()
+    return alike.map(of.to_dict()).where(said).fillna(0).astype(int)

@@ -17,7 +17,7 @@ _TOP_VALUES: Final = 8
 _PAGE: Final = """\
 {%- macro tally(values, between=" ") %}
 {% for value, n in values %}
-{{ value }}{{ between }}<span class="soft">{{ n }}</span>{{ ", " if not loop.last }}
+{{ value }}{{ between }}<span class="soft">{{ n }}</span>{{ " · " if not loop.last }}
 {%- endfor %}
 {% endmacro %}
 <!DOCTYPE html>
@@ -35,6 +35,7 @@ h3 { font-size: 15px; margin: 18px 0 2px; }
 section { background: #fff; border: 1px solid #e2e6ed; border-radius: 10px; padding: 18px 22px; margin: 16px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-size: 12.5px; color: #566073; }
+td:first-child { white-space: nowrap; } .path { white-space: normal !important; }
 th, td { padding: 5px 10px 5px 0; border-bottom: 1px solid #e2e6ed; vertical-align: top; }
 .num { text-align: right; white-space: nowrap; } .soft, p { color: #566073; margin: 2px 0; }
 .low { color: #c02626; font-weight: 600; } .text { overflow-wrap: anywhere; unicode-bidi: isolate; }

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
@@ -56,17 +57,34 @@ def caption_of(labels: np.ndarray) -> str:
     return compose({slot: CLASSES[slot][int(index)] for slot, index in zip(SLOTS, labels, strict=True)})
 
 
-def _draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _draw(seed: int) -> Drawn:
     images = np.empty((CHUNK, HEIGHT, WIDTH, 3), np.uint8)
     labels = np.empty((CHUNK, len(SLOTS)), np.int8)
+    parts = np.empty((CHUNK, HEIGHT // 2, WIDTH // 2), np.uint8)
     for i, sample in enumerate(training_samples(seed, CHUNK)):
         images[i] = sample.image
         labels[i] = labels_of(dict(sample.attributes), dict(sample.visible))
-    return images, labels
+        parts[i] = sample.parts[::2, ::2]
+    return images, labels, parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images uint8 [B, 3, H, W], labels int64 [B, S] and parts uint8 [B, 1, H / 2, W / 2]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    parts: torch.Tensor
 
 
 class Pool:
-    """Images and labels drawn so far: `images` [N, H, W, 3] uint8 and `labels` [N, S], of which `ready` are filled.
+    """What is drawn so far, of which the first `ready` rows are filled.
+
+    images: uint8 [N, H, W, 3]. labels: class index of each slot [N, S]. parts: which part of the person every second
+    pixel shows, uint8 [N, H / 2, W / 2].
 
     A folder that already holds some chunks goes on from there.
     """
@@ -75,11 +93,16 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         self.seed = seed
         self.capacity = capacity // CHUNK * CHUNK
-        shape = (self.capacity, HEIGHT, WIDTH, 3)
-        self.images = _memmap(folder / f"images-{seed}-{self.capacity}.bin", np.uint8, shape)
-        self.labels = _memmap(folder / f"labels-{seed}-{self.capacity}.bin", np.int8, (self.capacity, len(SLOTS)))
+
+        def mapped(name: str, kind: type, *shape: int) -> np.memmap:
+            path = folder / f"{name}-{seed}-{self.capacity}.bin"
+            return np.memmap(path, kind, "r+" if path.exists() else "w+", shape=shape)
+
+        self.images = mapped("images", np.uint8, self.capacity, HEIGHT, WIDTH, 3)
+        self.labels = mapped("labels", np.int8, self.capacity, len(SLOTS))
+        self.parts = mapped("parts", np.uint8, self.capacity, HEIGHT // 2, WIDTH // 2)
         # One filled chunk is one mark; chunks are filled in order.
-        self._marks = _memmap(folder / f"marks-{seed}-{self.capacity}.bin", np.uint8, (self.capacity // CHUNK,))
+        self._marks = mapped("marks", np.uint8, self.capacity // CHUNK)
 
     @property
     def ready(self) -> int:
@@ -94,8 +117,8 @@ class Pool:
 
     def _fill(self, workers: int) -> None:
         chunks = range(self.ready // CHUNK, len(self._marks))
-        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(10,)) as executor:
-            waiting: list[tuple[int, Future[tuple[np.ndarray, np.ndarray]]]] = []
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(5,)) as executor:
+            waiting: list[tuple[int, Future[Drawn]]] = []
             for chunk in chunks:
                 waiting.append((chunk, executor.submit(_draw, self.seed + chunk)))
                 if len(waiting) > 2 * workers:  # keeps drawn images from piling up in memory
@@ -104,20 +127,22 @@ class Pool:
                 self._store(*entry)
         log.info("pool full: %d images", self.ready)
 
-    def _store(self, chunk: int, future: Future[tuple[np.ndarray, np.ndarray]]) -> None:
+    def _store(self, chunk: int, future: Future[Drawn]) -> None:
         rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        self.images[rows], self.labels[rows] = future.result()
+        self.images[rows], self.labels[rows], self.parts[rows] = future.result()
         self._marks[chunk] = 1
 
-    def batch(self, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw `size` images uint8 [B, 3, H, W] and their labels int64 [B, S]."""
-        rows = np.sort(rng.integers(self.ready, size=size))
-        images = torch.from_numpy(np.ascontiguousarray(self.images[rows].transpose(0, 3, 1, 2)))
-        return images, torch.from_numpy(self.labels[rows].astype(np.int64))
+    def batch(self, size: int, rng: np.random.Generator) -> Batch:
+        """Draw `size` random images."""
+        return self.take(np.sort(rng.integers(self.ready, size=size)))
 
-
-def _memmap(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap:
-    return np.memmap(path, kind, "r+" if path.exists() else "w+", shape=shape)
+    def take(self, rows: np.ndarray | slice) -> Batch:
+        """Return the given rows."""
+        return Batch(
+            images=torch.from_numpy(np.ascontiguousarray(self.images[rows].transpose(0, 3, 1, 2))),
+            labels=torch.from_numpy(self.labels[rows].astype(np.int64)),
+            parts=torch.from_numpy(np.array(self.parts[rows])).unsqueeze(1),
+        )
 
 
 def normalise(images_B3HW: torch.Tensor) -> torch.Tensor:
@@ -127,26 +152,31 @@ def normalise(images_B3HW: torch.Tensor) -> torch.Tensor:
     return (images_B3HW.float() / 255.0 - mean) / std
 
 
-def augment(images_B3HW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return normalised crops, flipped, shifted, scaled and with light and colour varied, float32 [B, 3, H, W]."""
-    batch = len(images_B3HW)
+def augment(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return crops and parts, flipped, shifted and scaled alike, the crops with light and colour varied.
+
+    Crops are normalised float32 [B, 3, H, W]; parts int64 [B, H / 4, W / 4], one point every 4 pixels.
+    """
+    size = len(batch.images)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(batch, *shape, generator=generator) * (high - low) + low
+        return torch.rand(size, *shape, generator=generator) * (high - low) + low
 
-    flip = (torch.rand(batch, generator=generator) < 0.5).float() * 2 - 1
-    theta = torch.zeros(batch, 2, 3)
+    flip = (torch.rand(size, generator=generator) < 0.5).float() * 2 - 1
+    theta = torch.zeros(size, 2, 3)
     theta[:, 0, 0] = uniform(0.85, 1.1) * flip
     theta[:, 1, 1] = uniform(0.92, 1.06)
     theta[:, 0, 2] = uniform(-0.12, 0.12)
     theta[:, 1, 2] = uniform(-0.05, 0.05)
-    grid = F.affine_grid(theta, list(images_B3HW.shape), align_corners=False)
-    pixels = F.grid_sample(images_B3HW.float() / 255.0, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(theta, list(batch.images.shape), align_corners=False)
+    pixels = F.grid_sample(batch.images.float() / 255.0, grid, padding_mode="border", align_corners=False)
+    points = F.affine_grid(theta, [size, 1, HEIGHT // 4, WIDTH // 4], align_corners=False)
+    parts = F.grid_sample(batch.parts.float(), points, mode="nearest", align_corners=False)
     gray = pixels.mean(dim=(1, 2, 3), keepdim=True)
     pixels = (pixels - gray) * uniform(0.85, 1.15, 1, 1, 1) + gray * uniform(0.85, 1.15, 1, 1, 1)
     pixels = pixels * uniform(0.96, 1.04, 3, 1, 1)
     pixels = pixels + torch.randn(pixels.shape, generator=generator) * uniform(0.0, 0.025, 1, 1, 1)
-    return normalise(pixels.clamp(0, 1) * 255.0)
+    return normalise(pixels.clamp(0, 1) * 255.0), parts.squeeze(1).long()
 
 
 def frame(pixels_B3HW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

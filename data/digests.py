@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from data.errors import RetryableError
 from data.fingerprint import digest_file
 
 # A file changed this recently may change again within one tick of its file system's clock.
@@ -54,6 +55,12 @@ def path_range(root: Path) -> tuple[bytes, bytes]:
     return prefix + b"/", prefix + b"0"  # "0" follows "/"
 
 
+def insert(connection: sqlite3.Connection, entries: Mapping[str, tuple[Stamp, str]]) -> None:
+    """Do what `DigestMemo.remember` does, within the transaction of a `DigestMemo.run`."""
+    rows = [(os.fsencode(path), *stamp, sha256) for path, (stamp, sha256) in entries.items()]
+    connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
+
+
 class DigestMemo:
     """Digests remembered in the SQLite file at `path` (created on first use; safe with many processes)."""
 
@@ -61,9 +68,17 @@ class DigestMemo:
         self.path = path
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what `work` does with an open connection, in one transaction; a damaged file is begun anew."""
+        """Return what `work` does with an open connection, in one transaction; a damaged file is begun anew.
+
+        Raises RetryableError when the file cannot be used for another reason: no space, no permission, locked.
+        """
         try:
             return self._run(work)
+        except sqlite3.OperationalError as error:
+            raise RetryableError(
+                f"{self.path}, which remembers digests of files, cannot be used: {error}. See that its folder is"
+                " writable and its disk has space; the file itself may be deleted"
+            ) from error
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode not in _DAMAGED:
                 raise
@@ -75,6 +90,7 @@ class DigestMemo:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self.path, timeout=60)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last entries, no more
             connection.execute(_DIGESTS)
             with connection:
                 return work(connection)
@@ -92,11 +108,8 @@ class DigestMemo:
 
         Only of files whose stamp was `settled` when they were read: another might change behind its stamp.
         """
-        if not entries:
-            return
-        rows = [(os.fsencode(path), *stamp, sha256) for path, (stamp, sha256) in entries.items()]
-        statement = "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)"
-        self.run(lambda connection: connection.executemany(statement, rows))
+        if entries:
+            self.run(lambda connection: insert(connection, entries))
 
     def digest_folder(self, folder: Path, names: Iterable[str]) -> dict[str, str]:
         """Return relative name -> sha256 for the files `names` of `folder`, reading only what changed."""

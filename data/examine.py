@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from data.digests import DigestMemo, Stamp, path_range
+from data.digests import DigestMemo, Stamp, insert, path_range
 from data.errors import RejectedRow
 from data.fingerprint import digest_bytes
 from data.progress import ProgressFn
@@ -159,15 +159,16 @@ def _recall(memo: DigestMemo, root: Path, checker: str) -> dict[bytes, Facts]:
 
 
 def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> None:
-    rows = [(fact.sha256, checker, *fact[4:]) for fact in fresh.values()]
+    if not fresh:
+        return
 
     def work(connection: sqlite3.Connection) -> None:
         connection.execute(_IMAGES)
+        rows = [(fact.sha256, checker, *fact[4:]) for fact in fresh.values()]
         connection.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
+        insert(connection, {file: (fact.stamp, fact.sha256) for file, fact in fresh.items()})
 
-    if rows:
-        memo.run(work)
-        memo.remember({file: (fact.stamp, fact.sha256) for file, fact in fresh.items()})
+    memo.run(work)
 
 
 def _read_all(files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, workers: int) -> Iterator[_Result]:

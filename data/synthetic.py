@@ -135,6 +135,8 @@ class Rendered:
     """``front``, ``side`` or ``back``."""
     colours: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """Median RGB of the visible ``upper`` and ``lower`` garment as drawn, before the camera."""
+    parts: np.ndarray = field(default_factory=lambda: np.zeros((HEIGHT, WIDTH), np.uint8))
+    """uint8 [128, 64], which part of the person each pixel shows (``data.synthetic_drawing``); 0 is anything else."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -149,6 +151,8 @@ class Sample:
     """uint8 [128, 64, 3], RGB."""
     attributes: Mapping[str, str]
     visible: Mapping[str, bool]
+    parts: np.ndarray
+    """uint8 [128, 64], as in ``Rendered``."""
 
     def __iter__(self) -> Iterator[Any]:
         """Unpack as ``image, attributes, visible``."""
@@ -217,6 +221,7 @@ def render(
         visible=visible,
         view=_view(math.degrees(pose.heading)),
         colours=colours,
+        parts=np.where(covered, 0, canvas.label[::2, ::2]).astype(np.uint8),
     )
 
 
@@ -367,6 +372,7 @@ def training_sample(seed: int, index: int, *, difficulty: float = 0.5) -> Sample
         image=decode(encode(shown.image, camera.quality)),
         attributes=dict(person.attributes),
         visible=shown.visible,
+        parts=shown.parts,
     )
 
 

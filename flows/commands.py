@@ -60,7 +60,8 @@ def prepare_prefect(root: Path) -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     has_own = os.environ.get("PREFECT_API_URL") or (Path.home() / ".prefect" / "profiles.toml").exists()
     if not has_own:
-        os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
+        folder = Path(os.environ.setdefault("PREFECT_HOME", str(root / "prefect")))
+        folder.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
 
 
 def show_results(console: Console, summary: RunSummary) -> None:

@@ -192,8 +192,8 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool) -> Iterator[Stag
     """Run one stage after the other; each is done when it is yielded."""
     home = str(store.root)
     data = recipe.data
-    if recipe.synthetic is not None and data.root is None:
-        data = data.model_copy(update={"root": ensure_world(store, recipe.synthetic)})
+    if recipe.synthetic is not None and not data.root:
+        data = data.model_copy(update={"root": str(ensure_world(store, recipe.synthetic))})
 
     started = time.perf_counter()
     found = index_task(home=home, config=data, reread=reread)

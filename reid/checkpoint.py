@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from data.errors import DataError, WeightsError
 from data.files import atomic_path, read_json, sync_file, sync_folder, write_json
+from reid.build import build_task
 from reid.config import RANDOM, BackboneConfig, TrainConfig
-from reid.tasks import Task, build_task
+from reid.tasks import Task
 
 MODEL: Final = "model.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
@@ -48,11 +49,14 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
     described = read_json(folder / CONFIG)
     config = TrainConfig.model_validate(described["config"])
     backbone = BackboneConfig(**{**config.backbone.model_dump(), "weights": RANDOM})
-    task = build_task(config.model_copy(update={"backbone": backbone}), identities=len(described["identities"]))
     path = folder / MODEL
     try:
-        task.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
+        state = load_file(path)
+        cameras = state["camera_ids_K"].tolist() if config.sie else ()
+        changed = config.model_copy(update={"backbone": backbone})
+        task = build_task(changed, identities=len(described["identities"]), cameras=cameras)
+        task.load_state_dict(state)
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
         raise WeightsError(f"{path} is not the model that {CONFIG} beside it describes ({detail}); train again") from (
             error
@@ -62,7 +66,8 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
 
 def load_untrained(config: TrainConfig, device: str = "cpu") -> Task:
     """Return the task as it is before training; only its `image` encoder means anything."""
-    return build_task(config, identities=2).to(device).eval()
+    plain = config.model_copy(update={"method": "clip_baseline", "sie": 0.0})
+    return build_task(plain, identities=2).to(device).eval()
 
 
 def save_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -80,6 +80,29 @@ class ScgiConfig(Config):
     """Share of the training images whose CFF prompt is the fixed one of test time instead of the composed one."""
 
 
+class PromptConfig(Config):
+    """CLIP-ReID's first stage: words learned for each identity while both towers are frozen."""
+
+    words: Size = 4
+    """Learnable tokens of an identity in "A photo of a [X].. person."."""
+    epochs: Size = 120
+    """Passes over the cached image features."""
+    batch: Annotated[int, Field(ge=2)] = 64
+    """Images in a batch, drawn without regard to identity."""
+    rate: Rate = 3.5e-4
+    """Adam's learning rate after the warm-up; it falls along a cosine."""
+    rate_min: Weight = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: Count = 5
+    """Epochs of linear warm-up."""
+    warmup_rate: Weight = 1e-5
+    """Learning rate that the warm-up starts from."""
+    weight_decay: Weight = 1e-4
+    """Adam's L2 term."""
+    temperature: Rate = 1.0
+    """Divides the dot products of features, which are not normalised."""
+
+
 class LossConfig(Config):
     """Weights and constants of the loss terms. A weight of 0 leaves its term out."""
 
@@ -138,12 +161,17 @@ class ScheduleConfig(Config):
 class TrainConfig(Config):
     """One training run. Which parts matter depends on `method`."""
 
-    method: Literal["clip_scgi"] = "clip_scgi"
-    """What is trained; see reid.tasks."""
+    method: Literal["clip_scgi", "clip_reid", "clip_baseline"] = "clip_scgi"
+    """What is trained: CLIP-SCGI, CLIP-ReID (both stages), or the image tower alone with ID and triplet losses."""
     backbone: BackboneConfig = BackboneConfig()
     """The CLIP that is fine-tuned, and the input size."""
     scgi: ScgiConfig = ScgiConfig()
-    """Settings of CLIP-SCGI."""
+    """Settings of CLIP-SCGI; other methods ignore them."""
+    prompts: PromptConfig = PromptConfig()
+    """The first stage of CLIP-ReID; other methods ignore it."""
+    sie: Weight = 0.0
+    """Coefficient of a learned camera embedding added to the class token (SIE of TransReID; CLIP-ReID: 1). 0 is none.
+    The cameras at test time must then be those of training."""
     loss: LossConfig = LossConfig()
     """Weights and constants of the loss terms."""
     batch: BatchConfig = BatchConfig()
@@ -167,6 +195,12 @@ class TrainConfig(Config):
     tensorboard: RuntimeStr = ""
     """Folder for TensorBoard scalars; empty writes none."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change the result of this method."""
+        ignored = {"clip_scgi": {"prompts"}, "clip_reid": {"scgi", "max_uncaptioned"}}
+        skip = ignored.get(self.method, {"prompts", "scgi", "max_uncaptioned"})
+        return {name: value for name, value in super().identity().items() if name not in skip}
+
     @property
     def reads_captions(self) -> bool:
         """Whether training reads captions."""
@@ -176,4 +210,6 @@ class TrainConfig(Config):
     def _check(self) -> TrainConfig:
         if self.method == "clip_scgi" and self.scgi.fusion_tokens == "refined" and not self.scgi.cgi:
             raise ValueError('scgi.fusion_tokens "refined" needs scgi.cgi, which makes the refined tokens')
+        if self.sie and self.backbone.name == "rn50":
+            raise ValueError("sie needs a vision transformer; set it to 0 for rn50")
         return self

@@ -10,7 +10,7 @@ from data.config import RUNTIME, Config, RuntimeStr
 
 
 class RerankConfig(Config):
-    """k-reciprocal re-ranking (Zhong et al., CVPR 2017). Original: 20 / 6 / 0.3; CLIP-ReID and TransReID: 50 / 15 / 0.3."""
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017): 20 / 6 / 0.3. CLIP-ReID and TransReID use 50 / 15 / 0.3."""
 
     k1: Annotated[int, Field(ge=1)] = 20
     """Neighbours among which reciprocal ones are looked for."""
@@ -32,7 +32,9 @@ class EvaluateConfig(Config):
     """Re-ranking of the results; off by default, as in published tables."""
     top_k: Annotated[int, Field(ge=1, le=50)] = 50
     """Nearest gallery images kept for every query in rankings.parquet."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the encoders; "no" is float32. Rankings are always computed in float32."""
     device: RuntimeStr = "auto"
-    """Where features are computed: "cpu", "cuda", or "auto" for the GPU if there is one."""
+    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
     batch_size: Annotated[int, Field(ge=1), RUNTIME] = 64
     """Images encoded at a time."""

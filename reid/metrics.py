@@ -11,9 +11,9 @@ earlier), so counting is enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,9 +34,9 @@ Floats = NDArray[np.float64]
 class Ranking:
     """Metrics as fractions, and what they were averaged from. V valid queries, k images kept for each."""
 
-    mAP: float  # noqa: N815 - the field's name for it
+    mAP: float
     """Mean average precision over valid queries."""
-    mINP: float  # noqa: N815
+    mINP: float
     """Mean inverse negative penalty."""
     cmc: Floats
     """[max_rank]: share of valid queries with a relevant image among the first 1, 2, ..."""
@@ -67,7 +67,7 @@ class Ranking:
         return len(self.query_index)
 
 
-def evaluate_ranking(
+def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
     query_features: Features,
     gallery_features: Features,
     query_pids: ArrayLike,
@@ -96,19 +96,32 @@ def evaluate_ranking(
     Raises:
         DataError: shapes that do not fit together, NaN or infinite features, or no query with a relevant image.
     """
-    q_pids, g_pids, q_cams, g_cams = (
-        np.asarray(values, dtype=np.int64) for values in (query_pids, gallery_pids, query_camids, gallery_camids)
-    )
-    _check_shapes(query_features, gallery_features, q_pids, g_pids, q_cams, g_cams)
-    keep = np.flatnonzero(g_pids != JUNK)
+    given = (query_pids, gallery_pids, query_camids, gallery_camids)
+    labels = _Labels(*(np.asarray(values, dtype=np.int64) for values in given))
+    _check_shapes(query_features, gallery_features, labels)
+    keep = np.flatnonzero(labels.gallery_pids != JUNK)
+    n_junk = len(labels.gallery_pids) - len(keep)
     queries = Rows(query_features, "query")
-    gallery = Rows(gallery_features, "gallery", None if len(keep) == len(g_pids) else keep)
+    gallery = Rows(gallery_features, "gallery", keep if n_junk else None)
     if rerank is None:
         blocks = similarity_blocks(queries, gallery, block_bytes)
     else:
-        blocks = ((start, 1 - distances) for start, distances in rerank_blocks(queries, gallery, rerank, block_bytes))
-    table = _rank_blocks(blocks, q_pids, g_pids[keep], q_cams, g_cams[keep], top_k, exclude == "same_camera")
-    return _summarise(table, keep, n_junk=len(g_pids) - len(keep), max_rank=max_rank)
+        blocks = _as_scores(rerank_blocks(queries, gallery, rerank, block_bytes))
+    kept = labels._replace(gallery_pids=labels.gallery_pids[keep], gallery_cams=labels.gallery_cams[keep])
+    table = _rank_blocks(blocks, kept, top_k=top_k, same_camera=exclude == "same_camera")
+    return _summarise(table, keep, n_junk=n_junk, max_rank=max_rank)
+
+
+def _as_scores(blocks: Iterable[tuple[int, Scores]]) -> Iterator[tuple[int, Scores]]:
+    for start, distances in blocks:
+        yield start, np.subtract(1, distances, out=distances)
+
+
+class _Labels(NamedTuple):
+    query_pids: Ints
+    gallery_pids: Ints
+    query_cams: Ints
+    gallery_cams: Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,19 +136,13 @@ class _Table:
     top_score: Scores
 
 
-def _rank_blocks(
-    blocks: Iterable[tuple[int, Scores]],
-    q_pids: Ints,
-    g_pids: Ints,
-    q_cams: Ints,
-    g_cams: Ints,
-    top_k: int,
-    same_camera: bool,
-) -> _Table:
-    count = len(q_pids)
-    by_pid = np.argsort(g_pids, kind="stable")
-    begin = np.searchsorted(g_pids[by_pid], q_pids, side="left")
-    end = np.searchsorted(g_pids[by_pid], q_pids, side="right")
+def _rank_blocks(blocks: Iterable[tuple[int, Scores]], labels: _Labels, *, top_k: int, same_camera: bool) -> _Table:
+    count = len(labels.query_pids)
+    by_pid = np.argsort(labels.gallery_pids, kind="stable")
+    sorted_pids = labels.gallery_pids[by_pid]
+    begin = np.searchsorted(sorted_pids, labels.query_pids, side="left")
+    end = np.searchsorted(sorted_pids, labels.query_pids, side="right")
+    cams = labels.gallery_cams
     table = _Table(
         ap=np.zeros(count),
         inp=np.zeros(count),
@@ -149,7 +156,9 @@ def _rank_blocks(
         def work(part: slice, start: int = start, scores: Scores = scores) -> None:
             rows = slice(start + part.start, start + part.stop)
             results = (table.ap[rows], table.inp[rows], table.first_hit[rows], table.n_relevant[rows])
-            rank_rows(scores[part], by_pid, begin[rows], end[rows], g_cams, q_cams[rows], same_camera, *results)
+            rank_rows(
+                scores[part], by_pid, begin[rows], end[rows], cams, labels.query_cams[rows], same_camera, *results
+            )
             top_rows(scores[part], table.top_index[rows], table.top_score[rows])
 
         run_on_slices(len(scores), work)
@@ -183,15 +192,14 @@ def _summarise(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Rank
     )
 
 
-def _check_shapes(queries: Features, gallery: Features, *labels: Ints) -> None:
-    q_pids, g_pids, q_cams, g_cams = labels
+def _check_shapes(queries: Features, gallery: Features, labels: _Labels) -> None:
     problems = [
         f"{name} has shape {values.shape}, but there are {len(features)} {side} features"
         for name, values, features, side in (
-            ("query_pids", q_pids, queries, "query"),
-            ("query_camids", q_cams, queries, "query"),
-            ("gallery_pids", g_pids, gallery, "gallery"),
-            ("gallery_camids", g_cams, gallery, "gallery"),
+            ("query_pids", labels.query_pids, queries, "query"),
+            ("query_camids", labels.query_cams, queries, "query"),
+            ("gallery_pids", labels.gallery_pids, gallery, "gallery"),
+            ("gallery_camids", labels.gallery_cams, gallery, "gallery"),
         )
         if values.shape != (len(features),)
     ]

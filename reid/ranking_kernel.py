@@ -4,31 +4,37 @@ Compiled by numba on first use (about a second, then cached beside the source wh
 loops let go of the interpreter lock and are run on slices of rows by a thread pool, not by numba's own threads, whose
 default layer must not be entered from two threads at once.
 """
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0917
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numba import njit
 
+_CHUNK: Final = 2048
+_GROUP: Final = 64
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` compiled on first use, without the interpreter lock, cached on disk where that is possible."""
     try:
-        return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder for the cache can be written (a read-only install without a home)
-        return njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return njit(nogil=True)(function)
 
 
 def run_on_slices(rows: int, work: Callable[[slice], None]) -> None:
     """Call `work` on slices that together cover `rows` rows, one a thread that torch would use."""
     threads = max(1, min(torch.get_num_threads(), rows))
     bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
-    slices = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    slices = [slice(a, b) for a, b in pairwise(bounds)]
     if threads == 1:
         work(slices[0])
         return
@@ -37,16 +43,59 @@ def run_on_slices(rows: int, work: Callable[[slice], None]) -> None:
             pass
 
 
+@njit(nogil=True, fastmath={"reassoc"})
+def _count_above(line, bound):
+    # Counting in float32 lets the loop run on whole vectors; exact up to 2^24, and lines are short.
+    count = np.float32(0)
+    for score in line:
+        count += np.float32(score > bound)
+    return int(count)
+
+
+@njit(nogil=True, fastmath={"reassoc"})
+def _count_from(line, bound):
+    count = np.float32(0)
+    for score in line:
+        count += np.float32(score >= bound)
+    return int(count)
+
+
+@njit(nogil=True, fastmath={"reassoc", "nnan", "nsz"})
+def _largest(line):
+    largest = line[0]
+    for score in line:
+        largest = max(score, largest)
+    return largest
+
+
+@njit(nogil=True)
+def _ranks(line, relevant):
+    """Return the sorted 1-based ranks of the places `relevant` (ascending) in `line`."""
+    before = np.zeros(len(relevant), np.int64)
+    for start in range(0, len(line), _CHUNK):  # a chunk stays in the fastest cache while all bounds are counted
+        chunk = line[start : start + _CHUNK]
+        for i in range(len(relevant)):
+            bound = line[relevant[i]]
+            own = relevant[i] - start
+            if own >= len(chunk):  # an equal score counts where it stands earlier: the stable order
+                before[i] += _count_from(chunk, bound)
+            elif own < 0:
+                before[i] += _count_above(chunk, bound)
+            else:
+                before[i] += _count_from(chunk[:own], bound) + _count_above(chunk[own + 1 :], bound)
+    before.sort()
+    return before + 1
+
+
 @compiled
-def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera, ap, inp, first_hit, n_relevant):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, PLR0917
-    """Fill in the results of each query row; `scores` [b, G] gets -inf where the gallery image does not count.
+def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera, ap, inp, first_hit, n_relevant):
+    """Fill in the results of each query row; `scores` [b, W] gets -inf where the gallery image does not count.
 
     by_pid: gallery positions sorted by identity; those of the query's identity are by_pid[begin:end].
     same_camera: leave out images of the query's identity from its own camera.
     ap, inp, first_hit (1-based), n_relevant: results, [b]; a row with n_relevant 0 is otherwise left alone.
     """
-    size = scores.shape[1]
-    for row in range(scores.shape[0]):
+    for row in range(len(scores)):
         line = scores[row]
         members = by_pid[begin[row] : end[row]]
         relevant = np.empty(len(members), np.int64)
@@ -60,17 +109,7 @@ def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera,
         n_relevant[row] = count
         if count == 0:
             continue
-        ranks = np.empty(count, np.int64)
-        for i in range(count):
-            place = relevant[i]
-            own = line[place]
-            before = 0
-            for j in range(place):  # an equal score counts where it stands earlier: the stable order
-                before += line[j] >= own
-            for j in range(place + 1, size):
-                before += line[j] > own
-            ranks[i] = before + 1
-        ranks.sort()
+        ranks = _ranks(line, relevant[:count])
         total = 0.0
         for i in range(count):
             total += (i + 1) / ranks[i]
@@ -80,27 +119,27 @@ def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera,
 
 
 @compiled
-def top_rows(scores, index, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def top_rows(scores, index, value):
     """Write the best k columns of each row, best first, equal scores in column order; scores of -inf never count.
 
     index: int64 [b, k], left at its filling where fewer than k count. value: float32 [b, k], likewise.
     """
     size, k = scores.shape[1], index.shape[1]
-    step = 64
-    for row in range(scores.shape[0]):
+    groups = size // _GROUP + (size % _GROUP > 0)
+    peaks = np.empty(groups, np.float32)
+    for row in range(len(scores)):
         line, where, best = scores[row], index[row], value[row]
+        for group in range(groups):
+            peaks[group] = _largest(line[group * _GROUP : (group + 1) * _GROUP])
+        # At least k scores reach the k-th largest peak, so a group below it holds none of the best k.
+        floor = np.partition(peaks, groups - k)[groups - k] if groups > k else np.float32(-np.inf)
         filled = 0
-        floor = np.float32(-np.inf)
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            above = 0
-            for j in range(start, stop):  # vectorised; nearly every group ends here
-                above += line[j] > floor
-            if above == 0:
+        for group in range(groups):
+            if peaks[group] < floor:
                 continue
-            for j in range(start, stop):
+            for j in range(group * _GROUP, min((group + 1) * _GROUP, size)):
                 score = line[j]
-                if not score > floor:
+                if score < floor or score == -np.inf or (filled == k and score <= best[k - 1]):
                     continue
                 slot = min(filled, k - 1)
                 while slot > 0 and best[slot - 1] < score:
@@ -110,5 +149,3 @@ def top_rows(scores, index, value):  # type: ignore[no-untyped-def]  # noqa: ANN
                 best[slot] = score
                 where[slot] = j
                 filled = min(filled + 1, k)
-                if filled == k:
-                    floor = best[k - 1]

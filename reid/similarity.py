@@ -7,7 +7,7 @@ comes out bit for bit the same wherever they stand and however large the blocks 
 64 to 82,176 rows with MKL; a test watches over it). So two equal gallery images tie exactly, and no result depends on a
 block size.
 
-Shapes: Q query rows, G gallery rows, D features.
+Shapes: Q query rows, G gallery rows, W the same in whole tiles, D features.
 """
 
 from __future__ import annotations
@@ -39,17 +39,21 @@ class Rows:
         features: array, memory map or tensor (any device, any float type).
         name: what an error calls them.
         keep: positions of the rows that count, in order; None is all of them.
+        unit: whether the rows have length one already.
 
     Raises:
         DataError: not two-dimensional, no features, or (when read) a NaN or infinity.
     """
 
-    def __init__(self, features: Features, name: str, keep: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, features: Features, name: str, keep: NDArray[np.int64] | None = None, *, unit: bool = False
+    ) -> None:
         if features.ndim != 2 or features.shape[1] == 0:
             raise DataError(f"{name} features have shape {tuple(features.shape)}; they must be [images, dimensions]")
         self.name = name
         self._features = features
         self._keep = keep
+        self._unit = unit
         self.dim = int(features.shape[1])
 
     def __len__(self) -> int:
@@ -67,7 +71,7 @@ class Rows:
         else:
             padded[: stop - start] = torch.from_numpy(np.asarray(self._features[rows], dtype=np.float32))
         self._check(padded, start)
-        return torch.nn.functional.normalize(padded, dim=1, eps=1e-12)
+        return padded if self._unit else torch.nn.functional.normalize(padded, dim=1, eps=1e-12)
 
     def _check(self, block: Tensor, start: int) -> None:
         # One sum finds any NaN or infinity; only then is the row looked for.
@@ -75,7 +79,9 @@ class Rows:
             return
         bad = int((~torch.isfinite(block).all(dim=1)).nonzero()[0])
         row = start + bad if self._keep is None else int(self._keep[start + bad])
-        raise DataError(f"{self.name} features hold NaN or infinity, first in row {row}; the model that made them diverged")
+        raise DataError(
+            f"{self.name} features hold NaN or infinity, first in row {row}; the model that made them diverged"
+        )
 
 
 def padded_to(rows: int) -> int:
@@ -84,9 +90,10 @@ def padded_to(rows: int) -> int:
 
 
 def similarity_blocks(queries: Rows, gallery: Rows, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Scores]]:
-    """Yield (first query row, similarities [b, G] float32) for consecutive blocks of query rows.
+    """Yield (first query row, similarities float32 [b, W]) for consecutive blocks of query rows.
 
-    The array is the consumer's to change, and is overwritten for the next block. A gallery of up to 512 MiB is read
+    W is G rounded up to whole tiles; the columns from G on hold -inf, so that they come last in any ranking. Rows are
+    contiguous (the compiled loops need it). The array is the consumer's to change, and is overwritten for the next one. A gallery of up to 512 MiB is read
     once; a larger one is read again, 8,192 rows at a time, for every block.
     """
     if queries.dim != gallery.dim:
@@ -102,7 +109,8 @@ def similarity_blocks(queries: Rows, gallery: Rows, block_bytes: int = BLOCK_BYT
             torch.mm(query_BD, resident.T, out=out)
         else:
             _multiply_streamed(query_BD, gallery, out)
-        yield start, out.numpy()[: min(height, len(queries) - start), : len(gallery)]
+        out[:, len(gallery) :] = -torch.inf
+        yield start, out.numpy()[: min(height, len(queries) - start)]
 
 
 def _multiply_streamed(query_BD: Tensor, gallery: Rows, out: Tensor) -> None:

@@ -25,6 +25,8 @@ from reid.imagecache import load_pixels, pixels
 from reid.text import caption_features, weights_identity
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from reid.trainer import TrainingSet
 
 STAGE: Final = "train"
@@ -131,16 +133,17 @@ def _train(
     config: TrainConfig,
     progress: ProgressFn,
 ) -> None:
+    from reid.build import build_task
     from reid.checkpoint import save_model
-    from reid.tasks import build_task
     from reid.trainer import METRICS, fit
 
     rows = _training_rows(images)
     used = _captioned(rows, captions, config) if config.reads_captions else rows
-    data, identities = _training_set(
+    data, identities, cameras = _training_set(
         store, used, images=images, images_root=images_root, config=config, progress=progress
     )
-    task = build_task(config, identities=len(identities))
+    texts = _learned_texts(store, data, images, config, progress)
+    task = build_task(config, identities=len(identities), cameras=cameras, texts_CD=texts)
     state = fit(task, data, config, folder=scratch, progress=progress)
     save_model(folder / "model.safetensors", task)
     if (scratch / METRICS).exists():
@@ -150,6 +153,7 @@ def _train(
         {
             "config": config.model_dump(mode="json"),
             "identities": identities,
+            "cameras": cameras,
             "modes": sorted(task.encoders()),
             "training": {
                 "images": len(used["path"]),
@@ -217,8 +221,8 @@ def _training_set(
     images_root: Path,
     config: TrainConfig,
     progress: ProgressFn,
-) -> tuple[TrainingSet, list[int]]:
-    """Return the training set and the identity of each class number."""
+) -> tuple[TrainingSet, list[int], list[int]]:
+    """Return the training set, the identity of each class number and the camera of each camera number."""
     from reid.trainer import TrainingSet
 
     cache = pixels(
@@ -229,20 +233,41 @@ def _training_set(
         width=config.backbone.width,
         progress=progress,
     )
-    identities = sorted(set(rows["pid"]))
-    label = {pid: number for number, pid in enumerate(identities)}
+    identities, cameras = sorted(set(rows["pid"])), sorted(set(rows["camid"]))
     features = None
     if config.reads_captions:
         features = caption_features(
             store, rows["caption"], config=config.backbone, seed=config.seed, device=_device(config), progress=progress
         )
-    return TrainingSet(
+    data = TrainingSet(
         pixels=load_pixels(cache.ref),
         positions_N=np.array(rows["position"], dtype=np.int64),
-        labels_N=np.array([label[pid] for pid in rows["pid"]], dtype=np.int64),
+        labels_N=np.searchsorted(identities, rows["pid"]),
+        cameras_N=np.searchsorted(cameras, rows["camid"]),
         caption_rows_N=None if features is None else features.rows_N,
         captions_MD=None if features is None else features.features_MD,
-    ), identities
+    )
+    return data, identities, cameras
+
+
+def _learned_texts(
+    store: ArtifactStore, data: TrainingSet, images: ArtifactRef, config: TrainConfig, progress: ProgressFn
+) -> Tensor | None:
+    """Return the features of CLIP-ReID's learned prompts (its first stage), None for other methods."""
+    if config.method != "clip_reid":
+        return None
+    from reid.prompt_learning import learned_texts
+
+    return learned_texts(
+        store,
+        images=images,
+        pixels=data.pixels,
+        positions=data.positions_N,
+        labels=data.labels_N,
+        config=config,
+        device=_device(config),
+        progress=progress,
+    )
 
 
 def _device(config: TrainConfig) -> str:

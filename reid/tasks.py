@@ -12,18 +12,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from reid.backbone import Backbone, ImageFeatures, build_backbone, seeded
+from data.errors import DataError
+from reid.backbone import Backbone, ImageFeatures
 from reid.config import LossConfig, TrainConfig
 from reid.heads import IdentityHead
 from reid.losses import identity_loss, triplet_loss
 
-Encoder = Callable[[Tensor], Tensor]
-"""Normalised images [B, 3, H, W] -> retrieval features [B, D'], not yet of unit length. Batch-independent."""
+
+class Encoder(Protocol):
+    """Normalised images [B, 3, H, W] -> retrieval features [B, D'], not yet of unit length, batch-independent."""
+
+    def __call__(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        """Encode. `cameras_B` (see Task.camera_numbers) is needed if the task uses a camera embedding."""
+
+
 Gather = Callable[[Tensor], Tensor]
 """[B, ...] of this process -> [G, ...] of all processes in batch order, with gradients."""
 
@@ -57,6 +64,8 @@ class Batch:
     """Identity as a class number."""
     items_B: Tensor
     """Number of the image in the training set."""
+    cameras_B: Tensor | None = None
+    """Camera as a number, for tasks with a camera embedding."""
     captions_BD: Tensor | None = None
     """CLIP's text feature of each image's caption, for methods that read captions."""
 
@@ -66,13 +75,43 @@ class Task(nn.Module, ABC):
 
     weights: Mapping[str, float]
     """Name of a loss term -> its weight in the total."""
-    new_prefixes: Sequence[str] = ()
+    camera_ids_K: Tensor
+    """Data set cameras that have an embedding, in its order."""
 
-    def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
+    def __init__(self, backbone: Backbone, config: TrainConfig, *, cameras: Sequence[int]) -> None:
         super().__init__()
         self.backbone = backbone
         backbone.freeze_text()
         self.preprocess = Preprocess(height=config.backbone.height, width=config.backbone.width)
+        self.sie = config.sie
+        if self.sie:
+            self.register_buffer("camera_ids_K", torch.tensor(cameras, dtype=torch.long))
+            self.camera_shift_KV = nn.Parameter(torch.empty(len(cameras), backbone.last_width))
+            nn.init.trunc_normal_(self.camera_shift_KV, std=0.02)
+
+    def see(self, images_BCHW: Tensor, cameras_B: Tensor | None) -> ImageFeatures:
+        """Return the image features, with the camera embedding (SIE) if there is one."""
+        if not self.sie:
+            return self.backbone.image(images_BCHW)
+        if cameras_B is None:
+            raise ValueError("this task has a camera embedding: pass the cameras of the images")
+        return self.backbone.image(images_BCHW, self.sie * self.camera_shift_KV[cameras_B])
+
+    def camera_numbers(self, camids: Sequence[int]) -> Tensor | None:
+        """Return the camera numbers [N] that encoders want for data set cameras `camids`, None if they want none.
+
+        Raises DataError for a camera that training has not seen: it has no embedding.
+        """
+        if not self.sie:
+            return None
+        number = {camid: position for position, camid in enumerate(self.camera_ids_K.tolist())}
+        unknown = sorted(set(camids) - set(number))
+        if unknown:
+            raise DataError(
+                f"the model has an embedding for each of the cameras {sorted(number)} and none for {unknown}; "
+                "train with sie = 0 to search across other cameras"
+            )
+        return torch.tensor([number[camid] for camid in camids])
 
     @abstractmethod
     def forward(self, batch: Batch, gather: Gather = alone) -> dict[str, Tensor]:
@@ -115,10 +154,10 @@ def gather_features(features: ImageFeatures, gather: Gather) -> ImageFeatures:
     return ImageFeatures(gather(features.penultimate_BV), gather(features.last_BV), gather(features.joint_BD)[:, None])
 
 
-def build_task(config: TrainConfig, *, identities: int) -> Task:
-    """Build the task of `config` for a training set of `identities` people, on the CPU, weights loaded."""
-    from reid.tasks_scgi import ScgiTask
+def image_encoder(task: Task) -> Encoder:
+    """Return the encoder of the image tower alone: `image_embedding` of what the task sees."""
 
-    backbone = build_backbone(config.backbone, seed=config.seed)
-    with seeded(config.seed):
-        return ScgiTask(backbone, config, identities=identities)
+    def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        return image_embedding(task.see(images_BCHW, cameras_B))
+
+    return encode

@@ -9,6 +9,8 @@ Shapes: B images of this process, G of the global batch, L image tokens, T promp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +21,7 @@ from reid.heads import IdentityHead
 from reid.losses import identity_loss, image_text_loss, triplet_loss
 from reid.prompts import ComposedPrompt, plain_prompt
 from reid.scgi import CaptionGuidedInversion, ContextualFeatureFusion
-from reid.tasks import Batch, Encoder, Gather, ImageHeads, Task, alone, gather_features, image_embedding
+from reid.tasks import Batch, Encoder, Gather, ImageHeads, Task, alone, gather_features, image_encoder
 
 
 class ScgiTask(Task):
@@ -27,8 +29,10 @@ class ScgiTask(Task):
 
     plain_1TD: Tensor
 
-    def __init__(self, backbone: Backbone, config: TrainConfig, *, identities: int) -> None:
-        super().__init__(backbone, config)
+    def __init__(
+        self, backbone: Backbone, config: TrainConfig, *, identities: int, cameras: Sequence[int] = ()
+    ) -> None:
+        super().__init__(backbone, config, cameras=cameras)
         self.settings, self.loss = config.scgi, config.loss
         width = backbone.joint_width
         self.heads = ImageHeads(backbone, identities)
@@ -48,7 +52,7 @@ class ScgiTask(Task):
         """Return the terms id, tri, con and, with CFF, id_fused and tri_fused."""
         if batch.captions_BD is None:
             raise ValueError("CLIP-SCGI needs caption features in its batches")
-        features = self.backbone.image(batch.images_BCHW)
+        features = self.see(batch.images_BCHW, batch.cameras_B)
         prompt_BTD, tokens_BLD = self._prompt(features, batch.captions_BD)
         labels_G = gather(batch.labels_B)
         shown = gather_features(features, gather)
@@ -63,16 +67,13 @@ class ScgiTask(Task):
 
     def encoders(self) -> dict[str, Encoder]:
         """Return `image` (the image tower alone) and, with CFF, `fused` (CFF with the fixed prompt, no caption)."""
-        modes: dict[str, Encoder] = {"image": self._encode_image}
+        modes: dict[str, Encoder] = {"image": image_encoder(self)}
         if self.settings.cff:
             modes["fused"] = self._encode_fused
         return modes
 
-    def _encode_image(self, images_BCHW: Tensor) -> Tensor:
-        return image_embedding(self.backbone.image(images_BCHW))
-
-    def _encode_fused(self, images_BCHW: Tensor) -> Tensor:
-        tokens_BLD = self.backbone.image(images_BCHW).tokens_BLD
+    def _encode_fused(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        tokens_BLD = self.see(images_BCHW, cameras_B).tokens_BLD
         return self.cff(self.plain_1TD.expand(len(tokens_BLD), -1, -1), tokens_BLD).float()
 
     def _prompt(self, features: ImageFeatures, captions_BD: Tensor) -> tuple[Tensor, Tensor]:

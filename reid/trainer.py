@@ -53,6 +53,8 @@ class TrainingSet:
     """Place of each training image in `pixels`."""
     labels_N: NDArray[np.int64]
     """Identity of each training image as a class number, 0 .. identities - 1."""
+    cameras_N: NDArray[np.int64]
+    """Camera of each training image as a number, 0 .. cameras - 1."""
     caption_rows_N: NDArray[np.int64] | None = None
     """Row of each training image's caption in `captions_MD`."""
     captions_MD: NDArray[np.float32] | None = None
@@ -196,6 +198,7 @@ class _Run:
             images_BCHW=images_BCHW,
             labels_B=torch.from_numpy(self.data.labels_N[items]).to(device),
             items_B=torch.from_numpy(items).to(device),
+            cameras_B=torch.from_numpy(self.data.cameras_N[items]).to(device),
             captions_BD=captions,
         )
 

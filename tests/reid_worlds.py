@@ -25,6 +25,7 @@ def training_set(count=32):
         pixels=np.stack([sample.image for sample in samples]),
         positions_N=np.arange(count),
         labels_N=np.unique(labels, return_inverse=True)[1],
+        cameras_N=np.arange(count) % 4,
         caption_rows_N=np.arange(count),
         captions_MD=encode_texts(texts, config=TrainConfig().backbone, seed=0, device="cpu"),
     )

@@ -27,7 +27,7 @@ from data import artifacts, digests
 from data.artifacts import SIDECAR, ArtifactRef, ArtifactStore, fingerprint_of
 from data.config import RUNTIME, Config, RuntimeInt, build_config
 from data.digests import DigestMemo, Stamp, path_range
-from data.errors import ClipScgiError, ConfigError, DataError, RejectedRow, raise_problems
+from data.errors import ClipScgiError, ConfigError, DataError, RejectedRow, RetryableError, raise_problems
 from data.files import atomic_path, inside, read_json, write_json, write_table, write_text
 from data.fingerprint import canonical_json, digest, digest_file
 
@@ -195,6 +195,12 @@ def test_memo_that_is_damaged_is_begun_anew(tmp_path, content):
     assert memo.recall(Path("/x")) == {}
     memo.remember({"/x/a": (Stamp(1, 2, 3), "a" * 64)})
     assert memo.recall(Path("/x")) == {"/x/a": (Stamp(1, 2, 3), "a" * 64)}
+
+
+def test_memo_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "memo.sqlite").mkdir()
+    with pytest.raises(RetryableError, match=r"memo\.sqlite.*cannot be used.*writable"):
+        DigestMemo(tmp_path / "memo.sqlite").recall(Path("/x"))
 
 
 def _remember_some(path, number):

@@ -181,11 +181,12 @@ def test_counts_of_junk_when_it_is_kept(tmp_path, monkeypatch):
     assert (kept.notices, kept.n_junk, len(kept.records)) == ([], 0, 12936 + 3368 + 19732)
 
 
-def test_a_small_set_in_the_layout_gets_one_mild_notice():
-    records = [ImageRecord(path=f"{n}", split="train", pid=1, camid=1) for n in range(10)]
-    notices = compare_counts("market1501", records, {"train": Counts(751, 12936), "query": Counts(750, 3368)})
-    assert len(notices) == 1
-    assert "a part" in notices[0]
+@pytest.mark.parametrize(("images", "notices"), [(10, 0), (1500, 0), (1700, 1), (8000, 1), (12000, 2)])
+def test_a_part_of_a_set_gets_one_mild_notice_and_a_small_set_of_ones_own_none(images, notices):
+    records = [ImageRecord(path=f"{n}", split="train", pid=1, camid=1) for n in range(images)]
+    found = compare_counts("market1501", records, {"train": Counts(751, 12936), "query": Counts(750, 3368)})
+    assert len(found) == notices
+    assert all("do not compare with published ones" in notice for notice in (text.lower() for text in found))
 
 
 # The other people data sets

@@ -22,6 +22,7 @@ SMALL = [
     "synthetic.images_per_camera=2",
     "synthetic.cameras=2",
     "train.schedule.epochs=1",
+    "train.batch.identities=3",
 ]
 
 pytestmark = pytest.mark.xdist_group("flow")

@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 
 from data.errors import DataError, WeightsError
 from data.files import write_json
+from reid.build import build_task
 from reid.checkpoint import load_task, load_untrained, restore_checkpoint, save_checkpoint, save_model
 from reid.config import BackboneConfig, ScgiConfig, TrainConfig
 from reid.optim import build_optimizer
-from reid.tasks import Batch, build_task
+from reid.tasks import Batch
 
 CONFIG = TrainConfig(backbone=BackboneConfig(weights="random"))
 

@@ -18,13 +18,14 @@ from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError
 from data.index import index
 from data.synthetic import WorldConfig, write_market1501
+from reid.build import build_task
 from reid.checkpoint import load_task
 from reid.config import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
 from reid.config_augment import AugmentConfig
 from reid.optim import parameter_groups, rate_factor
 from reid.sampler import IdentitySampler
 from reid.stage_train import train, train_ingredients
-from reid.tasks import Batch, build_task
+from reid.tasks import Batch
 from reid.trainer import METRICS, DivergedError, fit
 from tests.reid_worlds import small_config, training_set, write_captions
 
@@ -212,7 +213,7 @@ import sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from tests.reid_worlds import small_config, training_set
-from reid.tasks import build_task
+from reid.build import build_task
 from reid.trainer import fit
 config = small_config()
 fit(build_task(config, identities=8), training_set(), config, folder=Path(sys.argv[1]),

@@ -1,0 +1,95 @@
+"""Ranking beside the bare matrix product, at the sizes of Market-1501 and MSMT17, on random 512-d features.
+
+    python benchmarks/bench_ranking.py [market1501] [msmt17]
+
+Prints, for each size, the best wall and CPU seconds of the product alone (blocks of rows into one buffer, and whole
+where that fits) and of `evaluate_ranking` with everything it does, taken in turns in one run, their ratio, and the
+peak memory of the process. Target: at most 1.25, and under 2 GB at the second size.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from reid.metrics import evaluate_ranking
+
+DIM = 512
+# queries, gallery, identities, cameras, repeats
+SIZES = {"market1501": (3_368, 15_913, 750, 6, 7), "msmt17": (11_659, 82_161, 3_060, 15, 3)}
+
+
+def measure(work: Callable[[], object]) -> tuple[float, float]:
+    """Return wall and CPU seconds of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak_gib() -> float:
+    """Return the peak resident memory of this process, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def bench(name: str) -> None:
+    """Measure one size in this process."""
+    queries, gallery, people, cameras, repeats = SIZES[name]
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((queries, DIM), dtype=np.float32)
+    others = rng.standard_normal((gallery, DIM), dtype=np.float32)
+    pids = rng.integers(0, people, queries), rng.integers(0, people, gallery)
+    cams = rng.integers(0, cameras, queries), rng.integers(0, cameras, gallery)
+    q, g = torch.from_numpy(query), torch.from_numpy(others)
+    rows = 1024
+    buffer = torch.empty(rows, gallery)
+
+    def blocks() -> None:
+        for start in range(0, queries, rows):
+            part = q[start : start + rows]
+            torch.mm(part, g.T, out=buffer[: len(part)])
+
+    def whole() -> None:
+        if name == "market1501":
+            torch.mm(q, g.T)
+
+    def ours() -> None:
+        evaluate_ranking(query, others, *pids, *cams)
+
+    evaluate_ranking(query[:64], others[:640], pids[0][:64], pids[1][:640], cams[0][:64], cams[1][:640])  # compile
+    times: dict[str, list[tuple[float, float]]] = {"blocks": [], "whole": [], "ours": []}
+    start = peak_gib()
+    for _ in range(repeats):
+        for label, work in (("blocks", blocks), ("whole", whole), ("ours", ours)):
+            times[label].append(measure(work))
+    best = {label: [min(values) for values in zip(*runs, strict=True)] for label, runs in times.items()}
+    bare = (
+        best["blocks"]
+        if name != "market1501"
+        else [min(pair) for pair in zip(best["blocks"], best["whole"], strict=True)]
+    )
+    print(
+        f"{name}: {queries:,} x {gallery:,} x {DIM}, {torch.get_num_threads()} threads\n"
+        f"  bare product {bare[0]:.2f} s wall, {bare[1]:.2f} s CPU\n"
+        f"  ranking      {best['ours'][0]:.2f} s wall, {best['ours'][1]:.2f} s CPU\n"
+        f"  ratio        {best['ours'][0] / bare[0]:.3f} wall, {best['ours'][1] / bare[1]:.3f} CPU\n"
+        f"  peak memory  {peak_gib():.2f} GiB ({start:.2f} GiB before: libraries, features, the product's buffer)"
+    )
+
+
+def main(names: list[str]) -> None:
+    """Run each size in a process of its own, so that memory is its own too."""
+    if len(names) == 1:
+        bench(names[0])
+        return
+    for name in names or list(SIZES):
+        subprocess.run([sys.executable, __file__, name], check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""Reading of image files for captioning, ahead of the model, in threads.
+
+A file is read once into memory; its digest is checked on the same bytes that are decoded, so a caption is never
+attached to an image that changed after it was indexed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from data.errors import RejectedRow
+from data.files import inside
+from data.fingerprint import digest_bytes
+from data.images import open_rgb, read_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pending:
+    """One image to be captioned: the digest of its bytes, and every path (relative to the root) that should hold it."""
+
+    sha256: str
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """An image as the model sees it, or the reason why there is none."""
+
+    sha256: str
+    image: Image.Image | None
+    reason: str | None
+
+
+def load(item: Pending, root: Path, prepare: Callable[[Image.Image], Image.Image]) -> Loaded:
+    """Read, check, decode and prepare one image; the first of its paths that works counts."""
+    reason = "missing"
+    for path in item.paths:
+        try:
+            content = read_bytes(inside(root, path))
+            if digest_bytes(content) != item.sha256:
+                raise RejectedRow("changed")
+            return Loaded(sha256=item.sha256, image=prepare(open_rgb(content)), reason=None)
+        except RejectedRow as error:
+            reason = error.reason
+    return Loaded(sha256=item.sha256, image=None, reason=reason)
+
+
+def read_ahead(
+    items: Sequence[Pending], root: Path, prepare: Callable[[Image.Image], Image.Image], *, workers: int, ahead: int
+) -> Iterator[Loaded]:
+    """Yield the images of `items` in order, up to `ahead` of them read in `workers` threads before they are wanted."""
+    with ThreadPoolExecutor(workers) as executor:
+        waiting: deque[Future[Loaded]] = deque()
+        for item in items:
+            waiting.append(executor.submit(load, item, root, prepare))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,132 @@
+"""The caption store: what one captioner has written so far, in append-only Parquet shards.
+
+A shard is named by the digest of its bytes and is renamed into place, so that any number of processes can add shards
+at once and a killed one leaves nothing half-written behind. A shard whose bytes do not fit its name is set aside with
+a warning; its images are simply captioned again.
+
+    captions/<captioner fingerprint>/meta.json                    who captioned
+    captions/<captioner fingerprint>/part-<digest>.parquet        rows of schemas.SHARD
+    captions/<captioner fingerprint>/quarantine/                  damaged shards
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.captioner import Captioner
+from data.errors import ClipScgiError
+from data.files import atomic_path, write_json
+from data.fingerprint import digest_bytes
+from data.schemas import SHARD
+from data.slots import SLOTS
+
+log = logging.getLogger(__name__)
+
+_NAME: Final = re.compile(r"^part-([0-9a-f]{32})\.parquet$")
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_STALE_SECONDS: Final = 3600.0
+_NO_CONFIDENCE: Final = {f"conf_{slot}": None for slot in SLOTS}
+
+
+class CaptionStore:
+    """The captions of one captioner under `root`/captions. Safe with many processes at once."""
+
+    def __init__(self, root: Path, captioner: Captioner) -> None:
+        self.folder = root / "captions" / captioner.fingerprint
+        self.captioner = captioner
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
+        """Write `rows` (schemas.SHARD; missing conf_ columns are null) as one shard; nothing for no rows.
+
+        Raises ClipScgiError when the disk is full; earlier shards are not touched.
+        """
+        if not rows:
+            return None
+        table = pa.Table.from_pylist([_NO_CONFIDENCE | dict(row) for row in rows], schema=SHARD)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        content = buffer.getvalue()
+        path = self.folder / f"part-{digest_bytes(content)[:32]}.parquet"
+        try:
+            self._describe()
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise ClipScgiError(
+                    f"no space left for captions in {self.folder}; free some and run again: "
+                    "captions written before are kept"
+                ) from error
+            raise
+        return path
+
+    def _describe(self) -> None:
+        meta = self.folder / "meta.json"
+        if not meta.exists():
+            captioner = self.captioner
+            identity = {"model_id": captioner.model_id, "model_revision": captioner.model_revision}
+            write_json(meta, {"fingerprint": captioner.fingerprint, "ingredients": captioner.ingredients, **identity})
+
+    def read(self) -> pa.Table:
+        """Return one row per captioned image, sorted by image_sha256.
+
+        An image in two shards (two processes captioned it at once) has the row of the shard whose name sorts first.
+        """
+        if not self.folder.is_dir():
+            return SHARD.empty_table()
+        self._tidy()
+        names = sorted(path.name for path in self.folder.iterdir() if _NAME.match(path.name))
+        with ThreadPoolExecutor(8) as executor:
+            tables = [table for table in executor.map(self._read_shard, names) if table is not None]
+        return _distinct(pa.concat_tables([SHARD.empty_table(), *tables]))
+
+    def _read_shard(self, name: str) -> pa.Table | None:
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # another process has just set it aside
+            return None
+        if digest_bytes(content)[:32] != name[5:37]:
+            self._set_aside(path, "its bytes are not those that were written")
+            return None
+        table = pq.read_table(io.BytesIO(content))
+        if not table.schema.equals(SHARD):
+            self._set_aside(path, "its columns are those of another version")
+            return None
+        return table
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        log.warning("caption shard %s is set aside: %s; its images are captioned again", path, reason)
+        quarantine = self.folder / "quarantine"
+        quarantine.mkdir(exist_ok=True)
+        try:
+            path.replace(quarantine / path.name)
+        except FileNotFoundError:
+            log.info("another process has already set %s aside", path.name)
+
+    def _tidy(self) -> None:
+        for path in self.folder.glob(".*.tmp"):  # left by a process killed while writing
+            try:
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    """Keep the first row of each image_sha256 and sort by it."""
+    rows = table.append_column("row", pa.array(range(len(table)), pa.int64()))
+    first = rows.group_by("image_sha256", use_threads=False).aggregate([("row", "min")])
+    keep = first.sort_by("image_sha256")["row_min"]
+    return table.take(keep)

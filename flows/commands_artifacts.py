@@ -1,0 +1,164 @@
+"""``clip-scgi artifacts ls|show|verify|gc``: what a person sees of the artefact root."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from data.artifacts import SIDECAR, ArtifactStore
+from data.files import read_json
+from flows.housekeeping import collect, find_leftovers, plan_gc, verify
+from flows.inventory import folder_size, take_inventory
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def artifacts_ls(store: ArtifactStore, *, stage: str | None = None) -> int:
+    """List the artefacts, oldest first, with size, age and how many others were made from each."""
+    inventory = take_inventory(store)
+    table = Table("artefact", "made", "size", "used by", "state", box=SIMPLE_HEAD)
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for entry in inventory.entries:
+        if stage in (None, entry.stage):
+            name = f"{entry.stage}/{entry.fingerprint[:12]}"
+            users = len(inventory.used_by(entry))
+            table.add_row(name, age(entry.created), size(entry.size), str(users), entry.state)
+    console = Console()
+    console.print(table)
+    left = find_leftovers(store)
+    total, captions = sum(entry.size for entry in inventory.entries), folder_size(store.root / "captions")
+    console.print(
+        f"{len(inventory.entries)} artefacts, {size(total)}; captions {size(captions)}; left by stages that did not "
+        f"finish: {len(left)}, {size(sum(item.size for item in left))}; in {store.root}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def artifacts_show(store: ArtifactStore, name: str) -> int:
+    """Print one artefact: its files, its ingredients, what it was made from and what was made from it."""
+    inventory = take_inventory(store)
+    entry = inventory.find(name)
+    shown: dict[str, Any] = {
+        "artefact": entry.key,
+        "folder": str(entry.folder),
+        "state": entry.state,
+        "size": entry.size,
+        "created": entry.created.isoformat(),
+        "uses": [other.key for other in inventory.uses(entry)],
+        "used_by": [other.key for other in inventory.used_by(entry)],
+    }
+    if entry.state != "damaged":
+        sidecar = read_json(entry.folder / SIDECAR)
+        shown |= {key: sidecar[key] for key in ("content", "files", "ingredients")}
+    Console().print_json(json.dumps(shown))
+    return 0
+
+
+def artifacts_verify(store: ArtifactStore, name: str | None = None) -> int:
+    """Compare every file with its digest; 1 when any artefact is damaged. A run repairs what it needs by itself."""
+    inventory = take_inventory(store)
+    entries = list(inventory.entries) if name is None else [inventory.find(name)]
+    problems = verify(inventory, entries)
+    console = Console()
+    for key, found in problems.items():
+        console.print(f"{key}: {'; '.join(found)}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{len(entries)} artefacts, {len(problems)} damaged", highlight=False)
+    if problems:
+        console.print("the next run that needs a damaged artefact makes it again", highlight=False)
+    return 1 if problems else 0
+
+
+def artifacts_gc(store: ArtifactStore, *, keep: int, days: float, delete: bool) -> int:
+    """Say what nothing needs any more, and remove it with `delete`."""
+    plan = plan_gc(store, keep_runs=keep, days=days)
+    console = Console()
+    for item in [*plan.artifacts, *plan.leftovers]:
+        console.print(f"{_where(item, store)}  {size(item.size)}", highlight=False, soft_wrap=True)
+    n_items = len(plan.artifacts) + len(plan.leftovers)
+    if not delete:
+        console.print(
+            f"would remove {n_items} folders, {size(plan.size)}, and keep {plan.kept} artefacts; add --delete to do it",
+            highlight=False,
+        )
+        return 0
+    removed = collect(store, plan)
+    console.print(f"removed {len(removed)} of {n_items} folders, {size(plan.size)}; kept {plan.kept}", highlight=False)
+    return 0
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the sub-command ``artifacts`` to the subparsers of ``clip-scgi``."""
+    parser = commands.add_parser("artifacts", help="list, check and clean up what runs have left")
+    parser.add_argument("--home", type=Path, help="artefact root (default: $CLIP_SCGI_HOME, else ./artifacts)")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    listing = verbs.add_parser("ls", help="list artefacts with size, age and use")
+    listing.add_argument("--stage", help="only this stage")
+    show = verbs.add_parser("show", help="print one artefact: files, ingredients, what it uses and who uses it")
+    show.add_argument("name", metavar="FINGERPRINT", help="fingerprint or stage/fingerprint, or its beginning")
+    check = verbs.add_parser("verify", help="compare every file with its digest")
+    check.add_argument("name", metavar="FINGERPRINT", nargs="?", help="only this artefact")
+    collection = verbs.add_parser("gc", help="say what nothing needs any more; remove it with --delete")
+    collection.add_argument("--keep", type=_count, default=5, help="newest runs kept of each recipe (default 5)")
+    collection.add_argument("--days", type=_days, default=30.0, help="keep what is younger than this (default 30)")
+    collection.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
+    parser.set_defaults(handler=_handle)
+
+
+def _handle(arguments: argparse.Namespace) -> int:
+    store = ArtifactStore(arguments.home) if arguments.home else ArtifactStore.default()
+    match arguments.verb:
+        case "ls":
+            return artifacts_ls(store, stage=arguments.stage)
+        case "show":
+            return artifacts_show(store, arguments.name)
+        case "verify":
+            return artifacts_verify(store, arguments.name)
+        case _:
+            return artifacts_gc(store, keep=arguments.keep, days=arguments.days, delete=arguments.delete)
+
+
+def size(n_bytes: float) -> str:
+    """Return bytes for people: "12.3 MB", in steps of a thousand."""
+    for unit in _UNITS[:-1]:
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} {_UNITS[-1]}"
+
+
+def age(moment: datetime) -> str:
+    """Return how long ago `moment` was, in one unit: "3 h ago"."""
+    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _where(item: Any, store: ArtifactStore) -> str:
+    folder: Path = item.folder
+    return folder.relative_to(store.root).as_posix()
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("0 or more")
+    return value
+
+
+def _days(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError("0 or more")
+    return value

@@ -1,0 +1,124 @@
+"""Decoding of whatever people call an image."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.errors import RejectedRow
+from data.images import open_rgb
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def reason(source: bytes | Path, **options: int) -> str:
+    with pytest.raises(RejectedRow) as caught:
+        open_rgb(source, **options)
+    return caught.value.reason
+
+
+def gradient(width: int = 40, height: int = 80) -> Image.Image:
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([rows * 3, columns * 6, rows + columns], axis=-1).astype(np.uint8))
+
+
+def test_plain_png_is_returned_exactly(tmp_path):
+    path = tmp_path / "a.png"
+    gradient().save(path)
+    assert np.array_equal(np.asarray(open_rgb(path)), np.asarray(gradient()))
+
+
+def test_palette_with_transparency_lies_on_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 0, 0])
+    image.putdata([0, 1])
+    found = np.asarray(open_rgb(encoded(image, "PNG", transparency=1)))
+    assert found.tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_alpha_is_blended_with_white():
+    image = Image.fromarray(np.array([[[100, 0, 0, 255], [100, 0, 0, 0]]], np.uint8), "RGBA")
+    assert np.asarray(open_rgb(encoded(image, "PNG"))).tolist() == [[[100, 0, 0], [255, 255, 255]]]
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    red = Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK")
+    mean = np.asarray(open_rgb(encoded(red, "JPEG", quality=95))).mean(axis=(0, 1))
+    assert np.abs(mean - [200, 30, 30]).max() < 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(kind):
+    values = np.array([[0, 32768, 65535]], np.uint16)
+    found = np.asarray(open_rgb(encoded(Image.fromarray(values), kind)))
+    assert found[0, :, 0].tolist() == [0, 128, 255]
+    assert found.shape == (1, 3, 3)
+
+
+def test_float_tiff_in_fractions_is_scaled():
+    found = np.asarray(open_rgb(encoded(Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)), "TIFF")))
+    assert found[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees
+    left_black = Image.fromarray(np.tile(np.repeat(np.array([0, 255], np.uint8), 32), (32, 1))).convert("RGB")
+    upright = np.asarray(open_rgb(encoded(left_black, "JPEG", exif=exif, quality=95)))
+    assert upright.shape == (64, 32, 3)
+    assert upright[5, 16].max() < 30
+    assert upright[60, 16].min() > 225
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_tiny_images_are_images(size):
+    assert open_rgb(encoded(Image.new("RGB", size), "PNG")).size == size
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size."""
+    small = encoded(Image.new("1", (1, 1)), "PNG")
+    header = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
+    return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+
+
+def test_huge_image_is_rejected_before_it_is_decoded():
+    assert reason(bomb(20_000, 20_000)) == "too_large"
+    assert reason(bomb(9_000, 9_000)) == "too_large"
+    assert reason(encoded(gradient(), "PNG"), max_pixels=3199) == "too_large"
+
+
+def test_unusable_files_say_why(tmp_path):
+    photo = encoded(gradient(300, 300), "JPEG")
+    drawing = encoded(gradient(300, 300), "PNG")
+    assert reason(b"") == "empty_file"
+    assert reason(b"hello, I am a text") == "not_an_image"
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "not_an_image"
+    assert reason(photo[: len(photo) // 2]) == "truncated"
+    assert reason(drawing[: len(drawing) // 2]) == "truncated"
+    assert reason(tmp_path / "nowhere.png") == "missing"
+    assert reason(tmp_path) == "unreadable"
+
+
+def test_flipped_bytes_never_raise_anything_else():
+    rng = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
+        content = encoded(gradient(), kind)
+        for _ in range(40):
+            broken = bytearray(content)
+            for place in rng.integers(len(broken), size=4):
+                broken[place] = int(rng.integers(256))
+            try:
+                open_rgb(bytes(broken), max_pixels=1_000_000)
+            except RejectedRow as error:
+                assert error.reason in {"truncated", "not_an_image", "too_large"}  # noqa: PT017

@@ -1,0 +1,303 @@
+"""The evaluate stage on the real tiny model, and the test the field lacks: an embedding has no company."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from data.artifacts import ArtifactStore
+from data.errors import DataError
+from data.files import write_json, write_table
+from data.fingerprint import digest_bytes
+from data.schemas import IMAGES, RANKINGS
+from data.synthetic import training_sample
+from reid.build import build_task
+from reid.checkpoint import load_task, load_untrained, save_model
+from reid.config import ScgiConfig, TrainConfig
+from reid.config_evaluate import EvaluateConfig, RerankConfig
+from reid.embed import embed
+from reid.metrics import evaluate_ranking
+from reid.stage_evaluate import evaluate, evaluate_ingredients
+from reid.tasks import MEAN, STD
+
+SEED = 66_000
+PEOPLE = 6
+
+
+def write_world(store, root, *, cameras=4):
+    """Four images each of six people, one a query; one junk image, one distractor. Returns the index artefact."""
+    rows = []
+    for index in range(4 * PEOPLE):
+        sample = training_sample(SEED, index)
+        stream = io.BytesIO()
+        Image.fromarray(sample.image).save(stream, "PNG")
+        split = "query" if index % 4 == 0 else "gallery"
+        pid = {4 * PEOPLE - 1: -1, 4 * PEOPLE - 2: 0}.get(index, 1 + index // 4)
+        name = f"{split}/{index:03d}.png"
+        (root / split).mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(stream.getvalue())
+        rows.append(
+            {"path": name, "split": split, "pid": pid, "camid": 1 + index % cameras, "width": 64, "height": 128}
+            | {"sha256": digest_bytes(stream.getvalue()), "size": len(stream.getvalue())}
+        )
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: (row["split"], row["path"])), IMAGES)
+
+    def produce(folder):
+        write_table(folder / "images.parquet", table, IMAGES)
+        write_json(folder / "dataset.json", {"name": "toy", "dataset_hash": "f" * 32, "version": "v1"})
+
+    return store.make("index", {"rows": rows}, produce).ref
+
+
+def write_model(store, config=None):
+    """Make a train artefact: a task whose new modules are random, as if trained for no step."""
+    config = config or TrainConfig(device="cpu", seed=3)
+
+    def produce(folder):
+        save_model(folder / "model.safetensors", build_task(config, identities=5))
+        write_json(folder / "config.json", {"config": config.model_dump(mode="json"), "identities": list(range(5))})
+
+    return store.make("train", {"config": config.identity()}, produce).ref
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    base = tmp_path_factory.mktemp("evaluate")
+    store = ArtifactStore(base / "home")
+    return store, write_world(store, base / "images"), write_model(store), base / "images"
+
+
+def run(world, **settings):
+    store, images, model, root = world
+    config = EvaluateConfig(device="cpu", batch_size=7, **settings)
+    return evaluate(store, images=images, model=model, images_root=root, config=config)
+
+
+def test_metrics_and_rankings_are_those_of_a_direct_computation(world):
+    store, images, model, root = world
+    made = run(world)
+    assert not made.cached
+    metrics = json.loads((made.ref.folder / "metrics.json").read_text())
+    assert [(row["model"], row["mode"]) for row in metrics["results"]] == [
+        ("untrained", "image"),
+        ("trained", "image"),
+        ("trained", "fused"),
+    ]
+    protocol = metrics["protocol"]
+    assert {name: protocol[name] for name in ("dataset", "dataset_hash", "version", "n_query", "n_gallery")} == {
+        "dataset": "toy",
+        "dataset_hash": "f" * 32,
+        "version": "v1",
+        "n_query": 6,
+        "n_gallery": 17,
+    }
+    assert protocol["n_junk"] == 1
+    assert "No re-ranking" in protocol["description"]
+
+    rows = pq.read_table(images.folder / "images.parquet").to_pandas()
+    batch = np.stack([np.asarray(Image.open(root / path)) for path in rows["path"]])
+    batch = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    tasks = {"trained": load_task(model.folder), "untrained": load_untrained(TrainConfig(device="cpu", seed=3))}
+    table = pd.read_parquet(made.ref.folder / "rankings.parquet")
+    schema = pq.read_schema(made.ref.folder / "rankings.parquet")
+    assert (schema.names, schema.metadata) == (RANKINGS.names, RANKINGS.metadata)
+    query, gallery = (rows["split"] == "query").to_numpy(), (rows["split"] == "gallery").to_numpy()
+    for row in metrics["results"]:
+        with torch.no_grad():
+            features = tasks[row["model"]].encoders()[row["mode"]](batch).numpy()
+        pids, cams = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+        expected = evaluate_ranking(
+            features[query], features[gallery], pids[query], pids[gallery], cams[query], cams[gallery]
+        )
+        assert row["mAP"] == pytest.approx(expected.mAP, abs=1e-9)
+        assert row["mINP"] == pytest.approx(expected.mINP, abs=1e-9)
+        assert row["cmc"] == pytest.approx(expected.cmc.tolist())
+        assert [row["rank1"], row["rank5"], row["rank10"]] == pytest.approx(expected.cmc[[0, 4, 9]].tolist())
+        assert (row["n_valid_queries"], row["n_skipped_queries"]) == (expected.n_valid, expected.n_skipped)
+        shown = table[(table["model"] == row["model"]) & (table["mode"] == row["mode"])]
+        assert shown["query_path"].tolist() == rows["path"][query].to_numpy()[expected.query_index].tolist()
+        np.testing.assert_allclose(shown["ap"], expected.ap)
+        for got, nearest in zip(shown.itertuples(), expected.top_index, strict=True):
+            near = nearest[nearest >= 0]
+            assert list(got.top_paths) == rows["path"][gallery].to_numpy()[near].tolist()
+            assert list(got.top_pids) == pids[gallery][near].tolist()
+            assert list(got.top_camids) == cams[gallery][near].tolist()
+            assert (np.diff(got.top_scores) <= 0).all()
+            assert -1 not in got.top_pids
+    assert not store.scratch("evaluate", made.ref.fingerprint).exists()
+
+
+def test_found_again_without_images_and_without_loading_any_model(world):
+    store, images, model, _ = world
+    made = run(world)
+    script = f"""
+import sys
+from pathlib import Path
+from data.artifacts import ArtifactRef, ArtifactStore
+from reid.config_evaluate import EvaluateConfig
+from reid.stage_evaluate import evaluate
+made = evaluate(ArtifactStore(Path({str(store.root)!r})), images=ArtifactRef(**{images.to_json()!r}),
+    model=ArtifactRef(**{model.to_json()!r}), images_root=Path("/nowhere"), config=EvaluateConfig(device="cpu"))
+assert made.cached and made.ref.path == {made.ref.path!r}
+heavy = [name for name in ("torch", "numba", "open_clip", "transformers") if name in sys.modules]
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_settings_that_matter_and_only_those_change_the_key(world):
+    store, images, model, _ = world
+
+    def key(**settings):
+        return evaluate_ingredients(store, images=images, model=model, config=EvaluateConfig(**settings))
+
+    assert key() == key(batch_size=3, device="cpu")
+    variants = [
+        {},
+        {"flip": True},
+        {"exclude": "none"},
+        {"rerank": RerankConfig()},
+        {"top_k": 5},
+        {"precision": "bf16"},
+    ]
+    assert len({json.dumps(key(**settings), sort_keys=True) for settings in variants}) == len(variants)
+
+
+def test_reranking_flip_and_no_cameras_run_and_are_told(world):
+    made = run(world, rerank=RerankConfig(k1=4, k2=2, weight=0.25), flip=True, exclude="none", top_k=5)
+    metrics = json.loads((made.ref.folder / "metrics.json").read_text())
+    text = metrics["protocol"]["description"]
+    assert "k1 = 4, k2 = 2, lambda = 0.25" in text
+    assert "mirrored" in text
+    assert "No gallery image is left out by camera" in text
+    table = pd.read_parquet(made.ref.folder / "rankings.parquet")
+    assert table["top_paths"].map(len).tolist() == [5] * 18
+    assert all(row["n_skipped_queries"] == 0 for row in metrics["results"])
+
+
+def test_a_method_without_fusion_has_one_mode(world):
+    store, images, _, root = world
+    model = write_model(store, TrainConfig(device="cpu", scgi=ScgiConfig(cff=False)))
+    made = run((store, images, model, root))
+    metrics = json.loads((made.ref.folder / "metrics.json").read_text())
+    assert [(row["model"], row["mode"]) for row in metrics["results"]] == [("untrained", "image"), ("trained", "image")]
+
+
+def test_one_camera_leaves_no_valid_query_and_says_so(tmp_path):
+    store = ArtifactStore(tmp_path / "home")
+    images = write_world(store, tmp_path / "images", cameras=1)
+    with pytest.raises(DataError, match="exclude='none'"):
+        run((store, images, write_model(store), tmp_path / "images"))
+
+
+def test_an_index_without_queries_is_refused(tmp_path):
+    store = ArtifactStore(tmp_path / "home")
+    images = write_world(store, tmp_path / "images")
+    table = pq.read_table(images.folder / "images.parquet")
+    gallery = table.filter(pa.compute.equal(table["split"], "gallery"))
+    bare = store.make("index", {"bare": True}, lambda f: write_table(f / "images.parquet", gallery, IMAGES)).ref
+    with pytest.raises(DataError, match="no usable query image"):
+        run((store, bare, write_model(store), tmp_path / "images"))
+
+
+@pytest.fixture(scope="module")
+def people():
+    return np.stack([training_sample(SEED + 1, index).image for index in range(24)])
+
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def check_company(encode, people):
+    """Fail unless `encode` gives each image the same features alone, in any batch, order and company."""
+
+    def features(indices, batch_size, flip=False, pixels=people):
+        settings = {"mean": MEAN, "std": STD, "device": "cpu", "flip": flip}
+        rows = embed(encode, pixels, np.array(indices), batch_size=batch_size, **settings)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    alone = features(range(24), 1)
+    assert np.abs(alone - alone.mean(axis=0)).max() > 0.01  # the images do differ
+    for batch_size in (2, 5, 24, 100):
+        np.testing.assert_allclose(features(range(24), batch_size), alone, **CLOSE)
+    order = np.random.default_rng(0).permutation(24)
+    np.testing.assert_allclose(features(order, 8), alone[order], **CLOSE)
+    # In the company of strangers (black images would show through a batch statistic), and of copies of itself.
+    strangers = np.concatenate([people[:1], np.zeros_like(people[:7])])
+    np.testing.assert_allclose(features(range(8), 8, pixels=strangers)[0], alone[0], **CLOSE)
+    np.testing.assert_allclose(features([3] * 8, 8), np.repeat(alone[3:4], 8, axis=0), **CLOSE)
+    np.testing.assert_allclose(features(order, 7, flip=True), features(range(24), 4, flip=True)[order], **CLOSE)
+
+
+@pytest.mark.parametrize("mode", ["image", "fused"])
+def test_an_embedding_does_not_depend_on_batch_size_order_or_company(mode, people):
+    """An encoder that mixes the batch axis lets an image see its neighbours, which are often the same person."""
+    encode = build_task(TrainConfig(device="cpu", seed=1), identities=4).eval().encoders()[mode]
+    check_company(encode, people)
+
+
+def test_that_check_finds_an_attention_over_the_batch(people):
+    # The suspected mistake: batch-first tensors given to an attention that expects the sequence first.
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(24, 2).eval()
+
+    def encode(images):
+        tokens = torch.nn.functional.adaptive_avg_pool2d(images, (4, 2)).flatten(1)[:, None]
+        return attention(tokens, tokens, tokens)[0][:, 0]
+
+    with pytest.raises(AssertionError):
+        check_company(encode, people)
+
+
+@pytest.mark.parametrize("rerank", [None, RerankConfig(k1=4, k2=2)])
+@pytest.mark.parametrize("mode", ["image", "fused"])
+def test_metrics_do_not_depend_on_batches_or_order(mode, rerank, people):
+    encode = build_task(TrainConfig(device="cpu", seed=1), identities=4).eval().encoders()[mode]
+    pids, cams = np.arange(24) // 4, np.arange(24) % 4
+    query = cams == 0
+
+    def rank(order, batch_size):
+        features = embed(encode, people, order, batch_size=batch_size, mean=MEAN, std=STD, device="cpu")
+        q, g = query[order], ~query[order]
+        p, c = pids[order], cams[order]
+        return evaluate_ranking(features[q], features[g], p[q], p[g], c[q], c[g], rerank=rerank)
+
+    expected = rank(np.arange(24), 24)
+    got = rank(np.random.default_rng(1).permutation(24), 5)
+    assert got.mAP == pytest.approx(expected.mAP, abs=1e-9)
+    assert got.mINP == pytest.approx(expected.mINP, abs=1e-9)
+    np.testing.assert_allclose(got.cmc, expected.cmc)
+
+
+def test_flip_averages_with_the_mirror_image_and_streams_to_a_file(tmp_path, people):
+    def encode(images):
+        return images.flatten(1)[:, :200]
+
+    settings = {"batch_size": 5, "device": "cpu", "mean": MEAN, "std": STD}
+    indices = np.array([4, 0, 9])
+    plain = embed(encode, people, indices, **settings)
+    mirrored = embed(encode, np.ascontiguousarray(people[:, :, ::-1]), indices, **settings)
+    seen = []
+    both = embed(
+        encode,
+        people,
+        indices,
+        flip=True,
+        out=tmp_path / "f.npy",
+        progress=lambda done, total, _: seen.append((done, total)),
+        **settings,
+    )
+    np.testing.assert_allclose(both, (plain + mirrored) / 2, atol=1e-6)
+    assert isinstance(both, np.memmap)
+    np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), both)
+    assert seen == [(3, 3)]
+    half = embed(encode, people, indices, dtype=torch.bfloat16, **settings)
+    assert half.dtype == np.float32
