@@ -82,9 +82,10 @@ def artifacts_gc(store: ArtifactStore, *, keep: int, days: float, delete: bool) 
     """Say what nothing needs any more, and remove it with `delete`."""
     plan = plan_gc(store, keep_runs=keep, days=days)
     console = Console()
-    for item in [*plan.artifacts, *plan.leftovers]:
-        console.print(f"{_where(item, store)}  {size(item.size)}", highlight=False, soft_wrap=True)
-    n_items = len(plan.artifacts) + len(plan.leftovers)
+    for item in plan.items:
+        where = item.folder.relative_to(store.root).as_posix()
+        console.print(f"{where}  {size(item.size)}", highlight=False, soft_wrap=True)
+    n_items = len(plan.items)
     if not delete:
         console.print(
             f"would remove {n_items} folders, {size(plan.size)}, and keep {plan.kept} artefacts; add --delete to do it",
@@ -143,11 +144,6 @@ def age(moment: datetime) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
-
-
-def _where(item: Any, store: ArtifactStore) -> str:
-    folder: Path = item.folder
-    return folder.relative_to(store.root).as_posix()
 
 
 def _count(text: str) -> int:

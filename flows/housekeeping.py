@@ -40,9 +40,14 @@ class Plan:
     kept: int
 
     @property
+    def items(self) -> list[Entry | Leftover]:
+        """All that would be removed."""
+        return [*self.artifacts, *self.leftovers]
+
+    @property
     def size(self) -> int:
         """Bytes that would be freed."""
-        return sum(item.size for item in [*self.artifacts, *self.leftovers])
+        return sum(item.size for item in self.items)
 
 
 def verify(inventory: Inventory, entries: list[Entry]) -> dict[str, list[str]]:
@@ -78,7 +83,7 @@ def collect(store: ArtifactStore, plan: Plan) -> list[Path]:
     if working:
         raise RetryableError(f"{working[0]} is being made in {store.root}; collect again when that run has ended")
     removed = []
-    for item in [*plan.artifacts, *plan.leftovers]:
+    for item in plan.items:
         with try_lock(store, item.stage, item.fingerprint) as free:
             if free and item.folder.is_dir():
                 _remove(item.folder)

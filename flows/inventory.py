@@ -94,9 +94,9 @@ class Inventory:
         raise ClipScgiError(f"{text!r} names {len(found)} artefacts ({shown}); give more of the fingerprint")
 
 
-def take_inventory(store: ArtifactStore) -> Inventory:
-    """Read every sidecar under the root; no file of an artefact is read."""
-    folders = [path for path in sorted((store.root / "stages").glob("*/*")) if _is_artifact(path)]
+def take_inventory(store: ArtifactStore, stage: str = "*") -> Inventory:
+    """Read every sidecar under the root (or of one stage); no file of an artefact is read."""
+    folders = [path for path in sorted((store.root / "stages").glob(f"{stage}/*")) if _is_artifact(path)]
     entries = [entry for folder in folders if (entry := _read(folder)) is not None]
     return Inventory(store=store, entries=tuple(sorted(entries, key=lambda entry: (entry.created, entry.key))))
 

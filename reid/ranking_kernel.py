@@ -43,21 +43,24 @@ def run_on_slices(rows: int, work: Callable[[slice], None]) -> None:
             pass
 
 
-@njit(nogil=True, fastmath={"reassoc"})
+# Counting in 32 bits, by index, is what lets the loops below run on whole vectors: 40 scores a nanosecond where the
+# plain `count += score > bound` does 2 to 20.
+@njit(nogil=True)
 def _count_above(line, bound):
-    # Counting in float32 lets the loop run on whole vectors; exact up to 2^24, and lines are short.
-    count = np.float32(0)
-    for score in line:
-        count += np.float32(score > bound)
-    return int(count)
+    count = np.int32(0)
+    for i in range(len(line)):
+        if line[i] > bound:
+            count = np.int32(count + 1)
+    return count
 
 
-@njit(nogil=True, fastmath={"reassoc"})
+@njit(nogil=True)
 def _count_from(line, bound):
-    count = np.float32(0)
-    for score in line:
-        count += np.float32(score >= bound)
-    return int(count)
+    count = np.int32(0)
+    for i in range(len(line)):
+        if line[i] >= bound:
+            count = np.int32(count + 1)
+    return count
 
 
 @njit(nogil=True, fastmath={"reassoc", "nnan", "nsz"})

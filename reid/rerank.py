@@ -42,7 +42,8 @@ def rerank_blocks(
 ) -> Iterator[tuple[int, Scores]]:
     """Yield (first query row, re-ranked distances float32 [b, W]) for consecutive blocks of query rows.
 
-    W is G rounded up to whole tiles; the columns from G on hold +inf. Holds the N x D features, k1 + 1 neighbours an image and the sparse V; the array is overwritten for the next block.
+    W is G rounded up to whole tiles; the columns from G on hold +inf. Holds the N x D features, k1 + 1 neighbours an
+    image and the sparse V. The array is overwritten for the next block.
     """
     size = len(queries)
     features = torch.cat([rows.block(0, len(rows))[: len(rows)] for rows in (queries, gallery)])

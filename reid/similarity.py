@@ -92,9 +92,9 @@ def padded_to(rows: int) -> int:
 def similarity_blocks(queries: Rows, gallery: Rows, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Scores]]:
     """Yield (first query row, similarities float32 [b, W]) for consecutive blocks of query rows.
 
-    W is G rounded up to whole tiles; the columns from G on hold -inf, so that they come last in any ranking. Rows are
-    contiguous (the compiled loops need it). The array is the consumer's to change, and is overwritten for the next one. A gallery of up to 512 MiB is read
-    once; a larger one is read again, 8,192 rows at a time, for every block.
+    W is G rounded up to whole tiles; the columns from G on hold -inf, so that they come last in any ranking. The array
+    is contiguous (the compiled loops need it), the consumer's to change, and overwritten for the next block. A gallery
+    of up to 512 MiB is read once; a larger one is read again, 8,192 rows at a time, for every block.
     """
     if queries.dim != gallery.dim:
         raise DataError(f"{queries.name} features have {queries.dim} dimensions and {gallery.name} {gallery.dim}")

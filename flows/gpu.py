@@ -1,0 +1,62 @@
+"""One GPU, one user: stages on CUDA hold a slot of a named limit of the Prefect server; stages on the CPU never wait.
+
+The limit is called ``gpu`` and has one slot. A site with more GPUs raises it: ``prefect gcl update gpu --limit 4``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+LIMIT: Final = "gpu"
+_LEASE_SECONDS: Final = 300.0
+_LOG = logging.getLogger(__name__)
+
+
+def uses_gpu(device: str) -> bool:
+    """Say whether a stage set to `device` (auto, cpu, cuda or cuda:N) will run on a GPU of this machine."""
+    if device == "auto":
+        import torch
+
+        return torch.cuda.is_available()
+    return device.startswith("cuda")
+
+
+@contextmanager
+def gpu_slot(device: str) -> Iterator[None]:
+    """Hold the GPU while the block runs, waiting for whoever has it; at once where `device` means the CPU.
+
+    A process that dies gives the slot back when its lease ends, after at most five minutes. A server that restarts
+    meanwhile does not stop the work: the lease is renewed when it is back.
+    """
+    if not uses_gpu(device):
+        yield
+        return
+    from prefect.concurrency.sync import concurrency
+
+    ensure_limit()
+    _LOG.info("waiting for the GPU (limit %r)", LIMIT)
+    with concurrency(LIMIT, occupy=1, strict=True, lease_duration=_LEASE_SECONDS, raise_on_lease_renewal_failure=False):
+        yield
+
+
+def ensure_limit(slots: int = 1) -> None:
+    """Create the limit with `slots` slots unless the server has it already; a value set by a person stays."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(LIMIT)
+        except ObjectNotFound:
+            try:
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=slots))
+            except ObjectAlreadyExists:
+                _LOG.debug("another process has just created the limit %r", LIMIT)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != 409:
+                    raise
+                _LOG.debug("another process has just created the limit %r", LIMIT)
