@@ -68,7 +68,7 @@ def _ingredients(images: ArtifactRef, captioner: Captioner, config: CaptionConfi
     return {
         "stage_version": STAGE_VERSION,
         "schema_version": SCHEMA_VERSION,
-        "images": images.content,
+        "images": images.digests_of("images.parquet"),
         "captioner": captioner.fingerprint,
         "model": [captioner.model_id, captioner.model_revision],
         "template_id": config.prompt_template.id,

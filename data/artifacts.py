@@ -42,8 +42,8 @@ _REREAD_BYTES: Final = 64 << 20
 class ArtifactRef:
     """A small reference to one finished artefact; this is what stages and tasks exchange.
 
-    stage: name of the stage that made it. fingerprint: digest of its ingredients. content: digest of its files, the
-    ingredient that later stages use. path: absolute folder.
+    stage: name of the stage that made it. fingerprint: digest of its ingredients. content: digest of its files; later
+    stages depend on it, or on `digests_of` the files they read. path: absolute folder.
     """
 
     stage: str
@@ -59,6 +59,11 @@ class ArtifactRef:
     def to_json(self) -> dict[str, str]:
         """Return the plain fields; `ArtifactRef(**fields)` is the way back."""
         return asdict(self)
+
+    def digests_of(self, *names: str) -> dict[str, str]:
+        """Return name -> sha256 of some files of this artefact: what a stage that reads only these depends on."""
+        files = read_json(self.folder / SIDECAR)["files"]
+        return {name: files[name]["sha256"] for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class Entry:
     """One artefact on disk.
 
     content: digest of its files, "" where the sidecar is damaged. size: bytes. created: when it was sealed. used: when
-    its folder was last touched, never before `created`. digests: every digest named in its ingredients. label: the
+    its folder was last touched, never before `created`. files: `content` and the digest of each file. digests: every digest named in its ingredients. label: the
     recipe or data set it names, "" where it names none. state: incomplete when some input could not be read while it
     was made.
     """
@@ -38,6 +38,7 @@ class Entry:
     size: int
     created: datetime
     used: datetime
+    files: frozenset[str]
     digests: frozenset[str]
     label: str
     state: State
@@ -77,7 +78,7 @@ class Inventory:
                 found[entry.key] = entry
                 todo += self.uses(entry)
         kept = list(found.values())
-        named = frozenset[str]().union(*(entry.digests | {entry.content, entry.fingerprint} for entry in kept))
+        named = frozenset[str]().union(*(entry.digests | entry.files | {entry.fingerprint} for entry in kept))
         named |= {order for entry in kept if (order := _image_order(entry))}
         # By-products are named by nobody: one belongs to a run when both name the same weights, images or captions.
         helpers = {entry.key for entry in self.entries if entry.is_helper and entry.digests & named}
@@ -147,7 +148,7 @@ def _is_artifact(path: Path) -> bool:
 
 
 def _names(entry: Entry, other: Entry) -> bool:
-    return other.fingerprint in entry.digests or (bool(other.content) and other.content in entry.digests)
+    return other.fingerprint in entry.digests or not other.files.isdisjoint(entry.digests)
 
 
 def _read(folder: Path) -> Entry | None:
@@ -159,10 +160,11 @@ def _read(folder: Path) -> Entry | None:
     try:
         sidecar = read_json(folder / SIDECAR)
         content, ingredients = str(sidecar["content"]), dict(sidecar["ingredients"])
+        files = frozenset({content} | {entry["sha256"] for entry in sidecar["files"].values()})
         created = datetime.fromisoformat(sidecar["created"])
         state: State = "finished" if sidecar["fingerprint"] == folder.name else "incomplete"
     except (DataError, OSError, KeyError, TypeError, ValueError):
-        content, ingredients, created, state = "", {}, touched, "damaged"
+        content, files, ingredients, created, state = "", frozenset(), {}, touched, "damaged"
     return Entry(
         stage=folder.parent.name,
         fingerprint=folder.name,
@@ -170,6 +172,7 @@ def _read(folder: Path) -> Entry | None:
         content=content,
         size=folder_size(folder),
         created=created,
+        files=files,
         used=max(created, touched),
         digests=frozenset(_digests(ingredients)),
         label=_label(ingredients),

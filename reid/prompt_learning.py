@@ -76,7 +76,7 @@ def learned_texts(
 ) -> Tensor:
     """Return the prompt features [C, D] of all identities, learning them unless this has been done before."""
     ingredients = {
-        "images": images.content,
+        "images": images.digests_of("images.parquet"),
         "config": config.prompts.identity(),
         "backbone": config.backbone.identity(),
         "weights": weights_identity(store, config.backbone, config.seed),

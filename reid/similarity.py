@@ -70,15 +70,16 @@ class Rows:
             padded[: stop - start] = self._features.detach()[index].float()
         else:
             padded[: stop - start] = torch.from_numpy(np.asarray(self._features[rows], dtype=np.float32))
-        self._check(padded, start)
-        return padded if self._unit else torch.nn.functional.normalize(padded, dim=1, eps=1e-12)
+        norms = torch.linalg.vector_norm(padded, dim=1)
+        self._check(norms, start)
+        return padded if self._unit else padded.div_(norms.clamp_min_(1e-12)[:, None])
 
-    def _check(self, block: Tensor, start: int) -> None:
-        # One sum finds any NaN or infinity; only then is the row looked for.
-        if torch.isfinite(block.sum(dtype=torch.float64)):
+    def _check(self, norms: Tensor, start: int) -> None:
+        bad = (~torch.isfinite(norms)).nonzero()
+        if not len(bad):
             return
-        bad = int((~torch.isfinite(block).all(dim=1)).nonzero()[0])
-        row = start + bad if self._keep is None else int(self._keep[start + bad])
+        place = start + int(bad[0])
+        row = place if self._keep is None else int(self._keep[place])
         raise DataError(
             f"{self.name} features hold NaN or infinity, first in row {row}; the model that made them diverged"
         )

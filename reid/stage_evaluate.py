@@ -42,7 +42,7 @@ def evaluate_ingredients(
     """Return what the results depend on."""
     return {
         "images": images.content,
-        "model": model.content,
+        "model": model.digests_of("model.safetensors", "config.json"),
         "config": config.identity(),
         "version": STAGE_VERSION,
     }

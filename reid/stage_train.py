@@ -44,7 +44,7 @@ def train_ingredients(
         WeightsError: the backbone's weights are not to be had.
     """
     return {
-        "images": images.content,
+        "images": images.digests_of("images.parquet"),
         "captions": captions.content if captions is not None and config.reads_captions else None,
         "config": config.identity(),
         "weights": weights_identity(store, config.backbone, config.seed),
