@@ -60,7 +60,7 @@ def load_llava(config: CaptionConfig) -> Llava:
                 device_map={"": device},
                 use_safetensors=True,
                 local_files_only=True,
-                attn_implementation="sdpa",
+                # SDPA attention is transformers' default wherever a part of the model has it.
                 quantization_config=quantization_settings(config.quantization, dtype),
             )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)

@@ -11,11 +11,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from captioning.captioner import TINY_FOLDER
+from captioning.config import TINY, CaptionConfig
+from captioning.tiny_llava_measure import measure, table, write_card
 from captioning.tiny_llava_train import Plan, Training
+from data.files import read_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,12 +35,34 @@ def main(argv: list[str] | None = None) -> None:
             folder=args.out,
             pool=args.pool or args.out / "pool",
             minutes=args.minutes,
-            share=args.share,
             seed=args.seed,
             capacity=args.people,
             workers=args.workers,
         )
         Training(plan).run()
+        return
+    config = CaptionConfig(
+        model=str(args.weights or TINY), dtype="float32", decoding=args.decoding, framing=args.framing
+    )
+    scores, frame = measure(config, args.images)
+    sys.stdout.write(f"{table(scores)}\n")
+    if args.card:
+        facts = {"images": args.images, **_facts(read_json(args.training), args.weights or TINY_FOLDER)}
+        write_card(args.card, scores, frame, facts)
+
+
+def _facts(training: dict[str, Any], weights: Path) -> dict[str, object]:
+    """Return what the model card says of the making."""
+    with safe_open(weights / "model.safetensors", "pt") as tensors:
+        parameters = sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118 - not a mapping
+    steps = ", ".join(f"{name} {count}" for name, count in training["steps"].items())
+    return {
+        "parameters": parameters / 1e6,
+        "command": f"python -m captioning.tiny_llava train --out DIR --minutes {training['minutes']:g}",
+        "made": f"Steps of {training['batch']} images: {steps}; {training['minutes']:g} minutes on two cores shared "
+        f"with other work. The images came from a pool of {training['people']}, shown again and again, augmented.",
+        "seed": training["seed"],
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,11 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; the result goes to OUT/final")
     train.add_argument("--pool", type=Path, help="folder of the drawn images (default OUT/pool, 1.5 GB)")
     train.add_argument("--minutes", type=float, default=50.0, help="time budget of the training steps")
-    train.add_argument("--share", type=float, default=0.55, help="part of the budget for the vision tower alone")
     train.add_argument("--people", type=int, default=60_000, help="images in the pool")
     train.add_argument("--workers", type=int, default=1, help="processes that draw images")
     train.add_argument("--seed", type=int, default=20_260_000, help="seed of stream, weights and augmentation")
-    train.add_argument("--threads", type=int, default=2, help="torch threads")
+    judge = commands.add_parser("measure", help="accuracy per slot on unseen people")
+    judge.add_argument("--images", type=int, default=2000, help="about how many images to caption")
+    judge.add_argument("--weights", type=Path, help="a model folder (default: the embedded model)")
+    judge.add_argument("--decoding", choices=["free", "slots"], default="free", help="how to write captions")
+    judge.add_argument("--framing", choices=["pad", "stretch", "center_crop"], default="pad", help="how to frame crops")
+    judge.add_argument("--card", type=Path, help="write the model card here")
+    judge.add_argument("--training", type=Path, help="training.json of the run, for the card")
+    for command in (train, judge):
+        command.add_argument("--threads", type=int, default=2, help="torch threads")
     return parser
 
 

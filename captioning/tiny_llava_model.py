@@ -1,8 +1,11 @@
-"""The embedded default captioner: LLaVA-1.5's own classes in miniature, with a tokenizer of its own.
+"""The embedded default captioner: transformers' own LLaVA in miniature, with a tokenizer of its own.
 
-Nothing here is special to the tiny model but its size, so whatever loads `llava-hf/llava-1.5-7b-hf` loads it too.
+`LlavaForConditionalGeneration` and `LlavaProcessor` are those of LLaVA-1.5, so what loads `llava-hf/llava-1.5-7b-hf`
+loads this one too. Only the vision tower is of another kind: transformers' LeViT, whose first layers are convolutions.
+A CLIP ViT of the same size, trained from nothing on two CPU cores, told 46 % of the bags apart after 25 minutes; plain
+convolutions told 90 % after four.
 
-Shape legend: B batch, L tokens, D width of the vision tower, T width of the language model.
+Shape legend: B batch, L tokens, D width of the vision tower.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from typing import Final
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessor,
-    CLIPVisionConfig,
     GenerationConfig,
+    LevitConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -26,6 +29,8 @@ IMAGE_SIZE: Final = 128
 """Side of the square input in pixels: a 64 x 128 crop fits without resizing."""
 PATCH_SIZE: Final = 16
 """Side of a patch in pixels: 64 patches, of which a 1:2 crop fills the middle 32."""
+WIDTH: Final = 192
+"""Width of the vision tower."""
 MAX_POSITIONS: Final = 1024
 """Longest text, image tokens included."""
 
@@ -68,15 +73,18 @@ def build_tokenizer(
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    """Return the architecture: a 6-layer vision tower of width 192 and a 3-layer Llama of width 128."""
-    vision = CLIPVisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=6,
+    """Return the architecture: 4 convolutions and 3 attention blocks of width 192, and a 3-layer Llama of width 128."""
+    vision = LevitConfig(
         image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        projection_dim=192,
+        patch_size=PATCH_SIZE,  # what its four convolutions of stride 2 amount to
+        hidden_sizes=[WIDTH, WIDTH],
+        hidden_size=WIDTH,  # where LLaVA looks for it
+        depths=[3],
+        num_attention_heads=[6],
+        key_dim=[16],
+        attention_ratio=[2],
+        mlp_ratio=[2],
+        down_ops=[[""]],  # one stage: all 64 patches are kept
     )
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in _SPECIAL}
     text = LlamaConfig(
@@ -97,9 +105,8 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         text_config=text,
         image_token_index=ids["<image>"],
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        # Trained on this very task, the last layer is the best one; CLIP's last but one matters for CLIP's own loss.
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full",  # there is no class token to drop
         tie_word_embeddings=True,
     )
 
@@ -124,7 +131,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         image_processor=images,
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
         image_token="<image>",
     )

@@ -1,10 +1,11 @@
 # ruff: noqa: N803, N806 - shape suffixes are upper case
-"""Training of the tiny LLaVA on two CPU cores within a time budget, in two stages.
+"""Training of the tiny LLaVA on two CPU cores within a time budget, in three stages.
 
-(a) The vision tower learns the slots through throw-away heads: one learnt query a slot looks over the patches, a
-    linear layer classifies. This is several times faster than learning to see through the language model. The padding
-    beside a 1:2 crop is left out here.
-(b) The whole LLaVA learns to write the caption of what is visible, with the loss on the answer alone.
+(a) The convolutions learn the slots through a throw-away head, on crops without padding: the fastest way to see.
+(b) The whole vision tower learns them through heads that any mixture of its patches must serve, and which part of the
+    person each point shows; the padding comes in.
+(c) Projector and language model learn to write the caption of what is visible; the tower stands still, and the loss is
+    on the answer alone.
 
 Learning rates follow the clock, not the step count, so that a run always ends with a finished cosine.
 
@@ -28,7 +29,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from captioning.templates import builtin_templates, compose, get_template
-from captioning.tiny_llava_data import CLASSES, Pool, augment, caption_of, frame, normalise
+from captioning.tiny_llava_data import CLASSES, HEIGHT, WIDTH, Pool, augment, caption_of, frame, normalise
 from captioning.tiny_llava_model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor, build_tokenizer
 from data.files import read_json, write_json
 from data.slots import NONE, SLOTS, VOCABULARY
@@ -38,59 +39,49 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 _POINTS: Final = 4  # per side of a patch
 _PARTS: Final = 14  # of data.synthetic_drawing, with the background
-_PARTS_WEIGHT: Final = 4.0
-_COLUMNS: Final = slice(2, 6)  # the patch columns that a 1:2 crop fills
-_CROPS_ALONE: Final = 0.75  # of stage (a): then padding comes in
+_SIZES: Final = [len(CLASSES[slot]) for slot in SLOTS]
+_STAGES: Final = (("crops", 0.2), ("tower", 0.6), ("caption", 1.0))  # with the part of the budget at which each ends
 _SAVE_SECONDS: Final = 120.0
-_CHECK_SECONDS: Final = 150.0
+_CHECK_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One training run. minutes: time budget of both stages; share: part of it that stage (a) gets."""
+    """One training run. minutes: time budget of all stages together."""
 
     folder: Path
     pool: Path
     minutes: float
-    share: float = 0.55
     seed: int = 20_260_000
     capacity: int = 60_000
     workers: int = 1
 
 
-class SlotHeads(nn.Module):
-    """The throw-away heads of stage (a).
-
-    Slots are read by a linear layer from the mean patch, so that any mixture of patches tells them. Each patch also
-    says which part of the person 4 x 4 points in it show: a dense lesson without which bags and hair take hours.
-    """
+class Heads(nn.Module):
+    """The throw-away heads of stages (a) and (b)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        patches = (HEIGHT // PATCH_SIZE) * (WIDTH // PATCH_SIZE)
+        classes = sum(_SIZES)
+        self.crop = nn.Sequential(
+            nn.Flatten(), nn.Linear(patches * width, 256), nn.ReLU(), nn.Dropout(0.2), nn.Linear(256, classes)
+        )
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleList(nn.Linear(width, len(CLASSES[slot])) for slot in SLOTS)
+        self.mean = nn.Linear(width, classes)
         self.points = nn.Linear(width, _POINTS * _POINTS * _PARTS)
 
-    def forward(self, features_BPD: torch.Tensor) -> list[torch.Tensor]:
-        """Return one logits tensor [B, classes] per slot."""
-        pooled_BD = self.norm(features_BPD).mean(dim=1)
-        return [head(pooled_BD) for head in self.heads]
+    def from_crop(self, patches_BPD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return one logits tensor [B, classes] per slot, from the patches of a crop in their places."""
+        return self.crop(patches_BPD).split(_SIZES, dim=-1)
+
+    def from_mean(self, features_BPD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the same from the mean patch."""
+        return self.mean(self.norm(features_BPD).mean(dim=1)).split(_SIZES, dim=-1)
 
     def parts(self, features_BPD: torch.Tensor) -> torch.Tensor:
         """Return the logits of the part at each point of each patch [B, P, 4, 4, parts]."""
         return self.points(self.norm(features_BPD)).unflatten(-1, (_POINTS, _POINTS, _PARTS))
-
-
-def encode_crops(tower: Any, pixels_B3HW: torch.Tensor) -> torch.Tensor:
-    """Return the last hidden states [B, P, D] of unpadded crops, at the places they have in the padded square."""
-    per_side = IMAGE_SIZE // PATCH_SIZE
-    grid = torch.arange(per_side * per_side).view(per_side, per_side)[:, _COLUMNS].flatten()
-    embeddings = tower.embeddings
-    patches_BPD = embeddings.patch_embedding(pixels_B3HW).flatten(2).transpose(1, 2)
-    tokens = torch.cat([embeddings.class_embedding.expand(len(patches_BPD), 1, -1), patches_BPD], dim=1)
-    places = embeddings.position_embedding(torch.cat([torch.zeros(1, dtype=torch.long), grid + 1]))
-    hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(tokens + places)).last_hidden_state
-    return hidden[:, 1:]
 
 
 class Writer:
@@ -156,9 +147,10 @@ class Training:
         torch.manual_seed(plan.seed)  # only the weights are drawn from it, in this process of our own
         self.model: LlavaForConditionalGeneration = build_model(self.tokenizer)
         self.tower: Any = self.model.model.vision_tower
-        self.heads = SlotHeads(self.model.config.vision_config.hidden_size)
+        self.heads = Heads(self.model.config.vision_config.hidden_size)
         self.writer = Writer(self.tokenizer, self.model.config.image_seq_length)
         self.elapsed = 0.0
+        self.steps = {name: 0 for name, _ in _STAGES}
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.rng = np.random.default_rng(plan.seed)
         self._resume()
@@ -171,29 +163,35 @@ class Training:
         self.pool.fill_in_background(self.plan.workers)
         while self.pool.ready < min(4000, self.pool.capacity):
             time.sleep(1)
-        budget = 60 * self.plan.minutes
-        self._stage("vision", 0.0, budget * self.plan.share)
-        self._stage("caption", budget * self.plan.share, budget)
+        start = 0.0
+        for name, share in _STAGES:
+            end = 60 * self.plan.minutes * share
+            self._stage(name, start, end)
+            start = end
         save_model(self.model, build_processor(self.tokenizer), self.plan.folder / "final")
+        facts = {"minutes": self.plan.minutes, "seed": self.plan.seed, "people": self.plan.capacity}
+        write_json(self.plan.folder / "training.json", facts | {"steps": self.steps, "batch": BATCH})
 
     def _stage(self, name: str, start: float, end: float) -> None:
         if self.elapsed >= end:
             return
-        vision = name == "vision"
-        optimizer = self._optimizer(vision)
+        losses_of = {"crops": self._crops_loss, "tower": self._tower_loss, "caption": self._caption_loss}
+        self.tower.train(name != "caption")
+        optimizer = self._optimizer(name)
         step, saved, checked, losses = 0, time.monotonic(), time.monotonic(), []
         while self.elapsed < end:
             begun = time.monotonic()
             factor = min(1.0, (step + 1) / 200) * cosine((self.elapsed - start) / (end - start))
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            loss = self._vision_loss((self.elapsed - start) / (end - start)) if vision else self._caption_loss()
+            loss = losses_of[name]()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
             optimizer.step()
             losses.append(loss.item())
             step += 1
+            self.steps[name] += 1
             self.elapsed += time.monotonic() - begun
             if time.monotonic() - checked > _CHECK_SECONDS:
                 self._report(name, step, losses)
@@ -204,33 +202,34 @@ class Training:
         self._report(name, step, losses)
         self._save()
 
-    def _optimizer(self, vision: bool) -> torch.optim.Optimizer:
-        if vision:
-            return _adamw([*self.tower.parameters(), *self.heads.parameters()], 1e-3)
+    def _optimizer(self, name: str) -> torch.optim.Optimizer:
+        if name == "crops":
+            return _adamw([*self.tower.patch_embeddings.parameters(), *self.heads.parameters()], 2e-3)
+        if name == "tower":
+            return _adamw([*self.tower.parameters(), *self.heads.parameters()], 1.5e-3)
         seen = {id(p) for p in self.tower.parameters()}
         return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3)
 
-    def _vision_loss(self, done: float) -> torch.Tensor:
+    def _crops_loss(self) -> torch.Tensor:
+        batch = self.pool.batch(BATCH, self.rng)
+        pixels, _ = augment(batch, self.generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            patches = self.tower.patch_embeddings(pixels)
+        return _slots_loss(self.heads.from_crop(patches.float()), batch.labels)
+
+    def _tower_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)
         pixels, parts = augment(batch, self.generator)
-        crops = done < _CROPS_ALONE
         with torch.autocast("cpu", torch.bfloat16):
-            if crops:
-                features = encode_crops(self.tower, pixels)
-            else:
-                features = self.tower(frame(pixels, self.generator)).last_hidden_state[:, 1:]
-        features = features.float()
-        labels = batch.labels
-        loss = torch.stack([F.cross_entropy(out, labels[:, i]) for i, out in enumerate(self.heads(features))]).sum()
-        if crops:  # a widened or squeezed crop has its points elsewhere
-            loss = loss + _PARTS_WEIGHT * self._parts_loss(features, parts)
-        return loss
+            features = self.tower(frame(pixels)).last_hidden_state.float()
+        return _slots_loss(self.heads.from_mean(features), batch.labels) + self._parts_loss(features, parts)
 
     def _parts_loss(self, features_BPD: torch.Tensor, parts_BHW: torch.Tensor) -> torch.Tensor:
-        rows, columns = parts_BHW.shape[1] // _POINTS, parts_BHW.shape[2] // _POINTS
-        target = parts_BHW.view(-1, rows, _POINTS, columns, _POINTS).transpose(2, 3)
-        logits = self.heads.parts(features_BPD)
-        return F.cross_entropy(logits.flatten(0, -2), target.flatten())
+        side = (IMAGE_SIZE - WIDTH) // 2 * _POINTS // PATCH_SIZE
+        square = F.pad(parts_BHW, (side, side))
+        patches = IMAGE_SIZE // PATCH_SIZE
+        target = square.view(-1, patches, _POINTS, patches, _POINTS).transpose(2, 3)
+        return F.cross_entropy(self.heads.parts(features_BPD).flatten(0, -2), target.flatten())
 
     def _caption_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)
@@ -240,7 +239,7 @@ class Training:
         prompt_BL = self.writer.draw(self.rng).expand(BATCH, -1)
         ids = torch.cat([prompt_BL, answers_BA], dim=1)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            features = self.tower(pixels).last_hidden_state[:, 1:].float()
+            features = self.tower(pixels).last_hidden_state.float()
         image_embeds = self.model.model.multi_modal_projector(features)
         embeds = self.model.get_input_embeddings()(ids)
         places = (ids == self.model.config.image_token_index).unsqueeze(-1)
@@ -253,21 +252,26 @@ class Training:
     @torch.inference_mode()
     def _report(self, name: str, step: int, losses: list[float]) -> None:
         recent = losses[-100:]
-        right = self._heads_right() if name == "vision" else self._captions_right()
+        self.tower.eval()
+        self.heads.eval()
+        right = self._captions_right() if name == "caption" else self._heads_right(name)
+        self.tower.train(name != "caption")
+        self.heads.train()
         table = " ".join(f"{slot}={value:.3f}" for slot, value in zip(SLOTS, right, strict=True))
         log.info(
             "%s %.1f min step %d loss %.4f pool %d | %s",
             name, self.elapsed / 60, step, sum(recent) / len(recent), self.pool.ready, table,
         )  # fmt: skip
 
-    def _heads_right(self) -> list[float]:
+    def _heads_right(self, name: str) -> list[float]:
         batch = self.unseen.take(slice(None))
-        images, labels = batch.images, batch.labels
-        logits = self.heads(self.tower(frame(normalise(images))).last_hidden_state[:, 1:])
-        return [
-            accuracy(labels[:, i], out.argmax(dim=-1), slot)
-            for i, (slot, out) in enumerate(zip(SLOTS, logits, strict=True))
-        ]
+        pixels = normalise(batch.images)
+        if name == "crops":
+            logits = self.heads.from_crop(self.tower.patch_embeddings(pixels))
+        else:
+            logits = self.heads.from_mean(self.tower(frame(pixels)).last_hidden_state)
+        pairs = zip(SLOTS, logits, strict=True)
+        return [accuracy(batch.labels[:, i], out.argmax(dim=-1), slot) for i, (slot, out) in enumerate(pairs)]
 
     def _captions_right(self) -> list[float]:
         batch = self.unseen.take(slice(256))
@@ -299,7 +303,7 @@ class Training:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != "lm_head.weight"}
         tensors |= {f"heads.{k}": v for k, v in self.heads.state_dict().items()}
         save_file({k: v.contiguous() for k, v in tensors.items()}, self.plan.folder / "checkpoint.safetensors")
-        write_json(self.plan.folder / "checkpoint.json", {"elapsed": self.elapsed, "minutes": self.plan.minutes})
+        write_json(self.plan.folder / "checkpoint.json", {"elapsed": self.elapsed, "steps": self.steps})
 
     def _resume(self) -> None:
         state = self.plan.folder / "checkpoint.json"
@@ -307,11 +311,16 @@ class Training:
             return
         tensors = load_file(self.plan.folder / "checkpoint.safetensors")
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
-        self.heads.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("heads.")}, strict=False)
+        self.heads.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("heads.")})
         self.elapsed = float(read_json(state)["elapsed"])
+        self.steps = dict(read_json(state)["steps"])
         self.generator.manual_seed(self.plan.seed + int(self.elapsed))
         self.rng = np.random.default_rng(self.plan.seed + int(self.elapsed))
         log.info("going on after %.1f minutes", self.elapsed / 60)
+
+
+def _slots_loss(logits: tuple[torch.Tensor, ...], labels_BS: torch.Tensor) -> torch.Tensor:
+    return torch.stack([F.cross_entropy(out, labels_BS[:, i]) for i, out in enumerate(logits)]).sum()
 
 
 def _adamw(parameters: list[nn.Parameter], peak: float) -> torch.optim.Optimizer:

@@ -43,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("recipe", metavar="RECIPE")
         verb.set_defaults(until=stage)
 
+    search = commands.add_parser(
+        "search", parents=[shared], help="find people by a sentence or an image"
+    )
+    search.add_argument("recipe", metavar="RECIPE")
+    search.add_argument("query", metavar="QUERY", help="a sentence, or the path of an image")
+    search.add_argument("--top", type=int, default=10, help="number of images (default 10)")
+
     commands.add_parser("recipes", help="list the recipes")
     show = commands.add_parser("show", parents=[shared], help="print every setting of a recipe as JSON")
     show.add_argument("recipe", metavar="RECIPE")
@@ -59,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return commands.list_recipes()
         if arguments.command == "show":
             return commands.show_recipe(arguments.recipe, arguments.overrides)
+        if arguments.command == "search":
+            return commands.search_gallery(
+                arguments.recipe, arguments.overrides, home=arguments.home, query=arguments.query, top=arguments.top
+            )
         return commands.run_recipe(
             arguments.recipe,
             arguments.overrides,

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from data.artifacts import ArtifactStore
 from data.files import read_json
-from flows.recipes import RECIPES, build_recipe
+from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.summary import RunSummary, StageName
 from flows.terminal import results_table
 
@@ -35,14 +37,43 @@ def run_recipe(name: str, overrides: Sequence[str], *, home: Path | None, until:
     """Run the flow on one recipe and say where the results lie."""
     recipe = build_recipe(name, overrides)
     store = ArtifactStore(home) if home else ArtifactStore.default()
+    console = Console()
+    console.print(f"[bold]clip-scgi {name}[/]: artefacts in {store.root}", highlight=False, soft_wrap=True)
+    show_results(console, _run(recipe, store, until, reread=reread))
+    return 0
+
+
+def _run(recipe: Recipe, store: ArtifactStore, until: StageName, *, reread: bool = False) -> RunSummary:
     prepare_prefect(store.root)
     # Prefect reads its settings when it is first imported.
     from flows.pipeline import caption_and_train
 
-    console = Console()
-    console.print(f"[bold]clip-scgi {name}[/]: artefacts in {store.root}", highlight=False)
-    summary = RunSummary.model_validate(caption_and_train(recipe, home=str(store.root), until=until, reread=reread))
-    show_results(console, summary)
+    return RunSummary.model_validate(caption_and_train(recipe, home=str(store.root), until=until, reread=reread))
+
+
+def search_gallery(name: str, overrides: Sequence[str], *, home: Path | None, query: str, top: int) -> int:
+    """Print the gallery images nearest to a sentence, or to an image if `query` is the path of a file."""
+    recipe = build_recipe(name, overrides)
+    store = ArtifactStore(home) if home else ArtifactStore.default()
+    summary = _run(recipe, store, "train")
+    root = Path(summary["index"].images_root or "")
+    from reid.search import search
+
+    hits = search(
+        store,
+        images=summary["index"].artifact,
+        model=summary["train"].artifact,
+        images_root=root,
+        query=Path(query) if Path(query).is_file() else query,
+        top=top,
+        device=recipe.evaluate.device,
+    )
+    table = Table(title=Text(f"gallery images nearest to: {query}"), title_justify="left")
+    for column in ("rank", "similarity", "pid", "camera", "image"):
+        table.add_column(column, justify="left" if column == "image" else "right")
+    for hit in hits:
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), str(hit.camid), Text(str(root / hit.path)))
+    Console().print(table)
     return 0
 
 
@@ -66,7 +97,7 @@ def prepare_prefect(root: Path) -> None:
 
 def show_results(console: Console, summary: RunSummary) -> None:
     """Print the table of results, where the artefacts lie, and how to look at them."""
-    evaluation, captions, page = (summary.stage(name) for name in ("evaluate", "caption", "report"))
+    evaluation, captions, page = (summary.find(name) for name in ("evaluate", "caption", "report"))
     if evaluation is not None:
         console.print(results_table(read_json(evaluation.artifact.folder / "metrics.json")))
     console.print(f"stages took {summary.seconds:.1f} s together", highlight=False)

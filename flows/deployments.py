@@ -11,13 +11,13 @@ from datetime import timedelta
 from typing import Any, Final
 
 from prefect import serve
-from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger, EventTrigger, Posture
 from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
@@ -136,7 +136,7 @@ def ensure_pool(name: str) -> None:
                 return
 
 
-def crash_automation(within: timedelta = CRASHED_AFTER) -> Automation:
+def crash_automation(within: timedelta = CRASHED_AFTER) -> AutomationCore:
     """Return the automation that marks a run crashed when its heartbeats stop without a final state.
 
     A worker that loses power says nothing; without this its run would be Running for ever and, with a concurrency
@@ -144,7 +144,7 @@ def crash_automation(within: timedelta = CRASHED_AFTER) -> Automation:
     ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` (seconds) is set, as it is in the deployments made here.
     """
     ends = {"Completed", "Failed", "Cancelled", "Crashed"}
-    return Automation(
+    return AutomationCore(
         name=_ZOMBIES,
         description="The process that ran it is gone. Run the deployment again: finished stages are found, not redone.",
         trigger=EventTrigger(

@@ -26,9 +26,9 @@ class Entry:
     """One artefact on disk.
 
     content: digest of its files, "" where the sidecar is damaged. size: bytes. created: when it was sealed. used: when
-    its folder was last touched, never before `created`. files: `content` and the digest of each file. digests: every digest named in its ingredients. label: the
-    recipe or data set it names, "" where it names none. state: incomplete when some input could not be read while it
-    was made.
+    its folder was last touched, never before `created`. files: `content` and the digest of each file. digests: every
+    digest named in its ingredients. label: the recipe or data set it names, "" where it names none. state: incomplete
+    when some input could not be read while it was made.
     """
 
     stage: str

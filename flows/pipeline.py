@@ -204,6 +204,7 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool) -> Iterator[Stag
         seconds=time.perf_counter() - started,
         note=found["note"],
         ref=found["ref"],
+        images_root=images_root,
     )
 
     step = _run(

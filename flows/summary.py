@@ -25,6 +25,8 @@ class StageRun(Config):
     """What it did, in a few words: "1 caption generated, 799 reused"."""
     ref: dict[str, str]
     """The artefact (fields of `data.artifacts.ArtifactRef`)."""
+    images_root: str | None = None
+    """Of the index stage: the absolute folder that the image paths are relative to."""
 
     @property
     def artifact(self) -> ArtifactRef:
@@ -40,9 +42,16 @@ class RunSummary(Config):
     stages: list[StageRun]
     """The stages in the order in which they ran."""
 
-    def stage(self, name: str) -> StageRun | None:
+    def find(self, name: str) -> StageRun | None:
         """Return the stage `name`, or None when the run ended before it."""
         return next((stage for stage in self.stages if stage.stage == name), None)
+
+    def __getitem__(self, name: str) -> StageRun:
+        """Return the stage `name`; KeyError when the run ended before it."""
+        found = self.find(name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     @property
     def seconds(self) -> float:

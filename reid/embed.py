@@ -17,7 +17,8 @@ from data.progress import ProgressFn, silent
 from reid.augment import normalise
 from reid.loading import load_batches
 
-Encoder = Callable[[Tensor], Tensor]
+Encoder = Callable[..., Tensor]
+"""(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; see reid.tasks.Encoder."""
 FeatureRows = NDArray[np.float32]
 
 
@@ -30,6 +31,7 @@ def embed(
     device: torch.device | str,
     mean: Sequence[float],
     std: Sequence[float],
+    cameras: Tensor | None = None,
     flip: bool = False,
     dtype: torch.dtype = torch.float32,
     out: Path | None = None,
@@ -45,6 +47,7 @@ def embed(
         batch_size: images encoded at a time; changes no result beyond rounding.
         device: where `encode` works.
         mean, std: of pixels in 0..1, per channel.
+        cameras: camera numbers of the wanted images, [N], for encoders that take them (``Task.camera_numbers``).
         flip: average with the features of the mirrored image, before any normalisation.
         dtype: bfloat16 or float16 runs `encode` under autocast.
         out: a .npy file to stream the features to; the result is then its memory map.
@@ -56,7 +59,8 @@ def embed(
     batches = (indices[start : start + batch_size] for start in starts)
     for start, pixels_BCHW in zip(starts, load_batches(pixels, batches, device), strict=True):
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            rows_BD = _encode(encode, normalise(pixels_BCHW, mean, std), flip)
+            more = () if cameras is None else (cameras[start : start + len(pixels_BCHW)].to(device),)
+            rows_BD = _encode(encode, normalise(pixels_BCHW, mean, std), more, flip)
         if features is None:
             features = _allocate(len(indices), rows_BD.shape[1], out)
         features[start : start + len(rows_BD)] = rows_BD.cpu().numpy()
@@ -64,9 +68,9 @@ def embed(
     return _allocate(0, 0, None) if features is None else features
 
 
-def _encode(encode: Encoder, images_BCHW: Tensor, flip: bool) -> Tensor:
-    features_BD = encode(images_BCHW).float()
-    return (features_BD + encode(images_BCHW.flip(3)).float()) / 2 if flip else features_BD
+def _encode(encode: Encoder, images_BCHW: Tensor, more: tuple[Tensor, ...], flip: bool) -> Tensor:
+    features_BD = encode(images_BCHW, *more).float()
+    return (features_BD + encode(images_BCHW.flip(3), *more).float()) / 2 if flip else features_BD
 
 
 def _allocate(rows: int, width: int, out: Path | None) -> FeatureRows:

@@ -170,10 +170,12 @@ def _features(job: _Job, task: Task, mode: str, out: Path, progress: ProgressFn)
 
     from reid.embed import embed
 
+    query, gallery = job.rows.query, job.rows.gallery
     return embed(
         task.encoders()[mode],
         load_pixels(job.pixels),
-        np.concatenate([job.rows.query.position, job.rows.gallery.position]),
+        np.concatenate([query.position, gallery.position]),
+        cameras=task.camera_numbers(np.concatenate([query.camid, gallery.camid]).tolist()),
         batch_size=job.config.batch_size,
         device=job.device,
         mean=task.preprocess.mean,

@@ -252,7 +252,7 @@ assert not heavy, heavy
 
 
 def _caption_in_child(home: str, images: dict[str, str], root: str, settings: str) -> None:
-    import captioning.stage as stage
+    from captioning import stage
 
     stage._FLUSH_ROWS = 4  # so that a kill finds some shards written
     caption(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("flow")
 
 
 @pytest.fixture(scope="module")
-def server():
+def prefect_server():
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
@@ -154,7 +154,7 @@ def test_without_a_server_the_message_says_how_to_get_one(monkeypatch):
         commands_deploy.deploy(["demo"], [])
 
 
-def test_deploying_twice_leaves_one_of_everything(server, tmp_path, capsys):
+def test_deploying_twice_leaves_one_of_everything(prefect_server, tmp_path, capsys):
     from prefect.client.orchestration import get_client
 
     parser = argparse.ArgumentParser()
@@ -183,7 +183,7 @@ def test_deploying_twice_leaves_one_of_everything(server, tmp_path, capsys):
         assert client.read_global_concurrency_limit_by_name("gpu").limit == 1
 
 
-def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(server):
+def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(prefect_server):
     from prefect.client.orchestration import get_client
 
     from flows.gpu import ensure_limit, gpu_slot

@@ -62,7 +62,8 @@ def write_model(store, config=None):
     config = config or TrainConfig(device="cpu", seed=3)
 
     def produce(folder):
-        save_model(folder / "model.safetensors", build_task(config, identities=5))
+        task = build_task(config, identities=5, cameras=[1, 2, 3, 4])
+        save_model(folder / "model.safetensors", task)
         write_json(folder / "config.json", {"config": config.model_dump(mode="json"), "identities": list(range(5))})
 
     return store.make("train", {"config": config.identity()}, produce).ref
@@ -191,6 +192,15 @@ def test_a_method_without_fusion_has_one_mode(world):
     assert [(row["model"], row["mode"]) for row in metrics["results"]] == [("untrained", "image"), ("trained", "image")]
 
 
+def test_a_camera_embedding_is_given_the_cameras_of_the_images(world):
+    store, images, _, root = world
+    model = write_model(store, TrainConfig(method="clip_baseline", device="cpu", sie=1.0))
+    made = run((store, images, model, root))
+    results = json.loads((made.ref.folder / "metrics.json").read_text())["results"]
+    assert len(results) == 2
+    assert results[0]["mAP"] != results[1]["mAP"]
+
+
 def test_one_camera_leaves_no_valid_query_and_says_so(tmp_path):
     store = ArtifactStore(tmp_path / "home")
     images = write_world(store, tmp_path / "images", cameras=1)
@@ -216,32 +226,40 @@ def people():
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def check_company(encode, people):
+def check_company(encode, people, cameras=None):
     """Fail unless `encode` gives each image the same features alone, in any batch, order and company."""
 
     def features(indices, batch_size, flip=False, pixels=people):
-        settings = {"mean": MEAN, "std": STD, "device": "cpu", "flip": flip}
+        own = None if cameras is None else cameras[torch.tensor(indices)]
+        settings = {"mean": MEAN, "std": STD, "device": "cpu", "flip": flip, "cameras": own}
         rows = embed(encode, pixels, np.array(indices), batch_size=batch_size, **settings)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    alone = features(range(24), 1)
+    alone = features(range(12), 1)
     assert np.abs(alone - alone.mean(axis=0)).max() > 0.01  # the images do differ
-    for batch_size in (2, 5, 24, 100):
-        np.testing.assert_allclose(features(range(24), batch_size), alone, **CLOSE)
-    order = np.random.default_rng(0).permutation(24)
+    for batch_size in (5, 100):
+        np.testing.assert_allclose(features(range(12), batch_size), alone, **CLOSE)
+    order = np.random.default_rng(0).permutation(12)
     np.testing.assert_allclose(features(order, 8), alone[order], **CLOSE)
     # In the company of strangers (black images would show through a batch statistic), and of copies of itself.
-    strangers = np.concatenate([people[:1], np.zeros_like(people[:7])])
-    np.testing.assert_allclose(features(range(8), 8, pixels=strangers)[0], alone[0], **CLOSE)
-    np.testing.assert_allclose(features([3] * 8, 8), np.repeat(alone[3:4], 8, axis=0), **CLOSE)
-    np.testing.assert_allclose(features(order, 7, flip=True), features(range(24), 4, flip=True)[order], **CLOSE)
+    strangers = np.concatenate([people[:1], np.zeros_like(people[:3])])
+    np.testing.assert_allclose(features(range(4), 4, pixels=strangers)[0], alone[0], **CLOSE)
+    np.testing.assert_allclose(features([3] * 4, 4), np.repeat(alone[3:4], 4, axis=0), **CLOSE)
+    np.testing.assert_allclose(features(order, 7, flip=True), features(range(12), 4, flip=True)[order], **CLOSE)
 
 
-@pytest.mark.parametrize("mode", ["image", "fused"])
-def test_an_embedding_does_not_depend_on_batch_size_order_or_company(mode, people):
+METHODS = [("clip_scgi", "image"), ("clip_scgi", "fused"), ("clip_reid", "image"), ("clip_baseline", "image")]
+
+
+@pytest.mark.parametrize("sie", [0.0, 1.0])
+@pytest.mark.parametrize(("method", "mode"), METHODS)
+def test_an_embedding_does_not_depend_on_batch_size_order_or_company(method, mode, sie, people):
     """An encoder that mixes the batch axis lets an image see its neighbours, which are often the same person."""
-    encode = build_task(TrainConfig(device="cpu", seed=1), identities=4).eval().encoders()[mode]
-    check_company(encode, people)
+    config = TrainConfig(method=method, device="cpu", seed=1, sie=sie)
+    task = build_task(config, identities=4, cameras=[1, 2, 3]).eval()
+    numbers = task.camera_numbers([1 + index % 3 for index in range(12)])
+    assert (numbers is None) == (sie == 0)
+    check_company(task.encoders()[mode], people, numbers)
 
 
 def test_that_check_finds_an_attention_over_the_batch(people):
@@ -258,9 +276,9 @@ def test_that_check_finds_an_attention_over_the_batch(people):
 
 
 @pytest.mark.parametrize("rerank", [None, RerankConfig(k1=4, k2=2)])
-@pytest.mark.parametrize("mode", ["image", "fused"])
-def test_metrics_do_not_depend_on_batches_or_order(mode, rerank, people):
-    encode = build_task(TrainConfig(device="cpu", seed=1), identities=4).eval().encoders()[mode]
+@pytest.mark.parametrize(("method", "mode"), METHODS)
+def test_metrics_do_not_depend_on_batches_or_order(method, mode, rerank, people):
+    encode = build_task(TrainConfig(method=method, device="cpu", seed=1), identities=4).eval().encoders()[mode]
     pids, cams = np.arange(24) // 4, np.arange(24) % 4
     query = cams == 0
 

@@ -1,0 +1,122 @@
+"""Search the gallery of an indexed data set with a sentence or with an image, by a trained model.
+
+A sentence is compared with the images in CLIP's joint space (the space L_con trains); an image is compared by the
+model's retrieval features. Both by cosine similarity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from data.artifacts import ArtifactRef, ArtifactStore
+from data.errors import ConfigError, DataError
+from data.images import open_rgb
+from data.progress import ProgressFn, silent
+from reid.imagecache import load_pixels, pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reid.tasks import Encoder, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One found image. score: cosine similarity."""
+
+    rank: int
+    score: float
+    path: str
+    pid: int
+    camid: int
+
+
+def search(
+    store: ArtifactStore,
+    *,
+    images: ArtifactRef,
+    model: ArtifactRef,
+    images_root: Path,
+    query: str | Path,
+    top: int = 10,
+    device: str = "auto",
+    progress: ProgressFn = silent,
+) -> list[Hit]:
+    """Return the `top` gallery images nearest to `query`: a sentence (str) or an image file (Path).
+
+    images, model: the index and train artefacts. Raises DataError when there is no gallery, RejectedRow when the image
+    cannot be read, WeightsError when the model cannot be loaded.
+    """
+    import torch
+
+    from reid.checkpoint import load_task
+    from reid.embed import embed
+
+    if top < 1:
+        raise ConfigError(f"search: top must be at least 1 (given: {top})")
+    rows = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"]).to_pylist()
+    gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] >= 0]
+    if not gallery:
+        raise DataError(f"{images.folder}/images.parquet has no gallery image to search")
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    task = load_task(model.folder, where)
+    shape = task.preprocess
+    cache = pixels(
+        store, images=images, images_root=images_root, height=shape.height, width=shape.width, progress=progress
+    )
+    wanted_1D, encode = _by_image(task, query, where) if isinstance(query, Path) else _by_sentence(task, query)
+    features_ND = embed(
+        encode,
+        load_pixels(cache.ref),
+        np.array(gallery),
+        batch_size=64,
+        device=where,
+        mean=shape.mean,
+        std=shape.std,
+        cameras=task.camera_numbers([rows[number]["camid"] for number in gallery]),
+        progress=progress,
+    )
+    scores_N = _unit(features_ND) @ _unit(wanted_1D.cpu().numpy())[0]
+    best = np.argsort(-scores_N, kind="stable")[:top]
+    found = [(float(scores_N[place]), rows[gallery[place]]) for place in best]
+    return [
+        Hit(rank=rank, score=score, path=row["path"], pid=row["pid"], camid=row["camid"])
+        for rank, (score, row) in enumerate(found, start=1)
+    ]
+
+
+def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
+    """Return the sentence's feature [1, D] and what encodes images into the same space."""
+    import torch
+
+    def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        return task.see(images_BCHW, cameras_B).joint_BD
+
+    with torch.inference_mode():
+        return task.backbone.text([sentence]).float(), encode
+
+
+def _by_image(task: Task, path: Path, device: str) -> tuple[Tensor, Encoder]:
+    """Return the image's retrieval feature [1, D] and what encodes the others."""
+    import torch
+
+    from reid.augment import normalise
+
+    if task.sie:
+        raise ConfigError("search: this model has camera embeddings, and the camera of the image is not known")
+    shape, encode = task.preprocess, next(iter(task.encoders().values()))
+    pixels_HWC = np.array(open_rgb(path).resize((shape.width, shape.height), Image.Resampling.BICUBIC))
+    images_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(device)
+    with torch.inference_mode():
+        return encode(normalise(images_BCHW, shape.mean, shape.std)).float(), encode
+
+
+def _unit(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,46 @@
+"""Two processes of `accelerate launch` take the same steps as one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reid.build import build_task
+from reid.trainer import METRICS, fit
+from tests.reid_worlds import small_config, training_set
+
+REPO = Path(__file__).parents[1]
+
+
+def _losses(folder):
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{"loss": line["loss"], **line["terms"]} for line in lines if line["kind"] == "step"]
+
+
+def test_two_processes_take_the_same_steps_as_one(tmp_path):
+    torch.set_num_threads(1)
+    config = small_config(checkpoint_every=3)
+    task = build_task(config, identities=8)
+    fit(task, training_set(), config, folder=tmp_path / "one")
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, *launch, "-m", "tests.reid_two_processes", str(tmp_path / "two")],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert len(one) == len(two) == 4
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    first, second = (load_file(tmp_path / "two" / f"model-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first), "the processes hold one model"
