@@ -17,9 +17,11 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from captioning.config import CaptionConfig
+from captioning.decoding import Filling, fill_slots
 from captioning.framing import frame
 from captioning.llava_load import Llava, load_llava
 from captioning.reading import Loaded
+from captioning.slot_grammar import Grammar
 from data.errors import ClipScgiError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Engine:
         self.prompt_1L = encode_prompt(llava, config.prompt_template.prompt())
         self._check_length()
         self._batch_size = config.batch_size
+        self._grammar = self._rails() if config.decoding == "slots" else None
 
     @classmethod
     def load(cls, config: CaptionConfig) -> Engine:
@@ -78,6 +81,9 @@ class Engine:
     def reply(self, images: Sequence[Image.Image]) -> list[Reply]:
         """Caption framed `images` as one batch. The rows share one prompt, so there is no padding."""
         prompt_BL = self.prompt_1L.expand(len(images), -1)
+        if self._grammar is not None:
+            fillings = fill_slots(self.llava.model, prompt_BL, self.pixels(images), self._grammar)
+            return [self._filled(filling) for filling in fillings]
         generated = self.llava.model.generate(
             input_ids=prompt_BL,
             attention_mask=torch.ones_like(prompt_BL),
@@ -86,6 +92,20 @@ class Engine:
         )
         rows_BG = generated[:, prompt_BL.shape[1] :].tolist()
         return [self._read(row) for row in rows_BG]
+
+    def _rails(self) -> Grammar:
+        tokenizer = self.llava.processor.tokenizer
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+            return ids
+
+        return Grammar(self.config.prompt_template.pattern, encode, ends_of(self._generation().eos_token_id)[0])
+
+    def _filled(self, filling: Filling) -> Reply:
+        tokens = filling.tokens[:-1]  # the last one is the end
+        text = self.llava.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Reply(text=text, n_tokens=len(tokens), truncated=False, confidence=filling.confidence)
 
     def _generation(self) -> GenerationConfig:
         own = self.llava.model.generation_config

@@ -4,8 +4,8 @@
 (a) The convolutions learn the slots through a throw-away head, on crops without padding: the fastest way to see.
 (b) The whole vision tower learns them through heads that any mixture of its patches must serve, and which part of the
     person each point shows; the padding comes in.
-(c) Projector and language model learn to write the caption of what is visible; the tower stands still, and the loss is
-    on the answer alone.
+(c) The whole LLaVA learns to write the caption of what is visible, with the loss on the answer; the tower learns on
+    slowly, its statistics fixed.
 
 Learning rates follow the clock, not the step count, so that a run always ends with a finished cosine.
 
@@ -15,7 +15,6 @@ Shape legend: B batch, L tokens, P patches, D width of the vision tower, S slots
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,21 +25,20 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from captioning.templates import builtin_templates, compose, get_template
-from captioning.tiny_llava_data import CLASSES, HEIGHT, WIDTH, Pool, augment, caption_of, frame, normalise
-from captioning.tiny_llava_model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor, build_tokenizer
+from captioning.attributes import parse_caption
+from captioning.tiny_llava_data import CLASSES, WIDTH, Pool, augment, frame, normalise
+from captioning.tiny_llava_lessons import POINTS, Heads, Writer, accuracy, cosine, make_tokenizer, slots_loss
+from captioning.tiny_llava_model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor
 from data.files import read_json, write_json
-from data.slots import NONE, SLOTS, VOCABULARY
+from data.slots import NONE, SLOTS
 
 log = logging.getLogger(__name__)
 
 BATCH: Final = 64
-_POINTS: Final = 4  # per side of a patch
-_PARTS: Final = 14  # of data.synthetic_drawing, with the background
-_SIZES: Final = [len(CLASSES[slot]) for slot in SLOTS]
 _STAGES: Final = (("crops", 0.2), ("tower", 0.6), ("caption", 1.0))  # with the part of the budget at which each ends
+_KEEP_SEEING: Final = 0.1  # weight of the slot heads in stage (c), where the tower learns on slowly
 _SAVE_SECONDS: Final = 120.0
 _CHECK_SECONDS: Final = 60.0
 
@@ -54,88 +52,8 @@ class Plan:
     minutes: float
     seed: int = 20_260_000
     capacity: int = 60_000
+    unseen: int = 1000
     workers: int = 1
-
-
-class Heads(nn.Module):
-    """The throw-away heads of stages (a) and (b)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        patches = (HEIGHT // PATCH_SIZE) * (WIDTH // PATCH_SIZE)
-        classes = sum(_SIZES)
-        self.crop = nn.Sequential(
-            nn.Flatten(), nn.Linear(patches * width, 256), nn.ReLU(), nn.Dropout(0.2), nn.Linear(256, classes)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.mean = nn.Linear(width, classes)
-        self.points = nn.Linear(width, _POINTS * _POINTS * _PARTS)
-
-    def from_crop(self, patches_BPD: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return one logits tensor [B, classes] per slot, from the patches of a crop in their places."""
-        return self.crop(patches_BPD).split(_SIZES, dim=-1)
-
-    def from_mean(self, features_BPD: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the same from the mean patch."""
-        return self.mean(self.norm(features_BPD).mean(dim=1)).split(_SIZES, dim=-1)
-
-    def parts(self, features_BPD: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the part at each point of each patch [B, P, 4, 4, parts]."""
-        return self.points(self.norm(features_BPD)).unflatten(-1, (_POINTS, _POINTS, _PARTS))
-
-
-class Writer:
-    """Turns labels into prompt and answer tokens, one prompt a batch."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.images = "<image>" * image_tokens
-        self.prompts = [get_template("scgi").prompt(), *(t.prompt() for t in builtin_templates() if t.id != "scgi")]
-        self._answers: dict[bytes, list[int]] = {}
-
-    def answers(self, labels_BS: torch.Tensor) -> torch.Tensor:
-        """Return the answers with their end token [B, A], padded on the right."""
-        rows = [self._answer(row) for row in labels_BS.numpy().astype(np.int8)]
-        out = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
-        for i, row in enumerate(rows):
-            out[i, : len(row)] = torch.tensor(row)
-        return out
-
-    def _answer(self, labels: np.ndarray) -> list[int]:
-        key = labels.tobytes()
-        if key not in self._answers:
-            ids = self.tokenizer(" " + caption_of(labels), add_special_tokens=False).input_ids
-            self._answers[key] = [*ids, self.tokenizer.eos_token_id]
-        return self._answers[key]
-
-    def encode(self, prompt: str) -> torch.Tensor:
-        """Return the token ids [1, L] of a prompt, image tokens spread out."""
-        return self.tokenizer(prompt.replace("<image>", self.images), return_tensors="pt").input_ids
-
-    def draw(self, rng: np.random.Generator) -> torch.Tensor:
-        """Return one prompt [1, L]: mostly the paper's, else another built-in one or one with a few words left."""
-        kind = rng.random()
-        if kind < 0.8:
-            return self.encode(self.prompts[0])
-        prompt = self.prompts[int(rng.integers(len(self.prompts)))]
-        if kind < 0.95:
-            return self.encode(prompt)
-        head, _, tail = prompt.partition("\n")
-        words = tail.removesuffix(" ASSISTANT:").split(" ")
-        kept = words[int(rng.integers(len(words) - 1)) :][:20]
-        return self.encode(f"{head}\n{' '.join(kept)} ASSISTANT:")
-
-
-def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of captions of random people and of every built-in prompt."""
-    rng = np.random.default_rng(seed)
-    captions = [
-        " " + compose({slot: (None if rng.random() < 0.1 else str(rng.choice(VOCABULARY[slot]))) for slot in SLOTS})
-        for _ in range(6000)
-    ]
-    templates = builtin_templates()
-    prompts = [template.prompt() for template in templates for _ in range(300)]
-    return build_tokenizer([*captions, *prompts], [template.instruction for template in templates])
 
 
 class Training:
@@ -155,7 +73,7 @@ class Training:
         self.rng = np.random.default_rng(plan.seed)
         self._resume()
         self.pool = Pool(plan.pool, seed=plan.seed, capacity=plan.capacity)
-        self.unseen = Pool(plan.pool, seed=plan.seed + 1_000_000, capacity=1000)
+        self.unseen = Pool(plan.pool, seed=plan.seed + 1_000_000, capacity=plan.unseen)
 
     def run(self) -> None:
         """Train until the time budget is spent, then save the finished model."""
@@ -207,47 +125,47 @@ class Training:
             return _adamw([*self.tower.patch_embeddings.parameters(), *self.heads.parameters()], 2e-3)
         if name == "tower":
             return _adamw([*self.tower.parameters(), *self.heads.parameters()], 1.5e-3)
-        seen = {id(p) for p in self.tower.parameters()}
-        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3)
+        eyes = [*self.tower.parameters(), *self.heads.parameters()]
+        seen = {id(p) for p in eyes}
+        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3, (eyes, 4e-4))
 
     def _crops_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)
         pixels, _ = augment(batch, self.generator)
         with torch.autocast("cpu", torch.bfloat16):
             patches = self.tower.patch_embeddings(pixels)
-        return _slots_loss(self.heads.from_crop(patches.float()), batch.labels)
+        return slots_loss(self.heads.from_crop(patches.float()), batch.labels)
 
     def _tower_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)
         pixels, parts = augment(batch, self.generator)
         with torch.autocast("cpu", torch.bfloat16):
             features = self.tower(frame(pixels)).last_hidden_state.float()
-        return _slots_loss(self.heads.from_mean(features), batch.labels) + self._parts_loss(features, parts)
+        return slots_loss(self.heads.from_mean(features), batch.labels) + self._parts_loss(features, parts)
 
     def _parts_loss(self, features_BPD: torch.Tensor, parts_BHW: torch.Tensor) -> torch.Tensor:
-        side = (IMAGE_SIZE - WIDTH) // 2 * _POINTS // PATCH_SIZE
+        side = (IMAGE_SIZE - WIDTH) // 2 * POINTS // PATCH_SIZE
         square = F.pad(parts_BHW, (side, side))
         patches = IMAGE_SIZE // PATCH_SIZE
-        target = square.view(-1, patches, _POINTS, patches, _POINTS).transpose(2, 3)
+        target = square.view(-1, patches, POINTS, patches, POINTS).transpose(2, 3)
         return F.cross_entropy(self.heads.parts(features_BPD).flatten(0, -2), target.flatten())
 
     def _caption_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)
-        labels = batch.labels
-        pixels = frame(augment(batch, self.generator)[0], self.generator)
-        answers_BA = self.writer.answers(labels)
+        pixels, _ = augment(batch, self.generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = self.tower(frame(pixels, self.generator)).last_hidden_state.float()
+        answers_BA = self.writer.answers(batch.labels)
         prompt_BL = self.writer.draw(self.rng).expand(BATCH, -1)
         ids = torch.cat([prompt_BL, answers_BA], dim=1)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            features = self.tower(pixels).last_hidden_state.float()
-        image_embeds = self.model.model.multi_modal_projector(features)
         embeds = self.model.get_input_embeddings()(ids)
         places = (ids == self.model.config.image_token_index).unsqueeze(-1)
-        embeds = embeds.masked_scatter(places, image_embeds)
+        embeds = embeds.masked_scatter(places, self.model.model.multi_modal_projector(features))
         # Padding stands behind the end token, where causal attention keeps it from everything that counts.
         hidden = self.model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden[:, -answers_BA.shape[1] - 1 : -1])
-        return F.cross_entropy(logits.flatten(0, 1), answers_BA.flatten(), ignore_index=self.tokenizer.pad_token_id)
+        loss = F.cross_entropy(logits.flatten(0, 1), answers_BA.flatten(), ignore_index=self.tokenizer.pad_token_id)
+        return loss + _KEEP_SEEING * slots_loss(self.heads.from_mean(features), batch.labels)
 
     @torch.inference_mode()
     def _report(self, name: str, step: int, losses: list[float]) -> None:
@@ -286,8 +204,6 @@ class Training:
         )
         texts = self.tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
         log.info("for example:%s", texts[0])
-        from captioning.attributes import parse_caption
-
         parsed = [parse_caption(text) for text in texts]
         right = []
         for i, slot in enumerate(SLOTS):
@@ -319,26 +235,11 @@ class Training:
         log.info("going on after %.1f minutes", self.elapsed / 60)
 
 
-def _slots_loss(logits: tuple[torch.Tensor, ...], labels_BS: torch.Tensor) -> torch.Tensor:
-    return torch.stack([F.cross_entropy(out, labels_BS[:, i]) for i, out in enumerate(logits)]).sum()
-
-
-def _adamw(parameters: list[nn.Parameter], peak: float) -> torch.optim.Optimizer:
-    group = {"params": parameters, "peak": peak}
-    return torch.optim.AdamW([group], lr=0.0, betas=(0.9, 0.98), weight_decay=0.03)
-
-
-def cosine(done: float) -> float:
-    """Return the learning rate's factor, from 1 at the start to 0.01 at the end."""
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def accuracy(truth: torch.Tensor, said: torch.Tensor, slot: str) -> float:
-    """Return the share of right answers among the images in which the slot is visible ("none" counts as an answer)."""
-    visible = torch.ones_like(truth, dtype=torch.bool)
-    if None in CLASSES[slot]:
-        visible = truth != CLASSES[slot].index(None)
-    return float((truth == said)[visible].float().mean())
+def _adamw(
+    parameters: list[nn.Parameter], peak: float, *more: tuple[list[nn.Parameter], float]
+) -> torch.optim.Optimizer:
+    groups = [{"params": members, "peak": rate} for members, rate in ((parameters, peak), *more)]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.03)
 
 
 def save_model(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import ClipScgiError, RetryableError
+from flows import commands_deploy
 from flows.summary import STAGES
 
 
@@ -50,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("query", metavar="QUERY", help="a sentence, or the path of an image")
     search.add_argument("--top", type=int, default=10, help="number of images (default 10)")
 
+    commands_deploy.add_parsers(commands)
+
     commands.add_parser("recipes", help="list the recipes")
     show = commands.add_parser("show", parents=[shared], help="print every setting of a recipe as JSON")
     show.add_argument("recipe", metavar="RECIPE")
@@ -62,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = build_parser().parse_args(argv)
     try:
+        if "handler" in arguments:
+            return int(arguments.handler(arguments))
         if arguments.command == "recipes":
             return commands.list_recipes()
         if arguments.command == "show":

@@ -26,6 +26,7 @@ from data.datasets import DatasetConfig
 from data.errors import RetryableError
 from data.fingerprint import digest
 from data.index import index
+from flows.gpu import gpu_slot
 from flows.recipes import Recipe
 from flows.report import ReportConfig, ReportInputs, report, report_ingredients
 from flows.summary import RunSummary, StageName, StageRun
@@ -96,7 +97,7 @@ def caption_task(
     *, home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig
 ) -> Result:
     """Caption every image that has no caption by this captioner yet."""
-    with progress_bar("caption") as progress:
+    with gpu_slot(config.device), progress_bar("caption") as progress:
         outcome = caption(
             ArtifactStore(Path(home)), images=images, images_root=Path(images_root), config=config, progress=progress
         )
@@ -122,7 +123,7 @@ def train_task(
     config: TrainConfig,
 ) -> Result:
     """Train the recipe's method, going on from the last checkpoint of a killed run."""
-    with progress_bar("train") as progress:
+    with gpu_slot(config.device), progress_bar("train") as progress:
         made = train(
             ArtifactStore(Path(home)),
             images=images,
@@ -139,7 +140,7 @@ def evaluate_task(
     *, home: str, fingerprint: str, images: ArtifactRef, model: ArtifactRef, images_root: str, config: EvaluateConfig
 ) -> Result:
     """Rank the gallery for every query, before and after training, in every inference mode."""
-    with progress_bar("evaluate") as progress:
+    with gpu_slot(config.device), progress_bar("evaluate") as progress:
         made = evaluate(
             ArtifactStore(Path(home)),
             images=images,

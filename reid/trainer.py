@@ -211,8 +211,7 @@ class _Run:
         for number, batch in enumerate(group, start=1):
             last = number == len(group)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
-                    terms = self.model(batch, self.gather)
+                terms = self.model(batch, self.gather)  # under autocast: accelerate prepared it so
                 total = self.task.total(terms)
                 for name, value in _values(total, terms, state).items():
                     sums[name] = sums.get(name, 0.0) + value / len(group)

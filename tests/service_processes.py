@@ -92,7 +92,7 @@ class Topology:
             "PREFECT_SERVER_DOCKET_URL": redis,
             # Prefect's own pace is for large sites; here somebody waits.
             "PREFECT_WORKER_QUERY_SECONDS": "2",
-            "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "2",
+            "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT2S",
         }
 
     def start_all(self) -> None:
@@ -140,6 +140,8 @@ class Topology:
         self._start("worker", *_PREFECT, "worker", "start", "--pool", POOL, "--type", "process")
 
     def is_ready(self) -> bool:
+        if self.processes["server"].poll() is not None:
+            raise RuntimeError(f"the Prefect server has ended:\n{self.tail('server')}")
         try:
             return httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
         except httpx.HTTPError:

@@ -148,8 +148,8 @@ def test_the_end_token_ends_and_is_not_counted(mini):
 
 
 def test_prompt_and_reply_must_fit_the_model(mini):
-    with pytest.raises(ConfigError, match="room for 512"):
-        Engine.load(config(mini, max_new_tokens=500))
+    with pytest.raises(ConfigError, match="room for 1024"):
+        Engine.load(config(mini, max_new_tokens=1000))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from caption_child import caption_in_child
 from mini_llava import save_mini_llava
 from PIL import Image
 
@@ -251,29 +252,19 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
 
 
-def _caption_in_child(home: str, images: dict[str, str], root: str, settings: str) -> None:
-    from captioning import stage
-
-    stage._FLUSH_ROWS = 4  # so that a kill finds some shards written
-    caption(
-        ArtifactStore(Path(home)),
-        images=ArtifactRef(**images),
-        images_root=Path(root),
-        config=CaptionConfig.model_validate_json(settings),
-    )
-
-
-def test_killed_at_ten_random_moments_every_image_is_there_once(store, tmp_path, config):
+def test_killed_at_ten_random_moments_every_image_is_there_once(store, tmp_path, config, monkeypatch):
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))  # the fork server's own imports
     root = draw(tmp_path / "people", 60)
     images = index(store, root)
     context = multiprocessing.get_context("forkserver")  # imports torch and transformers once, then forks
-    context.set_forkserver_preload(["captioning.llava", "captioning.stage"])
+    context.set_forkserver_preload(["caption_child"])
     arguments = (str(store.root), images.to_json(), str(root), config.model_dump_json())
     rng = np.random.default_rng(1)
     folder = CaptionStore(store.root, identify(config, store.memo)).folder
     kept = []
     for _ in range(10):
-        child = context.Process(target=_caption_in_child, args=arguments)
+        child = context.Process(target=caption_in_child, args=arguments)
         child.start()
         wanted = len(kept) + int(rng.integers(0, 2))  # die before or after the next shard, at any point
         deadline = time.monotonic() + 30
