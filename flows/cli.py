@@ -44,9 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         verb.add_argument("recipe", metavar="RECIPE")
         verb.set_defaults(until=stage)
 
-    search = commands.add_parser(
-        "search", parents=[shared], help="find people by a sentence or an image"
-    )
+    search = commands.add_parser("search", parents=[shared], help="find people by a sentence or an image")
     search.add_argument("recipe", metavar="RECIPE")
     search.add_argument("query", metavar="QUERY", help="a sentence, or the path of an image")
     search.add_argument("--top", type=int, default=10, help="number of images (default 10)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ def deploy(
     pool: str = "clip-scgi",
     cron: str | None = None,
     watch_cron: str | None = None,
+    crashed_after: float = 540.0,
 ) -> int:
-    """Register one deployment a recipe, and ``watch-datasets``, with the server at ``PREFECT_API_URL``."""
+    """Register one deployment a recipe, and ``watch-datasets``, with the server at ``PREFECT_API_URL``.
+
+    crashed_after: seconds without a heartbeat (one every 30 s) after which a run counts as crashed.
+    """
     recipes = _recipes(names, overrides)
     _need_server("deploy")
     root = str((ArtifactStore(home) if home else ArtifactStore.default()).root)
@@ -33,7 +38,7 @@ def deploy(
 
     made = [recipe_deployment(recipe, cron=cron, pool=pool, home=root) for recipe in recipes]
     watch = watch_deployment(pool=pool, home=root, **({"cron": watch_cron} if watch_cron else {}))
-    full_names = register(*made, watch)
+    full_names = register(*made, watch, crashed_after=timedelta(seconds=crashed_after))
     console = Console()
     console.print(f"artefacts {root}", highlight=False, soft_wrap=True)
     console.print(f"worker    prefect worker start --pool {pool}", highlight=False)
@@ -103,6 +108,13 @@ def add_parsers(commands: Any) -> None:
 
     parser = commands.add_parser("deploy", parents=[shared], help="register deployments caption-and-train/<dataset>")
     parser.add_argument("--pool", default="clip-scgi", help="work pool; created if absent (default: clip-scgi)")
+    parser.add_argument(
+        "--crashed-after",
+        type=float,
+        default=540.0,
+        metavar="SECONDS",
+        help="a run counts as crashed after so long without a heartbeat (default: 540; one comes every 30)",
+    )
     parser.set_defaults(handler=_deploy)
 
     parser = commands.add_parser("serve", parents=[shared], help="register and run them here, without a work pool")
@@ -120,6 +132,7 @@ def _deploy(arguments: argparse.Namespace) -> int:
         pool=arguments.pool,
         cron=arguments.cron,
         watch_cron=arguments.watch_cron,
+        crashed_after=arguments.crashed_after,
     )
 
 

@@ -98,15 +98,16 @@ def change_trigger(name: str) -> DeploymentEventTrigger:
     )
 
 
-def register(*deployments: RunnerDeployment) -> list[str]:
+def register(*deployments: RunnerDeployment, crashed_after: timedelta = CRASHED_AFTER) -> list[str]:
     """Register `deployments` with the server, with the work pool, GPU limit and crash automation they rely on.
 
-    Safe to repeat. Returns their full names, ``<flow>/<deployment>``.
+    Safe to repeat. crashed_after: silence after which a run counts as crashed. Returns their full names,
+    ``<flow>/<deployment>``.
     """
     for pool in sorted({item.work_pool_name for item in deployments if item.work_pool_name}):
         ensure_pool(pool)
     ensure_limit()
-    ensure_crash_automation()
+    ensure_crash_automation(crashed_after)
     for deployment in deployments:
         deployment.apply()
     return [deployment.full_name for deployment in deployments]
