@@ -37,8 +37,8 @@ from data.slots import NONE, SLOTS
 log = logging.getLogger(__name__)
 
 BATCH: Final = 64
-_STAGES: Final = (("crops", 0.2), ("tower", 0.6), ("caption", 1.0))  # with the part of the budget at which each ends
-_KEEP_SEEING: Final = 0.1  # weight of the slot heads in stage (c), where the tower learns on slowly
+_STAGES: Final = (("crops", 0.16), ("tower", 0.475), ("caption", 1.0))  # with the part of the budget at which each ends
+_KEEP_SEEING: Final = 0.2  # weight of the slot heads in stage (c), where the tower learns on slowly
 _SAVE_SECONDS: Final = 120.0
 _CHECK_SECONDS: Final = 60.0
 
@@ -127,7 +127,7 @@ class Training:
             return _adamw([*self.tower.parameters(), *self.heads.parameters()], 1.5e-3)
         eyes = [*self.tower.parameters(), *self.heads.parameters()]
         seen = {id(p) for p in eyes}
-        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3, (eyes, 4e-4))
+        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3, (eyes, 8e-4))
 
     def _crops_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)

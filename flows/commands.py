@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +16,59 @@ from rich.text import Text
 from data.artifacts import ArtifactStore
 from data.files import read_json
 from flows.recipes import RECIPES, Recipe, build_recipe
-from flows.summary import RunSummary, StageName
+from flows.summary import STAGES, RunSummary, StageName
 from flows.terminal import results_table
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands that run, show and search to the subparsers of ``clip-scgi``."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--home", type=Path, help="artefact root (default: $CLIP_SCGI_HOME, else ./artifacts)")
+    shared.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one setting, for instance data.root=/images; may be repeated",
+    )
+    named = argparse.ArgumentParser(add_help=False, parents=[shared])
+    named.add_argument("recipe", metavar="RECIPE", help="name of a recipe; `clip-scgi recipes` lists them")
+    rereading = argparse.ArgumentParser(add_help=False)
+    rereading.add_argument("--reread", action="store_true", help="hash every image again, unchanged times or not")
+
+    demo = commands.add_parser("demo", parents=[shared, rereading], help="the whole pipeline on synthetic people")
+    demo.set_defaults(handler=_run_recipe, recipe="demo", until=STAGES[-1])
+    run = commands.add_parser("run", parents=[named, rereading], help="run a recipe from index to report")
+    run.add_argument("--until", choices=STAGES, default=STAGES[-1], help="stop after this stage")
+    run.set_defaults(handler=_run_recipe)
+    for stage in STAGES[1:]:
+        verb = commands.add_parser(stage, parents=[named, rereading], help=f"run a recipe up to and including {stage}")
+        verb.set_defaults(handler=_run_recipe, until=stage)
+
+    search = commands.add_parser("search", parents=[named], help="find people by a sentence or an image")
+    search.add_argument("query", metavar="QUERY", help="a sentence, or the path of an image")
+    search.add_argument("--top", type=int, default=10, help="number of images (default 10)")
+    search.set_defaults(handler=_search)
+    commands.add_parser("recipes", help="list the recipes").set_defaults(handler=lambda _: list_recipes())
+    show = commands.add_parser("show", parents=[named], help="print every setting of a recipe as JSON")
+    show.set_defaults(handler=lambda arguments: show_recipe(arguments.recipe, arguments.overrides))
+
+
+def _run_recipe(arguments: argparse.Namespace) -> int:
+    return run_recipe(
+        arguments.recipe,
+        arguments.overrides,
+        home=arguments.home,
+        until=arguments.until,
+        reread=arguments.reread,
+    )
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    return search_gallery(
+        arguments.recipe, arguments.overrides, home=arguments.home, query=arguments.query, top=arguments.top
+    )
 
 
 def list_recipes() -> int:
