@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from captioning.cleaning import CleaningConfig
 from captioning.templates import Template, get_template
 from data.config import RUNTIME, Config
 from data.errors import ConfigError
@@ -40,6 +41,9 @@ class CaptionConfig(Config):
     from the closed vocabularies, each with a log-probability."""
     max_new_tokens: int | None = Field(default=None, ge=1, le=1024)
     """Limit of generated tokens in free decoding; a reply without an end is marked truncated. None: the template's."""
+    cleaning: CleaningConfig = CleaningConfig()
+    """What is left out of the column caption; raw_text and the attr_ columns stay as the model wrote. Changing it
+    captions nothing again."""
     batch_size: Annotated[int, RUNTIME] = Field(default=32, ge=1, le=4096)
     """Images per batch; halved when the device runs out of memory. Written into each row as provenance."""
     device: Annotated[str, RUNTIME] = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -63,6 +67,8 @@ class CaptionConfig(Config):
             problems.append("revision is for hub ids; the embedded model has none")
         if self.decoding == "slots" and self.max_new_tokens is not None:
             problems.append("max_new_tokens is for free decoding; with slots the template sets the length")
+        if self.decoding == "free" and self.cleaning.drop_below > 0:
+            problems.append("cleaning.drop_below needs the probabilities that only decoding slots gives")
         if self.decoding == "slots" and not self.prompt_template.pattern:
             problems.append(f"decoding slots needs a template with a pattern, which {self.template} has not; use free")
         if problems:

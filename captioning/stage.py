@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 
 from captioning.attributes import parse_caption
 from captioning.captioner import Captioner, identify
+from captioning.cleaning import CleaningConfig, clean_caption, clear_majorities
 from captioning.config import CaptionConfig
+from captioning.pattern import PAPER_PATTERN
 from captioning.reading import Pending, read_ahead
 from captioning.store import CaptionStore
 from data.artifacts import ArtifactRef, ArtifactStore, Made
@@ -72,6 +74,7 @@ def _ingredients(images: ArtifactRef, captioner: Captioner, config: CaptionConfi
         "captioner": captioner.fingerprint,
         "model": [captioner.model_id, captioner.model_revision],
         "template_id": config.prompt_template.id,
+        "cleaning": config.cleaning.identity(),
     }
 
 
@@ -177,7 +180,31 @@ def _view(
     for image in index.select(["path", "sha256", "split", "pid", "camid"]).to_pylist():
         row = by_image.get(image["sha256"]) or {"status": "image_error", "error": failed[image["sha256"]]}
         rows.append(constant | _reading(row) | _place(image))
+    _clean(rows, config)
     return pa.Table.from_pylist(rows, schema=CAPTIONS)
+
+
+def _clean(rows: list[dict[str, Any]], config: CaptionConfig) -> None:
+    """Replace the column caption by its cleaned text, where cleaning is on and there is one."""
+    if config.cleaning == CleaningConfig():
+        return
+    training = [row for row in rows if row["split"] == "train" and row.get("caption") is not None]
+    majorities = clear_majorities(((row["pid"], _slots(row)) for row in training), config.cleaning)
+    for row in rows:
+        if row.get("caption") is None:
+            continue
+        row["caption"] = clean_caption(
+            row["caption"],
+            _slots(row),
+            confidence={slot: row[f"conf_{slot}"] for slot in SLOTS},
+            majority=majorities.get(row["pid"], {}) if row["split"] == "train" else {},
+            config=config.cleaning,
+            pattern=config.prompt_template.pattern or PAPER_PATTERN,
+        ).text
+
+
+def _slots(row: Mapping[str, Any]) -> dict[str, str | None]:
+    return {slot: row[f"attr_{slot}"] for slot in SLOTS}
 
 
 def _place(image: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Training:
         if self.elapsed >= end:
             return
         losses_of = {"crops": self._crops_loss, "tower": self._tower_loss, "caption": self._caption_loss}
-        self.tower.train(name != "caption")
+        self._learn(name)
         optimizer = self._optimizer(name)
         step, saved, checked, losses = 0, time.monotonic(), time.monotonic(), []
         while self.elapsed < end:
@@ -119,6 +119,14 @@ class Training:
                 saved = time.monotonic()
         self._report(name, step, losses)
         self._save()
+
+    def _learn(self, name: str) -> None:
+        """Put the tower into training mode; in stage (c) its batch statistics stay as they are."""
+        self.tower.train()
+        if name == "caption":
+            for module in self.tower.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _optimizer(self, name: str) -> torch.optim.Optimizer:
         if name == "crops":
@@ -173,7 +181,7 @@ class Training:
         self.tower.eval()
         self.heads.eval()
         right = self._captions_right() if name == "caption" else self._heads_right(name)
-        self.tower.train(name != "caption")
+        self._learn(name)
         self.heads.train()
         table = " ".join(f"{slot}={value:.3f}" for slot, value in zip(SLOTS, right, strict=True))
         log.info(

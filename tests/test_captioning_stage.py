@@ -21,7 +21,9 @@ from caption_child import caption_in_child
 from mini_llava import save_mini_llava
 from PIL import Image
 
+from captioning.attributes import parse_caption
 from captioning.captioner import identify
+from captioning.cleaning import CleaningConfig
 from captioning.config import CaptionConfig
 from captioning.stage import caption, caption_ingredients
 from captioning.store import CaptionStore
@@ -30,6 +32,7 @@ from data.config import build_config
 from data.errors import ConfigError, DataError, WeightsError
 from data.files import write_table
 from data.schemas import CAPTIONS, IMAGES
+from data.slots import SLOTS
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,28 @@ def test_one_image_added_is_one_caption_generated(store, tmp_path, config):
     outcome = run(store, root, config)
     assert str(outcome) == "1 caption generated, 8 reused"
     pd.testing.assert_frame_equal(captions_of(outcome.made).iloc[:8], before)
+
+
+def test_cleaning_changes_the_caption_alone_and_generates_nothing(store, tmp_path, config):
+    root = draw(tmp_path / "people", 6)
+    slots = config.model_copy(update={"decoding": "slots", "max_new_tokens": None})
+    raw = captions_of(run(store, root, slots).made)
+    confident = raw[[f"conf_{slot}" for slot in SLOTS]]
+    assert confident.notna().all().all()
+    assert (confident <= 0).all().all()
+    limit = float(np.exp(confident["conf_upper_color"].median()))
+    strict = slots.model_copy(update={"cleaning": CleaningConfig(drop_below=limit)})
+    outcome = run(store, root, strict)
+    assert (outcome.generated, outcome.reused) == (0, 6)
+    clean = captions_of(outcome.made)
+    assert clean["raw_text"].tolist() == raw["raw_text"].tolist()
+    for _, row in clean.iterrows():
+        told = parse_caption(row["caption"])
+        for slot in SLOTS:
+            sure = row[f"conf_{slot}"] >= np.log(limit)
+            attribute = row[f"attr_{slot}"]
+            assert told[slot] == (attribute if sure and isinstance(attribute, str) else None)
+    assert clean["caption"].tolist() != raw["caption"].tolist()
 
 
 def test_equal_files_are_captioned_once(store, tmp_path, config):

@@ -37,6 +37,7 @@ SMALL = [
     "synthetic.test_identities=5",
     "synthetic.images_per_camera=2",
     "synthetic.cameras=2",
+    "train.batch.identities=3",
 ]
 # A site waits nine minutes for a heartbeat, these tests do not; and the watcher looks when they say so.
 DEPLOY = (
@@ -149,7 +150,7 @@ def _dataset(topology: Topology, store: ArtifactStore, name: str) -> Path:
 
 
 class TestServices:
-    """In this order: each uses a data set of its own on the one server."""
+    """In this order, on one server and the same few images: only the run that is killed while captioning has its own."""
 
     pytestmark = services
 
@@ -185,26 +186,16 @@ class TestServices:
         assert _captions(store) == before + 1
 
     def test_a_second_run_of_a_data_set_is_cancelled_while_one_is_at_work(self, worker, api):
-        deployment = _deploy(worker, "busy", 2, "train.schedule.epochs=25")
+        deployment = _deploy(worker, "busy", 1, "train.schedule.epochs=25")
         first = _start(api, deployment)
         _wait_task(api, first, "train")
         second = _start(api, deployment)
         assert _end(api, second)["type"] == "CANCELLED"
         assert _end(api, first)["type"] == "COMPLETED", worker.tail("worker")
 
-    def test_a_killed_stage_is_reported_and_the_rerun_goes_on(self, worker, api):
-        """The process of the run is killed while it captions: the worker notices at once."""
-        deployment = _deploy(worker, "killed", 3, "train.schedule.epochs=1")
-        run = _start(api, deployment)
-        _wait_task(api, run, "caption")
-        for child in worker.children("worker"):
-            child.kill()
-        assert _end(api, run)["type"] == "CRASHED"
-        assert _end(api, _start(api, deployment))["type"] == "COMPLETED", worker.tail("worker")
-
     def test_a_dead_worker_is_noticed_by_its_silence_and_the_rerun_resumes(self, worker, api):
         """Worker and run are killed while it trains, and an earlier artefact is lost with them."""
-        deployment = _deploy(worker, "dead", 4, "train.schedule.epochs=30")
+        deployment = _deploy(worker, "dead", 1, "train.schedule.epochs=30")
         store = ArtifactStore(worker.home)
         run = _start(api, deployment)
         _wait_task(api, run, "train")
@@ -233,9 +224,19 @@ class TestServices:
         assert log
         assert read_json(trained.folder / "config.json")["training"]["steps"] > 0
 
+    def test_a_killed_stage_is_reported_and_the_rerun_goes_on(self, worker, api):
+        """The process of the run is killed while it captions: the worker notices at once."""
+        deployment = _deploy(worker, "killed", 2, "train.schedule.epochs=1")
+        run = _start(api, deployment)
+        _wait_task(api, run, "caption")
+        for child in worker.children("worker"):
+            child.kill()
+        assert _end(api, run)["type"] == "CRASHED"
+        assert _end(api, _start(api, deployment))["type"] == "COMPLETED", worker.tail("worker")
+
     def test_a_run_outlives_its_servers(self, worker, api):
         """While it trains: PostgreSQL is restarted, Redis hangs for 20 s, the Prefect server is killed."""
-        deployment = _deploy(worker, "outlives", 5, "train.schedule.epochs=40")
+        deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=40")
         run = _start(api, deployment)
         _wait_task(api, run, "train")
         worker.stop("postgres", signal.SIGINT)
@@ -253,7 +254,7 @@ class TestServices:
         folder = _dataset(worker, store, "first")
         root = folder.with_name("elsewhere")
         shutil.copytree(folder, root)
-        deployment = _deploy(worker, "gone", 6, f"data.root={root}", "train.schedule.epochs=1")
+        deployment = _deploy(worker, "gone", 1, f"data.root={root}", "train.schedule.epochs=1")
         shutil.rmtree(root)
         before = _stages(store)
         state = _end(api, _start(api, deployment))

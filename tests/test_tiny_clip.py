@@ -119,6 +119,5 @@ def test_the_shipped_weights_see_the_attributes_of_unseen_people():
     card = json.loads((TINY_FOLDER / "measurements.json").read_text())["measured"]["attributes"]
     for slot, score in scores.items():
         assert score == pytest.approx(card[slot], abs=0.15), slot
-    assert scores["upper_color"] > 0.5
-    assert scores["gender"] > 0.7
-    assert retrieval(model, features, facts, 100) > 0.1
+    assert scores["upper_color"] > 0.4, "one of eleven by chance"
+    assert retrieval(model, features, facts, 100) > 0.3, "one of a hundred by chance"
