@@ -40,13 +40,11 @@ SMALL = [
     "train.batch.identities=3",
 ]
 # A site waits nine minutes for a heartbeat, these tests do not; and the watcher looks when they say so.
-DEPLOY = (
-    "import sys; from flows.commands_deploy import deploy;"
-    "sys.exit(deploy(['demo'], sys.argv[1:], watch_cron='0 0 1 1 *', crashed_after=40))"
-)
+DEPLOY = ["deploy", "demo", "--watch-cron", "0 0 1 1 *", "--crashed-after", "40"]
+REPO = Path(__file__).resolve().parents[1]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
-services = [pytest.mark.services, pytest.mark.xdist_group("services"), pytest.mark.timeout(600)]
+services = [pytest.mark.services, pytest.mark.xdist_group("services"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +80,9 @@ def api(topology):
 
 
 def _deploy(topology: Topology, name: str, seed: int, *settings: str) -> str:
-    words = [f"data.name={name}", f"synthetic.seed={seed}", *SMALL, *settings]
-    done = topology.run(sys.executable, "-c", DEPLOY, *words)
+    changes = [f"data.name={name}", f"synthetic.seed={seed}", *SMALL, *settings]
+    words = [word for change in changes for word in ("--set", change)]
+    done = topology.run(sys.executable, "-m", "flows.cli", *DEPLOY, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     return f"caption-and-train/{name}"
 
@@ -113,7 +112,7 @@ def _state(api: httpx.Client, run: str) -> dict:
     return _ask(api, "GET", f"/flow_runs/{run}")["state"]
 
 
-def _end(api: httpx.Client, run: str, seconds: float = 240) -> dict:
+def _end(api: httpx.Client, run: str, seconds: float = 500) -> dict:
     return wait_for(
         f"the end of run {run}", lambda: (state := _state(api, run))["type"] in FINAL and state, seconds, pause=1
     )
@@ -150,7 +149,7 @@ def _dataset(topology: Topology, store: ArtifactStore, name: str) -> Path:
 
 
 class TestServices:
-    """In this order, on one server and the same few images: only the run that is killed while captioning has its own."""
+    """In this order, on one server and the same few images; only the run killed while captioning has its own."""
 
     pytestmark = services
 
@@ -206,7 +205,7 @@ class TestServices:
         before = _stages(store)
         audit = next(entry for entry in reversed(take_inventory(store, "audit").entries))
         shutil.rmtree(audit.folder)
-        state = _end(api, run, 180)
+        state = _end(api, run, 500)
         assert state["type"] == "CRASHED"
         assert "No heartbeat" in state["message"]
         worker.start_worker()
@@ -246,7 +245,7 @@ class TestServices:
         worker.resume("redis")
         worker.stop("server", signal.SIGKILL)
         worker.start_server()
-        state = _end(api, run, 300)
+        state = _end(api, run, 500)
         assert state["type"] == "COMPLETED", f"{state}\n{worker.tail('worker')}"
 
     def test_a_deleted_data_set_is_a_clear_failure_and_old_artefacts_stay(self, worker, api):
@@ -271,6 +270,24 @@ class TestServices:
 
         starts = wait_for("a planned run", planned, 150, pause=2)
         assert all(start[5:16] == "01-01T00:00" for start in starts)
+
+    def test_prefect_yaml_registers_everything(self, topology, api):
+        variables = topology.environment | {"CLIP_SCGI_HOME": str(topology.home), "PKU_REID_ROOT": "/data/PKU-Reid"}
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+            env=variables,
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        for name in ("caption-and-train/demo", "caption-and-train/pku_reid", "caption-and-train/market1501"):
+            found = _ask(api, "GET", f"/deployments/name/{name}")
+            assert found["entrypoint"] == "flows.pipeline.caption_and_train"
+            assert found["pull_steps"] == []
+            assert found["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+            assert found["job_variables"]["env"]["CLIP_SCGI_HOME"] == str(topology.home)
 
     def test_the_api_asks_for_a_password_and_nothing_writes_it_down(self, worker):
         assert httpx.post(f"{worker.url}/flows/filter", json={}, timeout=30).status_code == 401

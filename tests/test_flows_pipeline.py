@@ -96,6 +96,7 @@ def test_a_second_run_finds_everything_and_loads_no_model(home, monkeypatch):
 
     monkeypatch.setattr(captioning.llava.Engine, "load", refuse)
     monkeypatch.setattr(reid.backbone, "build_backbone", refuse)
+    assert _reran(_run(home)) == []  # digests are remembered by path: the copied images are read once more
     summary = _run(home)
     assert _reran(summary) == []
     assert summary["index"].note.endswith(", 0 read")
