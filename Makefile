@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format soak bench clean
+.PHONY: help install demo test check format services soak bench clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ check: $(VENV)/.installed ## Lint, formatting and types
 format: $(VENV)/.installed ## Apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+services: $(VENV)/.installed ## Faults against a real Prefect server on PostgreSQL and Redis (installs both on Debian)
+	bash .ci/services
+	CLIP_SCGI_REQUIRE_SERVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services --timeout 900
 
 soak: $(VENV)/.installed ## Long fault-injection suites (kills, many writers)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 3600

@@ -135,7 +135,8 @@ def _train(
 ) -> None:
     from reid.build import build_task
     from reid.checkpoint import save_model
-    from reid.trainer import METRICS, fit
+    from reid.metricslog import METRICS
+    from reid.trainer import fit
 
     rows = _training_rows(images)
     used = _captioned(rows, captions, config) if config.reads_captions else rows

@@ -6,7 +6,6 @@ and goes on bit for bit where the checkpoint was taken.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +29,11 @@ from reid.checkpoint import restore_checkpoint, save_checkpoint
 from reid.config import TrainConfig
 from reid.distributed import gather_batch
 from reid.loading import load_batches
+from reid.metricslog import METRICS, MetricsLog
 from reid.optim import build_optimizer, set_rates
 from reid.sampler import IdentitySampler
 from reid.tasks import Batch, Task, alone
 
-METRICS: Final = "metrics.jsonl"
 # Keeps augmentation apart from the sampler, which also starts from (seed, epoch).
 _AUGMENT_STREAM: Final = 1
 
@@ -291,40 +290,3 @@ def _values(total: Tensor, terms: Mapping[str, Tensor], state: TrainState) -> di
             "as after the last finite step. Lower the learning rates, lengthen the warm-up, or train without fp16"
         )
     return values
-
-
-class MetricsLog:
-    """metrics.jsonl (see the README of reports for its lines), and TensorBoard scalars if a folder is given."""
-
-    def __init__(self, path: Path, tensorboard: str, *, main: bool) -> None:
-        self._path, self._main = path, main
-        self._writer: Any = None
-        if tensorboard and main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(tensorboard)
-
-    def truncate(self, size: int) -> None:
-        """Forget what was written after the checkpoint that training goes on from."""
-        if self._main:
-            with self._path.open("ab") as stream:
-                stream.truncate(size)
-
-    def size(self) -> int:
-        """Return the bytes written so far."""
-        return self._path.stat().st_size if self._main else 0
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line."""
-        if not self._main:
-            return
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
-        if self._writer is not None:
-            for name, value in {"loss": line["loss"], **line["terms"]}.items():
-                self._writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
-
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        if self._writer is not None:
-            self._writer.close()

@@ -6,6 +6,7 @@ without a heartbeat), the mechanisms are those of a site.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,6 @@ import time
 from pathlib import Path
 
 import httpx
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,10 +27,10 @@ from captioning.captioner import Captioner
 from captioning.store import CaptionStore
 from data.artifacts import ArtifactStore
 from data.errors import ClipScgiError
-from data.files import read_json
-from data.fingerprint import digest_file
 from data.schemas import SHARD
 from flows.inventory import take_inventory
+from flows.recipes import build_recipe
+from flows.worlds import world_folder
 
 SMALL = [
     "synthetic.train_identities=6",
@@ -137,15 +137,11 @@ def _stages(store: ArtifactStore) -> dict[str, str]:
     return {entry.key: entry.created.isoformat() for entry in take_inventory(store).entries}
 
 
-def _dataset(topology: Topology, store: ArtifactStore, name: str) -> Path:
-    """Return the folder of the one synthetic data set that has the images of the index called `name`."""
-    entry = next(entry for entry in reversed(take_inventory(store, "index").entries) if entry.label == name)
-    image = pd.read_parquet(entry.folder / "images.parquet")["sha256"][0]
-    return next(
-        folder
-        for folder in (topology.home / "datasets").iterdir()
-        if any(digest_file(path) == image for path in folder.rglob("*.jpg"))
-    )
+def _images(store: ArtifactStore, seed: int) -> Path:
+    """Return the folder of the synthetic images that deployments with `seed` share."""
+    world = build_recipe("demo", [f"synthetic.seed={seed}", *SMALL]).synthetic
+    assert world is not None
+    return world_folder(store, world)
 
 
 class TestServices:
@@ -163,7 +159,7 @@ class TestServices:
 
     def test_one_image_more_and_the_watcher_has_exactly_one_captioned(self, worker, api):
         store = ArtifactStore(worker.home)
-        folder = _dataset(worker, store, "first")
+        folder = _images(store, 1)
         source = next((folder / "bounding_box_train").glob("*_01.jpg"))
         with Image.open(source) as image:
             image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
@@ -185,7 +181,7 @@ class TestServices:
         assert _captions(store) == before + 1
 
     def test_a_second_run_of_a_data_set_is_cancelled_while_one_is_at_work(self, worker, api):
-        deployment = _deploy(worker, "busy", 1, "train.schedule.epochs=25")
+        deployment = _deploy(worker, "busy", 1, "train.schedule.epochs=60")
         first = _start(api, deployment)
         _wait_task(api, first, "train")
         second = _start(api, deployment)
@@ -194,13 +190,13 @@ class TestServices:
 
     def test_a_dead_worker_is_noticed_by_its_silence_and_the_rerun_resumes(self, worker, api):
         """Worker and run are killed while it trains, and an earlier artefact is lost with them."""
-        deployment = _deploy(worker, "dead", 1, "train.schedule.epochs=30")
+        deployment = _deploy(worker, "dead", 1, "train.schedule.epochs=100", "train.checkpoint_every=5")
         store = ArtifactStore(worker.home)
         run = _start(api, deployment)
         _wait_task(api, run, "train")
-        work = wait_for("a checkpoint", lambda: list((worker.home / "work/train").glob("*/*")), 120)
-        time.sleep(2)
+        work = wait_for("a checkpoint", lambda: list((worker.home / "work/train").glob("*/step-*")), 240, pause=0.1)
         worker.kill_tree("worker")
+        killed_log = (work[0].parent / "metrics.jsonl").read_text().splitlines()
         assert _state(api, run)["type"] == "RUNNING"  # nobody was left to say otherwise
         before = _stages(store)
         audit = next(entry for entry in reversed(take_inventory(store, "audit").entries))
@@ -219,9 +215,11 @@ class TestServices:
         assert audit.key in after
         trained = next(entry for entry in reversed(take_inventory(store, "train").entries))
         assert trained.fingerprint == work[0].parent.name
-        log = [line for line in (trained.folder / "metrics.jsonl").read_text().splitlines() if '"epoch"' in line]
-        assert log
-        assert read_json(trained.folder / "config.json")["training"]["steps"] > 0
+        log = (trained.folder / "metrics.jsonl").read_text().splitlines()
+        epochs = [row["epoch"] for row in map(json.loads, log) if row["kind"] == "epoch"]
+        assert len(epochs) == len(set(epochs)) == 100
+        # The first epoch's line, its seconds included, is that of the killed process: it was not trained again.
+        assert next(line for line in killed_log if '"kind": "epoch"' in line) in log
 
     def test_a_killed_stage_is_reported_and_the_rerun_goes_on(self, worker, api):
         """The process of the run is killed while it captions: the worker notices at once."""
@@ -235,7 +233,7 @@ class TestServices:
 
     def test_a_run_outlives_its_servers(self, worker, api):
         """While it trains: PostgreSQL is restarted, Redis hangs for 20 s, the Prefect server is killed."""
-        deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=40")
+        deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=200")
         run = _start(api, deployment)
         _wait_task(api, run, "train")
         worker.stop("postgres", signal.SIGINT)
@@ -250,11 +248,9 @@ class TestServices:
 
     def test_a_deleted_data_set_is_a_clear_failure_and_old_artefacts_stay(self, worker, api):
         store = ArtifactStore(worker.home)
-        folder = _dataset(worker, store, "first")
-        root = folder.with_name("elsewhere")
-        shutil.copytree(folder, root)
+        root = worker.home / "datasets" / "elsewhere"
         deployment = _deploy(worker, "gone", 1, f"data.root={root}", "train.schedule.epochs=1")
-        shutil.rmtree(root)
+        # As after `rm -r`: the deployment names a folder that is no longer there.
         before = _stages(store)
         state = _end(api, _start(api, deployment))
         assert state["type"] == "FAILED"

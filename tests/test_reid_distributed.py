@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from reid.build import build_task
-from reid.trainer import METRICS, fit
+from reid.metricslog import METRICS
+from reid.trainer import fit
 from tests.reid_worlds import small_config, training_set
 
 REPO = Path(__file__).parents[1]

@@ -26,11 +26,12 @@ from reid.build import build_task
 from reid.checkpoint import load_task
 from reid.config import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
 from reid.config_augment import AugmentConfig
+from reid.metricslog import METRICS
 from reid.optim import parameter_groups, rate_factor
 from reid.sampler import IdentitySampler
 from reid.stage_train import train, train_ingredients
 from reid.tasks import Batch
-from reid.trainer import METRICS, DivergedError, fit
+from reid.trainer import DivergedError, fit
 from tests.reid_worlds import small_config, training_set, write_captions
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

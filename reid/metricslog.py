@@ -1,0 +1,54 @@
+"""The record of a training run: metrics.jsonl, one JSON object a line, and TensorBoard scalars on request.
+
+{"kind": "step", "step", "epoch", "loss", "terms": {name: value}, "lr": {group: rate}}     every log_every steps
+{"kind": "epoch", "epoch", "step", "loss", "terms" (means), "seconds", "images_per_second"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+METRICS: Final = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends lines to the file at `path`, and scalars to a TensorBoard folder if one is given.
+
+    Only the main process of a distributed run (`main`) writes.
+    """
+
+    def __init__(self, path: Path, tensorboard: str, *, main: bool) -> None:
+        self._path, self._main = path, main
+        self._writer: Any = None
+        if tensorboard and main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(tensorboard)
+
+    def truncate(self, size: int) -> None:
+        """Forget what was written after the checkpoint that training goes on from."""
+        if self._main:
+            with self._path.open("ab") as stream:
+                stream.truncate(size)
+
+    def size(self) -> int:
+        """Return the bytes written so far."""
+        return self._path.stat().st_size if self._main else 0
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line."""
+        if not self._main:
+            return
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._writer is not None:
+            for name, value in {"loss": line["loss"], **line["terms"]}.items():
+                self._writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._writer is not None:
+            self._writer.close()
