@@ -1,6 +1,6 @@
 """Deployments on a real server: PostgreSQL, Redis, Prefect server, services and worker as processes of their own.
 
-What is broken on purpose, and what must come of it. The times are short here (a run counts as crashed after 40 s
+What is broken on purpose, and what must come of it. The times are short here (a run counts as crashed after 80 s
 without a heartbeat), the mechanisms are those of a site.
 """
 
@@ -40,7 +40,7 @@ SMALL = [
     "train.batch.identities=3",
 ]
 # A site waits nine minutes for a heartbeat, these tests do not; and the watcher looks when they say so.
-DEPLOY = ["deploy", "demo", "--watch-cron", "0 0 1 1 *", "--crashed-after", "40"]
+DEPLOY = ["deploy", "demo", "--watch-cron", "0 0 1 1 *", "--crashed-after", "80"]
 REPO = Path(__file__).resolve().parents[1]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -181,7 +181,7 @@ class TestServices:
         assert _captions(store) == before + 1
 
     def test_a_second_run_of_a_data_set_is_cancelled_while_one_is_at_work(self, worker, api):
-        deployment = _deploy(worker, "busy", 1, "train.schedule.epochs=60")
+        deployment = _deploy(worker, "busy", 1, "train.schedule.epochs=20")
         first = _start(api, deployment)
         _wait_task(api, first, "train")
         second = _start(api, deployment)
@@ -190,7 +190,7 @@ class TestServices:
 
     def test_a_dead_worker_is_noticed_by_its_silence_and_the_rerun_resumes(self, worker, api):
         """Worker and run are killed while it trains, and an earlier artefact is lost with them."""
-        deployment = _deploy(worker, "dead", 1, "train.schedule.epochs=100", "train.checkpoint_every=5")
+        deployment = _deploy(worker, "dead", 1, "train.schedule.epochs=30", "train.checkpoint_every=5")
         store = ArtifactStore(worker.home)
         run = _start(api, deployment)
         _wait_task(api, run, "train")
@@ -217,7 +217,7 @@ class TestServices:
         assert trained.fingerprint == work[0].parent.name
         log = (trained.folder / "metrics.jsonl").read_text().splitlines()
         epochs = [row["epoch"] for row in map(json.loads, log) if row["kind"] == "epoch"]
-        assert len(epochs) == len(set(epochs)) == 100
+        assert len(epochs) == len(set(epochs)) == 30
         # The first epoch's line, its seconds included, is that of the killed process: it was not trained again.
         assert next(line for line in killed_log if '"kind": "epoch"' in line) in log
 
@@ -233,7 +233,7 @@ class TestServices:
 
     def test_a_run_outlives_its_servers(self, worker, api):
         """While it trains: PostgreSQL is restarted, Redis hangs for 20 s, the Prefect server is killed."""
-        deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=200")
+        deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=60")
         run = _start(api, deployment)
         _wait_task(api, run, "train")
         worker.stop("postgres", signal.SIGINT)
