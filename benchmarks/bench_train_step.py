@@ -68,7 +68,11 @@ def scgi_step() -> Callable[[bool], None]:
 def main(turns: int) -> None:
     """Measure and print."""
     scgi = scgi_step()
-    steps = {"bare encoder": bare_step(), "clip_scgi": partial(scgi, False), "clip_scgi bf16": partial(scgi, True)}
+    steps: dict[str, Callable[[], None]] = {
+        "bare encoder": bare_step(),
+        "clip_scgi": partial(scgi, False),
+        "clip_scgi bf16": partial(scgi, True),
+    }
     seconds = dict.fromkeys(steps, float("inf"))
     for turn in range(turns + 1):  # the first warms up
         for name, step in steps.items():
