@@ -46,6 +46,7 @@ def tiny_training() -> TrainConfig:
         augment=AugmentConfig(pad=4, erase_probability=0.1),
         # Half of the batch trains CFF with the prompt it will have at test time.
         scgi=ScgiConfig(plain_share=0.5),
+        checkpoint_every=50,  # about half a minute of two cores
     )
 
 

@@ -20,9 +20,19 @@ from captioning.tiny_llava_train import Plan, Training
 from data.slots import NONE, SLOTS, VOCABULARY
 from data.synthetic import training_sample
 
-# Ten points under the model card: a sample of this size is off by a few points either way. For carrying and upper_type
-# the card itself is below what is wanted of the model (.93 and .80); this only guards what is there.
+# What is wanted of the model, by issue; the names are slots.
 WANTED = {
+    "gender": 0.93,
+    "upper_color": 0.93,
+    "lower_color": 0.93,
+    "carrying": 0.93,
+    "upper_type": 0.80,
+    "lower_type": 0.80,
+    "hair": 0.80,
+    "shoes": 0.80,
+}
+# Ten points under the model card: a sample of this size is off by a few points either way.
+GUARDED = {
     "gender": 0.85,
     "upper_color": 0.84,
     "lower_color": 0.87,
@@ -132,17 +142,30 @@ def test_score_counts_by_hand():
     assert (by_slot["carrying"].judged, by_slot["carrying"].right, by_slot["carrying"].silent) == (3, 1, 0)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the shipped weights come from a training cut short and miss the wanted accuracy in some slots (see their "
-    "card); train them longer, and take this mark away",
-)
-def test_captions_of_unseen_people_are_right():
-    scores, rows = measure(CaptionConfig(device="cpu"), images=160)
+@pytest.fixture(scope="module")
+def measured():
+    return measure(CaptionConfig(device="cpu"), images=160)
+
+
+def below(scores, least: dict[str, float]) -> dict[str, float]:
     found = {item.slot: item.accuracy for item in scores}
-    assert {slot: found[slot] for slot, least in WANTED.items() if found[slot] < least} == {}
+    return {slot: found[slot] for slot, share in least.items() if found[slot] < share}
+
+
+def test_captions_of_unseen_people_are_as_right_as_the_card_says(measured):
+    scores, rows = measured
+    assert below(scores, GUARDED) == {}
     assert set(rows["status"]) == {"ok"}
     assert not rows["raw_text"].str.contains(r"\bno\b|\bnot\b", regex=True).any()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="carrying and upper_type of the shipped weights miss what is wanted (see their card): the training was cut "
+    "short; train them longer, and take this mark away",
+)
+def test_captions_of_unseen_people_are_right(measured):
+    assert below(measured[0], WANTED) == {}
 
 
 def test_four_bit_on_the_cpu_still_describes_people(people):
