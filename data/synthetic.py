@@ -30,7 +30,7 @@ from PIL import Image
 from data.errors import DataError, raise_problems
 from data.slots import SLOTS
 from data.synthetic_cameras import Camera, background, decode, encode, expose, occlude, sample_camera
-from data.synthetic_drawing import (
+from data.synthetic_canvas import (
     BAG,
     FACE,
     GLASSES,
@@ -46,8 +46,8 @@ from data.synthetic_drawing import (
     WIDTH,
     Canvas,
     Pose,
-    draw_person,
 )
+from data.synthetic_drawing import draw_person
 from data.synthetic_people import Person, make_person, sample_attributes
 
 __all__ = [
@@ -136,7 +136,7 @@ class Rendered:
     colours: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """Median RGB of the visible ``upper`` and ``lower`` garment as drawn, before the camera."""
     parts: np.ndarray = field(default_factory=lambda: np.zeros((HEIGHT, WIDTH), np.uint8))
-    """uint8 [128, 64], which part of the person each pixel shows (``data.synthetic_drawing``); 0 is anything else."""
+    """uint8 [128, 64], which part of the person each pixel shows (``data.synthetic_canvas``); 0 is anything else."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

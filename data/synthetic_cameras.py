@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.synthetic_drawing import HEIGHT, WIDTH
+from data.synthetic_canvas import HEIGHT, WIDTH
 
 _SCENE_W: Final = 192
 _SCENE_H: Final = 152
