@@ -1,5 +1,7 @@
 """The Prefect flow ``caption-and-train``: index -> caption -> audit -> train -> evaluate -> report.
 
+A method that reads no captions needs neither caption nor audit; these two then run only when asked for.
+
 Every task is a thin verb over a plain function that needs no Prefect. The disk is the truth and Prefect's record is
 bookkeeping: a task's cache key is the fingerprint of its artefact, and a record counts only while that artefact is
 intact (``refresh_cache``), so losing Prefect's database costs nothing and losing an artefact reruns its stage.
@@ -9,6 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +28,25 @@ from captioning.stage import caption, caption_ingredients
 from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from data.datasets import DatasetConfig
 from data.errors import RetryableError
+from data.files import read_json
 from data.fingerprint import digest
 from data.index import index
+from data.progress import ProgressFn
 from flows.gpu import gpu_slot
 from flows.recipes import Recipe
 from flows.report import ReportConfig, ReportInputs, report, report_ingredients
 from flows.summary import RunSummary, StageName, StageRun
 from flows.terminal import progress_bar, stage_line
+from flows.ui import (
+    name_run,
+    progress_artifact,
+    show_audit,
+    show_captions,
+    show_cmc,
+    show_metrics,
+    show_rankings,
+    show_training,
+)
 from flows.worlds import ensure_world
 from reid.config import TrainConfig
 from reid.config_evaluate import EvaluateConfig
@@ -57,6 +73,13 @@ def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     return False
 
 
+@contextmanager
+def _progress(stage: str) -> Iterator[ProgressFn]:
+    """Yield a progress callback that moves a bar in the terminal and one in Prefect's UI."""
+    with progress_bar(stage) as bar, progress_artifact(stage, bar) as both:
+        yield both
+
+
 def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result]]:
     """Return the decorator every stage's task wears: JSON results (never pickle), cached by fingerprint."""
     return task(
@@ -81,7 +104,7 @@ def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result
 )
 def index_task(*, home: str, config: DatasetConfig, reread: bool) -> Result:
     """Index the data set. Always looks at the folder (that is how a change is seen), reads only what changed."""
-    with progress_bar("index") as progress:
+    with _progress("index") as progress:
         outcome = index(ArtifactStore(Path(home)), config=config, progress=progress, reread=reread)
     note = f"{outcome.n_images} images, {outcome.n_rejected} rejected, {outcome.n_read} read"
     return {
@@ -97,18 +120,20 @@ def caption_task(
     *, home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig
 ) -> Result:
     """Caption every image that has no caption by this captioner yet."""
-    with gpu_slot(config.device), progress_bar("caption") as progress:
+    with gpu_slot(config.device), _progress("caption") as progress:
         outcome = caption(
             ArtifactStore(Path(home)), images=images, images_root=Path(images_root), config=config, progress=progress
         )
+    show_captions(outcome.made.ref)
     return {"ref": outcome.made.ref.to_json(), "note": str(outcome)}
 
 
 @_stage_task("audit")
 def audit_task(*, home: str, fingerprint: str, captions: ArtifactRef, config: AuditConfig) -> Result:
     """Measure how far the captions of one identity agree, and flag the doubtful ones."""
-    with progress_bar("audit") as progress:
+    with _progress("audit") as progress:
         made = audit(ArtifactStore(Path(home)), captions=captions, config=config, progress=progress)
+    show_audit(made.ref)
     return {"ref": made.ref.to_json(), "note": ""}
 
 
@@ -118,12 +143,12 @@ def train_task(
     home: str,
     fingerprint: str,
     images: ArtifactRef,
-    captions: ArtifactRef,
+    captions: ArtifactRef | None,
     images_root: str,
     config: TrainConfig,
 ) -> Result:
     """Train the recipe's method, going on from the last checkpoint of a killed run."""
-    with gpu_slot(config.device), progress_bar("train") as progress:
+    with gpu_slot(config.device), _progress("train") as progress:
         made = train(
             ArtifactStore(Path(home)),
             images=images,
@@ -132,6 +157,7 @@ def train_task(
             config=config,
             progress=progress,
         )
+    show_training(made.ref)
     return {"ref": made.ref.to_json(), "note": ""}
 
 
@@ -140,40 +166,49 @@ def evaluate_task(
     *, home: str, fingerprint: str, images: ArtifactRef, model: ArtifactRef, images_root: str, config: EvaluateConfig
 ) -> Result:
     """Rank the gallery for every query, before and after training, in every inference mode."""
-    with gpu_slot(config.device), progress_bar("evaluate") as progress:
+    store = ArtifactStore(Path(home))
+    with gpu_slot(config.device), _progress("evaluate") as progress:
         made = evaluate(
-            ArtifactStore(Path(home)),
+            store,
             images=images,
             model=model,
             images_root=Path(images_root),
             config=config,
             progress=progress,
         )
+    show_metrics(store, made.ref)
+    show_cmc(made.ref)
+    show_rankings(made.ref, images_root=Path(images_root))
     return {"ref": made.ref.to_json(), "note": ""}
 
 
 @_stage_task("report")
 def report_task(*, home: str, fingerprint: str, inputs: ReportInputs, images_root: str, config: ReportConfig) -> Result:
     """Write the page that shows it all."""
-    with progress_bar("report") as progress:
+    with _progress("report") as progress:
         made = report(
             ArtifactStore(Path(home)), inputs=inputs, images_root=Path(images_root), config=config, progress=progress
         )
     return {"ref": made.ref.to_json(), "note": ""}
 
 
-def _run_name() -> str:
-    parameters = runtime.flow_run.parameters
-    recipe = parameters.get("recipe")
+def _first_name() -> str:
+    """Name a run after its recipe and the hour; the data set's hash joins them when it is known."""
+    recipe = runtime.flow_run.parameters.get("recipe")
     name = recipe.get("name") if isinstance(recipe, Mapping) else getattr(recipe, "name", None)
     return f"{name or 'unnamed'}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-@flow(name=FLOW_NAME, flow_run_name=_run_name, persist_result=False)
+def _full_name(images: ArtifactRef) -> str:
+    found = read_json(images.folder / "dataset.json")
+    return f"{_first_name()}-{found['dataset_hash'][:8]}"
+
+
+@flow(name=FLOW_NAME, flow_run_name=_first_name, persist_result=False)
 def caption_and_train(
     recipe: Recipe, home: str | None = None, until: StageName = "report", reread: bool = False
 ) -> dict[str, Any]:
-    """Run the stages of `recipe` in order, up to and including `until`.
+    """Run the stages of `recipe` that its method needs in order, up to and including `until`.
 
     home: artefact root (default ``CLIP_SCGI_HOME``, else ``./artifacts``). reread: hash every image again, even where
     size and times are unchanged. Returns a `RunSummary` as plain data.
@@ -181,7 +216,7 @@ def caption_and_train(
     store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
     console = Console(stderr=True)
     finished: list[StageRun] = []
-    for stage in _stages(store, recipe, reread):
+    for stage in _stages(store, recipe, reread, until):
         finished.append(stage)
         console.print(stage_line(stage.stage, stage.status, stage.seconds, stage.note), soft_wrap=True)
         if stage.stage == until:
@@ -189,100 +224,95 @@ def caption_and_train(
     return RunSummary(recipe=recipe.name, stages=finished).model_dump(mode="json")
 
 
-def _stages(store: ArtifactStore, recipe: Recipe, reread: bool) -> Iterator[StageRun]:
+def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName) -> Iterator[StageRun]:
     """Run one stage after the other; each is done when it is yielded."""
-    home = str(store.root)
-    data = recipe.data
-    if recipe.synthetic is not None and not data.root:
-        data = data.model_copy(update={"root": str(ensure_world(store, recipe.synthetic))})
-
-    started = time.perf_counter()
-    found = index_task(home=home, config=data, reread=reread)
-    images, images_root = ArtifactRef(**found["ref"]), found["images_root"]
-    yield StageRun(
-        stage="index",
-        status="cached" if found["cached"] else "ran",
-        seconds=time.perf_counter() - started,
-        note=found["note"],
-        ref=found["ref"],
-        images_root=images_root,
-    )
-
-    step = _run(
-        store,
-        caption_task,
-        lambda: caption_ingredients(store, images=images, config=recipe.caption),
-        images=images,
-        images_root=images_root,
-        config=recipe.caption,
-    )
-    captions = step.artifact
-    yield step
-
-    step = _run(
-        store,
-        audit_task,
-        lambda: audit_ingredients(captions=captions, config=recipe.audit),
-        captions=captions,
-        config=recipe.audit,
-    )
-    audited = step.artifact
-    yield step
-
+    indexed = _index(store, recipe, reread)
+    name_run(_full_name(indexed.artifact))
+    yield indexed
+    images, root = indexed.artifact, indexed.images_root
+    captions = audited = None
+    if recipe.train.reads_captions or until in ("caption", "audit"):
+        step = _run(
+            store,
+            caption_task,
+            partial(caption_ingredients, store),
+            images=images,
+            config=recipe.caption,
+            images_root=root,
+        )
+        yield step
+        captions = step.artifact
+        step = _run(store, audit_task, audit_ingredients, captions=captions, config=recipe.audit)
+        yield step
+        audited = step.artifact
     step = _run(
         store,
         train_task,
-        lambda: train_ingredients(store, images=images, captions=captions, config=recipe.train),
+        partial(train_ingredients, store),
         images=images,
         captions=captions,
-        images_root=images_root,
         config=recipe.train,
+        images_root=root,
     )
-    model = step.artifact
     yield step
-
+    model = step.artifact
     step = _run(
         store,
         evaluate_task,
-        lambda: evaluate_ingredients(store, images=images, model=model, config=recipe.evaluate),
+        partial(evaluate_ingredients, store),
         images=images,
         model=model,
-        images_root=images_root,
         config=recipe.evaluate,
+        images_root=root,
     )
-    evaluation = step.artifact
     yield step
-
     inputs = ReportInputs(
         images=images,
         captions=captions,
         audit=audited,
         model=model,
-        evaluation=evaluation,
+        evaluation=step.artifact,
         recipe=recipe.identity(),
     )
-    yield _run(
-        store,
-        report_task,
-        lambda: report_ingredients(inputs=inputs, config=recipe.report),
-        inputs=inputs,
-        images_root=images_root,
-        config=recipe.report,
+    yield _run(store, report_task, report_ingredients, inputs=inputs, config=recipe.report, images_root=root)
+
+
+def _index(store: ArtifactStore, recipe: Recipe, reread: bool) -> StageRun:
+    """Run the first stage, which is never replayed: it is what sees that the images have changed."""
+    started = time.perf_counter()
+    data = recipe.data
+    if recipe.synthetic is not None and not data.root:
+        data = data.model_copy(update={"root": str(ensure_world(store, recipe.synthetic))})
+    found = index_task(home=str(store.root), config=data, reread=reread)
+    return StageRun(
+        stage="index",
+        status="cached" if found["cached"] else "ran",
+        seconds=time.perf_counter() - started,
+        note=found["note"],
+        ref=found["ref"],
+        images_root=found["images_root"],
     )
 
 
 def _run(
     store: ArtifactStore,
     stage_task: Task[..., Result],
-    ingredients: Callable[[], Mapping[str, Any]],
+    ingredients: Callable[..., Mapping[str, Any]],
+    *,
+    images_root: str | None = None,
     **inputs: Any,
 ) -> StageRun:
-    """Run one task, or let Prefect replay it where its artefact is intact."""
+    """Run one task on `inputs`, or let Prefect replay it where its artefact is intact.
+
+    ingredients: what its fingerprint is made of, as a function of `inputs`. images_root: where the images lie, which
+    no fingerprint depends on.
+    """
     started = time.perf_counter()
     stage = stage_task.name
-    fingerprint = fingerprint_of(stage, ingredients())
+    fingerprint = fingerprint_of(stage, ingredients(**inputs))
     intact = store.find(stage, fingerprint) is not None
-    result = stage_task.with_options(refresh_cache=not intact)(home=str(store.root), fingerprint=fingerprint, **inputs)
+    places = {"home": str(store.root)} | ({"images_root": images_root} if images_root else {})
+    result = stage_task.with_options(refresh_cache=not intact)(fingerprint=fingerprint, **places, **inputs)
     return StageRun(
         stage=stage,
         status="cached" if intact else "ran",

@@ -53,26 +53,28 @@ class ReportConfig(Config):
 class ReportInputs:
     """What a report is made from.
 
+    captions, audit: None where the method reads no captions.
     recipe: the whole resolved config as plain JSON. It is shown and it counts for the fingerprint, except for the
     places on this machine in it (keys named ``root`` or ``home``).
     """
 
     images: ArtifactRef
-    captions: ArtifactRef
-    audit: ArtifactRef
+    captions: ArtifactRef | None
+    audit: ArtifactRef | None
     model: ArtifactRef
     evaluation: ArtifactRef
     recipe: Mapping[str, Any]
 
     def artifacts(self) -> dict[str, ArtifactRef]:
         """Return the artefacts by their role, in the order of the DAG."""
-        return {
+        roles = {
             "images": self.images,
             "captions": self.captions,
             "audit": self.audit,
             "model": self.model,
             "evaluation": self.evaluation,
         }
+        return {role: ref for role, ref in roles.items() if ref is not None}
 
 
 def without_places(value: Any) -> Any:

@@ -114,6 +114,8 @@ def _training_part(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails) -> dict[str, Any]:
+    if inputs.captions is None or inputs.audit is None:
+        return {"captioner": {}, "captions": None, "audit": None}
     path = inputs.captions.folder / "captions.parquet"
     return {
         "captioner": distinct(path, _CAPTIONER_COLUMNS),

@@ -92,6 +92,22 @@ class _Bar:
         _try(send)
 
 
+def name_run(name: str) -> None:
+    """Give the flow run that goes on here another name."""
+    from prefect.client.orchestration import get_client
+
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    run_id = context.flow_run.id
+
+    def send() -> None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(run_id, name=name)
+
+    _try(send)
+
+
 def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:
     """Show `count` captions, evenly spread over the data set, as a table."""
     columns = ["image_path", "caption", "status", "n_tokens"]

@@ -24,3 +24,12 @@ def _own_home(tmp_path, monkeypatch):
     """No test touches the artefacts or the Prefect settings of the person who runs it."""
     monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def prefect_server():
+    """Prefect's own server on a database of its own. Whoever uses it carries the mark ``xdist_group("flow")``."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

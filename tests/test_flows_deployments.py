@@ -22,14 +22,6 @@ PATHS = {"PKU_REID_ROOT": "/data/PKU-Reid", "MARKET1501_ROOT": "/data/Market-150
 pytestmark = pytest.mark.xdist_group("flow")
 
 
-@pytest.fixture(scope="module")
-def prefect_server():
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 def _code(home: str) -> dict:
     from flows.deployments import recipe_deployment, watch_deployment
 

@@ -29,14 +29,6 @@ pytestmark = pytest.mark.xdist_group("flow")
 
 
 @pytest.fixture(scope="module")
-def prefect_server():
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture(scope="module")
 def finished(prefect_server, tmp_path_factory) -> tuple[Path, RunSummary]:
     """One whole run in a home of its own: (home, what it said)."""
     home = tmp_path_factory.mktemp("home")
@@ -85,6 +77,32 @@ def test_a_first_run_makes_every_artefact(finished):
     }
     page = (summary["report"].artifact.folder / "report.html").read_text()
     assert "<html" in page
+
+
+def test_prefects_ui_shows_progress_tables_and_pictures_of_the_run(finished):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    _, summary = finished
+    found = read_json(summary["index"].artifact.folder / "dataset.json")["dataset_hash"]
+    with get_client(sync_client=True) as client:
+        (run,) = (run for run in client.read_flow_runs() if run.name.endswith(found[:8]) and run.state.is_completed())
+        assert run.name.startswith("demo-")
+        only = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        shown = {artifact.key: artifact for artifact in client.read_artifacts(flow_run_filter=only)}
+    assert {"captions", "audit", "metrics", "loss", "cmc", "rankings"} <= set(shown)
+    assert {"caption-progress", "train-progress"} <= set(shown)
+    assert shown["train-progress"].data == 100.0
+    assert "image_path" in shown["captions"].data
+
+
+def test_a_method_without_captions_makes_none(home):
+    summary = _run(home, "train.method=clip_baseline")
+    assert [stage.stage for stage in summary.stages] == ["index", "train", "evaluate", "report"]
+    page = (summary["report"].artifact.folder / "report.html").read_text()
+    assert "clip_baseline" in page
+    assert "Captions parsed" not in page
+    assert [stage.stage for stage in _run(home, "train.method=clip_baseline", until="caption").stages][-1] == "caption"
 
 
 def test_a_second_run_finds_everything_and_loads_no_model(home, monkeypatch):
