@@ -4,6 +4,7 @@ import ast
 import hashlib
 import re
 from itertools import combinations
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,10 +245,10 @@ def test_views_follow_the_heading():
 
 
 def test_shoes_outside_the_box_are_not_visible(monkeypatch):
-    from data import synthetic
+    from data import synthetic_render
 
-    real = synthetic._pose
-    monkeypatch.setattr(synthetic, "_pose", lambda *args: type(real(*args))(**{**vars(real(*args)), "ground": 150.0}))
+    real = synthetic_render._pose
+    monkeypatch.setattr(synthetic_render, "_pose", lambda *args: replace(real(*args), ground=150.0))
     seen = _show(PLAIN, 0).visible
     assert not seen["shoes"]
     assert seen["upper_color"]
