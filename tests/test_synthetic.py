@@ -3,8 +3,8 @@
 import ast
 import hashlib
 import re
-from itertools import combinations
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
