@@ -11,7 +11,6 @@ a warning; its images are simply captioned again.
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
 import re
@@ -25,8 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.captioner import Captioner
-from data.errors import ClipScgiError
-from data.files import atomic_path, write_json
+from data.files import atomic_path, full_disk_explained, write_json
 from data.fingerprint import digest_bytes
 from data.schemas import SHARD
 from data.slots import SLOTS
@@ -34,7 +32,6 @@ from data.slots import SLOTS
 log = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"^part-([0-9a-f]{32})\.parquet$")
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _STALE_SECONDS: Final = 3600.0
 _NO_CONFIDENCE: Final = {f"conf_{slot}": None for slot in SLOTS}
 
@@ -58,17 +55,10 @@ class CaptionStore:
         pq.write_table(table, buffer, compression="zstd")
         content = buffer.getvalue()
         path = self.folder / f"part-{digest_bytes(content)[:32]}.parquet"
-        try:
+        with full_disk_explained(self.folder, "the newest captions could not be written"):
             self._describe()
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
-        except OSError as error:
-            if error.errno in _FULL:
-                raise ClipScgiError(
-                    f"no space left for captions in {self.folder}; free some and run again: "
-                    "captions written before are kept"
-                ) from error
-            raise
         return path
 
     def _describe(self) -> None:

@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from data.digests import DigestMemo
 from data.errors import DataError
-from data.files import read_json, sync_file, sync_folder, write_json
+from data.files import full_disk_explained, read_json, sync_file, sync_folder, write_json
 from data.fingerprint import digest, digest_file
 
 SIDECAR: Final = "artifact.json"
@@ -112,8 +112,10 @@ class ArtifactStore:
         content, problems = self._inspect(stage, fingerprint)
         if problems:
             return None
-        path = str(self.folder(stage, fingerprint))
-        return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=path)
+        folder = self.folder(stage, fingerprint)
+        with suppress(OSError):  # a store on a read-only disk serves as well
+            os.utime(folder)  # its age counts from the last use
+        return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(folder))
 
     def _inspect(self, stage: str, fingerprint: str) -> tuple[str, list[str]]:
         """Return the content digest and the problems, from one reading of the sidecar: it may be replaced meanwhile."""
@@ -188,8 +190,9 @@ class ArtifactStore:
             shutil.rmtree(stale, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{fingerprint}.", dir=final.parent))
         try:
-            produce(temporary)
-            content = self._seal(temporary, stage, fingerprint, ingredients, complete(temporary))
+            with full_disk_explained(self.root, f"stage {stage} could not finish"):
+                produce(temporary)
+                content = self._seal(temporary, stage, fingerprint, ingredients, complete(temporary))
             if final.exists():  # damaged, or `find` would have returned it
                 final.rename(temporary.with_name(f".{fingerprint}.damaged"))
             temporary.rename(final)

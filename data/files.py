@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError, RejectedRow
+from data.errors import ClipScgiError, DataError, RejectedRow
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -93,3 +96,17 @@ def inside(root: Path, relative: str) -> Path:
     if not is_inside:
         raise RejectedRow("outside_root")
     return path
+
+
+@contextmanager
+def full_disk_explained(folder: Path, what: str) -> Iterator[None]:
+    """Turn "no space left" into a ClipScgiError that names the `folder`, `what` could not be done, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ClipScgiError(
+            f"the disk of {folder} is full: {what}. Free some space (`clip-scgi artifacts gc` removes what no kept run"
+            " needs) and run again; what was written before is kept"
+        ) from error

@@ -118,7 +118,7 @@ def test_full_disk_is_a_clear_error_and_earlier_shards_stay(store, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ClipScgiError, match="no space left"):
+    with pytest.raises(ClipScgiError, match="is full: the newest captions"):
         store.append([row(2)])
     assert numbers(store) == [1]
     assert len(list(store.folder.iterdir())) == 2  # the shard and meta.json, no half-written file

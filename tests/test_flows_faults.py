@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_what_was_there_and_no_half_artefact(small_disk):
     def too_much(folder: Path) -> None:
         (folder / "b").write_bytes(os.urandom(4 << 20))
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ClipScgiError, match="is full: stage train could not finish"):
         store.make("train", {"n": 2}, too_much)
     assert store.problems("audit", kept.fingerprint) == []
     assert list((store.root / "stages" / "train").iterdir()) == []
@@ -336,7 +336,7 @@ def test_a_full_disk_while_captioning_keeps_earlier_captions(small_disk):
     (small_disk / "filler").write_bytes(b"")
     with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb") as stream:
         stream.write(os.urandom(4 << 20))
-    with pytest.raises(ClipScgiError, match="captions written before are kept"):
+    with pytest.raises(ClipScgiError, match="newest captions could not be written"):
         captions.append(
             [first | {"image_sha256": f"{number:064x}", "raw_text": os.urandom(500).hex()} for number in range(1, 400)]
         )

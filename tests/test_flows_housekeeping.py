@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -225,3 +226,15 @@ def test_an_absent_root_is_empty(tmp_path):
     assert take_inventory(store).entries == ()
     plan = plan_gc(store, keep_runs=1, days=1)
     assert collect(store, plan) == []
+
+
+def test_what_a_run_has_found_again_is_no_longer_old(tmp_path):
+    store = ArtifactStore(tmp_path)
+    made = store.make("audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+    os.utime(made.folder, (long_ago, long_ago))
+    sidecar = made.folder / SIDECAR
+    sidecar.write_text(re.sub(r'"created": *"[^"]+"', '"created": "2020-01-01T00:00:00+00:00"', sidecar.read_text()))
+    assert [entry.stage for entry in plan_gc(store, keep_runs=1, days=30).artifacts] == ["audit"]
+    assert store.find("audit", made.fingerprint) is not None
+    assert plan_gc(store, keep_runs=1, days=30).artifacts == []
