@@ -33,6 +33,7 @@ from data.fingerprint import digest
 from data.index import index
 from data.progress import ProgressFn
 from flows.gpu import gpu_slot
+from flows.launch import launch_training
 from flows.recipes import Recipe
 from flows.report import ReportConfig, ReportInputs, report, report_ingredients
 from flows.summary import RunSummary, StageName, StageRun
@@ -146,17 +147,21 @@ def train_task(
     captions: ArtifactRef | None,
     images_root: str,
     config: TrainConfig,
+    processes: int,
 ) -> Result:
     """Train the recipe's method, going on from the last checkpoint of a killed run."""
-    with gpu_slot(config.device), _progress("train") as progress:
-        made = train(
-            ArtifactStore(Path(home)),
-            images=images,
-            captions=captions,
-            images_root=Path(images_root),
-            config=config,
-            progress=progress,
-        )
+    what: dict[str, Any] = {
+        "images": images,
+        "captions": captions,
+        "images_root": Path(images_root),
+        "config": config,
+    }
+    store = ArtifactStore(Path(home))
+    with gpu_slot(config.device, processes):
+        if processes > 1:
+            launch_training(store, **what, processes=processes)
+        with _progress("train") as progress:
+            made = train(store, **what, progress=progress)  # finds what several processes have trained
     show_training(made.ref)
     return {"ref": made.ref.to_json(), "note": ""}
 
@@ -229,20 +234,20 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
     indexed = _index(store, recipe, reread)
     name_run(_full_name(indexed.artifact))
     yield indexed
-    images, root = indexed.artifact, indexed.images_root
+    images, where = indexed.artifact, {"images_root": indexed.images_root}
     captions = audited = None
-    if recipe.train.reads_captions or until in ("caption", "audit"):
+    if recipe.train.needs_captions or until in ("caption", "audit"):
         step = _run(
             store,
             caption_task,
             partial(caption_ingredients, store),
             images=images,
             config=recipe.caption,
-            images_root=root,
+            how=where,
         )
         yield step
         captions = step.artifact
-        step = _run(store, audit_task, audit_ingredients, captions=captions, config=recipe.audit)
+        step = _run(store, audit_task, audit_ingredients, captions=captions, config=recipe.audit, how={})
         yield step
         audited = step.artifact
     step = _run(
@@ -252,7 +257,7 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
         images=images,
         captions=captions,
         config=recipe.train,
-        images_root=root,
+        how={**where, "processes": recipe.scale.train_processes},
     )
     yield step
     model = step.artifact
@@ -263,7 +268,7 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
         images=images,
         model=model,
         config=recipe.evaluate,
-        images_root=root,
+        how=where,
     )
     yield step
     inputs = ReportInputs(
@@ -274,7 +279,7 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
         evaluation=step.artifact,
         recipe=recipe.identity(),
     )
-    yield _run(store, report_task, report_ingredients, inputs=inputs, config=recipe.report, images_root=root)
+    yield _run(store, report_task, report_ingredients, inputs=inputs, config=recipe.report, how=where)
 
 
 def _index(store: ArtifactStore, recipe: Recipe, reread: bool) -> StageRun:
@@ -299,20 +304,20 @@ def _run(
     stage_task: Task[..., Result],
     ingredients: Callable[..., Mapping[str, Any]],
     *,
-    images_root: str | None = None,
+    how: Mapping[str, Any],
     **inputs: Any,
 ) -> StageRun:
     """Run one task on `inputs`, or let Prefect replay it where its artefact is intact.
 
-    ingredients: what its fingerprint is made of, as a function of `inputs`. images_root: where the images lie, which
-    no fingerprint depends on.
+    ingredients: what its fingerprint is made of, as a function of `inputs`. how: what else the task is told, and no
+    fingerprint depends on: where the images lie, how many processes it may use.
     """
     started = time.perf_counter()
     stage = stage_task.name
     fingerprint = fingerprint_of(stage, ingredients(**inputs))
     intact = store.find(stage, fingerprint) is not None
-    places = {"home": str(store.root)} | ({"images_root": images_root} if images_root else {})
-    result = stage_task.with_options(refresh_cache=not intact)(fingerprint=fingerprint, **places, **inputs)
+    options = stage_task.with_options(refresh_cache=not intact)
+    result = options(home=str(store.root), fingerprint=fingerprint, **how, **inputs)
     return StageRun(
         stage=stage,
         status="cached" if intact else "ran",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from captioning.audit import AuditConfig
 from captioning.config import CaptionConfig
-from data.config import Config, build_config
+from data.config import RUNTIME, Config, build_config
 from data.datasets import DatasetConfig
 from data.errors import ConfigError, raise_problems
 from data.synthetic import WorldConfig
 from flows.report import ReportConfig
+from flows.scale import ScaleConfig
 from reid.config import BackboneConfig, ScgiConfig, ScheduleConfig, TrainConfig
 from reid.config_augment import AugmentConfig
 from reid.config_evaluate import EvaluateConfig
@@ -37,6 +38,8 @@ class Recipe(Config):
     """How the model is measured."""
     report: ReportConfig = ReportConfig()
     """What the page shows."""
+    scale: Annotated[ScaleConfig, RUNTIME] = ScaleConfig()
+    """How many processes caption and train."""
 
 
 def tiny_training() -> TrainConfig:

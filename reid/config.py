@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from data.config import RUNTIME, Config, RuntimeStr
 from reid.config_augment import AugmentConfig
+from reid.config_validation import ValidationConfig
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -85,6 +86,8 @@ class PromptConfig(Config):
 
     words: Size = 4
     """Learnable tokens of an identity in "A photo of a [X].. person."."""
+    noun: Annotated[str, Field(min_length=1)] = "person"
+    """What the identities are; CLIP-ReID: "vehicle" for VeRi-776 and VehicleID."""
     epochs: Size = 120
     """Passes over the cached image features."""
     batch: Annotated[int, Field(ge=2)] = 64
@@ -180,6 +183,8 @@ class TrainConfig(Config):
     """Epochs and learning rates."""
     augment: AugmentConfig = AugmentConfig()
     """Variation of the training images."""
+    validation: ValidationConfig = ValidationConfig()
+    """Evaluation during training, and which epoch becomes the model. Off by default."""
     seed: Count = 0
     """Of the new modules' weights, the batches and the augmentation."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -199,10 +204,12 @@ class TrainConfig(Config):
         """Return the fields that can change the result of this method."""
         ignored = {"clip_scgi": {"prompts"}, "clip_reid": {"scgi", "max_uncaptioned"}}
         skip = ignored.get(self.method, {"prompts", "scgi", "max_uncaptioned"})
+        if not self.validation.every:
+            skip = {*skip, "validation"}  # nothing is held out and the last epoch kept: as before there was one
         return {name: value for name, value in super().identity().items() if name not in skip}
 
     @property
-    def reads_captions(self) -> bool:
+    def needs_captions(self) -> bool:
         """Whether training reads captions."""
         return self.method == "clip_scgi"
 
@@ -212,4 +219,6 @@ class TrainConfig(Config):
             raise ValueError('scgi.fusion_tokens "refined" needs scgi.cgi, which makes the refined tokens')
         if self.sie and self.backbone.name == "rn50":
             raise ValueError("sie needs a vision transformer; set it to 0 for rn50")
+        if self.validation.mode == "fused" and not (self.method == "clip_scgi" and self.scgi.cff):
+            raise ValueError('validation.mode "fused" needs method clip_scgi with scgi.cff, which makes that embedding')
         return self

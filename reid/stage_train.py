@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
-from data.errors import ConfigError, DataError
 from data.files import read_json, write_json
 from data.progress import ProgressFn, silent
 from reid.config import TrainConfig
 from reid.imagecache import load_pixels, pixels
 from reid.text import caption_features, weights_identity
+from reid.training_rows import TrainingRows, read_rows, training_rows
+from reid.validation import Validator, ranked_held_out, ranked_test
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reid.trainer import TrainingSet
+    from reid.batches import TrainingSet
+    from reid.trainer import TrainState
 
 STAGE: Final = "train"
 STAGE_VERSION: Final = 1
 _LIBRARIES: Final = ("torch", "open_clip_torch", "accelerate", "numpy", "safetensors")
-_SHOWN: Final = 5
 
 
 def train_ingredients(
@@ -45,7 +45,7 @@ def train_ingredients(
     """
     return {
         "images": images.digests_of("images.parquet"),
-        "captions": captions.content if captions is not None and config.reads_captions else None,
+        "captions": captions.content if captions is not None and config.needs_captions else None,
         "config": config.identity(),
         "weights": weights_identity(store, config.backbone, config.seed),
         "version": STAGE_VERSION,
@@ -72,6 +72,7 @@ def train(
         progress: called every few steps with the steps done, the steps in all and the loss.
 
     Raises:
+        ConfigError: captions are needed and not given, or too few identities for a batch beside those held out.
         DataError: no training images, captions of other images, or too many images without a caption.
         WeightsError: the backbone's weights are not to be had.
         DivergedError: a loss term became infinite or not a number.
@@ -138,14 +139,14 @@ def _train(
     from reid.metricslog import METRICS
     from reid.trainer import fit
 
-    rows = _training_rows(images)
-    used = _captioned(rows, captions, config) if config.reads_captions else rows
+    rows = training_rows(images, captions, config)
     data, identities, cameras = _training_set(
-        store, used, images=images, images_root=images_root, config=config, progress=progress
+        store, rows, images=images, images_root=images_root, config=config, progress=progress
     )
     texts = _learned_texts(store, data, images, config, progress)
     task = build_task(config, identities=len(identities), cameras=cameras, texts_CD=texts)
-    state = fit(task, data, config, folder=scratch, progress=progress)
+    validate = _validator(images, rows, data, config)
+    state = fit(task, data, config, folder=scratch, progress=progress, validate=validate)
     save_model(folder / "model.safetensors", task)
     if (scratch / METRICS).exists():
         shutil.copyfile(scratch / METRICS, folder / METRICS)
@@ -157,74 +158,54 @@ def _train(
             "cameras": cameras,
             "modes": sorted(task.encoders()),
             "training": {
-                "images": len(used["path"]),
+                "images": len(rows.trained["path"]),
                 "identities": len(identities),
-                "images_without_caption": len(rows["path"]) - len(used["path"]),
+                "images_without_caption": rows.uncaptioned,
+                "images_held_out": len(rows.held_out["path"]),
+                "identities_held_out": len(set(rows.held_out["pid"])),
                 "steps": state.step,
+                "kept": _kept(config, state),
             },
             "provenance": _provenance(store, images, captions, config),
         },
     )
 
 
-Rows = dict[str, list[Any]]
-"""Columns of the training images: position (row in images.parquet), path, sha256, pid, camid and, later, caption."""
+def _validator(images: ArtifactRef, rows: TrainingRows, data: TrainingSet, config: TrainConfig) -> Validator | None:
+    if not config.validation.every:
+        return None
+    ranked = ranked_held_out(rows.held_out) if config.validation.holds_out else ranked_test(read_rows(images))
+    return Validator(ranked, data.pixels, config, _device(config))
 
 
-def _training_rows(images: ArtifactRef) -> Rows:
-    table = pq.read_table(images.folder / "images.parquet", columns=["path", "sha256", "split", "pid", "camid"])
-    columns = table.to_pydict()
-    chosen = [row for row, split in enumerate(columns["split"]) if split == "train" and columns["pid"][row] >= 0]
-    if not chosen:
-        raise DataError(f"{images.folder}/images.parquet holds no training images; check the split of the data set")
-    rows: Rows = {name: [values[row] for row in chosen] for name, values in columns.items() if name != "split"}
-    return {**rows, "position": chosen}
-
-
-def _captioned(rows: Rows, captions: ArtifactRef | None, config: TrainConfig) -> Rows:
-    """Add the column `caption` and leave out images without one, up to the share that `config` allows.
-
-    A caption that could not be parsed or was cut short is a text like any other for CLIP; only an empty one is
-    missing. No other caption ever takes its place.
-    """
-    if captions is None:
-        raise ConfigError(f"method {config.method} reads captions: give the caption artefact of these images")
-    table = pq.read_table(captions.folder / "captions.parquet", columns=["image_path", "image_sha256", "caption"])
-    known = {
-        (path, sha256): (caption or "").strip()
-        for path, sha256, caption in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-    }
-    keys = list(zip(rows["path"], rows["sha256"], strict=True))
-    unknown = [path for path, sha256 in keys if (path, sha256) not in known]
-    if unknown:
-        raise DataError(
-            f"{captions.folder}/captions.parquet knows nothing of {len(unknown)} training images, such as "
-            f"{', '.join(unknown[:_SHOWN])}: it belongs to other images; run the caption stage on these"
-        )
-    kept = [row for row, key in enumerate(keys) if known[key]]
-    missing = len(keys) - len(kept)
-    if missing > config.max_uncaptioned * len(keys):
-        shown = ", ".join([path for path, sha256 in keys if not known[path, sha256]][:_SHOWN])
-        raise DataError(
-            f"{missing} of {len(keys)} training images have no caption (such as {shown}), more than "
-            f"max_uncaptioned = {config.max_uncaptioned:.0%}; caption them, or raise max_uncaptioned to leave them out"
-        )
-    return {name: [values[row] for row in kept] for name, values in rows.items()} | {
-        "caption": [known[keys[row]] for row in kept]
+def _kept(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+    """Say which epoch the model is (from 0), what it was chosen by, and its measures there if it was evaluated."""
+    settings = config.validation
+    best = settings.keep == "best"
+    measured = state.best if best else state.measured
+    return {
+        "epoch": int(measured["epoch"]) if measured else state.epoch - 1,
+        "rule": settings.keep,
+        "chosen_on": settings.images if best else None,
+        "measured_on": settings.images if measured else None,
+        "measures": {name: value for name, value in measured.items() if name not in ("epoch", "step")},
     }
 
 
 def _training_set(
     store: ArtifactStore,
-    rows: Rows,
+    rows: TrainingRows,
     *,
     images: ArtifactRef,
     images_root: Path,
     config: TrainConfig,
     progress: ProgressFn,
 ) -> tuple[TrainingSet, list[int], list[int]]:
-    """Return the training set, the identity of each class number and the camera of each camera number."""
-    from reid.trainer import TrainingSet
+    """Return the training set, the identity of each class number and the camera of each camera number.
+
+    Cameras that only held-out images come from have a number too: a camera embedding must know them.
+    """
+    from reid.batches import TrainingSet
 
     cache = pixels(
         store,
@@ -234,17 +215,18 @@ def _training_set(
         width=config.backbone.width,
         progress=progress,
     )
-    identities, cameras = sorted(set(rows["pid"])), sorted(set(rows["camid"]))
+    used = rows.trained
+    identities, cameras = sorted(set(used["pid"])), sorted({*used["camid"], *rows.held_out["camid"]})
     features = None
-    if config.reads_captions:
+    if config.needs_captions:
         features = caption_features(
-            store, rows["caption"], config=config.backbone, seed=config.seed, device=_device(config), progress=progress
+            store, used["caption"], config=config.backbone, seed=config.seed, device=_device(config), progress=progress
         )
     data = TrainingSet(
         pixels=load_pixels(cache.ref),
-        positions_N=np.array(rows["position"], dtype=np.int64),
-        labels_N=np.searchsorted(identities, rows["pid"]),
-        cameras_N=np.searchsorted(cameras, rows["camid"]),
+        positions_N=np.array(used["position"], dtype=np.int64),
+        labels_N=np.searchsorted(identities, used["pid"]),
+        cameras_N=np.searchsorted(cameras, used["camid"]),
         caption_rows_N=None if features is None else features.rows_N,
         captions_MD=None if features is None else features.features_MD,
     )
@@ -282,10 +264,11 @@ def _provenance(
 ) -> dict[str, Any]:
     """Return where the model comes from: data set, captions, weights and library versions."""
     dataset = read_json(images.folder / "dataset.json")
-    read = captions if config.reads_captions else None
+    read = captions if config.needs_captions else None
     return {
         "dataset": dataset["name"],
         "dataset_hash": dataset["dataset_hash"],
+        "version": dataset["version"],
         "images": images.fingerprint,
         "captions": None if read is None else read.fingerprint,
         "weights": weights_identity(store, config.backbone, config.seed),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -103,6 +104,20 @@ def test_a_method_without_captions_makes_none(home):
     assert "clip_baseline" in page
     assert "Captions parsed" not in page
     assert [stage.stage for stage in _run(home, "train.method=clip_baseline", until="caption").stages][-1] == "caption"
+
+
+def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
+    longer = "train.schedule.epochs=2"
+    assert _reran(_run(home, longer, "scale.train_processes=2")) == ["train", "evaluate", "report"]
+    assert _reran(_run(home, longer)) == []
+
+
+def test_processes_that_fail_say_why(capfd):
+    from flows.launch import _stream
+
+    status, last = _stream([sys.executable, "-c", "print('no such weights'); raise SystemExit(3)"])
+    assert (status, last) == (3, "no such weights\n")
+    assert "no such weights" in capfd.readouterr().err
 
 
 def test_a_second_run_finds_everything_and_loads_no_model(home, monkeypatch):

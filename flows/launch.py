@@ -1,0 +1,94 @@
+"""Training by several processes of `accelerate launch`, started from a task, their output shown as it comes.
+
+    python -m flows.launch JOB.json
+
+is what each process runs: the train stage on what the job names. The first process owns the artefact; the task that
+started them finds it in the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+from data.artifacts import ArtifactRef, ArtifactStore
+from data.config import build_config
+from data.errors import ClipScgiError
+from data.files import read_json, write_json
+from flows.terminal import progress_bar
+from reid.config import TrainConfig
+from reid.stage_train import train
+
+_LAST_LINES: Final = 30
+# accelerate calls its torchrun launcher so; on CPUs too, where `--cpu` would start one process only.
+_LAUNCH: Final = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
+
+
+def launch_training(
+    store: ArtifactStore,
+    *,
+    images: ArtifactRef,
+    captions: ArtifactRef | None,
+    images_root: Path,
+    config: TrainConfig,
+    processes: int,
+) -> None:
+    """Train with `processes` processes on this machine. Raises ClipScgiError with their last lines if they fail."""
+    job = {
+        "home": str(store.root),
+        "images": images.to_json(),
+        "captions": captions.to_json() if captions else None,
+        "images_root": str(images_root),
+        "config": config.model_dump(mode="json"),
+    }
+    with tempfile.TemporaryDirectory(prefix="clip-scgi-") as folder:
+        path = Path(folder) / "job.json"
+        write_json(path, job)
+        # Port 0: torchrun takes a free one, so two trainings on one machine do not meet.
+        words = [*_LAUNCH, "--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
+        status, lines = _stream([sys.executable, *words, "-m", "flows.launch", str(path)])
+    if status:
+        raise ClipScgiError(f"training in {processes} processes ended with status {status}; its last lines:\n{lines}")
+
+
+def _stream(command: list[str]) -> tuple[int, str]:
+    """Run `command`, pass its lines on as they come, and return its status and its last lines."""
+    log = logging.getLogger(__name__)
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, env=environment
+    ) as running:
+        try:
+            for line in running.stdout or ():
+                last.append(line)
+                sys.stderr.write(line)
+                log.info(line.rstrip())
+        except BaseException:
+            running.terminate()
+            raise
+    return running.returncode, "".join(last)
+
+
+def main(path: Path) -> None:
+    """Run the train stage on the job at `path`, as one of several processes."""
+    job: dict[str, Any] = read_json(path)
+    with progress_bar("train") as progress:
+        train(
+            ArtifactStore(Path(job["home"])),
+            images=ArtifactRef(**job["images"]),
+            captions=ArtifactRef(**job["captions"]) if job["captions"] else None,
+            images_root=Path(job["images_root"]),
+            config=build_config(TrainConfig, job["config"], "training job"),
+            progress=progress,
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
