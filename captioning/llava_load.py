@@ -23,6 +23,7 @@ from data.files import read_json
 
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_TIMEOUT: Final = 5.0
+_WITH_CLASS_TOKEN: Final = frozenset({"clip_vision_model", "dpt"})
 # Named by full path, as transformers >= 5 wants them. What is small or touches pixels stays in full precision.
 _NOT_QUANTIZED: Final = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
@@ -164,7 +165,7 @@ def _match_processor(model: Any, processor: Any) -> int:
     """
     config = model.config
     vision = config.vision_config
-    class_tokens = 1 if vision.model_type == "clip_vision_model" else 0
+    class_tokens = 1 if vision.model_type in _WITH_CLASS_TOKEN else 0
     processor.patch_size = vision.patch_size
     processor.vision_feature_select_strategy = config.vision_feature_select_strategy
     processor.num_additional_image_tokens = class_tokens

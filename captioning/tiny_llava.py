@@ -2,9 +2,11 @@
 
     python -m captioning.tiny_llava train --out DIR --minutes 50 --threads 2
     python -m captioning.tiny_llava measure --images 2000
+    python -m captioning.tiny_llava compare
 
 `train` draws its people from the synthetic stream, whose identities no written world holds; `measure` captions an
-unseen world through the real captioning engine and compares `parse_caption` of every text with the true attributes.
+unseen world through the real captioning engine and compares `parse_caption` of every text with the true attributes;
+`compare` does so for every decoding and framing side by side, and tells what the confidences are worth.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from safetensors import safe_open
 
 from captioning.captioner import TINY_FOLDER
 from captioning.config import TINY, CaptionConfig
+from captioning.tiny_llava_compare import compare
 from captioning.tiny_llava_measure import measure, table, write_card
 from captioning.tiny_llava_train import Plan, Training
 from data.files import read_json
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one of the two commands."""
+    """Run one of the commands."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -41,9 +44,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         Training(plan).run()
         return
-    config = CaptionConfig(
-        model=str(args.weights or TINY), dtype="float32", decoding=args.decoding, framing=args.framing
-    )
+    model = str(args.weights or TINY)
+    if args.command == "compare":
+        for text in compare(args.images, model):
+            sys.stdout.write(f"{text}\n\n")
+        return
+    config = CaptionConfig(model=model, dtype="float32", decoding=args.decoding, framing=args.framing)
     scores, frame = measure(config, args.images)
     sys.stdout.write(f"{table(scores)}\n")
     if args.card:
@@ -82,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--framing", choices=["pad", "stretch", "center_crop"], default="pad", help="how to frame crops")
     judge.add_argument("--card", type=Path, help="write the model card here")
     judge.add_argument("--training", type=Path, help="training.json of the run, for the card")
-    for command in (train, judge):
+    side = commands.add_parser("compare", help="accuracy by decoding and framing, and calibration, on unseen people")
+    side.add_argument("--images", type=int, default=1500, help="about how many images to caption each way")
+    side.add_argument("--weights", type=Path, help="a model folder (default: the embedded model)")
+    for command in (train, judge, side):
         command.add_argument("--threads", type=int, default=2, help="torch threads")
     return parser
 

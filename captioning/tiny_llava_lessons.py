@@ -23,9 +23,10 @@ from data.slots import SLOTS, VOCABULARY
 POINTS: Final = 4
 """Points per side of a patch at which the part of the person is asked for."""
 PARTS: Final = 14
-"""Parts of `data.synthetic_drawing`, the background among them."""
+"""Parts of `data.synthetic_canvas`, the background among them."""
 
 _SIZES: Final = [len(CLASSES[slot]) for slot in SLOTS]
+_WEIGHTS: Final = {"gender": 1.5, "upper_type": 1.5, "carrying": 2.0}  # small things, hard to see, that people ask for
 
 
 class Heads(nn.Module):
@@ -110,8 +111,9 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def slots_loss(logits: tuple[torch.Tensor, ...], labels_BS: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the slots of the mean cross-entropy."""
-    return torch.stack([F.cross_entropy(out, labels_BS[:, i]) for i, out in enumerate(logits)]).sum()
+    """Return the weighted sum over the slots of the mean cross-entropy."""
+    losses = [F.cross_entropy(out, labels_BS[:, i]) for i, out in enumerate(logits)]
+    return torch.stack([_WEIGHTS.get(slot, 1.0) * loss for slot, loss in zip(SLOTS, losses, strict=True)]).sum()
 
 
 def cosine(done: float) -> float:

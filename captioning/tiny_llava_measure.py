@@ -106,7 +106,7 @@ _CARD = """# Tiny LLaVA
 The embedded default captioner: transformers' `LlavaForConditionalGeneration` and `LlavaProcessor` in a small shape
 ({parameters:.1f} million parameters, 128 x 128 pixels, 64 image tokens; config.json), for demonstrations and tests. It
 has seen procedural pedestrians only and answers every question with the same kind of sentence: do not trust what it
-says of photographs. The vision tower is a LeViT (convolutions first), not a CLIP ViT; see
+says of photographs. The vision tower is a hybrid ViT (a ResNet makes the patches), not a CLIP ViT; see
 `captioning/tiny_llava_model.py` for the reason.
 
 ## How it was made
