@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from data.config import Config
+from captioning.reply_form import ReplyForm
 
 
-class AuditConfig(Config):
+class AuditConfig(ReplyForm):
     """When a caption counts as doubtful."""
 
     min_images: int = Field(default=3, ge=2)
@@ -20,13 +20,9 @@ class AuditConfig(Config):
     """... if at least this many captions of the identity say what is carried."""
     duplicate_identities: int = Field(default=2, ge=2)
     """A text said of at least this many identities is flagged as a duplicate."""
-    loop_repeats: int = Field(default=3, ge=2)
-    """A clause said at least this often in one reply makes it looping."""
-    min_words: int = Field(default=5, ge=0)
-    """Replies with fewer words are off-template."""
-    max_words: int = Field(default=70, ge=1)
-    """Replies with more words are off-template; CLIP reads 77 tokens."""
     low_confidence: float = Field(default=0.5, gt=0, le=1)
     """A slot decoded with a probability (0 to 1) below this is flagged; captions without probabilities never are."""
+    low_agreement: float = Field(default=0.75, ge=0, le=1)
+    """An attribute whose mean agreement (0 to 1) is below this stands out on the page."""
     shown: int = Field(default=20, ge=0)
     """Identities, and captions of each flag, listed on the page captions.audit.html."""

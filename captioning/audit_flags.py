@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from captioning.attributes_lexicon import CARRY_VERBS, DEGRADING, LEXICON, PERSON_NOUNS, WEAR_VERBS
+from captioning.attributes_lexicon import DEGRADING, LEXICON
 from captioning.audit_config import AuditConfig
-from captioning.templates import builtin_templates
+from captioning.reply_form import is_looping, is_off_template
 from data.slots import SLOTS
 
 if TYPE_CHECKING:
@@ -32,13 +31,8 @@ FLAGS: Final = {
 """Flag -> what it means. Each is a bool column of flags.parquet."""
 
 _WORD: Final = re.compile(r"[a-z0-9'-]+")
-_SENTENCE_END: Final = re.compile(r"[.!?;\n]+")
-# A stretch of up to eight words three times in a row, without any full stop between.
-_STUTTER: Final = re.compile(r"\b(\S+(?: \S+){0,7}?)(?: \1\b){2,}")
-_OPENING_WORDS: Final = 6
 _ATTRIBUTES: Final = [f"attr_{slot}" for slot in SLOTS]
 _CONFIDENCES: Final = [f"conf_{slot}" for slot in SLOTS]
-_TEMPLATES_WITH_FORM: Final = frozenset(template.id for template in builtin_templates() if template.pattern)
 
 
 def flag_table(
@@ -52,13 +46,14 @@ def flag_table(
 
     text = captions["raw_text"].fillna("")
     written = _mask(text, str.strip)
+    told = pd.Series(list(zip(text, captions["template_id"], strict=True)), index=text.index, dtype=object)
     dissent = dissenting_slots(captions, identities, people, config)
     columns = {
-        "failed": (captions["status"] == "image_error") | ~written,
+        "failed": ~written,
         "unparsed": (captions["status"] == "unparsed") | (written & captions[_ATTRIBUTES].isna().all(axis=1)),
         "truncated": captions["truncated"].fillna(value=False).astype(bool) | (captions["status"] == "truncated"),
         "looping": _mask(text, lambda reply: is_looping(reply, config.loop_repeats)),
-        "off_template": written & _off_template(captions, text, config),
+        "off_template": written & _mask(told, lambda pair: is_off_template(pair[0], pair[1], config)),
         "degrading": _mask(text, degrading_words),
         "dissent": _mask(dissent, bool),
         "hallucination": suspects(captions, people, config),
@@ -74,45 +69,9 @@ def flag_table(
 
 
 @lru_cache(maxsize=65536)
-def is_looping(text: str, repeats: int) -> bool:
-    """Say whether a reply says one clause at least `repeats` times, or stutters without a full stop."""
-    plain = text.lower()
-    clauses = Counter(clause for clause in _clauses(plain) if len(clause) > 1)
-    return max(clauses.values(), default=0) >= repeats or _STUTTER.search(" ".join(plain.split())) is not None
-
-
-def _clauses(text: str) -> Iterator[tuple[str, ...]]:
-    """Yield what follows each verb up to the next one or the sentence's end, verb included."""
-    for sentence in _SENTENCE_END.split(text):
-        clause: list[str] = []
-        for word in _WORD.findall(sentence):
-            if word in WEAR_VERBS or word in CARRY_VERBS:
-                yield tuple(_without_tail(clause))
-                clause = [word]
-            elif clause:
-                clause.append(word)
-        yield tuple(_without_tail(clause))
-
-
-def _without_tail(clause: list[str]) -> list[str]:
-    # "a shirt and is" before "carrying" is the clause "a shirt".
-    end = len(clause)
-    while end and clause[end - 1] in ("and", "is", "not"):
-        end -= 1
-    return clause[:end]
-
-
-@lru_cache(maxsize=65536)
 def degrading_words(text: str) -> tuple[str, ...]:
     """Return the words of a reply that judge a person, each once, in order."""
     return tuple(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word in DEGRADING))
-
-
-def _off_template(captions: pd.DataFrame, text: pd.Series[str], config: AuditConfig) -> pd.Series[bool]:
-    formal = captions["template_id"].isin(_TEMPLATES_WITH_FORM)
-    odd = _mask(text, lambda reply: not has_template_form(reply))
-    fits = _mask(text, lambda reply: config.min_words <= len(reply.split()) <= config.max_words)
-    return (formal & odd) | ~fits
 
 
 def _mask(values: pd.Series[Any], test: Callable[[Any], object]) -> pd.Series[bool]:
@@ -120,21 +79,6 @@ def _mask(values: pd.Series[Any], test: Callable[[Any], object]) -> pd.Series[bo
     import pandas as pd
 
     return pd.Series([bool(test(value)) for value in values], index=values.index, dtype=bool)
-
-
-@lru_cache(maxsize=65536)
-def has_template_form(text: str) -> bool:
-    """Say whether a reply opens with a person ("A young woman") and goes on in sentences that each tell something.
-
-    Brackets, slashes, colons, bullets and line breaks are the instruction repeated, or a list.
-    """
-    if re.search(r"[\[\]/:*#\n]", text.strip()):
-        return False
-    sentences = [_WORD.findall(sentence) for sentence in _SENTENCE_END.split(text.lower())]
-    told = [words for words in sentences if words]
-    if not told or told[0][0] not in ("a", "an") or PERSON_NOUNS.isdisjoint(told[0][:_OPENING_WORDS]):
-        return False
-    return all(any(word in WEAR_VERBS or word in CARRY_VERBS for word in words) for words in told[1:])
 
 
 def dissenting_slots(

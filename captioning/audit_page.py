@@ -57,7 +57,7 @@ one. {{ tally(audit.by_status.items(), ": ") }}.</p>
 <tr><th>attribute</th><th class="num">agreement</th><th class="num">named in</th><th class="num">entropy, bits</th>
 <th>values</th></tr>
 {% for slot in slots %}
-<tr><td>{{ slot.name }}</td><td class="num{{ ' low' if slot.agreement < 0.75 }}">{{ slot.agreement | share }}</td>
+<tr><td>{{ slot.name }}</td><td class="num{{ ' low' if slot.agreement < low }}">{{ slot.agreement | share }}</td>
 <td class="num">{{ slot.coverage | share }}</td><td class="num">{{ "%.2f" | format(slot.entropy) }}</td>
 <td class="text">{{ tally(slot.top) }}{% if slot.more %} <span class="soft">and {{ slot.more }} more</span>{% endif %}
 </td></tr>
@@ -114,6 +114,7 @@ def audit_page(
     environment.filters["share"] = lambda share: f"{100 * share:.0f} %"
     return environment.from_string(_PAGE).render(
         audit=summary,
+        low=config.low_agreement,
         slots=[_slot(slot, summary["slots"][slot]) for slot in SLOTS],
         worst=_worst(identities, config.shown),
         flags=[_flag(flag, captions, flags, config.shown) for flag in FLAGS],

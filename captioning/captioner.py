@@ -16,6 +16,9 @@ from data.fingerprint import digest
 ENGINE_VERSION: Final = 1
 """Raised whenever the engine would write other captions from the same ingredients."""
 
+SERVER_ENGINE_VERSION: Final = 1
+"""The same for the engine that asks a server."""
+
 TINY_FOLDER: Final = Path(__file__).parent / "weights" / "tiny_llava"
 WANTED: Final = ("config.json", "model*.safetensors", "tokenizer.json", "processor_config.json")
 """Files of a usable model folder (preprocessor_config.json serves as well as processor_config.json)."""
@@ -30,7 +33,8 @@ class Captioner:
     """The identity of a captioner.
 
     fingerprint: 32 hex digits, the key of its caption store. model_id, model_revision: for people (revision is a commit
-    or branch of the hub, or the digest of a folder). ingredients: what the fingerprint was made of, plain JSON.
+    or branch of the hub, the digest of a folder, or what the user says of a server). ingredients: what the fingerprint
+    was made of, plain JSON.
     """
 
     fingerprint: str
@@ -59,25 +63,55 @@ def local_folder(model: str) -> Path | None:
 
 def identify(config: CaptionConfig, memo: DigestMemo) -> Captioner:
     """Return the identity of the captioner that `config` describes; a model folder is read only where it changed."""
+    model_id, revision, model = _served(config) if config.engine == "openai" else _local(config, memo)
+    ingredients = {
+        "template": config.prompt_template.digest,
+        "max_new_tokens": config.token_limit if config.decoding == "free" else None,
+        "regenerate": config.regenerate.identity() if config.regenerate.times else None,
+        **model,
+    }
+    return Captioner(
+        fingerprint=digest(ingredients)[:32], model_id=model_id, model_revision=revision, ingredients=ingredients
+    )
+
+
+def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str, Any]]:
+    """Return id, revision and ingredients of a model that runs in this process."""
     folder = local_folder(config.model)
     if folder is None:
         model_id, revision = config.model, config.revision or "main"
     else:
         model_id = "clip-scgi/tiny-llava" if config.model == TINY else folder.resolve().name
         revision = _folder_digest(folder, memo)
-    ingredients = {
-        "engine": ENGINE_VERSION,
-        # The digest says all about a folder; its name and place do not matter.
-        "model": revision if folder is not None else f"{model_id}@{revision}",
-        "template": config.prompt_template.digest,
-        "framing": [config.framing, FRAMING_VERSION],
-        "dtype": config.number_format,
-        "quantization": config.quantization,
-        "decoding": config.decoding,
-        "max_new_tokens": config.token_limit if config.decoding == "free" else None,
-    }
-    return Captioner(
-        fingerprint=digest(ingredients)[:32], model_id=model_id, model_revision=revision, ingredients=ingredients
+    return (
+        model_id,
+        revision,
+        {
+            "engine": ENGINE_VERSION,
+            # The digest says all about a folder; its name and place do not matter.
+            "model": revision if folder is not None else f"{model_id}@{revision}",
+            "framing": [config.framing, FRAMING_VERSION],
+            "dtype": config.number_format,
+            "quantization": config.quantization,
+            "decoding": config.decoding,
+        },
+    )
+
+
+def _served(config: CaptionConfig) -> tuple[str, str, dict[str, Any]]:
+    """Return id, revision and ingredients of a model that a server runs, wherever that is.
+
+    The name is all that a server tells of its model: what else matters to the captions has to be said in the revision.
+    """
+    revision = config.revision or "unpinned"
+    return (
+        config.model,
+        revision,
+        {
+            "engine": ["openai", SERVER_ENGINE_VERSION],
+            "model": f"{config.model}@{revision}",
+            "framing": [config.framing, FRAMING_VERSION, config.server.identity()],
+        },
     )
 
 

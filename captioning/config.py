@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from captioning.cleaning import CleaningConfig
+from captioning.regeneration import RegenerateConfig
+from captioning.server_config import ServerConfig
 from captioning.templates import Template, get_template
 from data.config import RUNTIME, Config
 from data.errors import ConfigError
@@ -18,15 +20,23 @@ Framing = Literal["pad", "stretch", "center_crop"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Decoding = Literal["free", "slots"]
+EngineName = Literal["transformers", "openai"]
 
 
 class CaptionConfig(Config):
     """Which model captions, how it sees the image and how it writes."""
 
+    engine: EngineName = "transformers"
+    """transformers: the model runs in this process. openai: a server with the OpenAI chat API runs it."""
     model: str = Field(default=TINY, min_length=1)
-    """"tiny" (embedded), a folder with a LLaVA-1.5 model, or a hub id such as llava-hf/llava-1.5-7b-hf."""
+    """"tiny" (embedded), a folder with a LLaVA-1.5 model, or a hub id such as llava-hf/llava-1.5-7b-hf. With engine
+    openai: the name under which the server offers it."""
     revision: str | None = None
-    """Commit, tag or branch of a hub id; pin a commit to make a run repeatable. None is the main branch."""
+    """Commit, tag or branch of a hub id; pin a commit to make a run repeatable. None is the main branch. With engine
+    openai: any word for what the server runs (commit, dtype, quantization), as it does not tell; another word captions
+    anew."""
+    server: ServerConfig = ServerConfig()
+    """The server, for engine openai."""
     template: str = "scgi"
     """What the model is asked: scgi (the paper's), port45, free, closed, or the path of a .toml file."""
     framing: Framing = "pad"
@@ -41,6 +51,8 @@ class CaptionConfig(Config):
     from the closed vocabularies, each with a log-probability."""
     max_new_tokens: int | None = Field(default=None, ge=1, le=1024)
     """Limit of generated tokens in free decoding; a reply without an end is marked truncated. None: the template's."""
+    regenerate: RegenerateConfig = RegenerateConfig()
+    """When the model is asked again because its reply is malformed (free decoding). The first reply stays beside."""
     cleaning: CleaningConfig = CleaningConfig()
     """What is left out of the column caption; raw_text and the attr_ columns stay as the model wrote. Changing it
     captions nothing again."""
@@ -62,18 +74,36 @@ class CaptionConfig(Config):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems = []
+        problems = [*self._server_problems(), *self._decoding_problems()]
         if self.model == TINY and self.revision is not None:
             problems.append("revision is for hub ids; the embedded model has none")
-        if self.decoding == "slots" and self.max_new_tokens is not None:
-            problems.append("max_new_tokens is for free decoding; with slots the template sets the length")
-        if self.decoding == "free" and self.cleaning.drop_below > 0:
-            problems.append("cleaning.drop_below needs the probabilities that only decoding slots gives")
-        if self.decoding == "slots" and not self.prompt_template.pattern:
-            problems.append(f"decoding slots needs a template with a pattern, which {self.template} has not; use free")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _server_problems(self) -> list[str]:
+        if self.engine == "transformers":
+            return []
+        problems = []
+        if self.model == TINY:
+            problems.append("engine openai needs model: the name under which the server offers it")
+        if self.decoding == "slots":
+            problems.append("decoding slots runs in this process only; with engine openai use free")
+        if self.dtype != "auto" or self.quantization != "none":
+            problems.append("with engine openai the server decides dtype and quantization; say them in revision")
+        return problems
+
+    def _decoding_problems(self) -> list[str]:
+        problems = []
+        if self.decoding == "slots" and self.max_new_tokens is not None:
+            problems.append("max_new_tokens is for free decoding; with slots the template sets the length")
+        if self.decoding == "slots" and self.regenerate.times:
+            problems.append("regenerate is for free decoding; with slots every reply is well-formed")
+        if self.decoding == "slots" and not self.prompt_template.pattern:
+            problems.append(f"decoding slots needs a template with a pattern, which {self.template} has not; use free")
+        if self.decoding == "free" and self.cleaning.drop_below > 0:
+            problems.append("cleaning.drop_below needs the probabilities that only decoding slots gives")
+        return problems
 
     @property
     def prompt_template(self) -> Template:
@@ -84,6 +114,11 @@ class CaptionConfig(Config):
     def token_limit(self) -> int:
         """Limit of generated tokens."""
         return self.max_new_tokens or self.prompt_template.max_new_tokens
+
+    @property
+    def local_device(self) -> str:
+        """The device this process computes on: with a server none, so that no GPU is held."""
+        return self.device if self.engine == "transformers" else "cpu"
 
     @property
     def number_format(self) -> str:

@@ -8,37 +8,26 @@ Shape legend: B batch, L prompt tokens, G generated tokens, H and W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from captioning.config import CaptionConfig
 from captioning.decoding import Filling, fill_slots
 from captioning.framing import frame
 from captioning.llava_load import Llava, load_llava
 from captioning.reading import Loaded
+from captioning.regeneration import ask_until_well_formed
+from captioning.replies import Answer, Reply, answer_row, unreadable_row
+from captioning.sampling import GumbelNoise
 from captioning.slot_grammar import Grammar
 from data.errors import ClipScgiError, ConfigError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What the model wrote about one image.
-
-    text: untouched. n_tokens: generated tokens without the end token. truncated: no end token within the limit.
-    confidence: slot -> log-probability, where the decoding knows it.
-    """
-
-    text: str
-    n_tokens: int
-    truncated: bool
-    confidence: dict[str, float] = field(default_factory=dict)
 
 
 class Engine:
@@ -56,6 +45,11 @@ class Engine:
     def load(cls, config: CaptionConfig) -> Engine:
         """Load the model of `config`; raises WeightsError where it cannot be."""
         return cls(load_llava(config), config)
+
+    @property
+    def width(self) -> int:
+        """Images of a batch."""
+        return self._batch_size
 
     def _check_length(self) -> None:
         longest = self.llava.model.config.text_config.max_position_embeddings
@@ -78,8 +72,11 @@ class Engine:
         return made["pixel_values"].to(self.llava.device, self.llava.dtype)
 
     @torch.inference_mode()
-    def reply(self, images: Sequence[Image.Image]) -> list[Reply]:
-        """Caption framed `images` as one batch. The rows share one prompt, so there is no padding."""
+    def reply(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None) -> list[Reply]:
+        """Caption framed `images` as one batch. The rows share one prompt, so there is no padding.
+
+        seeds: one for each image, to draw the replies at the temperature of `regenerate`; None for the greedy ones.
+        """
         prompt_BL = self.prompt_1L.expand(len(images), -1)
         if self._grammar is not None:
             fillings = fill_slots(self.llava.model, prompt_BL, self.pixels(images), self._grammar)
@@ -89,9 +86,15 @@ class Engine:
             attention_mask=torch.ones_like(prompt_BL),
             pixel_values=self.pixels(images),
             generation_config=self._generation(),
+            logits_processor=self._noise(seeds),
         )
         rows_BG = generated[:, prompt_BL.shape[1] :].tolist()
         return [self._read(row) for row in rows_BG]
+
+    def _noise(self, seeds: Sequence[int] | None) -> LogitsProcessorList:
+        if seeds is None:
+            return LogitsProcessorList()
+        return LogitsProcessorList([GumbelNoise(seeds, self.config.regenerate.temperature)])
 
     def _rails(self) -> Grammar:
         tokenizer = self.llava.processor.tokenizer
@@ -134,18 +137,34 @@ class Engine:
         is halved, for good.
         """
         for batch in _batches(images, lambda: self._batch_size):
-            framed = [item.image for item in batch if item.image is not None]
-            replies = iter(self._fitting(framed))
-            yield [_row(item, next(replies)) if item.image is not None else _failed(item) for item in batch]
+            framed = {item.sha256: item.image for item in batch if item.image is not None}
+            answers = self._answers(framed)
+            yield [
+                answer_row(item.sha256, answers[item.sha256]) if item.sha256 in answers else unreadable_row(item)
+                for item in batch
+            ]
 
-    def _fitting(self, images: list[Image.Image]) -> list[tuple[Reply, int]]:
-        done: list[tuple[Reply, int]] = []
+    def _answers(self, framed: Mapping[str, Image.Image]) -> dict[str, Answer]:
+        """Return image sha256 -> the answer that is kept."""
+        images = list(framed.values())
+
+        def ask(which: Sequence[int], seeds: Sequence[int] | None) -> list[Reply]:
+            return self._fitting([images[i] for i in which], seeds)
+
+        answers = ask_until_well_formed(list(framed), ask, self.config.regenerate, self.config.prompt_template.id)
+        return dict(zip(framed, answers, strict=True))
+
+    def _fitting(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
+        """Reply in batches that the device's memory holds."""
+        done: list[Reply] = []
         while len(done) < len(images):
-            part = images[len(done) : len(done) + self._batch_size]
+            part = slice(len(done), len(done) + self._batch_size)
             try:
-                done += [(reply, len(part)) for reply in self.reply(part)]
+                replies = self.reply(images[part], seeds[part] if seeds is not None else None)
             except torch.OutOfMemoryError as error:
-                self._halve(len(part), error)
+                self._halve(len(images[part]), error)
+            else:
+                done += [replace(reply, batch_size=len(replies)) for reply in replies]
         return done
 
     def _halve(self, size: int, error: BaseException) -> None:
@@ -187,29 +206,3 @@ def _batches(images: Iterable[Loaded], size: Callable[[], int]) -> Iterator[list
             batch = []
     if batch:
         yield batch
-
-
-def _row(item: Loaded, answer: tuple[Reply, int]) -> dict[str, Any]:
-    reply, batch_size = answer
-    return {
-        "image_sha256": item.sha256,
-        "raw_text": reply.text,
-        "status": "truncated" if reply.truncated else "ok",
-        "error": None,
-        "n_tokens": reply.n_tokens,
-        "truncated": reply.truncated,
-        "batch_size": batch_size,
-        **{f"conf_{slot}": value for slot, value in reply.confidence.items()},
-    }
-
-
-def _failed(item: Loaded) -> dict[str, Any]:
-    return {
-        "image_sha256": item.sha256,
-        "raw_text": None,
-        "status": "image_error",
-        "error": item.reason,
-        "n_tokens": None,
-        "truncated": None,
-        "batch_size": None,
-    }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import torch
@@ -24,6 +25,7 @@ from data.files import read_json
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_TIMEOUT: Final = 5.0
 _WITH_CLASS_TOKEN: Final = frozenset({"clip_vision_model", "dpt"})
+_LOADING: Final = Lock()
 # Named by full path, as transformers >= 5 wants them. What is small or touches pixels stays in full precision.
 _NOT_QUANTIZED: Final = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
@@ -53,7 +55,9 @@ def load_llava(config: CaptionConfig) -> Llava:
     folder = find_folder(config)
     check_folder(folder)
     dtype: torch.dtype = getattr(torch, config.number_format)
-    with _quiet():
+    # While it loads, transformers changes settings of the whole process: of two models that load at once, one keeps
+    # random weights and says nothing of it.
+    with _LOADING, _quiet():
         try:
             model = LlavaForConditionalGeneration.from_pretrained(
                 folder,

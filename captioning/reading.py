@@ -7,7 +7,7 @@ attached to an image that changed after it was indexed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +52,12 @@ def load(item: Pending, root: Path, prepare: Callable[[Image.Image], Image.Image
 
 
 def read_ahead(
-    items: Sequence[Pending], root: Path, prepare: Callable[[Image.Image], Image.Image], *, workers: int, ahead: int
+    items: Iterable[Pending], root: Path, prepare: Callable[[Image.Image], Image.Image], *, workers: int, ahead: int
 ) -> Iterator[Loaded]:
-    """Yield the images of `items` in order, up to `ahead` of them read in `workers` threads before they are wanted."""
+    """Yield the images of `items` in order, up to `ahead` of them read in `workers` threads before they are wanted.
+
+    `items` is asked for one more only when one more is to be read.
+    """
     with ThreadPoolExecutor(workers) as executor:
         waiting: deque[Future[Loaded]] = deque()
         for item in items:

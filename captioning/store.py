@@ -7,6 +7,7 @@ a warning; its images are simply captioned again.
     captions/<captioner fingerprint>/meta.json                    who captioned
     captions/<captioner fingerprint>/part-<digest>.parquet        rows of schemas.SHARD
     captions/<captioner fingerprint>/quarantine/                  damaged shards
+    captions/<captioner fingerprint>/claims/                      who works on what (captioning.store_claims)
 """
 
 from __future__ import annotations
@@ -27,13 +28,12 @@ from captioning.captioner import Captioner
 from data.files import atomic_path, full_disk_explained, write_json
 from data.fingerprint import digest_bytes
 from data.schemas import SHARD
-from data.slots import SLOTS
 
 log = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"^part-([0-9a-f]{32})\.parquet$")
 _STALE_SECONDS: Final = 3600.0
-_NO_CONFIDENCE: Final = {f"conf_{slot}": None for slot in SLOTS}
+_BLANK: Final = dict.fromkeys(SHARD.names)
 
 
 class CaptionStore:
@@ -44,13 +44,13 @@ class CaptionStore:
         self.captioner = captioner
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
-        """Write `rows` (schemas.SHARD; missing conf_ columns are null) as one shard; nothing for no rows.
+        """Write `rows` (schemas.SHARD; columns that a row lacks are null) as one shard; nothing for no rows.
 
         Raises ClipScgiError when the disk is full; earlier shards are not touched.
         """
         if not rows:
             return None
-        table = pa.Table.from_pylist([_NO_CONFIDENCE | dict(row) for row in rows], schema=SHARD)
+        table = pa.Table.from_pylist([_BLANK | dict(row) for row in rows], schema=SHARD)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         content = buffer.getvalue()
@@ -73,15 +73,19 @@ class CaptionStore:
 
         An image in two shards (two processes captioned it at once) has the row of the shard whose name sorts first.
         """
-        if not self.folder.is_dir():
-            return SHARD.empty_table()
-        self._tidy()
-        names = sorted(path.name for path in self.folder.iterdir() if _NAME.match(path.name))
-        with ThreadPoolExecutor(8) as executor:
-            tables = [table for table in executor.map(self._read_shard, names) if table is not None]
-        return _distinct(pa.concat_tables([SHARD.empty_table(), *tables]))
+        snapshot = Snapshot(self)
+        snapshot.refresh()
+        return snapshot.table()
 
-    def _read_shard(self, name: str) -> pa.Table | None:
+    def shards(self) -> list[str]:
+        """Return the names of the shards, sorted."""
+        if not self.folder.is_dir():
+            return []
+        self._tidy()
+        return sorted(path.name for path in self.folder.iterdir() if _NAME.match(path.name))
+
+    def read_shard(self, name: str) -> pa.Table | None:
+        """Return the rows of one shard, or None if it is damaged and was set aside."""
         path = self.folder / name
         try:
             content = path.read_bytes()
@@ -112,6 +116,32 @@ class CaptionStore:
                     path.unlink()
             except FileNotFoundError:
                 continue
+
+
+class Snapshot:
+    """What the store holds, as of the last `refresh`, which reads only the shards that came since."""
+
+    def __init__(self, store: CaptionStore) -> None:
+        self._store = store
+        self._tables: dict[str, pa.Table] = {}
+        self.images: set[str] = set()
+        """The digests of the images that have a caption."""
+
+    def refresh(self) -> None:
+        """Read what is new."""
+        fresh = [name for name in self._store.shards() if name not in self._tables]
+        if not fresh:
+            return
+        with ThreadPoolExecutor(8) as executor:
+            for name, table in zip(fresh, executor.map(self._store.read_shard, fresh), strict=True):
+                if table is not None:
+                    self._tables[name] = table
+                    self.images.update(table["image_sha256"].to_pylist())
+
+    def table(self) -> pa.Table:
+        """Return what `CaptionStore.read` returns."""
+        tables = [self._tables[name] for name in sorted(self._tables)]
+        return _distinct(pa.concat_tables([SHARD.empty_table(), *tables]))
 
 
 def _distinct(table: pa.Table) -> pa.Table:

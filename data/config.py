@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,6 +18,8 @@ class _Runtime:
 
 
 RUNTIME = _Runtime()
+SECRET: Final = "secret"
+"""In the context of a PydanticCustomError: what was given may be a secret, so the message must not repeat it."""
 RuntimeInt = Annotated[int, RUNTIME]
 RuntimeBool = Annotated[bool, RUNTIME]
 RuntimeStr = Annotated[str, RUNTIME]
@@ -77,7 +79,8 @@ def _explain(cls: type[Config], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         known = ", ".join(sorted(_fields_at(cls, item["loc"][:-1])))
         return f"{key}: no such setting; known here: {known}"
-    given = f" (given: {item['input']!r})" if item["type"] != "missing" and item["loc"] else ""
+    shown = item["loc"] and item["type"] != "missing" and not item.get("ctx", {}).get(SECRET)
+    given = f" (given: {item['input']!r})" if shown else ""
     return f"{key}: {item['msg'].removeprefix('Value error, ')}{given}"
 
 

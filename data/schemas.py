@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data.slots import SLOTS
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _METADATA: Final = {b"clip_scgi_schema": str(SCHEMA_VERSION).encode()}
 
 
@@ -41,11 +41,13 @@ REJECTED: Final = _schema(
 SHARD: Final = _schema(
     ("image_sha256", pa.string()),
     ("raw_text", pa.string()),  # what the model wrote, untouched
-    ("status", pa.string()),  # ok, truncated, image_error
+    ("first_text", pa.string()),  # its first reply, where a later one was kept; else null
+    ("n_replies", pa.int32()),  # how often it was asked
+    ("status", pa.string()),  # ok, truncated
     ("error", pa.string()),  # null when there is none
-    ("n_tokens", pa.int32()),  # generated tokens, the end-of-sequence token not counted
+    ("n_tokens", pa.int32()),  # generated tokens, the end-of-sequence token not counted (unless a server counts it)
     ("truncated", pa.bool_()),  # no end of sequence within the limit
-    ("batch_size", pa.int32()),  # provenance: half-precision text can depend on it
+    ("batch_size", pa.int32()),  # provenance: half-precision text can depend on it; null where a server decides
     *((f"conf_{slot}", pa.float32()) for slot in SLOTS),  # log-probability of the slot, null in free decoding
 )
 """One append-only shard of the caption store, keyed by image_sha256 within one captioner fingerprint."""
@@ -58,7 +60,9 @@ CAPTIONS: Final = _schema(
     ("camid", pa.int64()),
     ("caption", pa.string()),  # what training reads: raw_text tidied, or cleaned if cleaning is on
     ("raw_text", pa.string()),
-    ("status", pa.string()),  # ok, unparsed, truncated, image_error
+    ("first_text", pa.string()),  # the malformed first reply, where the model was asked again; else null
+    ("n_replies", pa.int32()),
+    ("status", pa.string()),  # ok, unparsed, truncated, image_error, server_error
     ("error", pa.string()),
     ("template_id", pa.string()),
     ("model_id", pa.string()),
@@ -66,7 +70,7 @@ CAPTIONS: Final = _schema(
     ("captioner_fingerprint", pa.string()),
     ("n_tokens", pa.int32()),
     ("truncated", pa.bool_()),
-    ("dtype", pa.string()),
+    ("dtype", pa.string()),  # null where a server decides
     ("quantization", pa.string()),
     ("batch_size", pa.int32()),
     *((f"attr_{slot}", pa.string()) for slot in SLOTS),

@@ -15,13 +15,14 @@ from rich.text import Text
 
 from data.artifacts import ArtifactStore
 from data.files import read_json
+from flows import commands_study
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.summary import STAGES, RunSummary, StageName
 from flows.terminal import results_table
 
 
 def add_parsers(commands: Any) -> None:
-    """Add the commands that run, show and search to the subparsers of ``clip-scgi``."""
+    """Add the commands that run, study, show and search to the subparsers of ``clip-scgi``."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--home", type=Path, help="artefact root (default: $CLIP_SCGI_HOME, else ./artifacts)")
     shared.add_argument(
@@ -46,6 +47,7 @@ def add_parsers(commands: Any) -> None:
         verb = commands.add_parser(stage, parents=[named, rereading], help=f"run a recipe up to and including {stage}")
         verb.set_defaults(handler=_run_recipe, until=stage)
 
+    commands_study.add_parser(commands, shared)
     search = commands.add_parser("search", parents=[named], help="find people by a sentence or an image")
     search.add_argument("query", metavar="QUERY", help="a sentence, or the path of an image")
     search.add_argument("--top", type=int, default=10, help="number of images (default 10)")
@@ -73,9 +75,10 @@ def _search(arguments: argparse.Namespace) -> int:
 
 def list_recipes() -> int:
     """Print the recipes, a line each."""
-    console = Console()
+    console, width = Console(), max(map(len, RECIPES))
     for name, recipe in sorted(RECIPES.items()):
-        console.print(f"[bold]{name:14}[/] {(recipe.__doc__ or '').splitlines()[0]}", highlight=False)
+        about = (recipe.__doc__ or "").splitlines()[0]
+        console.print(f"[bold]{name:{width}}[/] {about}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -152,7 +155,9 @@ def show_results(console: Console, summary: RunSummary) -> None:
     """Print the table of results, where the artefacts lie, and how to look at them."""
     evaluation, captions, page = (summary.find(name) for name in ("evaluate", "caption", "report"))
     if evaluation is not None:
-        console.print(results_table(read_json(evaluation.artifact.folder / "metrics.json")))
+        metrics = read_json(evaluation.artifact.folder / "metrics.json")
+        console.print(results_table(metrics))
+        console.print(Text(metrics["protocol"]["description"], "dim"))
     console.print(f"stages took {summary.seconds:.1f} s together", highlight=False)
     if captions is not None:
         path = captions.artifact.folder / "captions.parquet"

@@ -20,6 +20,7 @@ _STATUS_MEANINGS: Final = {
     "unparsed": "no attribute could be read out of the text",
     "truncated": "the model ran into the token limit",
     "image_error": "the image could not be read, so there is no text",
+    "server_error": "the captioning server gave no usable answer, so there is no text",
 }
 _CARD_ROWS: Final = {
     "person": ("gender", "age"),

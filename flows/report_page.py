@@ -40,12 +40,13 @@ def write_page(
     thumbnail = Thumbnails(images_root, {row["path"]: row["sha256"] for row in images}, config.thumbnail_height)
     page = _page(inputs, config, thumbnail, progress)
     page["n_without_image"] = len(thumbnail.problems)
-    write_text(path, _environment().get_template("report.html.j2").render(page))
+    write_text(path, page_environment().get_template("report.html.j2").render(page))
     progress(_SECTIONS, _SECTIONS, "report.html")
     return thumbnail.problems
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Return the environment of the pages in `TEMPLATES`: everything put in is escaped, nothing missing is let pass."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -14,13 +14,15 @@ METRICS: Final = (("mAP", "mAP"), ("mINP", "mINP"), ("rank1", "R1"), ("rank5", "
 class Score:
     """One row: a model in an inference mode.
 
-    percent: metric -> percent. points: metric -> difference to the untrained model, or None for untrained rows and
+    percent: metric -> percent. spread: metric -> standard deviation in points over drawn galleries, empty where the
+    gallery is the data set's own. points: metric -> difference to the untrained model, or None for untrained rows and
     where there is none. against: the mode of the untrained row compared with.
     """
 
     model: str
     mode: str
     percent: dict[str, float]
+    spread: dict[str, float]
     points: dict[str, float] | None
     against: str | None
 
@@ -41,6 +43,7 @@ def scores(metrics: Mapping[str, Any]) -> list[Score]:
                 model=row["model"],
                 mode=row["mode"],
                 percent={key: 100 * row[key] for key, _ in METRICS},
+                spread={key: 100 * value for key, value in row.get("galleries", {}).get("std", {}).items()},
                 points={key: 100 * (row[key] - base[key]) for key, _ in METRICS} if base else None,
                 against=against if base else None,
             )

@@ -23,7 +23,9 @@ LOG_INTERVAL: Final = 5.0
 def results_table(metrics: Mapping[str, Any]) -> Table:
     """Return metrics.json as a table: a row a model and inference mode, in percent, trained rows with their gain."""
     protocol = metrics["protocol"]
-    title = Text(f"{protocol['dataset']}: {protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images")
+    version = f" ({protocol['version']})" if protocol["version"] else ""
+    sizes = f"{protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images"
+    title = Text(f"{protocol['dataset']}{version}: {sizes}")
     rows = scores(metrics)
     caption = "percent; below it the points gained over the untrained model"
     others = sorted({f"{row.mode} against {row.against}" for row in rows if row.against not in (None, row.mode)})
@@ -48,10 +50,17 @@ def results_table(metrics: Mapping[str, Any]) -> Table:
 
 def _cell(row: Score, key: str, style: str) -> Text:
     text = Text(f"{row.percent[key]:.1f}", style)
+    if key in row.spread:
+        text.append(f" ± {row.spread[key]:.1f}")
     if row.points is not None:
         gain = row.points[key]
         text.append(f"\n{signed(gain)}", "green" if gain > 0.05 else "red" if gain < -0.05 else "dim")
     return text
+
+
+def notice_line(notice: str) -> Text:
+    """Return one line about something in the data set that a person should know, such as counts that are not right."""
+    return Text().append("! ", "yellow").append(notice)
 
 
 def stage_line(stage: str, status: Literal["cached", "ran"], seconds: float, note: str) -> Text:

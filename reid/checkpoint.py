@@ -5,6 +5,8 @@ A checkpoint is a folder ``step-<number>`` that appears by renaming, so it is wh
     model.safetensors      everything that training changes (frozen parameters come from the weights)
     optimizer.safetensors  Adam's state, "<parameter>/<exp_avg | exp_avg_sq | step>"
     state.json             counters, sums and the gradient scaler; floats survive exactly in JSON
+
+The weights of the best epoch so far, if a run keeps them, are in ``best-<epoch>.safetensors`` beside the checkpoints.
 """
 
 from __future__ import annotations
@@ -76,8 +78,7 @@ def save_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimize
     temporary = root / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    frozen = _frozen(task)
-    save_file(_tensors({k: v for k, v in task.state_dict().items() if k not in frozen}), temporary / MODEL)
+    save_file(_changing(task), temporary / MODEL)
     save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
     write_json(temporary / STATE, state)
     for name in (MODEL, OPTIMIZER):
@@ -111,6 +112,33 @@ def restore_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optim
             f"the checkpoint {folder} cannot be used ({error}); delete that folder and run again"
         ) from error
     return state
+
+
+def save_best(root: Path, task: nn.Module, epoch: int) -> None:
+    """Write what training changes of `task`, as it is after `epoch`, beside the checkpoints under `root`."""
+    with atomic_path(_best(root, epoch)) as temporary:
+        save_file(_changing(task), temporary)
+
+
+def load_best(root: Path, task: nn.Module, epoch: int) -> None:
+    """Load what `save_best` wrote for `epoch` into `task`."""
+    task.load_state_dict(load_file(_best(root, epoch)), strict=False)
+
+
+def drop_best(root: Path, *, but: int) -> None:
+    """Delete the kept weights of all epochs but one."""
+    for path in sorted(root.glob("best-*.safetensors")):
+        if path != _best(root, but):
+            path.unlink()
+
+
+def _best(root: Path, epoch: int) -> Path:
+    return root / f"best-{epoch:05d}.safetensors"
+
+
+def _changing(task: nn.Module) -> dict[str, Tensor]:
+    frozen = _frozen(task)
+    return _tensors({name: value for name, value in task.state_dict().items() if name not in frozen})
 
 
 def _checkpoints(root: Path) -> list[Path]:

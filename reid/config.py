@@ -17,6 +17,8 @@ Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+Method = Literal["clip_scgi", "clip_reid", "clip_baseline"]
+
 SHIPPED = "shipped"
 OPENAI = "openai"
 RANDOM = "random"
@@ -164,7 +166,7 @@ class ScheduleConfig(Config):
 class TrainConfig(Config):
     """One training run. Which parts matter depends on `method`."""
 
-    method: Literal["clip_scgi", "clip_reid", "clip_baseline"] = "clip_scgi"
+    method: Method = "clip_scgi"
     """What is trained: CLIP-SCGI, CLIP-ReID (both stages), or the image tower alone with ID and triplet losses."""
     backbone: BackboneConfig = BackboneConfig()
     """The CLIP that is fine-tuned, and the input size."""

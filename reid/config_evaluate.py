@@ -30,6 +30,9 @@ class EvaluateConfig(Config):
     without cameras)."""
     rerank: RerankConfig | None = None
     """Re-ranking of the results; off by default, as in published tables."""
+    gallery_draws: Annotated[int, Field(ge=0)] | None = None
+    """Galleries of one image an identity that are drawn from all test images, the others being queries; figures are
+    their means, with the spread. Unset: ten for VehicleID, as its protocol says; 0: the data set's own gallery."""
     top_k: Annotated[int, Field(ge=1, le=50)] = 50
     """Nearest gallery images kept for every query in rankings.parquet."""
     precision: Literal["no", "bf16", "fp16"] = "no"

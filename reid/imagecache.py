@@ -28,7 +28,8 @@ from data.progress import ProgressFn, silent
 STAGE: Final = "pixels"
 STAGE_VERSION: Final = 1
 RESIZE: Final = "bicubic-antialiased"
-"""The whole image to height x width, aspect ratio not kept, as CLIP-ReID does (``T.Resize([256, 128], 3)``)."""
+"""The whole image to height x width, aspect ratio not kept, as CLIP-ReID trains (``T.Resize([256, 128], 3)``). It
+tests on bilinear images; here training and test share one cache and one rule."""
 
 Pixels = NDArray[np.uint8]
 _SHOWN: Final = 10

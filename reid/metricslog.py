@@ -2,12 +2,15 @@
 
 {"kind": "step", "step", "epoch", "loss", "terms": {name: value}, "lr": {group: rate}}     every log_every steps
 {"kind": "epoch", "epoch", "step", "loss", "terms" (means), "seconds", "images_per_second"}
+{"kind": "eval", "epoch", "step", "mAP", "mINP", "rank1", "seconds"}     after the epochs that are evaluated
+
+Epochs count from 0 and steps from 1. TensorBoard gets every number under kind/name, or kind/name/key, at its step.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,10 +48,19 @@ class MetricsLog:
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
         if self._writer is not None:
-            for name, value in {"loss": line["loss"], **line["terms"]}.items():
+            for name, value in _scalars(line):
                 self._writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
 
     def close(self) -> None:
         """Flush TensorBoard."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a line, those in a group as "group/name", its counters left out."""
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}/{key}", number) for key, number in value.items())
+        elif name not in ("kind", "epoch", "step"):
+            yield name, value

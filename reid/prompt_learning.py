@@ -27,9 +27,10 @@ from reid.backbone import Backbone, build_backbone, seeded
 from reid.checkpoint import restore_checkpoint, save_checkpoint
 from reid.config import PromptConfig, TrainConfig
 from reid.embed import embed
+from reid.finite import finite_values
 from reid.losses import contrastive_loss
 from reid.prompts import ComposedPrompt
-from reid.tasks import MEAN, STD
+from reid.tasks import Preprocess, preprocess_of
 from reid.text import weights_identity
 
 STAGE: Final = "prompts"
@@ -44,9 +45,9 @@ _ORDER_STREAM: Final = 2
 class PromptLearner(nn.Module):
     """The learnable words of every identity, in the prompt "A photo of a [X].. person."."""
 
-    def __init__(self, backbone: Backbone, identities: int, words: int) -> None:
+    def __init__(self, backbone: Backbone, identities: int, words: int, noun: str = "person") -> None:
         super().__init__()
-        self.prompt = ComposedPrompt(backbone)
+        self.prompt = ComposedPrompt(backbone, suffix=f"{noun}.")
         self.words_CNW = nn.Parameter(torch.empty(identities, words, backbone.text_width))
         nn.init.normal_(self.words_CNW, std=0.02)
 
@@ -89,7 +90,9 @@ def learned_texts(
         backbone = build_backbone(config.backbone, seed=config.seed).to(device).eval()
         backbone.freeze_text()
         data = PromptData(
-            features_MD=image_features(backbone, pixels, positions, device, progress),
+            features_MD=image_features(
+                backbone, pixels, positions, preprocess_of(config.backbone), device=device, progress=progress
+            ),
             labels_M=torch.from_numpy(labels).to(device),
         )
         learner = learn_prompts(backbone, data, config.prompts, seed=config.seed, folder=scratch, progress=progress)
@@ -101,7 +104,13 @@ def learned_texts(
 
 
 def image_features(
-    backbone: Backbone, pixels: NDArray[np.uint8], positions: NDArray[np.int64], device: str, progress: ProgressFn
+    backbone: Backbone,
+    pixels: NDArray[np.uint8],
+    positions: NDArray[np.int64],
+    preprocess: Preprocess,
+    *,
+    device: str,
+    progress: ProgressFn,
 ) -> Tensor:
     """Return CLIP's image features [M, D] of pixels as they are, without augmentation."""
 
@@ -109,7 +118,14 @@ def image_features(
         return backbone.image(images_BCHW).joint_BD
 
     rows = embed(
-        encode, pixels, positions, batch_size=_ENCODE_BATCH, device=device, mean=MEAN, std=STD, progress=progress
+        encode,
+        pixels,
+        positions,
+        batch_size=_ENCODE_BATCH,
+        device=device,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        progress=progress,
     )
     return torch.from_numpy(rows).to(device)
 
@@ -126,7 +142,7 @@ def learn_prompts(
     """Learn the words; a run killed at any moment goes on from the last checkpoint under `folder`, bit for bit."""
     identities = int(data.labels_M.max()) + 1
     with seeded(seed):
-        learner = PromptLearner(backbone, identities, config.words).to(data.features_MD.device)
+        learner = PromptLearner(backbone, identities, config.words, config.noun).to(data.features_MD.device)
     group = {"params": [learner.words_CNW], "names": ["words_CNW"]}
     optimizer = torch.optim.Adam([group], lr=config.rate, weight_decay=config.weight_decay)
     state = restore_checkpoint(folder, learner, optimizer) or {"step": 0}
@@ -153,21 +169,24 @@ def _epoch(
     losses = []
     for start in range(0, len(order), config.batch):
         rows = torch.from_numpy(order[start : start + config.batch]).to(data.labels_M.device)
-        loss = prompt_loss(data.features_MD[rows], data.labels_M[rows], backbone, learner, config.temperature)
+        terms = prompt_terms(data.features_MD[rows], data.labels_M[rows], backbone, learner, config.temperature)
+        loss = terms["i2t"] + terms["t2i"]
+        losses.append(finite_values(loss, terms, f"the end of epoch {epoch + 1} of the prompts")["loss"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
     return sum(losses) / len(losses)
 
 
-def prompt_loss(
+def prompt_terms(
     image_BD: Tensor, labels_B: Tensor, backbone: Backbone, learner: Callable[..., Tensor], temperature: float
-) -> Tensor:
-    """Return supcon(i2t) + supcon(t2i) of images and the prompts of their identities."""
+) -> dict[str, Tensor]:
+    """Return supcon(i2t) and supcon(t2i) of images and the prompts of their identities; the loss is their sum."""
     text_BD = learner(backbone, labels_B)
-    there = contrastive_loss(image_BD, text_BD, labels_B, labels_B, temperature)
-    return there + contrastive_loss(text_BD, image_BD, labels_B, labels_B, temperature)
+    return {
+        "i2t": contrastive_loss(image_BD, text_BD, labels_B, labels_B, temperature),
+        "t2i": contrastive_loss(text_BD, image_BD, labels_B, labels_B, temperature),
+    }
 
 
 def prompt_rate(epoch: int, config: PromptConfig) -> float:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
-from data.errors import DataError
 from data.files import read_json, write_json, write_table
 from data.progress import ProgressFn, silent
 from data.schemas import RANKINGS
 from reid.config import TrainConfig
 from reid.config_evaluate import EvaluateConfig
+from reid.evaluation_rows import EvaluationRows, Images, Split, evaluation_rows
 from reid.imagecache import load_pixels, pixels
+from reid.protocol import protocol
 
 if TYPE_CHECKING:
     from reid.metrics import Ranking
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 STAGE: Final = "evaluate"
 STAGE_VERSION: Final = 1
-JUNK: Final = -1
-"""Identity of gallery images that count neither for nor against."""
 _MAX_RANK: Final = 50
 
 
@@ -78,7 +76,7 @@ def evaluate(
 
     def produce(folder: Path) -> None:
         train_config = TrainConfig.model_validate(read_json(model.folder / "config.json")["config"])
-        rows = _read_rows(images)
+        rows = evaluation_rows(images, config)
         cache = pixels(
             store,
             images=images,
@@ -90,58 +88,28 @@ def evaluate(
         job = _Job(rows=rows, pixels=cache.ref, config=config, device=_device(config), scratch=scratch)
         results, tables = [], []
         for entry in _rankings(job, model, train_config, progress):
-            results.append(_result(entry))
-            tables.append(_ranking_table(entry, rows))
-        protocol = _protocol(images, rows, results[0]["n_skipped_queries"], config)
-        write_json(folder / "metrics.json", {"protocol": protocol, "results": results})
+            results.append(_result(entry, drawn=rows.drawn))
+            tables.append(_ranking_table(entry, rows.images, rows.splits[0]))
+        rules = protocol(images, rows, config, train_config, skipped=results[0]["n_skipped_queries"])
+        write_json(folder / "metrics.json", {"protocol": rules, "results": results})
         write_table(folder / "rankings.parquet", pa.concat_tables(tables), RANKINGS)
 
     return store.make(STAGE, ingredients, produce)
 
 
-class _Side(NamedTuple):
-    """The images of one side: rows of images.parquet, paths, identities and cameras."""
-
-    position: NDArray[np.int64]
-    path: NDArray[np.object_]
-    pid: NDArray[np.int64]
-    camid: NDArray[np.int64]
-
-
-class _Rows(NamedTuple):
-    query: _Side
-    gallery: _Side
-    n_junk: int
-
-
 class _Entry(NamedTuple):
+    """A model and mode, and its ranking on every split."""
+
     model: str
     mode: str
-    ranking: Ranking
-
-
-def _read_rows(images: ArtifactRef) -> _Rows:
-    table = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"])
-    split, pid, camid = (table[name].to_numpy() for name in ("split", "pid", "camid"))
-    path = np.array(table["path"].to_pylist(), dtype=object)
-
-    def side(chosen: NDArray[np.bool_]) -> _Side:
-        position = np.flatnonzero(chosen)
-        return _Side(position, path[position], pid[position], camid[position])
-
-    junk = (split == "gallery") & (pid == JUNK)
-    rows = _Rows(side(split == "query"), side((split == "gallery") & ~junk), int(junk.sum()))
-    for name, part in (("query", rows.query), ("gallery", rows.gallery)):
-        if not len(part.position):
-            raise DataError(f"{images.folder}/images.parquet has no usable {name} image; check the data set's split")
-    return rows
+    rankings: list[Ranking]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
     """What every ranking of one evaluation has in common."""
 
-    rows: _Rows
+    rows: EvaluationRows
     pixels: ArtifactRef
     config: EvaluateConfig
     device: str
@@ -155,7 +123,7 @@ def _rankings(job: _Job, model: ArtifactRef, train_config: TrainConfig, progress
     trained = load_task(model.folder, job.device)
     untrained = load_untrained(train_config, job.device)
     plan = [("untrained", "image", untrained), *(("trained", mode, trained) for mode in trained.encoders())]
-    size = len(job.rows.query.position) + len(job.rows.gallery.position)
+    size = len(job.rows.images.position)
     for step, (name, mode, task) in enumerate(plan):
 
         def report(done: int, total: int, _: str, step: int = step, note: str = f"{name} {mode}") -> None:
@@ -170,12 +138,12 @@ def _features(job: _Job, task: Task, mode: str, out: Path, progress: ProgressFn)
 
     from reid.embed import embed
 
-    query, gallery = job.rows.query, job.rows.gallery
+    images = job.rows.images
     return embed(
         task.encoders()[mode],
         load_pixels(job.pixels),
-        np.concatenate([query.position, gallery.position]),
-        cameras=task.camera_numbers(np.concatenate([query.camid, gallery.camid]).tolist()),
+        images.position,
+        cameras=task.camera_numbers(images.camid.tolist()),
         batch_size=job.config.batch_size,
         device=job.device,
         mean=task.preprocess.mean,
@@ -187,40 +155,50 @@ def _features(job: _Job, task: Task, mode: str, out: Path, progress: ProgressFn)
     )
 
 
-def _rank(features: NDArray[np.float32], rows: _Rows, config: EvaluateConfig) -> Ranking:
+def _rank(features: NDArray[np.float32], rows: EvaluationRows, config: EvaluateConfig) -> list[Ranking]:
     from reid.metrics import evaluate_ranking
 
-    queries = len(rows.query.position)
-    return evaluate_ranking(
-        features[:queries],
-        features[queries:],
-        rows.query.pid,
-        rows.gallery.pid,
-        rows.query.camid,
-        rows.gallery.camid,
-        max_rank=_MAX_RANK,
-        top_k=config.top_k,
-        exclude=config.exclude,
-        rerank=config.rerank,
-    )
+    pid, camid = rows.images.pid, rows.images.camid
+    return [
+        evaluate_ranking(
+            features[query],
+            features[gallery],
+            pid[query],
+            pid[gallery],
+            camid[query],
+            camid[gallery],
+            max_rank=_MAX_RANK,
+            top_k=config.top_k,
+            exclude=exclude,
+            rerank=config.rerank,
+        )
+        for query, gallery, exclude in rows.splits
+    ]
 
 
-def _result(entry: _Entry) -> dict[str, Any]:
-    ranking = entry.ranking
+def _result(entry: _Entry, *, drawn: bool) -> dict[str, Any]:
+    """Return a row of metrics.json: means over the rankings and, where galleries were drawn, each and their spread."""
+    each = [_measures(ranking) for ranking in entry.rankings]
+    values = {name: [measures[name] for measures in each] for name in each[0]}
+    spread = {name: float(np.std(found, ddof=1)) for name, found in values.items()} if len(each) > 1 else {}
     return {
         "model": entry.model,
         "mode": entry.mode,
-        "mAP": ranking.mAP,
-        "mINP": ranking.mINP,
-        **{f"rank{rank}": float(ranking.cmc[rank - 1]) for rank in (1, 5, 10)},
-        "cmc": ranking.cmc.tolist(),
-        "n_valid_queries": ranking.n_valid,
-        "n_skipped_queries": ranking.n_skipped,
+        **{name: float(np.mean(found)) for name, found in values.items()},
+        "cmc": np.mean([ranking.cmc for ranking in entry.rankings], axis=0).tolist(),
+        "n_valid_queries": entry.rankings[0].n_valid,
+        "n_skipped_queries": entry.rankings[0].n_skipped,
+        **({"galleries": {"std": spread, "values": values}} if drawn else {}),
     }
 
 
-def _ranking_table(entry: _Entry, rows: _Rows) -> pa.Table:
-    ranking, query, gallery = entry.ranking, rows.query, rows.gallery
+def _measures(ranking: Ranking) -> dict[str, float]:
+    ranks = {f"rank{rank}": float(ranking.cmc[rank - 1]) for rank in (1, 5, 10)}
+    return {"mAP": ranking.mAP, "mINP": ranking.mINP, **ranks}
+
+
+def _ranking_table(entry: _Entry, images: Images, split: Split) -> pa.Table:
+    ranking, query, gallery = entry.rankings[0], images.take(split.query), images.take(split.gallery)
     filled = ranking.top_index >= 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())
     nearest = ranking.top_index[filled]
@@ -244,41 +222,6 @@ def _ranking_table(entry: _Entry, rows: _Rows) -> pa.Table:
         "top_scores": lists(ranking.top_score[filled]),
     }
     return pa.table(columns).cast(RANKINGS)
-
-
-def _protocol(images: ArtifactRef, rows: _Rows, skipped: int, config: EvaluateConfig) -> dict[str, Any]:
-    dataset = read_json(images.folder / "dataset.json")
-    return {
-        "dataset": dataset["name"],
-        "dataset_hash": dataset["dataset_hash"],
-        "version": dataset["version"],
-        "n_query": len(rows.query.position),
-        "n_gallery": len(rows.gallery.position),
-        "n_junk": rows.n_junk,
-        "n_skipped_queries": skipped,
-        "description": describe_protocol(config),
-    }
-
-
-def describe_protocol(config: EvaluateConfig) -> str:
-    """Say in words how the figures were got."""
-    cameras = (
-        "Gallery images of the query's identity from its own camera are left out; queries without a match from another "
-        "camera are skipped."
-        if config.exclude == "same_camera"
-        else "No gallery image is left out by camera; queries without a match are skipped."
-    )
-    flip = " Features are averaged with those of the mirrored image." if config.flip else ""
-    rerank = (
-        f" k-reciprocal re-ranking with k1 = {config.rerank.k1}, k2 = {config.rerank.k2}, "
-        f"lambda = {config.rerank.weight:g}."
-        if config.rerank
-        else " No re-ranking."
-    )
-    return (
-        "Single query; cosine similarity of L2-normalised features (the order of Euclidean distance); junk (identity "
-        f"-1) dropped. {cameras} AP is not interpolated; equal scores stand in gallery order.{flip}{rerank}"
-    )
 
 
 def _device(config: EvaluateConfig) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from reid.backbone import Backbone, ImageFeatures
-from reid.config import LossConfig, TrainConfig
+from reid.config import BackboneConfig, LossConfig, TrainConfig
 from reid.heads import IdentityHead
 from reid.losses import identity_loss, triplet_loss
 
@@ -37,6 +37,9 @@ Gather = Callable[[Tensor], Tensor]
 MEAN: Final = (0.5, 0.5, 0.5)
 STD: Final = (0.5, 0.5, 0.5)
 """Of pixels scaled to 0..1; CLIP-ReID's, not CLIP's."""
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+"""What CLIP-ReID gives its ResNet (configs/person/cnn_clipreid.yml)."""
 
 
 def alone(x: Tensor) -> Tensor:
@@ -52,6 +55,13 @@ class Preprocess:
     width: int
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+
+
+def preprocess_of(config: BackboneConfig) -> Preprocess:
+    """Return what a backbone wants to see, as CLIP-ReID has it."""
+    if config.name == "rn50":
+        return Preprocess(height=config.height, width=config.width, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return Preprocess(height=config.height, width=config.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +92,7 @@ class Task(nn.Module, ABC):
         super().__init__()
         self.backbone = backbone
         backbone.freeze_text()
-        self.preprocess = Preprocess(height=config.backbone.height, width=config.backbone.width)
+        self.preprocess = preprocess_of(config.backbone)
         self.sie = config.sie
         if self.sie:
             self.register_buffer("camera_ids_K", torch.tensor(cameras, dtype=torch.long))

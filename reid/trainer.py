@@ -6,58 +6,34 @@ and goes on bit for bit where the checkpoint was taken.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list
+from torch import nn
 
-from data.errors import ClipScgiError, ConfigError
+from data.errors import ConfigError
 from data.progress import ProgressFn, silent
-from reid.augment import augment, draw_plan
-from reid.checkpoint import restore_checkpoint, save_checkpoint
+from reid.batches import TrainingBatches, TrainingSet
+from reid.checkpoint import drop_best, load_best, restore_checkpoint, save_best, save_checkpoint
 from reid.config import TrainConfig
 from reid.distributed import gather_batch
-from reid.loading import load_batches
+from reid.finite import finite_values
 from reid.metricslog import METRICS, MetricsLog
 from reid.optim import build_optimizer, set_rates
-from reid.sampler import IdentitySampler
 from reid.tasks import Batch, Task, alone
 
-# Keeps augmentation apart from the sampler, which also starts from (seed, epoch).
-_AUGMENT_STREAM: Final = 1
-
-
-class DivergedError(ClipScgiError):
-    """A loss term is not finite. The optimiser has not moved since the last finite step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSet:
-    """Decoded training images and what is known of each."""
-
-    pixels: NDArray[np.uint8]
-    """[M, H, W, 3]; may hold other images too, and may be a memory map."""
-    positions_N: NDArray[np.int64]
-    """Place of each training image in `pixels`."""
-    labels_N: NDArray[np.int64]
-    """Identity of each training image as a class number, 0 .. identities - 1."""
-    cameras_N: NDArray[np.int64]
-    """Camera of each training image as a number, 0 .. cameras - 1."""
-    caption_rows_N: NDArray[np.int64] | None = None
-    """Row of each training image's caption in `captions_MD`."""
-    captions_MD: NDArray[np.float32] | None = None
-    """Text features of the distinct captions."""
+Measures = dict[str, float]
+"""Name of a measure -> its value; "mAP" decides which epoch is the best."""
+Validate = Callable[[Task], Measures]
+"""A task as it is, in the middle of its training -> how good it is. The same on every process."""
 
 
 @dataclass(kw_only=True)
@@ -80,6 +56,10 @@ class TrainState:
     """Length of metrics.jsonl when this state was saved."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the gradient scaler (fp16 only)."""
+    measured: Measures = field(default_factory=dict)
+    """The last evaluation: "epoch" (from 0), "step" and the measures. Empty before the first."""
+    best: Measures = field(default_factory=dict)
+    """The evaluation with the highest mAP, the earliest of equals."""
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -98,7 +78,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def fit(
-    task: Task, data: TrainingSet, config: TrainConfig, *, folder: Path, progress: ProgressFn = silent
+    task: Task,
+    data: TrainingSet,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    progress: ProgressFn = silent,
+    validate: Validate | None = None,
 ) -> TrainState:
     """Train `task` in place.
 
@@ -108,9 +94,10 @@ def fit(
         config: the run.
         folder: where metrics.jsonl and checkpoints live; a run killed there goes on from its last checkpoint.
         progress: called with (steps done, steps in all, loss).
+        validate: called after the epochs that ``config.validation`` names; it must leave the task as it was.
 
     Returns:
-        The final state.
+        The final state. The task has the weights of the last epoch, or of ``state.best`` if the config keeps the best.
 
     Raises:
         DivergedError: a loss term became infinite or not a number.
@@ -120,7 +107,7 @@ def fit(
     state = run.resume()
     while state.epoch < config.schedule.epochs:
         rates = set_rates(run.optimizer, config.schedule, state.epoch)
-        for group in run.groups(state.epoch, state.batch):
+        for group in run.batches.groups(state.epoch, state.batch):
             start = time.perf_counter()
             values = run.step(group, state)
             run.count(state, values, len(group), time.perf_counter() - start)
@@ -128,7 +115,9 @@ def fit(
             if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                 run.save(state)
         run.finish_epoch(state)
-    run.close()
+        if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
+            run.measure(state, validate)
+    run.close(state)
     return state
 
 
@@ -136,70 +125,22 @@ class _Run:
     """The objects of one run: model, optimiser, batches, records."""
 
     def __init__(self, task: Task, data: TrainingSet, config: TrainConfig, folder: Path) -> None:
-        self.task, self.data, self.config, self.folder = task, data, config, folder
+        self.task, self.config, self.folder = task, config, folder
         self.accelerator = make_accelerator(config)
         task.to(self.accelerator.device)
         self.optimizer = build_optimizer(task, config.schedule)
         self.model: nn.Module = self.accelerator.prepare_model(task)
         self.prepared = self.accelerator.prepare_optimizer(self.optimizer)
-        self.sampler = IdentitySampler(
-            data.labels_N,
-            identities=config.batch.identities,
-            images=config.batch.images,
-            seed=config.seed,
+        self.batches = TrainingBatches(
+            data,
+            config,
+            task.preprocess,
+            device=self.accelerator.device,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        self.steps_per_epoch = math.ceil(len(self.sampler) / config.batch.accumulate)
         self.gather = gather_batch if self.accelerator.num_processes > 1 else alone
-        self.captions_MD = (
-            None if data.captions_MD is None else torch.from_numpy(data.captions_MD).to(self.accelerator.device)
-        )
         self.metrics = MetricsLog(folder / METRICS, config.tensorboard, main=self.accelerator.is_main_process)
-
-    # Batches ------------------------------------------------------------------------------------------
-
-    def groups(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """Yield the batches of `epoch` from number `start` on, `accumulate` at a time: one group a step."""
-        batches = self._batches(epoch, start)
-        while group := list(islice(batches, self.config.batch.accumulate)):
-            yield group
-
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        chosen = list(self.sampler.batches(epoch, start))
-        pixels = load_batches(
-            self.data.pixels, (self.data.positions_N[items] for items in chosen), self.accelerator.device
-        )
-        for number, (items, images_BCHW) in enumerate(zip(chosen, pixels, strict=True), start=start):
-            yield self._batch(items, self._augmented(images_BCHW, epoch, number))
-
-    def _augmented(self, images_BCHW: Tensor, epoch: int, number: int) -> Tensor:
-        seed = np.random.SeedSequence([self.config.seed, epoch, number, _AUGMENT_STREAM]).generate_state(1)[0]
-        generator = torch.Generator().manual_seed(int(seed))
-        height, width = images_BCHW.shape[2:]
-        plan = draw_plan(self.sampler.batch_size, height, width, self.config.augment, generator)
-        first = self.accelerator.process_index * len(images_BCHW)
-        wanted = self.task.preprocess
-        return augment(
-            images_BCHW,
-            plan.slice(first, first + len(images_BCHW)),
-            self.config.augment,
-            mean=wanted.mean,
-            std=wanted.std,
-        )
-
-    def _batch(self, items: NDArray[np.int64], images_BCHW: Tensor) -> Batch:
-        device = self.accelerator.device
-        captions = None
-        if self.captions_MD is not None and self.data.caption_rows_N is not None:
-            captions = self.captions_MD[torch.from_numpy(self.data.caption_rows_N[items]).to(device)]
-        return Batch(
-            images_BCHW=images_BCHW,
-            labels_B=torch.from_numpy(self.data.labels_N[items]).to(device),
-            items_B=torch.from_numpy(items).to(device),
-            cameras_B=torch.from_numpy(self.data.cameras_N[items]).to(device),
-            captions_BD=captions,
-        )
 
     # Steps --------------------------------------------------------------------------------------------
 
@@ -212,7 +153,8 @@ class _Run:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 terms = self.model(batch, self.gather)  # under autocast: accelerate prepared it so
                 total = self.task.total(terms)
-                for name, value in _values(total, terms, state).items():
+                where = f"step {state.step + 1} (epoch {state.epoch + 1})"
+                for name, value in finite_values(total, terms, where).items():
                     sums[name] = sums.get(name, 0.0) + value / len(group)
                 self.accelerator.backward(total / len(group))
         self.prepared.step()
@@ -238,20 +180,37 @@ class _Run:
                 {"kind": "step", "step": state.step, "epoch": state.epoch, "loss": values["loss"], "terms": terms}
                 | {"lr": dict(rates)}
             )
-        total = self.steps_per_epoch * self.config.schedule.epochs
+        total = self.batches.steps_per_epoch * self.config.schedule.epochs
         if state.step % self.config.log_every == 0 or state.step == total:
             progress(state.step, total, f"epoch {state.epoch + 1} loss {values['loss']:.3f}")
 
     def finish_epoch(self, state: TrainState) -> None:
         """Log the epoch's means and move `state` to the next one."""
         means = {name: value / state.steps_in_epoch for name, value in state.sums.items()}
-        images = state.batch * self.sampler.batch_size
+        images = state.batch * self.batches.batch_size
         self.metrics.write(
             {"kind": "epoch", "epoch": state.epoch, "step": state.step, "loss": means.pop("loss"), "terms": means}
             | {"seconds": round(state.seconds, 3), "images_per_second": round(images / state.seconds, 1)}
         )
         state.epoch, state.batch, state.steps_in_epoch, state.seconds = state.epoch + 1, 0, 0, 0.0
         state.sums = {}
+
+    def measure(self, state: TrainState, validate: Validate) -> None:
+        """Evaluate the epoch just finished, and keep its weights if they are the best so far and wanted."""
+        start = time.perf_counter()
+        # One process speaks for all: what is best must not hang on another device's rounding.
+        measures = broadcast_object_list([validate(self.task)])[0]
+        state.measured = {"epoch": state.epoch - 1, "step": state.step, **measures}
+        seconds = round(time.perf_counter() - start, 3)
+        self.metrics.write({"kind": "eval", **state.measured, "seconds": seconds})
+        if state.best and state.measured["mAP"] <= state.best["mAP"]:
+            return
+        state.best = state.measured
+        if self.config.validation.keep == "best" and self.accelerator.is_main_process:
+            save_best(self.folder, self.task, state.epoch - 1)
+            if not self.config.checkpoint_every:
+                drop_best(self.folder, but=state.epoch - 1)
+        self.accelerator.wait_for_everyone()
 
     # Checkpoints --------------------------------------------------------------------------------------
 
@@ -271,22 +230,13 @@ class _Run:
             state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder, self.task, self.optimizer, asdict(state))
+            # Not before: a run killed now goes on from this checkpoint, and needs the best weights that it knows of.
+            drop_best(self.folder, but=int(state.best.get("epoch", -1)))
         self.accelerator.wait_for_everyone()
 
-    def close(self) -> None:
-        """Leave the trained task on the CPU and close the records."""
+    def close(self, state: TrainState) -> None:
+        """Leave the task on the CPU with the weights that are to be kept, and close the records."""
         self.task.to("cpu")
+        if self.config.validation.keep == "best" and state.best:
+            load_best(self.folder, self.task, int(state.best["epoch"]))
         self.metrics.close()
-
-
-def _values(total: Tensor, terms: Mapping[str, Tensor], state: TrainState) -> dict[str, float]:
-    """Return the total as "loss" and the terms as numbers (one transfer), or stop if one is not finite."""
-    numbers = torch.stack([total.detach().float(), *(term.detach().float() for term in terms.values())]).tolist()
-    values = dict(zip(["loss", *terms], numbers, strict=True))
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise DivergedError(
-            f"training stopped before step {state.step + 1} (epoch {state.epoch + 1}): {', '.join(bad)}. Weights are "
-            "as after the last finite step. Lower the learning rates, lengthen the warm-up, or train without fp16"
-        )
-    return values

@@ -10,14 +10,14 @@ import transformers.models.llama.modeling_llama
 import transformers.models.llava.processing_llava  # noqa: F401 - all four for the fork server
 
 import captioning.llava  # noqa: F401 - for the fork server
-from captioning import stage
+from captioning import stage, store_saver
 from captioning.config import CaptionConfig
 from data.artifacts import ArtifactRef, ArtifactStore
 
 
 def caption_in_child(home: str, images: dict[str, str], root: str, settings: str) -> None:
     """Run the stage, writing a shard after every batch, so that a kill finds some."""
-    stage._FLUSH_ROWS = 4
+    store_saver.FLUSH_ROWS = 4
     stage.caption(
         ArtifactStore(Path(home)),
         images=ArtifactRef(**images),

@@ -2,16 +2,17 @@
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from data.artifacts import ArtifactStore
 from data.files import write_table
 from data.schemas import CAPTIONS
 from data.slots import SLOTS
 from data.synthetic import training_sample
+from reid.batches import TrainingSet
 from reid.config import BatchConfig, ScheduleConfig, TrainConfig
 from reid.text import encode_texts
 from reid.tiny_clip_text import template_sentences
-from reid.trainer import TrainingSet
 
 SEED = 55_000
 
@@ -41,6 +42,20 @@ def small_config(**changes):
         "checkpoint_every": 1,
     }
     return TrainConfig(**{**values, **changes})
+
+
+class KilledError(Exception):
+    """What a test raises in the middle of a run, to stop it there."""
+
+
+def weights_of(task):
+    """A copy of everything that a task holds, by name."""
+    return {name: value.clone() for name, value in task.state_dict().items()}
+
+
+def same_weights(first, second):
+    """Whether two such copies are the same, bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def write_captions(store: ArtifactStore, rows, text_of):

@@ -14,7 +14,8 @@ import pytest
 
 from captioning.attributes import parse_caption
 from captioning.audit import FLAG_ROWS, IDENTITIES, AuditConfig, audit, audit_ingredients
-from captioning.audit_flags import FLAGS, degrading_words, has_template_form, is_looping
+from captioning.audit_flags import FLAGS, degrading_words
+from captioning.reply_form import has_template_form, is_looping
 from captioning.templates import compose
 from data.artifacts import ArtifactStore
 from data.errors import DataError

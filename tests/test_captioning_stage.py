@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -14,24 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from caption_child import caption_in_child
+from caption_worlds import captions_folder, captions_of, draw, index, written
 from mini_llava import save_mini_llava
-from PIL import Image
 
 from captioning.attributes import parse_caption
 from captioning.captioner import identify
 from captioning.cleaning import CleaningConfig
 from captioning.config import CaptionConfig
 from captioning.stage import caption, caption_ingredients
-from captioning.store import CaptionStore
-from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
+from data.artifacts import ArtifactStore, fingerprint_of
 from data.config import build_config
 from data.errors import ConfigError, DataError, WeightsError
-from data.files import write_table
-from data.schemas import CAPTIONS, IMAGES
+from data.schemas import CAPTIONS
 from data.slots import SLOTS
 
 
@@ -48,42 +44,6 @@ def config(model):
 @pytest.fixture
 def store(tmp_path):
     return ArtifactStore(tmp_path / "home")
-
-
-def draw(root: Path, count: int, start: int = 0) -> Path:
-    root.mkdir(exist_ok=True)
-    for number in range(start, start + count):
-        rng = np.random.default_rng(number)
-        Image.fromarray(rng.integers(0, 255, (32, 16, 3)).astype(np.uint8)).save(root / f"{number:04d}.png")
-    return root
-
-
-def index(store: ArtifactStore, root: Path) -> ArtifactRef:
-    """A plain index of the folder, as the stage before would write it."""
-    rows = [
-        {
-            "path": path.name,
-            "split": "train",
-            "pid": int(path.stem) // 4 + 1,
-            "camid": 1,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "size": path.stat().st_size,
-            "width": 16,
-            "height": 32,
-        }
-        for path in sorted(root.iterdir())
-    ]
-    table = pa.Table.from_pylist(rows, schema=IMAGES)
-    made = store.make(
-        "index",
-        {"rows": [row["sha256"] + row["path"] for row in rows]},
-        lambda folder: write_table(folder / "images.parquet", table, IMAGES),
-    )
-    return made.ref
-
-
-def captions_of(made) -> pd.DataFrame:
-    return pd.read_parquet(Path(made.ref.path) / "captions.parquet")
 
 
 def run(store, root, config):
@@ -171,7 +131,7 @@ def test_one_byte_changed_in_a_shard_costs_only_its_images(store, tmp_path, conf
     run(store, root, config)
     draw(root, 3, start=4)
     first = run(store, root, config)
-    folder = CaptionStore(store.root, identify(config, store.memo)).folder
+    folder = captions_folder(store, config)
     shards = sorted(folder.glob("part-*.parquet"), key=lambda path: pq.read_metadata(path).num_rows)
     assert [pq.read_metadata(path).num_rows for path in shards] == [3, 4]
     content = bytearray(shards[0].read_bytes())
@@ -194,7 +154,7 @@ def test_a_changed_or_vanished_image_is_a_row_and_the_next_run_tries_again(store
     assert frame["status"].value_counts().to_dict() == {"truncated": 4, "image_error": 2}
     assert frame.loc[["0001.png", "0002.png"], "error"].tolist() == ["changed", "missing"]
     assert frame.loc[["0001.png", "0002.png"], "caption"].isna().all()
-    assert str(outcome) == "4 captions generated, 0 reused, 2 unreadable"
+    assert str(outcome) == "4 captions generated, 0 reused, 2 failed"
     for name, content in original.items():
         (root / name).write_bytes(content)
     outcome = caption(store, images=images, images_root=root, config=config)
@@ -286,7 +246,7 @@ def test_killed_at_ten_random_moments_every_image_is_there_once(store, tmp_path,
     context.set_forkserver_preload(["caption_child"])
     arguments = (str(store.root), images.to_json(), str(root), config.model_dump_json())
     rng = np.random.default_rng(1)
-    folder = CaptionStore(store.root, identify(config, store.memo)).folder
+    folder = captions_folder(store, config)
     kept = []
     for _ in range(10):
         child = context.Process(target=caption_in_child, args=arguments)
@@ -307,5 +267,4 @@ def test_killed_at_ten_random_moments_every_image_is_there_once(store, tmp_path,
     assert frame["image_path"].tolist() == sorted(path.name for path in root.iterdir())
     assert outcome.generated + outcome.reused == 60
     assert not (folder / "quarantine").exists()
-    written = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("part-*")))
-    assert len(written) == len(set(written["image_sha256"].to_pylist())) == 60
+    assert len(written(folder)) == len(set(written(folder))) == 60

@@ -17,7 +17,11 @@ from flows import commands_deploy
 from flows.recipes import RECIPES, Recipe, build_recipe
 
 REPO = Path(__file__).resolve().parents[1]
-PATHS = {"PKU_REID_ROOT": "/data/PKU-Reid", "MARKET1501_ROOT": "/data/Market-1501"}
+PATHS = {
+    "PKU_REID_ROOT": "/data/PKU-Reid",
+    "MARKET1501_ROOT": "/data/Market-1501",
+    "MSMT17_ROOT": "/data/MSMT17",
+}
 
 pytestmark = pytest.mark.xdist_group("flow")
 
@@ -29,6 +33,7 @@ def _code(home: str) -> dict:
         build_recipe("demo"),
         build_recipe("pku_reid", [f"data.root={PATHS['PKU_REID_ROOT']}"]),
         build_recipe("market1501", [f"data.root={PATHS['MARKET1501_ROOT']}"]),
+        build_recipe("msmt17", [f"data.root={PATHS['MSMT17_ROOT']}"]),
     ]
     made = [recipe_deployment(recipe, home=home) for recipe in recipes]
     return {deployment.name: deployment for deployment in [*made, watch_deployment(home=home)]}

@@ -14,8 +14,9 @@ def row(model: str, mode: str, value: float) -> dict:
     return {"model": model, "mode": mode} | dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), value)
 
 
-def metrics(*rows: dict, dataset: str = "demo") -> dict:
-    return {"protocol": {"dataset": dataset, "n_query": 1234, "n_gallery": 56789}, "results": list(rows)}
+def metrics(*rows: dict, dataset: str = "demo", version: str = "") -> dict:
+    protocol = {"dataset": dataset, "version": version, "n_query": 1234, "n_gallery": 56789}
+    return {"protocol": protocol, "results": list(rows)}
 
 
 def shown(renderable, width: int = 100) -> str:
@@ -49,6 +50,14 @@ def test_without_an_untrained_row_there_is_no_gain():
     text = shown(results_table(metrics(row("trained", "image", 0.5))))
     assert "50.0" in text
     assert "gained" not in text
+
+
+def test_the_version_of_the_data_set_and_the_spread_over_drawn_galleries_are_shown():
+    drawn = row("trained", "image", 0.5) | {"galleries": {"std": {"mAP": 0.012, "rank1": 0.034}}}
+    text = shown(results_table(metrics(drawn, dataset="vehicleid", version="test 800")))
+    assert text.startswith("vehicleid (test 800): 1,234 queries")
+    assert "50.0 ± 1.2" in text
+    assert "50.0 ± 3.4" in text
 
 
 def test_a_name_cannot_style_the_table():

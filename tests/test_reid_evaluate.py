@@ -32,7 +32,7 @@ SEED = 66_000
 PEOPLE = 6
 
 
-def write_world(store, root, *, cameras=4):
+def write_world(store, root, *, cameras=4, reader="manifest"):
     """Four images each of six people, one a query; one junk image, one distractor. Returns the index artefact."""
     rows = []
     for index in range(4 * PEOPLE):
@@ -52,9 +52,11 @@ def write_world(store, root, *, cameras=4):
 
     def produce(folder):
         write_table(folder / "images.parquet", table, IMAGES)
-        write_json(folder / "dataset.json", {"name": "toy", "dataset_hash": "f" * 32, "version": "v1"})
+        write_json(
+            folder / "dataset.json", {"name": "toy", "reader": reader, "dataset_hash": "f" * 32, "version": "v1"}
+        )
 
-    return store.make("index", {"rows": rows}, produce).ref
+    return store.make("index", {"rows": rows, "reader": reader}, produce).ref
 
 
 def write_model(store, config=None):
@@ -168,6 +170,7 @@ def test_settings_that_matter_and_only_those_change_the_key(world):
         {"rerank": RerankConfig()},
         {"top_k": 5},
         {"precision": "bf16"},
+        {"gallery_draws": 3},
     ]
     assert len({json.dumps(key(**settings), sort_keys=True) for settings in variants}) == len(variants)
 
@@ -182,6 +185,62 @@ def test_reranking_flip_and_no_cameras_run_and_are_told(world):
     table = pd.read_parquet(made.ref.folder / "rankings.parquet")
     assert table["top_paths"].map(len).tolist() == [5] * 18
     assert all(row["n_skipped_queries"] == 0 for row in metrics["results"])
+
+
+# VehicleID --------------------------------------------------------------------------------------------
+
+
+def _drawn(pids, seed):
+    """One image an identity: the first of each in a seeded shuffle."""
+    order = np.random.default_rng(seed).permutation(len(pids))
+    first = {pid: place for place, pid in reversed([(place, pids[place]) for place in order])}
+    gallery = np.array(sorted(first.values()))
+    return np.setdiff1d(np.arange(len(pids)), gallery), gallery
+
+
+def test_vehicleid_is_ten_random_galleries_with_mean_and_spread(tmp_path):
+    store = ArtifactStore(tmp_path / "home")
+    images = write_world(store, tmp_path / "images", reader="vehicleid")
+    model = write_model(store, TrainConfig(method="clip_baseline", device="cpu", seed=3))
+    made = run((store, images, model, tmp_path / "images"))
+    metrics = json.loads((made.ref.folder / "metrics.json").read_text())
+    rows = pq.read_table(images.folder / "images.parquet").to_pandas()
+    rows = pd.concat([rows[rows["split"] == "query"], rows[(rows["split"] == "gallery") & (rows["pid"] >= 0)]])
+    pids = rows["pid"].to_numpy()
+    batch = np.stack([np.asarray(Image.open(tmp_path / "images" / path)) for path in rows["path"]])
+    with torch.no_grad():
+        encode = load_task(model.folder).encoders()["image"]
+        features = encode((torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5).numpy()
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    expected = []
+    for seed in range(10):
+        query, gallery = _drawn(pids, seed)
+        assert sorted(pids[gallery]) == sorted(set(pids.tolist())), "one image an identity"
+        order = np.argsort(-(features[query] @ features[gallery].T), axis=1)
+        places = 1 + (pids[gallery][order] == pids[query][:, None]).argmax(axis=1)
+        expected.append({"mAP": (1 / places).mean(), "rank1": (places == 1).mean(), "rank5": (places <= 5).mean()})
+    trained = metrics["results"][1]
+    for name in ("mAP", "rank1", "rank5"):
+        values = [draw[name] for draw in expected]
+        assert trained["galleries"]["values"][name] == pytest.approx(values, abs=1e-6)
+        assert trained[name] == pytest.approx(np.mean(values), abs=1e-6)
+        assert trained["galleries"]["std"][name] == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+    protocol, people = metrics["protocol"], len(set(pids.tolist()))
+    assert (protocol["gallery_draws"], protocol["n_gallery"], protocol["n_query"]) == (10, people, len(pids) - people)
+    assert "Means over 10 galleries of one image an identity" in protocol["description"]
+    table = pd.read_parquet(made.ref.folder / "rankings.parquet")
+    assert len(table) == 2 * protocol["n_query"], "the rankings are those of the first gallery"
+    first = rows["path"].to_numpy()[_drawn(pids, 0)[1]]
+    assert set(np.concatenate(table["top_paths"].to_numpy())) == set(first)
+
+
+def test_the_galleries_of_other_sets_are_their_own_unless_draws_are_asked_for(world):
+    plain, drawn = (run(world, **settings) for settings in ({}, {"gallery_draws": 2}))
+    metrics = json.loads((plain.ref.folder / "metrics.json").read_text())
+    assert metrics["protocol"]["gallery_draws"] == 0
+    assert "galleries" not in metrics["results"][0]
+    metrics = json.loads((drawn.ref.folder / "metrics.json").read_text())
+    assert len(metrics["results"][0]["galleries"]["values"]["mAP"]) == 2
 
 
 def test_a_method_without_fusion_has_one_mode(world):

@@ -16,8 +16,9 @@ from reid.backbone import build_backbone
 from reid.build import build_task
 from reid.checkpoint import load_task, load_untrained, save_model
 from reid.config import BackboneConfig, LossConfig, PromptConfig, ScheduleConfig, TrainConfig
+from reid.finite import DivergedError
 from reid.losses import identity_loss, triplet_loss
-from reid.prompt_learning import PromptData, PromptLearner, all_texts, learn_prompts, prompt_loss, prompt_rate
+from reid.prompt_learning import PromptData, PromptLearner, all_texts, learn_prompts, prompt_rate, prompt_terms
 from reid.stage_train import train
 from reid.tasks import Batch
 from tests.reid_worlds import small_config
@@ -204,7 +205,8 @@ def prompt_data():
 def test_prompt_loss_equals_the_loop(prompt_data):
     backbone, data = prompt_data
     learner = PromptLearner(backbone, 4, 4)
-    got = prompt_loss(data.features_MD, data.labels_M, backbone, learner, 1.0).item()
+    terms = prompt_terms(data.features_MD, data.labels_M, backbone, learner, 1.0)
+    got = (terms["i2t"] + terms["t2i"]).item()
     image = data.features_MD.double().numpy()
     text = all_texts(backbone, learner).double().numpy()[data.labels_M.numpy()]
     expected = 0.0
@@ -215,6 +217,22 @@ def test_prompt_loss_equals_the_loop(prompt_data):
         same = data.labels_M.numpy()[:, None] == data.labels_M.numpy()[None]
         expected -= np.mean([share[i][same[i]].mean() for i in range(12)])
     assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_prompt_loss_that_is_not_finite_stops_before_the_optimizer_moves(prompt_data, tmp_path):
+    backbone, data = prompt_data
+    broken = PromptData(features_MD=torch.full_like(data.features_MD, torch.inf), labels_M=data.labels_M)
+    with pytest.raises(DivergedError, match=r"before the end of epoch 1 of the prompts: loss = nan, i2t = nan"):
+        learn_prompts(backbone, broken, PromptConfig(epochs=2), seed=1, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_prompts_name_the_kind_of_thing_that_is_recognised(prompt_data):
+    backbone, _ = prompt_data
+    ends = [PromptLearner(backbone, 4, 4, noun).prompt.suffix_1TW for noun in ("person", "vehicle")]
+    words = [backbone.tokenizer.words(f"{noun}.") for noun in ("person", "vehicle")]
+    assert [end.shape[1] - 1 for end in ends] == [len(ids) for ids in words]
+    assert PromptConfig(noun="vehicle").identity() != PromptConfig().identity()
 
 
 def test_prompts_learn_their_identities_and_a_killed_stage_goes_on(prompt_data, tmp_path):

@@ -105,15 +105,25 @@ def test_inversion_equals_the_formula(queries, depth):
         np.testing.assert_allclose(word[image].detach().numpy(), expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
 
 
+def _silent(module):
+    """The module with every weight at zero; its norms and attentions give nothing."""
+    for parameter in module.parameters():
+        parameter.data.zero_()
+    return module
+
+
+def _pass_on(*layers):
+    """Make linear layers and norms hand on what they get."""
+    for layer in layers:
+        layer.weight.data = torch.ones_like(layer.weight) if layer.weight.ndim == 1 else torch.eye(len(layer.weight))
+
+
 def test_inversion_by_hand():
     # Width 2 (one head). Attention that changes nothing (out = 0) and feed-forwards at 0 leave the queries as they
     # are; both MLPs pass positive numbers through: S* = v~_cls + mean of the queries.
-    module = CaptionGuidedInversion(2, 2, queries=2, depth=1)
-    for parameter in module.parameters():
-        parameter.data.zero_()
+    module = _silent(CaptionGuidedInversion(2, 2, queries=2, depth=1))
     for mlp in (module.to_global, module.to_local):
-        for layer in (mlp[0], mlp[2], mlp[4]):
-            layer.weight.data = torch.eye(2)
+        _pass_on(mlp[0], mlp[2], mlp[4])
     module.queries_KD.data = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     tokens = torch.tensor([[[2.0, 5.0], [7.0, 7.0], [9.0, 9.0]]])
     word, refined = module(tokens, torch.tensor([[10.0, 0.5]]))
@@ -123,21 +133,69 @@ def test_inversion_by_hand():
 
 def test_inversion_finds_the_patch_its_query_points_at():
     # A query that matches one patch far better than the others takes that patch's value: Q' = Q + LN(patch).
-    module = CaptionGuidedInversion(2, 2, queries=1, depth=1)
-    for parameter in module.parameters():
-        parameter.data.zero_()
-    block = module.blocks[0]
-    for norm in (block.norm_query, block.norm_context):
-        norm.weight.data.fill_(1.0)
-    block.attention.query.weight.data = 100 * torch.eye(2)
-    for layer in (block.attention.key, block.attention.value, block.attention.out):
-        layer.weight.data = torch.eye(2)
+    module = _silent(CaptionGuidedInversion(2, 2, queries=1, depth=1))
+    block, attention = module.blocks[0], module.blocks[0].attention
+    _pass_on(block.norm_query, block.norm_context, attention.key, attention.value, attention.out)
+    _pass_on(module.to_local[0], module.to_local[2], module.to_local[4])
+    attention.query.weight.data = 100 * torch.eye(2)
     module.queries_KD.data = torch.tensor([[5.0, 1.0]])
-    for layer in (module.to_local[0], module.to_local[2], module.to_local[4]):
-        layer.weight.data = torch.eye(2)
     tokens = torch.tensor([[[0.0, 0.0], [4.0, 1.0], [1.0, 8.0]]])  # class, then patches whose norms are +- (1, -1)
     word, _ = module(tokens, torch.ones(1, 2))
     torch.testing.assert_close(word, torch.tensor([[5.0 + 1.0, 0.0]]), atol=1e-4, rtol=0)
+
+
+def _three_to_one(block):
+    """Give a CrossBlock of width 4 an attention whose logits are ln 3 for a token like the query and 0 for one across.
+
+    Both tokens have mean 0 and deviation 1, so the norms hand them on; a logit is (ln 3 / 2) * (q . k) / sqrt(4).
+    """
+    attention = block.attention
+    _pass_on(block.norm_query, block.norm_context, attention.key, attention.value, attention.out)
+    attention.query.weight.data = 0.5 * math.log(3) * torch.eye(4)
+
+
+ALIKE, ACROSS = [1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]
+
+
+def test_inversion_weighs_the_refined_patches_by_hand():
+    # v~ = token * caption: (2, 0, 0, 0) is the class, ALIKE and ACROSS are the patches. The query ALIKE takes 3/4 of
+    # the first and 1/4 of the second: (1, 0.5, -0.5, -1); Q' = (2, 1.5, -1.5, -2); the MLP's ReLU leaves (2, 1.5).
+    module = _silent(CaptionGuidedInversion(4, 4, queries=1, depth=1))
+    _three_to_one(module.blocks[0])
+    for mlp in (module.to_global, module.to_local):
+        _pass_on(mlp[0], mlp[2], mlp[4])
+    module.queries_KD.data = torch.tensor([ALIKE])
+    tokens = torch.tensor([[[4.0, 0.0, 0.0, 0.0], [2.0, 0.5, -1.0, -4.0], [2.0, -0.5, 1.0, -4.0]]])
+    word, refined = module(tokens, torch.tensor([[0.5, 2.0, 1.0, 0.25]]))
+    assert refined.tolist() == [[[2.0, 0.0, 0.0, 0.0], ALIKE, ACROSS]]
+    torch.testing.assert_close(word, torch.tensor([[4.0, 1.5, 0.0, 0.0]]), atol=1e-4, rtol=0)
+
+
+def test_fusion_gathers_the_image_by_hand():
+    # The end token ALIKE takes 3/4 of the image token like it and 1/4 of the one across: as above it becomes
+    # (2, 1.5, -1.5, -2), whose variance is (4 + 2.25) / 2 = 3.125. The first prompt token has no say at depth 0.
+    module = _silent(ContextualFeatureFusion(4, depth=0))
+    _three_to_one(module.cross)
+    module.norm.weight.data.fill_(1.0)
+    prompt, image = torch.tensor([[[9.0, 0.0, 7.0, 1.0], ALIKE]]), torch.tensor([[ALIKE, ACROSS]])
+    expected = torch.tensor([[2.0, 1.5, -1.5, -2.0]]) / math.sqrt(3.125)
+    torch.testing.assert_close(module(prompt, image), expected, atol=1e-4, rtol=0)
+
+
+def test_fusion_mixes_the_prompt_by_hand():
+    # Cross-attention is silent. Self-attention without queries takes the mean of the tokens, (1, 0, 0, -1), so the end
+    # token becomes (2, 1, -1, -2). The feed-forward adds 0.3 * GELU(10) = 3 to its last channel: (2, 1, -1, 1), mean
+    # 0.75, deviations (1.25, 0.25, -1.75, 0.25), variance 4.75 / 4.
+    module = _silent(ContextualFeatureFusion(4, depth=1))
+    block = module.blocks[0]
+    _pass_on(block.norm_attention, block.attention.key, block.attention.value, block.attention.out)
+    block.feed[0].bias.data[5] = 10.0
+    block.feed[2].weight.data[3, 5] = 0.3
+    module.norm.weight.data.fill_(2.0)
+    module.norm.bias.data.fill_(100.0)
+    got = module(torch.tensor([[ACROSS, ALIKE]]), _randn(10, 1, 3, 4))
+    expected = 100 + 2 * torch.tensor([[1.25, 0.25, -1.75, 0.25]]) / math.sqrt(4.75 / 4)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("depth", [0, 2])

@@ -26,13 +26,14 @@ from reid.build import build_task
 from reid.checkpoint import load_task
 from reid.config import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
 from reid.config_augment import AugmentConfig
+from reid.finite import DivergedError
 from reid.metricslog import METRICS
 from reid.optim import parameter_groups, rate_factor
 from reid.sampler import IdentitySampler
 from reid.stage_train import train, train_ingredients
 from reid.tasks import Batch
-from reid.trainer import DivergedError, fit
-from tests.reid_worlds import small_config, training_set, write_captions
+from reid.trainer import fit
+from tests.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of, write_captions
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
@@ -48,14 +49,6 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def data():
     return training_set()
-
-
-def _weights(task):
-    return {name: value.clone() for name, value in task.state_dict().items()}
-
-
-def _same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # Schedule and groups ----------------------------------------------------------------------------------
@@ -179,17 +172,13 @@ def test_golden_losses_of_twenty_steps(data, tmp_path):
 # Killed and resumed -----------------------------------------------------------------------------------
 
 
-class _KilledError(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def unbroken(data, tmp_path_factory):
     config = small_config()
     folder = tmp_path_factory.mktemp("unbroken")
     task = build_task(config, identities=8)
     fit(task, data, config, folder=folder)
-    return _weights(task), (folder / METRICS).read_text()
+    return weights_of(task), (folder / METRICS).read_text()
 
 
 def _without_times(text):
@@ -204,13 +193,13 @@ def test_a_run_stopped_after_any_step_ends_with_the_same_weights(data, unbroken,
 
     def kill(done, total, note):
         if done == stop:
-            raise _KilledError
+            raise KilledError
 
-    with pytest.raises(_KilledError):
+    with pytest.raises(KilledError):
         fit(build_task(config, identities=8), data, config, folder=tmp_path, progress=kill)
     task = build_task(config, identities=8)
     fit(task, data, config, folder=tmp_path)
-    assert _same(_weights(task), unbroken[0])
+    assert same_weights(weights_of(task), unbroken[0])
     assert _without_times((tmp_path / METRICS).read_text()) == _without_times(unbroken[1])
 
 
@@ -218,7 +207,7 @@ _CHILD = """
 import sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from tests.reid_worlds import small_config, training_set
+from tests.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of
 from reid.build import build_task
 from reid.trainer import fit
 config = small_config()
@@ -244,7 +233,7 @@ def test_a_process_killed_by_the_kernel_goes_on_bit_for_bit(data, unbroken, tmp_
     assert child.returncode == -signal.SIGKILL
     task = build_task(small_config(), identities=8)
     fit(task, data, small_config(), folder=tmp_path)
-    assert _same(_weights(task), unbroken[0])
+    assert same_weights(weights_of(task), unbroken[0])
 
 
 # The stage --------------------------------------------------------------------------------------------

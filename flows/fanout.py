@@ -1,0 +1,64 @@
+"""Captioning by several workers of one run: threads, processes, or a Ray cluster.
+
+The workers claim images in the caption store, so they need no plan; the caption stage then finds everything there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from captioning.config import CaptionConfig
+from captioning.stage import caption_part
+from data.artifacts import ArtifactRef, ArtifactStore
+from data.errors import ConfigError
+from flows.gpu import gpu_slot, uses_gpu
+from flows.scale import ScaleConfig
+from flows.terminal import progress_bar
+from flows.ui import progress_artifact
+
+
+@task(name="caption-worker", task_run_name="caption-worker-{worker}", persist_result=False)
+def caption_worker(*, home: str, images: ArtifactRef, images_root: str, config: CaptionConfig, worker: int) -> int:
+    """Caption what no other worker has claimed, on a GPU of its own where there are several; return how many."""
+    name = f"caption-{worker}"
+    config = config.model_copy(update={"device": device_of(config.device, worker)})
+    with gpu_slot(config.local_device), progress_bar(name) as bar, progress_artifact(name, bar) as progress:
+        store = ArtifactStore(Path(home))
+        done = caption_part(store, images=images, images_root=Path(images_root), config=config, progress=progress)
+    return done.generated
+
+
+def caption_together(scale: ScaleConfig, **what: Any) -> int:
+    """Run `scale.caption_workers` workers on `what` (the arguments of `caption_worker`); return the captions made."""
+    with task_runner(scale) as runner:
+        futures = [
+            runner.submit(caption_worker, parameters={**what, "worker": worker})
+            for worker in range(scale.caption_workers)
+        ]
+        return sum(future.result() for future in futures)
+
+
+def task_runner(scale: ScaleConfig) -> TaskRunner[Any]:
+    """Return the task runner that `scale` names. Raises ConfigError where Ray is wanted and not installed."""
+    if scale.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=scale.caption_workers)
+    if scale.runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=scale.caption_workers)
+    try:
+        from prefect_ray import RayTaskRunner
+    except ImportError as error:
+        raise ConfigError("scale.runner is ray, which is not installed: pip install 'clip-scgi[ray]'") from error
+    return RayTaskRunner()
+
+
+def device_of(device: str, worker: int) -> str:
+    """Return the device of one worker: the GPUs of this machine in turn, unless one is named."""
+    if device not in ("auto", "cuda") or not uses_gpu(device):
+        return device
+    import torch
+
+    return f"cuda:{worker % torch.cuda.device_count()}"

@@ -1,0 +1,187 @@
+"""The drawings of a study: every line with its seeds and interval, the differences against zero, and the sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from flows.report_charts import HEIGHT, WIDTH, Chart, Line, line_chart, nice_ticks
+from flows.report_curves import PALETTE
+from flows.study_table import Difference, Spread, spread
+from flows.study_table import Line as TableLine
+
+MODE_COLORS: Final = {"image": PALETTE[0], "fused": PALETTE[1]}
+_OTHER: Final = PALETTE[2]
+_WIDE: Final = 760  # of an interval chart, in view-box units, as are the rest
+_ROW, _TOP, _BOTTOM, _LABEL, _RIGHT, _HEAD = 24, 10, 40, 300, 14, 52
+_MARK: Final = Markup('<line class="{}" x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}" stroke="{}"/>')
+_DOT: Final = Markup('<circle cx="{:g}" cy="{:g}" r="{:g}" fill="{}" fill-opacity="{:g}"/>')
+_WORDS: Final = Markup('<text class="{}" x="{:g}" y="{:g}" text-anchor="{}">{}</text>')
+_GRID_COLOR, _ZERO_COLOR = "#e8ebf1", "#566073"
+_STYLE: Final = Markup(
+    "<style>text{font-family:sans-serif;fill:#1a2130}.tick{font-size:11.5px;fill:#6b7485}.name{font-size:12px}"
+    ".title{font-size:15px;font-weight:600}.grid{stroke:#e8ebf1}.axis{stroke:#aab2c0}"
+    "polyline{fill:none;stroke-linejoin:round}.line{stroke-width:2.2}.faint{stroke-width:1.1}</style>"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A drawing with the name of its file (without suffix) and its size in view-box units."""
+
+    name: str
+    chart: Chart
+    width: float
+    height: float
+
+    def as_file(self) -> str:
+        """Return the drawing as an SVG file of its own, with title and legend drawn in."""
+        head = [_WORDS.format("title", 4, 18, "start", self.chart.title)]
+        for number, line in enumerate(self.chart.legend):
+            x = 4 + 130 * number
+            head.append(_MARK.format("line", x, 34, x + 22, 34, line.color))
+            head.append(_WORDS.format("name", x + 28, 38, "start", line.label))
+        place = f'<svg y="{_HEAD}" width="{self.width:g}" height="{self.height:g}" '
+        inner = Markup(str(self.chart.svg).replace("<svg ", place, 1))
+        whole = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:g} {:g}">{}{}{}</svg>\n')
+        return str(whole.format(self.width, self.height + _HEAD, _STYLE, Markup("").join(head), inner))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """One row of an interval chart."""
+
+    label: str
+    spread: Spread
+    color: str
+
+
+def plots(rows: Sequence[Mapping[str, Any]], lines: Sequence[TableLine], answers: Sequence[Difference]) -> list[Plot]:
+    """Return the drawings that the results allow. rows: of runs.parquet; the others were made of them."""
+    found = (
+        accuracy_plot([line for line in lines if line.group in ("main", "why")]),
+        difference_plot(answers),
+        sweep_plot(rows, group="queries", title="CLIP-SCGI over K", x_label="K, learnable queries"),
+        sweep_plot(rows, group="depth", title="CLIP-SCGI over depth", x_label="depth, cross-attention blocks"),
+    )
+    return [plot for plot in found if plot is not None]
+
+
+def accuracy_plot(lines: Sequence[TableLine]) -> Plot | None:
+    """Return the mAP of every line with its seeds."""
+    rows = [
+        Interval(label=line.title, spread=line.metrics["mAP"], color=MODE_COLORS.get(line.mode, _OTHER))
+        for line in lines
+    ]
+    note = "Small dots: seeds. Large dot: their mean. Bar: 95 % t-interval of the mean."
+    return interval_plot(rows, name="accuracy", title="Accuracy", x_label="mAP, percent", note=note)
+
+
+def difference_plot(answers: Sequence[Difference]) -> Plot | None:
+    """Return the paired differences of mAP against zero."""
+    rows = [
+        Interval(
+            label=answer.comparison.question,
+            spread=answer.metrics["mAP"],
+            color=MODE_COLORS.get(answer.comparison.left[1], _OTHER),
+        )
+        for answer in answers
+    ]
+    note = "Each dot compares two runs of one seed. A bar that crosses zero shows no difference."
+    return interval_plot(
+        rows, name="differences", title="Paired differences", x_label="mAP, points", zero=True, note=note
+    )
+
+
+def interval_plot(
+    rows: Sequence[Interval], *, name: str, title: str, x_label: str, note: str, zero: bool = False
+) -> Plot | None:
+    """Draw a row an interval: a dot a seed, the mean as a large dot, the interval as a bar; None without rows.
+
+    zero: draw the line of no difference, which is then always in sight.
+    """
+    if not rows:
+        return None
+    seen = [x for row in rows for x in (*row.spread.values, row.spread.low, row.spread.high) if x is not None]
+    seen += [0.0] if zero else []
+    axis = _Axis(ticks=nice_ticks(min(seen), max(seen), 6), bottom=_TOP + _ROW * len(rows))
+    parts = [axis.draw(x_label, zero=zero)]
+    parts += [axis.interval(row, _TOP + _ROW * (number + 0.5)) for number, row in enumerate(rows)]
+    height = axis.bottom + _BOTTOM
+    svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDE, height, title, Markup("").join(parts)
+    )
+    colors = {row.color for row in rows}
+    legend = tuple(Line(label=mode, points=(), color=color) for mode, color in MODE_COLORS.items() if color in colors)
+    return Plot(name=name, chart=Chart(title=title, note=note, svg=svg, legend=legend), width=_WIDE, height=height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Axis:
+    """The x axis of an interval chart."""
+
+    ticks: Sequence[float]
+    bottom: float
+
+    def x(self, value: float) -> float:
+        share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+        return round(_LABEL + share * (_WIDE - _LABEL - _RIGHT), 1)
+
+    def draw(self, label: str, *, zero: bool) -> Markup:
+        parts = []
+        for tick in self.ticks:
+            x = self.x(tick)
+            is_zero = zero and abs(tick) < 1e-9
+            parts.append(_MARK.format("line", x, _TOP, x, self.bottom, _ZERO_COLOR if is_zero else _GRID_COLOR))
+            parts.append(_WORDS.format("tick", x, self.bottom + 16, "middle", f"{tick:g}"))
+        parts.append(_WORDS.format("name", (_LABEL + _WIDE - _RIGHT) / 2, self.bottom + 34, "middle", label))
+        return Markup("").join(parts)
+
+    def interval(self, row: Interval, y: float) -> Markup:
+        parts = [_WORDS.format("name", _LABEL - 12, y + 4, "end", row.label)]
+        if row.spread.low is not None and row.spread.high is not None:
+            parts.append(_MARK.format("line", self.x(row.spread.low), y, self.x(row.spread.high), y, row.color))
+        parts += [_DOT.format(self.x(value), y, 2.6, row.color, 0.45) for value in row.spread.values]
+        parts.append(_DOT.format(self.x(row.spread.mean), y, 4.6, row.color, 1))
+        return Markup("").join(parts)
+
+
+def sweep_plot(rows: Sequence[Mapping[str, Any]], *, group: str, title: str, x_label: str) -> Plot | None:
+    """Return mAP over the setting that the variants of `group` change ("queries" or "depth"), a curve a mode."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row["group"] == group and row["status"] == "ok":
+            found.setdefault(row["mode"], {}).setdefault(row[group], []).append(100 * row["mAP"])
+    lines = [
+        line
+        for mode, points in found.items()
+        for line in _curve(mode, {value: spread(points[value]) for value in sorted(points)})
+    ]
+    shown = [y for line in lines for _, y in line.points]
+    ticks = nice_ticks(min(shown, default=0.0), max(shown, default=1.0))
+    chart = line_chart(
+        lines,
+        title=title,
+        x_label=x_label,
+        y_format=lambda value: f"{value:g}",
+        y_bounds=(ticks[0], ticks[-1]),
+        x_ticks=sorted({value for points in found.values() for value in points}),
+        note="Means of mAP in percent; dashed: their 95 % t-intervals.",
+    )
+    if chart is None:
+        return None
+    return Plot(name=group, chart=chart, width=WIDTH, height=HEIGHT)
+
+
+def _curve(mode: str, spreads: Mapping[int, Spread]) -> list[Line]:
+    """Return the means as a line with dots, and the edges of their intervals as faint dashed ones."""
+    color = MODE_COLORS.get(mode, _OTHER)
+    edges = [
+        [(value, part.low) for value, part in spreads.items() if part.low is not None],
+        [(value, part.high) for value, part in spreads.items() if part.high is not None],
+    ]
+    means = Line(label=mode, points=[(value, part.mean) for value, part in spreads.items()], color=color, dots=True)
+    return [means, *(Line(label=mode, points=edge, color=color, faint=True, dash="3 3") for edge in edges)]

@@ -1,0 +1,104 @@
+"""Which images a training run uses: rows of images.parquet, with captions where the method reads them."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data.artifacts import ArtifactRef
+from data.errors import ConfigError, DataError
+from reid.config import TrainConfig
+
+Rows = dict[str, list[Any]]
+"""Columns of images: position (row in images.parquet), path, sha256, split, pid, camid and, later, caption."""
+
+_SHOWN: Final = 5
+
+
+class TrainingRows(NamedTuple):
+    """The training split: the images that are trained on, and those of identities that are held out."""
+
+    trained: Rows
+    held_out: Rows
+    uncaptioned: int
+    """Images left out because they have no caption."""
+
+
+def training_rows(images: ArtifactRef, captions: ArtifactRef | None, config: TrainConfig) -> TrainingRows:
+    """Return the training split of `images` as `config` uses it.
+
+    Raises:
+        ConfigError: captions are needed and not given, or too few identities to hold any out.
+        DataError: no training images, captions of other images, or too many images without one.
+    """
+    rows = _training_split(images)
+    kept = _held_out_identities(rows["pid"], config) if config.validation.holds_out else set()
+    used = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid not in kept])
+    held_out = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid in kept])
+    trained = _captioned(used, captions, config) if config.needs_captions else used
+    return TrainingRows(trained, held_out, len(used["path"]) - len(trained["path"]))
+
+
+def read_rows(images: ArtifactRef) -> Rows:
+    """Return all rows of images.parquet."""
+    columns = ["path", "sha256", "split", "pid", "camid"]
+    rows: Rows = pq.read_table(images.folder / "images.parquet", columns=columns).to_pydict()
+    return {**rows, "position": list(range(len(rows["path"])))}
+
+
+def _training_split(images: ArtifactRef) -> Rows:
+    rows = read_rows(images)
+    chosen = [row for row, split in enumerate(rows["split"]) if split == "train" and rows["pid"][row] >= 0]
+    if not chosen:
+        raise DataError(f"{images.folder}/images.parquet holds no training images; check the split of the data set")
+    return _take(rows, chosen)
+
+
+def _take(rows: Rows, chosen: list[int]) -> Rows:
+    return {name: [values[row] for row in chosen] for name, values in rows.items()}
+
+
+def _held_out_identities(pids: list[int], config: TrainConfig) -> set[int]:
+    """Draw the identities that are not trained on; those left fill a batch."""
+    people = sorted(set(pids))
+    wanted = max(2, round(config.validation.held_out * len(people)))
+    if len(people) - wanted < config.batch.identities:
+        raise ConfigError(
+            f"validation.held_out = {config.validation.held_out:g} takes {wanted} of {len(people)} training identities "
+            f"and a batch wants {config.batch.identities}; lower either, or set validation.every to 0"
+        )
+    drawn = np.random.default_rng(config.validation.split_seed).permutation(people)[:wanted]
+    return {int(pid) for pid in drawn}
+
+
+def _captioned(rows: Rows, captions: ArtifactRef | None, config: TrainConfig) -> Rows:
+    """Add the column `caption` and leave out images without one, up to the share that `config` allows.
+
+    A caption that could not be parsed or was cut short is a text like any other for CLIP; only an empty one is
+    missing. No other caption ever takes its place.
+    """
+    if captions is None:
+        raise ConfigError(f"method {config.method} reads captions: give the caption artefact of these images")
+    table = pq.read_table(captions.folder / "captions.parquet", columns=["image_path", "image_sha256", "caption"])
+    known = {
+        (path, sha256): (caption or "").strip()
+        for path, sha256, caption in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+    }
+    keys = list(zip(rows["path"], rows["sha256"], strict=True))
+    unknown = [path for path, sha256 in keys if (path, sha256) not in known]
+    if unknown:
+        raise DataError(
+            f"{captions.folder}/captions.parquet knows nothing of {len(unknown)} training images, such as "
+            f"{', '.join(unknown[:_SHOWN])}: it belongs to other images; run the caption stage on these"
+        )
+    kept = [row for row, key in enumerate(keys) if known[key]]
+    missing = len(keys) - len(kept)
+    if missing > config.max_uncaptioned * len(keys):
+        shown = ", ".join([path for path, sha256 in keys if not known[path, sha256]][:_SHOWN])
+        raise DataError(
+            f"{missing} of {len(keys)} training images have no caption (such as {shown}), more than "
+            f"max_uncaptioned = {config.max_uncaptioned:.0%}; caption them, or raise max_uncaptioned to leave them out"
+        )
+    return {**_take(rows, kept), "caption": [known[keys[row]] for row in kept]}
