@@ -25,7 +25,8 @@ from flows.terminal import progress_bar
 from reid.config import TrainConfig
 from reid.stage_train import train
 
-_LAST_LINES: Final = 30
+_LAST_LINES: Final = 80  # torchrun alone ends with thirty
+_REFUSED: Final = "clip-scgi: "
 # accelerate calls its torchrun launcher so; on CPUs too, where `--cpu` would start one process only.
 _LAUNCH: Final = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
 
@@ -53,6 +54,8 @@ def launch_training(
         # Port 0: torchrun takes a free one, so two trainings on one machine do not meet.
         words = [*_LAUNCH, "--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
         status, lines = _stream([sys.executable, *words, "-m", "flows.launch", str(path)])
+    if refused := [line for line in lines.splitlines() if line.startswith(_REFUSED)]:
+        raise ClipScgiError(refused[0].removeprefix(_REFUSED))
     if status:
         raise ClipScgiError(f"training in {processes} processes ended with status {status}; its last lines:\n{lines}")
 
@@ -78,16 +81,22 @@ def _stream(command: list[str]) -> tuple[int, str]:
 
 def main(path: Path) -> None:
     """Run the train stage on the job at `path`, as one of several processes."""
+    import torch.distributed  # not above: a run that finds everything loads no torch
+
     job: dict[str, Any] = read_json(path)
-    with progress_bar("train") as progress:
-        train(
-            ArtifactStore(Path(job["home"])),
-            images=ArtifactRef(**job["images"]),
-            captions=ArtifactRef(**job["captions"]) if job["captions"] else None,
-            images_root=Path(job["images_root"]),
-            config=build_config(TrainConfig, job["config"], "training job"),
-            progress=progress,
-        )
+    try:
+        with progress_bar("train") as progress:
+            train(
+                ArtifactStore(Path(job["home"])),
+                images=ArtifactRef(**job["images"]),
+                captions=ArtifactRef(**job["captions"]) if job["captions"] else None,
+                images_root=Path(job["images_root"]),
+                config=build_config(TrainConfig, job["config"], "training job"),
+                progress=progress,
+            )
+    except ClipScgiError as error:
+        sys.exit(f"{_REFUSED}{error}")
+    torch.distributed.destroy_process_group()  # else its threads may abort the process on its way out
 
 
 if __name__ == "__main__":

@@ -93,11 +93,13 @@ def train(
         )
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _make_together(store, ingredients, produce)
+        return _make_together(store, ingredients, produce, config)
     return store.make(STAGE, ingredients, produce)
 
 
-def _make_together(store: ArtifactStore, ingredients: dict[str, Any], produce: Callable[[Path], None]) -> Made:
+def _make_together(
+    store: ArtifactStore, ingredients: dict[str, Any], produce: Callable[[Path], None], config: TrainConfig
+) -> Made:
     """Make the artefact with all processes of `accelerate launch`: the first one owns it, the others help.
 
     The store's lock is taken by the first process alone; the others would wait for it in vain.
@@ -105,7 +107,10 @@ def _make_together(store: ArtifactStore, ingredients: dict[str, Any], produce: C
     import torch.distributed as dist
     from accelerate import PartialState
 
-    process = PartialState()
+    from reid.trainer import on_cpu
+
+    # Without the flag accelerate would find no GPU and let every process train for itself, and say nothing.
+    process = PartialState(cpu=on_cpu(config))
     fingerprint = fingerprint_of(STAGE, ingredients)
     answer = [store.find(STAGE, fingerprint) if process.is_main_process else None]
     dist.broadcast_object_list(answer)

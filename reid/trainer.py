@@ -62,13 +62,18 @@ class TrainState:
     """The evaluation with the highest mAP, the earliest of equals."""
 
 
+def on_cpu(config: TrainConfig) -> bool:
+    """Say whether `config` trains on the processor here."""
+    return config.device == "cpu" or not torch.cuda.is_available()
+
+
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Return an accelerator for the device and precision of `config`.
 
     Raises:
         ConfigError: fp16 without a GPU.
     """
-    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    cpu = on_cpu(config)
     if config.precision == "fp16" and cpu:
         raise ConfigError("precision fp16 needs a GPU; use bf16 or no on a processor")
     # accelerate keeps its settings in a process-wide singleton and refuses a second precision: a process that trains

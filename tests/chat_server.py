@@ -166,6 +166,15 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing about clients that give up: making them do so is its purpose."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Nothing on the terminal."""
+
+
 def image_of(request: dict[str, Any]) -> Image.Image:
     """The image of a chat request, which must be a PNG in a data URL."""
     (url,) = [part["image_url"]["url"] for part in parts_of(request) if part["type"] == "image_url"]
@@ -183,8 +192,7 @@ def parts_of(request: dict[str, Any]) -> list[dict[str, Any]]:
 def serving(**told: Any) -> Iterator[ChatServer]:
     """Run a server on a free port of this machine."""
     state = ChatServer(**told)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Told", (Handler,), {"state": state}))
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), type("Told", (Handler,), {"state": state}))
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -185,7 +185,8 @@ def test_rows_keep_their_order_and_unreadable_images_their_reason(mini, people):
     assert [row["image_sha256"] for row in rows] == [item.sha256 for item in images]
     assert (rows[4]["status"], rows[4]["error"]) == ("image_error", "truncated")
     assert [row.get("batch_size") for row in rows] == [3, 3, 3, 2, None, 2, 2, 2]
-    assert {row["status"] for row in rows} == {"truncated", "image_error"}
+    # What a model of random weights writes, and whether it ends, is chance; only the unreadable image is certain.
+    assert [row["status"] == "image_error" for row in rows] == [i == 4 for i in range(8)]
 
 
 def test_out_of_memory_halves_the_batch_for_good(mini, people, monkeypatch):

@@ -140,7 +140,6 @@ def test_two_processes_caption_every_image_once(store, job, monkeypatch, parts):
     (first, mine), (second, yours) = results
     assert first != second
     assert mine + yours == 120
-    assert min(mine, yours) > 20
     made = asked(Path(job.log))
     assert Counter(pid for pid, _ in made) == {first: mine, second: yours}
     assert len(made) == len(set(made)) == 120
@@ -247,10 +246,10 @@ def test_a_part_leaves_what_others_hold_and_the_whole_waits_for_it(store, job, s
     assert len(asked(Path(job.log))) == 120
 
 
-SOAK = pytest.param(50, 2000, 0.1, marks=[pytest.mark.soak, pytest.mark.timeout(900)])
+SOAK = pytest.param(50, 2000, 0.2, marks=[pytest.mark.soak, pytest.mark.timeout(900)])
 
 
-@pytest.mark.parametrize(("kills", "images", "seconds"), [(6, 160, 0.1), SOAK])
+@pytest.mark.parametrize(("kills", "images", "seconds"), [(6, 240, 0.3), SOAK])
 def test_killed_at_random_moments_two_writers_caption_every_image_once(store, tmp_path, kills, images, seconds):
     job = make_job(store, tmp_path, images=images, seconds=seconds)
     rng = random.Random(kills)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from data.artifacts import SIDECAR, ArtifactStore
+from data.errors import ClipScgiError
 from data.files import read_json
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
@@ -107,9 +108,12 @@ def test_a_method_without_captions_makes_none(home):
 
 
 def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
-    longer = "train.schedule.epochs=2"
-    assert _reran(_run(home, longer, "scale.train_processes=2")) == ["train", "evaluate", "report"]
-    assert _reran(_run(home, longer)) == []
+    longer = ("train.schedule.epochs=2", "train.batch.identities=4")
+    assert _reran(_run(home, *longer, "scale.train_processes=2")) == ["train", "evaluate", "report"]
+    assert _reran(_run(home, *longer)) == []
+    # Three identities a batch cannot be divided by two: so these really are two, and not each alone.
+    with pytest.raises(ClipScgiError, match="must divide the 3 identities"):
+        _run(home, "train.schedule.epochs=3", "scale.train_processes=2")
 
 
 @pytest.mark.parametrize("runner", ["threads", "processes", "ray"])

@@ -162,11 +162,18 @@ def test_golden_losses_of_twenty_steps(data, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     got = [{"loss": line["loss"], **line["terms"]} for line in lines if line["kind"] == "step"]
     if os.environ.get("CLIP_SCGI_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(got, indent=1) + "\n")
-    expected = json.loads(GOLDEN.read_text())
+        GOLDEN.write_text(json.dumps({"torch": _minor(torch.__version__), "losses": got}, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    # Another release of torch rounds otherwise, and a hardest example of the triplet loss may be another one.
+    near = 1e-4 if _minor(torch.__version__) == golden["torch"] else 5e-3
+    expected = golden["losses"]
     assert len(got) == len(expected) == 20
-    for step, (ours, golden) in enumerate(zip(got, expected, strict=True)):
-        assert ours == pytest.approx(golden, rel=1e-4, abs=1e-4), f"the losses of step {step + 1} moved"
+    for step, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+        assert ours == pytest.approx(theirs, rel=near, abs=near), f"the losses of step {step + 1} moved"
+
+
+def _minor(version):
+    return ".".join(version.split(".")[:2])
 
 
 # Killed and resumed -----------------------------------------------------------------------------------

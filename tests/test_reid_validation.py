@@ -163,7 +163,7 @@ def test_held_out_images_are_ranked_each_against_the_others(data, cameras):
     task = _Means().train()
     got = Validator(ranked_held_out(rows), data.pixels, TrainConfig(validation=EVERY_EPOCH), "cpu")(task)
     assert got["mAP"] == pytest.approx(_brute_force(data.pixels, pids, camids if cameras > 1 else np.arange(len(pids))))
-    assert 0 < got["mINP"] <= got["mAP"]
+    assert 0 < got["mINP"] < 1
     assert task.training, "left as it was"
     assert task.modes == [False], "measured in evaluation mode"
 

@@ -85,8 +85,10 @@ def vehicleid(root: Path, *, version: str, split_seed: int) -> Scan:
     """Read VehicleID with the test list of `version` 800, 1600 or 2400 identities.
 
     One image an identity, drawn with `split_seed`, is the gallery and the others are queries. That is one of the many
-    splits there are: evaluation draws ten from the same images, as the protocol says. The set tells no cameras: queries get camera 0 and gallery images camera 1, so that nothing is
-    dropped as a same-camera match. Source: Liu et al., CVPR 2016.
+    splits there are: evaluation draws ten from the same images, as the protocol says. The set tells no cameras: queries
+    get camera 0 and gallery images camera 1, so that nothing is dropped as a same-camera match.
+
+    Source: Liu et al., CVPR 2016.
     """
     lists = ("train_list.txt", f"test_list_{version}.txt")
     sentence = f"it needs the folders image and train_test_split, with {lists[0]} and {lists[1]} in the latter"
