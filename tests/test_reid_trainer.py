@@ -165,7 +165,7 @@ def test_golden_losses_of_twenty_steps(data, tmp_path):
         GOLDEN.write_text(json.dumps({"torch": _minor(torch.__version__), "losses": got}, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     # Another release of torch rounds otherwise, and a hardest example of the triplet loss may be another one.
-    near = 1e-4 if _minor(torch.__version__) == golden["torch"] else 5e-3
+    near = 1e-4 if _minor(torch.__version__) == golden["torch"] else 2e-2
     expected = golden["losses"]
     assert len(got) == len(expected) == 20
     for step, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
