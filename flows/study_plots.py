@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from markupsafe import Markup
@@ -73,11 +73,18 @@ def plots(rows: Sequence[Mapping[str, Any]], lines: Sequence[TableLine], answers
 def accuracy_plot(lines: Sequence[TableLine]) -> Plot | None:
     """Return the mAP of every line with its seeds."""
     rows = [
-        Interval(label=line.title, spread=line.metrics["mAP"], color=MODE_COLORS.get(line.mode, _OTHER))
+        Interval(label=line.title, spread=_within(line.metrics["mAP"]), color=MODE_COLORS.get(line.mode, _OTHER))
         for line in lines
     ]
-    note = "Small dots: seeds. Large dot: their mean. Bar: 95 % t-interval of the mean."
+    note = "Small dots: seeds. Large dot: their mean. Bar: 95 % t-interval of the mean, cut at 0 and 100."
     return interval_plot(rows, name="accuracy", title="Accuracy", x_label="mAP, percent", note=note)
+
+
+def _within(spread: Spread) -> Spread:
+    """Cut the interval of a percentage at 0 and 100: that of two seeds may reach far beyond."""
+    if spread.low is None or spread.high is None:
+        return spread
+    return replace(spread, low=max(0.0, spread.low), high=min(100.0, spread.high))
 
 
 def difference_plot(answers: Sequence[Difference]) -> Plot | None:

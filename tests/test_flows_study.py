@@ -350,3 +350,13 @@ def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
     with pytest.raises(ConfigError, match="no recipe"):
         preset_recipe("nothing", "quick", [])
     assert set(PRESETS["full"].config.groups) == set(GROUPS)
+
+
+def test_a_bar_of_percentages_stays_between_0_and_100():
+    from flows.study_plots import _within
+
+    two_seeds = spread([54.2, 65.1])
+    assert two_seeds.low < 0
+    assert two_seeds.high > 100
+    assert (_within(two_seeds).low, _within(two_seeds).high) == (0.0, 100.0)
+    assert _within(spread([54.2])) == spread([54.2])
