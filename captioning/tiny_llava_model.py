@@ -2,8 +2,7 @@
 
 `LlavaForConditionalGeneration` and `LlavaProcessor` are those of LLaVA-1.5, so what loads `llava-hf/llava-1.5-7b-hf`
 loads this one too. Only the vision tower is of another kind, the hybrid ViT of transformers' DPT: a small ResNet makes
-the patches, attention follows. A CLIP ViT of the same size, trained from nothing on two CPU cores, told 46 % of the
-bags apart after 25 minutes; residual convolutions told 92 % after four.
+the patches, attention follows. A CLIP ViT of the same size learned far too slowly from nothing on two CPU cores.
 
 Shape legend: B batch, L tokens, D width of the vision tower.
 """

@@ -67,7 +67,7 @@ class Training:
         torch.manual_seed(plan.seed)  # only the weights are drawn from it, in this process of our own
         self.model: LlavaForConditionalGeneration = build_model(self.tokenizer)
         self.tower: Any = self.model.model.vision_tower
-        self.tower.to(memory_format=torch.channels_last)  # half the time of a convolution on a CPU
+        self.tower.to(memory_format=torch.channels_last)  # the faster order for convolutions on a CPU
         self.heads = Heads(self.model.config.vision_config.hidden_size)
         self.writer = Writer(self.tokenizer, self.model.config.image_seq_length)
         self.elapsed = 0.0

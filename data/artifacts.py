@@ -170,7 +170,7 @@ class ArtifactStore:
         found = self.find(stage, fingerprint)
         if found is not None:
             return Made(ref=found, cached=True)
-        with self._lock(stage, fingerprint):
+        with self.lock(stage, fingerprint):
             found = self.find(stage, fingerprint)
             if found is not None:
                 return Made(ref=found, cached=True)
@@ -228,7 +228,8 @@ class ArtifactStore:
         return content
 
     @contextmanager
-    def _lock(self, stage: str, fingerprint: str) -> Iterator[None]:
+    def lock(self, stage: str, fingerprint: str) -> Iterator[None]:
+        """Be the only process that makes this; the others wait until the block ends."""
         # flock is released by the kernel when its process dies, so a kill leaves nothing to clean up.
         path = self.root / "locks" / f"{stage}-{fingerprint}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from flows.ui import progress_artifact
 def caption_worker(*, home: str, images: ArtifactRef, images_root: str, config: CaptionConfig, worker: int) -> int:
     """Caption what no other worker has claimed, on a GPU of its own where there are several; return how many."""
     name = f"caption-{worker}"
-    config = config.model_copy(update={"device": device_of(config.device, worker)})
+    config = config.model_copy(update={"device": device_of(config.local_device, worker)})
     with gpu_slot(config.local_device), progress_bar(name) as bar, progress_artifact(name, bar) as progress:
         store = ArtifactStore(Path(home))
         done = caption_part(store, images=images, images_root=Path(images_root), config=config, progress=progress)

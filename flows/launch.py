@@ -19,14 +19,15 @@ from typing import Any, Final
 
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.config import build_config
-from data.errors import ClipScgiError
+from data.errors import ClipScgiError, RetryableError
 from data.files import read_json, write_json
 from flows.terminal import progress_bar
 from reid.config import TrainConfig
 from reid.stage_train import train
 
+_JOB: Final = "job.json"
+_PROBLEM: Final = "problem.json"
 _LAST_LINES: Final = 80  # torchrun alone ends with thirty
-_REFUSED: Final = "clip-scgi: "
 # accelerate calls its torchrun launcher so; on CPUs too, where `--cpu` would start one process only.
 _LAUNCH: Final = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
 
@@ -40,7 +41,7 @@ def launch_training(
     config: TrainConfig,
     processes: int,
 ) -> None:
-    """Train with `processes` processes on this machine. Raises ClipScgiError with their last lines if they fail."""
+    """Train with `processes` processes on this machine. Raises what stopped one of them, or else their last lines."""
     job = {
         "home": str(store.root),
         "images": images.to_json(),
@@ -49,15 +50,21 @@ def launch_training(
         "config": config.model_dump(mode="json"),
     }
     with tempfile.TemporaryDirectory(prefix="clip-scgi-") as folder:
-        path = Path(folder) / "job.json"
+        path = Path(folder) / _JOB
         write_json(path, job)
         # Port 0: torchrun takes a free one, so two trainings on one machine do not meet.
         words = [*_LAUNCH, "--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
         status, lines = _stream([sys.executable, *words, "-m", "flows.launch", str(path)])
-    if refused := [line for line in lines.splitlines() if line.startswith(_REFUSED)]:
-        raise ClipScgiError(refused[0].removeprefix(_REFUSED))
+        _raise_problem(path.with_name(_PROBLEM))
     if status:
         raise ClipScgiError(f"training in {processes} processes ended with status {status}; its last lines:\n{lines}")
+
+
+def _raise_problem(path: Path) -> None:
+    """Raise what one of the processes has written down as the reason it stopped, if any has."""
+    if path.exists():
+        problem = read_json(path)
+        raise (RetryableError if problem["retry"] else ClipScgiError)(problem["message"])
 
 
 def _stream(command: list[str]) -> tuple[int, str]:
@@ -95,7 +102,9 @@ def main(path: Path) -> None:
                 progress=progress,
             )
     except ClipScgiError as error:
-        sys.exit(f"{_REFUSED}{error}")
+        # Handed over as a file: what several processes print is mixed, and torchrun's own lines come last.
+        write_json(path.with_name(_PROBLEM), {"message": str(error), "retry": isinstance(error, RetryableError)})
+        sys.exit(f"clip-scgi: {error}")
     torch.distributed.destroy_process_group()  # else its threads may abort the process on its way out
 
 

@@ -159,7 +159,7 @@ def train_task(
     }
     store = ArtifactStore(Path(home))
     with gpu_slot(config.device, processes):
-        if processes > 1:
+        if processes > 1 and store.find("train", fingerprint) is None:
             launch_training(store, **what, processes=processes)
         with _progress("train") as progress:
             made = train(store, **what, progress=progress)  # finds what several processes have trained

@@ -60,7 +60,7 @@ def tiny_training() -> TrainConfig:
 def tiny_clip_reid() -> TrainConfig:
     """Return CLIP-ReID on the tiny CLIP: its published loss weights, both stages at that model's scale."""
     # A small data set gives few steps an epoch, so ten times the published rate. The tiny CLIP's features are longer
-    # than CLIP's (19 and 15 against about 10), which the temperature makes up for.
+    # than CLIP's, which the temperature makes up for.
     prompts = PromptConfig(epochs=60, rate=3.5e-3, temperature=3.0)
     changes = {"method": "clip_reid", "loss": LossConfig(id_weight=0.25), "prompts": prompts}
     return tiny_training().model_copy(update=changes)

@@ -22,7 +22,10 @@ def ensure_world(store: ArtifactStore, world: WorldConfig) -> Path:
     A folder that is there is never touched: people may add or remove images to see what reruns.
     """
     folder = world_folder(store, world)
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_market1501(folder, world, workers=os.cpu_count() or 1)
+    if folder.is_dir():
+        return folder
+    with store.lock("world", folder.name):
+        if not folder.is_dir():  # else another run has drawn it meanwhile
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_market1501(folder, world, workers=os.cpu_count() or 1)
     return folder

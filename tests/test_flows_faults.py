@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from service_processes import AUTH, PASSWORD, Topology, missing_programs, wait_for
+from small_disk import small_disk
 
 from captioning.captioner import Captioner
 from captioning.store import CaptionStore
@@ -298,23 +299,14 @@ def _captions(store: ArtifactStore) -> int:
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def two_megabytes(tmp_path):
     """A disk of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no right to mount a small tmpfs here")
-    try:
+    with small_disk(tmp_path / "disk", "2m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_leaves_what_was_there_and_no_half_artefact(small_disk):
-    store = ArtifactStore(small_disk / "home")
+def test_a_full_disk_leaves_what_was_there_and_no_half_artefact(two_megabytes):
+    store = ArtifactStore(two_megabytes / "home")
     kept = store.make("audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
 
     def too_much(folder: Path) -> None:
@@ -327,20 +319,20 @@ def test_a_full_disk_leaves_what_was_there_and_no_half_artefact(small_disk):
     assert store.make("train", {"n": 2}, lambda folder: (folder / "b").write_bytes(b"2")).cached is False
 
 
-def test_a_full_disk_while_captioning_keeps_earlier_captions(small_disk):
-    store = ArtifactStore(small_disk / "home")
+def test_a_full_disk_while_captioning_keeps_earlier_captions(two_megabytes):
+    store = ArtifactStore(two_megabytes / "home")
     captioner = Captioner(fingerprint="0" * 32, model_id="some/model", model_revision="main", ingredients={})
     captions = CaptionStore(store.root, captioner)
     first = _shard_row({"image_sha256": "0" * 64, "raw_text": "a", "status": "ok"})
     assert captions.append([first]) is not None
-    (small_disk / "filler").write_bytes(b"")
-    with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb") as stream:
+    (two_megabytes / "filler").write_bytes(b"")
+    with pytest.raises(OSError, match="No space"), (two_megabytes / "filler").open("wb") as stream:
         stream.write(os.urandom(4 << 20))
     with pytest.raises(ClipScgiError, match="newest captions could not be written"):
         captions.append(
             [first | {"image_sha256": f"{number:064x}", "raw_text": os.urandom(500).hex()} for number in range(1, 400)]
         )
-    (small_disk / "filler").unlink()
+    (two_megabytes / "filler").unlink()
     assert captions.read().num_rows == 1
 
 

@@ -38,12 +38,7 @@ from tests.reid_worlds import KilledError, same_weights, small_config, training_
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
