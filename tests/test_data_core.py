@@ -31,13 +31,30 @@ from data.errors import ClipScgiError, ConfigError, DataError, RejectedRow, Retr
 from data.files import atomic_path, inside, read_json, write_json, write_table, write_text
 from data.fingerprint import canonical_json, digest, digest_file
 
-FORK = multiprocessing.get_context("fork")
+# Not forked from this process: tests before these may have filled it with threads and servers.
+FORK_SERVER = multiprocessing.get_context("forkserver")
 
 
 def join_all(processes):
     for process in processes:
         process.join(60)
         assert process.exitcode is not None, "a process hangs"
+
+
+def _set_and_run(running, target, *args):
+    running.set()
+    target(*args)
+
+
+def run_and_kill(target, *args, after):
+    """Run `target` in a process and kill it `after` seconds into its work."""
+    running = FORK_SERVER.Event()
+    process = FORK_SERVER.Process(target=_set_and_run, args=(running, target, *args))
+    process.start()
+    assert running.wait(60)
+    time.sleep(after)
+    process.kill()
+    process.join()
 
 
 # Canonical JSON and digests
@@ -212,7 +229,7 @@ def _remember_some(path, number):
 
 def test_memo_of_many_processes(tmp_path):
     path = tmp_path / "memo.sqlite"
-    processes = [FORK.Process(target=_remember_some, args=(path, number)) for number in range(6)]
+    processes = [FORK_SERVER.Process(target=_remember_some, args=(path, number)) for number in range(6)]
     for process in processes:
         process.start()
     join_all(processes)
@@ -248,11 +265,7 @@ def test_a_kill_while_writing_leaves_a_whole_file(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"number": -1, "filler": []})
     for delay in (0.02, 0.05, 0.11):
-        process = FORK.Process(target=_write_for_ever, args=(path,))
-        process.start()
-        time.sleep(delay)
-        process.kill()
-        process.join()
+        run_and_kill(_write_for_ever, path, after=delay)
         assert read_json(path).keys() == {"number", "filler"}
 
 
@@ -664,8 +677,8 @@ def _make_slowly(root, log, barrier):
 
 
 def test_of_many_processes_one_makes_and_the_others_wait(store, tmp_path):
-    log, barrier = tmp_path / "log", FORK.Barrier(5)
-    processes = [FORK.Process(target=_make_slowly, args=(store.root, log, barrier)) for _ in range(5)]
+    log, barrier = tmp_path / "log", FORK_SERVER.Barrier(5)
+    processes = [FORK_SERVER.Process(target=_make_slowly, args=(store.root, log, barrier)) for _ in range(5)]
     for process in processes:
         process.start()
     join_all(processes)
@@ -717,8 +730,8 @@ def _make_until_killed(root, ready):
 
 def test_a_kill_during_produce_loses_nothing_but_time(store):
     for _ in range(2):
-        ready = FORK.Event()
-        process = FORK.Process(target=_make_until_killed, args=(store.root, ready))
+        ready = FORK_SERVER.Event()
+        process = FORK_SERVER.Process(target=_make_until_killed, args=(store.root, ready))
         process.start()
         assert ready.wait(30)
         assert store.find("caption", FINGERPRINT) is None
@@ -746,11 +759,7 @@ def _make_many(root, start):
 
 def test_kills_at_any_moment_leave_no_half_artefact(store):
     for round_ in range(8):
-        process = FORK.Process(target=_make_many, args=(store.root, 100 * round_))
-        process.start()
-        time.sleep(0.03 + 0.02 * round_)
-        process.kill()
-        process.join()
+        run_and_kill(_make_many, store.root, 100 * round_, after=0.03 + 0.02 * round_)
     folders = [path for path in (store.root / "stages" / "caption").iterdir() if not path.name.startswith(".")]
     assert folders
     assert {tuple(store.problems("caption", path.name)) for path in folders} == {()}
