@@ -2,10 +2,10 @@
 
 Whatever needs no choice is fed in one chunk onto the key-value cache, for the whole batch at once. Where most options
 go one way (" and" rather than "."), that way is fed along as a guess and checked against the model's own choice in the
-same pass; a wrong guess is masked out of the cache. So only real choices, such as a colour, cost a pass. The tokens are
+same pass; a wrong guess is written over. So only real choices, such as a colour, cost a pass. The tokens are
 those of plain greedy decoding in which every token that leads to no legal caption is forbidden.
 
-Shape legend: B batch, L columns of the cache, C tokens of a chunk, V vocabulary.
+Shape legend: B batch, L prompt tokens, C tokens of a chunk, V vocabulary.
 """
 
 # ruff: noqa: N803, N806 - shape suffixes are upper case
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from captioning.row_cache import RowCache
 from captioning.slot_grammar import Grammar, Node, State
 
 
@@ -80,49 +81,49 @@ class Filling:
 
 def choose(node: Node, logits_V: np.ndarray) -> tuple[int, float]:
     """Return the likeliest legal token (of equal ones the smallest id) and its log-probability among the legal ones."""
-    legal = sorted(node.children)
+    legal = node.legal
     if len(legal) == 1:
-        return legal[0], 0.0
+        return int(legal[0]), 0.0
     values = logits_V[legal].astype(np.float64)
     best = int(values.argmax())
     shifted = values - values[best]
-    return legal[best], float(-np.log(np.exp(shifted).sum()))
+    return int(legal[best]), float(-np.log(np.exp(shifted).sum()))
 
 
 @torch.inference_mode()
-def fill_slots(model: Any, prompt_BL: torch.Tensor, pixels_B3HW: torch.Tensor, grammar: Grammar) -> list[Filling]:
-    """Write one caption for each image of a batch, all in step."""
-    batch = len(prompt_BL)
+def fill_slots(
+    model: Any, prompt_BL: torch.Tensor, pixels_B3HW: torch.Tensor, grammar: Grammar, *, fixed: bool = False
+) -> list[Filling]:
+    """Write one caption for each image of a batch, all in step.
+
+    fixed: let few shapes occur, for a compiled model: chunks of 1, 2, 4, 8.. tokens, attention over the whole cache.
+    """
+    batch, length = prompt_BL.shape
     device = prompt_BL.device
-    out = model.model(
-        input_ids=prompt_BL, pixel_values=pixels_B3HW, attention_mask=torch.ones_like(prompt_BL), use_cache=True
-    )
-    cache = out.past_key_values
+    cache = RowCache(model.config.text_config.num_hidden_layers, length + grammar.longest + 1)
+    # No padding, so no mask: attention is causal by itself.
+    out = model.model(input_ids=prompt_BL, pixel_values=pixels_B3HW, past_key_values=cache, use_cache=True)
     start = State()
     rows = [Filling(state=start, node=grammar.decision(start)) for _ in range(batch)]
     first_BV = _logits(model, out.last_hidden_state[:, -1])
     for row, logits_V in zip(rows, first_BV, strict=True):
         row.chunk = [int(prompt_BL[0, -1])]  # already in the cache; its logits decide the first token
         row.read(logits_V[None], grammar)
-    mask_BL = torch.ones_like(prompt_BL)
-    lengths = np.full(batch, prompt_BL.shape[1])
+    lengths_B = np.full(batch, length)
     while not all(row.done for row in rows):
-        chunk_BC, fed_BC = _chunks(rows, grammar)
-        mask_BL = torch.cat([mask_BL, torch.from_numpy(fed_BC).to(device)], dim=1)
-        places_BC = lengths[:, None] + np.arange(chunk_BC.shape[1])
+        chunk_BC = _chunks(rows, grammar, fixed=fixed)
+        places_BC = lengths_B[:, None] + np.arange(chunk_BC.shape[1])
+        places = torch.from_numpy(places_BC).to(device)
         hidden_BCD = model.model.language_model(
             input_ids=torch.from_numpy(chunk_BC).to(device),
-            attention_mask=mask_BL,
-            position_ids=torch.from_numpy(places_BC).to(device),
+            attention_mask=cache.aim(places, out.last_hidden_state.dtype, None if fixed else int(places_BC.max()) + 1),
+            position_ids=places,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         logits_BCV = _logits(model, hidden_BCD)
-        kept = np.array([0 if row.done else row.read(logits_BCV[i], grammar) for i, row in enumerate(rows)])
-        # Columns behind the last right token held wrong guesses, or nothing: nobody may look at them again.
-        right_BC = np.arange(chunk_BC.shape[1]) < kept[:, None]
-        mask_BL[:, -chunk_BC.shape[1] :] = torch.from_numpy(right_BC.astype(np.int64)).to(device)
-        lengths = lengths + kept
+        # What was guessed wrong is written over by the next chunk.
+        lengths_B += [0 if row.done else row.read(logits_BCV[i], grammar) for i, row in enumerate(rows)]
     return rows
 
 
@@ -130,17 +131,17 @@ def _logits(model: Any, hidden: torch.Tensor) -> np.ndarray:
     return model.lm_head(hidden).float().cpu().numpy()
 
 
-def _chunks(rows: list[Filling], grammar: Grammar) -> tuple[np.ndarray, np.ndarray]:
-    """Return the chunks [B, C] of all rows, padded on the right, and which entries are fed (1) or padding (0)."""
+def _chunks(rows: list[Filling], grammar: Grammar, *, fixed: bool) -> np.ndarray:
+    """Return the chunks [B, C] of all rows, padded on the right; fixed: C is a power of two."""
     for row in rows:
         if row.done:
             row.chunk = []
         else:
             row.plan(grammar)
     width = max(len(row.chunk) for row in rows)
+    if fixed:
+        width = 1 << (width - 1).bit_length()
     chunk_BC = np.zeros((len(rows), width), np.int64)
-    fed_BC = np.zeros((len(rows), width), np.int64)
     for i, row in enumerate(rows):
         chunk_BC[i, : len(row.chunk)] = row.chunk
-        fed_BC[i, : len(row.chunk)] = 1
-    return chunk_BC, fed_BC
+    return chunk_BC

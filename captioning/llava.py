@@ -79,7 +79,9 @@ class Engine:
         """
         prompt_BL = self.prompt_1L.expand(len(images), -1)
         if self._grammar is not None:
-            fillings = fill_slots(self.llava.model, prompt_BL, self.pixels(images), self._grammar)
+            fillings = fill_slots(
+                self.llava.model, prompt_BL, self.pixels(images), self._grammar, fixed=self.config.compile
+            )
             return [self._filled(filling) for filling in fillings]
         generated = self.llava.model.generate(
             input_ids=prompt_BL,
@@ -121,6 +123,9 @@ class Engine:
             bos_token_id=own.bos_token_id,
             eos_token_id=end,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else ends_of(end)[0],
+            # Compiled code wants tensors that keep their shapes. What there is to compile has been when it was loaded.
+            cache_implementation="static" if self.config.compile else None,
+            disable_compile=True,
         )
 
     def _read(self, tokens: list[int]) -> Reply:

@@ -74,6 +74,8 @@ def load_llava(config: CaptionConfig) -> Llava:
                 f"the LLaVA model in {folder} cannot be loaded ({error}); wanted there: {', '.join(WANTED)}"
             ) from error
     model.eval()
+    if config.compile:
+        _compile(model, device)
     return Llava(
         model=model,
         processor=processor,
@@ -83,6 +85,14 @@ def load_llava(config: CaptionConfig) -> Llava:
         image_tokens=_match_processor(model, processor),
         folder=folder,
     )
+
+
+def _compile(model: Any, device: torch.device) -> None:
+    """Compile the two parts that take the time. On a CPU with the weights as constants, packed as its kernels like."""
+    model.requires_grad_(False)
+    options = {"freezing": True} if device.type == "cpu" else None
+    for part in (model.model.vision_tower, model.model.language_model):
+        part.compile(options=options)
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from captioning.pattern import END, PERSON, PHRASES, SPACE, Clause, Pattern, back_reference
 from data.errors import ConfigError
@@ -58,6 +62,11 @@ class Node:
     guess: int | None = None
     size: int = 0
 
+    @cached_property
+    def legal(self) -> NDArray[np.int64]:
+        """The tokens that lead on, in ascending order."""
+        return np.array(sorted(self.children), dtype=np.int64)
+
 
 class Grammar:
     """The decisions of one pattern in the tokens of one tokeniser."""
@@ -77,6 +86,20 @@ class Grammar:
         if state not in self._tries:
             self._tries[state] = self._trie(list(self._options(state)))
         return self._tries[state]
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest legal caption, the end token included."""
+        return self._longest_from(State(), {})
+
+    def _longest_from(self, state: State, known: dict[State, int]) -> int:
+        if state not in known:
+            options = self._options(state)
+            known[state] = max(
+                len(self._tokens(option)) + (self._longest_from(option.after, known) if option.after else 0)
+                for option in options
+            )
+        return known[state]
 
     def _options(self, state: State) -> Iterator[Option]:
         if state.sentence < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -140,3 +141,15 @@ def test_captions_do_not_depend_on_company_and_carry_confidence(mini, people):
         assert all(value <= 0 for value in reply.confidence.values())
         assert alone.confidence == pytest.approx(reply.confidence, abs=1e-4)
         assert not reply.truncated
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("decoding", ["slots", "free"])
+def test_a_compiled_model_writes_the_same(mini, people, decoding):
+    plain = CaptionConfig(model=str(mini), dtype="float32", device="cpu", decoding=decoding, template="scgi")
+    engines = [Engine.load(config) for config in (plain, plain.model_copy(update={"compile": True}))]
+    framed = [engines[0].prepare(person) for person in people]
+    eager, compiled = ([*engine.reply(framed[:4]), *engine.reply(framed[4:])] for engine in engines)
+    assert [reply.text for reply in compiled] == [reply.text for reply in eager]
+    for one, other in zip(eager, compiled, strict=True):
+        assert other.confidence == pytest.approx(one.confidence, abs=1e-4)
