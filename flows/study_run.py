@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 STAGE: Final = "study_run"
 STAGE_VERSION: Final = 1
+TURN: Final = "study_turn"
 _FILE: Final = "run.json"
 _METRICS: Final = ("mAP", "mINP", "rank1", "rank5", "rank10")
 
@@ -77,13 +78,12 @@ class Run:
         fingerprint = self.fingerprint()
         return self.inputs.store.find(STAGE, fingerprint) if fingerprint else None
 
-    def is_elsewhere(self) -> bool:
-        """Return whether another process is doing this run now."""
-        fingerprint = None if self.obstacle else self.fingerprint()
-        if fingerprint is None:
-            return False
-        with try_lock(self.inputs.store, STAGE, fingerprint) as is_free:
-            return not is_free
+    @property
+    def turn(self) -> str:
+        """What one process at a time may do: this training on these images, whether its captions are there or not."""
+        config = {"train": self.train.identity(), "evaluate": self.evaluate.identity()}
+        what = {"images": self.inputs.images.fingerprint, "captions": self.variant.captions, "seed": self.seed}
+        return fingerprint_of(TURN, what | config)
 
     @property
     def obstacle(self) -> str:
@@ -125,22 +125,25 @@ def do(runs: Sequence[Run], progress: ProgressFn) -> Iterator[Done]:
     with runs done, runs in all, and what the one in progress is at. An exception makes the run a row with status
     ``failed``; only an interruption from the keyboard ends the study.
     """
-    for number, run in enumerate(_in_turn(runs)):
+    later: list[Run] = []
+    for number, run in enumerate(runs):
+        # Held until it is done, captions included: two processes that only looked would walk in step.
+        with try_lock(run.inputs.store, TURN, run.turn) as is_mine:
+            if is_mine:
+                yield _attempt(run, _telling(run, number - len(later), len(runs), progress))
+            else:
+                later.append(run)
+    for number, run in enumerate(later, start=len(runs) - len(later)):
+        yield _attempt(run, _telling(run, number, len(runs), progress))
 
-        def show(done: int, total: int, note: str, number: int = number, run: Run = run) -> None:
-            progress(number, len(runs), f"{run.label}: {done}/{total} {note}")
 
-        yield _attempt(run, show)
+def _telling(run: Run, number: int, runs: int, progress: ProgressFn) -> ProgressFn:
+    """Return a progress function that says what `run` is at, of `runs` of which `number` are done."""
 
+    def show(done: int, total: int, note: str) -> None:
+        progress(number, runs, f"{run.label}: {done}/{total} {note}")
 
-def _in_turn(runs: Sequence[Run]) -> Iterator[Run]:
-    later = []
-    for run in runs:
-        if run.is_elsewhere():
-            later.append(run)
-        else:
-            yield run
-    yield from later
+    return show
 
 
 def _attempt(run: Run, progress: ProgressFn) -> Done:

@@ -305,9 +305,17 @@ def test_a_run_that_another_process_does_is_left_for_the_end(home):
     runs = some_runs(home, "baseline", "true")
     found = list(do(runs, silent))
     assert [done.run.variant.name for done in found] == ["baseline", "true"]
-    with try_lock(ArtifactStore(home), study_run.STAGE, runs[0].fingerprint()) as is_free:
+    with try_lock(ArtifactStore(home), study_run.TURN, runs[0].turn) as is_free:
         assert is_free
         assert [done.run.variant.name for done in do(runs, silent)] == ["true", "baseline"]
+
+
+def test_while_a_run_is_done_no_other_process_begins_it(home):
+    runs = some_runs(home, "baseline", "true")
+    for done in do(runs, silent):
+        with try_lock(ArtifactStore(home), study_run.TURN, done.run.turn) as is_free:
+            assert not is_free
+    assert len({run.turn for run in runs}) == 2
 
 
 def test_without_truth_the_ceiling_is_skipped(home, monkeypatch):
