@@ -24,7 +24,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from data.errors import DataError, raise_problems
 from data.slots import SLOTS
@@ -38,7 +37,6 @@ __all__ = [
     "Rendered",
     "Sample",
     "WorldConfig",
-    "contact_sheet",
     "render",
     "sample_camera",
     "sample_people",
@@ -313,16 +311,3 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         *((fact, text) for fact in _FACTS),
     ])  # fmt: skip
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
-
-
-def contact_sheet(images: Sequence[np.ndarray], columns: int, *, gap: int = 2) -> Image.Image:
-    """`images` (uint8 [H, W, 3], all one size) in rows of `columns` with `gap` white pixels between."""
-    if not images:
-        raise DataError("a contact sheet needs at least one image")
-    height, width = images[0].shape[:2]
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        sheet.paste(Image.fromarray(image), (gap + column * (width + gap), gap + row * (height + gap)))
-    return sheet

@@ -7,18 +7,21 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from data.artifacts import ArtifactStore
-from data.files import read_json
+from data.files import atomic_path, read_json
 from flows import commands_study
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.summary import STAGES, RunSummary, StageName
 from flows.terminal import results_table
+
+if TYPE_CHECKING:
+    from captioning.contact_sheet import SheetConfig
 
 
 def add_parsers(commands: Any) -> None:
@@ -52,6 +55,12 @@ def add_parsers(commands: Any) -> None:
     search.add_argument("query", metavar="QUERY", help="a sentence, or the path of an image")
     search.add_argument("--top", type=int, default=10, help="number of images (default 10)")
     search.set_defaults(handler=_search)
+    sheet = commands.add_parser("sheet", parents=[named], help="draw people with their captions beside them")
+    sheet.add_argument("--out", type=Path, default=Path("captions.png"), help="a .png or .jpg (default captions.png)")
+    sheet.add_argument("--identities", type=int, default=6, help="rows, one a person (default 6)")
+    sheet.add_argument("--each", type=int, default=5, help="images of each person (default 5)")
+    sheet.add_argument("--seed", type=int, default=0, help="who is shown")
+    sheet.set_defaults(handler=_sheet)
     commands.add_parser("recipes", help="list the recipes").set_defaults(handler=lambda _: list_recipes())
     show = commands.add_parser("show", parents=[named], help="print every setting of a recipe as JSON")
     show.set_defaults(handler=lambda arguments: show_recipe(arguments.recipe, arguments.overrides))
@@ -71,6 +80,13 @@ def _search(arguments: argparse.Namespace) -> int:
     return search_gallery(
         arguments.recipe, arguments.overrides, home=arguments.home, query=arguments.query, top=arguments.top
     )
+
+
+def _sheet(arguments: argparse.Namespace) -> int:
+    from captioning.contact_sheet import SheetConfig
+
+    config = SheetConfig(identities=arguments.identities, each=arguments.each, seed=arguments.seed)
+    return draw_sheet(arguments.recipe, arguments.overrides, config, home=arguments.home, out=arguments.out)
 
 
 def list_recipes() -> int:
@@ -130,6 +146,22 @@ def search_gallery(name: str, overrides: Sequence[str], *, home: Path | None, qu
     for hit in hits:
         table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), str(hit.camid), Text(str(root / hit.path)))
     Console().print(table)
+    return 0
+
+
+def draw_sheet(name: str, overrides: Sequence[str], config: SheetConfig, *, home: Path | None, out: Path) -> int:
+    """Caption what has no caption yet, and write a contact sheet of the captions to `out`."""
+    import pandas as pd
+
+    from captioning.contact_sheet import COLUMNS, contact_sheet
+
+    store = ArtifactStore(home) if home else ArtifactStore.default()
+    summary = _run(build_recipe(name, overrides), store, "caption")
+    captions = pd.read_parquet(summary["caption"].artifact.folder / "captions.parquet", columns=list(COLUMNS))
+    sheet = contact_sheet(captions, Path(summary["index"].images_root or ""), config)
+    with atomic_path(out) as temporary:
+        sheet.save(temporary, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=88, optimize=True)
+    Console().print(f"sheet     {out.resolve()}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from data.artifacts import SIDECAR, ArtifactStore
 from data.errors import ClipScgiError
 from data.files import read_json
+from flows.cli import main
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
 
@@ -96,6 +97,18 @@ def test_prefects_ui_shows_progress_tables_and_pictures_of_the_run(finished):
     assert {"caption-progress", "train-progress"} <= set(shown)
     assert shown["train-progress"].data == 100.0
     assert "image_path" in shown["captions"].data
+
+
+def test_commands_draw_the_captions_and_search_the_gallery(home, tmp_path, capsys):
+    settings = [part for text in SMALL for part in ("--set", text)]
+    assert main(["sheet", "demo", "--home", str(home), *settings, "--out", str(tmp_path / "sheet.jpg")]) == 0
+    assert Image.open(tmp_path / "sheet.jpg").size[0] > 1000
+    capsys.readouterr()
+    image = next((_images(home) / "bounding_box_test").glob("0*.jpg"))
+    for query, best in (("a man in a red shirt", " "), (str(image), " 1.000 ")):
+        assert main(["search", "demo", query, "--home", str(home), *settings, "--top", "3"]) == 0
+        (first,) = [line for line in capsys.readouterr().out.splitlines() if line.lstrip("│ ").startswith("1 ")]
+        assert best in first
 
 
 def test_a_method_without_captions_makes_none(home):

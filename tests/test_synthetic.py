@@ -17,7 +17,6 @@ from data.slots import COLORS, SLOTS, VOCABULARY
 from data.synthetic import (
     IMAGES_PER_IDENTITY,
     WorldConfig,
-    contact_sheet,
     render,
     sample_camera,
     sample_people,
@@ -261,13 +260,6 @@ def test_men_wear_no_skirts():
     assert {(slot, value) for person in drawn for slot, value in person.items()} == {
         (slot, value) for slot in SLOTS for value in VOCABULARY[slot]
     }
-
-
-def test_contact_sheet():
-    sheet = contact_sheet([np.zeros((128, 64, 3), np.uint8)] * 5, 3)
-    assert sheet.size == (3 * 66 + 2, 2 * 130 + 2)
-    with pytest.raises(DataError):
-        contact_sheet([], 3)
 
 
 def test_imports_stay_light():
