@@ -146,7 +146,7 @@ def _images(store: ArtifactStore, seed: int) -> Path:
 
 
 class TestServices:
-    """In this order, on one server and the same few images; only the run killed while captioning has its own."""
+    """In this order, on one server and the same few images; only runs killed before they train have their own."""
 
     pytestmark = services
 
@@ -222,25 +222,33 @@ class TestServices:
         # The first epoch's line, its seconds included, is that of the killed process: it was not trained again.
         assert next(line for line in killed_log if '"kind": "epoch"' in line) in log
 
-    def test_a_killed_stage_is_reported_and_the_rerun_goes_on(self, worker, api):
-        """The process of the run is killed while it captions: the worker notices at once."""
-        deployment = _deploy(worker, "killed", 2, "train.schedule.epochs=1")
+    @pytest.mark.parametrize(
+        ("stage", "seed", "setting"),
+        [
+            ("index", 3, "synthetic.images_per_camera=40"),
+            ("caption", 2, "data.workers=1"),
+            ("evaluate", 2, "train.seed=5"),
+        ],
+    )
+    def test_a_killed_stage_is_reported_and_the_rerun_goes_on(self, worker, api, stage, seed, setting):
+        """The process of the run is killed in one of its stages: the worker notices at once."""
+        deployment = _deploy(worker, f"killed-{stage}", seed, "train.schedule.epochs=1", setting)
         run = _start(api, deployment)
-        _wait_task(api, run, "caption")
+        _wait_task(api, run, stage)
         for child in worker.children("worker"):
             child.kill()
         assert _end(api, run)["type"] == "CRASHED"
         assert _end(api, _start(api, deployment))["type"] == "COMPLETED", worker.tail("worker")
 
     def test_a_run_outlives_its_servers(self, worker, api):
-        """While it trains: PostgreSQL is restarted, Redis hangs for 20 s, the Prefect server is killed."""
-        deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=60")
+        """While it trains: PostgreSQL is restarted, Redis is silent for a minute, the Prefect server is killed."""
+        deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=120")
         run = _start(api, deployment)
         _wait_task(api, run, "train")
         worker.stop("postgres", signal.SIGINT)
         worker.start_postgres()
         worker.pause("redis")
-        time.sleep(20)
+        time.sleep(60)
         worker.resume("redis")
         worker.stop("server", signal.SIGKILL)
         worker.start_server()

@@ -1,0 +1,112 @@
+"""Whole training, loader included, at ViT-B/16 size: images a second, and the share of the device's own matrix rate.
+
+    python benchmarks/bench_training.py [steps an epoch]
+
+Runs the trainer itself on the GPU if there is one, else on the CPU, in bf16, over a decoded cache of random pixels on
+disk, and takes the second of two epochs. The matrix rate is that of a large bf16 product measured in the same run; the
+operations of a step are those torch counts. Target on an H200: at least 40 % of the matrix rate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from reid.batches import TrainingBatches, TrainingSet
+from reid.build import build_task
+from reid.config import BackboneConfig, TrainConfig
+from reid.trainer import fit
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+IDENTITIES, IMAGES = (16 if ON_GPU else 4), 4
+"""Of a batch, and the former of the data too: an epoch takes as many steps as each of them has groups of images."""
+STEPS = 40 if ON_GPU else 4
+PLAN: dict[str, Any] = {
+    "backbone": {"name": "vit_b16", "weights": "random", "height": 256, "width": 128},
+    "batch": {"identities": IDENTITIES, "images": IMAGES},
+    "schedule": {"epochs": 2, "warmup_epochs": 0, "milestones": []},
+    "precision": "bf16",
+    "checkpoint_every": 0,
+}
+
+
+def matrix_rate() -> float:
+    """Return the operations a second of a bf16 matrix product, best of several."""
+    side, best = 8192 if ON_GPU else 2048, 0.0
+    left, right = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(10):
+        _wait()
+        started = time.perf_counter()
+        left @ right
+        _wait()
+        best = max(best, 2 * side**3 / (time.perf_counter() - started))
+    return best
+
+
+def random_people(folder: Path, config: BackboneConfig, steps: int) -> TrainingSet:
+    """Return training images of random pixels in a memory-mapped file, and random caption features."""
+    rng = np.random.default_rng(0)
+    count = IDENTITIES * IMAGES * steps
+    path = folder / "pixels.npy"
+    np.save(path, rng.integers(0, 256, (count, config.height, config.width, 3), dtype=np.uint8))
+    return TrainingSet(
+        pixels=np.load(path, mmap_mode="r"),
+        positions_N=np.arange(count),
+        labels_N=np.repeat(np.arange(IDENTITIES), IMAGES * steps),
+        cameras_N=np.zeros(count, np.int64),
+        caption_rows_N=np.arange(count),
+        captions_MD=rng.standard_normal((count, 512), dtype=np.float32),
+    )
+
+
+def operations(config: TrainConfig, data: TrainingSet) -> float:
+    """Return the operations of one step, forward and backward, an image."""
+    task = build_task(config, identities=IDENTITIES).to(DEVICE).train()
+    batches = TrainingBatches(data, config, task.preprocess, device=torch.device(DEVICE))
+    ((batch,), *_) = batches.groups(0, 0)
+    with FlopCounterMode(display=False) as counter:
+        task.total(task(batch)).backward()
+    return counter.get_total_flops() / len(batch.labels_B)
+
+
+def images_a_second(config: TrainConfig, data: TrainingSet, folder: Path) -> float:
+    """Train two epochs and return the speed of the second."""
+    fit(build_task(config, identities=IDENTITIES), data, config, folder=folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return float([row["images_per_second"] for row in rows if row["kind"] == "epoch"][1])
+
+
+def _wait() -> None:
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def main(steps: int) -> None:
+    """Measure and print."""
+    rate = matrix_rate()
+    where = torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{where}: bf16 matrix product {rate / 1e12:.2f} TFLOP/s")
+    for method in ("clip_baseline", "clip_reid", "clip_scgi"):
+        config = TrainConfig.model_validate({**PLAN, "method": method})
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            whole = random_people(folder, config.backbone, steps)
+            need = operations(config, whole)
+            speed = images_a_second(config, whole, folder / "run")
+        print(
+            f"{method:14s} {speed:8.1f} images/s   {need / 1e9:5.1f} GFLOP an image   "
+            f"{speed * need / rate:5.0%} of the matrix rate" + ("   (target >= 40 % on an H200)" if ON_GPU else "")
+        )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else STEPS)
