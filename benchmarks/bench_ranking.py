@@ -1,24 +1,33 @@
 """Ranking beside the bare matrix product, at the sizes of Market-1501 and MSMT17, on random 512-d features.
 
-    python benchmarks/bench_ranking.py [market1501] [msmt17]
+    python benchmarks/bench_ranking.py [market1501] [msmt17] [--peer FOLDER]
 
 Prints, for each size, the best wall and CPU seconds of the product alone (blocks of rows into one buffer, and whole
 where that fits) and of `evaluate_ranking` with everything it does, taken in turns in one run, their ratio, and the
-peak memory of the process. Target: at most 1.25, and under 2 GB at the second size.
+peak memory of the process. Target: at most 1.25, and under 2 GB at the second size. FOLDER is a checkout of
+github.com/Syliz517/CLIP-ReID, whose evaluation then takes its turn at the first size (the second does not fit in
+memory).
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from reid.metrics import evaluate_ranking
+
+Pair = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 DIM = 512
 # queries, gallery, identities, cameras, repeats
@@ -37,7 +46,18 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def bench(name: str) -> None:
+def peer_evaluation(folder: Path) -> Callable[..., object]:
+    """Return the public code's evaluation: distances of all pairs, then CMC and mAP."""
+    sys.path.insert(0, str(folder))
+    metrics = importlib.import_module("utils.metrics")
+
+    def evaluate(q: torch.Tensor, g: torch.Tensor, pids: Pair, cams: Pair) -> object:
+        return metrics.eval_func(metrics.euclidean_distance(q, g), *pids, *cams)
+
+    return evaluate
+
+
+def bench(name: str, peer: Path | None) -> None:
     """Measure one size in this process."""
     queries, gallery, people, cameras, repeats = SIZES[name]
     rng = np.random.default_rng(0)
@@ -62,10 +82,13 @@ def bench(name: str) -> None:
         evaluate_ranking(query, others, *pids, *cams)
 
     evaluate_ranking(query[:64], others[:640], pids[0][:64], pids[1][:640], cams[0][:64], cams[1][:640])  # compile
-    times: dict[str, list[tuple[float, float]]] = {"blocks": [], "whole": [], "ours": []}
+    works: dict[str, Callable[[], object]] = {"blocks": blocks, "whole": whole, "ours": ours}
+    if peer is not None and name == "market1501":
+        works["peer"] = partial(peer_evaluation(peer), q, g, pids, cams)
+    times: dict[str, list[tuple[float, float]]] = {label: [] for label in works}
     start = peak_gib()
     for _ in range(repeats):
-        for label, work in (("blocks", blocks), ("whole", whole), ("ours", ours)):
+        for label, work in works.items():
             times[label].append(measure(work))
     best = {label: [min(values) for values in zip(*runs, strict=True)] for label, runs in times.items()}
     bare = (
@@ -80,16 +103,23 @@ def bench(name: str) -> None:
         f"  ratio        {best['ours'][0] / bare[0]:.3f} wall, {best['ours'][1] / bare[1]:.3f} CPU\n"
         f"  peak memory  {peak_gib():.2f} GiB ({start:.2f} GiB before: libraries, features, the product's buffer)"
     )
+    if "peer" in best:
+        print(f"  peer         {best['peer'][0]:.2f} s wall, {best['peer'][0] / best['ours'][0]:.1f} x ours")
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Run each size in a process of its own, so that memory is its own too."""
-    if len(names) == 1:
-        bench(names[0])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=f"of {', '.join(SIZES)}; all by default")
+    parser.add_argument("--peer", type=Path, help="checkout of github.com/Syliz517/CLIP-ReID")
+    arguments = parser.parse_args()
+    if len(arguments.sizes) == 1:
+        bench(arguments.sizes[0], arguments.peer)
         return
-    for name in names or list(SIZES):
-        subprocess.run([sys.executable, __file__, name], check=True)
+    peer = ["--peer", str(arguments.peer.resolve())] if arguments.peer else []
+    for name in arguments.sizes or list(SIZES):
+        subprocess.run([sys.executable, __file__, name, *peer], check=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
