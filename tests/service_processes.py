@@ -31,7 +31,7 @@ def find_program(name: str) -> str | None:
 
 def missing_programs() -> list[str]:
     """Return which programs of the topology are not installed."""
-    return [name for name in ("initdb", "postgres", "redis-server") if find_program(name) is None]
+    return [name for name in ("initdb", "postgres", "redis-server", "faketime") if find_program(name) is None]
 
 
 def wait_for(what: str, check: Callable[[], object], seconds: float = 120, pause: float = 0.5):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from service_processes import AUTH, PASSWORD, Topology, missing_programs, wait_for
+from service_processes import AUTH, PASSWORD, Topology, find_program, missing_programs, wait_for
 from small_disk import small_disk
 
 from captioning.captioner import Captioner
@@ -254,6 +254,26 @@ class TestServices:
         worker.start_server()
         state = _end(api, run, 500)
         assert state["type"] == "COMPLETED", f"{state}\n{worker.tail('worker')}"
+
+    def test_a_clock_set_back_hides_no_change_and_makes_nothing_twice(self, topology, api):
+        """The machine of the run is two days behind: what is there is found, what is new is captioned, once."""
+        store = ArtifactStore(topology.home)
+        run = [find_program("faketime"), "-f", "-2d", sys.executable, "-m", "flows.cli", "run", "demo"]
+        for change in ("data.name=behind", "synthetic.seed=1", "train.schedule.epochs=1", *SMALL):
+            run += ["--set", change]
+        captions, stages = _captions(store), _stages(store)
+        source = next((_images(store, 1) / "bounding_box_train").glob("*_01.jpg"))
+        with Image.open(source) as image:
+            new = source.with_name(source.name.replace("_01.jpg", "_88.jpg"))
+            image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(new)
+        os.utime(new, (source.stat().st_mtime - 1e6,) * 2)
+        first = topology.run(*run)
+        assert first.returncode == 0, first.stderr[-3000:]
+        assert _captions(store) == captions + 1
+        assert _stages(store).items() > stages.items()
+        again = topology.run(*run)
+        assert again.returncode == 0, again.stderr[-3000:]
+        assert again.stderr.count(" cached ") == 6, again.stderr
 
     def test_a_deleted_data_set_is_a_clear_failure_and_old_artefacts_stay(self, worker, api):
         store = ArtifactStore(worker.home)
