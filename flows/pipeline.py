@@ -1,201 +1,37 @@
 """The Prefect flow ``caption-and-train``: index -> caption -> audit -> train -> evaluate -> report.
 
-A method that reads no captions needs neither caption nor audit; these two then run only when asked for.
-
-Every task is a thin verb over a plain function that needs no Prefect. The disk is the truth and Prefect's record is
-bookkeeping: a task's cache key is the fingerprint of its artefact, and a record counts only while that artefact is
-intact (``refresh_cache``), so losing Prefect's database costs nothing and losing an artefact reruns its stage.
+A method that reads no captions needs neither caption nor audit; these two then run only when asked for. Prefect's
+record of a task counts only while its artefact is intact (``refresh_cache``): losing an artefact reruns its stage.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime, task
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
+from prefect import flow, runtime
 from prefect.tasks import Task
 from rich.console import Console
 
-from captioning.audit import AuditConfig, audit, audit_ingredients
-from captioning.config import CaptionConfig
-from captioning.stage import caption, caption_ingredients
+from captioning.audit import audit_ingredients
+from captioning.stage import caption_ingredients
 from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
-from data.datasets import DatasetConfig
-from data.errors import RetryableError
 from data.files import read_json
-from data.fingerprint import digest
-from data.index import index
-from data.progress import ProgressFn
 from flows.fanout import caption_together
-from flows.gpu import gpu_slot
-from flows.launch import launch_training
 from flows.recipes import Recipe
-from flows.report import ReportConfig, ReportInputs, report, report_ingredients
+from flows.report import ReportInputs, report_ingredients
+from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
 from flows.summary import RunSummary, StageName, StageRun
-from flows.terminal import notice_line, progress_bar, stage_line
-from flows.ui import (
-    name_run,
-    progress_artifact,
-    show_audit,
-    show_captions,
-    show_cmc,
-    show_metrics,
-    show_rankings,
-    show_training,
-)
+from flows.terminal import notice_line, stage_line
+from flows.ui import name_run
 from flows.worlds import ensure_world
-from reid.config import TrainConfig
-from reid.config_evaluate import EvaluateConfig
-from reid.stage_evaluate import evaluate, evaluate_ingredients
-from reid.stage_train import train, train_ingredients
+from reid.stage_evaluate import evaluate_ingredients
+from reid.stage_train import train_ingredients
 
 FLOW_NAME = "caption-and-train"
-Result = dict[str, Any]
-
-
-def _cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
-    # The result holds absolute paths, so a record serves only the artefact root it was made in.
-    return f"clip-scgi-{parameters['fingerprint']}-{digest(parameters['home'])[:8]}"
-
-
-def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Retry what may pass next time; bad input and bad settings fail at once."""
-    try:
-        state.result()
-    except (RetryableError, ConnectionError, TimeoutError):
-        return True
-    except Exception:
-        return False
-    return False
-
-
-@contextmanager
-def _progress(stage: str) -> Iterator[ProgressFn]:
-    """Yield a progress callback that moves a bar in the terminal and one in Prefect's UI."""
-    with progress_bar(stage) as bar, progress_artifact(stage, bar) as both:
-        yield both
-
-
-def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result]]:
-    """Return the decorator every stage's task wears: JSON results (never pickle), cached by fingerprint."""
-    return task(
-        name=name,
-        task_run_name=name,
-        persist_result=True,
-        result_serializer="json",
-        cache_key_fn=_cache_key,
-        retries=2,
-        retry_delay_seconds=[5, 30],
-        retry_condition_fn=_worth_retrying,
-    )
-
-
-@task(
-    name="index",
-    task_run_name="index",
-    persist_result=False,
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=_worth_retrying,
-)
-def index_task(*, home: str, config: DatasetConfig, reread: bool) -> Result:
-    """Index the data set. Always looks at the folder (that is how a change is seen), reads only what changed."""
-    with _progress("index") as progress:
-        outcome = index(ArtifactStore(Path(home)), config=config, progress=progress, reread=reread)
-    note = f"{outcome.n_images} images, {outcome.n_rejected} rejected, {outcome.n_read} read"
-    return {
-        "ref": outcome.made.ref.to_json(),
-        "note": note,
-        "cached": outcome.made.cached,
-        "images_root": str(outcome.images_root),
-    }
-
-
-@_stage_task("caption")
-def caption_task(
-    *, home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig
-) -> Result:
-    """Caption every image that has no caption by this captioner yet."""
-    with gpu_slot(config.local_device), _progress("caption") as progress:
-        outcome = caption(
-            ArtifactStore(Path(home)), images=images, images_root=Path(images_root), config=config, progress=progress
-        )
-    show_captions(outcome.made.ref)
-    return {"ref": outcome.made.ref.to_json(), "note": str(outcome)}
-
-
-@_stage_task("audit")
-def audit_task(*, home: str, fingerprint: str, captions: ArtifactRef, config: AuditConfig) -> Result:
-    """Measure how far the captions of one identity agree, and flag the doubtful ones."""
-    with _progress("audit") as progress:
-        made = audit(ArtifactStore(Path(home)), captions=captions, config=config, progress=progress)
-    show_audit(made.ref)
-    return {"ref": made.ref.to_json(), "note": ""}
-
-
-@_stage_task("train")
-def train_task(
-    *,
-    home: str,
-    fingerprint: str,
-    images: ArtifactRef,
-    captions: ArtifactRef | None,
-    images_root: str,
-    config: TrainConfig,
-    processes: int,
-) -> Result:
-    """Train the recipe's method, going on from the last checkpoint of a killed run."""
-    what: dict[str, Any] = {
-        "images": images,
-        "captions": captions,
-        "images_root": Path(images_root),
-        "config": config,
-    }
-    store = ArtifactStore(Path(home))
-    with gpu_slot(config.device, processes):
-        if processes > 1 and store.find("train", fingerprint) is None:
-            launch_training(store, **what, processes=processes)
-        with _progress("train") as progress:
-            made = train(store, **what, progress=progress)  # finds what several processes have trained
-    show_training(made.ref)
-    return {"ref": made.ref.to_json(), "note": ""}
-
-
-@_stage_task("evaluate")
-def evaluate_task(
-    *, home: str, fingerprint: str, images: ArtifactRef, model: ArtifactRef, images_root: str, config: EvaluateConfig
-) -> Result:
-    """Rank the gallery for every query, before and after training, in every inference mode."""
-    store = ArtifactStore(Path(home))
-    with gpu_slot(config.device), _progress("evaluate") as progress:
-        made = evaluate(
-            store,
-            images=images,
-            model=model,
-            images_root=Path(images_root),
-            config=config,
-            progress=progress,
-        )
-    show_metrics(store, made.ref)
-    show_cmc(made.ref)
-    show_rankings(made.ref, images_root=Path(images_root))
-    return {"ref": made.ref.to_json(), "note": ""}
-
-
-@_stage_task("report")
-def report_task(*, home: str, fingerprint: str, inputs: ReportInputs, images_root: str, config: ReportConfig) -> Result:
-    """Write the page that shows it all."""
-    with _progress("report") as progress:
-        made = report(
-            ArtifactStore(Path(home)), inputs=inputs, images_root=Path(images_root), config=config, progress=progress
-        )
-    return {"ref": made.ref.to_json(), "note": ""}
 
 
 def _first_name() -> str:
