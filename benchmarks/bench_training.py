@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matrix_rate import DEVICE, ON_GPU, device_name, matrix_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 from reid.batches import TrainingBatches, TrainingSet
@@ -25,8 +25,6 @@ from reid.build import build_task
 from reid.config import BackboneConfig, TrainConfig
 from reid.trainer import fit
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
 IDENTITIES, IMAGES = (16 if ON_GPU else 4), 4
 """Of a batch, and the former of the data too: an epoch takes as many steps as each of them has groups of images."""
 STEPS = 40 if ON_GPU else 4
@@ -37,19 +35,6 @@ PLAN: dict[str, Any] = {
     "precision": "bf16",
     "checkpoint_every": 0,
 }
-
-
-def matrix_rate() -> float:
-    """Return the operations a second of a bf16 matrix product, best of several."""
-    side, best = 8192 if ON_GPU else 2048, 0.0
-    left, right = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(10):
-        _wait()
-        started = time.perf_counter()
-        left @ right
-        _wait()
-        best = max(best, 2 * side**3 / (time.perf_counter() - started))
-    return best
 
 
 def random_people(folder: Path, config: BackboneConfig, steps: int) -> TrainingSet:
@@ -85,16 +70,10 @@ def images_a_second(config: TrainConfig, data: TrainingSet, folder: Path) -> flo
     return float([row["images_per_second"] for row in rows if row["kind"] == "epoch"][1])
 
 
-def _wait() -> None:
-    if ON_GPU:
-        torch.cuda.synchronize()
-
-
 def main(steps: int) -> None:
     """Measure and print."""
     rate = matrix_rate()
-    where = torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}: bf16 matrix product {rate / 1e12:.2f} TFLOP/s")
+    print(f"{device_name()}: bf16 matrix product {rate / 1e12:.2f} TFLOP/s")
     for method in ("clip_baseline", "clip_reid", "clip_scgi"):
         config = TrainConfig.model_validate({**PLAN, "method": method})
         with tempfile.TemporaryDirectory() as name:
