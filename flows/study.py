@@ -95,6 +95,20 @@ _WHY: Final = (
         changes={"loss.id_weight": 1.0},
     ),
     Variant(
+        name="baseline_id025",
+        title="CLIP baseline, L_id weighted as in CLIP-ReID",
+        group="why",
+        method="clip_baseline",
+        captions="none",
+        changes={"loss.id_weight": 0.25},
+    ),
+    Variant(
+        name="scgi_id025",
+        title="CLIP-SCGI, L_id weighted as in CLIP-ReID",
+        group="why",
+        changes={"loss.id_weight": 0.25},
+    ),
+    Variant(
         name="long_baseline",
         title="CLIP baseline, twice as long",
         group="why",
