@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,7 +103,7 @@ def random_llava(shape: str) -> Llava:
         dtype=torch.bfloat16,
         side=side,
         image_tokens=tokens,
-        folder=Path(TINY_FOLDER),
+        folder=TINY_FOLDER,
     )
 
 

@@ -57,7 +57,7 @@ def operations(config: TrainConfig, data: TrainingSet) -> float:
     """Return the operations of one step, forward and backward, an image."""
     task = build_task(config, identities=IDENTITIES).to(DEVICE).train()
     batches = TrainingBatches(data, config, task.preprocess, device=torch.device(DEVICE))
-    ((batch,), *_) = batches.groups(0, 0)
+    (batch,) = next(batches.groups(0, 0))
     with FlopCounterMode(display=False) as counter:
         task.total(task(batch)).backward()
     return counter.get_total_flops() / len(batch.labels_B)

@@ -57,8 +57,8 @@ class CaptionConfig(Config):
     """What is left out of the column caption; raw_text and the attr_ columns stay as the model wrote. Changing it
     captions nothing again."""
     compile: Annotated[bool, RUNTIME] = False
-    """Compile the vision tower and the language model with torch.compile, over a cache of fixed size. Minutes of
-    compiling before the first caption; worth it on a GPU, over many images."""
+    """Compile the vision tower and the language model with torch.compile, over a cache of fixed size. The
+    first batch waits for the compiler, so it is for many images."""
     batch_size: Annotated[int, RUNTIME] = Field(default=32, ge=1, le=4096)
     """Images per batch; halved when the device runs out of memory. Written into each row as provenance."""
     device: Annotated[str, RUNTIME] = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
 
-from data.errors import DataError, RejectedRow
-from data.files import inside
-from data.fingerprint import digest_bytes
-from data.images import open_rgb, read_bytes
+from captioning.reading import Pending, load
+from data.config import Config
+from data.errors import DataError
 
 COLUMNS: Final = ("image_path", "pid", "camid", "caption", "status", "image_sha256")
 """What is read of captions.parquet."""
@@ -27,19 +26,19 @@ _MARGIN: Final = 12
 _LINE: Final = 14
 
 
-@dataclass(frozen=True, kw_only=True)
-class SheetConfig:
-    """How much is shown.
+class SheetConfig(Config):
+    """How much is shown."""
 
-    identities: rows. each: images of one of them. height: of an image, in pixels; it is at most half as wide. text:
-    width of a caption, in pixels.
-    """
-
-    identities: int = 6
-    each: int = 5
-    seed: int = 0
-    height: int = 176
-    text: int = 136
+    identities: Annotated[int, Field(ge=1)] = 6
+    """Rows."""
+    each: Annotated[int, Field(ge=1)] = 5
+    """Images of one identity."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Who is shown."""
+    height: Annotated[int, Field(ge=2 * _LINE)] = 176
+    """Height of an image in pixels; it is at most half as wide."""
+    text: Annotated[int, Field(ge=_LINE)] = 136
+    """Width of a caption in pixels."""
 
     @property
     def cell(self) -> int:
@@ -91,17 +90,17 @@ def _over_cameras(rows: pd.DataFrame, count: int, rng: np.random.Generator) -> l
 
 
 def _picture(item: dict[str, Any], root: Path, config: SheetConfig) -> Image.Image:
-    try:
-        content = read_bytes(inside(root, item["image_path"]))
-        if digest_bytes(content) != item["image_sha256"]:
-            raise RejectedRow("changed_since")
-        image = open_rgb(content)
-    except RejectedRow as rejected:
-        field = Image.new("RGB", (config.height // 2, config.height), _EMPTY)
-        ImageDraw.Draw(field).text((6, 6), rejected.reason.replace("_", "\n"), fill=_INK, font_size=11)
-        return field
-    scale = min(config.height / image.height, config.height / 2 / image.width)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    def scaled(image: Image.Image) -> Image.Image:
+        scale = min(config.height / image.height, config.height / 2 / image.width)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return image.resize(size, Image.Resampling.LANCZOS)
+
+    loaded = load(Pending(sha256=item["image_sha256"], paths=(item["image_path"],)), root, scaled)
+    if loaded.image is not None:
+        return loaded.image
+    field = Image.new("RGB", (config.height // 2, config.height), _EMPTY)
+    ImageDraw.Draw(field).text((6, 6), (loaded.reason or "").replace("_", "\n"), fill=_INK, font_size=11)
+    return field
 
 
 def _lines(

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.artifacts import ArtifactStore
+from data.config import build_config
 from data.files import atomic_path, read_json
 from flows import commands_study
 from flows.recipes import RECIPES, Recipe, build_recipe
@@ -85,7 +86,9 @@ def _search(arguments: argparse.Namespace) -> int:
 def _sheet(arguments: argparse.Namespace) -> int:
     from captioning.contact_sheet import SheetConfig
 
-    config = SheetConfig(identities=arguments.identities, each=arguments.each, seed=arguments.seed)
+    config = build_config(
+        SheetConfig, {name: getattr(arguments, name) for name in ("identities", "each", "seed")}, "sheet"
+    )
     return draw_sheet(arguments.recipe, arguments.overrides, config, home=arguments.home, out=arguments.out)
 
 

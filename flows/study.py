@@ -149,6 +149,8 @@ COMPARISONS: Final = (
     Comparison(question="Pairs by identity or by image?", left=("scgi", IMAGE), right=("pair_image", IMAGE)),
     Comparison(question="What does the fixed prompt in training add?", left=("scgi", FUSED), right=("composed", FUSED)),
     Comparison(question="Does CLIP-ReID want more of L_id?", left=("clip_reid_id1", IMAGE), right=("clip_reid", IMAGE)),
+    Comparison(question="Does the baseline want less?", left=("baseline_id025", IMAGE), right=("baseline", IMAGE)),
+    Comparison(question="Does CLIP-SCGI want less?", left=("scgi_id025", IMAGE), right=("scgi", IMAGE)),
     Comparison(question="After twice the training?", left=("long_scgi", IMAGE), right=("long_clip_reid", IMAGE)),
     Comparison(question="Twice as long, over baseline?", left=("long_scgi", IMAGE), right=("long_baseline", IMAGE)),
     *(

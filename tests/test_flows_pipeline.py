@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -105,10 +106,15 @@ def test_commands_draw_the_captions_and_search_the_gallery(home, tmp_path, capsy
     assert Image.open(tmp_path / "sheet.jpg").size[0] > 1000
     capsys.readouterr()
     image = next((_images(home) / "bounding_box_test").glob("0*.jpg"))
-    for query, best in (("a man in a red shirt", " "), (str(image), " 1.000 ")):
+    for query in ("a man in a red shirt", str(image)):
         assert main(["search", "demo", query, "--home", str(home), *settings, "--top", "3"]) == 0
-        (first,) = [line for line in capsys.readouterr().out.splitlines() if line.lstrip("│ ").startswith("1 ")]
-        assert best in first
+        hits = re.findall(r"^│ +(\d) │ +(-?\d\.\d+) │", capsys.readouterr().out, re.MULTILINE)
+        assert [rank for rank, _ in hits] == ["1", "2", "3"]
+        scores = [float(score) for _, score in hits]
+        assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 1.0, "the image itself"
+    assert main(["sheet", "demo", "--each", "0"]) == 1
+    assert "each" in capsys.readouterr().err
 
 
 def test_a_method_without_captions_makes_none(home):
