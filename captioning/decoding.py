@@ -39,11 +39,10 @@ class Filling:
 
     def take(self, token: int, log_probability: float, grammar: Grammar) -> None:
         """Go on with `token`, chosen with `log_probability` among the legal ones."""
-        before, self.node = self.node, self.node.children[token]
+        for slot in self.node.narrowed(token):
+            self.confidence[slot] = self.confidence.get(slot, 0.0) + log_probability
+        self.node = self.node.children[token]
         self.tokens.append(token)
-        for slot, values in self.node.possible.items():
-            if values != before.possible[slot]:
-                self.confidence[slot] = self.confidence.get(slot, 0.0) + log_probability
         option = self.node.option
         if option is None:
             return
@@ -53,9 +52,9 @@ class Filling:
         self.state = option.after
         self.node = grammar.decision(option.after)
 
-    def plan(self, grammar: Grammar) -> None:
-        """Put the last token and, behind it, the way most options go into `chunk`."""
-        self.chunk = self.tokens[-1:]
+    def plan(self, last: int, grammar: Grammar) -> None:
+        """Put the token that was decided `last` and, behind it, the way most options go into `chunk`."""
+        self.chunk = [last]
         node = self.node
         while node.guess is not None:
             token = node.guess
@@ -101,15 +100,21 @@ def fill_slots(
     batch, length = prompt_BL.shape
     device = prompt_BL.device
     cache = RowCache(model.config.text_config.num_hidden_layers, length + grammar.longest + 1)
-    # No padding, so no mask: attention is causal by itself.
-    out = model.model(input_ids=prompt_BL, pixel_values=pixels_B3HW, past_key_values=cache, use_cache=True)
     start = State()
     rows = [Filling(state=start, node=grammar.decision(start)) for _ in range(batch)]
-    first_BV = _logits(model, out.last_hidden_state[:, -1])
-    for row, logits_V in zip(rows, first_BV, strict=True):
-        row.chunk = [int(prompt_BL[0, -1])]  # already in the cache; its logits decide the first token
-        row.read(logits_V[None], grammar)
-    lengths_B = np.full(batch, length)
+    for row in rows:
+        row.plan(int(prompt_BL[0, -1]), grammar)
+    guess_G = torch.tensor(rows[0].chunk[1:], dtype=prompt_BL.dtype, device=device)
+    # No padding, so no mask: attention is causal by itself.
+    out = model.model(
+        input_ids=torch.cat([prompt_BL, guess_G.expand(batch, -1)], dim=1),
+        pixel_values=pixels_B3HW,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits_BCV = _logits(model, out.last_hidden_state[:, length - 1 :])
+    # What was guessed wrong is written over by the next chunk.
+    lengths_B = length - 1 + np.array([row.read(logits_BCV[i], grammar) for i, row in enumerate(rows)])
     while not all(row.done for row in rows):
         chunk_BC = _chunks(rows, grammar, fixed=fixed)
         places_BC = lengths_B[:, None] + np.arange(chunk_BC.shape[1])
@@ -122,7 +127,6 @@ def fill_slots(
             use_cache=True,
         ).last_hidden_state
         logits_BCV = _logits(model, hidden_BCD)
-        # What was guessed wrong is written over by the next chunk.
         lengths_B += [0 if row.done else row.read(logits_BCV[i], grammar) for i, row in enumerate(rows)]
     return rows
 
@@ -137,7 +141,7 @@ def _chunks(rows: list[Filling], grammar: Grammar, *, fixed: bool) -> np.ndarray
         if row.done:
             row.chunk = []
         else:
-            row.plan(grammar)
+            row.plan(row.tokens[-1], grammar)
     width = max(len(row.chunk) for row in rows)
     if fixed:
         width = 1 << (width - 1).bit_length()

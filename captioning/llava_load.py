@@ -5,15 +5,18 @@ One path for all of them: find the folder (a hub id becomes its snapshot), check
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
+from torch._dynamo import config as dynamo_config
+from torch._inductor import config as inductor_config
 from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
@@ -25,6 +28,7 @@ from data.files import read_json
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_TIMEOUT: Final = 5.0
 _WITH_CLASS_TOKEN: Final = frozenset({"clip_vision_model", "dpt"})
+_MOST_SHAPES: Final = 256
 _LOADING: Final = Lock()
 # Named by full path, as transformers >= 5 wants them. What is small or touches pixels stays in full precision.
 _NOT_QUANTIZED: Final = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
@@ -90,9 +94,19 @@ def load_llava(config: CaptionConfig) -> Llava:
 def _compile(model: Any, device: torch.device) -> None:
     """Compile the two parts that take the time. On a CPU with the weights as constants, packed as its kernels like."""
     model.requires_grad_(False)
-    options = {"freezing": True} if device.type == "cpu" else None
     for part in (model.model.vision_tower, model.model.language_model):
-        part.compile(options=options)
+        part.forward = _set_for(torch.compile(part.forward), freezing=device.type == "cpu")
+
+
+def _set_for(compiled: Callable[..., Any], *, freezing: bool) -> Callable[..., Any]:
+    # Both are read while a call of a new shape is traced; as an option of torch.compile `freezing` would come too late
+    # and be ignored. Above its limit, which all models of a process share, torch goes on without compiling.
+    @wraps(compiled)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with inductor_config.patch(freezing=freezing), dynamo_config.patch(recompile_limit=_MOST_SHAPES):
+            return compiled(*args, **kwargs)
+
+    return forward
 
 
 def pick_device(name: str) -> torch.device:

@@ -67,6 +67,17 @@ class Node:
         """The tokens that lead on, in ascending order."""
         return np.array(sorted(self.children), dtype=np.int64)
 
+    def narrowed(self, token: int) -> tuple[str, ...]:
+        """Return the slots that have fewer possible values after `token`."""
+        return self._narrowed[token]
+
+    @cached_property
+    def _narrowed(self) -> dict[int, tuple[str, ...]]:
+        return {
+            token: tuple(slot for slot, values in child.possible.items() if values != self.possible[slot])
+            for token, child in self.children.items()
+        }
+
 
 class Grammar:
     """The decisions of one pattern in the tokens of one tokeniser."""

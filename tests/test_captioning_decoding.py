@@ -10,6 +10,7 @@ import pytest
 import torch
 from mini_llava import save_mini_llava
 from PIL import Image
+from torch._inductor import freezing
 
 from captioning.attributes import parse_caption
 from captioning.config import CaptionConfig
@@ -145,11 +146,28 @@ def test_captions_do_not_depend_on_company_and_carry_confidence(mini, people):
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("decoding", ["slots", "free"])
-def test_a_compiled_model_writes_the_same(mini, people, decoding):
-    plain = CaptionConfig(model=str(mini), dtype="float32", device="cpu", decoding=decoding, template="scgi")
-    engines = [Engine.load(config) for config in (plain, plain.model_copy(update={"compile": True}))]
-    framed = [engines[0].prepare(person) for person in people]
-    eager, compiled = ([*engine.reply(framed[:4]), *engine.reply(framed[4:])] for engine in engines)
-    assert [reply.text for reply in compiled] == [reply.text for reply in eager]
-    for one, other in zip(eager, compiled, strict=True):
+def test_a_compiled_model_writes_the_same_with_its_weights_as_constants(mini, people, decoding, monkeypatch):
+    freeze, kept = freezing.freeze, []
+
+    def watched(dynamo, graph, inputs):
+        frozen, left = freeze(dynamo, graph, inputs)
+        kept.append((len(left), len(inputs)))
+        return frozen, left
+
+    monkeypatch.setattr(freezing, "freeze", watched)
+    torch.compiler.reset()
+    settings = {"model": str(mini), "dtype": "float32", "device": "cpu", "decoding": decoding, "template": "scgi"}
+    plain = CaptionConfig.model_validate({**settings, "batch_size": 4})
+    engine, compiled = (Engine.load(plain.model_copy(update={"compile": value})) for value in (False, True))
+    framed = [engine.prepare(person) for person in people]
+    expected = [*engine.reply(framed[:4]), *engine.reply(framed[4:])]
+    replies = [*compiled.reply(framed[:4]), *compiled.reply(framed[4:])]
+    assert [reply.text for reply in replies] == [reply.text for reply in expected]
+    for one, other in zip(expected, replies, strict=True):
         assert other.confidence == pytest.approx(one.confidence, abs=1e-4)
+    # Prompt and chunk, vision tower and language model: of each only what is not a weight is left to give.
+    assert len(kept) >= 3
+    assert all(left < given / 2 for left, given in kept)
+    made = len(kept)
+    assert [reply.text for reply in compiled.reply(framed[1:2])] == [expected[1].text]
+    assert len(kept) == made, "a batch that is not full was compiled anew"
