@@ -5,7 +5,7 @@ go one way (" and" rather than "."), that way is fed along as a guess and checke
 same pass; a wrong guess is written over. So only real choices, such as a colour, cost a pass. The tokens are
 those of plain greedy decoding in which every token that leads to no legal caption is forbidden.
 
-Shape legend: B batch, L prompt tokens, C tokens of a chunk, V vocabulary.
+Shape legend: B batch, L prompt tokens, C tokens of a chunk, D width, K tokens that any legal caption can hold.
 """
 
 # ruff: noqa: N803, N806 - shape suffixes are upper case
@@ -66,11 +66,11 @@ class Filling:
                 node = grammar.decision(option.after)
             self.chunk.append(token)
 
-    def read(self, logits_CV: np.ndarray, grammar: Grammar) -> int:
+    def read(self, logits_CK: np.ndarray, grammar: Grammar) -> int:
         """Choose tokens as long as the chunk's logits reach, and return how many of the chunk's tokens were right."""
         used = 0
         while not self.done:
-            token, log_probability = choose(self.node, logits_CV[used])
+            token, log_probability = choose(self.node, logits_CK[used])
             self.take(token, log_probability, grammar)
             used += 1
             if used >= len(self.chunk) or self.chunk[used] != token:
@@ -78,15 +78,14 @@ class Filling:
         return used
 
 
-def choose(node: Node, logits_V: np.ndarray) -> tuple[int, float]:
+def choose(node: Node, logits_K: np.ndarray) -> tuple[int, float]:
     """Return the likeliest legal token (of equal ones the smallest id) and its log-probability among the legal ones."""
-    legal = node.legal
-    if len(legal) == 1:
-        return int(legal[0]), 0.0
-    values = logits_V[legal].astype(np.float64)
+    if len(node.legal) == 1:
+        return int(node.legal[0]), 0.0
+    values = logits_K[node.columns].astype(np.float64)
     best = int(values.argmax())
     shifted = values - values[best]
-    return int(legal[best]), float(-np.log(np.exp(shifted).sum()))
+    return int(node.legal[best]), float(-np.log(np.exp(shifted).sum()))
 
 
 @torch.inference_mode()
@@ -100,6 +99,7 @@ def fill_slots(
     batch, length = prompt_BL.shape
     device = prompt_BL.device
     cache = RowCache(model.config.text_config.num_hidden_layers, length + grammar.longest + 1)
+    tokens_K = torch.from_numpy(grammar.tokens).to(device)
     start = State()
     rows = [Filling(state=start, node=grammar.decision(start)) for _ in range(batch)]
     for row in rows:
@@ -112,9 +112,9 @@ def fill_slots(
         past_key_values=cache,
         use_cache=True,
     )
-    logits_BCV = _logits(model, out.last_hidden_state[:, length - 1 :])
+    logits_BCK = _logits(model, out.last_hidden_state[:, length - 1 :], tokens_K)
     # What was guessed wrong is written over by the next chunk.
-    lengths_B = length - 1 + np.array([row.read(logits_BCV[i], grammar) for i, row in enumerate(rows)])
+    lengths_B = length - 1 + np.array([row.read(logits_BCK[i], grammar) for i, row in enumerate(rows)])
     while not all(row.done for row in rows):
         chunk_BC = _chunks(rows, grammar, fixed=fixed)
         places_BC = lengths_B[:, None] + np.arange(chunk_BC.shape[1])
@@ -126,13 +126,15 @@ def fill_slots(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        logits_BCV = _logits(model, hidden_BCD)
-        lengths_B += [0 if row.done else row.read(logits_BCV[i], grammar) for i, row in enumerate(rows)]
+        logits_BCK = _logits(model, hidden_BCD, tokens_K)
+        lengths_B += [0 if row.done else row.read(logits_BCK[i], grammar) for i, row in enumerate(rows)]
     return rows
 
 
-def _logits(model: Any, hidden: torch.Tensor) -> np.ndarray:
-    return model.lm_head(hidden).float().cpu().numpy()
+def _logits(model: Any, hidden_BCD: torch.Tensor, tokens_K: torch.Tensor) -> np.ndarray:
+    # Only what can be chosen leaves the device: of LLaVA's 32,064 tokens some 200.
+    logits_BCK: np.ndarray = model.lm_head(hidden_BCD)[:, :, tokens_K].float().cpu().numpy()
+    return logits_BCK
 
 
 def _chunks(rows: list[Filling], grammar: Grammar, *, fixed: bool) -> np.ndarray:

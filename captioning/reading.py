@@ -15,9 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.errors import RejectedRow
-from data.files import inside
-from data.fingerprint import digest_bytes
-from data.images import open_rgb, read_bytes
+from data.images import open_indexed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +40,8 @@ def load(item: Pending, root: Path, prepare: Callable[[Image.Image], Image.Image
     reason = "missing"
     for path in item.paths:
         try:
-            content = read_bytes(inside(root, path))
-            if digest_bytes(content) != item.sha256:
-                raise RejectedRow("changed")
-            return Loaded(sha256=item.sha256, image=prepare(open_rgb(content)), reason=None)
+            image = open_indexed(root, path, item.sha256)
+            return Loaded(sha256=item.sha256, image=prepare(image), reason=None)
         except RejectedRow as error:
             reason = error.reason
     return Loaded(sha256=item.sha256, image=None, reason=reason)

@@ -23,6 +23,7 @@ Encode = Callable[[str], list[int]]
 
 # A word to tokenise an option behind: an option begins with a space or a full stop, where every tokeniser starts anew.
 _BEFORE: Final = "person"
+_NOTHING: Final = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Node:
 
     children: token -> node. option: set where a sequence ends. possible: slot -> the values still possible below.
     guess: the token that most options below continue with, where that is at least half of them; else None.
+    legal: the tokens that lead on, in ascending order. columns: where they stand in `Grammar.tokens`.
     """
 
     children: dict[int, Node] = field(default_factory=dict)
@@ -61,11 +63,8 @@ class Node:
     possible: dict[str, frozenset[str | None]] = field(default_factory=dict)
     guess: int | None = None
     size: int = 0
-
-    @cached_property
-    def legal(self) -> NDArray[np.int64]:
-        """The tokens that lead on, in ascending order."""
-        return np.array(sorted(self.children), dtype=np.int64)
+    legal: NDArray[np.int64] = _NOTHING
+    columns: NDArray[np.int64] = _NOTHING
 
     def narrowed(self, token: int) -> tuple[str, ...]:
         """Return the slots that have fewer possible values after `token`."""
@@ -102,6 +101,21 @@ class Grammar:
     def longest(self) -> int:
         """Tokens of the longest legal caption, the end token included."""
         return self._longest_from(State(), {})
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int64]:
+        """Every token that a legal caption can hold, in ascending order."""
+        todo, seen, found = [State()], set[State](), set[int]()
+        while todo:
+            state = todo.pop()
+            if state in seen:
+                continue
+            seen.add(state)
+            for option in self._options(state):
+                found.update(self._tokens(option))
+                if option.after is not None:
+                    todo.append(option.after)
+        return np.array(sorted(found), dtype=np.int64)
 
     def _longest_from(self, state: State, known: dict[State, int]) -> int:
         if state not in known:
@@ -159,6 +173,9 @@ class Grammar:
                 reached.append((node, option))
             node.option = option
         _summarise(reached, self._values)
+        for node, _ in reached:
+            node.legal = np.array(sorted(node.children), dtype=np.int64)
+            node.columns = np.searchsorted(self.tokens, node.legal)
         return root
 
     def _tokens(self, option: Option) -> list[int]:

@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.errors import RejectedRow
+from data.files import inside
+from data.fingerprint import digest_bytes
 
 MAX_PIXELS: Final = 64_000_000
 """Default cap on width x height: a crop of a person has thousands of pixels, a decompression bomb has billions."""
@@ -50,6 +52,18 @@ def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(image))
     except _BROKEN as error:
         raise RejectedRow("truncated") from error
+
+
+def open_indexed(root: Path, path: str, sha256: str | None) -> Image.Image:
+    """Return the image at `path`, relative to `root`, as `open_rgb` does, if its bytes still have the digest `sha256`.
+
+    The digest is taken of the very bytes that are decoded. Raises RejectedRow with the reason ``changed``, or one of
+    those of `open_rgb` and of `data.files.inside`.
+    """
+    content = read_bytes(inside(root, path))
+    if digest_bytes(content) != sha256:
+        raise RejectedRow("changed")
+    return open_rgb(content)
 
 
 def read_bytes(path: Path) -> bytes:

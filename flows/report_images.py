@@ -11,9 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.errors import RejectedRow
-from data.files import inside
-from data.fingerprint import digest_bytes
-from data.images import open_rgb, read_bytes
+from data.images import open_indexed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +50,7 @@ class Thumbnails:
         return self._made[path]
 
     def _make(self, path: str) -> Thumbnail:
-        content = read_bytes(inside(self.root, path))
-        if digest_bytes(content) != self.digests.get(path):
-            raise RejectedRow("changed_since")
-        image = open_rgb(content)
+        image = open_indexed(self.root, path, self.digests.get(path))
         image.thumbnail((2 * self.height, self.height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=82, subsampling=0, optimize=True)

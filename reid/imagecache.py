@@ -20,9 +20,9 @@ from PIL import Image
 
 from data.artifacts import ArtifactRef, ArtifactStore, Made
 from data.errors import DataError, RejectedRow
-from data.files import inside, read_json, write_json
-from data.fingerprint import digest, digest_bytes
-from data.images import open_rgb, read_bytes
+from data.files import read_json, write_json
+from data.fingerprint import digest
+from data.images import open_indexed
 from data.progress import ProgressFn, silent
 
 STAGE: Final = "pixels"
@@ -112,17 +112,11 @@ def _decode_all(out: Pixels, rows: list[tuple[str, str]], root: Path, workers: i
     def decode(index: int) -> str | None:
         path, sha256 = rows[index]
         try:
-            out[index] = _decode(inside(root, path), sha256, out.shape[1], out.shape[2])
+            image = open_indexed(root, path, sha256)
         except RejectedRow as rejected:
             return f"{path}: {rejected.reason}"
+        out[index] = np.asarray(image.resize((out.shape[2], out.shape[1]), Image.Resampling.BICUBIC))
         return None
 
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(decode, range(len(rows)))
-
-
-def _decode(path: Path, sha256: str, height: int, width: int) -> Pixels:
-    content = read_bytes(path)
-    if digest_bytes(content) != sha256:
-        raise RejectedRow("changed since it was indexed")
-    return np.asarray(open_rgb(content).resize((width, height), Image.Resampling.BICUBIC))

@@ -528,7 +528,7 @@ def test_a_picture_that_is_gone_or_changed_leaves_a_placeholder(images_root, tmp
     made = world.make()
     page = Page((made.ref.folder / "report.html").read_text())
     missing = page.classed("missing")
-    assert {attrs["aria-label"].split(": ")[1] for attrs in missing} == {"missing", "changed since"}
+    assert {attrs["aria-label"].split(": ")[1] for attrs in missing} == {"missing", "changed"}
     assert sum(attrs["aria-label"].startswith("query, ") for attrs in missing) == 12
     assert re.search(r"pictures this page could not show [1-9]", page.words)
     assert not world.make().cached  # the pictures may be back next time
