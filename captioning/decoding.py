@@ -132,7 +132,7 @@ def fill_slots(
 
 
 def _logits(model: Any, hidden_BCD: torch.Tensor, tokens_K: torch.Tensor) -> np.ndarray:
-    # Only what can be chosen leaves the device: of LLaVA's 32,064 tokens some 200.
+    # Only what can be chosen leaves the device: a small part of a vocabulary (of LLaVA's, 32,064 tokens).
     logits_BCK: np.ndarray = model.lm_head(hidden_BCD)[:, :, tokens_K].float().cpu().numpy()
     return logits_BCK
 

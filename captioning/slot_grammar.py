@@ -7,7 +7,7 @@ tokens that lead to a legal caption, and what needs no choice is given to it. Im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -23,7 +23,6 @@ Encode = Callable[[str], list[int]]
 
 # A word to tokenise an option behind: an option begins with a space or a full stop, where every tokeniser starts anew.
 _BEFORE: Final = "person"
-_NOTHING: Final = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +62,8 @@ class Node:
     possible: dict[str, frozenset[str | None]] = field(default_factory=dict)
     guess: int | None = None
     size: int = 0
-    legal: NDArray[np.int64] = _NOTHING
-    columns: NDArray[np.int64] = _NOTHING
+    legal: NDArray[np.int64] = field(default_factory=lambda: _ids(()))
+    columns: NDArray[np.int64] = field(default_factory=lambda: _ids(()))
 
     def narrowed(self, token: int) -> tuple[str, ...]:
         """Return the slots that have fewer possible values after `token`."""
@@ -115,7 +114,7 @@ class Grammar:
                 found.update(self._tokens(option))
                 if option.after is not None:
                     todo.append(option.after)
-        return np.array(sorted(found), dtype=np.int64)
+        return _ids(found)
 
     def _longest_from(self, state: State, known: dict[State, int]) -> int:
         if state not in known:
@@ -174,7 +173,7 @@ class Grammar:
             node.option = option
         _summarise(reached, self._values)
         for node, _ in reached:
-            node.legal = np.array(sorted(node.children), dtype=np.int64)
+            node.legal = _ids(node.children)
             node.columns = np.searchsorted(self.tokens, node.legal)
         return root
 
@@ -188,6 +187,10 @@ class Grammar:
                 "so slots cannot be filled one by one; use decoding free"
             )
         return ids[len(self._before) :]
+
+
+def _ids(tokens: Iterable[int]) -> NDArray[np.int64]:
+    return np.array(sorted(tokens), dtype=np.int64)
 
 
 def _said(clause: Clause, words: str, passed: Slots, after: State) -> Iterator[Option]:
