@@ -172,7 +172,7 @@ class Grammar:
                 reached.append((node, option))
             node.option = option
         _summarise(reached, self._values)
-        for node, _ in reached:
+        for node in {id(node): node for node, _ in reached}.values():
             node.legal = _ids(node.children)
             node.columns = np.searchsorted(self.tokens, node.legal)
         return root

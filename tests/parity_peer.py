@@ -37,8 +37,8 @@ DATASETS = {"person": "market1501", "vehicle": "veri"}
 
 
 @contextmanager
-def peer_code(folder: Path) -> Iterator[None]:
-    """Make the public code importable and keep it on the CPU."""
+def peer_code(folder: Path, *, on_cpu: bool = True) -> Iterator[None]:
+    """Make the public code importable; on_cpu: what it would move to a GPU stays where it is."""
     yacs = ModuleType("yacs.config")
     yacs.CfgNode = SimpleNamespace  # type: ignore[attr-defined]
     turtle = ModuleType("turtle")  # imported by loss/triplet_loss.py by accident; the real one needs a display
@@ -47,7 +47,7 @@ def peer_code(folder: Path) -> Iterator[None]:
     with (
         patch.dict(sys.modules, stand_ins),
         patch.object(sys, "path", [str(folder), *sys.path]),
-        patch.object(torch.Tensor, "cuda", lambda self, *_: self),
+        patch.object(torch.Tensor, "cuda", (lambda self, *_: self) if on_cpu else torch.Tensor.cuda),
     ):
         yield
 
