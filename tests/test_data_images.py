@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from data.errors import RejectedRow
-from data.images import open_rgb
+from data.fingerprint import digest_bytes
+from data.images import open_indexed, open_rgb
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -122,3 +123,22 @@ def test_flipped_bytes_never_raise_anything_else():
                 open_rgb(bytes(broken), max_pixels=1_000_000)
             except RejectedRow as error:
                 assert error.reason in {"truncated", "not_an_image", "too_large"}  # noqa: PT017
+
+
+def test_an_indexed_image_is_read_only_while_it_is_the_one(tmp_path):
+    content = encoded(gradient(), "PNG")
+    root, sha256 = tmp_path / "root", digest_bytes(content)
+    root.mkdir()
+    for path in (root / "a.png", tmp_path / "beside.png"):
+        path.write_bytes(content)
+    assert np.array_equal(np.asarray(open_indexed(root, "a.png", sha256)), np.asarray(gradient()))
+    (root / "b.png").write_bytes(encoded(gradient(39), "PNG"))
+    for path, digest, expected in (
+        ("b.png", sha256, "changed"),
+        ("a.png", None, "changed"),
+        ("c.png", sha256, "missing"),
+        ("../beside.png", sha256, "outside_root"),
+    ):
+        with pytest.raises(RejectedRow) as caught:
+            open_indexed(root, path, digest)
+        assert caught.value.reason == expected
