@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from data_trees import settle
 from PIL import Image
 
 from data.artifacts import SIDECAR, ArtifactStore
@@ -44,6 +45,7 @@ def home(finished, tmp_path) -> Path:
     """A private copy of the finished run, free to be damaged."""
     copy = tmp_path / "copy"
     shutil.copytree(finished[0], copy)
+    settle()
     return copy
 
 
