@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, Protocol
 
 from PIL import Image
@@ -21,8 +21,8 @@ class CaptionEngine(Protocol):
     def prepare(self, image: Image.Image) -> Image.Image:
         """Frame one RGB image for the model; safe in threads."""
 
-    def rows(self, images: Iterable[Loaded]) -> Iterator[list[dict[str, Any]]]:
-        """Caption a stream of images and yield a row for each, as they are done.
+    def rows(self, images: Iterable[Loaded]) -> Generator[list[dict[str, Any]], None, None]:
+        """Caption a stream of images and yield a row for each, as they are done; closed unless it is used up.
 
         Rows have the fields of schemas.SHARD; status is ``image_error`` where the image has no pixels and
         ``server_error`` where a server gave no usable answer.

@@ -8,7 +8,7 @@ Shape legend: B batch, L prompt tokens, G generated tokens, H and W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -143,7 +143,7 @@ class Engine:
         text = self.llava.processor.tokenizer.decode(kept, skip_special_tokens=True)
         return Reply(text=text, n_tokens=len(kept), truncated=length is None)
 
-    def rows(self, images: Iterable[Loaded]) -> Iterator[list[dict[str, Any]]]:
+    def rows(self, images: Iterable[Loaded]) -> Generator[list[dict[str, Any]], None, None]:
         """Caption a stream of images and yield rows of schemas.SHARD, a batch at a time, in order.
 
         An image without pixels becomes a row with status ``image_error``. When the device runs out of memory the batch

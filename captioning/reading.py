@@ -7,7 +7,7 @@ attached to an image that changed after it was indexed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +49,10 @@ def load(item: Pending, root: Path, prepare: Callable[[Image.Image], Image.Image
 
 def read_ahead(
     items: Iterable[Pending], root: Path, prepare: Callable[[Image.Image], Image.Image], *, workers: int, ahead: int
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """Yield the images of `items` in order, up to `ahead` of them read in `workers` threads before they are wanted.
 
-    `items` is asked for one more only when one more is to be read.
+    `items` is asked for one more only when one more is to be read. Close it unless it is used up.
     """
     with ThreadPoolExecutor(workers) as executor:
         waiting: deque[Future[Loaded]] = deque()

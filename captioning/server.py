@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final
 
@@ -68,7 +68,7 @@ class ServerEngine:
         """Frame one RGB image for the served model; safe in threads."""
         return frame(image, self.config.framing, self.config.server.image_side, self.config.server.image_mean)
 
-    def rows(self, images: Iterable[Loaded]) -> Iterator[list[Row]]:
+    def rows(self, images: Iterable[Loaded]) -> Generator[list[Row], None, None]:
         """Caption a stream of images and yield their rows as the answers come, in no order.
 
         An image whose requests all fail becomes a row with status ``server_error``. Raises RetryableError when as many

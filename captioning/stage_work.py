@@ -113,10 +113,12 @@ class Worker:
     def _caption(self, items: Iterable[Pending], saver: Saver) -> None:
         engine = self._loaded_engine()
         loaded = read_ahead(items, self._root, engine.prepare, workers=self._config.workers, ahead=2 * engine.width)
-        for rows in engine.rows(loaded):
-            saver.add(rows)
-            self._count(rows)
-            self._progress(self._seen, self._total, "")
+        # Both hold threads: left to the garbage collector after an error, they would be waited for inside any thread.
+        with closing(loaded), closing(engine.rows(loaded)) as answers:
+            for rows in answers:
+                saver.add(rows)
+                self._count(rows)
+                self._progress(self._seen, self._total, "")
 
     def _loaded_engine(self) -> CaptionEngine:
         if self._engine is None:

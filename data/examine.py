@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -114,17 +115,17 @@ def examine(
     checks = {fact.sha256: Check(*fact[4:]) for fact in known.values()} if todo else {}
     fresh: dict[str, Facts] = {}
     n_decoded = 0
-    results = _read_all(files, checks, max_pixels, workers or min(os.cpu_count() or 1, _MAX_THREADS))
-    for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
-        facts[index] = result.facts
-        n_decoded += result.decoded
-        if result.settled:
-            fresh[file] = result.facts
-        if done % _CHUNK == 0 or done == len(todo):
-            progress(done, len(todo), "images read")
-        if len(fresh) >= _REMEMBER_EVERY or done == len(todo):
-            _remember(memo, fresh, checker)
-            fresh.clear()
+    with closing(_read_all(files, checks, max_pixels, workers or min(os.cpu_count() or 1, _MAX_THREADS))) as results:
+        for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
+            facts[index] = result.facts
+            n_decoded += result.decoded
+            if result.settled:
+                fresh[file] = result.facts
+            if done % _CHUNK == 0 or done == len(todo):
+                progress(done, len(todo), "images read")
+            if len(fresh) >= _REMEMBER_EVERY or done == len(todo):
+                _remember(memo, fresh, checker)
+                fresh.clear()
     return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded)
 
 
@@ -171,7 +172,9 @@ def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> Non
     memo.run(work)
 
 
-def _read_all(files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, workers: int) -> Iterator[_Result]:
+def _read_all(
+    files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, workers: int
+) -> Generator[_Result, None, None]:
     if workers == 1 or len(files) <= _CHUNK:
         yield from _read_some(files, checks, max_pixels)
         return

@@ -8,8 +8,9 @@ costs nothing. Decoding and resizing let go of the interpreter lock, so threads 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,11 +95,12 @@ def load_pixels(ref: ArtifactRef) -> Pixels:
 def _fill(out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int, progress: ProgressFn) -> None:
     every = max(1, len(rows) // 100)
     problems: list[str] = []
-    for done, problem in enumerate(_decode_all(out, rows, root, workers), start=1):
-        if problem:
-            problems.append(problem)
-        if done % every == 0 or done == len(rows):
-            progress(done, len(rows), "decoding")
+    with closing(_decode_all(out, rows, root, workers)) as decoded:
+        for done, problem in enumerate(decoded, start=1):
+            if problem:
+                problems.append(problem)
+            if done % every == 0 or done == len(rows):
+                progress(done, len(rows), "decoding")
     if problems:
         shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         rest = f"\n  - and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -108,7 +110,9 @@ def _fill(out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int, pr
         )
 
 
-def _decode_all(out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int) -> Iterator[str | None]:
+def _decode_all(
+    out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int
+) -> Generator[str | None, None, None]:
     def decode(index: int) -> str | None:
         path, sha256 = rows[index]
         try:

@@ -28,9 +28,13 @@ def load_batches(
         return batch.pin_memory() if pinned else batch
 
     remaining = iter(batches)
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         waiting: deque[Future[Tensor]] = deque(pool.submit(read, indices) for indices in islice(remaining, ahead))
         while waiting:
             batch = waiting.popleft().result()
             waiting.extend(pool.submit(read, indices) for indices in islice(remaining, 1))
             yield batch.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    finally:
+        # Not waited for: when an error leaves this unfinished, the garbage collector ends it, inside any thread.
+        pool.shutdown(wait=False, cancel_futures=True)

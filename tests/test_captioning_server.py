@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 import time
@@ -14,6 +15,7 @@ from chat_server import TEXT, image_of, parts_of, serving
 from mini_llava import SIDE, save_mini_llava
 from PIL import Image
 
+from captioning import reading, stage_work
 from captioning.captioner import TINY_FOLDER, identify
 from captioning.config import CaptionConfig
 from captioning.framing import frame
@@ -293,12 +295,21 @@ def test_a_model_that_is_not_offered_is_named_and_asked_for_all_the_same(store, 
         ("moved_302", "HTTP 302"),
     ],
 )
-def test_a_refusal_stops_at_once(store, tmp_path, fault, told):
+def test_a_refusal_stops_at_once(store, tmp_path, fault, told, monkeypatch):
+    streams = []
+
+    def watched(*args, **options):
+        streams.append(reading.read_ahead(*args, **options))
+        return streams[-1]
+
+    monkeypatch.setattr(stage_work, "read_ahead", watched)
     root = draw(tmp_path / "people", 4)
     with serving(fault=lambda *_: fault) as server:
         with pytest.raises(RefusalError, match=told):
             run(store, root, asking(server.url, attempts=20))
         assert len(server.requests) <= 4
+    # Left to the garbage collector, its threads were once waited for inside a thread that was being born, for ever.
+    assert [inspect.getgeneratorstate(stream) for stream in streams] == [inspect.GEN_CLOSED]
 
 
 # The key
