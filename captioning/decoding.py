@@ -39,7 +39,7 @@ class Filling:
 
     def take(self, token: int, log_probability: float, grammar: Grammar) -> None:
         """Go on with `token`, chosen with `log_probability` among the legal ones."""
-        for slot in self.node.narrowed(token):
+        for slot in self.node.narrowed[token]:
             self.confidence[slot] = self.confidence.get(slot, 0.0) + log_probability
         self.node = self.node.children[token]
         self.tokens.append(token)

@@ -65,12 +65,9 @@ class Node:
     legal: NDArray[np.int64] = field(default_factory=lambda: _ids(()))
     columns: NDArray[np.int64] = field(default_factory=lambda: _ids(()))
 
-    def narrowed(self, token: int) -> tuple[str, ...]:
-        """Return the slots that have fewer possible values after `token`."""
-        return self._narrowed[token]
-
     @cached_property
-    def _narrowed(self) -> dict[int, tuple[str, ...]]:
+    def narrowed(self) -> dict[int, tuple[str, ...]]:
+        """Token -> the slots that have fewer possible values after it."""
         return {
             token: tuple(slot for slot, values in child.possible.items() if values != self.possible[slot])
             for token, child in self.children.items()
@@ -99,31 +96,25 @@ class Grammar:
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest legal caption, the end token included."""
-        return self._longest_from(State(), {})
+        longest: dict[State | None, int] = {None: 0}
+        for state, steps in reversed(self._steps.items()):
+            longest[state] = max(len(tokens) + longest[after] for tokens, after in steps)
+        return longest[State()]
 
     @cached_property
     def tokens(self) -> NDArray[np.int64]:
         """Every token that a legal caption can hold, in ascending order."""
-        todo, seen, found = [State()], set[State](), set[int]()
+        return _ids({token for steps in self._steps.values() for tokens, _ in steps for token in tokens})
+
+    @cached_property
+    def _steps(self) -> dict[State, list[tuple[list[int], State | None]]]:
+        """Every state that can be reached -> its options as (tokens, state after them), in the order of the text."""
+        todo, found = {State()}, dict[State, list[tuple[list[int], State | None]]]()
         while todo:
             state = todo.pop()
-            if state in seen:
-                continue
-            seen.add(state)
-            for option in self._options(state):
-                found.update(self._tokens(option))
-                if option.after is not None:
-                    todo.append(option.after)
-        return _ids(found)
-
-    def _longest_from(self, state: State, known: dict[State, int]) -> int:
-        if state not in known:
-            options = self._options(state)
-            known[state] = max(
-                len(self._tokens(option)) + (self._longest_from(option.after, known) if option.after else 0)
-                for option in options
-            )
-        return known[state]
+            found[state] = [(self._tokens(option), option.after) for option in self._options(state)]
+            todo |= {after for _, after in found[state] if after is not None and after not in found}
+        return dict(sorted(found.items(), key=lambda item: (item[0].sentence, item[0].clause)))
 
     def _options(self, state: State) -> Iterator[Option]:
         if state.sentence < 0:

@@ -164,7 +164,7 @@ COMPARISONS: Final = (
         if count != 1
     ),
 )
-"""The differences that a study reports, chosen before any was seen."""
+"""The differences that a study reports. Those of group `why` follow up on what the others showed."""
 
 
 def variants_of(config: StudyConfig) -> tuple[Variant, ...]:
