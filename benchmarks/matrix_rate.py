@@ -6,8 +6,10 @@ import time
 
 import torch
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
+from data.device import CPU, resolve_device
+
+DEVICE = resolve_device("auto", torch.cuda, "device")
+ON_GPU = DEVICE != CPU
 
 
 def matrix_rate() -> float:
@@ -26,9 +28,9 @@ def matrix_rate() -> float:
 def wait() -> None:
     """Wait for the device: a GPU only queues its work."""
     if ON_GPU:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(DEVICE)
 
 
 def device_name() -> str:
     """Return what people call this device."""
-    return torch.cuda.get_device_name() if ON_GPU else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(DEVICE) if ON_GPU else f"CPU, {torch.get_num_threads()} threads"

@@ -11,6 +11,7 @@ from captioning.regeneration import RegenerateConfig
 from captioning.server_config import ServerConfig
 from captioning.templates import Template, get_template
 from data.config import RUNTIME, Config
+from data.device import CPU, Device
 from data.errors import ConfigError
 
 TINY = "tiny"
@@ -61,8 +62,8 @@ class CaptionConfig(Config):
     first batch waits for the compiler, so it is for many images."""
     batch_size: Annotated[int, RUNTIME] = Field(default=32, ge=1, le=4096)
     """Images per batch; halved when the device runs out of memory. Written into each row as provenance."""
-    device: Annotated[str, RUNTIME] = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """auto (cuda where there is one), cpu, cuda or cuda:N."""
+    device: Device = "auto"
+    """auto (the first CUDA device if there is one, else the CPU), cpu, cuda or cuda:N."""
     workers: Annotated[int, RUNTIME] = Field(default=4, ge=1, le=256)
     """Threads that read and frame images ahead of the model."""
 
@@ -121,7 +122,7 @@ class CaptionConfig(Config):
     @property
     def local_device(self) -> str:
         """The device this process computes on: with a server none, so that no GPU is held."""
-        return self.device if self.engine == "transformers" else "cpu"
+        return self.device if self.engine == "transformers" else CPU
 
     @property
     def number_format(self) -> str:

@@ -22,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from captioning.captioner import WANTED, local_folder
 from captioning.config import CaptionConfig, Quantization
-from data.errors import ConfigError, WeightsError
+from data.device import resolve_device
+from data.errors import WeightsError
 from data.files import read_json
 
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -110,15 +111,11 @@ def _set_for(compiled: Callable[..., Any], *, freezing: bool) -> Callable[..., A
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that `name` (auto, cpu, cuda, cuda:N) means on this machine."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"caption.device: {name} is not there ({torch.cuda.device_count()} CUDA devices); use auto or cpu"
-        )
-    return device
+    """Return the device that `name` (auto, cpu, cuda, cuda:N) means on this machine.
+
+    Raises ConfigError if it does not exist.
+    """
+    return torch.device(resolve_device(name, torch.cuda, "caption.device"))
 
 
 def quantization_settings(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -14,6 +14,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from captioning.config import CaptionConfig
 from captioning.stage import caption_part
 from data.artifacts import ArtifactRef, ArtifactStore
+from data.device import cuda_devices
 from data.errors import ConfigError
 from flows.gpu import gpu_slot, uses_gpu
 from flows.scale import ScaleConfig
@@ -26,8 +27,8 @@ def caption_worker(*, home: str, images: ArtifactRef, images_root: str, config: 
     """Caption what no other worker has claimed, on a GPU of its own where there are several; return how many."""
     name = f"caption-{worker}"
     config = config.model_copy(update={"device": device_of(config.local_device, worker)})
-    with gpu_slot(config.local_device), progress_bar(name) as bar, progress_artifact(name, bar) as progress:
-        store = ArtifactStore(Path(home))
+    store, slot = ArtifactStore(Path(home)), gpu_slot(config.local_device, "caption.device")
+    with slot, progress_bar(name) as bar, progress_artifact(name, bar) as progress:
         done = caption_part(store, images=images, images_root=Path(images_root), config=config, progress=progress)
     return done.generated
 
@@ -57,8 +58,8 @@ def task_runner(scale: ScaleConfig) -> TaskRunner[Any]:
 
 def device_of(device: str, worker: int) -> str:
     """Return the device of one worker: the GPUs of this machine in turn, unless one is named."""
-    if device not in ("auto", "cuda") or not uses_gpu(device):
+    if device not in ("auto", "cuda") or not uses_gpu(device, "caption.device"):
         return device
     import torch
 
-    return f"cuda:{worker % torch.cuda.device_count()}"
+    return f"cuda:{worker % cuda_devices(torch.cuda)}"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from data.device import CPU, resolve_device
 from data.errors import ConfigError
 
 LIMIT: Final = "gpu"
@@ -17,24 +18,27 @@ _LEASE_SECONDS: Final = 300.0
 _LOG = logging.getLogger(__name__)
 
 
-def uses_gpu(device: str) -> bool:
-    """Say whether a stage set to `device` (auto, cpu, cuda or cuda:N) will run on a GPU of this machine."""
-    if device == "auto":
-        import torch
+def uses_gpu(device: str, key: str) -> bool:
+    """Return True if a stage set to `device` (auto, cpu, cuda or cuda:N) will run on a GPU of this machine.
 
-        return torch.cuda.is_available()
-    return device.startswith("cuda")
+    key: the full key of the setting. Raises ConfigError where a GPU is named that does not exist.
+    """
+    if device == CPU:  # before torch is loaded
+        return False
+    import torch
+
+    return resolve_device(device, torch.cuda, key) != CPU
 
 
 @contextmanager
-def gpu_slot(device: str, slots: int = 1) -> Iterator[None]:
+def gpu_slot(device: str, key: str, slots: int = 1) -> Iterator[None]:
     """Hold `slots` GPUs while the block runs, waiting for whoever has them; at once where `device` means the CPU.
 
     A process that dies gives the slot back when its lease ends, after at most five minutes. A server that restarts
     meanwhile does not stop the work: the lease is renewed when it is back. Raises ConfigError where the limit has
-    fewer slots than wanted: that wait would never end.
+    fewer slots than wanted (that wait would never end), and where `device`, the setting `key`, does not exist.
     """
-    if not uses_gpu(device):
+    if not uses_gpu(device, key):
         yield
         return
     from prefect.concurrency.sync import concurrency

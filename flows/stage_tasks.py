@@ -109,7 +109,7 @@ def caption_task(
     *, home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig
 ) -> Result:
     """Caption every image that has no caption by this captioner yet."""
-    with gpu_slot(config.local_device), _progress("caption") as progress:
+    with gpu_slot(config.local_device, "caption.device"), _progress("caption") as progress:
         outcome = caption(
             ArtifactStore(Path(home)), images=images, images_root=Path(images_root), config=config, progress=progress
         )
@@ -145,7 +145,7 @@ def train_task(
         "config": config,
     }
     store = ArtifactStore(Path(home))
-    with gpu_slot(config.device, processes):
+    with gpu_slot(config.device, "train.device", processes):
         if processes > 1 and store.find("train", fingerprint) is None:
             launch_training(store, **what, processes=processes)
         with _progress("train") as progress:
@@ -160,7 +160,7 @@ def evaluate_task(
 ) -> Result:
     """Rank the gallery for every query, before and after training, in every inference mode."""
     store = ArtifactStore(Path(home))
-    with gpu_slot(config.device), _progress("evaluate") as progress:
+    with gpu_slot(config.device, "evaluate.device"), _progress("evaluate") as progress:
         made = evaluate(
             store,
             images=images,

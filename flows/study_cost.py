@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts import ArtifactRef
+from data.device import CPU, resolve_device
 from data.fingerprint import canonical_json
 from flows.study_run import Run
 from reid.config import TrainConfig
@@ -95,7 +96,7 @@ def _least(step: Callable[[], None]) -> float:
 def _device(config: TrainConfig) -> str:
     import torch
 
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return resolve_device(config.device, torch.cuda, "train.device")
 
 
 def _step(config: TrainConfig, identities: int) -> Callable[[], None]:
@@ -154,5 +155,5 @@ def _wait(device: str) -> None:
     """A GPU only queues its work: wait for it, or the clock sees nothing."""
     import torch
 
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device != CPU:
+        torch.cuda.synchronize(device)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from data.config import RUNTIME, Config, RuntimeStr
+from data.device import Device
 from reid.config_augment import AugmentConfig
 from reid.config_validation import ValidationConfig
 
@@ -22,6 +23,9 @@ Method = Literal["clip_scgi", "clip_reid", "clip_baseline"]
 SHIPPED = "shipped"
 OPENAI = "openai"
 RANDOM = "random"
+
+FP16_PROBLEM = "train.precision=fp16 needs a GPU; set train.precision=bf16, or train.precision=no"
+"""What is wrong with this precision on the CPU."""
 
 
 class BackboneConfig(Config):
@@ -193,8 +197,9 @@ class TrainConfig(Config):
     """Mixed precision of the forward pass; weights and losses stay float32. fp16 needs a GPU."""
     max_uncaptioned: Share = 0.05
     """Largest share of training images that may be left out because they have no caption."""
-    device: RuntimeStr = "auto"
-    """"auto" (a GPU if there is one) or "cpu"."""
+    device: Device = "auto"
+    """auto (the first CUDA device if there is one, else the CPU), cpu, cuda or cuda:N. Several processes
+    (scale.train_processes) take one CUDA device each, so with them only auto, cpu or cuda."""
     checkpoint_every: Annotated[int, Field(ge=0), RUNTIME] = 200
     """Steps between checkpoints that a killed run goes on from; 0 writes none."""
     log_every: Annotated[int, Field(ge=1), RUNTIME] = 10

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data.config import RUNTIME, Config, RuntimeStr
+from data.config import RUNTIME, Config
+from data.device import Device
 
 
 class RerankConfig(Config):
@@ -37,7 +38,7 @@ class EvaluateConfig(Config):
     """Nearest gallery images kept for every query in rankings.parquet."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the encoders; "no" is float32. Rankings are always computed in float32."""
-    device: RuntimeStr = "auto"
-    """"auto" (a GPU if there is one), "cpu" or "cuda"."""
+    device: Device = "auto"
+    """auto (the first CUDA device if there is one, else the CPU), cpu, cuda or cuda:N."""
     batch_size: Annotated[int, Field(ge=1), RUNTIME] = 64
     """Images encoded at a time."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.artifacts import ArtifactRef, ArtifactStore
+from data.device import resolve_device
 from data.errors import ConfigError, DataError
 from data.images import open_rgb
 from data.progress import ProgressFn, silent
@@ -65,7 +66,7 @@ def search(
     gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] >= 0]
     if not gallery:
         raise DataError(f"{images.folder}/images.parquet has no gallery image to search")
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = resolve_device(device, torch.cuda, "evaluate.device")
     task = load_task(model.folder, where)
     shape = task.preprocess
     cache = pixels(

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.device import resolve_device
 from data.files import read_json, write_json, write_table
 from data.progress import ProgressFn, silent
 from data.schemas import RANKINGS
@@ -227,6 +228,4 @@ def _ranking_table(entry: _Entry, images: Images, split: Split) -> pa.Table:
 def _device(config: EvaluateConfig) -> str:
     import torch
 
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return resolve_device(config.device, torch.cuda, "evaluate.device")

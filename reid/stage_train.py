@@ -107,10 +107,10 @@ def _make_together(
     import torch.distributed as dist
     from accelerate import PartialState
 
-    from reid.trainer import on_cpu
+    from reid.training_device import training_device
 
     # Without the flag accelerate would find no GPU and let every process train for itself, and say nothing.
-    process = PartialState(cpu=on_cpu(config))
+    process = PartialState(cpu=training_device(config).type == "cpu")
     fingerprint = fingerprint_of(STAGE, ingredients)
     answer = [store.find(STAGE, fingerprint) if process.is_main_process else None]
     dist.broadcast_object_list(answer)
@@ -259,9 +259,9 @@ def _learned_texts(
 
 
 def _device(config: TrainConfig) -> str:
-    import torch
+    from reid.training_device import training_device
 
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return str(training_device(config))
 
 
 def _provenance(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
@@ -23,12 +23,13 @@ from data.errors import ConfigError
 from data.progress import ProgressFn, silent
 from reid.batches import TrainingBatches, TrainingSet
 from reid.checkpoint import drop_best, load_best, restore_checkpoint, save_best, save_checkpoint
-from reid.config import TrainConfig
+from reid.config import FP16_PROBLEM, TrainConfig
 from reid.distributed import gather_batch
 from reid.finite import finite_values
 from reid.metricslog import METRICS, MetricsLog
 from reid.optim import build_optimizer, set_rates
 from reid.tasks import Batch, Task, alone
+from reid.training_device import training_device
 
 Measures = dict[str, float]
 """Name of a measure -> its value; "mAP" decides which epoch is the best."""
@@ -62,23 +63,20 @@ class TrainState:
     """The evaluation with the highest mAP, the earliest of equals."""
 
 
-def on_cpu(config: TrainConfig) -> bool:
-    """Say whether `config` trains on the processor here."""
-    return config.device == "cpu" or not torch.cuda.is_available()
-
-
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Return an accelerator for the device and precision of `config`.
+    """Return an accelerator for exactly the device and precision of `config`.
 
     Raises:
-        ConfigError: fp16 without a GPU.
+        ConfigError: the device does not exist, or fp16 without a GPU.
     """
-    cpu = on_cpu(config)
+    device = training_device(config)
+    cpu = device.type == "cpu"
     if config.precision == "fp16" and cpu:
-        raise ConfigError("precision fp16 needs a GPU; use bf16 or no on a processor")
-    # accelerate keeps its settings in a process-wide singleton and refuses a second precision: a process that trains
-    # twice (tests, studies) starts from a clean one. The process group itself stays.
-    AcceleratorState._reset_state()
+        raise ConfigError(FP16_PROBLEM)
+    # accelerate keeps its settings in a process-wide singleton and refuses a second precision or device: a process that
+    # trains twice (tests, studies) starts from a clean one. A process group stays.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    PartialState(cpu=cpu).device = device  # by itself it takes the first GPU
     return Accelerator(cpu=cpu, mixed_precision=config.precision)
 
 

@@ -180,7 +180,9 @@ def test_deploying_twice_leaves_one_of_everything(prefect_server, tmp_path, caps
         assert client.read_global_concurrency_limit_by_name("gpu").limit == 1
 
 
-def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(prefect_server):
+def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(prefect_server, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     from prefect.client.orchestration import get_client
 
     from flows.gpu import ensure_limit, gpu_slot
@@ -190,8 +192,8 @@ def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(prefect_server
             return client.read_global_concurrency_limit_by_name("gpu").active_slots
 
     ensure_limit()
-    with gpu_slot("cuda"):
+    with gpu_slot("cuda", "train.device"):
         assert held() == 1
-        with gpu_slot("cpu"):
+        with gpu_slot("cpu", "train.device"):
             assert held() == 1
     assert held() == 0
