@@ -1,11 +1,11 @@
-"""Captioning with random weights of a true shape: images a second, and the share of the limit that prefill sets.
+"""Captioning with random weights of a true shape: images per second, and the share of the limit that prefill sets.
 
     python benchmarks/bench_captioning_shapes.py [llava-1.5-7b | small] [batch]
 
 llava-1.5-7b (14 GB in bf16) where there is a GPU, else small. The limit is the operations of the vision tower and the
-prompt, as torch counts them, at the rate of a large bf16 matrix product measured in the same run; decoding comes on
-top. Random weights write nonsense, so slots are filled, and free text runs to the template's limit of tokens. Target on
-an H200: at least 50 % of the limit with slots.
+prompt, as torch counts them, at the rate of a large matrix product in the same format (bf16; float32 where bf16 is
+emulated) measured in the same run; decoding comes on top. Random weights write nonsense, so slots are filled, and free
+text runs to the template's limit of tokens. Target on an H200: at least 50 % of the limit with slots.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import torch
-from matrix_rate import DEVICE, ON_GPU, device_name, matrix_rate, wait
+from matrix_rate import DEVICE, ON_GPU, device_name, has_bf16, matrix_rate, wait
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -73,8 +73,8 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 TURNS = 3
 
 
-def random_llava(shape: str) -> Llava:
-    """Return a LLaVA-1.5 of that shape with random weights in bf16, with the tiny model's tokenizer."""
+def random_llava(shape: str, dtype: torch.dtype) -> Llava:
+    """Return a LLaVA-1.5 of that shape with random weights, with the tiny model's tokenizer."""
     vision, text = SHAPES[shape]
     processor = AutoProcessor.from_pretrained(TINY_FOLDER, local_files_only=True)
     tokenizer = processor.tokenizer
@@ -90,7 +90,7 @@ def random_llava(shape: str) -> Llava:
     )
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        model = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
+        model = LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config = GenerationConfig(**ids, eos_token_id=tokenizer.eos_token_id)
     processor.image_processor = CLIPImageProcessor(
@@ -100,7 +100,7 @@ def random_llava(shape: str) -> Llava:
         model=model,
         processor=processor,
         device=torch.device(DEVICE),
-        dtype=torch.bfloat16,
+        dtype=dtype,
         side=side,
         image_tokens=tokens,
         folder=TINY_FOLDER,
@@ -129,15 +129,16 @@ def rate(engine: Engine, images: list[Image.Image]) -> float:
 
 def main(shape: str, batch: int) -> None:
     """Measure and print."""
-    llava = random_llava(shape)
-    peak = matrix_rate()
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
+    llava = random_llava(shape, dtype)
+    peak = matrix_rate(dtype)
     engines = {decoding: Engine(llava, CaptionConfig(decoding=decoding)) for decoding in ("slots", "free")}
     slots = engines["slots"]
     framed = [slots.prepare(Image.fromarray(training_sample(3, 4 * i).image)) for i in range(batch)]
     need = operations(slots, framed[:2])
     limit = peak / need
     print(
-        f"{device_name()}: bf16 matrix product {peak / 1e12:.2f} TFLOP/s; {shape}, batches of {batch}, "
+        f"{device_name()}: {dtype} matrix product {peak / 1e12:.2f} TFLOP/s; {shape}, batches of {batch}, "
         f"{slots.prompt_1L.shape[1]} positions, {need / 1e12:.3f} TFLOP an image: limit {limit:.1f} images/s"
     )
     for name, engine in engines.items():

@@ -1,10 +1,11 @@
-"""Whole training, loader included, at ViT-B/16 size: images a second, and the share of the device's own matrix rate.
+"""Whole training, loader included, at ViT-B/16 size: images per second, and the share of the device's own matrix rate.
 
     python benchmarks/bench_training.py [--steps N] [--peer FOLDER]
 
-Runs the trainer itself on the GPU if there is one, else on the CPU, in bf16, over a decoded cache of random pixels on
-disk, and takes the second of two epochs. The matrix rate is that of a large bf16 product measured in the same run; the
-operations of a step are those torch counts. Target on an H200: at least 40 % of the matrix rate.
+Runs the trainer itself on the GPU if there is one, else on the CPU, in bf16 (float32 where bf16 is emulated), over a
+decoded cache of random pixels on disk, and takes the second of two epochs. The matrix rate is that of a large product
+in the same format measured in the same run; the operations of a step are those torch counts. Target on an H200: at
+least 40 % of the matrix rate.
 
 FOLDER is a checkout of github.com/Syliz517/CLIP-ReID, whose own second stage then trains on as many images, over JPEG
 files as it does (benchmarks/clip_reid_loop.py). Target on an H200: ours is 3 x as fast.
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matrix_rate import DEVICE, ON_GPU, device_name, matrix_rate
+from matrix_rate import DEVICE, ON_GPU, device_name, has_bf16, matrix_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 from reid.batches import TrainingBatches, TrainingSet
@@ -35,7 +36,6 @@ PLAN: dict[str, Any] = {
     "backbone": {"name": "vit_b16", "weights": "random", "height": 256, "width": 128},
     "batch": {"identities": IDENTITIES, "images": IMAGES},
     "schedule": {"epochs": 2, "warmup_epochs": 0, "milestones": []},
-    "precision": "bf16",
     "checkpoint_every": 0,
 }
 
@@ -79,10 +79,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of an epoch")
     parser.add_argument("--peer", type=Path, help="a checkout of Syliz517/CLIP-ReID")
     given = parser.parse_args()
-    rate, speeds = matrix_rate(), {}
-    print(f"{device_name()}: bf16 matrix product {rate / 1e12:.2f} TFLOP/s")
+    bf16, speeds = has_bf16(), {}
+    rate = matrix_rate(torch.bfloat16 if bf16 else torch.float32)
+    print(f"{device_name()}: {'bf16' if bf16 else 'float32'} matrix product {rate / 1e12:.2f} TFLOP/s")
     for method in ("clip_baseline", "clip_reid", "clip_scgi"):
-        config = TrainConfig.model_validate({**PLAN, "method": method})
+        config = TrainConfig.model_validate({**PLAN, "method": method, "precision": "bf16" if bf16 else "no"})
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             whole = random_people(folder, config.backbone, given.steps)

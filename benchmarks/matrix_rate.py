@@ -1,4 +1,4 @@
-"""How fast this device multiplies large matrices in bf16: what the other benchmarks take shares of."""
+"""How fast this device multiplies large matrices: what the other benchmarks take shares of."""
 
 from __future__ import annotations
 
@@ -12,17 +12,26 @@ DEVICE = resolve_device("auto", torch.cuda, "device")
 ON_GPU = DEVICE != CPU
 
 
-def matrix_rate() -> float:
-    """Return the operations a second of a bf16 matrix product, best of several."""
-    side, best = 8192 if ON_GPU else 2048, 0.0
-    left, right = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(10):
+def matrix_rate(dtype: torch.dtype = torch.bfloat16, *, side: int = 8192 if ON_GPU else 2048, turns: int = 10) -> float:
+    """Return the operations per second of a `side` x `side` matrix product in `dtype`, best of `turns`."""
+    best = 0.0
+    left, right = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
+    for _ in range(turns):
         wait()
         started = time.perf_counter()
         left @ right
         wait()
         best = max(best, 2 * side**3 / (time.perf_counter() - started))
     return best
+
+
+def has_bf16() -> bool:
+    """Return True if bf16 is no slower than float32 here; a processor without its instructions emulates it.
+
+    Where it is emulated a benchmark in bf16 takes many times as long and says nothing.
+    """
+    rates = {dtype: matrix_rate(dtype, side=512, turns=5) for dtype in (torch.float32, torch.bfloat16)}
+    return rates[torch.bfloat16] >= 0.8 * rates[torch.float32]
 
 
 def wait() -> None:

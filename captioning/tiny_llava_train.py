@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,8 +62,10 @@ class Plan:
 class Training:
     """A run that can be stopped and started again: weights and elapsed time are kept, optimiser moments are not."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Build the model, or load its last checkpoint. clock: seconds, monotonic; the time budget is read off it."""
         self.plan = plan
+        self.clock = clock
         self.tokenizer = make_tokenizer(plan.seed)
         torch.manual_seed(plan.seed)  # only the weights are drawn from it, in this process of our own
         self.model: LlavaForConditionalGeneration = build_model(self.tokenizer)
@@ -99,9 +102,9 @@ class Training:
         losses_of = {"crops": self._crops_loss, "tower": self._tower_loss, "caption": self._caption_loss}
         self._learn(name)
         optimizer = self._optimizer(name)
-        step, saved, checked, losses = 0, time.monotonic(), time.monotonic(), []
+        step, saved, checked, losses = 0, self.clock(), self.clock(), []
         while self.elapsed < end:
-            begun = time.monotonic()
+            begun = self.clock()
             factor = min(1.0, (step + 1) / _WARM_UP) * cosine((self.elapsed - start) / (end - start))
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -113,13 +116,13 @@ class Training:
             losses.append(loss.item())
             step += 1
             self.steps[name] += 1
-            self.elapsed += time.monotonic() - begun
-            if time.monotonic() - checked > _CHECK_SECONDS:
+            self.elapsed += self.clock() - begun
+            if self.clock() - checked > _CHECK_SECONDS:
                 self._report(name, step, losses)
-                checked = time.monotonic()
-            if time.monotonic() - saved > _SAVE_SECONDS:
+                checked = self.clock()
+            if self.clock() - saved > _SAVE_SECONDS:
                 self._save()
-                saved = time.monotonic()
+                saved = self.clock()
         self._report(name, step, losses)
         self._save()
 

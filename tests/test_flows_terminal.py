@@ -126,6 +126,10 @@ def test_two_stages_may_show_a_bar_at_once():
     with progress_bar("train", console) as first, progress_bar("caption", console) as second:
         first(1, 2, "")
         second(1, 2, "")
+    text = console.file.getvalue()
+    assert "train" in text
+    assert "1/2" in text
+    assert "caption" in text
 
 
 def test_an_error_inside_passes_through():
