@@ -1,4 +1,4 @@
-"""A picture of people with their captions beside them: a row an identity, so that one sees where captions disagree."""
+"""A picture of people with their captions beside them: one row per identity, which shows where captions disagree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _SOFT: Final = (86, 96, 115)
 _WRONG: Final = (192, 38, 38)
 _EMPTY: Final = (226, 230, 237)
 _MARGIN: Final = 12
-_LINE: Final = 14
+_FONT_SIZE: Final = 12
+_LINE: Final = 15
+_WORD_GAP: Final = 5  # pixels; the font's own space rounds to 2 or 3 at this size, as wide as the gap between letters
 
 
 class SheetConfig(Config):
@@ -37,7 +39,7 @@ class SheetConfig(Config):
     """Who is shown."""
     height: Annotated[int, Field(ge=2 * _LINE)] = 176
     """Height of an image in pixels; it is at most half as wide."""
-    text: Annotated[int, Field(ge=_LINE)] = 136
+    text: Annotated[int, Field(ge=_LINE)] = 160
     """Width of a caption in pixels."""
 
     @property
@@ -50,7 +52,7 @@ def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig
     """Draw `config.identities` people with up to `config.each` images of each, the cameras in turn.
 
     captions: COLUMNS of captions.parquet. Who is shown follows the seed. Distractors and junk (pid < 1) are left out.
-    An image that is gone or is no longer the captioned one becomes a grey field with the reason. Raises DataError
+    An image that is gone or is no longer the captioned one becomes a gray field with the reason. Raises DataError
     where there is nobody to show.
     """
     people = chosen(captions, config)
@@ -59,21 +61,58 @@ def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig
     band = config.height + _MARGIN
     widest = max(map(len, people))
     sheet = Image.new("RGB", (_MARGIN + widest * config.cell, _MARGIN + band * len(people)), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
+    pen = Pen(sheet)
     for row, person in enumerate(people):
         for column, item in enumerate(person):
             left, top = _MARGIN + column * config.cell, _MARGIN + row * band
             picture = _picture(item, images_root, config)
             sheet.paste(picture, (left, top))
             beside = left + picture.width + _MARGIN // 2
-            for number, (line, ink) in enumerate(_lines(item, draw, font, config)):
-                draw.text((beside, top + _LINE * number), line, fill=ink, font=font)
+            for number, (words, ink) in enumerate(_lines(item, pen, config)):
+                pen.write(beside, top + _LINE * number, words, ink)
     return sheet
 
 
+class Pen:
+    """Write lines of words on an image in Pillow's built-in font, with a gap between words that can be seen."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self._draw = ImageDraw.Draw(image)
+        self._font = ImageFont.load_default(_FONT_SIZE)
+
+    def length(self, words: Sequence[str]) -> float:
+        """Return the width of one line of `words` in pixels."""
+        return sum(self._draw.textlength(word, font=self._font) for word in words) + _WORD_GAP * max(len(words) - 1, 0)
+
+    def write(self, left: float, top: float, words: Sequence[str], ink: tuple[int, int, int]) -> None:
+        """Write one line of `words` with its upper left corner at (`left`, `top`)."""
+        for word in words:
+            self._draw.text((left, top), word, fill=ink, font=self._font)
+            left += self._draw.textlength(word, font=self._font) + _WORD_GAP
+
+    def wrapped(self, words: Sequence[str], width: float) -> Iterator[list[str]]:
+        """Yield lines of `words` that are at most `width` pixels wide; a longer word goes on in the next line."""
+        line: list[str] = []
+        for word in words:
+            for piece in self._pieces(word, width):
+                if line and self.length([*line, piece]) > width:
+                    yield line
+                    line = []
+                line.append(piece)
+        if line:
+            yield line
+
+    def _pieces(self, word: str, width: float) -> Iterator[str]:
+        """Yield `word`, cut where it is wider than `width`; a piece is at least one character."""
+        while len(word) > 1 and self.length([word]) > width:
+            size = next((n for n in range(len(word) - 1, 1, -1) if self.length([word[:n]]) <= width), 1)
+            yield word[:size]
+            word = word[size:]
+        yield word
+
+
 def chosen(captions: pd.DataFrame, config: SheetConfig) -> list[list[dict[str, Any]]]:
-    """Return the rows to show, a list an identity: identities by a seeded draw, their images spread over cameras."""
+    """Return the rows to show, one list per identity: identities by a seeded draw, their images spread over cameras."""
     rng = np.random.default_rng(config.seed)
     known = captions[captions["pid"] > 0].sort_values(["pid", "image_path"], kind="stable")
     pids = np.sort(known["pid"].unique())
@@ -99,32 +138,21 @@ def _picture(item: dict[str, Any], root: Path, config: SheetConfig) -> Image.Ima
     if loaded.image is not None:
         return loaded.image
     field = Image.new("RGB", (config.height // 2, config.height), _EMPTY)
-    ImageDraw.Draw(field).text((6, 6), (loaded.reason or "").replace("_", "\n"), fill=_INK, font_size=11)
+    pen = Pen(field)
+    for number, words in enumerate(pen.wrapped((loaded.reason or "").split("_"), field.width - _MARGIN)):
+        pen.write(_MARGIN // 2, _MARGIN // 2 + _LINE * number, words, _INK)
     return field
 
 
-def _lines(
-    item: dict[str, Any], draw: ImageDraw.ImageDraw, font: Any, config: SheetConfig
-) -> list[tuple[str, tuple[int, int, int]]]:
-    """Return the lines beside one picture with their colours: who, a status that is not ok, and what was written."""
-    lines = [(f"identity {item['pid']}, camera {item['camid']}", _SOFT)]
+def _lines(item: dict[str, Any], pen: Pen, config: SheetConfig) -> list[tuple[list[str], tuple[int, int, int]]]:
+    """Return the lines beside one picture with their colors: who, a status that is not ok, and what was written."""
+    lines = [
+        (words, _SOFT) for words in pen.wrapped(f"identity {item['pid']}, camera {item['camid']}".split(), config.text)
+    ]
     if item["status"] != "ok":
-        lines.append((item["status"].replace("_", " "), _WRONG))
-    lines += [(line, _INK) for line in wrapped((item["caption"] or "").split(), draw, font, config.text)]
+        lines += [(words, _WRONG) for words in pen.wrapped(item["status"].split("_"), config.text)]
+    lines += [(words, _INK) for words in pen.wrapped((item["caption"] or "").split(), config.text)]
     room = config.height // _LINE
     if len(lines) > room:
-        lines[room - 1 :] = [("…", _INK)]
+        lines[room - 1 :] = [(["…"], _INK)]
     return lines
-
-
-def wrapped(words: Sequence[str], draw: ImageDraw.ImageDraw, font: Any, width: int) -> Iterator[str]:
-    """Yield lines of `words` that are at most `width` pixels wide; a longer word has a line of its own."""
-    line = ""
-    for word in words:
-        longer = f"{line} {word}".strip()
-        if line and draw.textlength(longer, font=font) > width:
-            yield line
-            longer = word
-        line = longer
-    if line:
-        yield line
