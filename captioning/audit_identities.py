@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from data.fingerprint import canonical_json
+from data.people import is_person
 from data.slots import SLOTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_GALLERY: Final = "gallery"
-_JUNK_PID: Final = -1
-
 
 def people(captions: pd.DataFrame) -> pd.Series[bool]:
-    """Return a mask of the rows that show a known person: not junk (-1), not the distractors (0) of a gallery.
+    """Return a mask of the rows that show a known person, as `data.people` tells."""
+    import pandas as pd
 
-    Identity 0 is a person where it is in training or query too: some data sets count from 0.
-    """
-    pid = captions["pid"]
-    zero_is_a_person = bool(((pid == 0) & (captions["split"] != _GALLERY)).any())
-    return (pid != _JUNK_PID) & ((pid != 0) | zero_is_a_person)
+    known = is_person(captions["split"].to_numpy(), captions["pid"].to_numpy())
+    return pd.Series(known, index=captions.index, dtype=bool)
 
 
 def identity_table(captions: pd.DataFrame) -> pd.DataFrame:

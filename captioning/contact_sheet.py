@@ -14,8 +14,9 @@ from pydantic import Field
 from captioning.reading import Pending, load
 from data.config import Config
 from data.errors import DataError
+from data.people import is_person
 
-COLUMNS: Final = ("image_path", "pid", "camid", "caption", "status", "image_sha256")
+COLUMNS: Final = ("image_path", "split", "pid", "camid", "caption", "status", "image_sha256")
 """What is read of captions.parquet."""
 
 _INK: Final = (26, 33, 48)
@@ -51,7 +52,7 @@ class SheetConfig(Config):
 def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig) -> Image.Image:
     """Draw `config.identities` people with up to `config.each` images of each, the cameras in turn.
 
-    captions: COLUMNS of captions.parquet. Who is shown follows the seed. Distractors and junk (pid < 1) are left out.
+    captions: COLUMNS of captions.parquet. Who is shown follows the seed. Distractors and junk are left out.
     An image that is gone or is no longer the captioned one becomes a gray field with the reason. Raises DataError
     where there is nobody to show.
     """
@@ -114,7 +115,8 @@ class Pen:
 def chosen(captions: pd.DataFrame, config: SheetConfig) -> list[list[dict[str, Any]]]:
     """Return the rows to show, one list per identity: identities by a seeded draw, their images spread over cameras."""
     rng = np.random.default_rng(config.seed)
-    known = captions[captions["pid"] > 0].sort_values(["pid", "image_path"], kind="stable")
+    mask = is_person(captions["split"].to_numpy(), captions["pid"].to_numpy())
+    known = captions[mask].sort_values(["pid", "image_path"], kind="stable")
     pids = np.sort(known["pid"].unique())
     drawn = np.sort(rng.permutation(pids)[: config.identities])
     return [_over_cameras(known[known["pid"] == pid], config.each, rng) for pid in drawn]

@@ -25,6 +25,7 @@ from data.config import Config
 from data.errors import DataError
 from data.files import write_table
 from data.fingerprint import digest
+from data.people import is_junk
 from data.schemas import CAPTIONS, SCHEMA_VERSION
 from data.slots import SLOTS
 
@@ -72,7 +73,7 @@ def shuffle_across_identities(store: ArtifactStore, *, captions: ArtifactRef, co
         table = pq.read_table(captions.folder / FILE)
         split, pids = np.array(table["split"].to_pylist()), table["pid"].to_numpy()
         source = np.arange(table.num_rows)
-        train = np.flatnonzero(split == "train")
+        train = np.flatnonzero((split == "train") & ~is_junk(pids))
         source[train] = train[exchange(pids[train], seed=config.seed, unit=config.unit)]
         moved = table.take(pa.array(source))
         columns = {name: (table if name in _PLACE else moved)[name] for name in CAPTIONS.names}

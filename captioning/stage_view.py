@@ -14,6 +14,7 @@ from captioning.config import CaptionConfig
 from captioning.pattern import PAPER_PATTERN
 from captioning.stage_work import Failure
 from data.errors import RetryableError
+from data.people import JUNK
 from data.schemas import CAPTIONS
 from data.slots import SLOTS
 
@@ -60,7 +61,8 @@ def _clean(rows: list[dict[str, Any]], config: CaptionConfig) -> None:
     """Replace the column caption by its cleaned text, where cleaning is on and there is one."""
     if config.cleaning == CleaningConfig():
         return
-    training = [row for row in rows if row["split"] == "train" and row.get("caption") is not None]
+    usable = [row for row in rows if row["split"] == "train" and row["pid"] != JUNK]
+    training = [row for row in usable if row.get("caption") is not None]
     majorities = clear_majorities(((row["pid"], _slots(row)) for row in training), config.cleaning)
     for row in rows:
         if row.get("caption") is None:

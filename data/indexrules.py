@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Final
 
 from data.datasets import DatasetConfig
 from data.errors import DataError, raise_problems
-from data.readers.base import GALLERY, JUNK_PID, QUERY, SPLITS, TRAIN, ImageRecord, Rejected, Scan
+from data.people import DISTRACTOR, is_junk, is_person
+from data.readers.base import GALLERY, QUERY, SPLITS, TRAIN, ImageRecord, Rejected, Scan
 
 _EXAMPLES: Final = 3
 
 
-def identities(records: Iterable[ImageRecord]) -> dict[str, set[int]]:
-    """Return split -> identities that count as people: not junk, and not the distractors 0 of a gallery.
-
-    Identity 0 is a person where data sets of one's own count from 0: then it is in training or query too.
-    """
+def identities(records: Sequence[ImageRecord]) -> dict[str, set[int]]:
+    """Return split -> identities that are people, as `data.people` tells."""
     found: dict[str, set[int]] = {split: set() for split in SPLITS}
-    for record in records:
-        if record.pid != JUNK_PID:
-            found[record.split].add(record.pid)
-    if 0 not in found[TRAIN] | found[QUERY]:
-        found[GALLERY].discard(0)
+    for record in compress(records, _people(records)):
+        found[record.split].add(record.pid)
     return found
+
+
+def _people(records: Sequence[ImageRecord]) -> list[bool]:
+    people: list[bool] = is_person([record.split for record in records], [record.pid for record in records]).tolist()
+    return people
 
 
 def check_index(
@@ -44,14 +45,13 @@ def check_index(
         raise DataError(f"{subject} has no usable image: {found}. Check data.root and data.reader ({scan.name})")
     identical = list(_identical(records, sha256s))
     problems = [*_empty_splits(config, records, rejected), *_shared_identities(records)]
-    notices = [*scan.notices, *_junk(scan), *_rejected(rejected)]
+    notices = [*scan.notices, *_junk(scan), *_rejected(rejected), *_copies(records, sha256s)]
     if identical and config.allow_identical:
         notices.append(_show_identical(identical))
     elif identical:
         problems.append(
             f"{_show_identical(identical)}. Correct the labels, or set data.allow_identical=true to be warned only"
         )
-    problems += _unmatched(config, records, notices)
     raise_problems(subject, problems, DataError)
     return notices
 
@@ -80,55 +80,61 @@ def _empty_splits(config: DatasetConfig, records: Sequence[ImageRecord], rejecte
 
 def _shared_identities(records: Sequence[ImageRecord]) -> Iterator[str]:
     example: dict[str, dict[int, str]] = {"train": {}, "test": {}}
-    for record in records:
-        if record.pid > 0:
-            example["train" if record.split == TRAIN else "test"].setdefault(
-                record.pid, f"{record.split}: {record.path}"
-            )
+    for record in compress(records, _people(records)):
+        side = "train" if record.split == TRAIN else "test"
+        example[side].setdefault(record.pid, f"{record.split}: {record.path}")
     shared = sorted(example["train"].keys() & example["test"].keys())
     if shared:
         shown = "; ".join(f"{pid} ({example['train'][pid]}, {example['test'][pid]})" for pid in shared[:_EXAMPLES])
+        zero = f". {DISTRACTOR} is a distractor only where the gallery alone has it" if DISTRACTOR in shared else ""
         yield (
             f"{len(shared)} identities are both in training and in query or gallery, such as {shown}. Test people must"
-            " be unseen: move each identity to one side, or number two different people differently"
+            f" be unseen: move each identity to one side, or number two different people differently{zero}"
         )
 
 
 def _identical(records: Sequence[ImageRecord], sha256s: Sequence[str]) -> Iterator[tuple[ImageRecord, ImageRecord]]:
     first: dict[str, ImageRecord] = {}
-    for record, sha256 in zip(records, sha256s, strict=True):
-        if record.pid > 0:
-            other = first.setdefault(sha256, record)
-            if other.pid != record.pid:
-                yield other, record
+    people = _people(records)
+    for record, sha256 in compress(zip(records, sha256s, strict=True), people):
+        other = first.setdefault(sha256, record)
+        if other.pid != record.pid:
+            yield other, record
+
+
+def _copies(records: Sequence[ImageRecord], sha256s: Sequence[str]) -> Iterator[str]:
+    """Yield notices about equal bytes that make a test easier, or wrong, without two people being confused."""
+    people, junk = _people(records), is_junk([record.pid for record in records]).tolist()
+    first: dict[str, dict[str, ImageRecord]] = {"query": {}, "person": {}}
+    for record, sha256 in compress(zip(records, sha256s, strict=True), people):
+        first["person"].setdefault(sha256, record)
+        if record.split == QUERY:
+            first["query"].setdefault(sha256, record)
+    in_query, of_nobody = [], []
+    for record, sha256, person, ignored in zip(records, sha256s, people, junk, strict=True):
+        if person and record.split == GALLERY and sha256 in first["query"]:
+            in_query.append((record, first["query"][sha256]))
+        elif not person and not ignored and sha256 in first["person"]:
+            of_nobody.append((record, first["person"][sha256]))
+    if in_query:
+        yield (
+            f"{len(in_query):,} gallery image(s) are, byte for byte, a query, such as {_show(in_query[0])}: finding"
+            " them proves nothing. Remove one of each"
+        )
+    if of_nobody:
+        yield (
+            f"{len(of_nobody):,} distractor(s) are, byte for byte, an image of a known person, such as"
+            f" {_show(of_nobody[0])}: finding that person there counts as an error. Remove them, or correct their pid"
+        )
+
+
+def _show(pair: tuple[ImageRecord, ImageRecord]) -> str:
+    return " and ".join(f"{record.path} ({record.split})" for record in pair)
 
 
 def _show_identical(pairs: Sequence[tuple[ImageRecord, ImageRecord]]) -> str:
     shown = "; ".join(f"{a.path} (pid {a.pid}) and {b.path} (pid {b.pid})" for a, b in pairs[:_EXAMPLES])
     return f"{len(pairs)} image(s) are, byte for byte, another identity's, such as {shown}"
-
-
-def _unmatched(config: DatasetConfig, records: Sequence[ImageRecord], notices: list[str]) -> list[str]:
-    """Notice queries without a match from another camera; that every query is one is a problem."""
-    queries = [record for record in records if record.split == QUERY and record.pid != JUNK_PID]
-    if not queries or GALLERY not in {record.split for record in records}:
-        return []
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for record in records:
-        if record.split == GALLERY:
-            cameras[record.pid].add(record.camid)
-    alone = [record for record in queries if not cameras[record.pid] - {record.camid}]
-    if len(alone) == len(queries) and QUERY in config.require_splits:
-        return [
-            "no query has a gallery image of the same identity from another camera, and same-camera matches do not"
-            " count, so nothing could be evaluated. Check pid and camid"
-        ]
-    if alone:
-        notices.append(
-            f"{len(alone):,} of {len(queries):,} queries have no gallery image of their identity from another camera,"
-            f" such as {alone[0].path}: evaluation skips them"
-        )
-    return []
 
 
 def _junk(scan: Scan) -> list[str]:

@@ -22,7 +22,7 @@ def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
 IMAGES: Final = _schema(
     ("path", pa.string()),  # relative to the data set's root, posix separators
     ("split", pa.string()),  # train, query or gallery
-    ("pid", pa.int64()),  # identity; -1 is junk (ignored), 0 a distractor where the data set says so
+    ("pid", pa.int64()),  # identity; who is a person: data.people
     ("camid", pa.int64()),  # camera, as the data set numbers it
     ("sha256", pa.string()),  # of the file's bytes
     ("size", pa.int64()),  # bytes

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 
 from captioning.audit_flags import FLAGS
+from data.people import JUNK, is_person
 from data.slots import COLORS, NONE, SLOTS
 from flows.report_gather import Row, counts, read_rows, spread, take_rows
 from flows.report_images import Thumbnails
 
-JUNK: Final = -1  # the identity of crops that show no one whole
 SLOT_NAMES: Final = {slot: slot.replace("_", " ") for slot in SLOTS}
 _STATUS_MEANINGS: Final = {
     "ok": "parsed into attributes",
@@ -122,11 +123,8 @@ def audit_section(
 
 
 def _people(rows: Sequence[Row]) -> set[int]:
-    # Identity 0 is one person in some data sets; where only the gallery has it, it is all its distractors.
-    splits: dict[int, set[str]] = {}
-    for row in rows:
-        splits.setdefault(row["pid"], set()).add(row["split"])
-    return {pid for pid, found in splits.items() if pid > 0 or (pid == 0 and found != {"gallery"})}
+    pids = [row["pid"] for row in rows]
+    return set(compress(pids, is_person([row["split"] for row in rows], pids)))
 
 
 def _slot(slot: str, figures: Row) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from data.device import CPU, resolve_device
 from data.fingerprint import canonical_json
 from flows.study_run import Run
 from reid.config import TrainConfig
+from reid.training_rows import train_rows
 
 _TURNS: Final = 3  # after one that warms up; the least counts
 
@@ -67,8 +68,7 @@ def _prompt_steps(config: TrainConfig, images: int) -> int:
 
 def _labels(images: ArtifactRef) -> NDArray[np.int64]:
     table = pq.read_table(images.folder / "images.parquet", columns=["split", "pid"]).to_pydict()
-    pairs = zip(table["split"], table["pid"], strict=True)
-    return np.array([pid for split, pid in pairs if split == "train" and pid >= 0], dtype=np.int64)
+    return np.array(table["pid"], dtype=np.int64)[train_rows(table["split"], table["pid"])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import DataError, raise_problems
+from data.people import is_junk
 from reid.config_evaluate import RerankConfig
 from reid.ranking_kernel import rank_rows, run_on_slices, top_rows
 from reid.rerank import rerank_blocks
 from reid.similarity import BLOCK_BYTES, Features, Rows, Scores, similarity_blocks
 
-JUNK: Final = -1
 Exclude = Literal["same_camera", "none"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -99,7 +99,7 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
     given = (query_pids, gallery_pids, query_camids, gallery_camids)
     labels = _Labels(*(np.asarray(values, dtype=np.int64) for values in given))
     _check_shapes(query_features, gallery_features, labels)
-    keep = np.flatnonzero(labels.gallery_pids != JUNK)
+    keep = np.flatnonzero(~is_junk(labels.gallery_pids))
     n_junk = len(labels.gallery_pids) - len(keep)
     queries = Rows(query_features, "query")
     gallery = Rows(gallery_features, "gallery", keep if n_junk else None)

@@ -19,6 +19,7 @@ from data.artifacts import ArtifactRef, ArtifactStore
 from data.device import resolve_device
 from data.errors import ConfigError, DataError
 from data.images import open_rgb
+from data.people import JUNK
 from data.progress import ProgressFn, silent
 from reid.imagecache import load_pixels, pixels
 
@@ -63,7 +64,7 @@ def search(
     if top < 1:
         raise ConfigError(f"search: top must be at least 1 (given: {top})")
     rows = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"]).to_pylist()
-    gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] >= 0]
+    gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] != JUNK]
     if not gallery:
         raise DataError(f"{images.folder}/images.parquet has no gallery image to search")
     where = resolve_device(device, torch.cuda, "evaluate.device")

@@ -43,6 +43,7 @@ def evaluate_ingredients(
         "images": images.content,
         "model": model.digests_of("model.safetensors", "config.json"),
         "config": config.identity(),
+        **({"drawn": "one image per person, all distractors"} if config.gallery_draws else {}),
         "version": STAGE_VERSION,
     }
 
@@ -69,7 +70,7 @@ def evaluate(
         progress: called with images encoded, images to encode in all, and what is at work.
 
     Raises:
-        DataError: no query, no gallery, no query with a match from another camera, or features that are not finite.
+        DataError: no query, no gallery, no query with a match under `config.exclude`, or features that are not finite.
         WeightsError: the model, or the weights it was trained from, are not to be had.
     """
     ingredients = evaluate_ingredients(store, images=images, model=model, config=config)

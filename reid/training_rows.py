@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data.artifacts import ArtifactRef
 from data.errors import ConfigError, DataError
+from data.people import is_junk
 from reid.config import TrainConfig
 
 Rows = dict[str, list[Any]]
@@ -50,10 +53,15 @@ def read_rows(images: ArtifactRef) -> Rows:
 
 def _training_split(images: ArtifactRef) -> Rows:
     rows = read_rows(images)
-    chosen = [row for row, split in enumerate(rows["split"]) if split == "train" and rows["pid"][row] >= 0]
+    chosen = train_rows(rows["split"], rows["pid"]).tolist()
     if not chosen:
         raise DataError(f"{images.folder}/images.parquet holds no training images; check the split of the data set")
     return _take(rows, chosen)
+
+
+def train_rows(splits: Sequence[str], pids: Sequence[int]) -> NDArray[np.int64]:
+    """Return the rows of images.parquet that a training can use, sorted: the training split without junk."""
+    return np.flatnonzero((np.array(splits, dtype=object) == "train") & ~is_junk(pids))
 
 
 def _take(rows: Rows, chosen: list[int]) -> Rows:

@@ -1,7 +1,8 @@
 """Evaluation during training: retrieval among held-out training identities, or on the test set.
 
-Held-out images are ranked each against all others: images of the same identity and camera do not count, as in the
-test protocol. Where no held-out identity is seen by two cameras (VehicleID tells none), only the query itself does not.
+Held-out images are ranked each against all others, queries against the gallery: images of the same identity and camera
+do not count, as in the test protocol. Where no identity is seen by two cameras (data without cameras), cameras leave
+nothing out, and of held-out images only the query itself does not count.
 
 Shapes: N images that are embedded, Q queries, G gallery images.
 """
@@ -15,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
+from data.people import is_junk
 from reid.config import TrainConfig
+from reid.evaluation_rows import has_match
 from reid.training_rows import Rows
 
 if TYPE_CHECKING:
@@ -63,18 +66,20 @@ def ranked_test(rows: Rows) -> RankedImages:
     """
     pids = np.array(rows["pid"], dtype=np.int64)
     splits = np.array(rows["split"])
-    query, gallery = np.flatnonzero(splits == "query"), np.flatnonzero((splits == "gallery") & (pids >= 0))
+    query, gallery = (np.flatnonzero((splits == name) & ~is_junk(pids)) for name in ("query", "gallery"))
     if not len(query) or not len(gallery):
         raise DataError('validation.images = "test" needs queries and a gallery, and this data set lacks one of them')
     chosen = np.concatenate([query, gallery])
     camids = np.array(rows["camid"], dtype=np.int64)[chosen]
+    n = len(query)
+    crosses = has_match(pids[query], camids[:n], pids[gallery], camids[n:], "same_camera").any()
     return RankedImages(
         positions_N=chosen,
         pids_N=pids[chosen],
         camids_N=camids,
-        excluded_by_N=camids,
-        query_Q=np.arange(len(query)),
-        gallery_G=np.arange(len(query), len(chosen)),
+        excluded_by_N=camids if crosses else np.arange(len(chosen)),
+        query_Q=np.arange(n),
+        gallery_G=np.arange(n, len(chosen)),
     )
 
 

@@ -27,7 +27,7 @@ def people(tmp_path):
                 path = f"{pid}_{camid}_{number}.png"
                 Image.new("RGB", (30, 60), RED).save(tmp_path / path)
                 sha256 = digest_bytes((tmp_path / path).read_bytes())
-                rows.append((path, pid, camid, "A man is wearing a black shirt.", "ok", sha256))
+                rows.append((path, "gallery", pid, camid, "A man is wearing a black shirt.", "ok", sha256))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -44,6 +44,11 @@ def test_identities_are_drawn_by_the_seed_and_cameras_take_turns(people):
     assert len(draws) > 3
     everybody = chosen(people, SheetConfig(identities=99, each=99))
     assert [len(person) for person in everybody] == [6] * 4
+
+
+def test_identity_zero_is_shown_where_it_is_a_person(people):
+    people.loc[people["pid"] == 0, "split"] = "train"
+    assert [person[0]["pid"] for person in chosen(people, SheetConfig(identities=99))] == [0, 3, 5, 8, 9]
 
 
 def test_images_keep_their_shape_and_stand_in_rows(people, tmp_path):

@@ -463,7 +463,7 @@ def test_identical_files_of_two_people(store, root):
     assert any("another identity's" in notice for notice in outcome.notices)
 
 
-def test_identical_files_of_one_person_or_of_distractors_are_fine(store, root):
+def test_identical_files_of_one_person_or_of_a_distractor_are_used(store, root):
     source = root / "bounding_box_train/0002_c1s1_000451_03.jpg"
     shutil.copy(source, root / "bounding_box_train/0002_c1s1_000451_99.jpg")
     shutil.copy(source, root / "bounding_box_test/0000_c1s1_000451_99.jpg")
@@ -480,15 +480,76 @@ def one_camera(root):
     return pd.DataFrame(rows, columns=["path", "split", "pid", "camid"])
 
 
-def test_queries_without_a_match_from_another_camera(store, tmp_path):
+def test_what_can_be_evaluated_is_decided_where_evaluation_is_configured(store, tmp_path):
+    """Recipes share an index: one excludes the query's camera, another does not."""
     root = tmp_path / "set"
-    table = one_camera(root)
-    table.to_csv(root / "manifest.csv", index=False)
-    assert "nothing could be evaluated. Check pid and camid" in refusal(store, config_of(root, "manifest"))
-    table.loc[7, "camid"] = 1
-    table.to_csv(root / "manifest.csv", index=False)
+    one_camera(root).to_csv(root / "manifest.csv", index=False)
     outcome = index(store, config=config_of(root, "manifest"))
-    assert any("1 of 2 queries have no gallery image" in notice for notice in outcome.notices)
+    assert (outcome.n_images, outcome.notices) == (8, ())
+
+
+def manifest_of(root, rows):
+    """Write images of the given bytes (a seed each) and labels: (path, seed, split, pid, camid)."""
+    root.mkdir(exist_ok=True)
+    for path, seed, *_ in rows:
+        (root / path).write_bytes(picture(seed))
+    table = pd.DataFrame([(row[0], *row[2:]) for row in rows], columns=["path", "split", "pid", "camid"])
+    table.to_csv(root / "manifest.csv", index=False)
+    return config_of(root, "manifest")
+
+
+ZERO_ONCE = [("a.jpg", 1, "train", 5, 1), ("b.jpg", 2, "query", 6, 1), ("c.jpg", 3, "gallery", 6, 2)]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "refused"),
+    [
+        ("train", "query", True),
+        ("train", "gallery", True),
+        ("query", "gallery", False),
+        ("gallery", "gallery", False),
+        ("train", "train", False),
+    ],
+)
+def test_identity_zero_is_checked_like_any_other_unless_only_the_gallery_has_it(store, tmp_path, here, there, refused):
+    rows = [*ZERO_ONCE, ("d.jpg", 4, here, 0, 1), ("e.jpg", 5, there, 0, 2)]
+    config = manifest_of(tmp_path / "set", rows)
+    if refused:
+        text = refusal(store, config)
+        assert "1 identities are both in training and in query or gallery, such as 0 (train: d.jpg," in text
+        assert "0 is a distractor only where the gallery alone has it" in text
+        return
+    counts = described(index(store, config=config))["counts"]
+    zeros = {split: 0 in {row[3] for row in rows if row[2] == split} for split in counts}
+    expected = {split: 1 + (zeros[split] and {here, there} != {"gallery"}) for split in counts}
+    assert {split: counts[split]["identities"] for split in counts} == expected
+
+
+def test_equal_bytes_in_query_and_gallery_are_told_with_their_number(store, tmp_path):
+    rows = [*ZERO_ONCE, ("d.jpg", 2, "gallery", 6, 2), ("e.jpg", 2, "gallery", 6, 3), ("f.jpg", 9, "query", 6, 1)]
+    (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).notices
+    assert notice.startswith(
+        "2 gallery image(s) are, byte for byte, a query, such as d.jpg (gallery) and b.jpg (query)"
+    )
+
+
+@pytest.mark.parametrize(("seed", "place"), [(1, "a.jpg (train)"), (2, "b.jpg (query)"), (3, "c.jpg (gallery)")])
+def test_a_distractor_that_is_a_known_person_is_told(store, tmp_path, seed, place):
+    rows = [*ZERO_ONCE, ("d.jpg", seed, "gallery", 0, 2)]
+    (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).notices
+    assert notice.startswith("1 distractor(s) are, byte for byte, an image of a known person, such as d.jpg (gallery)")
+    assert f" and {place}: " in notice
+
+
+def test_equal_bytes_of_identity_zero_as_a_person_are_another_identitys(store, tmp_path):
+    text = refusal(store, manifest_of(tmp_path / "set", [*ZERO_ONCE, ("d.jpg", 1, "train", 0, 2)]))
+    assert "1 image(s) are, byte for byte, another identity's, such as a.jpg (pid 5) and d.jpg (pid 0)" in text
+
+
+def test_equal_bytes_of_distractors_and_junk_are_fine(store, tmp_path):
+    rows = [*ZERO_ONCE, *((f"{n}.jpg", 7, "gallery", 0, 2) for n in range(3)), ("j.jpg", 2, "gallery", -1, 1)]
+    config = manifest_of(tmp_path / "set", rows)
+    assert index(store, config=config.model_copy(update={"keep_junk": True})).notices == ()
 
 
 def test_all_problems_are_told_at_once(store, root):

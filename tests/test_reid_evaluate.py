@@ -24,6 +24,7 @@ from reid.checkpoint import load_task, load_untrained, save_model
 from reid.config import ScgiConfig, TrainConfig
 from reid.config_evaluate import EvaluateConfig, RerankConfig
 from reid.embed import embed
+from reid.evaluation_rows import check_test_split, drawn_split, has_match
 from reid.metrics import evaluate_ranking
 from reid.stage_evaluate import evaluate, evaluate_ingredients
 from reid.tasks import MEAN, STD
@@ -378,3 +379,89 @@ def test_flip_averages_with_the_mirror_image_and_streams_to_a_file(tmp_path, peo
     assert seen == [(3, 3)]
     half = embed(encode, people, indices, dtype=torch.bfloat16, **settings)
     assert half.dtype == np.float32
+
+
+# What the split allows, before anything is computed
+
+
+def split_of(tmp_path, rows, reader="manifest"):
+    """An index artifact of the rows (split, pid, camid), without any image."""
+    blank = {name: [] for name in IMAGES.names}
+    for number, (split, pid, camid) in enumerate(rows):
+        values = {"path": f"{number}.jpg", "split": split, "pid": pid, "camid": camid, "sha256": f"{number:064d}"}
+        for name in IMAGES.names:
+            blank[name].append(values.get(name, 1))
+
+    def produce(folder):
+        write_table(folder / "images.parquet", pa.table(blank, schema=IMAGES), IMAGES)
+        write_json(folder / "dataset.json", {"reader": reader})
+
+    return ArtifactStore(tmp_path / "home").make("index", {"rows": [list(row) for row in rows]}, produce).ref
+
+
+SAME = [("train", 1, 0), ("query", 5, 0), ("query", 6, 0), ("gallery", 5, 0), ("gallery", 6, 0)]
+
+
+def test_a_split_without_cameras_is_refused_or_not_as_the_setting_says(tmp_path):
+    images = split_of(tmp_path, SAME)
+    assert check_test_split(images, EvaluateConfig(exclude="none")) == ()
+    assert check_test_split(images, EvaluateConfig(gallery_draws=2)) == ()
+    with pytest.raises(DataError, match=r"same identity from another camera.*--set evaluate\.exclude=none"):
+        check_test_split(images, EvaluateConfig())
+
+
+@pytest.mark.parametrize(
+    ("change", "exclude", "notice"),
+    [
+        ((4, ("gallery", 6, 1)), "same_camera", "1 of 2 queries have no gallery image of their identity from another"),
+        ((4, ("gallery", 6, 1)), "none", None),
+        ((4, ("gallery", 7, 1)), "none", "1 of 2 queries have no gallery image of their identity, such as 2.jpg: eval"),
+        (
+            (3, ("gallery", -1, 1)),
+            "none",
+            "1 of 2 queries have no gallery image of their identity, such as 1.jpg: eval",
+        ),
+        ((2, ("query", -1, 0)), "none", None),
+    ],
+)
+def test_queries_without_a_match_are_told_as_the_setting_counts_them(tmp_path, change, exclude, notice):
+    rows = list(SAME)
+    rows[change[0]] = change[1]
+    found = check_test_split(split_of(tmp_path, rows), EvaluateConfig(exclude=exclude))
+    assert [told.startswith(notice or "") for told in found] == [True] * (notice is not None)
+
+
+@pytest.mark.parametrize("rows", [SAME[:3], SAME[3:], [*SAME[:3], ("gallery", -1, 1)], [("query", -1, 1), *SAME[3:]]])
+def test_a_split_without_queries_or_gallery_is_refused(tmp_path, rows):
+    with pytest.raises(DataError, match=r"no usable (query|gallery) image"):
+        check_test_split(split_of(tmp_path, rows), EvaluateConfig(exclude="none"))
+
+
+def test_no_match_at_all_is_not_blamed_on_cameras(tmp_path):
+    rows = [*SAME[:3], ("gallery", 8, 1)]
+    with pytest.raises(
+        DataError, match=r"same identity, so nothing can be evaluated\. Check pid and camid of the dataset$"
+    ):
+        check_test_split(split_of(tmp_path, rows), EvaluateConfig(exclude="none"))
+
+
+def test_has_match_is_the_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        q, g = rng.integers(1, 6, 2)
+        query, gallery = rng.integers(0, 3, (2, q)), rng.integers(0, 3, (2, g))
+        for exclude in ("same_camera", "none"):
+            expected = [
+                any(p == r and (exclude == "none" or c != d) for r, d in gallery.T.tolist())
+                for p, c in query.T.tolist()
+            ]
+            assert has_match(*query, *gallery, exclude).tolist() == expected
+
+
+def test_drawn_galleries_keep_all_distractors_and_search_only_for_people():
+    pids = np.array([3, 3, 0, 4, 4, 0, 3, 0])
+    for seed in range(5):
+        split = drawn_split(pids, pids != 0, seed)
+        assert pids[split.gallery].tolist().count(0) == 3
+        assert sorted(pids[split.gallery].tolist()) == [0, 0, 0, 3, 4]
+        assert sorted([*split.query, *split.gallery]) == list(range(8))

@@ -8,21 +8,19 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from data.errors import DataError, RejectedRow
 from data.files import inside
+from data.people import JUNK, is_person
 
 TRAIN: Final = "train"
 QUERY: Final = "query"
 GALLERY: Final = "gallery"
 SPLITS: Final = (TRAIN, QUERY, GALLERY)
-
-JUNK_PID: Final = -1
-"""The identity of a detection that is nobody (Market-1501): evaluation ignores it."""
 
 # What file managers leave behind. Hidden files (".DS_Store", "._0002_c1.jpg") are litter too.
 _LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})
@@ -90,7 +88,7 @@ class Collector:
 
     def add(self, path: str, split: str, pid: int, camid: int) -> None:
         """Keep one image; a junk one is only counted unless junk was asked for."""
-        if pid == JUNK_PID and not self.keep_junk:
+        if pid == JUNK and not self.keep_junk:
             self.n_junk += 1
         else:
             self.records.append(ImageRecord(path=path, split=split, pid=pid, camid=camid))
@@ -246,7 +244,7 @@ PATH_DETAILS: Final[dict[str, str]] = {
 """What to tell people about the reasons of `PathGate.admit`."""
 
 
-def compare_counts(name: str, records: Iterable[ImageRecord], published: Mapping[str, Counts]) -> list[str]:
+def compare_counts(name: str, records: Sequence[ImageRecord], published: Mapping[str, Counts]) -> list[str]:
     """Return notices where the counts of `records` differ from the published ones.
 
     A folder with less than half of the published images is a part of the set: one mild notice. One with less than
@@ -254,9 +252,10 @@ def compare_counts(name: str, records: Iterable[ImageRecord], published: Mapping
     """
     images: Counter[str] = Counter()
     identities: dict[str, set[int]] = {split: set() for split in SPLITS}
-    for record in records:
+    found_people = is_person([record.split for record in records], [record.pid for record in records])
+    for record, person in zip(records, found_people.tolist(), strict=True):
         images[record.split] += 1
-        if record.pid > 0:
+        if person:
             identities[record.split].add(record.pid)
     total = sum(counts.images for counts in published.values())
     found = sum(images[split] for split in published)

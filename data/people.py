@@ -1,0 +1,41 @@
+"""Who counts as a person: the one rule that the index, captioning, training, evaluation and the report share.
+
+Identity -1 is junk, a detection that shows no one. Identity 0 is a person in a dataset that numbers its people from 0,
+which shows where training or query images carry it; where only the gallery does, it stands for all distractors, as in
+Market-1501. Every other identity is a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+JUNK: Final = -1
+"""The identity of images that no measure counts."""
+DISTRACTOR: Final = 0
+"""The identity of gallery images of people nobody searches for, unless it is a person (see the module)."""
+
+_GALLERY: Final = "gallery"
+
+Labels = Sequence[Any] | NDArray[Any]
+Mask = NDArray[np.bool_]
+
+
+def is_junk(pids: Labels) -> Mask:
+    """Return the mask [N] of junk among the identities `pids`, [N]."""
+    mask: Mask = np.asarray(pids, dtype=np.int64) == JUNK
+    return mask
+
+
+def is_person(splits: Labels, pids: Labels) -> Mask:
+    """Return the mask [N] of images that show a known person: neither junk nor a distractor.
+
+    splits, pids: split and identity of every image of the dataset, [N]. Part of a dataset cannot tell who 0 is.
+    """
+    split, pid = np.asarray(splits, dtype=object), np.asarray(pids, dtype=np.int64)
+    zero_is_a_person = bool(((pid == DISTRACTOR) & (split != _GALLERY)).any())
+    mask: Mask = (pid != JUNK) & ((pid != DISTRACTOR) | zero_is_a_person)
+    return mask
