@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 NEED_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format services lowest soak bench clean
+.PHONY: help install demo test check format services lowest soak bench mutants clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,5 +55,10 @@ soak: $(VENV)/.installed ## Long fault-injection suites (kills, many writers)
 bench: $(VENV)/.installed ## Benchmarks: ratios measured side by side in one run
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+mutants: $(VENV)/.installed ## Put small faults into the code one by one and list those that no test catches (an hour or more)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
+
 clean: ## Remove the environment and tool caches (artefacts stay)
-	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest mutants .pytest_cache .ruff_cache .mypy_cache *.egg-info
