@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from reid.precision import full_precision
+
 
 class _Gather(torch.autograd.Function):
     @staticmethod
@@ -29,6 +31,10 @@ class _Gather(torch.autograd.Function):
         return total_G.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+@full_precision
 def gather_batch(x_B: Tensor) -> Tensor:
-    """Return [G, ...]: the parts of all processes in the order of their ranks, differentiable."""
+    """Return [G, ...]: the parts of all processes in the order of their ranks, differentiable.
+
+    Floating-point parts are gathered as float32, because the gradients of all processes are summed on the way back.
+    """
     return _Gather.apply(x_B)

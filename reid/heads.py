@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reid.precision import full_precision
+
 
 class IdentityHead(nn.Module):
-    """Batch norm without a trained bias, then a linear classifier without bias.
+    """Batch norm without a trained bias, then a linear classifier without bias, both in float32.
 
-    The classifier sees normalised features, the triplet loss and retrieval see those before the norm.
+    The classifier sees normalized features, the triplet loss and retrieval see those before the norm.
     """
 
     def __init__(self, width: int, identities: int) -> None:
@@ -21,6 +23,7 @@ class IdentityHead(nn.Module):
         self.classifier = nn.Linear(width, identities, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
 
+    @full_precision
     def forward(self, features_BD: Tensor) -> Tensor:
         """Return the scores [B, C]. In training mode the norm uses the batch, so B is the global batch."""
-        return self.classifier(self.neck(features_BD.float()))
+        return self.classifier(self.neck(features_BD))

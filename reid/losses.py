@@ -1,4 +1,4 @@
-"""The losses of person re-identification. Scores and distances are computed in float32 whatever the precision.
+"""The losses of person re-identification, in float32 whatever the precision of the features.
 
 Shapes: B batch, C classes, D feature width.
 """
@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.precision import full_precision, unit_rows
 
+
+@full_precision
 def identity_loss(scores_BC: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
     """Cross entropy towards (1 - e) * one-hot + e / C (Szegedy et al. 2016; CLIP-ReID, loss/softmax_loss.py)."""
-    return F.cross_entropy(scores_BC.float(), labels_B, label_smoothing=smoothing)
+    return F.cross_entropy(scores_BC, labels_B, label_smoothing=smoothing)
 
 
+@full_precision
 def pairwise_distances(x_BD: Tensor) -> Tensor:
     """Return Euclidean distances [B, B], squares clamped at 1e-12 so that the gradient exists at zero."""
-    x_BD = x_BD.float()
     squares_B = x_BD.square().sum(1)
     squared_BB = squares_B[:, None] + squares_B[None] - 2 * (x_BD @ x_BD.T)
     return squared_BB.clamp(min=1e-12).sqrt()
 
 
+@full_precision
 def triplet_loss(x_BD: Tensor, labels_B: Tensor, margin: float | None) -> Tensor:
     """Batch-hard triplet loss: farthest image of the same identity against nearest of another (Hermans et al. 2017).
 
@@ -39,6 +43,7 @@ def triplet_loss(x_BD: Tensor, labels_B: Tensor, margin: float | None) -> Tensor
     return F.relu(positive_B - negative_B + margin).mean()
 
 
+@full_precision
 def contrastive_loss(
     anchors_BD: Tensor, targets_BD: Tensor, anchor_keys_B: Tensor, target_keys_B: Tensor, temperature: float
 ) -> Tensor:
@@ -47,14 +52,27 @@ def contrastive_loss(
     With keys = identities this is CLIP-ReID's loss at temperature 1 (loss/supcontrast.py); with unique keys it is
     InfoNCE by image.
     """
-    logits_BB = anchors_BD.float() @ targets_BD.float().T / temperature
+    logits_BB = anchors_BD @ targets_BD.T / temperature
     positive_BB = (anchor_keys_B[:, None] == target_keys_B[None]).float()
     log_share_BB = F.log_softmax(logits_BB, dim=1)
     return -((positive_BB * log_share_BB).sum(1) / positive_BB.sum(1)).mean()
 
 
+@full_precision
 def image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, temperature: float) -> Tensor:
     """L_i2t + L_t2i over a batch: `contrastive_loss` in both directions."""
     return contrastive_loss(image_BD, text_BD, keys_B, keys_B, temperature) + contrastive_loss(
         text_BD, image_BD, keys_B, keys_B, temperature
     )
+
+
+@full_precision
+def cosine_image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, temperature: float) -> Tensor:
+    """`image_text_loss` of L2-normalized features: L_con of CLIP-SCGI."""
+    return image_text_loss(unit_rows(image_BD), unit_rows(text_BD), keys_B, temperature)
+
+
+@full_precision
+def prompt_loss(image_BD: Tensor, texts_CD: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
+    """`identity_loss` of the products of images with the prompts of all identities (CLIP-ReID, second stage)."""
+    return identity_loss(image_BD @ texts_CD.T, labels_B, smoothing)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reid.backbone import Backbone
 from reid.config import TrainConfig
-from reid.losses import identity_loss
+from reid.losses import prompt_loss
 from reid.tasks import Batch, Encoder, Gather, ImageHeads, Task, alone, gather_features, image_encoder
 
 
@@ -64,5 +64,5 @@ class ClipReidTask(BaselineTask):
         features = gather_features(self.see(batch.images_BCHW, batch.cameras_B), gather)
         labels_G = gather(batch.labels_B)
         terms = self.heads(features, labels_G, self.loss)
-        scores_GC = features.joint_BD.float() @ self.texts_CD.T
-        return {**terms, "i2t": identity_loss(scores_GC, labels_G, self.loss.smoothing)}
+        image_to_text = prompt_loss(features.joint_BD, self.texts_CD, labels_G, self.loss.smoothing)
+        return {**terms, "i2t": image_to_text}

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from reid.backbone import Backbone, ImageFeatures
 from reid.config import TrainConfig
 from reid.heads import IdentityHead
-from reid.losses import identity_loss, image_text_loss, triplet_loss
+from reid.losses import cosine_image_text_loss, identity_loss, triplet_loss
 from reid.prompts import ComposedPrompt, plain_prompt
 from reid.scgi import CaptionGuidedInversion, ContextualFeatureFusion
 from reid.tasks import Batch, Encoder, Gather, ImageHeads, Task, alone, gather_features, image_encoder
@@ -99,6 +98,4 @@ class ScgiTask(Task):
 
     def _contrast(self, image_GD: Tensor, text_GD: Tensor, labels_G: Tensor, items_G: Tensor) -> Tensor:
         keys_G = labels_G if self.settings.pairing == "identity" else items_G
-        return image_text_loss(
-            F.normalize(image_GD.float(), dim=1), F.normalize(text_GD.float(), dim=1), keys_G, self.settings.temperature
-        )
+        return cosine_image_text_loss(image_GD, text_GD, keys_G, self.settings.temperature)
