@@ -194,7 +194,7 @@ class TrainConfig(Config):
     seed: Count = 0
     """Of the new modules' weights, the batches and the augmentation."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of the forward pass; weights and losses stay float32. fp16 needs a GPU."""
+    """Mixed precision of the encoders; weights, identity heads and losses stay float32. fp16 needs a GPU."""
     max_uncaptioned: Share = 0.05
     """Largest share of training images that may be left out because they have no caption."""
     device: Device = "auto"

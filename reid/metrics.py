@@ -84,7 +84,8 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
     """Rank the gallery for every query and return the metrics.
 
     Args:
-        query_features, gallery_features: [Q, D] and [G, D]; arrays, memory maps or tensors, of any scale.
+        query_features, gallery_features: [Q, D] and [G, D]; arrays, memory maps or tensors, of any scale. A row of
+            zeros has similarity 0 with all others.
         query_pids, gallery_pids: identities, [Q] and [G]; -1 in the gallery is junk.
         query_camids, gallery_camids: cameras, [Q] and [G].
         max_rank: length of the CMC curve.
@@ -94,7 +95,8 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
         block_bytes: memory for one block of similarities; changes no result.
 
     Raises:
-        DataError: shapes that do not fit together, NaN or infinite features, or no query with a relevant image.
+        DataError: shapes that do not fit together, NaN or infinite features, no query with a relevant image, or
+            features of zeros with re-ranking.
     """
     given = (query_pids, gallery_pids, query_camids, gallery_camids)
     labels = _Labels(*(np.asarray(values, dtype=np.int64) for values in given))

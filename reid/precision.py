@@ -7,7 +7,7 @@ Shapes: N rows, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -52,30 +52,25 @@ def _as_float32(value: Any, given: list[Tensor]) -> Any:
 
 
 def unit_rows(x_ND: Tensor) -> Tensor:
-    """Return the rows at length one, float32 [N, D], differentiable; rows of zeros stay zeros.
+    """Return the rows at length one, float32 [N, D], differentiable; a row of zeros stays one of zeros.
 
-    Any floating-point type and any scale down to float32's smallest numbers: each row is first multiplied by the power
-    of two that brings its largest entry to 0.5..1, which is exact, so that no square overflows or vanishes. A row with
-    a NaN or an infinity becomes NaN.
+    Takes any floating-point type and any scale that it can hold: each row is first multiplied by the power of two that
+    brings its largest entry to 0.5..1. That is exact, and no square overflows or vanishes. The entries must be finite.
     """
-    x_ND = scaled_rows(x_ND)
-    with torch.autocast(x_ND.device.type, enabled=False):
-        return F.normalize(x_ND, dim=1, eps=_SHORTEST)
-
-
-def scaled_rows(x_ND: Tensor) -> Tensor:
-    """Return the rows times powers of two, so that the largest entry of each is in 0.5..1; float32 [N, D]."""
     x_ND = x_ND if x_ND.dtype == torch.float64 else x_ND.float()
-    if not x_ND.shape[0]:
-        return x_ND.float()
-    largest_N1 = x_ND.detach().abs().amax(dim=1, keepdim=True)
-    for factor_N1 in _powers(-torch.frexp(largest_N1).exponent, x_ND.dtype):
+    for factor_N1 in _factors(x_ND.detach()):
         x_ND = x_ND * factor_N1
-    return x_ND.float()
+    with torch.autocast(x_ND.device.type, enabled=False):
+        return F.normalize(x_ND.float(), dim=1, eps=_SHORTEST)
 
 
-def _powers(exponents_N1: Tensor, dtype: torch.dtype) -> Iterable[Tensor]:
-    """Yield two factors whose product is 2 ** exponent; the product itself may be beyond the largest number."""
-    half_N1 = exponents_N1 // 2
-    for part_N1 in (half_N1, exponents_N1 - half_N1):
-        yield torch.ones_like(part_N1, dtype=dtype).ldexp(part_N1)
+def _factors(x_ND: Tensor) -> Iterator[Tensor]:
+    """Yield two powers of two [N, 1] whose product brings the largest entry of each row to 0.5..1.
+
+    Two, because their product may be beyond the largest number: 2 ** 149 for the smallest entry of float32.
+    """
+    largest_N1 = torch.linalg.vector_norm(x_ND, ord=torch.inf, dim=1, keepdim=True)
+    exponent_N1 = -torch.frexp(largest_N1).exponent
+    half_N1 = exponent_N1 // 2
+    for part_N1 in (half_N1, exponent_N1 - half_N1):
+        yield torch.ones_like(largest_N1).ldexp(part_N1)

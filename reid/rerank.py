@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.errors import DataError
 from reid.config_evaluate import RerankConfig
 from reid.ranking_kernel import run_on_slices, top_rows
 from reid.rerank_kernel import average_rows, columns_of, expand_rows, jaccard_rows, reciprocal_rows, weigh_rows
@@ -42,15 +43,18 @@ def rerank_blocks(
 ) -> Iterator[tuple[int, Scores]]:
     """Yield (first query row, re-ranked distances float32 [b, W]) for consecutive blocks of query rows.
 
-    W is G rounded up to whole tiles; the columns from G on hold +inf. Holds the N x D features, k1 + 1 neighbours an
-    image and the sparse V. The array is overwritten for the next block.
+    W is G rounded up to whole tiles; the columns from G on hold +inf. Holds the N x D features, max(k1 + 1, k2)
+    neighbors per image and the sparse V. The array is overwritten for the next block.
+
+    Raises:
+        DataError: a row of zeros, which has no distance to itself, or features that are not finite.
     """
     size = len(queries)
-    features = torch.cat([rows.block(0, len(rows))[: len(rows)] for rows in (queries, gallery)])
-    neighbours, farthest = _nearest(Rows(features, "image", unit=True), config.k1 + 1, block_bytes)
+    features = torch.cat([_unit(rows) for rows in (queries, gallery)])
+    neighbours, farthest = _nearest(Rows(features, "image", unit=True), max(config.k1 + 1, config.k2), block_bytes)
     encoded = _encode(features.numpy(), neighbours, farthest, config.k1)
     if config.k2 > 1:
-        encoded = _averaged(encoded, neighbours, min(config.k2, neighbours.shape[1]))
+        encoded = _averaged(encoded, neighbours, min(config.k2, len(features)))
     columns = _columns(encoded, size)
     unit_queries, unit_gallery = (Rows(part, "image", unit=True) for part in (features[:size], features[size:]))
     for start, scores in similarity_blocks(unit_queries, unit_gallery, block_bytes):
@@ -61,6 +65,17 @@ def rerank_blocks(
 
         run_on_slices(len(scores), work)
         yield start, scores
+
+
+def _unit(rows: Rows) -> torch.Tensor:
+    unit = rows.block(0, len(rows))[: len(rows)]
+    zeros = (~unit.any(dim=1)).nonzero()
+    if len(zeros):
+        raise DataError(
+            f"row {rows.number(int(zeros[0]))} of the {rows.name} features is all zeros and has no direction, which "
+            "re-ranking needs: leave the image out, or set evaluate.rerank to none"
+        )
+    return unit
 
 
 def _nearest(images: Rows, k: int, block_bytes: int) -> tuple[Ints, Floats]:
@@ -101,6 +116,7 @@ def _encode(features: Floats, neighbours: Ints, farthest: Floats, k1: int) -> _S
 
 
 def _reciprocal(neighbours: Ints, k: int) -> tuple[Ints, Ints]:
+    k = min(k, len(neighbours) - 1)
     found = np.empty((len(neighbours), k + 1), np.int64)
     count = np.empty(len(neighbours), np.int64)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
 from data.artifacts import ArtifactRef, ArtifactStore
@@ -60,6 +59,7 @@ def search(
 
     from reid.checkpoint import load_task
     from reid.embed import embed
+    from reid.similarity import Rows, similarity_blocks
 
     if top < 1:
         raise ConfigError(f"search: top must be at least 1 (given: {top})")
@@ -85,7 +85,8 @@ def search(
         cameras=task.camera_numbers([rows[number]["camid"] for number in gallery]),
         progress=progress,
     )
-    scores_N = _unit(features_ND) @ _unit(wanted_1D.cpu().numpy())[0]
+    similarities = similarity_blocks(Rows(wanted_1D.cpu(), "query"), Rows(features_ND, "gallery"))
+    scores_N = next(similarities)[1][0, : len(gallery)]
     best = np.argsort(-scores_N, kind="stable")[:top]
     found = [(float(scores_N[place]), rows[gallery[place]]) for place in best]
     return [
@@ -118,7 +119,3 @@ def _by_image(task: Task, path: Path, device: str) -> tuple[Tensor, Encoder]:
     images_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(device)
     with torch.inference_mode():
         return encode(normalise(images_BCHW, shape.mean, shape.std)).float(), encode
-
-
-def _unit(x_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)

@@ -1,6 +1,7 @@
 """Cosine similarities of many rows with many rows, a block of rows at a time, never the whole matrix.
 
-The features may be arrays, memory maps or tensors; they are read in blocks, brought to float32 and L2-normalised here.
+The features may be arrays, memory maps or tensors of any scale; they are read in blocks and L2-normalized here, to
+float32 (reid.precision.unit_rows). A row of zeros has similarity 0 with all rows.
 
 Every block is padded to multiples of 64 rows before it is multiplied. Without edge tiles the product of two given rows
 comes out bit for bit the same wherever they stand and however large the blocks are (checked for D from 8 to 1280 and
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import DataError
+from reid.precision import unit_rows
 
 Features = NDArray[np.floating] | Tensor
 Scores = NDArray[np.float32]
@@ -33,7 +35,7 @@ _CHUNK_ROWS: Final = 8192
 
 
 class Rows:
-    """Feature rows [N, D], read and normalised on demand.
+    """Feature rows [N, D], read and normalized on demand.
 
     Args:
         features: array, memory map or tensor (any device, any float type).
@@ -64,25 +66,37 @@ class Rows:
         """Return rows `start` to `stop` as unit vectors, float32 on the CPU, padded with zeros to a multiple of 64."""
         stop = min(stop, len(self))
         padded = torch.zeros(padded_to(stop - start), self.dim)
-        rows = slice(start, stop) if self._keep is None else self._keep[start:stop]
-        if isinstance(self._features, Tensor):
-            index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
-            padded[: stop - start] = self._features.detach()[index].float()
-        else:
-            padded[: stop - start] = torch.from_numpy(np.asarray(self._features[rows], dtype=np.float32))
-        norms = torch.linalg.vector_norm(padded, dim=1)
-        self._check(norms, start)
-        return padded if self._unit else padded.div_(norms.clamp_min_(1e-12)[:, None])
+        for first in range(start, stop, _CHUNK_ROWS):
+            last = min(first + _CHUNK_ROWS, stop)
+            rows = self._read(first, last)
+            padded[first - start : last - start] = rows if self._unit else unit_rows(rows)
+        return padded
 
-    def _check(self, norms: Tensor, start: int) -> None:
-        bad = (~torch.isfinite(norms)).nonzero()
+    def _read(self, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop` as they are, float32 or float64. Raises DataError for a NaN or infinity."""
+        where = slice(start, stop) if self._keep is None else self._keep[start:stop]
+        if isinstance(self._features, Tensor):
+            rows = self._features.detach()[where if isinstance(where, slice) else torch.from_numpy(where)]
+            rows = (rows if rows.dtype == torch.float64 else rows.float()).cpu()
+        else:
+            values = np.asarray(self._features[where])
+            short = values.dtype in (np.float16, np.float32)
+            rows = torch.from_numpy(values.astype(np.float32 if short else np.float64))
+        self._check(rows, start)
+        return rows
+
+    def _check(self, rows: Tensor, start: int) -> None:
+        bad = (~torch.isfinite(rows).all(dim=1)).nonzero()
         if not len(bad):
             return
-        place = start + int(bad[0])
-        row = place if self._keep is None else int(self._keep[place])
         raise DataError(
-            f"{self.name} features hold NaN or infinity, first in row {row}; the model that made them diverged"
+            f"{self.name} features hold NaN or infinity, first in row {self.number(start + int(bad[0]))}; the model "
+            "that made them diverged"
         )
+
+    def number(self, place: int) -> int:
+        """Return which row of the given features the row at `place` is."""
+        return place if self._keep is None else int(self._keep[place])
 
 
 def padded_to(rows: int) -> int:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 STAGE: Final = "evaluate"
 STAGE_VERSION: Final = 1
+# Raised when re-ranking began to average all k2 neighbors beyond k1 + 1; nothing else changed.
+_FAR_RERANK_VERSION: Final = 2
 _MAX_RANK: Final = 50
 
 
@@ -39,12 +41,13 @@ def evaluate_ingredients(
     store: ArtifactStore, *, images: ArtifactRef, model: ArtifactRef, config: EvaluateConfig
 ) -> dict[str, Any]:
     """Return what the results depend on."""
+    far = config.rerank is not None and config.rerank.k2 > config.rerank.k1 + 1
     return {
         "images": images.content,
         "model": model.digests_of("model.safetensors", "config.json"),
         "config": config.identity(),
         **({"drawn": "one image per person, all distractors"} if config.gallery_draws else {}),
-        "version": STAGE_VERSION,
+        "version": _FAR_RERANK_VERSION if far else STAGE_VERSION,
     }
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 STAGE: Final = "train"
 STAGE_VERSION: Final = 1
+# Raised when the losses of bf16 and fp16 runs became float32; runs in float32 did not change.
+_MIXED_VERSION: Final = 2
 _LIBRARIES: Final = ("torch", "open_clip_torch", "accelerate", "numpy", "safetensors")
 
 
@@ -48,7 +50,7 @@ def train_ingredients(
         "captions": captions.content if captions is not None and config.needs_captions else None,
         "config": config.identity(),
         "weights": weights_identity(store, config.backbone, config.seed),
-        "version": STAGE_VERSION,
+        "version": STAGE_VERSION if config.precision == "no" else _MIXED_VERSION,
     }
 
 

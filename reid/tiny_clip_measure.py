@@ -11,12 +11,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data.files import write_json, write_text
 from data.slots import COLORS, LOWER_TYPES, NONE, SLOTS, UPPER_TYPES, VOCABULARY
 from data.synthetic import WorldConfig, training_sample, write_market1501
 from reid.backbone import Backbone
+from reid.precision import unit_rows
 from reid.tiny_clip_text import template_sentences
 from reid.tiny_clip_train import normalise
 
@@ -29,14 +29,14 @@ _BATCH: Final = 256
 def image_features(model: Backbone, images: np.ndarray) -> Tensor:
     """Return normalised image features [N, D] of uint8 images [N, H, W, 3]."""
     parts = [model.image(normalise(images[start : start + _BATCH])).joint_BD for start in range(0, len(images), _BATCH)]
-    return F.normalize(torch.cat(parts), dim=-1)
+    return unit_rows(torch.cat(parts))
 
 
 @torch.no_grad()
 def text_features(model: Backbone, texts: Sequence[str]) -> Tensor:
     """Return normalised text features [N, D]."""
     parts = [model.text(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
-    return F.normalize(torch.cat(parts), dim=-1)
+    return unit_rows(torch.cat(parts))
 
 
 def _prompts(slot: str, value: str) -> list[str]:
@@ -59,7 +59,7 @@ def attribute_accuracy(model: Backbone, features_ND: Tensor, facts: Sequence[Map
         values = [value for value in VOCABULARY[slot] if value != NONE]
         classes = torch.stack([text_features(model, _prompts(slot, value)).mean(0) for value in values])
         rows = [row for row, known in enumerate(facts) if known.get(slot, NONE) != NONE]
-        guess = (features_ND[rows] @ F.normalize(classes, dim=-1).T).argmax(1).tolist()
+        guess = (features_ND[rows] @ unit_rows(classes).T).argmax(1).tolist()
         truth = [values.index(facts[row][slot]) for row in rows]
         scores[slot] = sum(a == b for a, b in zip(guess, truth, strict=True)) / len(rows)
     return scores

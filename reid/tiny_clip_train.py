@@ -24,6 +24,7 @@ from data.files import atomic_path, write_json, write_text
 from data.slots import SLOTS, VOCABULARY
 from data.synthetic import training_sample
 from reid.backbone import Backbone, build_clip, seeded
+from reid.precision import unit_rows
 from reid.pretrained import TINY_CONFIG, TINY_TOKENIZER, TINY_WEIGHTS
 from reid.tiny_clip_text import mentioned, tokenizer_corpus, training_text
 from reid.tokens import END, START, BpeTokenizer
@@ -98,7 +99,7 @@ def true_of(images_BS: Tensor, texts_BS: Tensor) -> Tensor:
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, true_BB: Tensor) -> Tensor:
     """CLIP's symmetric loss, the target spread evenly over all texts that are true of an image (and back)."""
-    logits = scale * F.normalize(image_BD, dim=-1) @ F.normalize(text_BD, dim=-1).T
+    logits = scale * unit_rows(image_BD) @ unit_rows(text_BD).T
     target = true_BB.float()
     to_text = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
     to_image = F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))

@@ -174,6 +174,9 @@ def test_settings_that_matter_and_only_those_change_the_key(world):
         {"gallery_draws": 3},
     ]
     assert len({json.dumps(key(**settings), sort_keys=True) for settings in variants}) == len(variants)
+    # Only the settings whose result changed with the code run again.
+    versions = [key(rerank=RerankConfig(k1=5, k2=k2))["version"] for k2 in (2, 6, 7)]
+    assert versions == [key()["version"], key()["version"], 2]
 
 
 def test_reranking_flip_and_no_cameras_run_and_are_told(world):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from reid.config_evaluate import RerankConfig
 from reid.metrics import evaluate_ranking
 from reid.similarity import Rows, similarity_blocks
 
@@ -185,6 +186,54 @@ def test_scale_does_not_matter_and_inputs_are_left_alone():
     assert a.mAP == b.mAP
     np.testing.assert_array_equal(query, copies[0])
     np.testing.assert_array_equal(gallery, copies[1])
+
+
+def at_scale(values, scale, dtype):
+    """Scale in float64 and round to `dtype` once."""
+    return (values.astype(np.float64) * scale).astype(dtype)
+
+
+@pytest.mark.parametrize("rerank", [None, RerankConfig(k1=5, k2=3)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(np.float32, scale) for scale in (1e-40, 1e-38, 1e-30, 1e-25, 1e-20, 1e-3, 1e5, 1e18, 1e20, 1e30, 1e36)]
+    + [(np.float64, scale) for scale in (1e-300, 1e-200, 1e-40, 1e20, 1e38, 1e200, 1e300)]
+    + [(np.float16, scale) for scale in (2.0**-8, 2.0**-4, 2.0**10)],
+)
+def test_any_scale_that_the_type_can_hold_gives_the_same_ranking(dtype, scale, rerank):
+    query, gallery, *labels = gaussian_world(q=20, g=90, people=6)
+    query, gallery = (at_scale(rows, 1, np.float16).astype(np.float32) for rows in (query, gallery))
+    expected = evaluate_ranking(query, gallery, *labels, rerank=rerank)
+    for q_scale, g_scale in ((scale, scale), (1, scale), (scale, 1)):
+        scaled = at_scale(query, q_scale, dtype), at_scale(gallery, g_scale, dtype)
+        assert all(np.isfinite(x).all() and x.any(axis=1).all() for x in scaled)
+        got = evaluate_ranking(*scaled, *labels, rerank=rerank)
+        assert (got.mAP, got.mINP) == (expected.mAP, expected.mINP)
+        for name in ("ap", "inp", "first_hit", "n_relevant", "cmc"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
+        np.testing.assert_allclose(got.top_score, expected.top_score, atol=2e-3)
+        tensors = [torch.from_numpy(x) for x in scaled]
+        assert evaluate_ranking(*tensors, *labels, rerank=rerank).mAP == expected.mAP
+
+
+def test_rows_of_very_different_scales_and_bfloat16():
+    query, gallery, *labels = gaussian_world()
+    powers = np.exp2(np.random.default_rng(0).integers(-120, 120, len(gallery))).astype(np.float32)
+    expected, got = (evaluate_ranking(query, rows, *labels) for rows in (gallery, gallery * powers[:, None]))
+    np.testing.assert_array_equal(got.top_score, expected.top_score)
+    halved = [torch.from_numpy(x).bfloat16() for x in (query, gallery)]
+    tiny = [x * 2.0**-100 for x in halved]
+    assert evaluate_ranking(*tiny, *labels).mAP == evaluate_ranking(*halved, *labels).mAP
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_one_bad_number_at_any_scale_is_named(bad, dtype):
+    query, gallery, *labels = gaussian_world()
+    query = query.astype(dtype)
+    query[3, 5] = bad
+    with pytest.raises(DataError, match="query features hold NaN or infinity, first in row 3"):
+        evaluate_ranking(query, gallery, *labels)
 
 
 @pytest.mark.parametrize(

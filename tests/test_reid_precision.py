@@ -13,7 +13,7 @@ from reid.build import build_task
 from reid.config import BackboneConfig, ScgiConfig, TrainConfig
 from reid.distributed import gather_batch
 from reid.losses import contrastive_loss, identity_loss, image_text_loss, pairwise_distances, triplet_loss
-from reid.precision import full_precision
+from reid.precision import full_precision, unit_rows
 from reid.prompt_learning import prompt_terms
 from reid.tasks import Batch
 
@@ -153,6 +153,40 @@ def test_the_decorator_reaches_tuples_and_leaves_other_values_alone():
         assert torch.is_autocast_enabled("cpu")
     torch.testing.assert_close(got, parts.tokens_BLD[:, 0].float() @ _randn(9, 4, 5).T, rtol=1e-6, atol=1e-6)
     assert name == "kept"
+
+
+# Length one ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [-149, -130, -100, -40, 0, 40, 100, 120])
+def test_unit_rows_of_any_scale(exponent):
+    # Powers of two keep the numbers exact: below 2 ** -126 a float32 has fewer bits, and these need three.
+    whole = torch.randint(1, 8, (6, 40), generator=torch.Generator().manual_seed(0)).double()
+    x = (whole * 2.0**exponent).float()
+    assert torch.equal(x.double(), whole * 2.0**exponent)
+    torch.testing.assert_close(unit_rows(x).double(), _unit64(whole), rtol=1e-6, atol=0)
+    torch.testing.assert_close(unit_rows(whole * 2.0 ** max(8 * exponent, -1074)).double(), _unit64(whole), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [2.0**-90, 1.0, 2.0**90])
+def test_unit_rows_have_the_gradient_of_the_normalization_and_equal_it_to_the_bit(scale):
+    leaf = (_features(30) * scale).detach().requires_grad_()
+    target = _randn(31, *leaf.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        (gradient,) = torch.autograd.grad((unit_rows(leaf) * target).sum(), leaf)
+    plain = _features(30).detach().requires_grad_()
+    normalized = torch.nn.functional.normalize(plain, dim=1)
+    (wanted,) = torch.autograd.grad((normalized * target).sum(), plain)
+    assert torch.equal(unit_rows(leaf), normalized)
+    assert torch.equal(gradient * scale, wanted)
+
+
+def test_unit_rows_of_zeros_and_of_no_rows():
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
+    assert unit_rows(rows).tolist() == [[0.0, 0.0], pytest.approx([0.6, 0.8])]
+    unit_rows(rows).sum().backward()
+    assert torch.isfinite(rows.grad).all()
+    assert unit_rows(torch.empty(0, 3)).shape == (0, 3)
 
 
 # The methods: their forward passes with the encoders' features given ---------------------------------------

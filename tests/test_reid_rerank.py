@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import DataError
 from reid.config_evaluate import RerankConfig
 from reid.metrics import evaluate_ranking
 from reid.rerank import rerank_blocks
@@ -131,6 +132,94 @@ def test_ranking_with_it_follows_the_dense_distances_without_junk():
     np.testing.assert_allclose(result.ap, aps, rtol=1e-9)
     plain = evaluate_ranking(query, gallery, q_pids, g_pids, q_cams, g_cams)
     assert result.mAP > plain.mAP  # clusters exist, so it helps
+
+
+def public(query, gallery, k1, k2, weight):
+    """The steps of the authors' public code (re_ranking in person-re-ranking), matrix by matrix, in float64.
+
+    Equal distances stand in the order of the images; images that coincide have a distance of exactly zero.
+    """
+    both = np.concatenate([query, gallery]).astype(np.float64)
+    both /= np.linalg.norm(both, axis=1, keepdims=True)
+    squared = ((both[:, None] - both[None]) ** 2).sum(axis=2)
+    original = (squared / squared.max(axis=0)).T
+    rank = np.argsort(squared, axis=1, kind="stable")
+    v = np.zeros_like(original)
+
+    def reciprocal(i, k):
+        forward = rank[i, : k + 1]
+        return forward[np.where(rank[forward, : k + 1] == i)[0]]
+
+    for i in range(len(both)):
+        members = expansion = reciprocal(i, k1)
+        for candidate in members:
+            found = reciprocal(candidate, int(np.around(k1 / 2)))
+            if len(np.intersect1d(found, members)) > 2 / 3 * len(found):
+                expansion = np.append(expansion, found)
+        expansion = np.unique(expansion)
+        weights = np.exp(-original[i, expansion])
+        v[i, expansion] = weights / weights.sum()
+    if k2 != 1:
+        v = np.stack([v[rank[i, :k2]].mean(axis=0) for i in range(len(both))])
+    jaccard = np.zeros((len(query), len(both)))
+    for i in range(len(query)):
+        least = np.minimum(v[i], v).sum(axis=1)
+        jaccard[i] = 1 - least / (2 - least)
+    final = jaccard * (1 - weight) + original[: len(query)] * weight
+    return final[:, len(query) :]
+
+
+def lattice_world(seed, q, g):
+    """Rows of +-1 in 16 dimensions, some of them twice: cosines are exact, and equal ones abound."""
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(np.array([-1, 1], np.float32), (q + g, 16))
+    rows[rng.integers(0, q + g, (q + g) // 4)] = rows[0]
+    return rows[:q], rows[q:]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("k1", "k2"),
+    [
+        (20, 6),
+        (5, 20),
+        (5, 6),
+        (5, 7),
+        (1, 1),
+        (1, 2),
+        (1, 40),
+        (3, 10**6),
+        (59, 60),
+        (60, 61),
+        (10**6, 1),
+        (10**9, 10**9),
+    ],
+)
+@pytest.mark.parametrize(("q", "g"), [(10, 50), (1, 1), (2, 5), (40, 3)])
+def test_equals_the_public_code_for_any_sizes(q, g, k1, k2, weight):
+    config = RerankConfig(k1=k1, k2=k2, weight=weight)
+    smooth, *_ = [world(seed=7, q=q, g=g, dim=8, people=4)[:2]]
+    ties = lattice_world(q + g, q, g)
+    for name, (query, gallery) in {"smooth": smooth, "ties": ties}.items():
+        with np.errstate(invalid="ignore"):
+            expected = public(query, gallery, k1, k2, weight)
+        if not np.isfinite(expected).all():  # the public code divides by zero where all images are the same
+            continue
+        np.testing.assert_allclose(sparse(query, gallery, config), expected, atol=2e-5, err_msg=name)
+
+
+def test_more_neighbors_are_averaged_than_are_reciprocal():
+    query, gallery, *_ = world(seed=1)
+    few, many = (sparse(query, gallery, RerankConfig(k1=5, k2=k2)) for k2 in (6, 20))
+    assert np.abs(few - many).max() > 0.1
+
+
+def test_features_of_zeros_are_named():
+    query, gallery, q_pids, g_pids, q_cams, g_cams = world()
+    gallery[31] = 0
+    g_pids[5] = -1
+    with pytest.raises(DataError, match=r"row 31 of the gallery features is all zeros.*evaluate.rerank"):
+        evaluate_ranking(query, gallery, q_pids, g_pids, q_cams, g_cams, rerank=RerankConfig())
 
 
 def test_settings_are_checked():
