@@ -165,7 +165,9 @@ def test_unit_rows_of_any_scale(exponent):
     x = (whole * 2.0**exponent).float()
     assert torch.equal(x.double(), whole * 2.0**exponent)
     torch.testing.assert_close(unit_rows(x).double(), _unit64(whole), rtol=1e-6, atol=0)
-    torch.testing.assert_close(unit_rows(whole * 2.0 ** max(8 * exponent, -1074)).double(), _unit64(whole), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        unit_rows(whole * 2.0 ** max(8 * exponent, -1074)).double(), _unit64(whole), rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("scale", [2.0**-90, 1.0, 2.0**90])
