@@ -12,7 +12,7 @@ from captioning.server_config import ServerConfig
 from captioning.templates import Template, get_template
 from data.config import RUNTIME, Config
 from data.device import CPU, Device
-from data.errors import ConfigError
+from data.errors import ConfigError, raise_settings
 
 TINY = "tiny"
 """The name of the embedded default model."""
@@ -80,33 +80,41 @@ class CaptionConfig(Config):
     def _agrees(self) -> Self:
         problems = [*self._server_problems(), *self._decoding_problems()]
         if self.model == TINY and self.revision is not None:
-            problems.append("revision is for hub ids; the embedded model has none")
-        if problems:
-            raise ValueError("; ".join(problems))
+            problems.append(("revision", "only hub ids have one, the embedded model does not; set {at}revision=null"))
+        raise_settings(problems)
         return self
 
-    def _server_problems(self) -> list[str]:
+    def _server_problems(self) -> list[tuple[str, str]]:
         if self.engine == "transformers":
             return []
         problems = []
         if self.model == TINY:
-            problems.append("engine openai needs model: the name under which the server offers it")
+            told = "engine openai needs the name under which the server offers the model, such as {at}model=llava"
+            problems.append(("model", told))
         if self.decoding == "slots":
-            problems.append("decoding slots runs in this process only; with engine openai use free")
-        if self.dtype != "auto" or self.quantization != "none":
-            problems.append("with engine openai the server decides dtype and quantization; say them in revision")
+            problems.append(("decoding", "engine openai cannot decode slots; set {at}decoding=free"))
+        told = "with engine openai the server decides it; set {at}%s, and name what the server runs in {at}revision"
+        if self.dtype != "auto":
+            problems.append(("dtype", told % "dtype=auto"))
+        if self.quantization != "none":
+            problems.append(("quantization", told % "quantization=none"))
         return problems
 
-    def _decoding_problems(self) -> list[str]:
+    def _decoding_problems(self) -> list[tuple[str, str]]:
         problems = []
-        if self.decoding == "slots" and self.max_new_tokens is not None:
-            problems.append("max_new_tokens is for free decoding; with slots the template sets the length")
-        if self.decoding == "slots" and self.regenerate.times:
-            problems.append("regenerate is for free decoding; with slots every reply is well-formed")
-        if self.decoding == "slots" and not self.prompt_template.pattern:
-            problems.append(f"decoding slots needs a template with a pattern, which {self.template} has not; use free")
-        if self.decoding == "free" and self.cleaning.drop_below > 0:
-            problems.append("cleaning.drop_below needs the probabilities that only decoding slots gives")
+        slots = self.decoding == "slots"
+        if slots and self.max_new_tokens is not None:
+            told = "is for free decoding, with slots the template sets the length; set {at}max_new_tokens=null"
+            problems.append(("max_new_tokens", told))
+        if slots and self.regenerate.times:
+            told = "is for free decoding, with slots every reply is well-formed; set {at}regenerate.times=0"
+            problems.append(("regenerate.times", told))
+        if slots and not self.prompt_template.pattern:
+            told = f"slots needs a template with a pattern, and {self.template} has none; set {{at}}decoding=free"
+            problems.append(("decoding", told))
+        if not slots and self.cleaning.drop_below > 0:
+            told = "needs the probabilities that slots give; set {at}decoding=slots or {at}cleaning.drop_below=0"
+            problems.append(("cleaning.drop_below", told))
         return problems
 
     @property

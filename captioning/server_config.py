@@ -44,7 +44,7 @@ class ServerConfig(Config):
         if parts.username or parts.password or parts.query or parts.fragment:
             raise PydanticCustomError(
                 "secret_address",
-                "must hold no user, password or query; name the key's variable in key_variable",
+                "must hold no user, password or query; name the key's variable in caption.server.key_variable",
                 {SECRET: True},
             )
         return url.rstrip("/")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from data.errors import ConfigError, raise_problems
+from data.errors import ConfigError, SettingProblems, raise_problems
+from data.settings import Setting, nearest, settings_of, takes_true, unknown_key
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse True and False for numbers, which pydantic takes for 1 and 0."""
+        given = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(one, bool) for one in given):
+            field = cls.model_fields[info.field_name or ""]
+            if not takes_true(field.annotation):
+                raise ValueError("must be a number or text, not true or false")
+        return value
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON-able fields that can change a result: everything not marked `RUNTIME`."""
@@ -62,33 +75,99 @@ def _identity(value: Any, plain: Any) -> Any:
 
 
 C = TypeVar("C", bound=Config)
+Place = tuple[int | str, ...]
 
 
-def build_config(cls: type[C], values: Mapping[str, Any], subject: str) -> C:
-    """Build a config from plain values, or raise one `ConfigError` that lists every problem by its dotted key."""
-    try:
-        return cls.model_validate(dict(values))
-    except ValidationError as error:
-        problems = [_explain(cls, item) for item in error.errors()]
-        raise_problems(subject, problems, ConfigError)
-        raise  # pragma: no cover - a ValidationError always holds at least one problem
+def build_config(
+    cls: type[C],
+    values: Mapping[str, Any],
+    subject: str,
+    *,
+    base: Mapping[str, Any] | None = None,
+    problems: Sequence[str] = (),
+) -> C:
+    """Build a config from plain values, or raise one `ConfigError` that lists every problem by its dotted key.
+
+    base: values that work, nested as `values`. Where they are known, a value that does not work is replaced by its own
+    there for a moment, so that the problems it hides from the validation are listed too.
+    problems: found already; they are listed first.
+    """
+    found = dict.fromkeys(problems)
+    settings = settings_of(cls)
+    tried = copy.deepcopy(dict(values))
+    while True:
+        try:
+            made = cls.model_validate(tried)
+            break
+        except ValidationError as error:
+            items = [one for item in error.errors() for one in _explain(item, settings, base)]
+        found |= dict.fromkeys(text for _, text in items)
+        places = [path for path, _ in items]
+        if base is None or not (_put_all_back(tried, base, places) or _put_all_back(tried, base, _groups(places))):
+            break
+    raise_problems(subject, found, ConfigError)
+    return made
 
 
-def _explain(cls: type[Config], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "(whole)"
-    if item["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_fields_at(cls, item["loc"][:-1])))
-        return f"{key}: no such setting; known here: {known}"
-    shown = item["loc"] and item["type"] != "missing" and not item.get("ctx", {}).get(SECRET)
-    given = f" (given: {item['input']!r})" if shown else ""
-    return f"{key}: {item['msg'].removeprefix('Value error, ')}{given}"
+def _groups(places: Iterable[Place]) -> list[Place]:
+    return [place[:-1] for place in places if len(place) > 1]
 
 
-def _fields_at(cls: type[Config], path: tuple[int | str, ...]) -> list[str]:
-    current: Any = cls
-    for part in path:
-        field = getattr(current, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        current = field.annotation
-    return list(getattr(current, "model_fields", {}))
+def _put_all_back(values: dict[str, Any], base: Mapping[str, Any], places: Iterable[Place]) -> bool:
+    return any([_put_back(values, base, place) for place in places])  # noqa: C419 - each of them
+
+
+def _put_back(values: dict[str, Any], base: Mapping[str, Any], path: Place) -> bool:
+    """Give the setting at `path` its value in `base`, or drop it where there is none; return True if it changed."""
+    here: Any = values
+    there: Any = base
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1 or not isinstance(here.get(part), dict)
+        known = isinstance(there, Mapping) and part in there
+        if not last:
+            here, there = here[part], there[part] if known else {}
+            continue
+        if part not in here or (known and here[part] == there[part]):
+            return False
+        if known:
+            here[part] = copy.deepcopy(there[part])
+        else:
+            del here[part]
+        return True
+    return False
+
+
+def _explain(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> Iterator[tuple[Place, str]]:
+    """Yield the place of each problem that pydantic tells of, and what to say of it."""
+    path: Place = item["loc"]
+    key = ".".join(str(part) for part in path)
+    cause = item.get("ctx", {}).get("error")
+    if isinstance(cause, SettingProblems):
+        at = f"{key}." if key else ""
+        for inner, problem in cause.problems:
+            yield (*path, *inner.split(".")), f"{at}{inner}: {problem.replace('{at}', at)}"
+    elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        yield path, unknown_key(key, settings)
+    else:
+        shown = item["loc"] and not item["type"].startswith("missing") and not item.get("ctx", {}).get(SECRET)
+        given = f" (given: {item['input']!r})" if shown else ""
+        message = item["msg"].removeprefix("Value error, ")
+        yield path, f"{key or '(whole)'}: {message}{given}{_remedy(item, settings, base)}"
+
+
+def _remedy(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> str:
+    """Return how the setting is written, with a value that works; empty where none is known."""
+    names = [part for part in item["loc"] if isinstance(part, str)]
+    setting = settings.get(".".join(names))
+    if setting is None or item["type"] == "value_error" or item.get("ctx", {}).get(SECRET):
+        return ""
+    if setting.choices:
+        near = nearest(str(item["input"]).lower(), map(str, setting.choices))
+        return f"; did you mean {setting.example(near[0])}?" if near else ""
+    value: Any = base
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if setting.is_group or (setting.default is None and value is None and not setting.optional):
+        return ""
+    example = setting.example(value)
+    return f"; for example {example}" + (" (or null)" if setting.optional and not example.endswith("=null") else "")

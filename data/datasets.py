@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from data.config import Config, RuntimeInt, RuntimeStr, build_config
-from data.errors import ConfigError
+from data.errors import ConfigError, raise_settings
 from data.images import MAX_PIXELS
 from data.readers import bounding_box, list_files, manifest, pku_reid
 from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
@@ -90,15 +90,15 @@ class DatasetConfig(Config):
     def _options_fit_the_reader(self) -> Self:
         fields = type(self).model_fields
         problems = [
-            f"{option} means nothing to the reader {self.reader}, only to {', '.join(readers)}; leave it out"
+            (option, f"means nothing to the reader {self.reader}, only to {', '.join(readers)}; leave it out")
             for option, readers in _OPTIONS.items()
             if self.reader not in readers and getattr(self, option) != fields[option].default
         ]
         known = _VERSIONS.get(self.reader, ())
         if known and self.version and self.version not in known:
-            problems.append(f"version {self.version!r} of {self.reader} is none of {', '.join(known)}")
-        if problems:
-            raise ValueError("; ".join(problems))
+            told = f"{self.version!r} is not an edition of {self.reader}; set {{at}}version={known[0]}"
+            problems.append(("version", told + f" (editions: {', '.join(known)})"))
+        raise_settings(problems)
         return self
 
 

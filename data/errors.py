@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ClipScgiError(Exception):
@@ -16,6 +16,18 @@ class ClipScgiError(Exception):
 
 class ConfigError(ClipScgiError):
     """A setting, or a combination of settings, cannot work."""
+
+
+class SettingProblems(ConfigError, ValueError):  # noqa: N818 - it is several problems, each an error of one setting
+    """What is wrong with settings that a config holds: (key, problem) pairs.
+
+    A key is relative to that config, and so is what follows "{at}" in a problem; `data.config.build_config`, which
+    knows where the config belongs, puts the full keys there. It is a ValueError, so that pydantic collects it.
+    """
+
+    def __init__(self, *problems: tuple[str, str]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{key}: {problem}".replace("{at}", "") for key, problem in problems))
 
 
 class DataError(ClipScgiError):
@@ -36,6 +48,12 @@ class RejectedRow(Exception):  # noqa: N818 - it names a row's fate, not a failu
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def raise_settings(problems: Sequence[tuple[str, str]]) -> None:
+    """Raise `SettingProblems` of (key, problem) pairs, or return when there is none."""
+    if problems:
+        raise SettingProblems(*problems)
 
 
 def raise_problems(subject: str, problems: Iterable[str], error: type[ClipScgiError] = ConfigError) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError, raise_problems
+from data.errors import DataError, raise_settings
 from data.slots import SLOTS
 from data.synthetic_cameras import Camera, decode, encode, sample_camera
 from data.synthetic_people import Person, make_person, sample_attributes
@@ -89,17 +89,19 @@ class WorldConfig:
             "junk": 0,
         }
         problems = [
-            f"{name} must be at least {low}, not {getattr(self, name)}"
+            (name, f"must be at least {low}, not {getattr(self, name)}; set {{at}}{name}={low}")
             for name, low in least.items()
             if getattr(self, name) < low
         ]
         if self.cameras > _MAX_CAMERAS:
-            problems.append(f"cameras must be at most {_MAX_CAMERAS}, not {self.cameras}")
+            told = f"must be at most {_MAX_CAMERAS}, not {self.cameras}; set {{at}}cameras={_MAX_CAMERAS}"
+            problems.append(("cameras", told))
         if not 0.0 <= self.difficulty <= 1.0:
-            problems.append(f"difficulty must lie in 0..1, not {self.difficulty}")
+            problems.append(("difficulty", f"must lie in 0..1, not {self.difficulty}; set {{at}}difficulty=0.5"))
         if self.train_identities + self.test_identities > 9999:
-            problems.append("train_identities + test_identities must not exceed 9999, the four digits of a pid")
-        raise_problems("synthetic world", problems)
+            told = "with {at}test_identities must not exceed 9999, the four digits of a pid"
+            problems.append(("train_identities", told))
+        raise_settings(problems)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

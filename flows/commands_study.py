@@ -51,7 +51,7 @@ def preset_recipe(name: str, preset: str, overrides: Sequence[str]) -> Recipe:
     size = PRESETS[preset]
     draws = build_recipe(name, overrides)
     world = size.world if draws.synthetic is not None and not draws.data.root else ()
-    return build_recipe(name, [*size.settings, *world, *overrides])
+    return build_recipe(name, overrides, size=[*size.settings, *world])
 
 
 def study(store: ArtifactStore, recipe: Recipe, config: StudyConfig, *, out: Path, dry_run: bool = False) -> int:

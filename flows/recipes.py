@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from captioning.audit import AuditConfig
 from captioning.config import CaptionConfig
 from data.config import RUNTIME, Config, build_config
 from data.datasets import DatasetConfig, Reader
-from data.errors import ConfigError, raise_problems
+from data.errors import ConfigError
+from data.settings import nearest
 from data.synthetic import WorldConfig
+from flows.overrides import apply_overrides
 from flows.report import ReportConfig
 from flows.scale import ScaleConfig
 from reid.config import LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
@@ -163,39 +165,17 @@ RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
 """Name -> recipe. A data set's bare name is CLIP-SCGI; its other methods have their name behind it."""
 
 
-def build_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def build_recipe(name: str, overrides: Sequence[str] = (), *, size: Sequence[str] = ()) -> Recipe:
     """Return the recipe `name` with settings changed by ``key=value`` texts.
 
-    key: dotted, such as ``train.schedule.epochs``. value: JSON, or plain text where it is no JSON. Raises
-    ConfigError that lists every problem.
+    overrides: see `flows.overrides`. size: further ones, which `overrides` win over. Raises ConfigError that lists
+    every problem.
     """
     if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
-    values = RECIPES[name]().model_dump(mode="json")
-    problems = [problem for text in overrides if (problem := _override(values, text))]
-    raise_problems(f"recipe {name}", problems)
-    return build_config(Recipe, values, f"recipe {name}")
-
-
-def _override(values: dict[str, Any], text: str) -> str | None:
-    """Set one dotted key in nested `values`; return what is wrong with it, if anything."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        return f"{text!r} is no setting; write key=value, such as train.schedule.epochs=20"
-    *path, last = key.split(".")
-    here: Any = values
-    for depth, part in enumerate(path):
-        if here.get(part) is None and part in here:
-            here[part] = {}
-        here = here.get(part)
-        if not isinstance(here, dict):
-            return f"{'.'.join(path[: depth + 1])}: no such group of settings"
-    here[last] = _parse(value)
-    return None
-
-
-def _parse(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+        near = nearest(name.lower(), RECIPES)
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"there is no recipe {name!r}; {guess}known: {', '.join(sorted(RECIPES))}")
+    base = RECIPES[name]().model_dump(mode="json")
+    values = copy.deepcopy(base)
+    problems = [*apply_overrides(Recipe, values, size), *apply_overrides(Recipe, values, overrides)]
+    return build_config(Recipe, values, f"recipe {name}", base=base, problems=problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from data.config import RUNTIME, Config, RuntimeStr
 from data.device import Device
+from data.errors import raise_settings
 from reid.config_augment import AugmentConfig
 from reid.config_validation import ValidationConfig
 
@@ -50,14 +52,19 @@ class BackboneConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> BackboneConfig:
+        problems = []
         if self.name == "tiny" and self.weights == OPENAI:
-            raise ValueError('there are no openai weights for the tiny CLIP; use weights="shipped"')
+            problems.append(("weights", "openai has no weights for the tiny CLIP; set {at}weights=shipped"))
         if self.name != "tiny" and self.weights == SHIPPED:
-            raise ValueError(f'no weights are shipped for {self.name}; use weights="openai" or a .safetensors file')
+            told = (
+                f"no weights are shipped for {self.name}; set {{at}}weights=openai or the path of a .safetensors file"
+            )
+            problems.append(("weights", told))
         if self.name == "rn50" and self.stride:
-            raise ValueError("overlapping patches need a vision transformer; leave stride at 0 for rn50")
+            problems.append(("stride", "overlapping patches need a vision transformer; set {at}stride=0 for rn50"))
         if self.weights not in (SHIPPED, OPENAI, RANDOM) and Path(self.weights).suffix != ".safetensors":
-            raise ValueError("weights must be shipped, openai, random or the path of a .safetensors file")
+            problems.append(("weights", f"must be shipped, openai, random or a .safetensors file, not {self.weights}"))
+        raise_settings(problems)
         return self
 
 
@@ -162,8 +169,10 @@ class ScheduleConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must increase, these do not: {list(self.milestones)}")
+        given, increasing = list(self.milestones), sorted(set(self.milestones))
+        if given != increasing:
+            shown = json.dumps(increasing, separators=(",", ":"))
+            raise_settings([("milestones", f"must increase, unlike {given}; set {{at}}milestones={shown}")])
         return self
 
 
@@ -191,7 +200,7 @@ class TrainConfig(Config):
     """Variation of the training images."""
     validation: ValidationConfig = ValidationConfig()
     """Evaluation during training, and which epoch becomes the model. Off by default."""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the new modules' weights, the batches and the augmentation."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the encoders; weights, identity heads and losses stay float32. fp16 needs a GPU."""
@@ -222,10 +231,14 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
+        problems = []
         if self.method == "clip_scgi" and self.scgi.fusion_tokens == "refined" and not self.scgi.cgi:
-            raise ValueError('scgi.fusion_tokens "refined" needs scgi.cgi, which makes the refined tokens')
+            told = "refined tokens are made by CGI; set {at}scgi.cgi=true or {at}scgi.fusion_tokens=raw"
+            problems.append(("scgi.fusion_tokens", told))
         if self.sie and self.backbone.name == "rn50":
-            raise ValueError("sie needs a vision transformer; set it to 0 for rn50")
+            problems.append(("sie", "camera embeddings need a vision transformer; set {at}sie=0 for rn50"))
         if self.validation.mode == "fused" and not (self.method == "clip_scgi" and self.scgi.cff):
-            raise ValueError('validation.mode "fused" needs method clip_scgi with scgi.cff, which makes that embedding')
+            told = '"fused" needs {at}method=clip_scgi and {at}scgi.cff=true; set {at}validation.mode=image'
+            problems.append(("validation.mode", told))
+        raise_settings(problems)
         return self

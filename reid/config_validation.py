@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data.config import Config
+from data.errors import raise_settings
 
 
 class ValidationConfig(Config):
@@ -43,5 +44,5 @@ class ValidationConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> ValidationConfig:
         if self.keep == "best" and not self.every:
-            raise ValueError('keep="best" needs an evaluation to choose by: set every to the epochs between two')
+            raise_settings([("keep", '"best" needs evaluations to choose by; set {at}every=5 or {at}keep=last')])
         return self

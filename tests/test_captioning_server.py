@@ -357,7 +357,11 @@ def test_config_problems_are_listed_together():
     values = {"engine": "openai", "decoding": "slots", "dtype": "float16"}
     with pytest.raises(ConfigError) as caught:
         build_config(CaptionConfig, values, "caption")
-    for wanted in ("needs model", "decoding slots", "the server decides dtype"):
+    for wanted in (
+        "model: engine openai needs",
+        "decoding: engine openai cannot",
+        "dtype: with engine openai the server",
+    ):
         assert wanted in str(caught.value)
 
 

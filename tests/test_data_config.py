@@ -106,7 +106,7 @@ def test_build_config_tells_every_problem_with_its_key():
     for part in (
         "name: Field required",
         "inner.size: Input should be greater than or equal to 1 (given: 0)",
-        "inner.sise: no such setting; known here: size, workers",
+        "inner.sise: no such setting; did you mean inner.size?",
         "rate: ",
         "threads: ",
     ):

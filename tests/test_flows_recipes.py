@@ -7,7 +7,9 @@ import json
 import pytest
 
 from data.errors import ConfigError
+from flows.commands_study import preset_recipe
 from flows.recipes import RECIPES, Recipe, build_recipe
+from reid.config_evaluate import RerankConfig
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -91,20 +93,178 @@ def test_all_problems_are_reported_together():
         build_recipe("demo", ["train.schedule.epochs=-1", "train.schedule.epoch=3", "caption.batch_size=zero"])
     message = str(caught.value)
     assert "train.schedule.epochs" in message
-    assert "train.schedule.epoch: no such setting; known here:" in message
+    assert "train.schedule.epoch: no such setting; did you mean train.schedule.epochs?" in message
     assert "caption.batch_size" in message
 
 
-def test_malformed_overrides_are_named():
-    with pytest.raises(ConfigError, match="is no setting; write key=value"):
-        build_recipe("demo", ["train.schedule.epochs"])
-    with pytest.raises(ConfigError, match=r"nothing: no such group"):
-        build_recipe("demo", ["nothing.here=1"])
+def problems_of(*overrides: str, name: str = "demo") -> list[str]:
+    """Return what is wrong with the overrides, one text per problem."""
+    with pytest.raises(ConfigError) as caught:
+        build_recipe(name, overrides)
+    text = str(caught.value).removeprefix(f"recipe {name}: ")
+    return [line.removeprefix("  - ") for line in text.splitlines() if not line.endswith(" problems")]
+
+
+def test_no_problem_hides_another():
+    """Unknown groups, malformed texts, values out of range, combinations: one message with all of them."""
+    found = problems_of(
+        "nothing.here=1",
+        "train.schedule.epochs",
+        "train.schedule.epochs=-1",
+        "train.schedule.milestones=[9,3]",
+        "train.precision=bf6",
+        "synthetic.cameras=99",
+        "caption.decoding=slots",
+        "caption.max_new_tokens=7",
+        "train.scgi.fusion_tokens=refined",
+        "train.scgi.cgi=false",
+        "train.backbone.name=rn50",
+    )
+    keys = [problem.partition(":")[0] for problem in found]
+    assert sorted(keys) == sorted(
+        [
+            "nothing.here",
+            "invalid override 'train.schedule.epochs'",
+            "train.schedule.epochs",
+            "train.schedule.milestones",
+            "train.precision",
+            "synthetic.cameras",
+            "caption.max_new_tokens",
+            "train.scgi.fusion_tokens",
+            "train.backbone.weights",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("train.schedule.epoch", "train.schedule.epochs"),
+        ("train.schedul.epochs", "train.schedule.epochs"),
+        ("tran.schedule.epochs", "train.schedule.epochs"),
+        ("schedule.epochs", "train.schedule.epochs"),
+        ("Train.Batch.Identities", "train.batch.identities"),
+        ("train.batch.identity", "train.batch.identities"),
+        ("batch_size", "caption.batch_size or evaluate.batch_size"),
+        ("train.milestones", "train.schedule.milestones"),
+        ("evaluate.rerank.k3", "evaluate.rerank.k2"),
+        ("synthetic.camera", "synthetic.cameras"),
+        ("caption.server.adress", None),
+        ("synthetic.nothing", None),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(key, near):
+    (problem,) = problems_of(f"{key}=1")
+    if near:
+        assert problem == f"{key}: no such setting; did you mean {near}?"
+    else:
+        assert problem.startswith(f"{key}: no such setting; known here: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train.schedule.milestones=25,32", "for example train.schedule.milestones=[25,32]"),
+        ("data.require_splits=[train]", 'for example data.require_splits=["train","query","gallery"]'),
+        ("train.scgi.cgi=maybe", "for example train.scgi.cgi=true"),
+        ("train.schedule.epochs=2.5", "for example train.schedule.epochs=36"),
+        ("train.schedule.epochs=True", "for example train.schedule.epochs=36"),
+        ("train.schedule.epochs=true", "train.schedule.epochs: must be a number or text, not true or false"),
+        ("train.schedule.milestones=[1,true]", "must be a number or text, not true or false"),
+        ("synthetic.seed=true", "synthetic.seed: must be a number or text, not true or false"),
+        ("train.loss.margin=nan", "for example train.loss.margin=0.3 (or null)"),
+        ("train.loss.margin=NaN", "for example train.loss.margin=0.3 (or null)"),
+        ("train.loss.margin=1e400", "for example train.loss.margin=0.3 (or null)"),
+        ("train.loss.margin=None", "train.loss.margin: None is written null: train.loss.margin=null"),
+        ("caption.revision=None", "caption.revision: None is written null: caption.revision=null"),
+        ("train.precision=bf61", "did you mean train.precision=bf16?"),
+        ("train.schedule=5", 'several as a JSON object, such as train.schedule={"epochs": 60}'),
+        ("train.schedule=null", "train.schedule: a group of settings; set one, such as train.schedule.epochs=60"),
+        ("evaluate.rerank=20", "or evaluate.rerank=null"),
+        ("train.method.x=1", "train.method.x: no such setting; train.method is a single setting"),
+        ("evaluate.gallery_draws.x=1", "evaluate.gallery_draws is a single setting"),
+        ('train.schedule={"epochs":2,"epochs":3}', "train.schedule: the JSON object names epochs twice"),
+        ('train.schedule={"epoch":2}', "train.schedule.epoch: no such setting; did you mean train.schedule.epochs?"),
+        ("=3", "invalid override '=3': expected key=value"),
+        ("train.seed=1e30", "for example train.seed=0"),
+        ("train.seed=18446744073709551616", "for example train.seed=0"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_answered_with_one_that_does(text, told):
+    (problem,) = problems_of(text)
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("texts", "key"),
+    [
+        (["train.seed=1", "train.seed=2"], "train.seed"),
+        (["train.seed=1", "train.seed=1"], "train.seed"),
+        (["train.schedule.epochs=3", 'train.schedule={"epochs":4}'], "train.schedule.epochs"),
+        (["evaluate.rerank=null", "evaluate.rerank.k1=3"], "evaluate.rerank.k1"),
+    ],
+)
+def test_one_key_is_set_once(texts, key):
+    assert problems_of(*texts) == [f"{key}: set twice; give it once"]
+
+
+def test_a_group_set_as_json_keeps_what_it_does_not_name():
+    plain, changed = build_recipe("demo"), build_recipe("demo", ['train.schedule={"epochs":3}'])
+    assert changed.train.schedule == plain.train.schedule.model_copy(update={"epochs": 3})
+    assert build_recipe("demo", ["evaluate.rerank={}"]).evaluate.rerank == RerankConfig()
+    assert build_recipe("demo", ['evaluate.rerank={"k1":30}']).evaluate.rerank == RerankConfig(k1=30)
+    assert build_recipe("demo", ["evaluate.rerank.k1=30"]).evaluate.rerank == RerankConfig(k1=30)
+    assert build_recipe("demo", ["evaluate.rerank=null"]).evaluate.rerank is None
+
+
+def test_text_stays_text_and_numbers_may_be_written_in_any_way():
+    recipe = build_recipe("demo", ["data.name=007", "caption.model=true", "train.schedule.epochs=1e3", "train.seed= 3"])
+    assert (recipe.data.name, recipe.caption.model) == ("007", "true")
+    assert (recipe.train.schedule.epochs, recipe.train.seed) == (1000, 3)
+    assert build_recipe("demo", ['data.name="a b"']).data.name == "a b"
+    assert build_recipe("demo", ["train.loss.margin=null"]).train.loss.margin is None
+
+
+def test_a_study_preset_gives_way_to_what_the_user_sets():
+    assert preset_recipe("benchmark", "quick", []).train.schedule.epochs == 6
+    recipe = preset_recipe("benchmark", "quick", ["train.schedule.epochs=9"])
+    assert (recipe.train.schedule.epochs, recipe.train.schedule.milestones) == (9, (5,))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train.schedule.milestones=[9,3]", "schedule.milestones: must increase, unlike [9, 3]; set train.schedule."),
+        ("train.validation.keep=best", 'validation.keep: "best" needs evaluations to choose by; set train.validatio'),
+        ("train.backbone.name=vit_b16", "backbone.weights: no weights are shipped for vit_b16; set train.backbone."),
+        ("train.backbone.weights=a.pt", "backbone.weights: must be shipped, openai, random or a .safetensors file"),
+        ("caption.revision=main", "revision: only hub ids have one, the embedded model does not; set caption.revisio"),
+        ("data.split_seed=3", "split_seed: means nothing to the reader market1501, only to pku_reid, vehicleid"),
+    ],
+)  # fmt: skip
+def test_messages_of_inner_configs_name_full_keys(text, told):
+    (problem,) = problems_of(text)
+    assert problem.startswith(f"{text.partition('.')[0]}.{told}")
+
+
+def test_a_secret_is_not_repeated():
+    with pytest.raises(ConfigError) as caught:
+        build_recipe(
+            "demo",
+            ["caption.server.url=http://me:hidden@x/v1", "train.seed=-1", "caption.server.url=http://b:hidden@y"],
+        )
+    assert "caption.server.url: must hold no user" in str(caught.value)
+    assert "caption.server.url: set twice" in str(caught.value)
+    assert "hidden" not in str(caught.value)
 
 
 def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="market1501"):
+    with pytest.raises(ConfigError, match=r"did you mean market1501\? known: .*msmt17"):
         build_recipe("market")
+    with pytest.raises(ConfigError, match=r"did you mean demo_clip_reid"):
+        build_recipe("demo_clipreid")
+    with pytest.raises(ConfigError, match=r"'xyz'; known: "):
+        build_recipe("xyz")
 
 
 def test_configs_are_frozen():

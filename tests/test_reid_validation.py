@@ -60,12 +60,12 @@ def test_it_is_off_and_then_no_part_of_a_fingerprint():
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ValidationError, match="needs an evaluation to choose by"):
+    with pytest.raises(ValidationError, match="needs evaluations to choose by"):
         ValidationConfig(keep="best")
     fused = ValidationConfig(every=1, mode="fused")
     TrainConfig(validation=fused)
     for changes in ({"method": "clip_reid"}, {"scgi": ScgiConfig(cff=False)}):
-        with pytest.raises(ValidationError, match='"fused" needs method clip_scgi'):
+        with pytest.raises(ValidationError, match='"fused" needs method=clip_scgi'):
             TrainConfig(validation=fused, **changes)
 
 
