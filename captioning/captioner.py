@@ -1,4 +1,4 @@
-"""Who captions: everything that can change the text of a caption, in one fingerprint. Imports nothing heavy."""
+"""Captioner identity: a fingerprint of everything that can change a caption. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from captioning.config import TINY, CaptionConfig
 from captioning.framing import FRAMING_VERSION
+from captioning.model_folder import WANTED, check_settings
 from data.digests import DigestMemo
 from data.errors import WeightsError
 from data.fingerprint import digest
@@ -20,9 +21,6 @@ SERVER_ENGINE_VERSION: Final = 1
 """The same for the engine that asks a server."""
 
 TINY_FOLDER: Final = Path(__file__).parent / "weights" / "tiny_llava"
-WANTED: Final = ("config.json", "model*.safetensors", "tokenizer.json", "processor_config.json")
-"""Files of a usable model folder (preprocessor_config.json serves as well as processor_config.json)."""
-
 # What transformers reads out of a model folder; a README does not change a caption.
 _MODEL_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 _HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -83,6 +81,7 @@ def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str,
     else:
         model_id = "clip-scgi/tiny-llava" if config.model == TINY else folder.resolve().name
         revision = _folder_digest(folder, memo)
+        check_settings(folder, config)
     return (
         model_id,
         revision,

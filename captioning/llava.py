@@ -19,13 +19,14 @@ from transformers import GenerationConfig, LogitsProcessorList
 from captioning.config import CaptionConfig
 from captioning.decoding import Filling, fill_slots
 from captioning.framing import frame
-from captioning.llava_load import Llava, load_llava
+from captioning.llava_check import end_tokens
+from captioning.llava_load import Llava, compile_llava, explained, load_llava
 from captioning.reading import Loaded
 from captioning.regeneration import ask_until_well_formed
 from captioning.replies import Answer, Reply, answer_row, unreadable_row
 from captioning.sampling import GumbelNoise
 from captioning.slot_grammar import Grammar
-from data.errors import ClipScgiError, ConfigError
+from data.errors import ClipScgiError, ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +41,57 @@ class Engine:
         self._check_length()
         self._batch_size = config.batch_size
         self._grammar = self._rails() if config.decoding == "slots" else None
+        self._check_tokens()
 
     @classmethod
     def load(cls, config: CaptionConfig) -> Engine:
-        """Load the model of `config`; raises WeightsError where it cannot be."""
-        return cls(load_llava(config), config)
+        """Load the model of `config` and try it out once.
+
+        Raises WeightsError if it cannot be used, ConfigError if its settings do not fit it.
+        """
+        engine = cls(load_llava(config), config)
+        engine._try_out()
+        if config.compile:
+            compile_llava(engine.llava)
+        return engine
 
     @property
     def width(self) -> int:
         """Images of a batch."""
         return self._batch_size
+
+    def _check_tokens(self) -> None:
+        rows = self.llava.model.get_input_embeddings().num_embeddings
+        ids = self.prompt_1L[0].tolist() + (self._grammar.tokens.tolist() if self._grammar is not None else [])
+        if max(ids) >= rows:
+            raise WeightsError(
+                f"{self.llava.folder / 'tokenizer.json'} writes the template with token {max(ids)}, and the weights "
+                f"embed {rows} tokens (0 to {rows - 1}): the tokenizer belongs to another model"
+            )
+
+    @torch.inference_mode()
+    def _try_out(self) -> None:
+        """Raise WeightsError if the model cannot caption a blank image: what is wrong shows before images are read."""
+        llava = self.llava
+        with explained(llava.folder, llava.device):
+            pixels_13HW = self.pixels([self.prepare(Image.new("RGB", (64, 128)))])
+            wanted = (1, 3, llava.side, llava.side)
+            if pixels_13HW.shape != wanted:
+                raise WeightsError(
+                    f"the image processor in {llava.folder} makes pixels {list(pixels_13HW.shape)} where the model "
+                    f"takes {list(wanted)}: use the model's own preprocessor_config.json or processor_config.json"
+                )
+            logits = llava.model(
+                input_ids=self.prompt_1L,
+                attention_mask=torch.ones_like(self.prompt_1L),
+                pixel_values=pixels_13HW,
+                logits_to_keep=1,
+            ).logits
+        if not logits.isfinite().all():
+            raise WeightsError(
+                f"the model in {llava.folder} computes NaN or infinity in {self.config.number_format}, though its "
+                "weights are finite: set caption.dtype=bfloat16 or float32"
+            )
 
     def _check_length(self) -> None:
         longest = self.llava.model.config.text_config.max_position_embeddings
@@ -113,31 +155,34 @@ class Engine:
             ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
             return ids
 
-        return Grammar(self.config.prompt_template.pattern, encode, ends_of(self._generation().eos_token_id)[0])
+        return Grammar(self.config.prompt_template.pattern, encode, self._ends()[0])
 
     def _filled(self, filling: Filling) -> Reply:
         tokens = filling.tokens[:-1]  # the last one is the end
         text = self.llava.processor.tokenizer.decode(tokens, skip_special_tokens=True)
         return Reply(text=text, n_tokens=len(tokens), truncated=False, confidence=filling.confidence)
 
+    def _ends(self) -> list[int]:
+        return end_tokens(self.llava.model, self.llava.processor.tokenizer)
+
     def _generation(self) -> GenerationConfig:
         own = self.llava.model.generation_config
-        end = own.eos_token_id if own.eos_token_id is not None else self.llava.processor.tokenizer.eos_token_id
+        ends = self._ends()
         # Built anew: a model's own file may ask for sampling.
         return GenerationConfig(
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.config.token_limit,
             bos_token_id=own.bos_token_id,
-            eos_token_id=end,
-            pad_token_id=own.pad_token_id if own.pad_token_id is not None else ends_of(end)[0],
+            eos_token_id=ends,
+            pad_token_id=own.pad_token_id if own.pad_token_id is not None else ends[0],
             # Compiled code wants tensors that keep their shapes. What there is to compile has been when it was loaded.
             cache_implementation="static" if self.config.compile else None,
             disable_compile=True,
         )
 
     def _read(self, tokens: list[int]) -> Reply:
-        ends = set(ends_of(self._generation().eos_token_id))
+        ends = set(self._ends())
         length = next((i for i, token in enumerate(tokens) if token in ends), None)
         kept = tokens if length is None else tokens[:length]
         text = self.llava.processor.tokenizer.decode(kept, skip_special_tokens=True)
@@ -198,16 +243,11 @@ def encode_prompt(llava: Llava, prompt: str) -> torch.Tensor:
     ids = processor.tokenizer(text, return_tensors="pt").input_ids
     found = int((ids == llava.model.config.image_token_id).sum())
     if found != llava.image_tokens:
-        raise ConfigError(
+        raise WeightsError(
             f"the tokenizer in {llava.folder} makes {found} image tokens where the model has {llava.image_tokens} "
             "image features; its files do not belong together"
         )
     return ids.to(llava.device)
-
-
-def ends_of(end: int | list[int]) -> list[int]:
-    """Return the end tokens as a list: a model may have several."""
-    return end if isinstance(end, list) else [end]
 
 
 def _batches(images: Iterable[Loaded], size: Callable[[], int]) -> Iterator[list[Loaded]]:

@@ -1,6 +1,6 @@
-"""Loading of any LLaVA-1.5: the embedded one, a folder, or a hub id. Safetensors only, no code from the model's folder.
+"""Load any LLaVA-1.5: the embedded one, a folder, or a hub id. Safetensors only, no code from the model's folder.
 
-One path for all of them: find the folder (a hub id becomes its snapshot), check what must be in it, load it.
+One path for all of them: find the folder (a hub id becomes its snapshot), check its files, load it, check the result.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ from threading import Lock
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
 from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from captioning.captioner import WANTED, local_folder
+from captioning.captioner import local_folder
 from captioning.config import CaptionConfig, Quantization
+from captioning.hub import first_line, snapshot
+from captioning.llava_check import (
+    check_files_finite,
+    check_finite,
+    check_formats,
+    check_loading,
+    check_processor,
+    check_tensors,
+)
+from captioning.model_folder import WANTED, check_folder, check_settings, stored_quantization
 from data.device import resolve_device
-from data.errors import WeightsError
-from data.files import read_json
+from data.errors import ClipScgiError, ConfigError, WeightsError
 
-_HUB_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-_HUB_TIMEOUT: Final = 5.0
 _WITH_CLASS_TOKEN: Final = frozenset({"clip_vision_model", "dpt"})
 _MOST_SHAPES: Final = 256
 _LOADING: Final = Lock()
@@ -54,49 +60,87 @@ class Llava:
 def load_llava(config: CaptionConfig) -> Llava:
     """Load the model and the processor that `config` names, onto its device.
 
-    Raises WeightsError when files are missing, damaged or out of reach, ConfigError for an unusable device.
+    The model is whole: every parameter and buffer comes from the folder, is finite, and has the format that `config`
+    says. Leaves torch's random state as it was. Raises WeightsError when files are missing, damaged, unfit or out of
+    reach, ConfigError for an unusable device or settings that contradict the folder.
     """
     device = pick_device(config.device)
     folder = find_folder(config)
     check_folder(folder)
-    dtype: torch.dtype = getattr(torch, config.number_format)
-    # While it loads, transformers changes settings of the whole process: of two models that load at once, one keeps
-    # random weights and says nothing of it.
-    with _LOADING, _quiet():
-        try:
-            model = LlavaForConditionalGeneration.from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map={"": device},
-                use_safetensors=True,
-                local_files_only=True,
-                # SDPA attention is transformers' default wherever a part of the model has it.
-                quantization_config=quantization_settings(config.quantization, dtype),
-            )
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise WeightsError(
-                f"the LLaVA model in {folder} cannot be loaded ({error}); wanted there: {', '.join(WANTED)}"
-            ) from error
+    check_settings(folder, config)
+    with _LOADING, _quiet(), _same_random_state(device), explained(folder, device):
+        model, processor = _load(folder, config, device)
+        check_processor(model, processor, folder)
     model.eval()
-    if config.compile:
-        _compile(model, device)
     return Llava(
         model=model,
         processor=processor,
         device=device,
-        dtype=dtype,
+        dtype=getattr(torch, config.number_format),
         side=model.config.vision_config.image_size,
         image_tokens=_match_processor(model, processor),
         folder=folder,
     )
 
 
-def _compile(model: Any, device: torch.device) -> None:
+def _load(folder: Path, config: CaptionConfig, device: torch.device) -> tuple[Any, Any]:
+    """Return the checked model and its processor, which is not checked yet."""
+    dtype: torch.dtype = getattr(torch, config.number_format)
+    check_tensors(folder)
+    if config.quantization != "none":  # a NaN may be lost when it is quantized
+        check_files_finite(folder)
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model, found = LlavaForConditionalGeneration.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": device},
+        use_safetensors=True,
+        local_files_only=True,
+        # SDPA attention is transformers' default wherever a part of the model has it.
+        quantization_config=quantization_settings(folder, config.quantization, dtype),
+        output_loading_info=True,
+    )
+    check_loading(folder, found)
+    check_finite(model, folder, dtype)
+    check_formats(model, folder, config)
+    return model, processor
+
+
+@contextmanager
+def explained(folder: Path, device: torch.device) -> Iterator[None]:
+    """Turn whatever the libraries raise over a folder into one error that names it."""
+    try:
+        yield
+    except ClipScgiError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ClipScgiError(
+            f"{device} does not have enough memory for the model in {folder}: set caption.quantization=4bit, "
+            "caption.device=cpu, or a smaller caption.model"
+        ) from error
+    except ImportError as error:
+        raise ConfigError(
+            f"the model in {folder} needs a package that is not installed: {first_line(error)}"
+        ) from error
+    except Exception as error:  # tokenizers raises bare Exception, transformers what its parts raise
+        raise WeightsError(
+            f"the LLaVA model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
+            f"wanted there: {', '.join(WANTED)}, all of one model"
+        ) from error
+
+
+@contextmanager
+def _same_random_state(device: torch.device) -> Iterator[None]:
+    """Leave torch's generators as they were: transformers draws initial weights even where it then loads others."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def compile_llava(llava: Llava) -> None:
     """Compile the two parts that take the time. On a CPU with the weights as constants, packed as its kernels like."""
-    model.requires_grad_(False)
-    for part in (model.model.vision_tower, model.model.language_model):
-        part.forward = _set_for(torch.compile(part.forward), freezing=device.type == "cpu")
+    llava.model.requires_grad_(False)
+    for part in (llava.model.model.vision_tower, llava.model.model.language_model):
+        part.forward = _set_for(torch.compile(part.forward), freezing=llava.device.type == "cpu")
 
 
 def _set_for(compiled: Callable[..., Any], *, freezing: bool) -> Callable[..., Any]:
@@ -118,9 +162,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(resolve_device(name, torch.cuda, "caption.device"))
 
 
-def quantization_settings(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """Return bitsandbytes' settings; everything but the language model's layers stays as it is."""
-    if quantization == "none":
+def quantization_settings(folder: Path, quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """Return bitsandbytes' settings; everything but the language model's layers stays as it is.
+
+    None where nothing is to be quantized, or the folder is quantized already: its own config.json then says how.
+    """
+    if quantization == "none" or stored_quantization(folder) is not None:
         return None
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTIZED)
@@ -135,52 +182,7 @@ def quantization_settings(quantization: Quantization, dtype: torch.dtype) -> Bit
 def find_folder(config: CaptionConfig) -> Path:
     """Return the model's folder; a hub id is looked up in the local cache, and fetched when the hub can be reached."""
     folder = local_folder(config.model)
-    return folder if folder is not None else _snapshot(config.model, config.revision)
-
-
-def _snapshot(model: str, revision: str | None) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
-
-    options: dict[str, Any] = {"revision": revision, "allow_patterns": list(_HUB_FILES)}
-    try:
-        return Path(snapshot_download(model, etag_timeout=_HUB_TIMEOUT, **options))
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise WeightsError(
-            f"the weights of {model} (revision {revision or 'main'}) are neither in the hub cache of this machine nor "
-            f"can they be fetched ({type(error).__name__}: {_first_line(error)}). Where the hub can be reached, run "
-            f"`hf download {model}`; or put {', '.join(WANTED)} into a folder and set caption.model to it; or set "
-            "caption.model to tiny, the embedded model"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no details")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise WeightsError unless `folder` holds every file that a LLaVA needs, naming all that are missing."""
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        missing.append("processor_config.json or preprocessor_config.json")
-    missing += _missing_weights(folder)
-    if missing:
-        raise WeightsError(f"no usable LLaVA model in {folder}: missing {', '.join(missing)}")
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "llava":
-        raise WeightsError(f"{folder / 'config.json'} describes a model of type {kind!r}; wanted is a LLaVA-1.5: llava")
-
-
-def _missing_weights(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        return [name for name in shards if not (folder / name).is_file()]
-    if (folder / "model.safetensors").is_file():
-        return []
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    note = f" ({', '.join(pickled)} is pickle, which is never loaded: convert it to safetensors)" if pickled else ""
-    return [f"model.safetensors{note}"]
+    return folder if folder is not None else snapshot(config.model, config.revision)
 
 
 def _match_processor(model: Any, processor: Any) -> int:

@@ -1,0 +1,196 @@
+"""Checks that a loaded LLaVA is the one in its folder: nothing random, nothing infinite, nothing of another format.
+
+Used by `llava_load`, before anything is captioned.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from captioning.config import CaptionConfig, Quantization
+from captioning.model_folder import stored_quantization
+from data.errors import WeightsError, raise_problems
+from data.weights import differences, few, model_tensors, nonfinite
+
+_QUANTIZED: Final[dict[str, Quantization]] = {"Linear4bit": "4bit", "Linear8bitLt": "8bit"}
+# What bitsandbytes stores beside a quantized weight.
+_STATISTICS: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
+_STATE: Final = ".quant_state.bitsandbytes__"
+
+
+def check_tensors(folder: Path) -> None:
+    """Raise WeightsError unless `folder` stores exactly the tensors of the model that its config.json describes.
+
+    transformers itself matches them, by all the names it knows, on the meta device: only headers are read, nothing
+    takes memory, and nothing is quantized yet, since bitsandbytes would accept another shape.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if stored_quantization(folder) is not None:
+        del config.quantization_config
+    _, found = LlavaForConditionalGeneration.from_pretrained(
+        folder,
+        config=config,
+        dtype=config.dtype or torch.float32,
+        device_map={"": "meta"},
+        use_safetensors=True,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    check_loading(folder, found)
+
+
+def check_loading(folder: Path, found: dict[str, Any]) -> None:
+    """Raise WeightsError if transformers' loading info `found` names a tensor that did not go where it belongs."""
+    unexpected = set(found["unexpected_keys"])
+    packed = {name for name, _, _ in found["mismatched_keys"] if f"{name}.absmax" in unexpected}  # 4 bits, flattened
+    shapes = {name: (have, want) for name, have, want in found["mismatched_keys"] if name not in packed}
+    if stored_quantization(folder) is not None:
+        unexpected = {name for name in unexpected if not name.endswith(_STATISTICS) and _STATE not in name}
+    problems = differences(found["missing_keys"], unexpected, shapes)
+    if problems:
+        raise WeightsError(
+            f"the weights in {folder} are not those of the model in its config.json ({'; '.join(problems)})."
+            f"{_hint(unexpected)} Download or copy the whole folder again, or save the whole model with transformers"
+        )
+
+
+def _hint(unexpected: set[str]) -> str:
+    """Return a sentence on where tensors of such names come from, or nothing."""
+    if any(name.startswith("base_model.") or ".lora_" in name for name in unexpected):
+        return " These are names of PEFT: merge the adapter into its base model (`merge_and_unload`) and save that."
+    if any("mm_projector" in name for name in unexpected):
+        return (
+            " These are names of the original LLaVA repository: use a model converted for transformers, such as "
+            "llava-hf/llava-1.5-7b-hf, or convert this one."
+        )
+    return ""
+
+
+def check_files_finite(folder: Path) -> None:
+    """Raise WeightsError if a stored tensor holds a NaN or an infinity; reads all of the weights once."""
+    bad = nonfinite(model_tensors(folder))
+    if bad:
+        raise WeightsError(
+            f"the weights in {folder} hold NaN or infinity in {len(bad)} {_tensors(bad)}: {few(bad)}. The file is "
+            "damaged, or its training diverged: use another checkpoint"
+        )
+
+
+def check_finite(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+    """Raise WeightsError if a tensor of the loaded model, its buffers and its quantization included, is not finite."""
+    bad = _nonfinite(model)
+    if not bad:
+        return
+    check_files_finite(folder)
+    raise WeightsError(
+        f"{len(bad)} {_tensors(bad)} of the model in {folder}, finite in the file, {_overflow(dtype)}: {few(bad)}; set "
+        "caption.dtype=bfloat16, or float32"
+    )
+
+
+def _overflow(dtype: torch.dtype) -> str:
+    return f"do not fit into {name_of(dtype)} and become infinite"
+
+
+def _tensors(names: list[str]) -> str:
+    return "tensor" if len(names) == 1 else "tensors"
+
+
+def _nonfinite(model: nn.Module) -> list[str]:
+    """Return the names of the tensors that are not finite: one pass, one answer from the device."""
+    names, extremes = [], []
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+            names.append(name)
+            extremes.append(torch.stack(tensor.aminmax()).float())  # NaN goes through
+    finite = torch.stack(extremes).isfinite().all(dim=1).tolist()
+    return [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+
+
+def check_formats(model: nn.Module, folder: Path, config: CaptionConfig) -> None:
+    """Raise WeightsError unless dtype, quantization and quantized shapes of the loaded model are what is recorded."""
+    problems = []
+    quantized = [module for module in model.modules() if type(module).__name__ in _QUANTIZED]
+    kinds = {_QUANTIZED[type(module).__name__] for module in quantized} or {"none"}
+    if kinds != {config.quantization}:
+        problems.append(f"quantization is {' and '.join(sorted(kinds))}, caption.quantization {config.quantization}")
+    formats = _formats(model, quantized)
+    if formats != {config.number_format}:
+        problems.append(f"dtype is {' and '.join(sorted(formats))}, caption.dtype {config.number_format}")
+    problems += _misshapen(model)
+    raise_problems(f"the model in {folder} was not loaded as the settings say", problems, WeightsError)
+
+
+def _formats(model: nn.Module, quantized: list[nn.Module]) -> set[str]:
+    """Return the number formats that the model computes in."""
+    packed = {id(module.weight) for module in quantized}
+    dtypes: set[Any] = {
+        value.dtype for value in model.parameters() if value.is_floating_point() and id(value) not in packed
+    }
+    dtypes |= {module.compute_dtype for module in quantized if getattr(module, "compute_dtype", None) is not None}
+    return {name_of(dtype) for dtype in dtypes}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of a number format as the settings have it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _misshapen(model: nn.Module) -> list[str]:
+    """Return what is wrong with the shapes of quantized weights, which neither library compares."""
+    problems = []
+    for name, module in model.named_modules():
+        if type(module).__name__ not in _QUANTIZED:
+            continue
+        state = getattr(module.weight, "quant_state", None)
+        shape = tuple(module.weight.shape if state is None else state.shape)
+        if shape != (module.out_features, module.in_features):
+            problems.append(f"{name}.weight is {list(shape)} and should be {[module.out_features, module.in_features]}")
+    return problems
+
+
+def check_processor(model: Any, processor: Any, folder: Path) -> None:
+    """Raise WeightsError unless tokenizer and processor fit the model: its image token, its end token, its images."""
+    if not isinstance(processor, LlavaProcessor):
+        raise WeightsError(
+            f"{folder / 'processor_config.json'} makes a {type(processor).__name__}; wanted is a LlavaProcessor"
+        )
+    raise_problems(f"the tokenizer in {folder} does not fit the model", _token_problems(model, processor), WeightsError)
+
+
+def _token_problems(model: Any, processor: Any) -> list[str]:
+    problems = []
+    rows = model.get_input_embeddings().num_embeddings
+    wanted, tokenizer = model.config.image_token_id, processor.tokenizer
+    ids = tokenizer(processor.image_token, add_special_tokens=False).input_ids
+    if ids != [wanted]:
+        problems.append(
+            f"{processor.image_token} is token {', '.join(map(str, ids))} in tokenizer.json, and {wanted} in "
+            "config.json (image_token_index)"
+        )
+    if not 0 <= wanted < rows:
+        problems.append(
+            f"image_token_index is {wanted} in config.json, and the weights embed {rows} tokens (0 to {rows - 1})"
+        )
+    ends = end_tokens(model, tokenizer)
+    if not ends:
+        problems.append("no end token: give eos_token_id in generation_config.json")
+    beyond = [end for end in ends if not 0 <= end < rows]
+    if beyond:
+        problems.append(f"the end token {beyond[0]} is beyond the {rows} tokens of the weights: correct eos_token_id")
+    return problems
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the end tokens of a model, which may have several, or else its tokenizer's."""
+    own = model.generation_config.eos_token_id
+    end = own if own is not None else tokenizer.eos_token_id
+    if end is None:
+        return []
+    return list(end) if isinstance(end, list | tuple) else [end]

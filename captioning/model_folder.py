@@ -1,0 +1,202 @@
+"""The files of a LLaVA folder, checked before anything heavy is imported: which are wanted, and which are unfit.
+
+Used by `captioner`, which identifies a folder, and `llava_load`, which loads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from captioning.config import CaptionConfig
+from data.errors import ConfigError, WeightsError, raise_problems
+from data.weights import INDEX, WEIGHTS, Stored, disguise, few, model_tensors, read_model_json, shard_names
+
+WANTED: Final = ("config.json", "model*.safetensors", "tokenizer.json", "processor_config.json")
+"""Files of a usable model folder (preprocessor_config.json serves as well as processor_config.json)."""
+
+_CONFIG: Final = "config.json"
+_PROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
+# What transformers reads where it is there.
+_OPTIONAL: Final = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
+_CHAT_TEMPLATE: Final = "chat_template.jinja"
+_ADAPTER: Final = "adapter_config.json"
+# Older and newer names of one tensor, which transformers maps to the same parameter.
+_RENAMED: Final = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "language_model."),
+    ("vision_tower.vision_model.", "vision_tower."),
+)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise WeightsError unless `folder` holds the files of a LLaVA, each of them what its name says.
+
+    Reads the JSON files and the headers of the weights. Names every file that is missing at once.
+    """
+    missing = missing_files(folder)
+    if missing:
+        raise WeightsError(f"no usable LLaVA model in {folder}: missing {', '.join(missing)}")
+    _check_config(folder / _CONFIG)
+    _check_others(folder)
+    _check_tensors(folder)
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return the names of the files that a LLaVA needs and `folder` lacks, with a note where that helps."""
+    missing = _absent(folder, _CONFIG, "tokenizer.json")
+    if len(_absent(folder, *_PROCESSORS)) == len(_PROCESSORS):
+        missing.append(" or ".join(_PROCESSORS))
+    return missing + _missing_weights(folder)
+
+
+def _absent(folder: Path, *names: str) -> list[str]:
+    gone = [folder / name for name in names if not (folder / name).is_file()]
+    return [
+        f"{path.name} (it is a link to {path.readlink()}, which does not exist)" if path.is_symlink() else path.name
+        for path in gone
+    ]
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    if not _absent(folder, WEIGHTS):
+        return []
+    if not _absent(folder, INDEX):
+        return _absent(folder, *sorted(set(shard_names(folder / INDEX).values())))
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    if pickled:
+        return [f"{WEIGHTS} ({', '.join(pickled)} is pickle, which is never loaded: convert it to safetensors)"]
+    return [f"{INDEX} (it lists the tensors of {few(shards)})"] if shards else _absent(folder, WEIGHTS)
+
+
+def _check_config(path: Path) -> None:
+    config = read_model_json(path)
+    kind = config.get("model_type")
+    if kind != "llava":
+        raise WeightsError(f"{path} describes a model of type {kind!r}; wanted is a LLaVA-1.5: llava")
+    problems = [f"{part} is not there" for part in ("text_config", "vision_config") if part not in config]
+    problems += [
+        f"{part} must be an object, not {config[part]!r}"
+        for part in ("text_config", "vision_config")
+        if part in config and not isinstance(config[part], dict)
+    ]
+    other = config.get("transformers_weights")
+    if other not in (None, WEIGHTS, INDEX):
+        problems.append(f"transformers_weights names {other!r}; the weights must be in {WEIGHTS} or {INDEX}")
+    raise_problems(f"{path} does not describe a whole LLaVA", problems, WeightsError)
+
+
+def _check_others(folder: Path) -> None:
+    if (folder / _ADAPTER).exists():
+        raise WeightsError(
+            f"{folder} holds a PEFT adapter ({_ADAPTER}), not a whole model: merge it into its base model "
+            "(`merge_and_unload` of peft) and save that as safetensors"
+        )
+    for name in ("tokenizer.json", *_PROCESSORS, *_OPTIONAL):
+        if (folder / name).is_file():
+            read_model_json(folder / name)
+    template = folder / _CHAT_TEMPLATE
+    problem = disguise(template) if template.is_file() else None
+    if problem is not None:
+        raise WeightsError(f"{template} {problem}")
+    _check_normalization(folder)
+
+
+def _check_normalization(folder: Path) -> None:
+    """Raise WeightsError unless a file says how pixels are normalized: transformers would take a default in silence."""
+    found = [folder / name for name in _PROCESSORS if (folder / name).is_file()]
+    for path in found:
+        content = read_model_json(path)
+        nested = content.get("image_processor")
+        settings = nested if isinstance(nested, dict) else content
+        if all(_is_rgb(settings.get(name)) for name in ("image_mean", "image_std")):
+            return
+    raise WeightsError(
+        f"{' and '.join(map(str, found))} must give image_mean and image_std, three numbers each, of the images that "
+        "the model was trained on (of CLIP: [0.48145466, 0.4578275, 0.40821073] and [0.26862954, 0.26130258, "
+        "0.27577711])"
+    )
+
+
+def _is_rgb(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+
+
+def _check_tensors(folder: Path) -> dict[str, Stored]:
+    """Check that the weight files are whole and that no two of their tensors are meant for the same parameter."""
+    tensors = model_tensors(folder)
+    if not tensors:
+        raise WeightsError(f"the weights in {folder} hold no tensors: download or copy them again")
+    places: dict[str, str] = {}
+    twice = []
+    for name in tensors:
+        first = places.setdefault(_place(name), name)
+        if first != name:
+            twice.append(f"{first} and {name}")
+    if twice:
+        raise WeightsError(
+            f"the weights in {folder} hold tensors under an older and a newer name, and only one can be used: "
+            f"{few(twice)}; save the model again with one of them"
+        )
+    return tensors
+
+
+def _place(name: str) -> str:
+    """Return one name for all the names under which a LLaVA's tensor has been saved over the years."""
+    name = name.removeprefix("model.")
+    for old, new in _RENAMED:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def check_settings(folder: Path, config: CaptionConfig) -> None:
+    """Raise ConfigError where the settings say something else than the folder is, for the settings are recorded.
+
+    Needs config.json only; does nothing where that is missing or damaged, which `check_folder` tells.
+    """
+    problems = []
+    if config.revision is not None:
+        problems.append(
+            f"caption.revision={config.revision} is for hub ids; {folder} is a folder, whose content is its revision: "
+            "leave caption.revision unset"
+        )
+    stored = stored_quantization(folder)
+    if stored is not None and stored != config.quantization:
+        problems.append(_disagreement(folder, stored, config.quantization))
+    raise_problems("caption", problems, ConfigError)
+
+
+def _disagreement(folder: Path, stored: str, wanted: str) -> str:
+    if stored in ("4bit", "8bit"):
+        return (
+            f"caption.quantization={wanted}, but the weights in {folder} are saved in {stored} (quantization_config in "
+            f"config.json): set caption.quantization={stored}"
+        )
+    return (
+        f"the weights in {folder} are quantized by {stored} (quantization_config in config.json), which is not "
+        "supported: use the unquantized model, with caption.quantization=4bit if memory is short"
+    )
+
+
+def stored_quantization(folder: Path) -> str | None:
+    """Return how the weights in `folder` are quantized already: "4bit", "8bit", another method's name, or None."""
+    path = folder / _CONFIG
+    if not path.is_file() or disguise(path) is not None:
+        return None
+    settings = read_model_json(path).get("quantization_config")
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{path}: quantization_config must be an object, not {settings!r}")
+    for key, name in (("load_in_4bit", "4bit"), ("load_in_8bit", "8bit")):
+        if settings.get(key) or settings.get(f"_{key}"):
+            return name
+    return str(settings.get("quant_method", "an unknown method"))
