@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from data.config import Config, RuntimeInt, RuntimeStr, build_config
 from data.errors import ConfigError, raise_settings
-from data.images import MAX_PIXELS
+from data.images import MAX_PIXELS, MOST_PIXELS
 from data.readers import bounding_box, list_files, manifest, pku_reid
 from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
 
@@ -76,8 +76,14 @@ class DatasetConfig(Config):
     """Splits that must not be empty. All three to train and evaluate; none to caption a folder only."""
     allow_identical: bool = False
     """Only warn, instead of stopping, when one and the same file has two identities."""
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=MOST_PIXELS)
     """Images with more pixels (width x height) are rejected as too_large before they are decoded."""
+    min_side: int = Field(default=8, ge=1)
+    """Images with a shorter side than this, in pixels, are rejected as too_small: no person can be described in them,
+    and yet a captioner would."""
+    max_aspect: float = Field(default=10, ge=1)
+    """Images whose longer side is more than this many times the shorter one are rejected as bad_aspect: slivers, not
+    crops of a person (who is three to four times as tall as wide)."""
     workers: Annotated[RuntimeInt, Field(ge=0, le=256)] = 0
     """Threads that read and check images; 0: as many as there are CPU cores, at most 8."""
 

@@ -1,4 +1,4 @@
-"""What the bytes of image files say: digest, size in pixels, or why a file is unusable.
+"""What the bytes of image files say: digest, size in pixels, whether anything is drawn, or why a file is unusable.
 
 Each file is read once and decoded once; after that it is recalled by its stamp (size, mtime, ctime), and its decoding
 by its digest, from the SQLite file that `data.digests` keeps.
@@ -17,26 +17,30 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
+from PIL import __version__ as pillow_version
+
 from data.digests import DigestMemo, Stamp, insert, path_range
 from data.errors import RejectedRow
 from data.fingerprint import digest_bytes
+from data.images import open_rgb, read_bytes
 from data.progress import ProgressFn
 
-CHECK_VERSION: Final = 1
+CHECK_VERSION: Final = 2
 """Raised when `data.images.open_rgb` accepts or rejects other files than before."""
 
-_MAX_BYTES: Final = 1 << 29  # no image within any sensible limit of pixels is a larger file, even uncompressed
 _CHUNK: Final = 32  # files a thread takes at a time
 _REMEMBER_EVERY: Final = 4096  # files, so that a killed first run of a large set is not in vain
 _MAX_THREADS: Final = 8
 
-_IMAGES: Final = (
-    "CREATE TABLE IF NOT EXISTS images"
-    " (sha256 TEXT, checker TEXT, width INTEGER, height INTEGER, reason TEXT, PRIMARY KEY (sha256, checker))"
+_CHECKS: Final = (
+    "CREATE TABLE IF NOT EXISTS checks"
+    " (sha256 TEXT, checker TEXT, width INTEGER, height INTEGER, reason TEXT, flat INTEGER,"
+    " PRIMARY KEY (sha256, checker))"
 )
 _RECALL: Final = (
-    "SELECT d.size, d.mtime_ns, d.ctime_ns, d.sha256, i.width, i.height, i.reason, d.path"
-    " FROM digests d JOIN images i ON i.sha256 = d.sha256 AND i.checker = ? WHERE d.path >= ? AND d.path < ?"
+    "SELECT d.size, d.mtime_ns, d.ctime_ns, d.sha256, c.width, c.height, c.reason, c.flat, d.path"
+    " FROM digests d JOIN checks c ON c.sha256 = d.sha256 AND c.checker = ? WHERE d.path >= ? AND d.path < ?"
 )
 
 
@@ -45,20 +49,22 @@ class ChangedError(Exception):
 
 
 class Check(NamedTuple):
-    """Result of decoding: pixels after rotation, and "" or the reason why the file is unusable."""
+    """Result of decoding: pixels after rotation, "" or the reason why the file is unusable, and if it is one color."""
 
     width: int
     height: int
     reason: str
+    flat: int  # 1 or 0, as SQLite keeps it
 
 
-_UNKNOWN: Final = Check(0, 0, "")
+_UNKNOWN: Final = Check(0, 0, "", 0)
+_FLAT_LEVELS: Final = 2  # of 255: the most that the values of a channel differ in an image of one color
 
 
 class Facts(NamedTuple):
     """What is known of one file: its `Stamp`, the digest ("" where it was not even read) and its `Check`.
 
-    Flat, for there are 200,000 of them; in the order of `_RECALL`.
+    One tuple, for there are 200,000 of them; in the order of `_RECALL`.
     """
 
     size: int
@@ -68,6 +74,7 @@ class Facts(NamedTuple):
     width: int
     height: int
     reason: str
+    flat: int
 
     @property
     def stamp(self) -> Stamp:
@@ -105,8 +112,6 @@ def examine(
     workers: threads; 0 for as many as there are cores. Raises ChangedError.
     """
     # Another Pillow may accept other files: its version is part of what a remembered check was made by.
-    from PIL import __version__ as pillow_version
-
     checker = f"{CHECK_VERSION} {pillow_version} {max_pixels}"
     known = _recall(memo, root, checker)
     facts = [_remembered(f"{root}/{path}", known) for path in paths]
@@ -144,7 +149,13 @@ def _stamp(file: str) -> Stamp:
 def _remembered(file: str, known: Mapping[bytes, Facts]) -> Facts:
     stamp = _stamp(file)
     found = known.get(os.fsencode(file))
-    return found if found is not None and found[:3] == stamp else Facts(*stamp, "", *_UNKNOWN)
+    return found if found is not None and found[:3] == stamp else _facts(stamp, "", _UNKNOWN)
+
+
+def _facts(stamp: Stamp, sha256: str, check: Check) -> Facts:
+    return Facts(
+        stamp.size, stamp.mtime_ns, stamp.ctime_ns, sha256, check.width, check.height, check.reason, check.flat
+    )
 
 
 def _recall(memo: DigestMemo, root: Path, checker: str) -> dict[bytes, Facts]:
@@ -152,9 +163,9 @@ def _recall(memo: DigestMemo, root: Path, checker: str) -> dict[bytes, Facts]:
         return {}
 
     def work(connection: sqlite3.Connection) -> dict[bytes, Facts]:
-        connection.execute(_IMAGES)
+        connection.execute(_CHECKS)
         rows = connection.execute(_RECALL, (checker, *path_range(root)))
-        return {row[7]: Facts._make(row[:7]) for row in rows}
+        return {row[-1]: Facts._make(row[:-1]) for row in rows}
 
     return memo.run(work)
 
@@ -164,9 +175,9 @@ def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> Non
         return
 
     def work(connection: sqlite3.Connection) -> None:
-        connection.execute(_IMAGES)
+        connection.execute(_CHECKS)
         rows = [(fact.sha256, checker, *fact[4:]) for fact in fresh.values()]
-        connection.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?, ?, ?, ?)", rows)
         insert(connection, {file: (fact.stamp, fact.sha256) for file, fact in fresh.items()})
 
     memo.run(work)
@@ -202,28 +213,26 @@ def _read(file: str, checks: Mapping[str, Check], max_pixels: int) -> _Result:
     """Read one file, and decode it unless a file of the same bytes is known."""
     read_ns = time.time_ns()
     stamp = _stamp(file)
-    if stamp.size > _MAX_BYTES:
-        return _Result(Facts(*stamp, "", 0, 0, "too_large"), False, False)
     try:
-        with open(file, "rb", buffering=0) as stream:  # noqa: PTH123 - as above
-            content = stream.readall()
-    except FileNotFoundError as error:
-        raise ChangedError(f"{file} vanished") from error
-    except OSError:
-        return _Result(Facts(*stamp, "", 0, 0, "unreadable"), False, False)
+        content = read_bytes(file)
+    except RejectedRow as error:
+        if error.reason == "missing":
+            raise ChangedError(f"{file} vanished") from error
+        return _Result(_facts(stamp, "", Check(0, 0, error.reason, 0)), False, False)
     if len(content) != stamp.size or _stamp(file) != stamp:
         raise ChangedError(f"{file} changed")
     sha256 = digest_bytes(content)
     known = checks.get(sha256)
     check = _decode(content, max_pixels) if known is None else known
-    return _Result(Facts(*stamp, sha256, *check), known is None, stamp.settled(read_ns))
+    # Another day the memory may suffice.
+    remembered = stamp.settled(read_ns) and check.reason != "out_of_memory"
+    return _Result(_facts(stamp, sha256, check), known is None, remembered)
 
 
 def _decode(content: bytes, max_pixels: int) -> Check:
-    from data.images import open_rgb
-
     try:
-        width, height = open_rgb(content, max_pixels).size
+        image = open_rgb(content, max_pixels)
     except RejectedRow as error:
-        return Check(0, 0, error.reason)
-    return Check(width, height, "")
+        return Check(0, 0, error.reason, 0)
+    spans = np.ptp(np.array(image.getextrema()), axis=1)
+    return Check(*image.size, "", int(spans.max() <= _FLAT_LEVELS))

@@ -21,7 +21,7 @@ from data.errors import RetryableError
 from data.examine import ChangedError, Examination, Facts, examine, stamps_of
 from data.files import write_json, write_table
 from data.fingerprint import digest
-from data.indexrules import check_index, identities
+from data.indexrules import check_index, identities, unusable
 from data.progress import ProgressFn, silent
 from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
 from data.schemas import IMAGES, REJECTED, SCHEMA_VERSION
@@ -29,14 +29,6 @@ from data.schemas import IMAGES, REJECTED, SCHEMA_VERSION
 STAGE: Final = "index"
 STAGE_VERSION: Final = 1
 _SETTLE_SECONDS: Final = 0.5
-
-_DETAILS: Final = {
-    "empty_file": "no bytes",
-    "not_an_image": "no image kind that is read here",
-    "truncated": "breaks off, or contradicts itself",
-    "too_large": "more pixels or bytes than allowed",
-    "unreadable": "may not be read",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +137,12 @@ def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, r
     if examined.n_read:
         _compare(scan, examined, scan_dataset(config))
     pairs = list(zip(scan.records, examined.facts, strict=True))
-    bad = [Rejected(record.path, fact.reason, _DETAILS[fact.reason]) for record, fact in pairs if fact.reason]
-    usable = [(record, fact) for record, fact in pairs if not fact.reason]
+    fates = [unusable(config, fact) for fact in examined.facts]
+    bad = [Rejected(record.path, *fate) for (record, _), fate in zip(pairs, fates, strict=True) if fate]
+    usable = [pair for pair, fate in zip(pairs, fates, strict=True) if not fate]
     records, facts = [record for record, _ in usable], [fact for _, fact in usable]
     rejected = sorted(scan.rejected + bad)
-    notices = check_index(config, scan, records, [fact.sha256 for fact in facts], rejected)
+    notices = check_index(config, scan, records, facts, rejected)
     return Survey(
         root=scan.root,
         records=records,

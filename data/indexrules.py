@@ -9,6 +9,8 @@ from typing import Final
 
 from data.datasets import DatasetConfig
 from data.errors import DataError, raise_problems
+from data.examine import Facts
+from data.images import REASONS
 from data.people import DISTRACTOR, is_junk, is_person
 from data.readers.base import GALLERY, QUERY, SPLITS, TRAIN, ImageRecord, Rejected, Scan
 
@@ -28,24 +30,37 @@ def _people(records: Sequence[ImageRecord]) -> list[bool]:
     return people
 
 
+def unusable(config: DatasetConfig, fact: Facts) -> tuple[str, str] | None:
+    """Return the reason and the detail of a rejected image, or None if it can be used."""
+    if fact.reason:
+        return fact.reason, REASONS[fact.reason]
+    shape = f"{fact.width} x {fact.height} pixels"
+    if min(fact.width, fact.height) < config.min_side:
+        return "too_small", f"{shape}; a side is shorter than data.min_side={config.min_side}"
+    if max(fact.width, fact.height) > config.max_aspect * min(fact.width, fact.height):
+        return "bad_aspect", f"{shape}; the sides differ by more than data.max_aspect={config.max_aspect:g} times"
+    return None
+
+
 def check_index(
     config: DatasetConfig,
     scan: Scan,
     records: Sequence[ImageRecord],
-    sha256s: Sequence[str],
+    facts: Sequence[Facts],
     rejected: Sequence[Rejected],
 ) -> list[str]:
     """Return the notices of an index; raise one DataError with all problems if it is unusable.
 
-    records, sha256s: usable images and their digests, side by side.
+    records, facts: the usable images, side by side.
     """
+    sha256s = [fact.sha256 for fact in facts]
     subject = f"the data set {config.label} in {scan.root}"
     if not records:
         found = _tally(rejected) or "no file with a fitting name"
         raise DataError(f"{subject} has no usable image: {found}. Check data.root and data.reader ({scan.name})")
     identical = list(_identical(records, sha256s))
     problems = [*_empty_splits(config, records, rejected), *_shared_identities(records)]
-    notices = [*scan.notices, *_junk(scan), *_rejected(rejected), *_copies(records, sha256s)]
+    notices = [*scan.notices, *_junk(scan), *_rejected(rejected), *_copies(records, sha256s), *_flat(records, facts)]
     if identical and config.allow_identical:
         notices.append(_show_identical(identical))
     elif identical:
@@ -135,6 +150,12 @@ def _show(pair: tuple[ImageRecord, ImageRecord]) -> str:
 def _show_identical(pairs: Sequence[tuple[ImageRecord, ImageRecord]]) -> str:
     shown = "; ".join(f"{a.path} (pid {a.pid}) and {b.path} (pid {b.pid})" for a, b in pairs[:_EXAMPLES])
     return f"{len(pairs)} image(s) are, byte for byte, another identity's, such as {shown}"
+
+
+def _flat(records: Sequence[ImageRecord], facts: Sequence[Facts]) -> Iterator[str]:
+    flat = [record.path for record, fact in zip(records, facts, strict=True) if fact.flat]
+    if flat:
+        yield f"{len(flat):,} image(s) are of one color and show no one, such as {flat[0]}. They are used all the same"
 
 
 def _junk(scan: Scan) -> list[str]:

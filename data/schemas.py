@@ -33,7 +33,7 @@ IMAGES: Final = _schema(
 
 REJECTED: Final = _schema(
     ("path", pa.string()),
-    ("reason", pa.string()),  # a short code: bad_name, empty_file, not_an_image, truncated, too_large, ...
+    ("reason", pa.string()),  # a short code: bad_name, truncated, too_small, ... (data.images.REASONS, data.indexrules)
     ("detail", pa.string()),
 )
 """rejected.parquet: one row a file that was found and not used, with the reason."""

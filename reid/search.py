@@ -16,8 +16,8 @@ from PIL import Image
 
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.device import resolve_device
-from data.errors import ConfigError, DataError
-from data.images import open_rgb
+from data.errors import ConfigError, DataError, RejectedRow
+from data.images import REASONS, open_rgb
 from data.people import JUNK
 from data.progress import ProgressFn, silent
 from reid.imagecache import load_pixels, pixels
@@ -52,8 +52,8 @@ def search(
 ) -> list[Hit]:
     """Return the `top` gallery images nearest to `query`: a sentence (str) or an image file (Path).
 
-    images, model: the index and train artefacts. Raises DataError when there is no gallery, RejectedRow when the image
-    cannot be read, WeightsError when the model cannot be loaded.
+    images, model: the index and train artifacts. Raises DataError when there is no gallery or the query image cannot
+    be used (found before anything else is done), WeightsError when the model cannot be loaded.
     """
     import torch
 
@@ -63,6 +63,7 @@ def search(
 
     if top < 1:
         raise ConfigError(f"search: top must be at least 1 (given: {top})")
+    picture = _query_image(query) if isinstance(query, Path) else None
     rows = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"]).to_pylist()
     gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] != JUNK]
     if not gallery:
@@ -73,7 +74,7 @@ def search(
     cache = pixels(
         store, images=images, images_root=images_root, height=shape.height, width=shape.width, progress=progress
     )
-    wanted_1D, encode = _by_image(task, query, where) if isinstance(query, Path) else _by_sentence(task, query)
+    wanted_1D, encode = _by_sentence(task, str(query)) if picture is None else _by_image(task, picture, where)
     features_ND = embed(
         encode,
         load_pixels(cache.ref),
@@ -106,7 +107,17 @@ def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
         return task.backbone.text([sentence]).float(), encode
 
 
-def _by_image(task: Task, path: Path, device: str) -> tuple[Tensor, Encoder]:
+def _query_image(path: Path) -> Image.Image:
+    try:
+        return open_rgb(path)
+    except RejectedRow as rejected:
+        raise DataError(
+            f"search: the query image {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason})."
+            " Give the path of a whole JPEG, PNG, WebP, TIFF, BMP or GIF file"
+        ) from rejected
+
+
+def _by_image(task: Task, image: Image.Image, device: str) -> tuple[Tensor, Encoder]:
     """Return the image's retrieval feature [1, D] and what encodes the others."""
     import torch
 
@@ -115,7 +126,7 @@ def _by_image(task: Task, path: Path, device: str) -> tuple[Tensor, Encoder]:
     if task.sie:
         raise ConfigError("search: this model has camera embeddings, and the camera of the image is not known")
     shape, encode = task.preprocess, next(iter(task.encoders().values()))
-    pixels_HWC = np.array(open_rgb(path).resize((shape.width, shape.height), Image.Resampling.BICUBIC))
+    pixels_HWC = np.array(image.resize((shape.width, shape.height), Image.Resampling.BICUBIC))
     images_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(device)
     with torch.inference_mode():
         return encode(normalise(images_BCHW, shape.mean, shape.std)).float(), encode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
 from pathlib import Path
 
@@ -18,6 +19,11 @@ def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (8, 16)) -> b
     stream = io.BytesIO()
     Image.fromarray(noise).resize(size).save(stream, kind)
     return stream.getvalue()
+
+
+TURNED = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sHHI4sI", 8, 2, 0x0112, 3, 1, b"\6\0\0\0", 0x011A, 2, 3, b"72\0\0", 0)
+"""EXIF that asks for a turn by 90 degrees, and with a resolution that is text: Pillow cannot follow the one because it
+cannot write the other again."""
 
 
 def put(root: Path, *paths: str, first_seed: int = 0) -> None:

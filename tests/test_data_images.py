@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -109,6 +110,57 @@ def test_unusable_files_say_why(tmp_path):
     assert reason(drawing[: len(drawing) // 2]) == "truncated"
     assert reason(tmp_path / "nowhere.png") == "missing"
     assert reason(tmp_path) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "blank",
+    [
+        encoded(Image.new("RGBA", (20, 40), (9, 9, 9, 0)), "PNG"),
+        encoded(Image.new("LA", (20, 40), (9, 0)), "PNG"),
+        encoded(Image.new("P", (20, 40), 0), "PNG", transparency=0),
+        encoded(Image.new("P", (20, 40), 0), "GIF", transparency=0),
+        encoded(Image.new("RGBA", (20, 40), (9, 9, 9, 0)), "WEBP", lossless=True, exact=True),
+        encoded(Image.new("RGBA", (20, 40), (9, 9, 9, 0)), "TIFF"),
+        encoded(Image.new("RGB", (20, 40), (9, 8, 7)), "PNG", transparency=(9, 8, 7)),
+    ],
+)
+def test_a_fully_transparent_image_is_blank(blank):
+    assert reason(blank) == "blank"
+
+
+def test_one_visible_pixel_is_an_image():
+    image = Image.new("RGBA", (20, 40), (9, 9, 9, 0))
+    image.putpixel((3, 4), (50, 60, 70, 255))
+    found = np.asarray(open_rgb(encoded(image, "PNG")))
+    assert found[4, 3].tolist() == [50, 60, 70]
+    assert (found == 255).all(axis=2).sum() == 20 * 40 - 1
+
+
+def test_a_file_that_unpacks_to_far_more_than_its_pixels_is_too_large():
+    photo = encoded(gradient(), "JPEG", progressive=True)
+    start = photo.rindex(b"\xff\xda")
+    scan = photo[start:-2]
+    assert open_rgb(photo[:-2] + scan * 100 + photo[-2:]).size == (40, 80)
+    assert reason(photo[:-2] + scan * 501 + photo[-2:]) == "too_large"
+    drawing = encoded(gradient(), "TIFF", compression="tiff_adobe_deflate")
+    place = drawing.index(struct.pack("<HH", 278, 3))  # the rows of a strip
+    tile_width = struct.pack("<HHII", 322, 4, 1, 1 << 28)
+    assert reason(drawing[:place] + tile_width + drawing[place + 12 :]) == "too_large"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_not_a_regular_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "a.jpg")
+    handles = len(list(Path("/proc/self/fd").iterdir()))
+    assert reason(tmp_path / "a.jpg") == "unreadable"
+    assert len(list(Path("/proc/self/fd").iterdir())) == handles
+    assert reason(tmp_path / "a\0.jpg") == "unreadable"
+
+
+def test_a_file_of_many_bytes_is_not_read(tmp_path):
+    with (tmp_path / "a.jpg").open("wb") as stream:
+        stream.truncate(1 << 40)
+    assert reason(tmp_path / "a.jpg") == "too_large"
 
 
 def test_flipped_bytes_never_raise_anything_else():

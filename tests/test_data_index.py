@@ -14,10 +14,11 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from data_trees import MARKET, MARKET_JUNK, market, picture, put, settle
+from data_trees import MARKET, MARKET_JUNK, TURNED, market, picture, put, settle
 from PIL import Image
 
 from data import examine
+from data import images as images_module
 from data import index as index_module
 from data.artifacts import ArtifactStore
 from data.datasets import DatasetConfig
@@ -158,6 +159,81 @@ def test_max_pixels(store, root):
     assert index(store, config=config_of(root)).n_rejected == 0  # the remembered check was of another limit
 
 
+@pytest.mark.parametrize(
+    ("size", "settings", "reason"),
+    [
+        ((1, 1), {}, "too_small"),
+        ((7, 20), {}, "too_small"),
+        ((8, 20), {}, None),
+        ((7, 20), {"min_side": 7}, None),
+        ((1, 1), {"min_side": 1}, None),
+        ((10_000, 10), {}, "bad_aspect"),
+        ((8, 81), {}, "bad_aspect"),
+        ((80, 8), {}, None),
+        ((21, 10), {"max_aspect": 2}, "bad_aspect"),
+        ((10, 20), {"max_aspect": 2}, None),
+    ],
+)
+def test_images_too_small_or_too_long_for_a_person_are_rows(store, root, size, settings, reason):
+    path = "query/0001_c1s1_001051_95.jpg"
+    (root / path).write_bytes(picture(1, size=size))
+    outcome = index(store, config=config_of(root, **settings))
+    assert rejected_of(outcome) == ({path: reason} if reason else {})
+    if reason:
+        (detail,) = frame(outcome, "rejected")["detail"]
+        assert detail.startswith(f"{size[0]} x {size[1]} pixels; ")
+        assert ("data.min_side=8" if reason == "too_small" else "data.max_aspect=") in detail
+
+
+def test_limits_of_the_shape_that_reject_nothing_change_no_fingerprint(store, root):
+    first = index(store, config=config_of(root))
+    again = index(store, config=config_of(root, min_side=3, max_aspect=99))
+    assert (again.made.cached, again.n_decoded, again.made.ref) == (True, 0, first.made.ref)
+
+
+def test_a_transparent_image_is_a_row_and_one_of_one_color_is_told(store, root):
+    Image.new("RGBA", (20, 40), (200, 0, 0, 0)).save(root / "query/0001_c1s1_001051_95.png")
+    Image.new("RGB", (20, 40), (200, 0, 0)).save(root / "query/0001_c1s1_001051_96.jpg")
+    Image.new("RGB", (20, 40), (0, 0, 0)).save(root / "query/0001_c1s1_001051_97.png")
+    settle()
+    for _ in range(2):  # the second time nothing is decoded
+        outcome = index(store, config=config_of(root))
+        assert rejected_of(outcome) == {"query/0001_c1s1_001051_95.png": "blank"}
+        (told,) = [notice for notice in outcome.notices if "one color" in notice]
+        assert told.startswith("2 image(s) are of one color and show no one, such as query/0001_c1s1_001051_96.jpg")
+    assert outcome.n_decoded == 0
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("error", [TypeError, AttributeError, struct.error, RecursionError, MemoryError, SyntaxError])
+def test_whatever_one_file_does_to_the_decoder_the_index_goes_on(store, root, monkeypatch, error, workers):
+    bad = (root / TARGET).read_bytes()
+    for number in range(60):  # more than one thread takes at a time
+        put(root, f"bounding_box_train/0007_c6s4_002202_{number + 10}.jpg", first_seed=number + 100)
+    settle()
+    real = images_module.without_metadata
+
+    def fail(content):
+        if content == bad:
+            raise error
+        return real(content)
+
+    monkeypatch.setattr(images_module, "without_metadata", fail)
+    outcome = index(store, config=config_of(root, workers=workers))
+    assert rejected_of(outcome) == {TARGET: "out_of_memory" if error is MemoryError else "truncated"}
+    assert outcome.n_images == 69
+    monkeypatch.undo()
+    again = index(store, config=config_of(root))
+    # A verdict on the file is kept; that there was no memory is none.
+    assert (again.n_rejected, again.n_read) == ((0, 1) if error is MemoryError else (1, 0))
+
+
+def test_odd_exif_is_used_upright(store, root):
+    Image.open(root / TARGET).resize((30, 12)).save(root / "query/0001_c1s1_001051_95.jpg", exif=TURNED)
+    images = frame(index(store, config=config_of(root))).set_index("path")
+    assert images.loc["query/0001_c1s1_001051_95.jpg", ["width", "height"]].tolist() == [12, 30]
+
+
 def test_upright_size_of_a_rotated_photograph(store, root):
     image = Image.new("RGB", (20, 10), "red")
     exif = image.getexif()
@@ -169,13 +245,15 @@ def test_upright_size_of_a_rotated_photograph(store, root):
 
 
 def test_a_file_that_may_not_be_read_is_a_row(store, root, monkeypatch):
-    def guarded(path, *args, **options):
-        if path.endswith("0001_c1s1_001051_00.jpg"):
-            raise PermissionError(13, "Permission denied", path)
-        return open(path, *args, **options)  # noqa: PTH123
+    real = os.open
 
-    monkeypatch.setattr(examine, "open", guarded, raising=False)
+    def guarded(path, *args, **options):
+        if str(path).endswith("0001_c1s1_001051_00.jpg"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args, **options)
+
     shutil.copy(root / "query/0001_c1s1_001051_00.jpg", root / "query/0001_c1s1_001051_55.jpg")
+    monkeypatch.setattr("data.images.os.open", guarded)
     assert rejected_of(index(store, config=config_of(root))) == {"query/0001_c1s1_001051_00.jpg": "unreadable"}
     monkeypatch.undo()
     assert index(store, config=config_of(root)).n_rejected == 0  # nothing wrong was remembered of it
@@ -205,7 +283,7 @@ def test_reread_finds_what_size_and_times_hide(store, root):
     path = root / "query/0001_c1s1_001051_00.jpg"
     with sqlite3.connect(store.memo.path) as memo:
         (sha256,) = memo.execute("SELECT sha256 FROM digests WHERE path = ?", (os.fsencode(path),)).fetchone()
-        for table in ("digests", "images"):
+        for table in ("digests", "checks"):
             memo.execute(f"UPDATE {table} SET sha256 = ? WHERE sha256 = ?", ("0" * 64, sha256))
     memo.close()
     assert "0" * 64 in set(frame(index(store, config=config_of(root)))["sha256"])
@@ -310,7 +388,7 @@ def test_the_hash_is_the_documented_one(tmp_path):
     for number, (path, *_) in enumerate(rows):
         (tmp_path / path).write_bytes(pixel + bytes([number]))
     pd.DataFrame(rows, columns=["path", "split", "pid", "camid"]).to_csv(tmp_path / "manifest.csv", index=False)
-    found = survey(ArtifactStore(tmp_path / "store"), config=config_of(tmp_path, "manifest"))
+    found = survey(ArtifactStore(tmp_path / "store"), config=config_of(tmp_path, "manifest", min_side=1))
     head = hashlib.sha256(b'{"reader":"manifest","version":""}').hexdigest()
     text = head + "".join(
         f"\n{split}\0{path}\0{pid}\0{camid}\0{hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()}"

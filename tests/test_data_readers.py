@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -667,3 +668,72 @@ def test_config_identity_leaves_out_where_and_how_fast():
     )
     assert here.identity() == there.identity()
     assert here.identity() != DatasetConfig(reader="manifest", root="/a", keep_junk=True).identity()
+
+
+# Names and links that a folder can hold
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "not_a_file"),
+        (lambda file: file.symlink_to(file), "a loop"),
+        (lambda file: file.mkdir(), "not_a_file"),
+        (lambda file: socket.socket(socket.AF_UNIX).bind(os.path.relpath(file)), "not_a_file"),
+        (lambda file: file.symlink_to("/dev/zero"), "outside_root"),
+        (lambda file: file.symlink_to(file.parents[2] / "elsewhere.jpg"), "outside_root"),
+        (lambda file: file.symlink_to(file.parents[1] / "query" / "0001_c1s1_001051_00.jpg"), None),
+    ],
+)
+@pytest.mark.parametrize("reader", ["market1501", "manifest"])
+def test_what_is_not_a_file_of_the_data_set_is_a_row_at_once(tmp_path, monkeypatch, make, reason, reader):
+    """Later stages follow no link out of the root, so the index must not either: captioning would come to nothing."""
+    root, path = market(tmp_path / "set"), "bounding_box_train/0002_c1s1_000451_99.jpg"
+    (tmp_path / "elsewhere.jpg").write_bytes(b"x")
+    monkeypatch.chdir(root / "bounding_box_train")
+    make(root / path)
+    if reader == "manifest":
+        (root / "manifest.csv").write_text(f"path,split,pid,camid\n{path},train,2,1\n")
+    found = scan(reader, root)
+    if reason is None:
+        assert path in labels(found)
+    elif reason == "a loop":
+        assert reasons(found)[path] == ("missing" if reader == "manifest" else "not_a_file")
+    else:
+        assert reasons(found)[path] == reason
+
+
+def test_a_folder_that_leads_out_of_the_root_is_refused_at_once(tmp_path):
+    root = market(tmp_path / "set")
+    (root / "query").rename(tmp_path / "elsewhere")
+    (root / "query").symlink_to(tmp_path / "elsewhere")
+    found = scan("market1501", root)
+    assert {path: reason for path, reason in reasons(found).items() if "query" in path} == {
+        path: "outside_root" for path in MARKET if path.startswith("query")
+    }
+    (root / "query").unlink()
+    (root / "query").symlink_to(root / "query")
+    with pytest.raises(DataError, match="query may not be read"):
+        scan("market1501", root)
+
+
+@pytest.mark.parametrize(
+    "name", ["0002_c1s1_000451_03.jpg\n", "9" * 30 + "_c1s1_000451_03.jpg", "2_c" + "9" * 30 + "s1_1_1.jpg"]
+)
+def test_names_that_only_look_right_are_rows(tmp_path, name):
+    root = market(tmp_path)
+    put(root, f"query/{name}")
+    assert reasons(scan("market1501", root)) == {f"query/{name}": "bad_name"}
+
+
+def test_odd_lines_of_a_list_are_rows(tmp_path):
+    root = msmt(tmp_path)
+    odd = [b"0000/\xe9_000_02_0303morning_0015_0.jpg 0", b"0000/0000_000_02_0303morning_0015_0.jpg " + b"9" * 5000]
+    with (root / "list_query.txt").open("ab") as stream:
+        stream.write(b"\n" + b"\n".join(odd) + b"\n")
+    found = scan("msmt17", root)
+    assert sorted(row.reason for row in found.rejected) == ["bad_path", "bad_row"]
+    (root / "list_query.txt").unlink()
+    (root / "list_query.txt").mkdir()
+    with pytest.raises(DataError, match=r"list_query\.txt cannot be read \(Is a directory\)"):
+        scan("msmt17", root)

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from data_trees import TURNED
 from PIL import Image
 
-from data.artifacts import ArtifactStore
+from data.artifacts import ArtifactRef, ArtifactStore
 from data.errors import DataError
 from data.files import write_json, write_table
 from data.fingerprint import digest_bytes
@@ -26,6 +27,7 @@ from reid.config_evaluate import EvaluateConfig, RerankConfig
 from reid.embed import embed
 from reid.evaluation_rows import check_test_split, drawn_split, has_match
 from reid.metrics import evaluate_ranking
+from reid.search import search
 from reid.stage_evaluate import evaluate, evaluate_ingredients
 from reid.tasks import MEAN, STD
 
@@ -382,6 +384,39 @@ def test_flip_averages_with_the_mirror_image_and_streams_to_a_file(tmp_path, peo
     assert seen == [(3, 3)]
     half = embed(encode, people, indices, dtype=torch.bfloat16, **settings)
     assert half.dtype == np.float32
+
+
+# The image that is searched with
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no bytes"),
+        (b"text", "no image kind"),
+        (None, "there is no such file"),
+        (b"\xff\xd8\xff\xe0", "breaks off"),
+    ],
+)
+def test_a_query_image_that_cannot_be_used_is_named_before_anything_is_loaded(tmp_path, content, reason):
+    path = tmp_path / "query.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    nothing = ArtifactRef(stage="", fingerprint="", content="", path="/nowhere")
+    with pytest.raises(DataError, match=rf"the query image {path} cannot be used: {reason}.*Give the path of a whole"):
+        search(ArtifactStore(tmp_path), images=nothing, model=nothing, images_root=tmp_path, query=path)
+
+
+def test_a_query_image_with_odd_exif_is_searched_with(world):
+    store, images, model, root = world
+    path = root / pq.read_table(images.folder / "images.parquet")["path"][0].as_py()
+    turned = path.with_name("turned.jpg")
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(turned, exif=TURNED, quality=95)
+    plain, odd = (
+        search(store, images=images, model=model, images_root=root, query=query, device="cpu")
+        for query in (path, turned)
+    )
+    assert [hit.path for hit in odd][:3] == [hit.path for hit in plain][:3]
 
 
 # What the split allows, before anything is computed

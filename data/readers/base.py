@@ -22,6 +22,7 @@ QUERY: Final = "query"
 GALLERY: Final = "gallery"
 SPLITS: Final = (TRAIN, QUERY, GALLERY)
 
+_LARGEST: Final = (1 << 63) - 1  # of a 64-bit integer, as Parquet stores identities and cameras
 # What file managers leave behind. Hidden files (".DS_Store", "._0002_c1.jpg") are litter too.
 _LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})
 # Below this share of the published images a folder is taken for a part of the set, not for a damaged copy of it.
@@ -88,7 +89,9 @@ class Collector:
 
     def add(self, path: str, split: str, pid: int, camid: int) -> None:
         """Keep one image; a junk one is only counted unless junk was asked for."""
-        if pid == JUNK and not self.keep_junk:
+        if max(pid, camid) > _LARGEST:
+            self.reject(path, "bad_name", f"identity {pid} or camera {camid} is a larger number than can be stored")
+        elif pid == JUNK and not self.keep_junk:
             self.n_junk += 1
         else:
             self.records.append(ImageRecord(path=path, split=split, pid=pid, camid=camid))
@@ -125,22 +128,33 @@ def is_litter(name: str) -> bool:
 def list_files(collector: Collector, folder: str) -> Iterator[str]:
     """Yield the names of the files in `folder` (relative to the root), sorted; anything else there is rejected.
 
-    An absent folder is a notice: whether its split is needed is decided later, where all splits are known.
+    An absent folder is a notice: whether its split is needed is decided later, where all splits are known. Links pass
+    the same gate as the paths of a manifest, since later stages follow none that leads out of the root.
     """
-    where = collector.root / folder
+    where, gate = collector.root / folder, PathGate(collector.root)
     try:
         with os.scandir(where) as entries:
-            found = sorted((entry.name, entry.is_file()) for entry in entries if not is_litter(entry.name))
+            listed = [(entry.name, entry.is_file(follow_symlinks=False)) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
         collector.notices.append(f"there is no folder {folder} in {collector.name}")
         return
-    except PermissionError as error:
-        raise DataError(f"the folder {where} may not be read; check its permissions") from error
-    for name, is_file in found:
-        if is_file:
-            yield name
+    except OSError as error:
+        raise DataError(f"the folder {where} may not be read ({error.strerror}); check its permissions") from error
+    is_inside = not gate.refusal(folder)
+    for name, is_plain in sorted(entry for entry in listed if not is_litter(entry[0])):
+        try:
+            if not (is_plain and is_inside):
+                gate.admit(join(folder, name))
+        except RejectedRow as error:
+            collector.reject(join(folder, name), *_listed_but_refused(error.reason))
         else:
-            collector.reject(join(folder, name), "not_a_file", "a folder, a broken link or a device")
+            yield name
+
+
+def _listed_but_refused(reason: str) -> tuple[str, str]:
+    if reason in ("missing", "not_a_file"):
+        return "not_a_file", "a folder, a broken link or a device"
+    return reason, PATH_DETAILS[reason]
 
 
 def join(folder: str, name: str) -> str:
@@ -196,7 +210,7 @@ class PathGate:
         Raises RejectedRow with one of the reasons in `PATH_DETAILS`.
         """
         path = _normal(relative)
-        refused = self._folder_refused(path.rpartition("/")[0])
+        refused = self.refusal(path.rpartition("/")[0])
         if refused:
             raise RejectedRow(refused)
         try:
@@ -211,7 +225,8 @@ class PathGate:
             raise RejectedRow("not_a_file")
         return path
 
-    def _folder_refused(self, folder: str) -> str:
+    def refusal(self, folder: str) -> str:
+        """Return why the files in `folder`, relative to the root, are refused; "" if they are not."""
         if folder not in self._refused:
             try:
                 inside(self.root, folder)
@@ -222,7 +237,7 @@ class PathGate:
 
 
 def _normal(relative: str) -> str:
-    if "\0" in relative:
+    if "\0" in relative or printable(relative) != relative:  # bytes that are not UTF-8 cannot be stored
         raise RejectedRow("bad_path")
     if relative.startswith("/") or ".." in relative.split("/"):
         raise RejectedRow("outside_root")

@@ -36,7 +36,7 @@ class _Layout:
         return f"it needs the folders {', '.join(self.folders.values())}, with files such as {self.example}"
 
 
-_EXTENSION: Final = r"(?:\.(?:jpg|jpeg|png|bmp))+$"  # some copies of Market-1501 hold names such as x.jpg.jpg
+_EXTENSION: Final = r"(?:\.(?:jpg|jpeg|png|bmp))+\Z"  # some copies of Market-1501 hold names such as x.jpg.jpg
 
 # Published gallery of Market-1501: 19,732 files, of which 3,819 are junk (pid -1) and 2,798 distractors (pid 0).
 _MARKET1501: Final = _Layout(

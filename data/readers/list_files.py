@@ -30,6 +30,7 @@ _MSMT17_TEST_BASE: Final = 10_001
 # Training images and identities, then the test images by size of the test list, as counted in fast-reid's docstrings.
 _VEHICLEID_TRAIN: Final = Counts(13164, 113346)
 _VEHICLEID_TEST: Final = {"800": 6493, "1600": 13377, "2400": 19777}
+_MOST_DIGITS: Final = 18  # of a number that fits 64 bits
 
 
 class _Line(NamedTuple):
@@ -78,7 +79,11 @@ def _msmt17_edition(base: Path) -> str:
 def _msmt17_camera(path: str) -> int | None:
     """Return the third field of a name such as 0000_000_01_0303morning_0015_0.jpg."""
     fields = path.rpartition("/")[2].split("_")
-    return int(fields[2]) if len(fields) > 3 and fields[2].isascii() and fields[2].isdecimal() else None
+    return int(fields[2]) if len(fields) > 3 and _is_number(fields[2]) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def vehicleid(root: Path, *, version: str, split_seed: int) -> Scan:
@@ -137,12 +142,16 @@ def _read_list(collector: Collector, name: str) -> Iterator[_Line]:
     except FileNotFoundError:
         collector.notices.append(f"there is no {name} in {collector.name}")
         return
+    except OSError as error:
+        raise DataError(
+            f"{collector.root / name} cannot be read ({error.strerror}); put the list file there"
+        ) from error
     with stream:
         for number, text in enumerate(stream, start=1):
             fields = text.split()
             if not fields:
                 continue
-            if len(fields) != 2 or not (fields[1].isascii() and fields[1].isdecimal()):
+            if len(fields) != 2 or not _is_number(fields[1]):
                 collector.reject(fields[0], "bad_row", f"{name} line {number}: expected a path and an identity")
                 continue
             yield _Line(f"{name} line {number}", fields[0], int(fields[1]))

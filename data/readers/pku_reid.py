@@ -13,7 +13,7 @@ from data.readers.base import GALLERY, QUERY, TRAIN, Collector, Scan, existing_f
 
 # The published set is PNG by name; some of its files hold JPEG data all the same.
 _PATTERN: Final = re.compile(
-    r"(?P<pid>\d+)_(?P<cam>0*[12])_(?P<orientation>\d+)\.(?:png|jpg|jpeg)$", re.IGNORECASE | re.ASCII
+    r"(?P<pid>\d+)_(?P<cam>0*[12])_(?P<orientation>\d+)\.(?:png|jpg|jpeg)\Z", re.IGNORECASE | re.ASCII
 )
 _LAYOUT: Final = "files named <person>_<camera>_<orientation>.png, camera 1 or 2, such as 003_01_7.png"
 
