@@ -11,7 +11,7 @@ from captioning.config import TINY, CaptionConfig
 from captioning.framing import FRAMING_VERSION
 from captioning.model_folder import WANTED, check_settings
 from data.digests import DigestMemo
-from data.errors import WeightsError
+from data.errors import ConfigError, WeightsError
 from data.fingerprint import digest
 
 ENGINE_VERSION: Final = 1
@@ -59,6 +59,17 @@ def local_folder(model: str) -> Path | None:
     )
 
 
+def folder_of(config: CaptionConfig) -> Path | None:
+    """Return what `local_folder` returns for the model of `config`; raises ConfigError if a folder has a revision."""
+    folder = local_folder(config.model)
+    if folder is not None and config.revision is not None:
+        raise ConfigError(
+            f"caption.revision={config.revision} is for hub ids; {folder} is a folder, whose content is its revision: "
+            "leave caption.revision unset"
+        )
+    return folder
+
+
 def identify(config: CaptionConfig, memo: DigestMemo) -> Captioner:
     """Return the identity of the captioner that `config` describes; a model folder is read only where it changed."""
     model_id, revision, model = _served(config) if config.engine == "openai" else _local(config, memo)
@@ -75,7 +86,7 @@ def identify(config: CaptionConfig, memo: DigestMemo) -> Captioner:
 
 def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str, Any]]:
     """Return id, revision and ingredients of a model that runs in this process."""
-    folder = local_folder(config.model)
+    folder = folder_of(config)
     if folder is None:
         model_id, revision = config.model, config.revision or "main"
     else:

@@ -33,7 +33,8 @@ class CaptionConfig(Config):
     """"tiny" (embedded), a folder with a LLaVA-1.5 model, or a hub id such as llava-hf/llava-1.5-7b-hf. With engine
     openai: the name under which the server offers it."""
     revision: str | None = None
-    """Commit, tag or branch of a hub id; pin a commit to make a run repeatable. None is the main branch. With engine
+    """Commit, tag or branch of a hub id; None is the main branch. What this machine's hub cache has of a branch is used
+    and recorded as its commit (`hf download` brings a newer one); pin a commit to caption alike everywhere. With engine
     openai: any word for what the server runs (commit, dtype, quantization), as it does not tell; another word captions
     anew."""
     server: ServerConfig = ServerConfig()

@@ -1,6 +1,7 @@
 """Models of the Hugging Face hub: which commit a name means, and the folder that holds it. Imports nothing heavy.
 
-A branch moves, so the commit is looked up once per stage and used from then on: it is what the captions record.
+A branch moves, so the stage looks its commit up once and then uses nothing else: it is in the fingerprint, it is what
+is loaded, and it is what the captions record.
 """
 
 from __future__ import annotations
@@ -9,17 +10,60 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from captioning.captioner import folder_of
+from captioning.config import CaptionConfig
 from captioning.model_folder import WANTED, missing_files
 from data.errors import WeightsError
+from data.files import read_json, write_json
 
 _COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
 _FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _TIMEOUT: Final = 5.0
+_MEMORY: Final = Path("captions", "hub.json")
 
 
-def is_commit(revision: str | None) -> bool:
-    """Return True if `revision` is a full commit hash, which always means the same files."""
-    return revision is not None and _COMMIT.match(revision) is not None
+def pinned(config: CaptionConfig, root: Path) -> CaptionConfig:
+    """Return `config` with the commit that its hub id means on this machine; asks no server.
+
+    The hub cache says it, or else, where the weights are gone, what the name meant when it last captioned into the
+    artifact store under `root`. Unchanged if neither knows, and for anything but a hub id.
+    """
+    if not _moves(config):
+        return config
+    cached = cached_snapshot(config.model, config.revision)
+    commit = cached.name if cached is not None else _remembered(root).get(_name(config))
+    return config if commit is None else config.model_copy(update={"revision": commit})
+
+
+def settled(config: CaptionConfig, root: Path) -> CaptionConfig:
+    """Return `config` with the commit that its hub id means, fetching the model if that is not known here yet.
+
+    Remembers the commit in the artifact store under `root`. Raises WeightsError if it cannot be fetched.
+    """
+    found = pinned(config, root)
+    if _moves(found):
+        found = config.model_copy(update={"revision": snapshot(config.model, config.revision).name})
+    if found is not config and _remembered(root).get(_name(config)) != found.revision:
+        write_json(root / _MEMORY, _remembered(root) | {_name(config): found.revision})
+    return found
+
+
+def _moves(config: CaptionConfig) -> bool:
+    """Return True for a hub id whose revision is a branch or tag, which may mean another commit tomorrow."""
+    if config.engine != "transformers" or folder_of(config) is not None:
+        return False
+    return config.revision is None or _COMMIT.match(config.revision) is None
+
+
+def _name(config: CaptionConfig) -> str:
+    return f"{config.model}@{config.revision or 'main'}"
+
+
+def _remembered(root: Path) -> dict[str, str]:
+    """Return name -> commit of what this store was captioned with."""
+    path = root / _MEMORY
+    known: dict[str, str] = read_json(path) if path.is_file() else {}
+    return known
 
 
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
@@ -45,14 +89,22 @@ def snapshot(model: str, revision: str | None) -> Path:
         return cached
     options: dict[str, Any] = {"revision": revision, "allow_patterns": list(_FILES)}
     try:
-        return Path(snapshot_download(model, etag_timeout=_TIMEOUT, **options))
+        folder = Path(snapshot_download(model, etag_timeout=_TIMEOUT, **options))
     except Exception as error:  # of the hub, its HTTP library or the disk: none of them leaves a model
-        raise WeightsError(
-            f"the weights of {model} (revision {revision or 'main'}) are neither in the hub cache of this machine nor "
-            f"can they be fetched ({type(error).__name__}: {first_line(error)}). Where the hub can be reached, run "
-            f"`hf download {model}`; or put {', '.join(WANTED)} into a folder and set caption.model to it; or set "
-            "caption.model to tiny, the embedded model"
-        ) from error
+        raise _out_of_reach(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
+    missing = missing_files(folder)  # an offline hub returns what an interrupted download has left
+    if missing:
+        raise _out_of_reach(model, revision, f"{folder} lacks {', '.join(missing)}")
+    return folder
+
+
+def _out_of_reach(model: str, revision: str | None, reason: str) -> WeightsError:
+    return WeightsError(
+        f"the weights of {model} (revision {revision or 'main'}) are neither in the hub cache of this machine nor "
+        f"can they be fetched ({reason}). Where the hub can be reached, run `hf download {model}`; or put "
+        f"{', '.join(WANTED)} into a folder and set caption.model to it; or set caption.model to tiny, the embedded "
+        "model"
+    )
 
 
 def first_line(error: BaseException) -> str:

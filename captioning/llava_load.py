@@ -19,7 +19,7 @@ from torch._inductor import config as inductor_config
 from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from captioning.captioner import local_folder
+from captioning.captioner import folder_of
 from captioning.config import CaptionConfig, Quantization
 from captioning.hub import first_line, snapshot
 from captioning.llava_check import (
@@ -181,7 +181,7 @@ def quantization_settings(folder: Path, quantization: Quantization, dtype: torch
 
 def find_folder(config: CaptionConfig) -> Path:
     """Return the model's folder; a hub id is looked up in the local cache, and fetched when the hub can be reached."""
-    folder = local_folder(config.model)
+    folder = folder_of(config)
     return folder if folder is not None else snapshot(config.model, config.revision)
 
 

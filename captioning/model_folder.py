@@ -158,20 +158,13 @@ def _place(name: str) -> str:
 
 
 def check_settings(folder: Path, config: CaptionConfig) -> None:
-    """Raise ConfigError where the settings say something else than the folder is, for the settings are recorded.
+    """Raise ConfigError if caption.quantization contradicts the folder, since the setting is what captions record.
 
     Needs config.json only; does nothing where that is missing or damaged, which `check_folder` tells.
     """
-    problems = []
-    if config.revision is not None:
-        problems.append(
-            f"caption.revision={config.revision} is for hub ids; {folder} is a folder, whose content is its revision: "
-            "leave caption.revision unset"
-        )
     stored = stored_quantization(folder)
     if stored is not None and stored != config.quantization:
-        problems.append(_disagreement(folder, stored, config.quantization))
-    raise_problems("caption", problems, ConfigError)
+        raise ConfigError(_disagreement(folder, stored, config.quantization))
 
 
 def _disagreement(folder: Path, stored: str, wanted: str) -> str:

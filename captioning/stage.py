@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from captioning.captioner import Captioner, identify
 from captioning.config import CaptionConfig
+from captioning.hub import pinned, settled
 from captioning.stage_view import view
 from captioning.stage_work import Failure, Paths, Worker
 from captioning.store import CaptionStore
 from captioning.store_claims import buckets_of_part
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
-from data.errors import ClipScgiError, DataError, RetryableError
+from data.errors import ClipScgiError, DataError, RetryableError, WeightsError
 from data.files import write_table
 from data.progress import ProgressFn, silent
 from data.schemas import CAPTIONS, SCHEMA_VERSION
@@ -65,7 +66,7 @@ class PartOutcome:
 
 def caption_ingredients(store: ArtifactStore, *, images: ArtifactRef, config: CaptionConfig) -> dict[str, Any]:
     """Return what the artefact of the stage is made from; reads of a model only what changed since last time."""
-    return _ingredients(images, identify(config, store.memo), config)
+    return _ingredients(images, identify(pinned(config, store.root), store.memo), config)
 
 
 def _ingredients(images: ArtifactRef, captioner: Captioner, config: CaptionConfig) -> dict[str, Any]:
@@ -96,15 +97,14 @@ def caption(
     time, so the next run tries again. Raises DataError when no image at all can be read, RetryableError when a server
     answers none, WeightsError when the model is missing, ClipScgiError when the disk is full.
     """
+    config = settled(config, store.root)
     captioner = identify(config, store.memo)
     ingredients = _ingredients(images, captioner, config)
     found = store.find(STAGE, fingerprint_of(STAGE, ingredients))
     if found is not None:
         return CaptionOutcome(made=Made(ref=found, cached=True))
     paths = _paths_by_image(images)
-    worker = Worker(
-        CaptionStore(store.root, captioner), paths=paths, root=images_root, config=config, progress=progress
-    )
+    worker = _worker(store, captioner, config, paths=paths, root=images_root, progress=progress)
     worker.work(patient=True)
     failed, generated = worker.done.failed, worker.done.generated
     if len(failed) == len(paths):
@@ -138,10 +138,25 @@ def caption_part(
     when there is no such part.
     """
     buckets = buckets_of_part(part, of)
-    captions = CaptionStore(store.root, identify(config, store.memo))
-    worker = Worker(captions, paths=_paths_by_image(images), root=images_root, config=config, progress=progress)
+    config = settled(config, store.root)
+    captioner = identify(config, store.memo)
+    worker = _worker(store, captioner, config, paths=_paths_by_image(images), root=images_root, progress=progress)
     worker.work(buckets, patient=False)
     return PartOutcome(generated=worker.done.generated, failed=len(worker.done.failed))
+
+
+def _worker(store: ArtifactStore, captioner: Captioner, config: CaptionConfig, **work: Any) -> Worker:
+    """Return the worker of `captioner`; work: its paths, root and progress."""
+
+    def check_model() -> None:
+        if identify(config, store.memo) != captioner:
+            raise WeightsError(
+                f"the model files of caption.model={config.model} changed while they were loaded; nothing was "
+                "captioned with them: run again when they are complete"
+            )
+
+    captions = CaptionStore(store.root, captioner)
+    return Worker(captions, config=config, check_model=check_model, **work)
 
 
 def _paths_by_image(images: ArtifactRef) -> Paths:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -49,10 +49,20 @@ class Done:
 
 
 class Worker:
-    """Captions the images of one data set into a store; what it has done is in `done`."""
+    """Captions the images of one data set into a store; what it has done is in `done`.
+
+    check_model: called when the model has been loaded, before its first caption; raises if it is not `captions`' own.
+    """
 
     def __init__(
-        self, captions: CaptionStore, *, paths: Paths, root: Path, config: CaptionConfig, progress: ProgressFn
+        self,
+        captions: CaptionStore,
+        *,
+        paths: Paths,
+        root: Path,
+        config: CaptionConfig,
+        progress: ProgressFn,
+        check_model: Callable[[], None],
     ) -> None:
         self.snapshot = Snapshot(captions)
         self.done = Done()
@@ -61,6 +71,7 @@ class Worker:
         self._root = root
         self._config = config
         self._progress = progress
+        self._check_model = check_model
         self._claims = Claims(captions.folder)
         self._engine: CaptionEngine | None = None
         self._seen = self._total = 0
@@ -124,6 +135,7 @@ class Worker:
         if self._engine is None:
             self._progress(self._seen, self._total, "loading the model")
             self._engine = load_engine(self._config)
+            self._check_model()
         return self._engine
 
     def _count(self, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -8,15 +8,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from caption_worlds import captions_of, draw, index
 from mini_llava import save_mini_llava
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
+from captioning import stage_work
 from captioning.captioner import TINY_FOLDER, WANTED, identify
 from captioning.config import CaptionConfig
 from captioning.llava import Engine
 from captioning.llava_load import load_llava, quantization_settings
+from captioning.stage import caption, caption_ingredients
+from data.artifacts import ArtifactStore, fingerprint_of
 from data.digests import DigestMemo
 from data.errors import ClipScgiError, ConfigError, WeightsError
 
@@ -602,3 +606,121 @@ def test_a_model_that_keeps_a_part_in_another_dtype_is_refused(folder, monkeypat
     monkeypatch.setattr(LlavaForConditionalGeneration, "_keep_in_fp32_modules_strict", {"lm_head"})
     message = refused(folder, dtype="bfloat16")
     assert "dtype is bfloat16 and float32, caption.dtype bfloat16" in message
+
+
+def test_a_folder_that_changes_while_it_is_loaded_captions_nothing(folder, tmp_path, monkeypatch):
+    store, root = ArtifactStore(tmp_path / "home"), draw(tmp_path / "people", 3)
+    load = stage_work.load_engine
+
+    def load_and_change(settings):
+        engine = load(settings)
+        save_mini_llava(folder, seed=1)
+        return engine
+
+    monkeypatch.setattr(stage_work, "load_engine", load_and_change)
+    with pytest.raises(WeightsError, match=rf"caption\.model={folder} changed while they were loaded"):
+        caption(store, images=index(store, root), images_root=root, config=config(folder))
+    assert not list(store.root.glob("captions/*/part-*"))
+
+
+# A model of the hub is recorded by its commit
+
+HUB = "someone/mini-llava"
+FIRST, SECOND = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def hub(mini, tmp_path, monkeypatch):
+    """A hub cache of this machine with two commits of one model; the hub itself cannot be reached."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = tmp_path / "hub" / "models--someone--mini-llava"
+    shutil.copytree(mini, model / "snapshots" / FIRST)
+    save_mini_llava(model / "snapshots" / SECOND, seed=1)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(FIRST)
+    return model
+
+
+def hub_config(**changes) -> CaptionConfig:
+    return config(HUB, **{"max_new_tokens": 3, "batch_size": 4} | changes)
+
+
+def captioned(store, root, settings):
+    outcome = caption(store, images=index(store, root), images_root=root, config=settings)
+    return outcome, captions_of(outcome.made)
+
+
+def test_a_branch_is_recorded_as_the_commit_that_was_loaded(hub, tmp_path):
+    store, root = ArtifactStore(tmp_path / "home"), draw(tmp_path / "people", 3)
+    outcome, frame = captioned(store, root, hub_config())
+    assert set(frame["model_revision"]) == {FIRST}
+    assert set(frame["model_id"]) == {HUB}
+    pinned_outcome, _ = captioned(store, root, hub_config(revision=FIRST))
+    assert pinned_outcome.made.ref.fingerprint == outcome.made.ref.fingerprint
+    assert pinned_outcome.made.cached
+    (hub / "refs" / "main").write_text(SECOND)
+    moved, frame = captioned(store, root, hub_config())
+    assert (moved.generated, set(frame["model_revision"])) == (3, {SECOND})
+    assert moved.made.ref.fingerprint != outcome.made.ref.fingerprint
+
+
+def test_captions_are_found_when_the_weights_are_gone(hub, tmp_path):
+    store, root = ArtifactStore(tmp_path / "home"), draw(tmp_path / "people", 3)
+    first, _ = captioned(store, root, hub_config())
+    shutil.rmtree(hub)
+    again, frame = captioned(store, root, hub_config())
+    assert (again.made.cached, set(frame["model_revision"])) == (True, {FIRST})
+    ingredients = caption_ingredients(store, images=index(store, root), config=hub_config())
+    assert fingerprint_of("caption", ingredients) == first.made.ref.fingerprint
+    draw(root, 1, start=3)
+    with pytest.raises(WeightsError, match=rf"{HUB} \(revision {FIRST}\) are neither in the hub cache"):
+        captioned(store, root, hub_config())
+
+
+def test_the_plan_asks_nobody_and_a_model_that_is_nowhere_is_refused(hub, tmp_path):
+    store, root = ArtifactStore(tmp_path / "home"), draw(tmp_path / "people", 3)
+    elsewhere = hub_config(revision="v2")
+    assert caption_ingredients(store, images=index(store, root), config=elsewhere)["model"] == [HUB, "v2"]
+    with pytest.raises(WeightsError, match=r"revision v2"):
+        captioned(store, root, elsewhere)
+    assert not (store.root / "captions").exists()
+
+
+def test_a_snapshot_whose_download_was_interrupted_is_not_used(hub):
+    weights = hub / "snapshots" / FIRST / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("../../blobs/gone")
+    with pytest.raises(WeightsError, match=r"neither in the hub cache .* nor can they be fetched"):
+        load_llava(hub_config())
+
+
+# Fingerprints of ordinary cases stay what they were
+
+
+@pytest.mark.parametrize(
+    ("settings", "fingerprint"),
+    [
+        ({}, "d4e32577bdb340f0114a2d85cdd7958e"),
+        ({"decoding": "slots"}, "ec3263941b110e672b198d2bac880eb7"),
+        ({"model": "llava-hf/llava-1.5-7b-hf"}, "bd99d6a0ec97b4bc5ace1b4d0be2ff7c"),
+        (
+            {"model": "llava-hf/llava-1.5-7b-hf", "revision": "b" * 40, "quantization": "4bit"},
+            "2e218bb4aefeb4a62bdb09d287d6a110",
+        ),
+        ({"model": "folder", "dtype": "float16"}, "b5bb0225d36b8d6c148d0663b3370e21"),
+    ],
+    ids=["tiny", "tiny_slots", "hub", "hub_4bit", "folder"],
+)
+def test_fingerprints_of_captioners_are_frozen(tmp_path, settings, fingerprint):
+    """A change here captions every image again: it must be meant, and stand in the changelog."""
+    if settings.get("model") == "folder":
+        folder = tmp_path / "llava"
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "llava"}')
+        (folder / "model.safetensors").write_bytes(b"weights")
+        settings = settings | {"model": str(folder)}
+    assert identify(CaptionConfig(**settings), DigestMemo(tmp_path / "memo.sqlite")).fingerprint == fingerprint
