@@ -1,7 +1,7 @@
 """The audit stage: are the captions of one person the same story, and which captions should a person look at?
 
-It changes no caption. It writes audit.json (figures), identities.parquet (one row an identity and slot),
-flags.parquet (one row a caption) and captions.audit.html (where to look).
+It changes no caption. It writes audit.json (figures), identities.parquet (one row per identity and slot),
+flags.parquet (one row per caption) and captions.audit.html (where to look, with the images beside the captions).
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ import pyarrow.parquet as pq
 from captioning.audit_config import AuditConfig
 from captioning.audit_flags import FLAGS, flag_table, shared_by
 from captioning.audit_identities import identity_table, mixed_gender_identities, people, slot_summary
-from captioning.audit_page import audit_page
+from captioning.audit_page import TEMPLATE, audit_page
 from data.artifacts import ArtifactRef, ArtifactStore, Made
 from data.errors import DataError
-from data.files import write_json, write_table, write_text
+from data.files import read_json, write_json, write_table, write_text
+from data.fingerprint import digest_file
 from data.progress import ProgressFn, silent
 from data.schemas import CAPTIONS, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from data.thumbnails import Thumbnails
+
 __all__ = ["FLAG_ROWS", "IDENTITIES", "AuditConfig", "audit", "audit_ingredients"]
 
 STAGE: Final = "audit"
-STAGE_VERSION: Final = 1
+STAGE_VERSION: Final = 2
 _METADATA: Final = {b"clip_scgi_schema": str(SCHEMA_VERSION).encode()}
 _STEPS: Final = 4
+_THUMBNAIL_HEIGHT: Final = 112  # pixels
 
 IDENTITIES: Final = pa.schema(
     [
@@ -45,7 +49,7 @@ IDENTITIES: Final = pa.schema(
     ],
     metadata=_METADATA,
 )
-"""identities.parquet: one row an identity and slot; junk and distractors are left out."""
+"""identities.parquet: one row per identity and slot; junk and distractors are left out."""
 
 FLAG_ROWS: Final = pa.schema(
     [
@@ -59,22 +63,69 @@ FLAG_ROWS: Final = pa.schema(
     ],
     metadata=_METADATA,
 )
-"""flags.parquet: one row a caption, in the order of captions.parquet."""
+"""flags.parquet: one row per caption, in the order of captions.parquet."""
 
 
-def audit_ingredients(*, captions: ArtifactRef, config: AuditConfig) -> dict[str, Any]:
-    """Return what the fingerprint of the audit artefact is made from."""
-    return {"stage_version": STAGE_VERSION, "captions": captions.content, "config": config.identity()}
+def audit_ingredients(
+    *, captions: ArtifactRef, config: AuditConfig, images: ArtifactRef | None = None
+) -> dict[str, Any]:
+    """Return what the fingerprint of the audit artifact is made from.
+
+    The captions name the digest of each image, so the pictures on the page follow from them.
+    """
+    return {
+        "stage_version": STAGE_VERSION,
+        "captions": captions.content,
+        "config": config.identity(),
+        "dataset": None if images is None else _name(images),
+        "page": digest_file(TEMPLATE),
+    }
 
 
-def audit(store: ArtifactStore, *, captions: ArtifactRef, config: AuditConfig, progress: ProgressFn = silent) -> Made:
-    """Audit the captions of one data set; returns the artefact. Raises DataError if captions.parquet is unusable."""
-    ingredients = audit_ingredients(captions=captions, config=config)
-    return store.make(STAGE, ingredients, lambda folder: _produce(folder, captions.folder, config, progress))
+def audit(
+    store: ArtifactStore,
+    *,
+    captions: ArtifactRef,
+    config: AuditConfig,
+    images: ArtifactRef | None = None,
+    images_root: Path | None = None,
+    progress: ProgressFn = silent,
+) -> Made:
+    """Audit the captions of one dataset; return the artifact. Raises DataError if captions.parquet is unusable.
+
+    images, images_root: the index artifact and the folder of the images, for the name and the pictures on the page;
+    without them it shows text only. A page on which a picture is missing is made again next time.
+    """
+    ingredients = audit_ingredients(captions=captions, config=config, images=images)
+    problems: dict[str, str] = {}
+
+    def produce(folder: Path) -> None:
+        rows = _read(captions.folder / "captions.parquet")
+        thumbnail = None
+        if images is not None and images_root is not None:
+            from data.thumbnails import Thumbnails  # a cached audit needs no Pillow
+
+            digests = dict(zip(rows["image_path"], rows["image_sha256"], strict=True))
+            thumbnail = Thumbnails(images_root, digests, _THUMBNAIL_HEIGHT)
+        _produce(folder, rows, config, progress, dataset=ingredients["dataset"], picture=thumbnail)
+        problems.update(thumbnail.problems if thumbnail else {})
+
+    return store.make(STAGE, ingredients, produce, complete=lambda _: not problems)
 
 
-def _produce(folder: Path, source: Path, config: AuditConfig, progress: ProgressFn) -> None:
-    rows = _read(source / "captions.parquet")
+def _name(images: ArtifactRef) -> str:
+    return str(read_json(images.folder / "dataset.json")["name"])
+
+
+def _produce(
+    folder: Path,
+    rows: pd.DataFrame,
+    config: AuditConfig,
+    progress: ProgressFn,
+    *,
+    dataset: str | None,
+    picture: Thumbnails | None,
+) -> None:
     known = people(rows)
     progress(1, _STEPS, "agreement")
     identities = identity_table(rows[known])
@@ -85,7 +136,8 @@ def _produce(folder: Path, source: Path, config: AuditConfig, progress: Progress
     write_json(folder / "audit.json", summary)
     write_table(folder / "identities.parquet", _table(identities, IDENTITIES), IDENTITIES)
     write_table(folder / "flags.parquet", _table(flags, FLAG_ROWS), FLAG_ROWS)
-    write_text(folder / "captions.audit.html", audit_page(rows, identities, flags, summary, config))
+    page = audit_page(rows, identities, flags, summary, config, dataset=dataset, picture=picture)
+    write_text(folder / "captions.audit.html", page)
     progress(_STEPS, _STEPS, f"{summary['identities']} identities")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from captioning.audit_config import AuditConfig
@@ -12,112 +15,49 @@ from data.slots import SLOTS
 if TYPE_CHECKING:
     import pandas as pd
 
+    from data.thumbnails import Thumbnail
+
+TEMPLATE: Final = Path(__file__).parent / "pages/audit.html.j2"
+SPLITS: Final = ("train", "query", "gallery")
 _TOP_VALUES: Final = 8
+_IMAGES: Final = 8  # of one identity
+_COLUMNS: Final = ["image_path", "pid", "camid", "split", "raw_text", "error", *(f"attr_{slot}" for slot in SLOTS)]
 
-_PAGE: Final = """\
-{%- macro tally(values, between=" ") %}
-{% for value, n in values %}
-{{ value }}{{ between }}<span class="soft">{{ n }}</span>{{ " · " if not loop.last }}
-{%- endfor %}
-{% endmacro %}
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Caption audit</title>
-<style>
-body { margin: 0 auto; max-width: 1100px; padding: 24px; font: 15px/1.5 system-ui, "Liberation Sans", sans-serif;
-       color: #1a2130; background: #f4f6f9; font-variant-numeric: tabular-nums; }
-h1 { font-size: 26px; margin: 8px 0; } h2 { font-size: 19px; margin: 0 0 4px; }
-h3 { font-size: 15px; margin: 18px 0 2px; }
-section { background: #fff; border: 1px solid #e2e6ed; border-radius: 10px; padding: 18px 22px; margin: 16px 0; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th { text-align: left; font-size: 12.5px; color: #566073; }
-td:first-child { white-space: nowrap; } .path { white-space: normal !important; }
-th, td { padding: 5px 10px 5px 0; border-bottom: 1px solid #e2e6ed; vertical-align: top; }
-.num { text-align: right; white-space: nowrap; } .soft, p { color: #566073; margin: 2px 0; }
-.low { color: #c02626; font-weight: 600; } .text { overflow-wrap: anywhere; unicode-bidi: isolate; }
-.path { font-family: ui-monospace, monospace; font-size: 12px; overflow-wrap: anywhere; }
-.tag { display: inline-block; background: #fdf3dc; color: #92580a; border-radius: 8px; padding: 0 7px;
-       font-size: 12px; }
-</style>
-</head>
-<body>
-<h1>Caption audit</h1>
-<p>{{ audit.images }} captions, {{ audit.identities }} identities; both genders are named in
-{{ audit.mixed_gender_identities }} identities; {{ audit.duplicates_across_identities }} texts are said of more than
-one. {{ tally(audit.by_status.items(), ": ") }}.</p>
-
-<section id="slots">
-<h2>Attributes</h2>
-<p>Agreement: how often a caption gives the value that most captions of the same person give.</p>
-<table>
-<tr><th>attribute</th><th class="num">agreement</th><th class="num">named in</th><th class="num">entropy, bits</th>
-<th>values</th></tr>
-{% for slot in slots %}
-<tr><td>{{ slot.name }}</td><td class="num{{ ' low' if slot.agreement < low }}">{{ slot.agreement | share }}</td>
-<td class="num">{{ slot.coverage | share }}</td><td class="num">{{ "%.2f" | format(slot.entropy) }}</td>
-<td class="text">{{ tally(slot.top) }}{% if slot.more %} <span class="soft">and {{ slot.more }} more</span>{% endif %}
-</td></tr>
-{% endfor %}
-</table>
-</section>
-
-<section id="identities">
-<h2>Identities that agree least</h2>
-{% if not worst %}<p>No identity has two captions that answer the same attribute.</p>{% endif %}
-{% for person in worst %}
-<h3>Identity {{ person.pid }}
-<span class="soft">{{ person.agreement | share }} agreement, {{ person.n_images }} images</span></h3>
-<table>
-{% for row in person.rows %}
-<tr><td>{{ row.name }}</td><td class="num">{{ row.agreement | share }}</td>
-<td class="text">{{ tally(row.tally) }}</td></tr>
-{% endfor %}
-</table>
-{% endfor %}
-</section>
-
-<section id="flags">
-<h2>Flagged captions</h2>
-<table>
-{% for flag in flags %}
-<tr><td><a href="#flag-{{ flag.name }}">{{ flag.title }}</a></td><td class="num">{{ flag.count }}</td>
-<td class="soft">{{ flag.meaning }}</td></tr>
-{% endfor %}
-</table>
-{% for flag in flags if flag.examples %}
-<h3 id="flag-{{ flag.name }}">{{ flag.title }}
-<span class="soft">{{ flag.examples | length }} of {{ flag.count }}</span></h3>
-<table>
-{% for row in flag.examples %}
-<tr><td class="path">{{ row.path }}</td><td class="num">{{ row.pid }}</td>
-<td class="text">{{ row.text }}{% for note in row.notes %} <span class="tag">{{ note }}</span>{% endfor %}</td></tr>
-{% endfor %}
-</table>
-{% endfor %}
-</section>
-</body>
-</html>
-"""
+Picture = Callable[[str], "Thumbnail"]
+"""image_path -> its thumbnail."""
+Majorities = Mapping[Any, str]
+"""(pid, slot) -> the value that most captions of the identity give."""
 
 
 def audit_page(
-    captions: pd.DataFrame, identities: pd.DataFrame, flags: pd.DataFrame, summary: dict[str, Any], config: AuditConfig
+    captions: pd.DataFrame,
+    identities: pd.DataFrame,
+    flags: pd.DataFrame,
+    summary: dict[str, Any],
+    config: AuditConfig,
+    *,
+    dataset: str | None = None,
+    picture: Picture | None = None,
 ) -> str:
-    """Return the page as HTML; the same rows give the same bytes."""
+    """Return the page as HTML; the same rows and pictures give the same bytes.
+
+    dataset: its name. picture: gives the thumbnail of an image; without it the page shows text only.
+    """
     from jinja2 import Environment
 
-    environment = Environment(autoescape=True, trim_blocks=True, keep_trailing_newline=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["share"] = lambda share: f"{100 * share:.0f} %"
-    return environment.from_string(_PAGE).render(
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    counts = captions["split"].value_counts()
+    majorities = identities.set_index(["pid", "slot"])["majority"].to_dict()
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         audit=summary,
+        dataset=dataset,
         low=config.low_agreement,
+        splits={split: int(counts[split]) for split in SPLITS if split in counts},
         slots=[_slot(slot, summary["slots"][slot]) for slot in SLOTS],
-        worst=_worst(identities, config.shown),
-        flags=[_flag(flag, captions, flags, config.shown) for flag in FLAGS],
+        worst=_worst(identities, captions, config.shown, picture),
+        flags=[_flag(flag, captions, flags, majorities, shown=config.shown, picture=picture) for flag in FLAGS],
     )
 
 
@@ -126,54 +66,103 @@ def _slot(slot: str, figures: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "name": _title(slot), "top": tally[:_TOP_VALUES], "more": len(tally[_TOP_VALUES:])}
 
 
-def _worst(identities: pd.DataFrame, count: int) -> list[dict[str, Any]]:
+def _worst(
+    identities: pd.DataFrame, captions: pd.DataFrame, count: int, picture: Picture | None
+) -> list[dict[str, Any]]:
     """Describe the identities with the least mean agreement over the slots that two captions or more answer."""
     told = identities[identities["n_named"] >= 2]
     mean = told.groupby("pid")["agreement"].mean()
     # Stable, and groupby sorts by identity: equals stay in the order of their numbers.
     worst = mean[mean < 1].sort_values(kind="stable")[:count]
-    return [_person(pid, agreement, told[told["pid"] == pid]) for pid, agreement in worst.to_dict().items()]
+    return [
+        _person(pid, agreement, told[told["pid"] == pid], captions[captions["pid"] == pid], picture)
+        for pid, agreement in worst.to_dict().items()
+    ]
 
 
-def _person(pid: Any, agreement: float, rows: pd.DataFrame) -> dict[str, Any]:
-    split = rows[rows["agreement"] < 1].sort_values("agreement", kind="stable")
+def _person(
+    pid: Any, agreement: float, rows: pd.DataFrame, captions: pd.DataFrame, picture: Picture | None
+) -> dict[str, Any]:
+    differing = rows[rows["agreement"] < 1].sort_values("agreement", kind="stable").to_dict("records")
+    majorities = {str(row["slot"]): row["majority"] for row in differing}
+    shown = captions.loc[_in_turn(captions, _IMAGES)]
     return {
         "pid": int(pid),
         "agreement": agreement,
         "n_images": int(rows["n_images"].iloc[0]),
+        "splits": [split for split in SPLITS if split in set(captions["split"])],
         "rows": [
             {"name": _title(row["slot"]), "agreement": row["agreement"], "tally": _tally(json.loads(row["values"]))}
-            for row in split.to_dict("records")
+            for row in differing
         ],
+        "shown": [_card(row, _answers(row, majorities), picture) for row in _records(shown)],
     }
 
 
-def _flag(flag: str, captions: pd.DataFrame, flags: pd.DataFrame, shown: int) -> dict[str, Any]:
-    marked = flags[flags[flag]]
-    columns = ["image_path", "pid", "raw_text", "error"]
-    rows = captions.loc[marked.index[:shown], columns].fillna({"raw_text": "", "error": ""}).to_dict("records")
-    slots = marked["dissent_slots"][:shown].tolist()
+def _answers(row: Mapping[str, Any], majorities: Mapping[str, str]) -> list[tuple[str, bool]]:
+    """Return what a caption answers in the slots of `majorities`, and whether that is against the majority."""
+    answers = ((slot, row[f"attr_{slot}"]) for slot in majorities)
+    return [(f"{_title(slot)}: {value}", value != majorities[slot]) for slot, value in answers if value]
+
+
+def _flag(
+    flag: str,
+    captions: pd.DataFrame,
+    flags: pd.DataFrame,
+    majorities: Majorities,
+    *,
+    shown: int,
+    picture: Picture | None,
+) -> dict[str, Any]:
+    marked = captions[flags[flag]]
+    chosen = _in_turn(marked, shown)
+    counts = marked["split"].value_counts()
+    dissent = flags["dissent_slots"].loc[chosen].tolist()
     return {
         "name": flag,
         "title": _title(flag),
         "meaning": FLAGS[flag],
         "count": len(marked),
+        "by_split": {split: int(counts.get(split, 0)) for split in SPLITS},
         "examples": [
-            {
-                "path": row["image_path"],
-                "pid": row["pid"],
-                "text": row["raw_text"] or row["error"],
-                "notes": _notes(flag, row["raw_text"], dissent),
-            }
-            for row, dissent in zip(rows, slots, strict=True)
+            _card(row, [(note, True) for note in _notes(flag, row, slots, majorities)], picture)
+            for row, slots in zip(_records(marked.loc[chosen]), dissent, strict=True)
         ],
     }
 
 
-def _notes(flag: str, text: str, dissent: list[str]) -> list[str]:
+def _in_turn(rows: pd.DataFrame, count: int) -> list[Any]:
+    """Return the index of up to `count` rows, the splits in turn, in each one row of each identity before a second."""
+    turn = rows.groupby("pid").cumcount().sort_values(kind="stable").index
+    ordered = rows["split"].loc[turn]
+    groups: Sequence[Sequence[Any]] = [ordered.index[ordered == split].tolist() for split in SPLITS]
+    turns = chain.from_iterable(zip_longest(*(group[:count] for group in groups)))
+    return [at for at in turns if at is not None][:count]
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    columns = rows[_COLUMNS].astype(object)
+    return [
+        {str(key): value for key, value in row.items()} for row in columns.where(columns.notna(), "").to_dict("records")
+    ]
+
+
+def _card(row: Mapping[str, Any], notes: list[tuple[str, bool]], picture: Picture | None) -> dict[str, Any]:
+    return {
+        "path": row["image_path"],
+        "pid": row["pid"],
+        "camid": row["camid"],
+        "split": row["split"],
+        "text": row["raw_text"] or row["error"] or "no text",
+        "notes": notes,
+        "image": picture(row["image_path"]) if picture else None,
+    }
+
+
+def _notes(flag: str, row: Mapping[str, Any], dissent: Sequence[str], majorities: Majorities) -> list[str]:
     if flag == "dissent":
-        return [_title(slot) for slot in dissent]
-    return list(degrading_words(text)) if flag == "degrading" else []
+        return [f"{_title(slot)}: {row[f'attr_{slot}']}, most say {majorities[row['pid'], slot]}" for slot in dissent]
+    return list(degrading_words(row["raw_text"])) if flag == "degrading" else []
 
 
 def _tally(values: dict[str, int]) -> list[tuple[str, int]]:

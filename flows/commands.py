@@ -190,8 +190,9 @@ def show_results(console: Console, summary: RunSummary) -> None:
     """Print the table of results, where the artefacts lie, and how to look at them."""
     evaluation, captions, page = (summary.find(name) for name in ("evaluate", "caption", "report"))
     if evaluation is not None:
-        metrics = read_json(evaluation.artifact.folder / "metrics.json")
-        console.print(results_table(metrics))
+        folder = evaluation.artifact.folder
+        metrics = read_json(folder / "metrics.json")
+        console.print(results_table(metrics, folder / "rankings.parquet"))
         console.print(Text(metrics["protocol"]["description"], "dim"))
     console.print(f"stages took {summary.seconds:.1f} s together", highlight=False)
     if captions is not None:

@@ -80,7 +80,9 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
         step = _caption(store, recipe, images, where)
         yield step
         captions = step.artifact
-        step = _run(store, audit_task, audit_ingredients, captions=captions, config=recipe.audit, how={})
+        step = _run(
+            store, audit_task, audit_ingredients, captions=captions, images=images, config=recipe.audit, how=where
+        )
         yield step
         audited = step.artifact
     step = _run(

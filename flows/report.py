@@ -19,7 +19,7 @@ from data.fingerprint import digest_file
 from data.progress import ProgressFn, silent
 
 STAGE: Final = "report"
-STAGE_VERSION: Final = 1
+STAGE_VERSION: Final = 2
 TEMPLATES: Final = Path(__file__).parent / "templates"
 _PATH_KEYS: Final = frozenset({"root", "home"})
 
@@ -32,7 +32,8 @@ class ReportConfig(Config):
     mode: Literal["image", "fused"] = "image"
     """Inference mode whose figures lead the page and whose rankings are shown; the other if it was not evaluated."""
     queries_each: int = Field(default=4, ge=0, le=50)
-    """Query rows shown of each kind: lowest, median and highest average precision."""
+    """Query rows shown of each kind: lowest, median and highest average precision, and those that fell most against
+    the untrained model."""
     top_k: int = Field(default=10, ge=1, le=50)
     """Gallery crops shown in each query row."""
     cmc_ranks: int = Field(default=20, ge=2, le=50)

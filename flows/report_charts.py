@@ -16,7 +16,9 @@ Points = Sequence[tuple[float, float]]
 
 WIDTH: Final = 560  # of the view box, in its own units; the page scales it
 HEIGHT: Final = 270
+_PHONE: Final = (330, 250)  # view box of the drawing for narrow screens, where the wide one's text would be too small
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 40
+_TICK_ROOM: Final = 48  # least distance of two x labels
 # Markup escapes whatever is put in.
 _LINE: Final = Markup('<line class="{}" x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}"/>')
 _TEXT: Final = Markup('<text class="{}" x="{:g}" y="{:g}" text-anchor="{}">{}</text>')
@@ -38,11 +40,12 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A finished chart: the drawing, and the lines its legend lists."""
+    """A finished chart: the drawing, the same for narrow screens, and the lines its legend lists."""
 
     title: str
     note: str
     svg: Markup
+    narrow: Markup
     legend: tuple[Line, ...]
 
 
@@ -57,8 +60,20 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [step * index for index in range(first, last + 1)]
 
 
+def whole_ticks(low: float, high: float, count: int = 7) -> list[int]:
+    """Return about `count` round whole numbers within `low` and `high`: steps, epochs and ranks have no halves.
+
+    Where no round number lies within, the whole numbers nearest to the ends.
+    """
+    rough = max((high - low) / max(count - 1, 1), 1.0)
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [step * index for index in range(first, last + 1)] or sorted({math.floor(low), math.ceil(high)})
+
+
 def thin(points: Points, limit: int = _MAX_POINTS) -> list[tuple[float, float]]:
-    """Return the finite points, averaged over neighbours when there are more than `limit`."""
+    """Return the finite points, averaged over neighbors when there are more than `limit`."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     size = -(-len(finite) // limit)
     if size <= 1:
@@ -74,33 +89,44 @@ def line_chart(
     x_label: str,
     y_format: Callable[[float], str],
     y_bounds: tuple[float, float] | None = None,
-    x_ticks: Sequence[float] | None = None,
+    x_ticks: Sequence[int] | None = None,
     note: str = "",
 ) -> Chart | None:
     """Draw `lines` on common axes; None when no line has a point.
 
+    The x axis counts something (steps, epochs, ranks), so its ticks are whole numbers: `x_ticks`, or round ones.
     y_bounds: the least and greatest value the y axis must show; by default the data's own, with zero.
     """
     drawn = [(line, thin(line.points)) for line in lines]
     drawn = [(line, points) for line, points in drawn if points]
     if not drawn:
         return None
-    frame = _Frame.around([points for _, points in drawn], y_bounds=y_bounds, x_ticks=x_ticks)
-    parts = [frame.axes(x_label=x_label, y_format=y_format)]
-    parts += [frame.curve(line, points) for line, points in sorted(drawn, key=lambda pair: not pair[0].faint)]
-    svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, title, Markup("").join(parts)
-    )
-    return Chart(title=title, note=note, svg=svg, legend=tuple(line for line, _ in drawn if not line.faint))
+    legend = tuple(line for line, _ in drawn if not line.faint)
+    label = ", ".join([title, *(f"{line.label} {line.value}".rstrip() for line in legend)])
+
+    def draw(size: tuple[int, int]) -> Markup:
+        frame = _Frame.around([points for _, points in drawn], size=size, y_bounds=y_bounds, x_ticks=x_ticks)
+        parts = [frame.axes(x_label=x_label, y_format=y_format)]
+        parts += [frame.curve(line, points) for line, points in sorted(drawn, key=lambda pair: not pair[0].faint)]
+        return drawing(size, label, parts)
+
+    return Chart(title=title, note=note, svg=draw((WIDTH, HEIGHT)), narrow=draw(_PHONE), legend=legend)
+
+
+def drawing(size: tuple[float, float], label: str, parts: Sequence[Markup]) -> Markup:
+    """Return an SVG element of `size` in view-box units, which screen readers call `label`."""
+    whole = Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>')
+    return whole.format(*size, label, Markup("").join(parts))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
     """The axes of one chart and the way from data to view-box units."""
 
+    size: tuple[int, int]
     x_low: float
     x_high: float
-    x_ticks: Sequence[float]
+    x_ticks: Sequence[int]
     y_ticks: Sequence[float]
 
     @classmethod
@@ -108,8 +134,9 @@ class _Frame:
         cls,
         curves: Sequence[Points],
         *,
+        size: tuple[int, int],
         y_bounds: tuple[float, float] | None,
-        x_ticks: Sequence[float] | None,
+        x_ticks: Sequence[int] | None,
     ) -> _Frame:
         xs = [x for points in curves for x, _ in points]
         ys = [y for points in curves for _, y in points]
@@ -118,21 +145,22 @@ class _Frame:
         if y_bounds:  # a share never needs a tick above 100 %
             y_ticks = [tick for tick in y_ticks if tick <= high * (1 + 1e-9)]
         x_low, x_high = min(xs), max(xs)
+        room = (size[0] - _LEFT - _RIGHT) // _TICK_ROOM
+        ticks = list(x_ticks or whole_ticks(x_low, x_high, room))
         if x_high == x_low:
             x_low, x_high = x_low - 1, x_high + 1
-        inner = [tick for tick in nice_ticks(x_low, x_high, 7) if x_low <= tick <= x_high]
-        return cls(x_low=x_low, x_high=x_high, x_ticks=x_ticks or inner, y_ticks=y_ticks)
+        return cls(size=size, x_low=x_low, x_high=x_high, x_ticks=ticks, y_ticks=y_ticks)
 
     def x(self, value: float) -> float:
         share = (value - self.x_low) / (self.x_high - self.x_low)
-        return round(_LEFT + share * (WIDTH - _LEFT - _RIGHT), 1)
+        return round(_LEFT + share * (self.size[0] - _LEFT - _RIGHT), 1)
 
     def y(self, value: float) -> float:
         share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
+        return round(self.size[1] - _BOTTOM - share * (self.size[1] - _TOP - _BOTTOM), 1)
 
     def axes(self, *, x_label: str, y_format: Callable[[float], str]) -> Markup:
-        right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
+        right, bottom = self.size[0] - _RIGHT, self.size[1] - _BOTTOM
         parts = []
         for tick in self.y_ticks:
             y = self.y(tick)
@@ -142,8 +170,8 @@ class _Frame:
         for tick in self.x_ticks:
             x = self.x(tick)
             parts.append(_LINE.format("axis", x, bottom, x, bottom + 4))
-            parts.append(_TEXT.format("tick", x, bottom + 17, "middle", f"{tick:,.10g}"))
-        parts.append(_TEXT.format("name", (_LEFT + right) / 2, HEIGHT - 4, "middle", x_label))
+            parts.append(_TEXT.format("tick", x, bottom + 17, "middle", f"{tick:,}"))
+        parts.append(_TEXT.format("name", (_LEFT + right) / 2, self.size[1] - 4, "middle", x_label))
         return Markup("").join(parts)
 
     def curve(self, line: Line, points: Points) -> Markup:

@@ -91,9 +91,8 @@ def cmc_chart(results: Sequence[Row], ranks: int) -> Chart | None:
                 dots=row["mode"] == "image",
             )
         )
-    ticks = [
-        rank for rank in (1, 5, 10, 15, 20, 30, 40, 50) if rank <= max((len(line.points) for line in lines), default=0)
-    ]
+    last = max((len(line.points) for line in lines), default=0)
+    ticks = [rank for rank in (1, 5, 10, 15, 20, 30, 40, 50) if rank <= last] if last >= 5 else None
     return line_chart(
         lines,
         title="Cumulative matching characteristic",

@@ -71,8 +71,9 @@ def spread(keys: Sequence[Any], count: int, *, seed: int, name: str) -> list[int
 
 
 def thirds(rows: Sequence[Row], count: int, *, value: str, key: str, seed: int) -> tuple[list[int], ...]:
-    """Choose positions of `count` rows each with the lowest, the middle and the highest `value`, none twice.
+    """Choose positions of up to `count` rows with the lowest, the middle and the highest `value`, none twice.
 
+    The lowest and the highest are at most a third of the rows each: with few rows, a high one is not among the lowest.
     No `key` (identity) is shown twice as long as there are others; rows of equal value are in an order drawn by
     `seed`. Each part is sorted by `value`.
     """
@@ -82,8 +83,9 @@ def thirds(rows: Sequence[Row], count: int, *, value: str, key: str, seed: int) 
     preferences = (order, order[::-1], sorted(order, key=lambda at: (abs(rank_of[at] - middle), rank_of[at])))
     key_of = [row[key] for row in rows]
     unused, keys, parts = set(order), set[Any](), []
-    for preference in preferences:
-        part = _pick([at for at in preference if at in unused], count, key_of, keys)
+    outer = min(count, len(rows) // 3)
+    for preference, size in zip(preferences, (outer, outer, count), strict=True):
+        part = _pick([at for at in preference if at in unused], size, key_of, keys)
         unused.difference_update(part)
         parts.append(sorted(part, key=rank_of.__getitem__))
     lowest, highest, median = parts

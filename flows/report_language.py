@@ -12,8 +12,8 @@ from typing import Any, Final
 from captioning.audit_flags import FLAGS
 from data.people import JUNK, is_person
 from data.slots import COLORS, NONE, SLOTS
+from data.thumbnails import Thumbnails
 from flows.report_gather import Row, counts, read_rows, spread, take_rows
-from flows.report_images import Thumbnails
 
 SLOT_NAMES: Final = {slot: slot.replace("_", " ") for slot in SLOTS}
 _STATUS_MEANINGS: Final = {

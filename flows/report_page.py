@@ -11,12 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.files import read_json, write_text
 from data.progress import ProgressFn
+from data.thumbnails import Thumbnails
+from flows.intervals import METHOD, MIN_QUERIES
 from flows.report import TEMPLATES, ReportConfig, ReportInputs, without_places
 from flows.report_curves import cmc_chart, training_charts
 from flows.report_gather import Row, counts, distinct, read_log, read_rows
-from flows.report_images import Thumbnails
 from flows.report_language import audit_section, caption_section, image_flags
-from flows.report_retrieval import leading_row, query_groups
+from flows.report_retrieval import leading_row, query_section
 from flows.report_scores import METRICS, duration, scores, signed
 
 _CAPTIONER_COLUMNS = (
@@ -73,7 +74,7 @@ def _page(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, pro
     progress(1, _SECTIONS, "training")
     page |= _training_part(inputs)
     progress(2, _SECTIONS, "queries")
-    page["groups"] = query_groups(
+    page |= query_section(
         inputs.evaluation.folder / "rankings.parquet",
         thumbnail,
         model=lead["model"],
@@ -87,12 +88,14 @@ def _page(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, pro
 
 
 def _results(inputs: ReportInputs, metrics: Row, lead: Row, config: ReportConfig) -> dict[str, Any]:
-    rows = scores(metrics)
+    rows = scores(metrics, inputs.evaluation.folder / "rankings.parquet")
     return {
         "dataset": read_json(inputs.images.folder / "dataset.json"),
         "rejected": _rejected(inputs.images.folder / "rejected.parquet"),
         "protocol": metrics["protocol"],
         "metric_names": METRICS,
+        "interval_method": METHOD,
+        "min_queries": MIN_QUERIES,
         "scores": rows,
         "lead": lead,
         "lead_score": next(row for row in rows if (row.model, row.mode) == (lead["model"], lead["mode"])),
@@ -106,6 +109,7 @@ def _training_part(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "method": method_name(inputs.recipe, trained),
         "recipe": without_places(inputs.recipe),
+        "recipe_name": inputs.recipe.get("name"),
         # Its config is the recipe's, and its list of identities is as long as the data set.
         "trained_from": {name: value for name, value in trained.items() if name not in ("config", "identities")},
         "versions": _versions(trained.get("provenance", {})),

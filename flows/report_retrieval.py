@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from data.thumbnails import Thumbnails
 from flows.report_gather import Row, read_rows, take_rows, thirds
-from flows.report_images import Thumbnails
 
-_SELECTORS: Final = ("model", "mode", "query_path", "query_pid", "ap")
-_GROUPS: Final = (
-    ("Lowest average precision", "where the model fails"),
-    ("Around the median", "what to expect"),
-    ("Highest average precision", "where it succeeds"),
-)
+_SELECTORS: Final = ("model", "mode", "query_path", "query_pid", "ap", "first_hit")
+_GROUPS: Final = ("Lowest average precision", "Around the median", "Highest average precision")
+_FALLEN: Final = "Fell most against the untrained model"
 
 
 def leading_row(results: Sequence[Row], mode: str) -> Row:
@@ -23,34 +20,62 @@ def leading_row(results: Sequence[Row], mode: str) -> Row:
     return next((row for row in trained if row["mode"] == mode), trained[0])
 
 
-def query_groups(
+def query_section(
     path: Path, thumbnail: Thumbnails, *, model: str, mode: str, each: int, top_k: int, seed: int
-) -> list[dict[str, Any]]:
-    """Choose queries from rankings.parquet and return them in three groups, by average precision (AP).
+) -> dict[str, Any]:
+    """Choose queries from rankings.parquet; return them in groups, and how many of all queries fail.
 
-    The AP of the same query by the untrained model stands beside, where there is one.
+    Three groups by average precision (AP) and, where there is an untrained model, the queries that lost most AP
+    against it.
     """
     rows = read_rows(path, _SELECTORS)
-    shown = [index for index, row in enumerate(rows) if (row["model"], row["mode"]) == (model, mode)]
     before = {row["query_path"]: row["ap"] for row in rows if (row["model"], row["mode"]) == ("untrained", mode)}
-    chosen = thirds([rows[index] for index in shown], each, value="ap", key="query_pid", seed=seed)
+    if model == "untrained":
+        before = {}
+    shown = [at for at, row in enumerate(rows) if (row["model"], row["mode"]) == (model, mode)]
+    own = [rows[at] for at in shown]
+    parts = dict(zip(_GROUPS, thirds(own, each, value="ap", key="query_pid", seed=seed), strict=True))
+    fallen = _fallen(own, before)
+    taken = {at for part in parts.values() for at in part}
+    parts[_FALLEN] = [at for at in fallen if at not in taken][:each]
     groups = []
-    for (title, meaning), positions in zip(_GROUPS, chosen, strict=True):
-        full = take_rows(path, [shown[position] for position in positions])
-        queries = [
-            _query(row, thumbnail, top_k, before.get(row["query_path"]) if model != "untrained" else None)
-            for row in full
-        ]
+    for title, positions in parts.items():
+        full = take_rows(path, [shown[at] for at in positions])
+        queries = [_query(row, thumbnail, top_k, before.get(row["query_path"])) for row in full]
         if queries:
-            groups.append({"title": title, "meaning": meaning, "queries": queries})
-    return groups
+            groups.append({"title": title, "meaning": _meaning(full), "queries": queries})
+    failures = {
+        "total": len(own),
+        "missed": sum(row["first_hit"] > 1 for row in own),
+        "fallen": len(fallen) if before else None,
+    }
+    return {"groups": groups, "failures": failures}
+
+
+def _fallen(rows: Sequence[Row], before: Mapping[str, float]) -> list[int]:
+    """Return the positions of the rows with a lower AP than `before`, the greatest loss first."""
+    lost = {at: before[row["query_path"]] - row["ap"] for at, row in enumerate(rows) if row["query_path"] in before}
+    return sorted((at for at, loss in lost.items() if loss > 0), key=lambda at: (-lost[at], rows[at]["query_path"]))
+
+
+def _meaning(rows: Sequence[Row]) -> str:
+    """Return how many queries a group shows, their AP, and how many of them fail at the first image."""
+    aps = sorted(100 * row["ap"] for row in rows)
+    missed = sum(row["first_hit"] > 1 for row in rows)
+    count = f"{len(rows)} {'query' if len(rows) == 1 else 'queries'}"
+    return f"{count}, AP {aps[0]:.1f} to {aps[-1]:.1f} %, {missed} with a wrong first image"
 
 
 def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None) -> dict[str, Any]:
-    columns = (row[f"top_{name}"][:top_k] for name in ("paths", "pids", "camids", "scores"))
+    columns = zip(*(row[f"top_{name}"] for name in ("paths", "pids", "camids", "scores")), strict=True)
+    ranked = list(enumerate(columns, start=1))
+    first = row["first_hit"]
+    if top_k < first <= len(ranked):  # a row of wrong images only would not show what was looked for
+        ranked = [*ranked[: top_k - 1], ranked[first - 1]]
     hits = [
         {
             "rank": rank,
+            "far": rank > top_k,
             "path": path,
             "pid": pid,
             "camid": camid,
@@ -58,7 +83,7 @@ def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None)
             "right": pid == row["query_pid"],
             "image": thumbnail(path),
         }
-        for rank, (path, pid, camid, score) in enumerate(zip(*columns, strict=True), start=1)
+        for rank, (path, pid, camid, score) in ranked[:top_k]
     ]
     return {
         "path": row["query_path"],

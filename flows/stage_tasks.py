@@ -118,10 +118,19 @@ def caption_task(
 
 
 @_stage_task("audit")
-def audit_task(*, home: str, fingerprint: str, captions: ArtifactRef, config: AuditConfig) -> Result:
+def audit_task(
+    *, home: str, fingerprint: str, captions: ArtifactRef, images: ArtifactRef, images_root: str, config: AuditConfig
+) -> Result:
     """Measure how far the captions of one identity agree, and flag the doubtful ones."""
     with _progress("audit") as progress:
-        made = audit(ArtifactStore(Path(home)), captions=captions, config=config, progress=progress)
+        made = audit(
+            ArtifactStore(Path(home)),
+            captions=captions,
+            images=images,
+            images_root=Path(images_root),
+            config=config,
+            progress=progress,
+        )
     show_audit(made.ref)
     return {"ref": made.ref.to_json(), "note": ""}
 

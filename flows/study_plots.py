@@ -8,17 +8,22 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from flows.report_charts import HEIGHT, WIDTH, Chart, Line, line_chart, nice_ticks
-from flows.report_curves import PALETTE
+from flows.report_charts import HEIGHT, WIDTH, Chart, Line, drawing, line_chart, nice_ticks
+from flows.report_curves import INK, PALETTE
 from flows.study_table import Difference, Spread, spread
 from flows.study_table import Line as TableLine
 
 MODE_COLORS: Final = {"image": PALETTE[0], "fused": PALETTE[1]}
 _OTHER: Final = PALETTE[2]
 _WIDE: Final = 760  # of an interval chart, in view-box units, as are the rest
-_ROW, _TOP, _BOTTOM, _LABEL, _RIGHT, _HEAD = 24, 10, 40, 300, 14, 52
+_TOP, _BOTTOM, _RIGHT, _HEAD = 10, 40, 14, 52
+_BAR: Final = 14  # height of a bar; the dots on it spread over it, so that equal ones lie beside each other
 _MARK: Final = Markup('<line class="{}" x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}" stroke="{}"/>')
-_DOT: Final = Markup('<circle cx="{:g}" cy="{:g}" r="{:g}" fill="{}" fill-opacity="{:g}"/>')
+_RANGE: Final = Markup(
+    '<rect x="{:g}" y="{:g}" width="{:g}" height="{:g}" rx="3" fill="{}" fill-opacity="0.22" stroke="{}"/>'
+)
+_DOT: Final = Markup('<circle cx="{:g}" cy="{:g}" r="3.2" fill="{}" stroke="#fff" stroke-width="1"/>')
+_MEAN: Final = Markup('<line x1="{0:g}" y1="{1:g}" x2="{0:g}" y2="{2:g}" stroke="{3}" stroke-width="2.4"/>')
 _WORDS: Final = Markup('<text class="{}" x="{:g}" y="{:g}" text-anchor="{}">{}</text>')
 _GRID_COLOR, _ZERO_COLOR = "#e8ebf1", "#566073"
 _STYLE: Final = Markup(
@@ -76,7 +81,7 @@ def accuracy_plot(lines: Sequence[TableLine]) -> Plot | None:
         Interval(label=line.title, spread=_within(line.metrics["mAP"]), color=MODE_COLORS.get(line.mode, _OTHER))
         for line in lines
     ]
-    note = "Small dots: seeds. Large dot: their mean. Bar: 95 % t-interval of the mean, cut at 0 and 100."
+    note = "Dots: seeds. Dark stroke: their mean. Bar: 95 % t-interval of the mean, cut at 0 and 100."
     return interval_plot(rows, name="accuracy", title="Accuracy", x_label="mAP, percent", note=note)
 
 
@@ -97,7 +102,10 @@ def difference_plot(answers: Sequence[Difference]) -> Plot | None:
         )
         for answer in answers
     ]
-    note = "Each dot compares two runs of one seed. A bar that crosses zero shows no difference."
+    note = (
+        "Each dot compares two runs of one seed; the dark stroke is their mean, the bar its 95 % t-interval. "
+        "A bar that crosses zero shows no difference."
+    )
     return interval_plot(
         rows, name="differences", title="Paired differences", x_label="mAP, points", zero=True, note=note
     )
@@ -106,7 +114,7 @@ def difference_plot(answers: Sequence[Difference]) -> Plot | None:
 def interval_plot(
     rows: Sequence[Interval], *, name: str, title: str, x_label: str, note: str, zero: bool = False
 ) -> Plot | None:
-    """Draw a row an interval: a dot a seed, the mean as a large dot, the interval as a bar; None without rows.
+    """Draw one row per interval: a dot per seed, the mean as a stroke, the interval as a bar; None without rows.
 
     zero: draw the line of no difference, which is then always in sight.
     """
@@ -114,16 +122,32 @@ def interval_plot(
         return None
     seen = [x for row in rows for x in (*row.spread.values, row.spread.low, row.spread.high) if x is not None]
     seen += [0.0] if zero else []
-    axis = _Axis(ticks=nice_ticks(min(seen), max(seen), 6), bottom=_TOP + _ROW * len(rows))
-    parts = [axis.draw(x_label, zero=zero)]
-    parts += [axis.interval(row, _TOP + _ROW * (number + 0.5)) for number, row in enumerate(rows)]
-    height = axis.bottom + _BOTTOM
-    svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDE, height, title, Markup("").join(parts)
-    )
+
+    def draw(layout: _Layout) -> Markup:
+        axis = _Axis(ticks=nice_ticks(min(seen), max(seen), layout.ticks), layout=layout, rows=len(rows))
+        parts = [axis.draw(x_label, zero=zero), *(axis.interval(row, number) for number, row in enumerate(rows))]
+        return drawing((layout.width, axis.bottom + _BOTTOM), title, parts)
+
     colors = {row.color for row in rows}
     legend = tuple(Line(label=mode, points=(), color=color) for mode, color in MODE_COLORS.items() if color in colors)
-    return Plot(name=name, chart=Chart(title=title, note=note, svg=svg, legend=legend), width=_WIDE, height=height)
+    chart = Chart(title=title, note=note, svg=draw(_BESIDE), narrow=draw(_ABOVE), legend=legend)
+    return Plot(name=name, chart=chart, width=_WIDE, height=_TOP + _BESIDE.row * len(rows) + _BOTTOM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where the labels of an interval chart stand. row: height of one row; label: room left of the bars."""
+
+    width: int
+    row: int
+    label: int
+    above: bool
+    ticks: int
+
+
+_BESIDE: Final = _Layout(width=_WIDE, row=26, label=300, above=False, ticks=6)
+_ABOVE: Final = _Layout(width=330, row=42, label=14, above=True, ticks=4)
+"""For narrow screens, where the text of the wide drawing would be too small."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +155,16 @@ class _Axis:
     """The x axis of an interval chart."""
 
     ticks: Sequence[float]
-    bottom: float
+    layout: _Layout
+    rows: int
+
+    @property
+    def bottom(self) -> float:
+        return _TOP + self.layout.row * self.rows
 
     def x(self, value: float) -> float:
         share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
-        return round(_LABEL + share * (_WIDE - _LABEL - _RIGHT), 1)
+        return round(self.layout.label + share * (self.layout.width - self.layout.label - _RIGHT), 1)
 
     def draw(self, label: str, *, zero: bool) -> Markup:
         parts = []
@@ -144,16 +173,37 @@ class _Axis:
             is_zero = zero and abs(tick) < 1e-9
             parts.append(_MARK.format("line", x, _TOP, x, self.bottom, _ZERO_COLOR if is_zero else _GRID_COLOR))
             parts.append(_WORDS.format("tick", x, self.bottom + 16, "middle", f"{tick:g}"))
-        parts.append(_WORDS.format("name", (_LABEL + _WIDE - _RIGHT) / 2, self.bottom + 34, "middle", label))
+        parts.append(
+            _WORDS.format(
+                "name", (self.layout.label + self.layout.width - _RIGHT) / 2, self.bottom + 34, "middle", label
+            )
+        )
         return Markup("").join(parts)
 
-    def interval(self, row: Interval, y: float) -> Markup:
-        parts = [_WORDS.format("name", _LABEL - 12, y + 4, "end", row.label)]
+    def interval(self, row: Interval, number: int) -> Markup:
+        top = _TOP + self.layout.row * number
+        y = top + self.layout.row - (_BAR if self.layout.above else self.layout.row / 2)
+        if self.layout.above:
+            parts = [_WORDS.format("name", 0, top + 15, "start", row.label)]
+        else:
+            parts = [_WORDS.format("name", self.layout.label - 12, y + 4, "end", row.label)]
         if row.spread.low is not None and row.spread.high is not None:
-            parts.append(_MARK.format("line", self.x(row.spread.low), y, self.x(row.spread.high), y, row.color))
-        parts += [_DOT.format(self.x(value), y, 2.6, row.color, 0.45) for value in row.spread.values]
-        parts.append(_DOT.format(self.x(row.spread.mean), y, 4.6, row.color, 1))
+            low, high = self.x(row.spread.low), self.x(row.spread.high)
+            parts.append(_RANGE.format(low, y - _BAR / 2, high - low, _BAR, row.color, row.color))
+        mean = self.x(row.spread.mean)
+        parts.append(_MEAN.format(mean, y - _BAR / 2 - 2, y + _BAR / 2 + 2, INK))
+        offsets = _offsets(len(row.spread.values))
+        parts += [
+            _DOT.format(self.x(value), y + offset, row.color)
+            for value, offset in zip(row.spread.values, offsets, strict=True)
+        ]
         return Markup("").join(parts)
+
+
+def _offsets(count: int) -> list[float]:
+    """Return `count` heights around 0, evenly spread over a bar; one alone is at 0."""
+    reach = _BAR / 2 - 3
+    return [0.0] if count == 1 else [round(reach * (2 * at / (count - 1) - 1), 2) for at in range(count)]
 
 
 def sweep_plot(rows: Sequence[Mapping[str, Any]], *, group: str, title: str, x_label: str) -> Plot | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -14,38 +15,52 @@ from rich.table import Table
 from rich.text import Text
 
 from data.progress import ProgressFn
+from flows.intervals import METHOD, MIN_QUERIES
 from flows.report_scores import METRICS, Score, duration, scores, signed
 
 LOG_INTERVAL: Final = 5.0
 """Seconds between two progress lines where the output is no terminal."""
 
 
-def results_table(metrics: Mapping[str, Any]) -> Table:
-    """Return metrics.json as a table: a row a model and inference mode, in percent, trained rows with their gain."""
+def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> Table:
+    """Return metrics.json as a table: one row per model and inference mode, in percent, trained rows with their gain.
+
+    rankings: rankings.parquet of the same evaluation, which the intervals of the gains come from.
+    """
     protocol = metrics["protocol"]
     version = f" ({protocol['version']})" if protocol["version"] else ""
     sizes = f"{protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images"
     title = Text(f"{protocol['dataset']}{version}: {sizes}")
-    rows = scores(metrics)
-    caption = "percent; below it the points gained over the untrained model"
-    others = sorted({f"{row.mode} against {row.against}" for row in rows if row.against not in (None, row.mode)})
-    if others:
-        caption += f" ({', '.join(others)} mode)"
+    rows = scores(metrics, rankings)
     table = Table(
         title=title,
-        caption=caption if any(row.points for row in rows) else None,
+        caption=_caption(rows, ranked=rankings is not None),
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # room for the intervals on a terminal of 64 columns
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("model")
-    table.add_column("mode")
+    table.add_column("model", no_wrap=True)
+    table.add_column("mode", no_wrap=True)
     for _, label in METRICS:
-        table.add_column(label, justify="right")
+        table.add_column(label, justify="right", overflow="fold")
     for row in rows:
         style = "" if row.model == "untrained" else "bold"
         table.add_row(Text(row.model, style), Text(row.mode, style), *(_cell(row, key, style) for key, _ in METRICS))
     return table
+
+
+def _caption(rows: list[Score], *, ranked: bool) -> str | None:
+    """Return what the points below the figures are; ranked: intervals were looked for."""
+    if not any(row.points for row in rows):
+        return None
+    caption = "percent; below it the points gained over the untrained model"
+    others = sorted({f"{row.mode} against {row.against}" for row in rows if row.against not in (None, row.mode)})
+    if others:
+        caption += f" ({', '.join(others)} mode)"
+    if any(row.intervals for row in rows):
+        return f"{caption}, with the {METHOD}; colored only where it excludes zero"
+    return f"{caption}; no interval: drawn galleries, or fewer than {MIN_QUERIES} queries" if ranked else caption
 
 
 def _cell(row: Score, key: str, style: str) -> Text:
@@ -53,8 +68,10 @@ def _cell(row: Score, key: str, style: str) -> Text:
     if key in row.spread:
         text.append(f" ± {row.spread[key]:.1f}")
     if row.points is not None:
-        gain = row.points[key]
-        text.append(f"\n{signed(gain)}", "green" if gain > 0.05 else "red" if gain < -0.05 else "dim")
+        color = {"up": "green", "down": "red"}.get(row.verdict(key), "dim")
+        text.append(f"\n{signed(row.points[key])}", color)
+        if row.intervals is not None:
+            text.append(f"\n{row.interval(key)}", color)
     return text
 
 

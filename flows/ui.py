@@ -30,8 +30,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.files import read_json
 from data.progress import ProgressFn, silent
+from flows.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
 from flows.inventory import take_inventory
-from flows.report_scores import METRICS, scores, signed
+from flows.report_scores import METRICS, Score, interval_text, scores, signed
 
 UPDATE_SECONDS: Final = 5.0
 _NOT_KEY: Final = re.compile(r"[^a-z0-9]+")
@@ -135,34 +136,56 @@ def show_audit(audited: ArtifactRef) -> None:
 
 def show_metrics(store: ArtifactStore, evaluation: ArtifactRef) -> None:
     """Show the scores as a table, with the difference to the run before on the same queries and gallery."""
+    if not in_run():
+        return
+    before = previous_evaluation(store, evaluation)
     now = read_json(evaluation.folder / "metrics.json")
-    before = previous_metrics(store, evaluation)
-    _table("metrics", metrics_rows(now, before), _metrics_note(now, before))
+    was = None if before is None else read_json(before / "metrics.json")
+    _table("metrics", metrics_rows(evaluation.folder, before), _metrics_note(now, was))
 
 
-def metrics_rows(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return a row a model and mode: percent, and the points gained since `before` in brackets."""
-    old = {} if before is None else {(row.model, row.mode): row.percent for row in scores(before)}
+def metrics_rows(now: Path, before: Path | None) -> list[dict[str, Any]]:
+    """Return one row per model and mode: percent, and the points gained since `before` with their interval.
+
+    now, before: folders of two evaluate artifacts.
+    """
+    metrics, queries = _evaluated(now)
+    old, old_queries = ({"results": []}, {}) if before is None else _evaluated(before)
+    if before is not None and not _same_images(metrics, old):
+        old_queries = {}
+    was = {(row.model, row.mode): row for row in scores(old)}
     rows = []
-    for row in scores(now):
-        was = old.get((row.model, row.mode))
-        cells = {
-            label: f"{row.percent[key]:.1f}" + (f" ({signed(row.percent[key] - was[key])})" if was else "")
-            for key, label in METRICS
-        }
+    for row in scores(metrics):
+        which = (row.model, row.mode)
+        found = intervals(queries.get(which), old_queries.get(which))
+        cells = {label: f"{row.percent[key]:.1f}{_gain(key, row, was.get(which), found)}" for key, label in METRICS}
         rows.append({"model": row.model, "mode": row.mode, **cells})
     return rows
 
 
-def previous_metrics(store: ArtifactStore, evaluation: ArtifactRef) -> dict[str, Any] | None:
-    """Return metrics.json of the newest other evaluation of the same data set, or None."""
+def _gain(key: str, now: Score, was: Score | None, found: Mapping[str, Interval] | None) -> str:
+    """Return the points gained in metric `key` with their interval, in brackets; empty without a row `was`."""
+    if was is None:
+        return ""
+    interval = f" {interval_text(found[key])}" if found else ""
+    return f" ({signed(now.percent[key] - was.percent[key])}{interval})"
+
+
+def _evaluated(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], QueryScores]]:
+    """Return metrics.json of an evaluate artifact, and what each of its queries scored."""
+    metrics: dict[str, Any] = read_json(folder / "metrics.json")
+    return metrics, query_scores_of(metrics, folder / "rankings.parquet")
+
+
+def previous_evaluation(store: ArtifactStore, evaluation: ArtifactRef) -> Path | None:
+    """Return the folder of the newest other evaluation of the same dataset, or None."""
     protocol = read_json(evaluation.folder / "metrics.json")["protocol"]
     for entry in reversed(take_inventory(store, evaluation.stage).entries):
         if entry.fingerprint == evaluation.fingerprint or store.problems(entry.stage, entry.fingerprint):
             continue
         found: dict[str, Any] = read_json(entry.folder / "metrics.json")
         if found["protocol"]["dataset"] == protocol["dataset"]:
-            return found
+            return entry.folder
     return None
 
 
@@ -200,8 +223,14 @@ def _metrics_note(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> s
     note = f"{protocol['dataset']}: {protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images, percent"
     if before is None:
         return f"{note}; the first run of this data set"
-    same = before["protocol"].get("dataset_hash") == protocol.get("dataset_hash")
-    return f"{note}; in brackets the points gained since the run before{'' if same else ', on other images'}"
+    note += "; in brackets the points gained since the run before"
+    if not _same_images(now, before):
+        return f"{note}, on other images, which gives no interval"
+    return f"{note}, with the {METHOD}; an interval that holds zero shows no difference"
+
+
+def _same_images(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return bool(now["protocol"].get("dataset_hash") == before["protocol"].get("dataset_hash"))
 
 
 def _percent(share: float | None) -> float | None:

@@ -1,8 +1,11 @@
 """The audit: hand-worked agreement, every flag in a caption made for it, the page, and the stage."""
 
+import base64
+import io
 import json
 import math
 import random
+import re
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -10,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from markupsafe import escape
+from PIL import Image
 
 from captioning.attributes import parse_caption
 from captioning.audit import FLAG_ROWS, IDENTITIES, AuditConfig, audit, audit_ingredients
@@ -18,6 +23,8 @@ from captioning.reply_form import has_template_form, is_looping
 from captioning.templates import compose
 from data.artifacts import ArtifactStore
 from data.errors import DataError
+from data.files import write_json
+from data.fingerprint import digest_bytes
 from data.schemas import CAPTIONS
 from data.slots import SLOTS, VOCABULARY
 
@@ -224,6 +231,102 @@ def test_the_page_escapes_captions_and_says_where_to_look(tmp_path):
         assert f'id="flag-{flag}"' in page
 
 
+NAME = 'of "<b>them</b>" & co'
+
+
+def audited_with_images(tmp_path, rows, *, name=NAME, leave_out=(), **config):
+    """Audit rows whose images lie on disk, one color each; return the made artifact and its page."""
+    store, root = ArtifactStore(tmp_path / "store"), tmp_path / "people"
+    root.mkdir(exist_ok=True)
+    rows = [row | {"image_path": f"<b>{at}.png"} for at, row in enumerate(rows)]
+    for at, row in enumerate(rows):
+        path = root / row["image_path"]
+        Image.new("RGB", (30, 60), (8 * at, 255 - 8 * at, 128)).save(path)
+        row["image_sha256"] = digest_bytes(path.read_bytes())
+        if at in leave_out:
+            path.unlink()
+    table = pa.Table.from_pylist(rows, schema=CAPTIONS)
+    captions = store.make("caption", {}, lambda folder: pq.write_table(table, folder / "captions.parquet")).ref
+    images = store.make("index", {}, lambda folder: write_json(folder / "dataset.json", {"name": name})).ref
+    done = audit(store, captions=captions, images=images, images_root=root, config=AuditConfig(**config))
+    return done, (done.ref.folder / "captions.audit.html").read_text()
+
+
+class _Cards(HTMLParser):
+    """The cards of the page: the source of the picture, and the text beside it."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.cards, self.tags = [], Counter()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        attrs = dict(attrs)
+        if attrs.get("class") == "card":
+            self.cards.append({"src": None, "text": ""})
+        if tag == "img":
+            self.cards[-1]["src"] = attrs["src"]
+
+    def handle_data(self, data):
+        if self.cards:
+            self.cards[-1]["text"] += data
+
+
+def color_of(source: str) -> tuple[int, ...]:
+    data = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
+    return Image.open(io.BytesIO(data)).convert("RGB").getpixel((15, 30))
+
+
+def test_doubted_captions_stand_beside_their_images(tmp_path):
+    rows = [caption(text, 7) for text in (RED, RED, RED, BLUE)] + [caption("A fat man is wearing a shirt.", 8)]
+    _, html = audited_with_images(tmp_path, rows)
+    page = _Cards(html)
+    assert page.tags["b"] == page.tags["script"] == page.tags["link"] == 0
+    assert len(page.cards) == 6 == page.tags["img"]  # one dissents, one judges, four are of the worst identity
+    for card in page.cards:
+        at = int(re.search(r"<b>(\d)\.png", card["text"])[1])
+        assert color_of(card["src"]) == pytest.approx((8 * at, 255 - 8 * at, 128), abs=4)
+    dissent = page.cards[1]["text"]
+    assert "gender: female, most say male" in dissent
+    assert "upper color: blue, most say red" in dissent
+
+
+def test_the_page_names_the_dataset_and_shows_all_splits(tmp_path):
+    rows = [caption("A fat man.", pid, split="train") for pid in range(1, 9)]
+    rows += [caption("A fat man.", pid, split=split) for pid in (11, 12) for split in ("query", "gallery")]
+    _, html = audited_with_images(tmp_path, rows, shown=5)
+    assert f"<title>Caption audit of {escape(NAME)}</title>" in html
+    assert f"<h1>Caption audit: {escape(NAME)}</h1>" in html
+    start = html.index('id="flag-degrading"')
+    shown = re.findall(r"identity (\d+) · c1 · (\w+)", html[start : html.index("<h3", start)])
+    assert [split for _, split in shown] == ["train", "query", "gallery", "train", "query"]
+    assert [pid for pid, _ in shown] == ["1", "11", "11", "2", "12"], "no identity twice before the others"
+    counts = html[html.index('<a href="#flag-degrading">') :]
+    assert re.findall(r'<td class="num">([\d,]+)</td>', counts)[:4] == ["8", "2", "2", "12"]
+
+
+def test_links_lead_somewhere(tmp_path):
+    html = audited_with_images(tmp_path, [caption("A fat man.", 1), caption(RED, 2)])[1]
+    targets = re.findall(r'href="#([^"]+)"', html)
+    assert "flag-degrading" in targets
+    assert "flag-failed" not in targets
+    assert all(f'id="{target}"' in html for target in targets)
+
+
+def test_an_image_that_is_gone_is_told_and_looked_for_again(tmp_path):
+    rows = [caption("A fat man.", 1), caption("A fat man.", 2)]
+    done, html = audited_with_images(tmp_path, rows, leave_out=(1,))
+    shown = html.count("<img ")
+    assert html.count("image missing") == shown > 0
+    again, html = audited_with_images(tmp_path, rows)
+    assert not again.cached
+    assert again.ref.fingerprint == done.ref.fingerprint
+    assert html.count("<img ") == 2 * shown
+    assert "image missing" not in html
+    assert audited_with_images(tmp_path, rows)[0].cached
+
+
 def test_schemas_are_explicit_and_files_the_same_each_time(tmp_path):
     rows = [caption(RED, 1), caption(None, 1, status="image_error"), caption(BLUE, 2, status="truncated")]
     first, second = audited(tmp_path / "a", rows)[3], audited(tmp_path / "b", rows)[3]
@@ -248,6 +351,8 @@ def test_the_stage_is_cached_by_captions_and_thresholds(tmp_path):
     assert audit(store, captions=ref, config=AuditConfig()).cached
     assert not audit(store, captions=ref, config=AuditConfig(majority=0.9)).cached
     ingredients = audit_ingredients(captions=ref, config=AuditConfig())
+    named = store.make("index", {}, lambda folder: write_json(folder / "dataset.json", {"name": "people"})).ref
+    assert audit_ingredients(captions=ref, images=named, config=AuditConfig())["dataset"] == "people"
     assert ingredients["captions"] == ref.content
     assert ref.path not in json.dumps(ingredients)
 

@@ -105,7 +105,7 @@ def test_metrics_stand_beside_those_of_the_run_before(sent, tmp_path):
     assert rows[0]["mAP"] == "50.0"
     assert "first run of this data set" in words["description"]
     assert rows_2[0]["mAP"] == "53.4 (+3.4)"
-    assert words_2["description"].endswith("since the run before, on other images")
+    assert words_2["description"].endswith("since the run before, on other images, which gives no interval")
 
 
 def test_captions_are_spread_over_the_data_set(sent, tmp_path):

@@ -1,0 +1,103 @@
+"""95 % intervals of the difference between two rankings of the same queries, for the report, the terminal and Prefect.
+
+With few queries one query is many points. The paired bootstrap draws the queries anew, with replacement, the same ones
+for both sides; what it cannot know is how another training seed would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CONFIDENCE: Final = 0.95
+RESAMPLES: Final = 2000
+SEED: Final = 0
+MIN_QUERIES: Final = 6
+"""Fewer queries give no interval: even if all of 5 improved, chance alone would do that in 1 of 16 cases."""
+METHOD: Final = (
+    f"{100 * CONFIDENCE:.0f} % interval (paired percentile bootstrap: the queries drawn anew {RESAMPLES:,} times with "
+    f"replacement, seed {SEED}; it does not cover another training seed)"
+)
+"""What the interval is, in words, for whatever shows one."""
+_COLUMNS: Final = ("model", "mode", "query_path", "ap", "inp", "first_hit")
+_BLOCK: Final = 100  # resamples at a time: 12,000 queries take 10 MB
+
+Interval = tuple[float, float]
+"""Low and high end, in points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryScores:
+    """What each query scored, by one model in one mode. values: metric -> fractions, one per path of `paths`."""
+
+    paths: tuple[str, ...]
+    values: Mapping[str, NDArray[np.float64]]
+
+
+Scored = Mapping[tuple[str, str], QueryScores]
+"""(model, mode) -> what its queries scored."""
+
+
+def read_query_scores(rankings: Path) -> dict[tuple[str, str], QueryScores]:
+    """Return what each query of rankings.parquet scored, by model and mode, the queries in order of their paths."""
+    import pyarrow.parquet as pq
+
+    frame = pq.read_table(rankings, columns=list(_COLUMNS)).to_pandas().sort_values("query_path", kind="stable")
+    return {
+        (str(model), str(mode)): QueryScores(
+            paths=tuple(part["query_path"]),
+            values={
+                "mAP": part["ap"].to_numpy(float),
+                "mINP": part["inp"].to_numpy(float),
+                **{f"rank{rank}": (part["first_hit"] <= rank).to_numpy(float) for rank in (1, 5, 10)},
+            },
+        )
+        for (model, mode), part in frame.groupby(["model", "mode"], sort=False)
+    }
+
+
+def query_scores_of(metrics: Mapping[str, Any], rankings: Path) -> dict[tuple[str, str], QueryScores]:
+    """Return `read_query_scores`; nothing without the file, or of drawn galleries (only the first is kept)."""
+    drawn = metrics["protocol"].get("gallery_draws")
+    return {} if drawn or not rankings.exists() else read_query_scores(rankings)
+
+
+def intervals(ours: QueryScores | None, base: QueryScores | None) -> dict[str, Interval] | None:
+    """Return for each metric the interval of the mean of ours - base, in points.
+
+    None where there is nothing to pair: a side is missing, the sides have different queries, or fewer than
+    `MIN_QUERIES`.
+    """
+    import numpy as np
+
+    if ours is None or base is None or ours.paths != base.paths or len(ours.paths) < MIN_QUERIES:
+        return None
+    differences = np.stack([ours.values[key] - base.values[key] for key in ours.values], axis=1)  # [Q, metrics]
+    means = _resampled_means(differences)
+    tail = (1 - CONFIDENCE) / 2
+    lows, highs = 100 * np.quantile(means, [tail, 1 - tail], axis=0)
+    return {key: (float(low), float(high)) for key, low, high in zip(ours.values, lows, highs, strict=True)}
+
+
+def _resampled_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means over draws of the Q rows of `values` [Q, M], [RESAMPLES, M]; a draw serves all columns."""
+    import numpy as np
+
+    rng, n = np.random.default_rng(SEED), len(values)
+    parts = []
+    for _ in range(0, RESAMPLES, _BLOCK):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=_BLOCK)
+        parts.append(counts @ values / n)
+    return np.concatenate(parts)
+
+
+def verdict(interval: Interval | None) -> str:
+    """Return "up" or "down" where an interval lies wholly on one side of zero, else "even": what decides the color."""
+    low, high = interval or (0.0, 0.0)
+    return "up" if low > 0 else "down" if high < 0 else "even"
