@@ -172,7 +172,7 @@ class _Axis:
             x = self.x(tick)
             is_zero = zero and abs(tick) < 1e-9
             parts.append(_MARK.format("line", x, _TOP, x, self.bottom, _ZERO_COLOR if is_zero else _GRID_COLOR))
-            parts.append(_WORDS.format("tick", x, self.bottom + 16, "middle", f"{tick:g}"))
+            parts.append(_WORDS.format("tick", x, self.bottom + 16, "middle", f"{tick:g}".replace("-", "−")))
         parts.append(
             _WORDS.format(
                 "name", (self.layout.label + self.layout.width - _RIGHT) / 2, self.bottom + 34, "middle", label
@@ -184,7 +184,7 @@ class _Axis:
         top = _TOP + self.layout.row * number
         y = top + self.layout.row - (_BAR if self.layout.above else self.layout.row / 2)
         if self.layout.above:
-            parts = [_WORDS.format("name", 0, top + 15, "start", row.label)]
+            parts = [_WORDS.format("halo", 0, top + 15, "start", row.label)]
         else:
             parts = [_WORDS.format("name", self.layout.label - 12, y + 4, "end", row.label)]
         if row.spread.low is not None and row.spread.high is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -213,6 +214,37 @@ def test_results_can_be_read_by_people_and_programs(tmp_path):
     assert drawings == ["accuracy.svg", "differences.svg", "queries.svg"]
     for name in drawings:
         assert ElementTree.parse(tmp_path / "plots" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize("drawn", ["svg", "narrow"])
+def test_dots_are_seen_on_their_bars(drawn):
+    lines = table([row(variant, seed, 60) for variant in ("a", "b") for seed in (0, 1, 2)])
+    tree = ElementTree.fromstring(str(getattr(accuracy_plot(lines).chart, drawn)))
+    bars, dots = list(tree.iter("rect")), list(tree.iter("circle"))
+    assert (len(bars), len(dots)) == (2, 6)
+    for at, bar in enumerate(bars):
+        top, own = float(bar.get("y")), dots[3 * at : 3 * at + 3]
+        heights = [float(dot.get("cy")) for dot in own]
+        assert len(set(heights)) == 3, "equal scores do not hide each other"
+        assert all(top < height < top + float(bar.get("height")) for height in heights)
+        assert all(dot.get("stroke") == "#fff" and dot.get("fill-opacity") is None for dot in own)
+        assert float(bar.get("fill-opacity")) < 0.3
+    assert [element.tag for element in tree][-1] == "circle", "dots are drawn after bars"
+
+
+def test_the_narrow_drawing_is_as_wide_as_a_phone():
+    chart = accuracy_plot(table([row("a", seed, 60 + seed) for seed in (0, 1)])).chart
+    narrow, wide = (ElementTree.fromstring(str(svg)).get("viewBox").split() for svg in (chart.narrow, chart.svg))
+    assert (narrow[2], wide[2]) == ("330", "760")
+
+
+@pytest.mark.parametrize(("points", "color"), [((3, 3.1, 3.2), "up"), ((-3, -3.1, -3.2), "down"), ((-3, 3, 1), "even")])
+def test_a_verdict_is_colored_only_where_its_interval_excludes_zero(tmp_path, points, color):
+    rows = [row("baseline", seed, 50) for seed in (0, 1, 2)]
+    rows += [row("scgi", seed, 50 + gain) for seed, gain in enumerate(points)]
+    write_results(tmp_path, rows, {})
+    cells = re.findall(r'<td class="(up|down|even)">', (tmp_path / "study.html").read_text())
+    assert cells == [color]
 
 
 def test_nothing_finished_is_still_a_page(tmp_path):
