@@ -22,6 +22,15 @@ _TICK_ROOM: Final = 48  # least distance of two x labels
 # Markup escapes whatever is put in.
 _LINE: Final = Markup('<line class="{}" x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}"/>')
 _TEXT: Final = Markup('<text class="{}" x="{:g}" y="{:g}" text-anchor="{}">{}</text>')
+_SAMPLE: Final = Markup('<line class="line" x1="{0:g}" y1="{1:g}" x2="{2:g}" y2="{1:g}" stroke="{3}"{4}/>')
+_LETTER: Final = 6.6  # width of a letter in the legend of a file, about
+_FILE_STYLE: Final = Markup(
+    "<style>text{font-family:sans-serif;fill:#1a2130}.tick{font-size:11.5px;fill:#6b7485}.name{font-size:12px}"
+    ".title{font-size:15px;font-weight:600}.grid{stroke:#e8ebf1}.axis{stroke:#aab2c0}"
+    "polyline{fill:none;stroke-linejoin:round}.line{stroke-width:2.2}.faint{stroke-width:1.1}</style>"
+    '<rect width="100%" height="100%" fill="#fff"/>'
+)
+"""Of a drawing that is a file of its own; the white ground is for viewers that are dark."""
 _MAX_POINTS: Final = 400  # more cannot be told apart at this width
 
 
@@ -40,13 +49,40 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A finished chart: the drawing, the same for narrow screens, and the lines its legend lists."""
+    """A finished chart: the drawing, the same for narrow screens, and the lines its legend lists.
+
+    size: of `svg`, in view-box units.
+    """
 
     title: str
     note: str
     svg: Markup
     narrow: Markup
     legend: tuple[Line, ...]
+    size: tuple[float, float]
+
+    def as_file(self) -> str:
+        """Return the drawing as an SVG file of its own, with title, legend and style, which in a page are HTML."""
+        legend, bottom = self._legend()
+        place = '<svg y="{:g}" width="{:g}" height="{:g}" '.format(bottom + 14, *self.size)
+        inner = Markup(str(self.svg).replace("<svg ", place, 1))
+        title = _TEXT.format("title", 4, 18, "start", self.title)
+        whole = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:g} {:g}">{}{}{}{}</svg>\n')
+        return str(whole.format(self.size[0], self.size[1] + bottom + 14, _FILE_STYLE, title, legend, inner))
+
+    def _legend(self) -> tuple[Markup, float]:
+        """Return the legend below the title, in as many rows as it needs, and the baseline of its last row."""
+        parts, x, y = [], 4.0, 38.0
+        for line in self.legend:
+            text = f"{line.label} {line.value}".rstrip()
+            width = 28 + _LETTER * len(text) + 20
+            if x > 4 and x + width > self.size[0]:
+                x, y = 4.0, y + 18
+            dash = Markup(' stroke-dasharray="{}"').format(line.dash) if line.dash else ""
+            parts.append(_SAMPLE.format(x, y - 4, x + 22, line.color, dash))
+            parts.append(_TEXT.format("name", x + 28, y, "start", text))
+            x += width
+        return Markup("").join(parts), y
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -110,7 +146,9 @@ def line_chart(
         parts += [frame.curve(line, points) for line, points in sorted(drawn, key=lambda pair: not pair[0].faint)]
         return drawing(size, label, parts)
 
-    return Chart(title=title, note=note, svg=draw((WIDTH, HEIGHT)), narrow=draw(_PHONE), legend=legend)
+    return Chart(
+        title=title, note=note, svg=draw((WIDTH, HEIGHT)), narrow=draw(_PHONE), legend=legend, size=(WIDTH, HEIGHT)
+    )
 
 
 def drawing(size: tuple[float, float], label: str, parts: Sequence[Markup]) -> Markup:

@@ -40,7 +40,7 @@ def write_results(folder: Path, rows: Sequence[Row], settings: Mapping[str, Any]
     write_text(folder / MARKDOWN, markdown(lines, answers, rows))
     write_text(folder / PAGE, _page(rows, lines, answers, drawings, without_places(settings)))
     for drawing in drawings:
-        write_text(folder / "plots" / f"{drawing.name}.svg", drawing.as_file())
+        write_text(folder / "plots" / f"{drawing.name}.svg", drawing.chart.as_file())
 
 
 def _page(

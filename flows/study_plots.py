@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from flows.report_charts import HEIGHT, WIDTH, Chart, Line, drawing, line_chart, nice_ticks
+from flows.report_charts import Chart, Line, drawing, line_chart, nice_ticks
 from flows.report_curves import INK, PALETTE
 from flows.study_table import Difference, Spread, spread
 from flows.study_table import Line as TableLine
@@ -16,7 +16,7 @@ from flows.study_table import Line as TableLine
 MODE_COLORS: Final = {"image": PALETTE[0], "fused": PALETTE[1]}
 _OTHER: Final = PALETTE[2]
 _WIDE: Final = 760  # of an interval chart, in view-box units, as are the rest
-_TOP, _BOTTOM, _RIGHT, _HEAD = 10, 40, 14, 52
+_TOP, _BOTTOM, _RIGHT = 10, 40, 14
 _BAR: Final = 14  # height of a bar; the dots on it spread over it, so that equal ones lie beside each other
 _MARK: Final = Markup('<line class="{}" x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}" stroke="{}"/>')
 _RANGE: Final = Markup(
@@ -26,33 +26,14 @@ _DOT: Final = Markup('<circle cx="{:g}" cy="{:g}" r="3.2" fill="{}" stroke="#fff
 _MEAN: Final = Markup('<line x1="{0:g}" y1="{1:g}" x2="{0:g}" y2="{2:g}" stroke="{3}" stroke-width="2.4"/>')
 _WORDS: Final = Markup('<text class="{}" x="{:g}" y="{:g}" text-anchor="{}">{}</text>')
 _GRID_COLOR, _ZERO_COLOR = "#e8ebf1", "#566073"
-_STYLE: Final = Markup(
-    "<style>text{font-family:sans-serif;fill:#1a2130}.tick{font-size:11.5px;fill:#6b7485}.name{font-size:12px}"
-    ".title{font-size:15px;font-weight:600}.grid{stroke:#e8ebf1}.axis{stroke:#aab2c0}"
-    "polyline{fill:none;stroke-linejoin:round}.line{stroke-width:2.2}.faint{stroke-width:1.1}</style>"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A drawing with the name of its file (without suffix) and its size in view-box units."""
+    """A drawing with the name of its file, without suffix."""
 
     name: str
     chart: Chart
-    width: float
-    height: float
-
-    def as_file(self) -> str:
-        """Return the drawing as an SVG file of its own, with title and legend drawn in."""
-        head = [_WORDS.format("title", 4, 18, "start", self.chart.title)]
-        for number, line in enumerate(self.chart.legend):
-            x = 4 + 130 * number
-            head.append(_MARK.format("line", x, 34, x + 22, 34, line.color))
-            head.append(_WORDS.format("name", x + 28, 38, "start", line.label))
-        place = f'<svg y="{_HEAD}" width="{self.width:g}" height="{self.height:g}" '
-        inner = Markup(str(self.chart.svg).replace("<svg ", place, 1))
-        whole = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:g} {:g}">{}{}{}</svg>\n')
-        return str(whole.format(self.width, self.height + _HEAD, _STYLE, Markup("").join(head), inner))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +111,9 @@ def interval_plot(
 
     colors = {row.color for row in rows}
     legend = tuple(Line(label=mode, points=(), color=color) for mode, color in MODE_COLORS.items() if color in colors)
-    chart = Chart(title=title, note=note, svg=draw(_BESIDE), narrow=draw(_ABOVE), legend=legend)
-    return Plot(name=name, chart=chart, width=_WIDE, height=_TOP + _BESIDE.row * len(rows) + _BOTTOM)
+    size = (_WIDE, _TOP + _BESIDE.row * len(rows) + _BOTTOM)
+    chart = Chart(title=title, note=note, svg=draw(_BESIDE), narrow=draw(_ABOVE), legend=legend, size=size)
+    return Plot(name=name, chart=chart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +212,7 @@ def sweep_plot(rows: Sequence[Mapping[str, Any]], *, group: str, title: str, x_l
     )
     if chart is None:
         return None
-    return Plot(name=group, chart=chart, width=WIDTH, height=HEIGHT)
+    return Plot(name=group, chart=chart)
 
 
 def _curve(mode: str, spreads: Mapping[int, Spread]) -> list[Line]:

@@ -195,7 +195,7 @@ def show_training(model: ArtifactRef) -> None:
     from flows.report_gather import read_log
 
     for chart in training_charts(read_log(model.folder / "metrics.jsonl"))[:1]:
-        _picture("loss", str(chart.svg), chart.title)
+        _picture("loss", chart.as_file(), chart.title)
 
 
 def show_cmc(evaluation: ArtifactRef, *, ranks: int = 20) -> None:
@@ -204,7 +204,7 @@ def show_cmc(evaluation: ArtifactRef, *, ranks: int = 20) -> None:
 
     chart = cmc_chart(read_json(evaluation.folder / "metrics.json")["results"], ranks)
     if chart is not None:
-        _picture("cmc", str(chart.svg), chart.title)
+        _picture("cmc", chart.as_file(), chart.title)
 
 
 def show_rankings(evaluation: ArtifactRef, *, images_root: Path, queries: int = 6, top_k: int = 8) -> None:
@@ -243,8 +243,6 @@ def _table(name: str, rows: list[dict[str, Any]], description: str) -> None:
 
 
 def _picture(name: str, svg: str, description: str) -> None:
-    # An SVG inside a page needs no namespace; as a picture of its own it does.
-    svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if "xmlns" not in svg else svg
     code = base64.b64encode(svg.encode()).decode("ascii")
     _show_image(name, f"data:image/svg+xml;base64,{code}", description)
 

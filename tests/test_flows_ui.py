@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,6 +109,33 @@ def test_metrics_stand_beside_those_of_the_run_before(sent, tmp_path):
     assert words_2["description"].endswith("since the run before, on other images, which gives no interval")
 
 
+def _ranked(store: ArtifactStore, number: int, aps: list[float], dataset_hash: str = "h"):
+    """An evaluation with one trained row whose queries have these APs; every first image is right."""
+    rows = [
+        {"model": "trained", "mode": "image", "query_path": f"{at:03}.jpg", "ap": ap, "inp": 0.1, "first_hit": 1}
+        for at, ap in enumerate(aps)
+    ]
+
+    def produce(folder):
+        write_json(folder / "metrics.json", _metrics(sum(aps) / len(aps), dataset_hash=dataset_hash))
+        pq.write_table(pa.Table.from_pylist(rows), folder / "rankings.parquet")
+
+    return store.make("evaluate", {"n": number}, produce).ref
+
+
+def test_the_gain_since_the_run_before_has_its_interval(sent, tmp_path):
+    store = ArtifactStore(tmp_path)
+    before = [0.3 + 0.4 * (at % 2) for at in range(40)]
+    _ranked(store, 1, before)
+    ui.show_metrics(store, _ranked(store, 2, [ap + 0.05 for ap in before]))
+    ((_, (rows,), words),) = sent
+    assert rows[0]["mAP"] == "55.0 (+5.0 [+5.0, +5.0])"
+    assert rows[0]["R1"] == "50.0 (±0.0 [±0.0, ±0.0])"
+    assert "an interval that holds zero shows no difference" in words["description"]
+    ui.show_metrics(store, _ranked(store, 3, before, dataset_hash="others"))
+    assert sent[-1][1][0][0]["mAP"] == "50.0 (−5.0)", "other images are no pairs, whatever their paths"
+
+
 def test_captions_are_spread_over_the_data_set(sent, tmp_path):
     store = ArtifactStore(tmp_path)
     columns = {
@@ -129,7 +157,14 @@ def test_a_chart_is_a_picture_of_its_own(sent, tmp_path):
     assert name == "create_image_artifact"
     assert words["key"] == "cmc"
     svg = base64.b64decode(source.removeprefix("data:image/svg+xml;base64,")).decode()
-    assert svg.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    style = root.find("{*}style").text
+    # Without a page around it, nothing else keeps a curve from being filled black and an axis from being invisible.
+    assert "polyline{fill:none" in style
+    assert all(f".{name}{{" in style for name in ("line", "grid", "axis", "tick", "name"))
+    words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert words[:2] == ["Cumulative matching characteristic", "trained, image R1 50.0 %"]
 
 
 def test_rankings_frame_right_green_and_wrong_red(tmp_path):
