@@ -111,14 +111,14 @@ def read_tensors(path: Path) -> dict[str, Stored]:
 
 
 def _weights_disguise(path: Path) -> str | None:
-    problem = disguise(path)
-    if problem is not None:
-        return problem
+    return disguise(path) or (_PICKLE if is_pickle(path) else None)
+
+
+def is_pickle(path: Path) -> bool:
+    """Return True if the file at `path` begins like a pickle, or like the zip archive that PyTorch puts one into."""
     with path.open("rb") as stream:
         head = stream.read(2)
-    if head == b"PK" or (head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5")):
-        return _PICKLE
-    return None
+    return head == b"PK" or (head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5"))
 
 
 def _damage(path: Path, error: Exception) -> str:

@@ -22,6 +22,7 @@ from captioning.stage import caption
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import RetryableError
+from data.files import read_json
 from data.fingerprint import digest
 from data.index import index
 from data.progress import ProgressFn
@@ -160,7 +161,13 @@ def train_task(
         with _progress("train") as progress:
             made = train(store, **what, progress=progress)  # finds what several processes have trained
     show_training(made.ref)
-    return {"ref": made.ref.to_json(), "note": ""}
+    return {"ref": made.ref.to_json(), "note": _started_from(made.ref)}
+
+
+def _started_from(model: ArtifactRef) -> str:
+    """Return a note for a model that goes on from another one's CLIP: what of that one was not taken over."""
+    left_out = read_json(model.folder / "config.json")["provenance"]["weights"].get("left_out")
+    return f"started from the CLIP of a train artifact, without its {', '.join(sorted(left_out))}" if left_out else ""
 
 
 @_stage_task("evaluate")

@@ -9,27 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 import open_clip
 import torch
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.errors import WeightsError
 from data.files import read_json
+from reid.clip_loading import load_clip, refuse_other_model, resize_positions
 from reid.config import BackboneConfig
-from reid.pretrained import TINY_CONFIG, TINY_FOLDER, TINY_TOKENIZER, weights_file
+from reid.pretrained import TINY_CONFIG, TINY_FOLDER, TINY_TOKENIZER
 from reid.tokens import BpeTokenizer, TextTokenizer, with_ends
+from reid.weights_source import activation_of, read_source
+
+__all__ = [
+    "Backbone",
+    "ImageFeatures",
+    "OpenClipTokenizer",
+    "build_backbone",
+    "build_clip",
+    "load_clip",
+    "resize_positions",
+    "seeded",
+]
 
 # OpenAI's models were trained with QuickGELU; open_clip's plain ViT-B-16 config is not the right one for them.
 _OPEN_CLIP_NAMES: Final = {"vit_b16": "ViT-B-16-quickgelu", "rn50": "RN50-quickgelu"}
-_POSITIONS: Final = "visual.positional_embedding"
-_POOL_POSITIONS: Final = "visual.attnpool.positional_embedding"
 
 
 class ImageFeatures(NamedTuple):
@@ -178,38 +188,40 @@ def seeded(seed: int) -> Iterator[None]:
 def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     """Build the backbone of `config` on the CPU in float32. `seed` matters for random weights only.
 
-    Raises WeightsError when the weights are absent, damaged or of another architecture.
+    Raises WeightsError when the weights are absent, damaged, of another architecture, or do not say how to read them.
     """
-    weights = weights_file(config)
+    source = read_source(config)
+    shape = {**_shape_of(config), "quick_gelu": activation_of(config, source) == "quick_gelu"}
+    if source is not None and source.config is not None:
+        refuse_other_model(source.config, _with_defaults(shape))
     with seeded(seed):
-        backbone = _empty_backbone(config)
-    if weights is None:
+        backbone = _backbone(config, shape)
+    if source is None:
         return backbone
-    try:
-        state = {name: value.float() for name, value in load_file(weights).items()}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{weights} cannot be read as safetensors ({error}); copy the file again") from error
-    load_clip(backbone.clip, state, str(weights), _source_grid(config))
+    load_clip(backbone.clip, load_file(source.path), str(source.path), source.grid)
     return backbone
 
 
-def _source_grid(config: BackboneConfig) -> tuple[int, int] | None:
-    """Return the grid that the tiny CLIP's positions were learned on; OpenAI's grids are square (None)."""
-    if config.name != "tiny":
-        return None
-    vision = read_json(TINY_FOLDER / TINY_CONFIG)["clip"]["vision_cfg"]
-    height, width = vision["image_size"]
-    return height // vision["patch_size"], width // vision["patch_size"]
-
-
-def _empty_backbone(config: BackboneConfig) -> Backbone:
-    tokenizer: TextTokenizer
+def _shape_of(config: BackboneConfig) -> dict[str, Any]:
     if config.name == "tiny":
-        shape = read_json(TINY_FOLDER / TINY_CONFIG)["clip"]
-        tokenizer = BpeTokenizer(TINY_FOLDER / TINY_TOKENIZER)
-    else:
-        shape = open_clip.get_model_config(_OPEN_CLIP_NAMES[config.name])
-        tokenizer = OpenClipTokenizer()
+        shape: dict[str, Any] = read_json(TINY_FOLDER / TINY_CONFIG)["clip"]
+        return shape
+    found: dict[str, Any] = open_clip.get_model_config(_OPEN_CLIP_NAMES[config.name])
+    return found
+
+
+def _with_defaults(shape: dict[str, Any]) -> dict[str, Any]:
+    """Return `shape` with the settings that open_clip fills in."""
+    return {
+        **shape,
+        "vision_cfg": asdict(CLIPVisionCfg(**shape["vision_cfg"])),
+        "text_cfg": asdict(CLIPTextCfg(**shape["text_cfg"])),
+    }
+
+
+def _backbone(config: BackboneConfig, shape: dict[str, Any]) -> Backbone:
+    is_tiny = config.name == "tiny"
+    tokenizer: TextTokenizer = BpeTokenizer(TINY_FOLDER / TINY_TOKENIZER) if is_tiny else OpenClipTokenizer()
     clip = build_clip(shape, config.height, config.width, config.stride)
     return Backbone(clip, tokenizer, is_resnet=config.name == "rn50")
 
@@ -244,35 +256,3 @@ def _keep_stage4_resolution(visual: Any) -> None:
 def _replace_positions(module: Any, positions: int) -> None:
     width = module.positional_embedding.shape[1]
     module.positional_embedding = nn.Parameter(torch.randn(positions + 1, width) * width**-0.5)
-
-
-def load_clip(clip: CLIP, state: dict[str, Tensor], source: str, source_grid: tuple[int, int] | None = None) -> None:
-    """Load `state` into `clip`, its position embedding resized from `source_grid` (default square) to the model's.
-
-    Raises WeightsError that names `source` if a tensor is missing, unknown or of another shape.
-    """
-    key = _POSITIONS if _POSITIONS in state else _POOL_POSITIONS
-    if key not in state:
-        raise WeightsError(f"{source} holds no {_POSITIONS}: it is not an open_clip CLIP model")
-    state = {**state, key: resize_positions(state[key], clip.visual.grid_size, source_grid)}
-    try:
-        clip.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise WeightsError(f"{source} does not fit the backbone: {detail[:300]}") from error
-
-
-def resize_positions(positions_LV: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None) -> Tensor:
-    """Resize position embeddings (class position first) from `source_grid` (default square) to `grid` rows x columns.
-
-    Bilinear without antialiasing, as CLIP-ReID does (clip/model.py, resize_pos_embed).
-    """
-    side = round((len(positions_LV) - 1) ** 0.5)
-    rows, columns = source_grid or (side, side)
-    if (rows, columns) == tuple(grid):
-        return positions_LV
-    if rows * columns + 1 != len(positions_LV):
-        raise WeightsError(f"{len(positions_LV) - 1} position embeddings are no grid of {rows} x {columns}")
-    grid_1VHW = positions_LV[1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(grid_1VHW, size=grid, mode="bilinear")
-    return torch.cat([positions_LV[:1], resized.permute(0, 2, 3, 1).flatten(0, 2)])

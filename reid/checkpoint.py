@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data.errors import DataError, WeightsError
 from data.files import atomic_path, read_json, sync_file, sync_folder, write_json
 from reid.build import build_task
+from reid.clip_loading import check_finite
 from reid.config import RANDOM, BackboneConfig, TrainConfig
 from reid.tasks import Task
 
@@ -50,7 +51,7 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
     """
     described = read_json(folder / CONFIG)
     config = TrainConfig.model_validate(described["config"])
-    backbone = BackboneConfig(**{**config.backbone.model_dump(), "weights": RANDOM})
+    backbone = BackboneConfig(**{**config.backbone.model_dump(), "weights": RANDOM, "source_grid": None})
     path = folder / MODEL
     try:
         state = load_file(path)
@@ -58,6 +59,7 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
         changed = config.model_copy(update={"backbone": backbone})
         task = build_task(changed, identities=len(described["identities"]), cameras=cameras)
         task.load_state_dict(state)
+        check_finite(state, str(path))
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
         raise WeightsError(f"{path} is not the model that {CONFIG} beside it describes ({detail}); train again") from (

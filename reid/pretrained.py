@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from data.errors import WeightsError
+from reid.clip_configs import OPEN_CLIP_CONFIG
 from reid.config import OPENAI, RANDOM, SHIPPED, BackboneConfig
+from reid.pickles import PICKLES, pickle_remedy
 
 TINY_FOLDER: Final = Path(__file__).parent / "weights" / "tiny_clip"
 TINY_WEIGHTS: Final = "model.safetensors"
@@ -32,11 +34,11 @@ def weights_file(config: BackboneConfig) -> Path | None:
         return _existing(TINY_FOLDER / TINY_WEIGHTS, "it is part of this package: install it again")
     if config.weights == OPENAI:
         return _from_hub(config.name)
-    return _existing(Path(config.weights).expanduser(), "backbone.weights must name an existing .safetensors file")
+    return _own_file(Path(config.weights).expanduser())
 
 
 def weights_files(config: BackboneConfig) -> list[Path]:
-    """Return every file a backbone's behaviour depends on: weights and, for the tiny CLIP, shape and tokenizer."""
+    """Return every file that a backbone depends on: weights first and, for the tiny CLIP, shape and tokenizer."""
     weights = weights_file(config)
     files = [] if weights is None else [weights]
     if config.name == "tiny":
@@ -44,9 +46,30 @@ def weights_files(config: BackboneConfig) -> list[Path]:
     return files
 
 
+def _own_file(path: Path) -> Path:
+    """Return the weights file that the user's `path`, a file or a folder, stands for."""
+    if not path.is_dir():
+        if path.suffix in PICKLES:
+            raise WeightsError(pickle_remedy(path))
+        return _existing(
+            path, "train.backbone.weights must be shipped, openai, or name a .safetensors file or a folder with one"
+        )
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(file.name for file in found)
+        raise WeightsError(f"{path} holds several weights files ({names}): set train.backbone.weights to one of them")
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise WeightsError(f"{path} holds no .safetensors file. {pickle_remedy(pickles[0])}")
+    raise WeightsError(f"{path} holds no .safetensors file: set train.backbone.weights to the file or to its folder")
+
+
 def _existing(path: Path, remedy: str) -> Path:
     if not path.is_file():
-        raise WeightsError(f"no weights at {path}: {remedy}")
+        what = "is a link to a file that does not exist" if path.is_symlink() else "does not exist"
+        raise WeightsError(f"{path} {what}: {remedy}")
     return path
 
 
@@ -64,6 +87,6 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise WeightsError(
             f"the {name} backbone wants {HUB_FILE} of {repository}: it is not in the local hub cache and the hub "
-            f"cannot be reached ({type(error).__name__}). Copy the file to this machine and set backbone.weights to "
-            "its path, or put it into the hub cache"
+            f"cannot be reached ({type(error).__name__}). Copy the file and the {OPEN_CLIP_CONFIG} beside it into "
+            "a folder of this machine and set train.backbone.weights to that folder, or put the file into the hub cache"
         ) from error

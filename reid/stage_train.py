@@ -23,6 +23,7 @@ from reid.imagecache import load_pixels, pixels
 from reid.text import caption_features, weights_identity
 from reid.training_rows import TrainingRows, read_rows, training_rows
 from reid.validation import Validator, ranked_held_out, ranked_test
+from reid.weights_source import described, resolved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +161,7 @@ def _train(
     write_json(
         folder / "config.json",
         {
-            "config": config.model_dump(mode="json"),
+            "config": {**config.model_dump(mode="json"), "backbone": resolved(config.backbone).model_dump(mode="json")},
             "identities": identities,
             "cameras": cameras,
             "modes": sorted(task.encoders()),
@@ -278,7 +279,7 @@ def _provenance(
         "version": dataset["version"],
         "images": images.fingerprint,
         "captions": None if read is None else read.fingerprint,
-        "weights": weights_identity(store, config.backbone, config.seed),
+        "weights": {**weights_identity(store, config.backbone, config.seed), **described(config.backbone)},
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in _LIBRARIES},
     }

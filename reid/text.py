@@ -20,6 +20,7 @@ from data.fingerprint import digest
 from data.progress import ProgressFn, silent
 from reid.config import RANDOM, BackboneConfig
 from reid.pretrained import weights_files
+from reid.weights_source import source_identity
 
 STAGE: Final = "text"
 STAGE_VERSION: Final = 1
@@ -35,11 +36,17 @@ class CaptionFeatures:
 
 
 def weights_identity(store: ArtifactStore, config: BackboneConfig, seed: int) -> dict[str, Any]:
-    """Return what identifies a backbone's weights: the digest of each of its files, the seed if they are random."""
+    """Return what identifies a backbone's weights: digests of its files, how they are read, the seed if it is random.
+
+    Raises:
+        WeightsError: a file is unavailable, or does not say how to read it.
+    """
     digests: dict[str, Any] = {}
-    for path in weights_files(config):
-        digests[path.name] = store.memo.digest_folder(path.parent, [path.name])[path.name]
-    return {"files": digests, "seed": seed if config.weights == RANDOM else None}
+    for number, path in enumerate(weights_files(config)):
+        # A file of the user's goes by what it is: renaming it changes nothing.
+        name = "weights" if config.is_file and number == 0 else path.name
+        digests[name] = store.memo.digest_folder(path.parent, [path.name])[path.name]
+    return {"files": digests, "seed": seed if config.weights == RANDOM else None, **source_identity(config)}
 
 
 def caption_features(

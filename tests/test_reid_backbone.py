@@ -169,7 +169,7 @@ def test_other_unusable_weights_are_named(tmp_path):
         weights_file(BackboneConfig(weights=str(missing)))
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((TINY_FOLDER / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(WeightsError, match=r"torn\.safetensors cannot be read"):
+    with pytest.raises(WeightsError, match=r"torn\.safetensors is cut off"):
         build_backbone(BackboneConfig(weights=str(torn)))
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, other)

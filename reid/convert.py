@@ -1,0 +1,119 @@
+"""Convert PyTorch weights (.pt, .pth, .bin) to safetensors, once and by hand.
+
+python -m reid.convert IN.pt OUT.safetensors
+
+This is the only module that reads pickles, and no other module imports it. It reads tensors only: `torch.load` with
+weights_only refuses everything else, and OpenAI's archives are TorchScript, which PyTorch reads without Python's
+pickle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import shlex
+import sys
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.errors import ClipScgiError, WeightsError
+from data.files import atomic_path
+from data.weights import disguise, few
+
+# Where training scripts keep the weights in a checkpoint, beside the optimizer and counters.
+_NESTED: Final = ("state_dict", "model_state_dict", "model")
+
+
+def convert(source: Path, target: Path) -> int:
+    """Write the tensors of the PyTorch file `source` to the safetensors file `target`; return how many.
+
+    Names and number formats stay as they are.
+
+    Raises:
+        WeightsError: `source` is absent, is not a PyTorch file, or holds more than tensors; or `target` exists.
+    """
+    if target.suffix != ".safetensors":
+        raise WeightsError(f"{target} must end in .safetensors")
+    if target.exists():
+        raise WeightsError(f"{target} exists already: give another name")
+    problem = disguise(source)
+    if problem is not None:
+        raise WeightsError(f"{source} {problem}")
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in _tensors(source).items()}
+    with atomic_path(target) as temporary:
+        save_file(tensors, temporary)
+    return len(tensors)
+
+
+def _tensors(source: Path) -> dict[str, Tensor]:
+    content = _torchscript(source) if _is_torchscript(source) else _load(source)
+    nested = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), content)
+    tensors = {str(name): value for name, value in nested.items() if isinstance(value, Tensor)}
+    others = [str(name) for name, value in nested.items() if not isinstance(value, Tensor)]
+    if others or not tensors:
+        raise WeightsError(
+            f"{source} must hold a mapping of names to tensors and nothing else, but has {few(others) or 'no tensor'}: "
+            "load it where it was made and save `model.state_dict()` alone"
+        )
+    return tensors
+
+
+def _is_torchscript(source: Path) -> bool:
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as archive:
+        return any(name.split("/")[1:2] == ["constants.pkl"] for name in archive.namelist())
+
+
+def _torchscript(source: Path) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated for new models; OpenAI's stay what they are
+        try:
+            return dict(torch.jit.load(str(source), map_location="cpu").state_dict())
+        except RuntimeError as error:
+            raise WeightsError(f"{source} cannot be read as a TorchScript archive: {_first_line(error)}") from error
+
+
+def _load(source: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{source} is not a pickle of tensors alone, and what else it holds is not read because it can run code "
+            f"({_first_line(error)}): load it where it was made and save `model.state_dict()` alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{source} cannot be read as PyTorch weights: {_first_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{source} holds a {type(content).__name__}; expected a mapping of names to tensors")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m reid.convert", description="PyTorch weights to safetensors.")
+    parser.add_argument("source", type=Path, help="a .pt, .pth or .bin file of a source that you trust")
+    parser.add_argument("target", type=Path, help="the .safetensors file to write; it must not exist")
+    parsed = parser.parse_args(arguments)
+    try:
+        count = convert(parsed.source, parsed.target)
+    except ClipScgiError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{count} tensors written; set train.backbone.weights={shlex.quote(str(parsed.target))}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
