@@ -237,7 +237,7 @@ def test_a_study_preset_gives_way_to_what_the_user_sets():
         ("train.schedule.milestones=[9,3]", "schedule.milestones: must increase, unlike [9, 3]; set train.schedule."),
         ("train.validation.keep=best", 'validation.keep: "best" needs evaluations to choose by; set train.validatio'),
         ("train.backbone.name=vit_b16", "backbone.weights: no weights are shipped for vit_b16; set train.backbone."),
-        ("train.backbone.weights=a.pt", "backbone.weights: must be shipped, openai, random or a .safetensors file"),
+        ("train.backbone.weights=a.pt", "backbone.weights: a.pt is a PyTorch pickle"),
         ("caption.revision=main", "revision: only hub ids have one, the embedded model does not; set caption.revisio"),
         ("data.split_seed=3", "split_seed: means nothing to the reader market1501, only to pku_reid, vehicleid"),
     ],
