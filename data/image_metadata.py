@@ -3,7 +3,8 @@
 A decoder that meets odd metadata (a resolution that is text, a color profile cut short, a text block that unpacks to
 gigabytes) may raise, or take all memory, though every pixel is whole. So the decoder never sees any: what it gets has
 no EXIF, XMP, color profile, comment or text, and no second frame. Only the orientation is read, here, by code that
-takes anything else for "not given". The formats in which metadata and pixels lie apart are JPEG, PNG, WebP and TIFF.
+takes anything else for "not given". The formats in which metadata and pixels lie apart are JPEG, PNG, WebP, TIFF
+and GIF.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _MAX_TEXT: Final = 1 << 20  # bytes that compressed metadata is unpacked to, at 
 
 _EXIF_HEAD: Final = b"Exif\0\0"
 _XMP_HEAD: Final = b"http://ns.adobe.com/xap/1.0/\0"
+_GIF_HEAD: Final = 13  # bytes
 _JFIF: Final = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _ADOBE_BYTES: Final = 12  # of an Adobe segment that tells the color transform
 
@@ -56,6 +58,8 @@ def without_metadata(content: bytes) -> Bare:
         return _png(content)
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return _webp(content)
+    if content[:6] in (b"GIF87a", b"GIF89a") and len(content) > _GIF_HEAD:
+        return Bare(_gif(content), UPRIGHT)
     if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _tiff(content)
     return Bare(content, UPRIGHT)
@@ -159,6 +163,20 @@ def _webp(content: bytes) -> Bare:
         return Bare(content, orientation)
     body = b"WEBP" + b"".join(kept)
     return Bare(b"RIFF" + len(body).to_bytes(4, "little") + body, orientation)
+
+
+def _gif(content: bytes) -> bytes:
+    """Drop comments, texts and application data before the first image."""
+    at = _GIF_HEAD + (3 << (content[10] & 7) + 1 if content[10] & 0x80 else 0)  # after the colors
+    kept = [content[:at]]
+    while content[at : at + 1] == b"!":
+        end = at + 2
+        while end < len(content) and content[end]:
+            end += content[end] + 1
+        if content[at + 1 : at + 2] == b"\xf9":  # it tells which color is transparent
+            kept.append(content[at : end + 1])
+        at = end + 1
+    return b"".join([*kept, content[at:]])
 
 
 class _Entry(NamedTuple):

@@ -55,8 +55,9 @@ def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int) -> str:
 def _left_out(config: EvaluateConfig, drawn: int) -> str:
     if drawn:
         return (
-            f"Means over {drawn} galleries of one image an identity, drawn with the seeds 0 to {drawn - 1}; the other "
-            "test images are the queries, and none is left out by camera. Rankings are kept of the first gallery."
+            f"Means over {drawn} galleries of one image an identity, with all distractors, drawn with the seeds 0 to "
+            f"{drawn - 1}; the other test images are the queries, and none is left out by camera. Rankings are kept of "
+            "the first gallery."
         )
     if config.exclude == "same_camera":
         return (

@@ -238,6 +238,28 @@ def test_any_tag_of_a_tiff_file_that_is_not_of_its_pixels_is_passed_over(compres
     assert np.array_equal(np.asarray(open_rgb(content)), np.asarray(picture().transpose(Image.Transpose.ROTATE_270)))
 
 
+def test_any_extension_of_a_gif_file_leaves_the_pixels_as_they_are():
+    rng, plain = random.Random(0), encoded("GIF")
+    expected = np.asarray(open_rgb(plain))
+    start = 13 + (3 << (plain[10] & 7) + 1)
+    known = (b"NETSCAPE2.0", b"\1", b"\1\0", b"XMP DataXMP", b"ICCRGBG1012", LATIN)
+    for label in (0x01, 0xFE, 0xFF, 0xCE, 0x99) * 100:
+        blocks = [rng.choice(known) for _ in range(rng.randint(0, 3))]
+        odd = bytes([0x21, label]) + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
+        assert np.array_equal(np.asarray(open_rgb(plain[:start] + odd + plain[start:])), expected), odd
+
+
+def test_the_transparent_color_of_a_gif_file_is_no_metadata():
+    image = Image.new("P", (20, 40), 1)
+    image.putpalette([9, 9, 9, 200, 100, 50])
+    image.paste(0, (0, 0, 20, 20))
+    stream = io.BytesIO()
+    image.save(stream, "GIF", transparency=0, comment=b"hello")
+    found = np.asarray(open_rgb(stream.getvalue()))
+    assert (found[:20] == 255).all()
+    assert found[30, 5].tolist() == [200, 100, 50]
+
+
 def test_files_without_metadata_are_decoded_as_they_are():
     for content in (PLAIN["PNG"], PLAIN["WEBP"], encoded("GIF"), encoded("BMP"), encoded("PPM"), b"", b"text"):
         assert without_metadata(content) == (content, 1)
