@@ -46,3 +46,22 @@ def test_clip_reid_on_a_manifest_of_ones_own(prefect_server, tmp_path, capsys):
     assert metrics["protocol"]["description"] in " ".join(told.out.split()), "how the figures were got"
     (notice,) = [line for line in told.err.splitlines() if line.startswith("! ")]
     assert "lost.jpg" in notice, "what a person should know of the data is told at once"
+
+
+def test_data_without_cameras_is_evaluated_as_the_setting_says(prefect_server, tmp_path, capsys):
+    root, home = tmp_path / "mine", tmp_path / "home"
+    world = WorldConfig(seed=8, train_identities=4, test_identities=3, images_per_camera=2, cameras=2)
+    write_market1501(root / "pictures", world)
+    rows = load_dataset("market1501", root / "pictures")
+    table = pd.DataFrame({name: [getattr(row, name) for row in rows] for name in ("path", "split", "pid")})
+    table.assign(path="pictures/" + table["path"], camid=0).to_csv(root / "manifest.csv", index=False)
+    settings = [word for text in (f"data.root={root}", *SMALL) for word in ("--set", text)]
+    command = ["run", "manifest_clip_reid", "--home", str(home), *settings]
+    assert main([*command, "--set", "evaluate.exclude=none"]) == 0
+    (figures,) = (home / "stages" / "evaluate").iterdir()
+    protocol = read_json(figures / "metrics.json")["protocol"]
+    assert protocol["n_skipped_queries"] == 0
+    assert "No gallery image is left out by camera" in protocol["description"]
+    assert "evaluation skips them" not in capsys.readouterr().err
+    assert main(command) == 1
+    assert "--set evaluate.exclude=none" in " ".join(capsys.readouterr().err.split())
