@@ -52,7 +52,9 @@ def home(finished, tmp_path) -> Path:
 def _run(home: Path, *overrides: str, **options) -> RunSummary:
     from flows.pipeline import caption_and_train
 
-    recipe = build_recipe("demo", [*SMALL, *overrides])
+    changed = {override.split("=")[0] for override in overrides}
+    kept = [override for override in SMALL if override.split("=")[0] not in changed]
+    recipe = build_recipe("demo", [*kept, *overrides])
     return RunSummary.model_validate(caption_and_train(recipe, home=str(home), **options))
 
 
