@@ -22,9 +22,10 @@ from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError
 from data.index import index
 from data.synthetic import WorldConfig, write_market1501
+from flows.stage_tasks import _started_from
 from reid.build import build_task
-from reid.checkpoint import load_task
-from reid.config import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
+from reid.checkpoint import load_task, load_untrained
+from reid.config import BackboneConfig, BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
 from reid.config_augment import AugmentConfig
 from reid.finite import DivergedError
 from reid.metricslog import METRICS
@@ -279,12 +280,34 @@ def test_the_stage_writes_a_model_that_loads_and_is_found_again(world):
     assert described["training"]["images_without_caption"] == 0
     assert described["provenance"]["dataset"] == "toy"
     assert described["provenance"]["captions"] == captions.fingerprint
+    assert described["provenance"]["weights"]["activation"] == "gelu"
     task = load_task(folder)
     with torch.no_grad():
         features = {mode: encode(torch.zeros(2, 3, 128, 64)) for mode, encode in task.encoders().items()}
     assert features["image"].shape == (2, 192 + 128)
     assert features["fused"].shape == (2, 128)
     assert not store.scratch("train", made.ref.fingerprint).exists(), "checkpoints are removed once training is done"
+
+
+def test_a_trained_model_is_trained_further_and_the_record_says_from_what(world):
+    store, images, root, _ = world
+    what = {"images": images, "captions": None, "images_root": root}
+    first = train(store, **what, config=_stage_config(method="clip_baseline")).ref
+    start = BackboneConfig(weights=first.path)
+    config = _stage_config(method="clip_baseline", backbone=start)
+    second = train(store, **what, config=config).ref
+    assert second.fingerprint != first.fingerprint
+    described = json.loads((second.folder / "config.json").read_text())
+    weights = described["provenance"]["weights"]
+    assert weights["names"] == "train artifact"
+    assert weights["activation"] == described["config"]["backbone"]["activation"] == "gelu"
+    assert weights["files"]["weights"] == first.digests_of("model.safetensors")["model.safetensors"]
+    assert weights["left_out"] == {"heads": 12}
+    assert _started_from(second) == "started from the CLIP of a train artifact, without its heads"
+    assert _started_from(first) == ""
+    untrained = load_untrained(TrainConfig.model_validate(described["config"])).backbone.state_dict()
+    trained = load_task(first.folder).backbone.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in untrained.items())
 
 
 def test_ingredients_follow_captions_seed_and_config(world):
