@@ -5,6 +5,8 @@ Used by `llava_load`, before anything is captioned.
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from captioning.config import CaptionConfig, Quantization
-from captioning.model_folder import stored_quantization
+from captioning.model_folder import place, stored_quantization
 from data.errors import WeightsError, raise_problems
 from data.weights import differences, few, model_tensors, nonfinite
 
@@ -32,7 +34,7 @@ def check_tensors(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if stored_quantization(folder) is not None:
         del config.quantization_config
-    _, found = LlavaForConditionalGeneration.from_pretrained(
+    model, found = LlavaForConditionalGeneration.from_pretrained(
         folder,
         config=config,
         dtype=config.dtype or torch.float32,
@@ -43,6 +45,20 @@ def check_tensors(folder: Path) -> None:
         output_loading_info=True,
     )
     check_loading(folder, found)
+    if stored_quantization(folder) is None:
+        _check_numbers(model, folder)
+
+
+def _check_numbers(model: nn.Module, folder: Path) -> None:
+    """Raise WeightsError if integers are stored where the model computes: they would be taken as they are."""
+    floating = {place(name) for name, value in model.state_dict().items() if value.is_floating_point()}
+    stored = model_tensors(folder).items()
+    integers = [f"{name} ({entry.dtype})" for name, entry in stored if not entry.is_float and place(name) in floating]
+    if integers:
+        raise WeightsError(
+            f"the weights in {folder} store integers in place of {len(integers)} {_tensors(integers)}: "
+            f"{few(integers)}. They are quantized, and config.json does not say how: use the unquantized model"
+        )
 
 
 def check_loading(folder: Path, found: dict[str, Any]) -> None:
@@ -83,8 +99,16 @@ def check_files_finite(folder: Path) -> None:
 
 
 def check_finite(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """Raise WeightsError if a tensor of the loaded model, its buffers and its quantization included, is not finite."""
-    bad = _nonfinite(model)
+    """Raise WeightsError if a tensor of the loaded model is not finite, or a weight is nothing but zeros.
+
+    Buffers and the statistics of quantization included. Zeros are what an interrupted download leaves in its file.
+    """
+    bad, zero = _bad_values(model)
+    if zero:
+        raise WeightsError(
+            f"the weights in {folder} hold nothing but zeros in {len(zero)} {_tensors(zero)}: {few(zero)}. The file is "
+            "probably of an interrupted download: download or copy it again"
+        )
     if not bad:
         return
     check_files_finite(folder)
@@ -102,15 +126,23 @@ def _tensors(names: list[str]) -> str:
     return "tensor" if len(names) == 1 else "tensors"
 
 
-def _nonfinite(model: nn.Module) -> list[str]:
-    """Return the names of the tensors that are not finite: one pass, one answer from the device."""
+def _bad_values(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Return the names of tensors that are not finite, and of weights that are all zero: one pass over the model."""
     names, extremes = [], []
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
             names.append(name)
             extremes.append(torch.stack(tensor.aminmax()).float())  # NaN goes through
-    finite = torch.stack(extremes).isfinite().all(dim=1).tolist()
-    return [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    stacked = torch.stack(extremes)
+    finite, zero = stacked.isfinite().all(dim=1).tolist(), (stacked == 0).all(dim=1).tolist()
+    return list(compress(names, map(not_, finite))), [name for name in compress(names, zero) if _is_weight(model, name)]
+
+
+def _is_weight(model: nn.Module, name: str) -> bool:
+    """Return True unless zeros are nothing unusual in the tensor, as in a bias or a token that training never used."""
+    if name.endswith((".absmax", ".SCB")):
+        return True
+    return name.endswith(".weight") and model.get_parameter(name).dim() > 1
 
 
 def check_formats(model: nn.Module, folder: Path, config: CaptionConfig) -> None:

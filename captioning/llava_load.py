@@ -203,11 +203,13 @@ def _match_processor(model: Any, processor: Any) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' own loading bars off the terminal for a moment."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers' own loading bars and load report off the terminal for a moment: one message says it all."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(max(verbosity, transformers_logging.ERROR))
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()

@@ -137,7 +137,7 @@ def _check_tensors(folder: Path) -> dict[str, Stored]:
     places: dict[str, str] = {}
     twice = []
     for name in tensors:
-        first = places.setdefault(_place(name), name)
+        first = places.setdefault(place(name), name)
         if first != name:
             twice.append(f"{first} and {name}")
     if twice:
@@ -148,7 +148,7 @@ def _check_tensors(folder: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
     """Return one name for all the names under which a LLaVA's tensor has been saved over the years."""
     name = name.removeprefix("model.")
     for old, new in _RENAMED:

@@ -64,6 +64,11 @@ class Stored(NamedTuple):
     begin: int
     end: int
 
+    @property
+    def is_float(self) -> bool:
+        """Whether its values are floating-point numbers."""
+        return self.dtype in _EXPONENTS
+
 
 def disguise(path: Path) -> str | None:
     """Return what the file at `path` is in place of its content, with the remedy, or None if nothing is wrong so far.

@@ -172,6 +172,13 @@ def test_nothing_random_is_loaded(folder, case, quantization):
     assert len(message) < 1200
 
 
+def test_one_message_says_it_all(folder, capfd):
+    rewrite(folder, without("vision_tower"))
+    capfd.readouterr()
+    refused(folder)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_huge_model_without_its_weights_is_refused_at_once(folder):
     def large(content):
         content["text_config"] |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
@@ -299,6 +306,23 @@ def test_a_value_that_is_not_finite_is_refused_by_name(folder, name, value):
 def test_a_nan_is_found_before_it_is_quantized(folder, quantization):
     rewrite(folder, lambda tensors: tensors | {UP: tensors[UP].index_fill(0, torch.tensor([1]), float("nan"))})
     assert f"hold NaN or infinity in 1 tensor: {UP}" in refused(folder, quantization=quantization)
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
+def test_a_weight_of_zeros_is_refused_and_a_bias_of_zeros_is_not(folder, quantization):
+    rewrite(folder, lambda tensors: tensors | {FC.replace("weight", "bias"): torch.zeros(128)})
+    load_llava(config(folder, quantization=quantization))
+    rewrite(folder, lambda tensors: tensors | {UP: torch.zeros(128, 64), FC: torch.zeros(128, 64)})
+    message = refused(folder, quantization=quantization)
+    assert "nothing but zeros in 2 tensors" in message
+    assert "layers.1.mlp.up_proj" in message
+    assert "interrupted download" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_are_not_taken_for_weights(folder, dtype):
+    rewrite(folder, lambda tensors: tensors | {UP: (tensors[UP] * 100).to(dtype)})
+    assert "store integers in place of 1 tensor: " + UP in refused(folder)
 
 
 @pytest.mark.parametrize("quantization", ["none", "4bit"])
