@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from data.config import build_config
 from data.files import atomic_path, read_json
 from flows import commands_study
 from flows.recipes import RECIPES, Recipe, build_recipe
+from flows.server import prefect_server
 from flows.summary import STAGES, RunSummary, StageName
 from flows.terminal import results_table
 
@@ -119,11 +119,11 @@ def run_recipe(name: str, overrides: Sequence[str], *, home: Path | None, until:
 
 
 def _run(recipe: Recipe, store: ArtifactStore, until: StageName, *, reread: bool = False) -> RunSummary:
-    prepare_prefect(store.root)
-    # Prefect reads its settings when it is first imported.
-    from flows.pipeline import caption_and_train
+    with prefect_server(store.root):
+        # Not earlier: Prefect reads its settings when it is first imported.
+        from flows.pipeline import caption_and_train
 
-    return RunSummary.model_validate(caption_and_train(recipe, home=str(store.root), until=until, reread=reread))
+        return RunSummary.model_validate(caption_and_train(recipe, home=str(store.root), until=until, reread=reread))
 
 
 def search_gallery(name: str, overrides: Sequence[str], *, home: Path | None, query: str, top: int) -> int:
@@ -166,24 +166,6 @@ def draw_sheet(name: str, overrides: Sequence[str], config: SheetConfig, *, home
         sheet.save(temporary, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=88, optimize=True)
     Console().print(f"sheet     {out.resolve()}", highlight=False, soft_wrap=True)
     return 0
-
-
-def prepare_prefect(root: Path) -> None:
-    """Choose quiet, local defaults for Prefect; anything the user has set wins.
-
-    Without a server of the user's own, Prefect starts an ephemeral one on localhost whose database lies in the
-    artefact root.
-    """
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    # The first start migrates a database, which takes longer than Prefect's own limit on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    # The stages speak for themselves on a terminal; Prefect's lines are on its server.
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    has_own = os.environ.get("PREFECT_API_URL") or (Path.home() / ".prefect" / "profiles.toml").exists()
-    if not has_own:
-        folder = Path(os.environ.setdefault("PREFECT_HOME", str(root / "prefect")))
-        folder.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
 
 
 def show_results(console: Console, summary: RunSummary) -> None:

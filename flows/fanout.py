@@ -5,6 +5,8 @@ The workers claim images in the caption store, so they need no plan; the caption
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from captioning.stage import caption_part
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.device import cuda_devices
 from data.errors import ConfigError
+from flows.follow import follow
 from flows.gpu import gpu_slot, uses_gpu
+from flows.interrupts import shielded, stop_on_terminate
 from flows.scale import ScaleConfig
 from flows.terminal import progress_bar
 from flows.ui import progress_artifact
@@ -36,11 +40,24 @@ def caption_worker(*, home: str, images: ArtifactRef, images_root: str, config: 
 def caption_together(scale: ScaleConfig, **what: Any) -> int:
     """Run `scale.caption_workers` workers on `what` (the arguments of `caption_worker`); return the captions made."""
     with task_runner(scale) as runner:
-        futures = [
-            runner.submit(caption_worker, parameters={**what, "worker": worker})
-            for worker in range(scale.caption_workers)
-        ]
-        return sum(future.result() for future in futures)
+        with shielded():
+            futures = [
+                runner.submit(caption_worker, parameters={**what, "worker": worker})
+                for worker in range(scale.caption_workers)
+            ]
+        try:
+            return sum(future.result() for future in futures)
+        except BaseException:
+            # The runner waits for its workers, which would caption to the end.
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _begin_worker(parent: int) -> None:
+    """Prepare a captioning process: it ends with its parent, and SIGTERM lets it save what it has made."""
+    follow(parent)
+    stop_on_terminate()
 
 
 def task_runner(scale: ScaleConfig) -> TaskRunner[Any]:
@@ -48,7 +65,9 @@ def task_runner(scale: ScaleConfig) -> TaskRunner[Any]:
     if scale.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=scale.caption_workers)
     if scale.runner == "processes":
-        return ProcessPoolTaskRunner(max_workers=scale.caption_workers)
+        return ProcessPoolTaskRunner(
+            max_workers=scale.caption_workers, initializer=_begin_worker, initargs=(os.getpid(),)
+        )
     try:
         from prefect_ray import RayTaskRunner
     except ImportError as error:

@@ -14,13 +14,17 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.config import build_config
 from data.errors import ClipScgiError, RetryableError
 from data.files import read_json, write_json
+from flows.follow import follow
 from flows.terminal import progress_bar
 from reid.config import TrainConfig
 from reid.stage_train import train
@@ -29,7 +33,7 @@ _JOB: Final = "job.json"
 _PROBLEM: Final = "problem.json"
 _LAST_LINES: Final = 80  # torchrun alone ends with thirty
 # accelerate calls its torchrun launcher so; on CPUs too, where `--cpu` would start one process only.
-_LAUNCH: Final = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
+_LAUNCH: Final = ("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
 
 
 def launch_training(
@@ -54,7 +58,8 @@ def launch_training(
         write_json(path, job)
         # Port 0: torchrun takes a free one, so two trainings on one machine do not meet.
         words = [*_LAUNCH, "--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
-        status, lines = _stream([sys.executable, *words, "-m", "flows.launch", str(path)])
+        follower = ["-m", "flows.follow", str(os.getpid())]
+        status, lines = _stream([sys.executable, *follower, *words, "-m", "flows.launch", str(path)])
         _raise_problem(path.with_name(_PROBLEM))
     if status:
         raise ClipScgiError(f"training in {processes} processes ended with status {status}; its last lines:\n{lines}")
@@ -73,7 +78,13 @@ def _stream(command: list[str]) -> tuple[int, str]:
     last: deque[str] = deque(maxlen=_LAST_LINES)
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        env=environment,
+        start_new_session=True,  # the launcher is told to stop by this process, not by the terminal
     ) as running:
         try:
             for line in running.stdout or ():
@@ -81,13 +92,22 @@ def _stream(command: list[str]) -> tuple[int, str]:
                 sys.stderr.write(line)
                 log.info(line.rstrip())
         except BaseException:
-            running.terminate()
+            _end(running)
             raise
     return running.returncode, "".join(last)
 
 
+def _end(running: subprocess.Popen[str]) -> None:
+    """End the launcher and the processes it has started, each of which is a session of its own."""
+    family = [*psutil.Process(running.pid).children(recursive=True), running]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def main(path: Path) -> None:
     """Run the train stage on the job at `path`, as one of several processes."""
+    follow(os.getppid())
     import torch.distributed  # not above: a run that finds everything loads no torch
 
     job: dict[str, Any] = read_json(path)

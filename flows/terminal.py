@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.progress import ProgressFn
+from flows.interrupts import check
 from flows.intervals import METHOD, MIN_QUERIES
 from flows.report_scores import METRICS, Score, duration, scores, signed
 
@@ -99,6 +100,8 @@ def progress_bar(
 ) -> Iterator[ProgressFn]:
     """Yield the progress callback of one stage: a bar on a terminal, else a plain line every `interval` seconds.
 
+    The callback raises KeyboardInterrupt once the command is being stopped, in whichever thread it is called.
+
     console: where to write; standard error by default. clock: seconds, monotonic.
     """
     console = console or Console(stderr=True)
@@ -116,6 +119,7 @@ def progress_bar(
         task = bars.add_task(stage, total=None, note="")
 
         def show(done: int, total: int, note: str) -> None:
+            check()
             bars.update(task, completed=done, total=total, note=note)
 
         yield show
@@ -136,6 +140,7 @@ class _LogLines:
         self.first: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int, note: str) -> None:
+        check()
         now = self.clock()
         self.first = self.first or (now, done)
         if now - self.written < self.interval:

@@ -1,0 +1,45 @@
+"""End a child process with its parent, however the parent ends.
+
+    python -m flows.follow PARENT MODULE [ARGUMENT ...]
+
+runs a module that way. Used by everything the command starts: Prefect's server, training and captioning processes.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from typing import Final
+
+_LOOK_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 10.0
+
+
+def follow(parent: int) -> None:
+    """Watch `parent`, the process that started this one: once it is gone, end with SIGTERM, after 10 s with SIGKILL."""
+    threading.Thread(target=_watch, args=(parent,), name="follow-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # An orphan is given another parent at once, so its parent's id cannot be taken by another process unseen.
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_PATIENCE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(words: list[str]) -> None:
+    """Follow the process `words[0]` and run the module `words[1]` on the arguments after it."""
+    parent, module, *arguments = words
+    follow(int(parent))
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,149 @@
+"""Ctrl-C and SIGTERM: one line at once, then an orderly end, and a hard end where that takes too long.
+
+A thread of its own reads the signals, because Python's handlers wait while the main thread is inside C code, such as
+a training step. The main thread unwinds by KeyboardInterrupt; other threads by `check`, which progress callbacks call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, NoReturn
+
+import psutil
+
+STATUS: Final = 130
+"""Exit status of a command that a signal has stopped."""
+GRACE_SECONDS: Final = 9.0
+"""How long an orderly end may take."""
+_SAME_SECONDS: Final = 0.5  # `timeout` sends its signal twice, and so does Prefect
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPING: Final = "stopping; what is finished stays (Ctrl-C again: stop at once)"
+_ENDED: Final = "interrupted; run the same command again to go on where it stopped"
+
+_stopping = threading.Event()
+_announcing = threading.Lock()
+_announced = False
+
+
+def stopping() -> bool:
+    """Return True once a signal has asked the command to stop."""
+    return _stopping.is_set()
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if the command is being stopped; for threads, which no signal reaches."""
+    if _stopping.is_set():
+        raise KeyboardInterrupt
+
+
+def stop_on_terminate() -> None:
+    """Let SIGTERM stop this child process at its next `check` instead of at once, so that it saves what it has."""
+    signal.signal(signal.SIGTERM, lambda *_: _stopping.set())
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Block Ctrl-C for the processes and threads started in the block: it is passed on to them by other means."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Run the block, the whole command, under this rule. After a signal the block's end is the end of the process.
+
+    A signal that is ignored stays ignored (`nohup`). Outside the main thread nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    former = {number: signal.signal(number, _Raise()) for number in wanted}
+    threading.Thread(target=_listen, args=(receiver,), name="interrupts", daemon=True).start()
+    try:
+        yield
+    finally:
+        if _stopping.is_set():
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+            _announce()
+            end(_ENDED)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(former_fd)
+        sender.close()
+
+
+class _Raise:
+    """A signal handler that raises KeyboardInterrupt in the main thread, once: its clean-up is not interrupted."""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not _Raise.done:
+            _Raise.done = True
+            _stopping.set()
+            raise KeyboardInterrupt
+
+    done = False
+
+
+def _listen(receiver: socket.socket) -> None:
+    """Answer the first signal with a line and a time limit, and a later Ctrl-C with the end. Returns on end of file."""
+    first: float | None = None
+    while received := receiver.recv(64):
+        if not set(received) & set(_SIGNALS):
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+            _stopping.set()
+            _announce()
+            threading.Thread(target=_limit, name="interrupt-limit", daemon=True).start()
+        elif signal.SIGINT in received and now - first > _SAME_SECONDS:
+            end("stopped at once; run the same command again to go on")
+    receiver.close()
+
+
+def _announce() -> None:
+    """Say once, before anything else is said, that the command stops."""
+    global _announced
+    with _announcing:
+        if not _announced:
+            say(_STOPPING)
+        _announced = True
+
+
+def _limit() -> NoReturn:
+    time.sleep(GRACE_SECONDS)
+    end(_ENDED)
+
+
+def say(text: str) -> None:
+    """Write one line to standard error, over a progress bar if one is there; a closed terminal is no error."""
+    # Not through sys.stderr: the main thread may hold its lock.
+    clear = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{clear}clip-scgi: {text}\n".encode())
+
+
+def end(text: str) -> NoReturn:
+    """Say `text`, end every process started from here and then this one, whatever its threads are doing."""
+    say(text)
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    os._exit(STATUS)

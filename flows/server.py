@@ -1,0 +1,237 @@
+"""The Prefect server a command works with: the one that PREFECT_API_URL names, or one of the command's own.
+
+The own one listens on 127.0.0.1 only, keeps its database in the artifact root, is a session of its own, so that
+Ctrl-C on the terminal does not reach it, and ends with the command however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from data.errors import ClipScgiError, ConfigError, RetryableError
+
+VARIABLE: Final = "PREFECT_API_URL"
+_HOME: Final = "PREFECT_HOME"
+_LEVEL: Final = "PREFECT_LOGGING_LEVEL"
+_ANSWER_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 5.0
+_WHERE: Final = "PREFECT_API_URL is set in {where}"
+_REMEDY: Final = "start that server, correct PREFECT_API_URL, or unset it to let each command start a server of its own"
+_CAUSES: Final = (
+    ("Can't locate revision", "another version of Prefect has written its database: move {home} away"),
+    ("disk is full", "the disk that holds {home} is full: free some space"),
+    ("No space left", "the disk that holds {home} is full: free some space"),
+    ("unable to open database", "{home} is not writable: set PREFECT_HOME to a folder that is"),
+    ("readonly database", "{home} is not writable: set PREFECT_HOME to a folder that is"),
+    ("file is not a database", "its database is damaged: move {home} away"),
+    ("malformed", "its database is damaged: move {home} away"),
+)
+
+
+@contextmanager
+def prefect_server(root: Path) -> Iterator[None]:
+    """Run the block with a Prefect server that answers.
+
+    root: artifact root. Raises ConfigError where the server that PREFECT_API_URL names does not answer, ClipScgiError
+    where a server of the command's own does not start, and RetryableError when a server is lost meanwhile.
+    """
+    _choose_defaults(root)
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+    _quiet_terminal()
+    url = get_current_settings().api.url
+    if url:
+        check_server()
+        with _loss_explained(url):
+            yield
+        return
+    with _own_server() as url, temporary_settings({PREFECT_API_URL: url}), _loss_explained(url):
+        yield
+        _drain()
+
+
+def check_server() -> None:
+    """Raise ConfigError unless a Prefect API answers at PREFECT_API_URL within seconds, to these credentials."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+
+    url = str(get_current_settings().api.url)
+    try:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client,
+        ):
+            client.raise_for_api_version_mismatch()
+    except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(f"Prefect's server at {masked(url)} {_reason(error)}. {_advice(error)}") from error
+
+
+def masked(url: str) -> str:
+    """Return `url` with its user name and password replaced by asterisks."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def _reason(error: BaseException) -> str:
+    """Return what was wrong with the answer, as the end of a sentence about the server."""
+    cause: BaseException = error.__cause__ or error
+    if isinstance(cause, httpx.HTTPStatusError):
+        return f"answers with HTTP {cause.response.status_code} instead of a version"
+    if isinstance(cause, httpx.TimeoutException):
+        return f"does not answer within {_ANSWER_SECONDS:.0f} s"
+    if isinstance(cause, httpx.TransportError | OSError):
+        return f"cannot be reached ({str(cause) or type(cause).__name__})"
+    if isinstance(cause, ValueError):
+        return "answers with something else than a Prefect API"
+    return f"cannot be used ({cause})"
+
+
+def _advice(error: BaseException) -> str:
+    where = "the environment" if os.environ.get(VARIABLE) else "a Prefect profile or configuration file"
+    cause = error.__cause__
+    refused = isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code in (401, 403)
+    remedy = "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY to its credentials" if refused else _REMEDY
+    return f"{VARIABLE} is set in {where}: {remedy}; such an address ends in /api"
+
+
+@contextmanager
+def _loss_explained(url: str) -> Iterator[None]:
+    """Turn the error of a server that is lost into one message."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise RetryableError(
+            f"Prefect's server at {masked(url)} was lost ({str(error) or type(error).__name__}); finished stages are"
+            " kept: run the same command again when it answers"
+        ) from error
+
+
+def _choose_defaults(root: Path) -> None:
+    """Choose quiet, local defaults for Prefect, which reads them when it is first imported; what the user set wins."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    # The first start migrates a database, which takes longer than Prefect's own limit on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault(_LEVEL, "CRITICAL")
+    has_own = os.environ.get(VARIABLE) or (Path.home() / ".prefect" / "profiles.toml").exists()
+    if has_own and _HOME not in os.environ:
+        return
+    home = Path(os.environ.setdefault(_HOME, str(root / "prefect")))
+    try:
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{home} cannot be written ({error.strerror}): set {_HOME} to a folder that can, or unset it to use"
+            " the artifact root (--home)"
+        ) from error
+
+
+def _quiet_terminal() -> None:
+    """Send the run's log to the server and keep it off the terminal, where the stages print lines of their own."""
+    if os.environ[_LEVEL] != "CRITICAL":
+        return
+    import prefect.main  # noqa: F401 - configures logging
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+@contextmanager
+def _own_server() -> Iterator[str]:
+    """Start a server, yield the URL of its API, and stop it."""
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    with tempfile.TemporaryFile() as log:
+        process, url = _start(log)
+        try:
+            _wait(process, url, log, home)
+            yield url
+        finally:
+            _stop(process)
+
+
+def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        words = [sys.executable, "-m", "flows.server_process", str(bound.fileno()), str(os.getpid())]
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **settings, **marks},
+            pass_fds=(bound.fileno(),),
+            start_new_session=True,
+        )
+        return process, f"http://127.0.0.1:{bound.getsockname()[1]}/api"
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes], home: Path) -> None:
+    """Wait until the server answers. Raises ClipScgiError when it ends or stays silent."""
+    from prefect.settings import get_current_settings
+
+    seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
+    deadline = time.monotonic() + seconds
+    with httpx.Client(trust_env=False, timeout=_ANSWER_SECONDS) as client:
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                if client.get(f"{url}/health").is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.1)
+    ended = process.poll()
+    happened = f"did not answer within {seconds} s" if ended is None else f"ended with status {ended} while starting"
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    raise ClipScgiError(f"Prefect's own server {happened}: {_explained(lines, home)}")
+
+
+def _explained(lines: list[str], home: Path) -> str:
+    """Return what stopped a server that wrote `lines`, and what to do."""
+    text = "\n".join(lines)
+    for mark, cause in _CAUSES:
+        if mark in text:
+            return f"{cause.format(home=home)}; artifacts are not affected"
+    return f"its last lines are:\n{chr(10).join(lines[-8:])}" if lines else "it wrote nothing"
+
+
+def _stop(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _drain() -> None:
+    """Send what Prefect still holds back of the run's log and events, before the server goes."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=_STOP_SECONDS)
+    EventsWorker.drain_all(timeout=_STOP_SECONDS)
