@@ -15,6 +15,7 @@ from data.artifacts import HOME_VARIABLE, ArtifactStore
 from data.errors import ConfigError
 from flows import commands_artifacts
 from flows.recipes import Recipe, build_recipe
+from flows.server import check_server
 
 
 def deploy(
@@ -85,6 +86,7 @@ def _recipes(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
 
 
 def _need_server(verb: str) -> None:
+    """Raise ConfigError unless a Prefect server is named and answers."""
     from prefect.settings import get_current_settings
 
     if not get_current_settings().api.url:
@@ -92,6 +94,7 @@ def _need_server(verb: str) -> None:
             f"{verb} needs a Prefect server that stays: start one with `prefect server start` and say where it is with"
             " `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api` (or that environment variable)"
         )
+    check_server()
 
 
 def add_parsers(commands: Any) -> None:

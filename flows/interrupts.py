@@ -31,7 +31,7 @@ _ENDED: Final = "interrupted; run the same command again to go on where it stopp
 
 _stopping = threading.Event()
 _announcing = threading.Lock()
-_announced = False
+_announced = threading.Event()
 
 
 def stopping() -> bool:
@@ -120,11 +120,10 @@ def _listen(receiver: socket.socket) -> None:
 
 def _announce() -> None:
     """Say once, before anything else is said, that the command stops."""
-    global _announced
     with _announcing:
-        if not _announced:
+        if not _announced.is_set():
             say(_STOPPING)
-        _announced = True
+        _announced.set()
 
 
 def _limit() -> NoReturn:

@@ -28,7 +28,6 @@ _HOME: Final = "PREFECT_HOME"
 _LEVEL: Final = "PREFECT_LOGGING_LEVEL"
 _ANSWER_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 5.0
-_WHERE: Final = "PREFECT_API_URL is set in {where}"
 _REMEDY: Final = "start that server, correct PREFECT_API_URL, or unset it to let each command start a server of its own"
 _CAUSES: Final = (
     ("Can't locate revision", "another version of Prefect has written its database: move {home} away"),
@@ -69,6 +68,8 @@ def check_server() -> None:
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
     url = str(get_current_settings().api.url)
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ConfigError(f"Prefect's server {masked(url)!r} is not an http address. {_advice(None)}")
     try:
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
@@ -76,7 +77,9 @@ def check_server() -> None:
         ):
             client.raise_for_api_version_mismatch()
     except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError, OSError) as error:
-        raise ConfigError(f"Prefect's server at {masked(url)} {_reason(error)}. {_advice(error)}") from error
+        # Prefect wraps most of what goes wrong in a RuntimeError.
+        cause = error if isinstance(error, httpx.HTTPError) else error.__cause__ or error
+        raise ConfigError(f"Prefect's server at {masked(url)} {_reason(cause)}. {_advice(cause)}") from error
 
 
 def masked(url: str) -> str:
@@ -87,9 +90,8 @@ def masked(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
 
 
-def _reason(error: BaseException) -> str:
+def _reason(cause: BaseException) -> str:
     """Return what was wrong with the answer, as the end of a sentence about the server."""
-    cause: BaseException = error.__cause__ or error
     if isinstance(cause, httpx.HTTPStatusError):
         return f"answers with HTTP {cause.response.status_code} instead of a version"
     if isinstance(cause, httpx.TimeoutException):
@@ -97,13 +99,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(cause, httpx.TransportError | OSError):
         return f"cannot be reached ({str(cause) or type(cause).__name__})"
     if isinstance(cause, ValueError):
-        return "answers with something else than a Prefect API"
+        return "is not a Prefect API: its answer has another form"
     return f"cannot be used ({cause})"
 
 
-def _advice(error: BaseException) -> str:
+def _advice(cause: BaseException | None) -> str:
     where = "the environment" if os.environ.get(VARIABLE) else "a Prefect profile or configuration file"
-    cause = error.__cause__
     refused = isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code in (401, 403)
     remedy = "set PREFECT_API_AUTH_STRING or PREFECT_API_KEY to its credentials" if refused else _REMEDY
     return f"{VARIABLE} is set in {where}: {remedy}; such an address ends in /api"

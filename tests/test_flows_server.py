@@ -1,0 +1,172 @@
+"""A Prefect server that cannot be used ends a command with one message, within seconds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from data.errors import ConfigError
+from flows import server
+from tests.conftest import REPO
+
+pytestmark = pytest.mark.xdist_group("flow")
+
+
+@contextmanager
+def answering(status: int, body: str, kind: str) -> Iterator[str]:
+    """Serve one answer to everything; yield the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}/api"
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """Accept connections and never answer; yield the address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """Yield an address at which nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/api"
+
+
+@contextmanager
+def at(url: str) -> Iterator[str]:
+    """Yield `url`."""
+    yield url
+
+
+DEAD = {
+    "refused": (refusing, (), "cannot be reached"),
+    "no such host": (at, ("http://nobody.invalid:4200/api",), "cannot be reached"),
+    "not an address": (at, ("localhost:4200",), "is not an http address"),
+    "not found": (answering, (404, '{"detail": "Not Found"}', "application/json"), "HTTP 404"),
+    "broken": (answering, (500, "oops", "text/plain"), "HTTP 500"),
+    "unavailable": (answering, (503, "oops", "text/plain"), "HTTP 503"),
+    "refuses credentials": (answering, (401, "{}", "application/json"), "PREFECT_API_AUTH_STRING"),
+    "a web page": (answering, (200, "<html>hello</html>", "text/html"), "not a Prefect API"),
+    "other JSON": (answering, (200, '{"a": 1}', "application/json"), "not a Prefect API"),
+    "another version": (answering, (200, '"2.20.3"', "application/json"), "2.20.3"),
+    "silent": (silent, (), "does not answer within 5 s"),
+}
+
+
+@pytest.mark.parametrize("case", DEAD)
+def test_a_server_that_cannot_be_used_is_one_message(case):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    make, arguments, wanted = DEAD[case]
+    with make(*arguments) as url, temporary_settings({PREFECT_API_URL: url}), pytest.raises(ConfigError) as caught:
+        server.check_server()
+    message = str(caught.value)
+    assert wanted in message
+    assert url in message
+    assert "PREFECT_API_URL" in message
+
+
+def test_a_password_in_the_address_is_not_shown():
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    address = "http://me:secret@127.0.0.1:9/api"
+    with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError) as caught:
+        server.check_server()
+    assert "http://***@127.0.0.1:9/api" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def command(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one command line as a person whose home is `tmp_path`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *words],
+        cwd=REPO,
+        env=kept | {"HOME": str(tmp_path), "CLIP_SCGI_HOME": str(tmp_path / "artifacts")} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [("demo",), ("search", "demo", "a man"), ("deploy", "demo"), ("serve", "demo")])
+def test_every_command_that_needs_the_server_says_so(tmp_path, words):
+    done = command(tmp_path, *words, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("clip-scgi: Prefect's server at http://127.0.0.1:9/api cannot be reached")
+    assert "PREFECT_API_URL is set in the environment" in line
+
+
+def test_an_address_in_a_profile_is_named_as_such(tmp_path):
+    (tmp_path / ".prefect").mkdir()
+    (tmp_path / ".prefect" / "profiles.toml").write_text(
+        'active = "site"\n[profiles.site]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
+    )
+    done = command(tmp_path, "demo")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "http://127.0.0.1:9/api cannot be reached" in line
+    assert "PREFECT_API_URL is set in a Prefect profile" in line
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = command(tmp_path, "demo", PREFECT_HOME=str(tmp_path / "file" / "prefect"))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"{tmp_path}/file/prefect cannot be written" in line
+    assert "PREFECT_HOME" in line
+
+
+@pytest.mark.parametrize("damage", ["a newer version", "no database"])
+def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
+    import sqlite3
+
+    home = tmp_path / "artifacts" / "prefect"
+    home.mkdir(parents=True)
+    if damage == "no database":
+        (home / "prefect.db").write_bytes(b"not a database, but long enough to be taken for one" * 100)
+        wanted = "its database is damaged"
+    else:
+        with sqlite3.connect(home / "prefect.db") as database:
+            database.execute("create table alembic_version (version_num varchar(32) not null)")
+            database.execute("insert into alembic_version values ('ffffffffffff')")
+        wanted = "another version of Prefect has written its database"
+    done = command(tmp_path, "demo")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("clip-scgi: Prefect's own server ended with status")
+    assert wanted in line
+    assert f"move {home} away" in line
