@@ -61,7 +61,7 @@ def recipe_deployment(
     of the worker that runs it; None for what the worker's own environment says.
     """
     name = deployment_name(recipe)
-    return RunnerDeployment.from_flow(
+    made = RunnerDeployment.from_flow(
         caption_and_train,
         name,
         description=f"Index, caption, audit, train, evaluate and report on {name}.",
@@ -73,13 +73,14 @@ def recipe_deployment(
         entrypoint_type=EntrypointType.MODULE_PATH,
         **_where(pool, home),
     )
+    return _off_pools(made) if pool is None else made
 
 
 def watch_deployment(
     *, cron: str | None = WATCH_CRON, pool: str | None = POOL, home: str | None = None
 ) -> RunnerDeployment:
     """Return the deployment ``watch-datasets/watch-datasets``, by default every five minutes."""
-    return RunnerDeployment.from_flow(
+    made = RunnerDeployment.from_flow(
         watch_datasets,
         WATCH_FLOW,
         description="Look at every data set with a deployment and announce those that changed.",
@@ -89,6 +90,7 @@ def watch_deployment(
         entrypoint_type=EntrypointType.MODULE_PATH,
         **_where(pool, home),
     )
+    return _off_pools(made) if pool is None else made
 
 
 def change_trigger(name: str) -> DeploymentEventTrigger:
@@ -191,6 +193,12 @@ def environment(home: str | None) -> dict[str, str]:
 def default_home() -> str:
     """Return the absolute artefact root of this process."""
     return str(ArtifactStore.default().root)
+
+
+def _off_pools(deployment: RunnerDeployment) -> RunnerDeployment:
+    """Take a served deployment off the work pool that an earlier `deploy` gave it, or its runs would go there."""
+    deployment.work_pool_name = None  # set, not only None by default: Prefect sends what has been set
+    return deployment
 
 
 def _where(pool: str | None, home: str | None) -> dict[str, Any]:

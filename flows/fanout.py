@@ -17,7 +17,7 @@ from captioning.config import CaptionConfig
 from captioning.stage import caption_part
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.device import cuda_devices
-from data.errors import ConfigError
+from data.errors import ClipScgiError, ConfigError
 from flows.follow import follow
 from flows.gpu import gpu_slot, uses_gpu
 from flows.interrupts import shielded, stop_on_terminate
@@ -32,8 +32,12 @@ def caption_worker(*, home: str, images: ArtifactRef, images_root: str, config: 
     name = f"caption-{worker}"
     config = config.model_copy(update={"device": device_of(config.local_device, worker)})
     store, slot = ArtifactStore(Path(home)), gpu_slot(config.local_device, "caption.device")
-    with slot, progress_bar(name) as bar, progress_artifact(name, bar) as progress:
-        done = caption_part(store, images=images, images_root=Path(images_root), config=config, progress=progress)
+    try:
+        with slot, progress_bar(name) as bar, progress_artifact(name, bar) as progress:
+            done = caption_part(store, images=images, images_root=Path(images_root), config=config, progress=progress)
+    except KeyboardInterrupt:
+        # A pool prints the traceback of what is not an Exception.
+        raise ClipScgiError(f"{name} was stopped; its captions are kept") from None
     return done.generated
 
 

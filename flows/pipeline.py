@@ -26,7 +26,7 @@ from flows.report import ReportInputs, report_ingredients
 from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
 from flows.summary import RunSummary, StageName, StageRun
 from flows.terminal import notice_line, stage_line
-from flows.ui import name_run
+from flows.ui import log_stage, name_run
 from flows.worlds import ensure_world
 from reid.stage_evaluate import evaluate_ingredients
 from reid.stage_train import train_ingredients
@@ -35,15 +35,24 @@ FLOW_NAME = "caption-and-train"
 
 
 def _first_name() -> str:
-    """Name a run after its recipe and the hour; the data set's hash joins them when it is known."""
+    """Name a run that begins: recipe, dataset and hour. The dataset's hash joins them once it is known."""
     recipe = runtime.flow_run.parameters.get("recipe")
-    name = recipe.get("name") if isinstance(recipe, Mapping) else getattr(recipe, "name", None)
-    return f"{name or 'unnamed'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if isinstance(recipe, Recipe):
+        return run_name(recipe.name, recipe.data.label)
+    values = recipe if isinstance(recipe, Mapping) else {}
+    data = values.get("data") or {}
+    return run_name(values.get("name") or "unnamed", data.get("name") or data.get("reader") or "")
 
 
-def _full_name(images: ArtifactRef) -> str:
+def run_name(recipe: str, dataset: str) -> str:
+    """Return the name of a run that begins now; a recipe that is named after its dataset names it once."""
+    is_named = not dataset or recipe == dataset or recipe.startswith(f"{dataset}_")
+    return "-".join([recipe, *([] if is_named else [dataset]), time.strftime("%Y%m%d-%H%M%S")])
+
+
+def _full_name(recipe: Recipe, images: ArtifactRef) -> str:
     found = read_json(images.folder / "dataset.json")
-    return f"{_first_name()}-{found['dataset_hash'][:8]}"
+    return f"{run_name(recipe.name, recipe.data.label)}-{found['dataset_hash'][:8]}"
 
 
 @flow(name=FLOW_NAME, flow_run_name=_first_name, persist_result=False)
@@ -61,6 +70,7 @@ def caption_and_train(
     for stage in _stages(store, recipe, reread, until):
         finished.append(stage)
         console.print(stage_line(stage.stage, stage.status, stage.seconds, stage.note), soft_wrap=True)
+        log_stage(stage)
         if stage.stage == "index":
             for notice in read_json(stage.artifact.folder / "dataset.json")["notices"]:
                 console.print(notice_line(notice), soft_wrap=True)
@@ -72,7 +82,7 @@ def caption_and_train(
 def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName) -> Iterator[StageRun]:
     """Run one stage after the other; each is done when it is yielded."""
     indexed = _index(store, recipe, reread)
-    name_run(_full_name(indexed.artifact))
+    name_run(_full_name(recipe, indexed.artifact))
     yield indexed
     images, where = indexed.artifact, {"images_root": indexed.images_root}
     captions = audited = None

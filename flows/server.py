@@ -22,6 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from data.errors import ClipScgiError, ConfigError, RetryableError
+from flows.interrupts import stopping
 
 VARIABLE: Final = "PREFECT_API_URL"
 _HOME: Final = "PREFECT_HOME"
@@ -58,8 +59,11 @@ def prefect_server(root: Path) -> Iterator[None]:
             yield
         return
     with _own_server() as url, temporary_settings({PREFECT_API_URL: url}), _loss_explained(url):
-        yield
-        _drain()
+        try:
+            yield
+        finally:
+            if not stopping():
+                _drain()
 
 
 def check_server() -> None:

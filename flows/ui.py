@@ -18,6 +18,7 @@ from uuid import UUID
 
 import httpx
 import pyarrow.parquet as pq
+from prefect import get_run_logger
 from prefect.artifacts import (
     create_image_artifact,
     create_progress_artifact,
@@ -33,6 +34,8 @@ from data.progress import ProgressFn, silent
 from flows.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
 from flows.inventory import take_inventory
 from flows.report_scores import METRICS, Score, interval_text, scores, signed
+from flows.summary import StageRun
+from flows.terminal import stage_line
 
 UPDATE_SECONDS: Final = 5.0
 _NOT_KEY: Final = re.compile(r"[^a-z0-9]+")
@@ -107,6 +110,33 @@ def name_run(name: str) -> None:
             client.update_flow_run(run_id, name=name)
 
     _try(send)
+
+
+def log_stage(stage: StageRun) -> None:
+    """Write into the run's log how a stage ended: its line, what the index noticed, the scores, where the page is."""
+    log = get_run_logger()
+    log.info(stage_line(stage.stage, stage.status, stage.seconds, stage.note).plain)
+    for line in _details(stage):
+        log.info(line)
+
+
+def _details(stage: StageRun) -> list[str]:
+    folder = stage.artifact.folder
+    match stage.stage:
+        case "index":
+            found = read_json(folder / "dataset.json")
+            return [str(notice) for notice in found["notices"]]
+        case "caption":
+            return [f"captions: {folder / 'captions.parquet'}"]
+        case "evaluate":
+            rows = scores(read_json(folder / "metrics.json"))
+            return [
+                f"{row.model}, {row.mode}: {', '.join(f'{label} {row.percent[key]:.1f}' for key, label in METRICS)}"
+                for row in rows
+            ]
+        case "report":
+            return [f"report: {folder / 'report.html'}"]
+    return []
 
 
 def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:

@@ -180,6 +180,29 @@ def test_deploying_twice_leaves_one_of_everything(prefect_server, tmp_path, caps
         assert client.read_global_concurrency_limit_by_name("gpu").limit == 1
 
 
+def test_serving_what_was_deployed_takes_it_off_the_pool_and_back(prefect_server):
+    from prefect.client.orchestration import get_client
+
+    from flows.deployments import recipe_deployment, register, watch_deployment
+
+    recipe = build_recipe("demo", ["data.name=moved"])
+    with get_client(sync_client=True) as client:
+
+        def pools() -> list[str | None]:
+            """Return the pools that new runs of the two deployments go to."""
+            names = ("caption-and-train/moved", "watch-datasets/watch-datasets")
+            found = [client.read_deployment_by_name(name) for name in names]
+            return [client.create_flow_run_from_deployment(item.id).work_pool_name for item in found]
+
+        register(recipe_deployment(recipe, home="/srv/a"), watch_deployment(home="/srv/a"))
+        assert pools() == ["clip-scgi", "clip-scgi"]
+        for served in (recipe_deployment(recipe, pool=None), watch_deployment(pool=None)):
+            served.apply()
+        assert pools() == [None, None]
+        register(recipe_deployment(recipe, home="/srv/b"), watch_deployment(home="/srv/b"))
+        assert pools() == ["clip-scgi", "clip-scgi"]
+
+
 def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(prefect_server, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)

@@ -51,7 +51,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=_take_terminal,  # noqa: PLW1509 - the child calls it before any thread of its own
+            preexec_fn=_take_terminal,  # noqa: PLW1509
         )
         os.close(slave)
         self.written = ""
@@ -200,9 +200,12 @@ HANGING = """
 import hashlib, sys, time
 from flows import commands
 def hang(_):
-    print("hanging", flush=True)
+    begun = False
     while True:
         try:
+            if not begun:
+                begun = True
+                print("hanging", flush=True)
             {what}
         except KeyboardInterrupt:
             pass
@@ -245,7 +248,7 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     assert done.stdout == "SIG_IGN\n"
 

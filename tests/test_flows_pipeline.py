@@ -104,6 +104,41 @@ def test_prefects_ui_shows_progress_tables_and_pictures_of_the_run(finished):
     assert "image_path" in shown["captions"].data
 
 
+def test_the_runs_log_says_what_the_terminal_says(finished):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.logging.handlers import APILogWorker
+
+    _, summary = finished
+    APILogWorker.instance().drain()
+    found = read_json(summary["index"].artifact.folder / "dataset.json")["dataset_hash"]
+    with get_client(sync_client=True) as client:
+        (run,) = (run for run in client.read_flow_runs() if run.name.endswith(found[:8]) and run.state.is_completed())
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        lines = [entry.message for entry in client.read_logs(wanted)]
+    for stage in summary.stages:
+        assert any(line.startswith(f"✓ {stage.stage:<9} ran") and stage.note in line for line in lines)
+    metrics = read_json(summary["evaluate"].artifact.folder / "metrics.json")
+    for row in metrics["results"]:
+        assert any(f"{row['model']}, {row['mode']}: mAP {100 * row['mAP']:.1f}" in line for line in lines)
+    assert f"report: {summary['report'].artifact.folder / 'report.html'}" in lines
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dataset", "wanted"),
+    [
+        ("demo", "demo", "demo-"),
+        ("demo", "lobby", "demo-lobby-"),
+        ("market1501_rn50", "market1501", "market1501_rn50-"),
+        ("baseline", "base", "baseline-base-"),
+    ],
+)
+def test_a_run_is_named_after_its_recipe_and_its_dataset(recipe, dataset, wanted):
+    from flows.pipeline import run_name
+
+    assert re.fullmatch(rf"{wanted}\d{{8}}-\d{{6}}", run_name(recipe, dataset))
+
+
 def test_commands_draw_the_captions_and_search_the_gallery(home, tmp_path, capsys):
     settings = [part for text in SMALL for part in ("--set", text)]
     assert main(["sheet", "demo", "--home", str(home), *settings, "--out", str(tmp_path / "sheet.jpg")]) == 0
