@@ -10,6 +10,7 @@ and the *worlds* (``write_market1501``), whose train, test and distractor popula
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.children import follow, shielded
 from data.errors import DataError, raise_settings
 from data.slots import SLOTS
 from data.synthetic_cameras import Camera, decode, encode, sample_camera
@@ -239,9 +241,13 @@ def _write_images(world: Path, config: WorldConfig, workers: int) -> list[dict[s
         results = [_write_job(world, config, job) for job in jobs]
     else:
         # "spawn": the caller may hold threads and locks, which a fork would copy in an unknown state.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=follow, initargs=(os.getpid(),)
+        ) as pool:
             chunk = max(1, len(jobs) // (8 * workers))
-            results = list(pool.map(_write_job, repeat(world), repeat(config), jobs, chunksize=chunk))
+            with shielded():
+                drawn = pool.map(_write_job, repeat(world), repeat(config), jobs, chunksize=chunk)
+            results = list(drawn)
     return sorted((row for rows in results for row in rows), key=lambda row: row["path"])
 
 

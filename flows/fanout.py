@@ -16,11 +16,11 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 from captioning.config import CaptionConfig
 from captioning.stage import caption_part
 from data.artifacts import ArtifactRef, ArtifactStore
+from data.children import follow, shielded
 from data.device import cuda_devices
 from data.errors import ClipScgiError, ConfigError
-from flows.follow import follow
 from flows.gpu import gpu_slot, uses_gpu
-from flows.interrupts import shielded, stop_on_terminate
+from flows.interrupts import stop_on_terminate
 from flows.scale import ScaleConfig
 from flows.terminal import progress_bar
 from flows.ui import progress_artifact

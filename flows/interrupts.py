@@ -51,16 +51,6 @@ def stop_on_terminate() -> None:
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
-    """Block Ctrl-C for the processes and threads started in the block: it is passed on to them by other means."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def watched() -> Iterator[None]:
     """Run the block, the whole command, under this rule. After a signal the block's end is the end of the process.
 

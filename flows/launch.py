@@ -21,10 +21,10 @@ from typing import Any, Final
 import psutil
 
 from data.artifacts import ArtifactRef, ArtifactStore
+from data.children import follow
 from data.config import build_config
 from data.errors import ClipScgiError, RetryableError
 from data.files import read_json, write_json
-from flows.follow import follow
 from flows.terminal import progress_bar
 from reid.config import TrainConfig
 from reid.stage_train import train
@@ -58,7 +58,7 @@ def launch_training(
         write_json(path, job)
         # Port 0: torchrun takes a free one, so two trainings on one machine do not meet.
         words = [*_LAUNCH, "--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
-        follower = ["-m", "flows.follow", str(os.getpid())]
+        follower = ["-m", "data.children", str(os.getpid())]
         status, lines = _stream([sys.executable, *follower, *words, "-m", "flows.launch", str(path)])
         _raise_problem(path.with_name(_PROBLEM))
     if status:

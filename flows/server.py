@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies
 
 import httpx
 
@@ -25,6 +26,7 @@ from data.errors import ClipScgiError, ConfigError, RetryableError
 from flows.interrupts import stopping
 
 VARIABLE: Final = "PREFECT_API_URL"
+_HOST: Final = "127.0.0.1"
 _HOME: Final = "PREFECT_HOME"
 _LEVEL: Final = "PREFECT_LOGGING_LEVEL"
 _ANSWER_SECONDS: Final = 5.0
@@ -166,6 +168,8 @@ def _own_server() -> Iterator[str]:
     from prefect.settings import get_current_settings
 
     home = get_current_settings().home
+    # A proxy of the site (HTTP_PROXY) cannot reach it.
+    os.environ["no_proxy"] = ",".join(filter(None, [getproxies().get("no"), _HOST]))
     with tempfile.TemporaryFile() as log:
         process, url = _start(log)
         try:
@@ -181,7 +185,7 @@ def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
+        bound.bind((_HOST, 0))
         words = [sys.executable, "-m", "flows.server_process", str(bound.fileno()), str(os.getpid())]
         process = subprocess.Popen(
             words,
@@ -192,7 +196,7 @@ def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
             pass_fds=(bound.fileno(),),
             start_new_session=True,
         )
-        return process, f"http://127.0.0.1:{bound.getsockname()[1]}/api"
+        return process, f"http://{_HOST}:{bound.getsockname()[1]}/api"
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes], home: Path) -> None:

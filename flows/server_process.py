@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import sys
 
-from flows.follow import follow
+from data.children import follow
 
 
 def main(descriptor: int, parent: int) -> None:

@@ -170,3 +170,11 @@ def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
     assert line.startswith("clip-scgi: Prefect's own server ended with status")
     assert wanted in line
     assert f"move {home} away" in line
+
+
+def test_a_proxy_is_not_asked_for_the_own_server(tmp_path):
+    small = ["--set", "synthetic.train_identities=2", "--set", "synthetic.test_identities=2"]
+    proxy = "http://127.0.0.1:9"
+    done = command(tmp_path, "run", "demo", "--until", "index", *small, HTTP_PROXY=proxy, http_proxy=proxy)
+    assert done.returncode == 0, done.stderr
+    assert "✓ index" in done.stderr

@@ -1,8 +1,8 @@
-"""End a child process with its parent, however the parent ends.
+"""Child processes: they end with their parent, however it ends, and Ctrl-C on a terminal is left to the parent.
 
-    python -m flows.follow PARENT MODULE [ARGUMENT ...]
+    python -m data.children PARENT MODULE [ARGUMENT ...]
 
-runs a module that way. Used by everything the command starts: Prefect's server, training and captioning processes.
+runs a module that follows the process PARENT.
 """
 
 from __future__ import annotations
@@ -13,10 +13,22 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _LOOK_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 10.0
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Block Ctrl-C for the processes and threads started in the block; their parent ends them itself."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow(parent: int) -> None:
