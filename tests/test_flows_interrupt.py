@@ -110,7 +110,8 @@ def start(tmp_path):
     begun: list[Terminal] = []
 
     def starter(*words: str, settings: tuple[str, ...] = ()) -> Terminal:
-        changes = [part for text in (*SMALL, *settings) for part in ("--set", text)]
+        chosen = {text.partition("=")[0]: text for text in (*SMALL, *settings)}
+        changes = [part for text in chosen.values() for part in ("--set", text)]
         begun.append(Terminal(tmp_path, *words, *changes))
         return begun[-1]
 
@@ -141,7 +142,7 @@ def test_while_the_server_starts(start):
 def test_while_it_trains_and_the_next_run_goes_on(start, tmp_path):
     terminal = start("demo", settings=(FOR_EVER, "train.checkpoint_every=5"))
     terminal.wait_for(r"train .*[1-9]\d*/")
-    terminal.wait_until("a checkpoint", lambda: list((tmp_path / "work" / "train").glob("*/*")))
+    terminal.wait_until("a checkpoint", lambda: terminal.ended() or list((tmp_path / "work" / "train").glob("*/*")))
     terminal.press_ctrl_c()
     assert_stopped(terminal, "training")
     again = start("demo", settings=(FOR_EVER, "train.checkpoint_every=5"))
@@ -154,9 +155,9 @@ def test_while_it_trains_and_the_next_run_goes_on(start, tmp_path):
 
 @pytest.mark.parametrize("runner", ["threads", "processes"])
 def test_while_several_workers_caption_and_what_they_made_is_kept(start, tmp_path, runner):
-    many = ("synthetic.train_identities=200", "scale.caption_workers=2", f"scale.runner={runner}")
+    many = ("synthetic.train_identities=60", "scale.caption_workers=2", f"scale.runner={runner}")
     terminal = start("caption", "demo", settings=many)
-    terminal.wait_until("captions", lambda: list((tmp_path / "captions").glob("*/part-*.parquet")))
+    terminal.wait_until("captions", lambda: terminal.ended() or list((tmp_path / "captions").glob("*/part-*.parquet")))
     before = _captions(tmp_path)
     terminal.press_ctrl_c()
     assert_stopped(terminal, f"captioning, two {runner}")
