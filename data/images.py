@@ -108,7 +108,7 @@ def open_indexed(root: Path, path: str, sha256: str | None) -> Image.Image:
     content = read_bytes(inside(root, path))
     if digest_bytes(content) != sha256:
         raise RejectedRow("changed")
-    return open_rgb(content)
+    return open_rgb(content, MOST_PIXELS)  # how many pixels are too many was the index's to decide
 
 
 def read_bytes(path: Path | str) -> bytes:

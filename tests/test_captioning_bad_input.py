@@ -145,7 +145,7 @@ def test_what_the_index_rejects_is_counted_there_and_the_rest_is_captioned(store
     (tmp_path / "manifest.csv").write_text(
         "\n".join(["path,split,pid,camid", *(f"{name},train,1,1" for name in files)])
     )
-    settings = DatasetConfig(reader="manifest", root=str(tmp_path), require_splits=())
+    settings = DatasetConfig(reader="manifest", root=str(tmp_path), require_splits=(), min_side=1)
     found = index(store, config=settings)
     rejected = pd.read_parquet(found.made.ref.folder / "rejected.parquet").set_index("path")
     assert rejected["reason"].to_dict() == {name: why for name, (_, why) in bad_files().items()}

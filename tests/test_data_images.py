@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import images
+from data.datasets import DatasetConfig
 from data.errors import RejectedRow
 from data.fingerprint import digest_bytes
 from data.images import open_indexed, open_rgb
@@ -175,6 +177,15 @@ def test_flipped_bytes_never_raise_anything_else():
                 open_rgb(bytes(broken), max_pixels=1_000_000)
             except RejectedRow as error:
                 assert error.reason in {"truncated", "not_an_image", "too_large"}  # noqa: PT017
+
+
+def test_later_stages_decode_whatever_number_of_pixels_the_index_let_in(tmp_path, monkeypatch):
+    content = encoded(Image.new("1", (20, 10)), "PNG")
+    (tmp_path / "a.png").write_bytes(content)
+    limits = []
+    monkeypatch.setattr(images, "open_rgb", lambda _, max_pixels=images.MAX_PIXELS: limits.append(max_pixels))
+    open_indexed(tmp_path, "a.png", digest_bytes(content))
+    assert limits == [DatasetConfig.model_fields["max_pixels"].metadata[1].le]
 
 
 def test_an_indexed_image_is_read_only_while_it_is_the_one(tmp_path):
