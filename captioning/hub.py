@@ -99,9 +99,10 @@ def snapshot(model: str, revision: str | None) -> Path:
 
 
 def _out_of_reach(model: str, revision: str | None, reason: str) -> WeightsError:
+    command = f"hf download {model}" + (f" --revision {revision}" if revision is not None else "")
     return WeightsError(
         f"the weights of {model} (revision {revision or 'main'}) are neither in the hub cache of this machine nor "
-        f"can they be fetched ({reason}). Where the hub can be reached, run `hf download {model}`; or put "
+        f"can they be fetched ({reason}). Where the hub can be reached, run `{command}`; or put "
         f"{', '.join(WANTED)} into a folder and set caption.model to it; or set caption.model to tiny, the embedded "
         "model"
     )

@@ -90,7 +90,13 @@ def test_a_hub_id_out_of_reach_says_what_to_do(monkeypatch, tmp_path, offline):
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError) as caught:
         load_llava(config("llava-hf/llava-1.5-7b-hf", revision="abc"))
-    for wanted in ("llava-hf/llava-1.5-7b-hf", "revision abc", "hf download", "model*.safetensors", "tiny"):
+    for wanted in (
+        "llava-hf/llava-1.5-7b-hf",
+        "revision abc",
+        "hf download llava-hf/llava-1.5-7b-hf --revision abc`",
+        "model*.safetensors",
+        "tiny",
+    ):
         assert wanted in str(caught.value)
 
 
