@@ -26,6 +26,7 @@ from captioning.regeneration import ask_until_well_formed
 from captioning.replies import Answer, Reply, answer_row, unreadable_row
 from captioning.sampling import GumbelNoise
 from captioning.slot_grammar import Grammar
+from data.environment import exact_float32
 from data.errors import ClipScgiError, ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Engine:
         return made["pixel_values"].to(self.llava.device, self.llava.dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
+    @exact_float32(torch)
     def reply(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None) -> list[Reply]:
         """Caption framed `images` as one batch. The rows share one prompt, so there is no padding.
 

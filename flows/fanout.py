@@ -26,7 +26,7 @@ from flows.terminal import progress_bar
 from flows.ui import progress_artifact
 
 
-@task(name="caption-worker", task_run_name="caption-worker-{worker}", persist_result=False)
+@task(name="caption-worker", task_run_name="caption-worker-{worker}", persist_result=False, retries=0)
 def caption_worker(*, home: str, images: ArtifactRef, images_root: str, config: CaptionConfig, worker: int) -> int:
     """Caption what no other worker has claimed, on a GPU of its own where there are several; return how many."""
     name = f"caption-{worker}"

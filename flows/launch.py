@@ -23,6 +23,7 @@ import psutil
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.children import follow
 from data.config import build_config
+from data.environment import own_environment
 from data.errors import ClipScgiError, RetryableError
 from data.files import read_json, write_json
 from flows.terminal import progress_bar
@@ -32,8 +33,19 @@ from reid.stage_train import train
 _JOB: Final = "job.json"
 _PROBLEM: Final = "problem.json"
 _LAST_LINES: Final = 80  # torchrun alone ends with thirty
-# accelerate calls its torchrun launcher so; on CPUs too, where `--cpu` would start one process only.
-_LAUNCH: Final = ("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no")
+_LAUNCH: Final = ("accelerate.commands.launch", "--config_file")
+# Its own file: else accelerate reads the user's default_config.yaml, which may ask for anything.
+_LAUNCH_CONFIG: Final = {
+    "compute_environment": "LOCAL_MACHINE",
+    # accelerate calls its torchrun launcher so; on CPUs too, where "use_cpu" would start one process only.
+    "distributed_type": "MULTI_GPU",
+    "use_cpu": False,
+    "mixed_precision": "no",
+    "num_machines": 1,
+    "machine_rank": 0,
+    # torchrun takes a free one, so two trainings on one machine do not meet.
+    "main_process_port": 0,
+}
 
 
 def launch_training(
@@ -56,13 +68,18 @@ def launch_training(
     with tempfile.TemporaryDirectory(prefix="clip-scgi-") as folder:
         path = Path(folder) / _JOB
         write_json(path, job)
-        # Port 0: torchrun takes a free one, so two trainings on one machine do not meet.
-        words = [*_LAUNCH, "--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", "0"]
-        follower = ["-m", "data.children", str(os.getpid())]
-        status, lines = _stream([sys.executable, *follower, *words, "-m", "flows.launch", str(path)])
+        command = [sys.executable, "-m", "data.children", str(os.getpid()), *launcher(Path(folder), processes)]
+        status, lines = _stream([*command, "-m", "flows.launch", str(path)])
         _raise_problem(path.with_name(_PROBLEM))
     if status:
         raise ClipScgiError(f"training in {processes} processes ended with status {status}; its last lines:\n{lines}")
+
+
+def launcher(folder: Path, processes: int) -> list[str]:
+    """Return the module and its arguments that start `processes` processes; writes its config into `folder`."""
+    path = folder / "accelerate.json"
+    write_json(path, {**_LAUNCH_CONFIG, "num_processes": processes})
+    return [*_LAUNCH, str(path), "--dynamo_backend", "no"]
 
 
 def _raise_problem(path: Path) -> None:
@@ -76,7 +93,7 @@ def _stream(command: list[str]) -> tuple[int, str]:
     """Run `command`, pass its lines on as they come, and return its status and its last lines."""
     log = logging.getLogger(__name__)
     last: deque[str] = deque(maxlen=_LAST_LINES)
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": "1", **own_environment()}
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -120,6 +137,7 @@ def main(path: Path) -> None:
                 images_root=Path(job["images_root"]),
                 config=build_config(TrainConfig, job["config"], "training job"),
                 progress=progress,
+                launched=True,
             )
     except ClipScgiError as error:
         # Handed over as a file: what several processes print is mixed, and torchrun's own lines come last.

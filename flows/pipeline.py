@@ -55,7 +55,7 @@ def _full_name(recipe: Recipe, images: ArtifactRef) -> str:
     return f"{run_name(recipe.name, recipe.data.label)}-{found['dataset_hash'][:8]}"
 
 
-@flow(name=FLOW_NAME, flow_run_name=_first_name, persist_result=False)
+@flow(name=FLOW_NAME, flow_run_name=_first_name, persist_result=False, retries=0)
 def caption_and_train(
     recipe: Recipe, home: str | None = None, until: StageName = "report", reread: bool = False
 ) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.environment import exact_float32
 from data.files import read_json
 from reid.clip_loading import load_clip, refuse_other_model, resize_positions
 from reid.config import BackboneConfig
@@ -185,6 +186,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@exact_float32(torch)
 def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     """Build the backbone of `config` on the CPU in float32. `seed` matters for random weights only.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from data.environment import exact_float32
 from reid.backbone import build_backbone, seeded
 from reid.config import TrainConfig
 from reid.tasks import Task
@@ -13,6 +15,7 @@ from reid.tasks_image import BaselineTask, ClipReidTask
 from reid.tasks_scgi import ScgiTask
 
 
+@exact_float32(torch)
 def build_task(
     config: TrainConfig, *, identities: int, cameras: Sequence[int] = (), texts_CD: Tensor | None = None
 ) -> Task:

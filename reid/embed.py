@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.environment import exact_float32
 from data.progress import ProgressFn, silent
 from reid.augment import normalise
 from reid.loading import load_batches
@@ -22,6 +23,7 @@ Encoder = Callable[..., Tensor]
 FeatureRows = NDArray[np.float32]
 
 
+@exact_float32(torch)
 def embed(
     encode: Encoder,
     pixels: NDArray[np.uint8],

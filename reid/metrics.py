@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from data.environment import exact_float32
 from data.errors import DataError, raise_problems
 from data.people import is_junk
 from reid.config_evaluate import RerankConfig
@@ -67,6 +69,7 @@ class Ranking:
         return len(self.query_index)
 
 
+@exact_float32(torch)
 def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
     query_features: Features,
     gallery_features: Features,

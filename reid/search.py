@@ -16,6 +16,7 @@ from PIL import Image
 
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.device import resolve_device
+from data.environment import exact_float32
 from data.errors import ConfigError, DataError, RejectedRow
 from data.images import REASONS, open_rgb
 from data.people import JUNK
@@ -74,20 +75,21 @@ def search(
     cache = pixels(
         store, images=images, images_root=images_root, height=shape.height, width=shape.width, progress=progress
     )
-    wanted_1D, encode = _by_sentence(task, str(query)) if picture is None else _by_image(task, picture, where)
-    features_ND = embed(
-        encode,
-        load_pixels(cache.ref),
-        np.array(gallery),
-        batch_size=64,
-        device=where,
-        mean=shape.mean,
-        std=shape.std,
-        cameras=task.camera_numbers([rows[number]["camid"] for number in gallery]),
-        progress=progress,
-    )
-    similarities = similarity_blocks(Rows(wanted_1D.cpu(), "query"), Rows(features_ND, "gallery"))
-    scores_N = next(similarities)[1][0, : len(gallery)]
+    with exact_float32(torch):
+        wanted_1D, encode = _by_sentence(task, str(query)) if picture is None else _by_image(task, picture, where)
+        features_ND = embed(
+            encode,
+            load_pixels(cache.ref),
+            np.array(gallery),
+            batch_size=64,
+            device=where,
+            mean=shape.mean,
+            std=shape.std,
+            cameras=task.camera_numbers([rows[number]["camid"] for number in gallery]),
+            progress=progress,
+        )
+        similarities = similarity_blocks(Rows(wanted_1D.cpu(), "query"), Rows(features_ND, "gallery"))
+        scores_N = next(similarities)[1][0, : len(gallery)]
     best = np.argsort(-scores_N, kind="stable")[:top]
     found = [(float(scores_N[place]), rows[gallery[place]]) for place in best]
     return [

@@ -5,7 +5,6 @@ Importing this module loads no model library, so a cached rerun stays cheap.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.environment import exact_float32, hidden_variables
 from data.files import read_json, write_json
 from data.progress import ProgressFn, silent
 from reid.config import TrainConfig
@@ -63,6 +63,7 @@ def train(
     images_root: Path,
     config: TrainConfig,
     progress: ProgressFn = silent,
+    launched: bool = False,
 ) -> Made:
     """Train the method of `config` on the train split of `images`.
 
@@ -73,6 +74,8 @@ def train(
         images_root: the folder that the image paths are relative to.
         config: the run.
         progress: called every few steps with the steps done, the steps in all and the loss.
+        launched: this process is one of several that `flows.launch` has started; a launcher's variables in the
+            environment alone do not make it one.
 
     Raises:
         ConfigError: captions are needed and not given, or too few identities for a batch beside those held out.
@@ -84,26 +87,31 @@ def train(
     scratch = store.scratch(STAGE, fingerprint_of(STAGE, ingredients))
 
     def produce(folder: Path) -> None:
-        _train(
-            store,
-            folder,
-            scratch=scratch,
-            images=images,
-            captions=captions,
-            images_root=images_root,
-            config=config,
-            progress=progress,
-        )
+        import torch
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _make_together(store, ingredients, produce, config)
-    return store.make(STAGE, ingredients, produce)
+        with exact_float32(torch):
+            _train(
+                store,
+                folder,
+                scratch=scratch,
+                images=images,
+                captions=captions,
+                images_root=images_root,
+                config=config,
+                progress=progress,
+                launched=launched,
+            )
+
+    with hidden_variables(launched=launched):
+        if launched:
+            return _make_together(store, ingredients, produce, config)
+        return store.make(STAGE, ingredients, produce)
 
 
 def _make_together(
     store: ArtifactStore, ingredients: dict[str, Any], produce: Callable[[Path], None], config: TrainConfig
 ) -> Made:
-    """Make the artefact with all processes of `accelerate launch`: the first one owns it, the others help.
+    """Make the artifact with all processes of a launcher: the first one owns it, the others help.
 
     The store's lock is taken by the first process alone; the others would wait for it in vain.
     """
@@ -141,6 +149,7 @@ def _train(
     images_root: Path,
     config: TrainConfig,
     progress: ProgressFn,
+    launched: bool,
 ) -> None:
     from reid.build import build_task
     from reid.checkpoint import save_model
@@ -154,7 +163,7 @@ def _train(
     texts = _learned_texts(store, data, images, config, progress)
     task = build_task(config, identities=len(identities), cameras=cameras, texts_CD=texts)
     validate = _validator(images, rows, data, config)
-    state = fit(task, data, config, folder=scratch, progress=progress, validate=validate)
+    state = fit(task, data, config, folder=scratch, progress=progress, validate=validate, launched=launched)
     save_model(folder / "model.safetensors", task)
     if (scratch / METRICS).exists():
         shutil.copyfile(scratch / METRICS, folder / METRICS)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.artifacts import ArtifactStore
+from data.environment import exact_float32
 from data.errors import DataError
 from data.files import write_json
 from data.fingerprint import digest
@@ -102,7 +103,7 @@ def encode_texts(
     # Texts of like length together: each batch runs at the length of its longest.
     order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
     features = np.empty((len(texts), backbone.joint_width), dtype=np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32(torch):
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
             features[rows] = backbone.text([texts[row] for row in rows]).float().cpu().numpy()

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
 from torch import nn
 
+from data.environment import exact_float32, hidden_variables
 from data.errors import ConfigError
 from data.progress import ProgressFn, silent
 from reid.batches import TrainingBatches, TrainingSet
@@ -77,7 +78,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # trains twice (tests, studies) starts from a clean one. A process group stays.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     PartialState(cpu=cpu).device = device  # by itself it takes the first GPU
-    return Accelerator(cpu=cpu, mixed_precision=config.precision)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=config.precision,
+        # Left out, these two are read from the environment; `fit` hides what else is.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+    )
 
 
 def fit(
@@ -88,8 +95,9 @@ def fit(
     folder: Path,
     progress: ProgressFn = silent,
     validate: Validate | None = None,
+    launched: bool = False,
 ) -> TrainState:
-    """Train `task` in place.
+    """Train `task` in place. What the environment says to accelerate or torch changes nothing.
 
     Args:
         task: on the CPU; it is moved.
@@ -98,6 +106,7 @@ def fit(
         folder: where metrics.jsonl and checkpoints live; a run killed there goes on from its last checkpoint.
         progress: called with (steps done, steps in all, loss).
         validate: called after the epochs that ``config.validation`` names; it must leave the task as it was.
+        launched: this process is one of several that a launcher (`flows.launch`, torchrun) has started together.
 
     Returns:
         The final state. The task has the weights of the last epoch, or of ``state.best`` if the config keeps the best.
@@ -105,8 +114,12 @@ def fit(
     Raises:
         DivergedError: a loss term became infinite or not a number.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(task, data, config, folder)
+    with hidden_variables(launched=launched), exact_float32(torch):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _fit(_Run(task, data, config, folder), config, progress, validate)
+
+
+def _fit(run: _Run, config: TrainConfig, progress: ProgressFn, validate: Validate | None) -> TrainState:
     state = run.resume()
     while state.epoch < config.schedule.epochs:
         rates = set_rates(run.optimizer, config.schedule, state.epoch)

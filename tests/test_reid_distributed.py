@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from flows.launch import launcher
 from reid.build import build_task
 from reid.metricslog import METRICS
 from reid.trainer import fit
@@ -28,12 +29,8 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     config = small_config(checkpoint_every=3)
     task = build_task(config, identities=8)
     fit(task, training_set(), config, folder=tmp_path / "one")
-    # On processors `--cpu` starts one process (several only through MPI); `--multi_gpu` is accelerate's name for its
-    # torchrun launcher, and the trainer asks for the CPU itself.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "tests.reid_two_processes", str(tmp_path / "two")],
+        [sys.executable, "-m", *launcher(tmp_path, 2), "-m", "tests.reid_two_processes", str(tmp_path / "two")],
         cwd=REPO,
         env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,0 +1,82 @@
+"""What libraries would read from the environment, hidden or set while a stage computes, so that it changes no result.
+
+A variable that changes only the speed or the order of additions (OMP_NUM_THREADS, MKL_CBWR) stays as it is:
+docs/scaling.md says what is promised.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+
+# accelerate: precision, accumulation, compilation, sharding, device. Read whenever it is asked for something.
+_ACCELERATE: Final = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+# How launchers (torchrun, MPI, job schedulers) tell a process that it is one of several. Left over in the environment
+# of a single process they would make it wait for the others, or take another device.
+_LAUNCHERS: Final = ("PET_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "ROLE_", "GROUP_")
+_LAUNCHER_NAMES: Final = {
+    "FORK_LAUNCHED",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RANK",
+    "WORLD_SIZE",
+}
+
+
+def own_environment(*, launched: bool = False) -> dict[str, str]:
+    """Return this process's environment without what accelerate and launchers read from it.
+
+    launched: keep the launchers' variables, because this process is one of several that work together.
+    """
+    hidden = _ACCELERATE if launched else _ACCELERATE + _LAUNCHERS
+    names = set() if launched else _LAUNCHER_NAMES
+    return {name: value for name, value in os.environ.items() if not name.startswith(hidden) and name not in names}
+
+
+@contextmanager
+def hidden_variables(*, launched: bool = False) -> Iterator[None]:
+    """Hide what `own_environment` leaves out from everything that runs inside."""
+    kept = own_environment(launched=launched)
+    hidden = {name: value for name, value in os.environ.items() if name not in kept}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@contextmanager
+def exact_float32(torch: Any) -> Iterator[None]:
+    """Make float32 mean float32 inside, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or the caller has set.
+
+    No TF32 or bf16 inside float32 products, no autocast around the code, float32 as default type.
+
+    torch: the module, passed in because `data` does not import it.
+    """
+    backends = torch.backends
+    switches = [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
+    ]
+    precisions, dtype = [switch.fp32_precision for switch in switches], torch.get_default_dtype()
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        torch.set_default_dtype(torch.float32)
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        for switch, precision in zip(switches, precisions, strict=True):
+            switch.fp32_precision = precision
