@@ -16,6 +16,7 @@ from data.artifacts import ArtifactStore
 from data.config import build_config
 from data.files import atomic_path, read_json
 from flows import commands_study
+from flows.gpu import uses_gpu
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.server import prefect_server
 from flows.summary import STAGES, RunSummary, StageName
@@ -129,6 +130,7 @@ def _run(recipe: Recipe, store: ArtifactStore, until: StageName, *, reread: bool
 def search_gallery(name: str, overrides: Sequence[str], *, home: Path | None, query: str, top: int) -> int:
     """Print the gallery images nearest to a sentence, or to an image if `query` is the path of a file."""
     recipe = build_recipe(name, overrides)
+    uses_gpu(recipe.evaluate.device, "evaluate.device")  # before training: the search needs it
     store = ArtifactStore(home) if home else ArtifactStore.default()
     summary = _run(recipe, store, "train")
     root = Path(summary["index"].images_root or "")

@@ -12,8 +12,11 @@ from rich.text import Text
 
 from data.artifacts import ArtifactStore
 from data.config import build_config
+from data.errors import ConfigError, raise_problems
+from flows.preflight import Plan, problems_of, torch_cuda
 from flows.recipes import Recipe, build_recipe
 from flows.report_scores import duration
+from flows.scale import ScaleConfig
 from flows.study import GROUPS, PRESETS, StudyConfig
 from flows.study_run import Done, Row, Run, do, plan
 from flows.terminal import progress_bar
@@ -62,6 +65,7 @@ def study(store: ArtifactStore, recipe: Recipe, config: StudyConfig, *, out: Pat
     console.print(f"[bold]clip-scgi study {recipe.name}[/]: artefacts in {store.root}", highlight=False, soft_wrap=True)
     with progress_bar("prepare") as progress:
         runs = list(plan(store, recipe, config, progress))
+    _check(runs)
     _say_cost(console, runs)
     if dry_run:
         return 0
@@ -80,11 +84,34 @@ def study(store: ArtifactStore, recipe: Recipe, config: StudyConfig, *, out: Pat
     return 1 if any(row["status"] == "failed" for row in rows) else 0
 
 
+def _check(runs: Sequence[Run]) -> None:
+    """Raise ConfigError for all that is known to fail in the runs that are to do."""
+    left = [run for run in runs if not run.obstacle and run.find() is None]
+    found = dict.fromkeys(problem for run in left for problem in problems_of(_plan_of(run)))
+    raise_problems("study", found, ConfigError)
+
+
+def _plan_of(run: Run) -> Plan:
+    reads = run.variant.captions not in ("none", "true")
+    captioned = not reads or run.inputs.find("captioner") is not None
+    return Plan(
+        store=run.inputs.store,
+        images=run.inputs.images,
+        caption=run.inputs.config,
+        train=run.train,
+        evaluate=run.evaluate,
+        scale=ScaleConfig(),
+        stages=frozenset(["train", "evaluate", *([] if captioned else ["caption"])]),
+        cuda=torch_cuda(),
+    )
+
+
 def _say_cost(console: Console, runs: Sequence[Run]) -> None:
     """Say how many runs there are and about how long those will take that have not been done."""
     left = [run for run in runs if not run.obstacle and run.find() is None]
     console.print(f"{len(runs)} runs, {len(left)} of them to do", highlight=False)
     if not left:
+        console.print("nothing to train: about 0 s", highlight=False)
         return
     from flows.study_cost import estimate
 
@@ -92,6 +119,13 @@ def _say_cost(console: Console, runs: Sequence[Run]) -> None:
     console.print(
         f"about {duration(cost.seconds)} of training: {cost.steps:,} steps in {cost.runs} runs, "
         f"{1000 * cost.seconds / cost.steps:.0f} ms a step on this machine as busy as it is",
+        highlight=False,
+        soft_wrap=True,
+    )
+    uncaptioned = {plan.images.fingerprint for plan in map(_plan_of, left) if "caption" in plan.stages}
+    captioning = f"captioning {len(uncaptioned)} dataset(s) and " if uncaptioned else ""
+    console.print(
+        f"{captioning}evaluating come on top; their time is not known before a first run",
         highlight=False,
         soft_wrap=True,
     )

@@ -21,6 +21,7 @@ from captioning.stage import caption_ingredients
 from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from data.files import read_json
 from flows.fanout import caption_together
+from flows.preflight import check_devices, check_run
 from flows.recipes import Recipe
 from flows.report import ReportInputs, report_ingredients
 from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
@@ -63,20 +64,29 @@ def caption_and_train(
 
     home: artefact root (default ``CLIP_SCGI_HOME``, else ``./artifacts``). reread: hash every image again, even where
     size and times are unchanged. Returns a `RunSummary` as plain data.
+
+    Raises ConfigError after the index, before any other stage, for all that is known to fail later (`flows.preflight`).
     """
     store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
     console = Console(stderr=True)
     finished: list[StageRun] = []
+    check_devices(store, recipe, until)
     for stage in _stages(store, recipe, reread, until):
         finished.append(stage)
         console.print(stage_line(stage.stage, stage.status, stage.seconds, stage.note), soft_wrap=True)
         log_stage(stage)
         if stage.stage == "index":
-            for notice in read_json(stage.artifact.folder / "dataset.json")["notices"]:
+            for notice in _notices(store, recipe, stage.artifact, until):
                 console.print(notice_line(notice), soft_wrap=True)
         if stage.stage == until:
             break
     return RunSummary(recipe=recipe.name, stages=finished).model_dump(mode="json")
+
+
+def _notices(store: ArtifactStore, recipe: Recipe, images: ArtifactRef, until: StageName) -> Iterator[str]:
+    """Yield what a person should know of the data set, then of the stages to come; raise what they cannot do."""
+    yield from read_json(images.folder / "dataset.json")["notices"]
+    yield from check_run(store, recipe, images, until)
 
 
 def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName) -> Iterator[StageRun]:

@@ -7,7 +7,7 @@ record counts only while that artefact is intact (``flows.pipeline``), so losing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from captioning.config import CaptionConfig
 from captioning.stage import caption
 from data.artifacts import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
+from data.device import CPU
 from data.errors import RetryableError
 from data.files import read_json
 from data.fingerprint import digest
@@ -29,6 +30,7 @@ from data.progress import ProgressFn
 from flows.gpu import gpu_slot
 from flows.launch import launch_training
 from flows.report import ReportConfig, ReportInputs, report
+from flows.summary import StageName
 from flows.terminal import progress_bar
 from flows.ui import (
     progress_artifact,
@@ -68,6 +70,14 @@ def _progress(stage: str) -> Iterator[ProgressFn]:
     """Yield a progress callback that moves a bar in the terminal and one in Prefect's UI."""
     with progress_bar(stage) as bar, progress_artifact(stage, bar) as both:
         yield both
+
+
+def _slot(
+    store: ArtifactStore, stage: StageName, fingerprint: str, device: str, slots: int = 1
+) -> AbstractContextManager[None]:
+    """Hold the GPUs that a stage needs: none where its artifact is there and Prefect only lost its record."""
+    found = store.find(stage, fingerprint) is not None
+    return gpu_slot(CPU if found else device, f"{stage}.device", slots)
 
 
 def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result]]:
@@ -110,10 +120,9 @@ def caption_task(
     *, home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig
 ) -> Result:
     """Caption every image that has no caption by this captioner yet."""
-    with gpu_slot(config.local_device, "caption.device"), _progress("caption") as progress:
-        outcome = caption(
-            ArtifactStore(Path(home)), images=images, images_root=Path(images_root), config=config, progress=progress
-        )
+    store = ArtifactStore(Path(home))
+    with _slot(store, "caption", fingerprint, config.local_device), _progress("caption") as progress:
+        outcome = caption(store, images=images, images_root=Path(images_root), config=config, progress=progress)
     show_captions(outcome.made.ref)
     return {"ref": outcome.made.ref.to_json(), "note": str(outcome)}
 
@@ -155,7 +164,7 @@ def train_task(
         "config": config,
     }
     store = ArtifactStore(Path(home))
-    with gpu_slot(config.device, "train.device", processes):
+    with _slot(store, "train", fingerprint, config.device, processes):
         if processes > 1 and store.find("train", fingerprint) is None:
             launch_training(store, **what, processes=processes)
         with _progress("train") as progress:
@@ -176,7 +185,7 @@ def evaluate_task(
 ) -> Result:
     """Rank the gallery for every query, before and after training, in every inference mode."""
     store = ArtifactStore(Path(home))
-    with gpu_slot(config.device, "evaluate.device"), _progress("evaluate") as progress:
+    with _slot(store, "evaluate", fingerprint, config.device), _progress("evaluate") as progress:
         made = evaluate(
             store,
             images=images,

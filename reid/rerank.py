@@ -73,7 +73,7 @@ def _unit(rows: Rows) -> torch.Tensor:
     if len(zeros):
         raise DataError(
             f"row {rows.number(int(zeros[0]))} of the {rows.name} features is all zeros and has no direction, which "
-            "re-ranking needs: leave the image out, or set evaluate.rerank to none"
+            "re-ranking needs: leave the image out, or set evaluate.rerank=null"
         )
     return unit
 

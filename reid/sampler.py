@@ -97,7 +97,7 @@ class IdentitySampler:
         if found < self.identities:
             problems.append(
                 f"a batch wants {self.identities} different identities and the training split has {found}; "
-                "lower the identities of a batch or add training identities"
+                f"set train.batch.identities={max(found, 2)} or lower, or add training identities"
             )
         if self.world < 1 or not 0 <= self.rank < self.world or self.identities % self.world:
             problems.append(

@@ -119,7 +119,7 @@ class Task(nn.Module, ABC):
         if unknown:
             raise DataError(
                 f"the model has an embedding for each of the cameras {sorted(number)} and none for {unknown}; "
-                "train with sie = 0 to search across other cameras"
+                "train with train.sie=0 to search across other cameras"
             )
         return torch.tensor([number[camid] for camid in camids])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -10,13 +11,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts import ArtifactRef
-from data.errors import ConfigError, DataError
+from data.device import PROCESSES_KEY
+from data.errors import ConfigError, DataError, raise_problems
 from data.people import is_junk
 from reid.config import TrainConfig
 
 Rows = dict[str, list[Any]]
 """Columns of images: position (row in images.parquet), path, sha256, split, pid, camid and, later, caption."""
 
+MIN_IDENTITIES: Final = 2
+"""Fewer identities cannot be told apart."""
 _SHOWN: Final = 5
 
 
@@ -37,7 +41,8 @@ def training_rows(images: ArtifactRef, captions: ArtifactRef | None, config: Tra
         DataError: no training images, captions of other images, or too many images without one.
     """
     rows = _training_split(images)
-    kept = _held_out_identities(rows["pid"], config) if config.validation.holds_out else set()
+    raise_problems("training", batch_problems(rows["pid"], config), ConfigError)
+    kept = held_out_identities(rows["pid"], config) if config.validation.holds_out else set()
     used = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid not in kept])
     held_out = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid in kept])
     trained = _captioned(used, captions, config) if config.needs_captions else used
@@ -68,17 +73,49 @@ def _take(rows: Rows, chosen: list[int]) -> Rows:
     return {name: [values[row] for row in chosen] for name, values in rows.items()}
 
 
-def _held_out_identities(pids: list[int], config: TrainConfig) -> set[int]:
-    """Draw the identities that are not trained on; those left fill a batch."""
+def batch_problems(pids: Iterable[int], config: TrainConfig, processes: int = 1) -> list[str]:
+    """Return why training images of identities `pids` do not fill the batches of `config`; empty if they do.
+
+    processes: how many share each batch.
+    """
+    people, wanted = len(set(pids)), config.batch.identities
+    left = people - _held_out_count(people, config)
+    held_out = f"train.validation.held_out={config.validation.held_out:g}"
+    if people < MIN_IDENTITIES:
+        return [
+            f"training needs at least {MIN_IDENTITIES} identities and the data set has {people}: add training images"
+        ]
+    if left < MIN_IDENTITIES:
+        batch = f" and train.batch.identities={people}" if people < wanted else ""
+        told = f"{held_out} leaves {left} of {people} training identities"
+        return [f"{told}: set train.validation.every=0{batch}"]
+    if left < wanted:
+        beside = f"{left} of {people} training identities are left beside {held_out}"
+        have = beside if left < people else f"the data set has {people} training identities"
+        return [f"train.batch.identities={wanted} but {have}: {_smaller_batch(left, processes)}"]
+    if wanted % processes:
+        told = f"{PROCESSES_KEY}={processes} does not divide train.batch.identities={wanted}"
+        return [f"{told}: {_smaller_batch(wanted, processes)}"]
+    return []
+
+
+def _smaller_batch(most: int, processes: int) -> str:
+    """Return how to set the identities of a batch to at most `most`, as a multiple of `processes`."""
+    fitting = most - most % processes
+    if fitting < MIN_IDENTITIES:
+        return f"set train.batch.identities={most} and {PROCESSES_KEY}=1"
+    return f"set train.batch.identities={fitting}" + (" or lower" if processes == 1 else "")
+
+
+def _held_out_count(people: int, config: TrainConfig) -> int:
+    return max(2, round(config.validation.held_out * people)) if config.validation.holds_out else 0
+
+
+def held_out_identities(pids: Iterable[int], config: TrainConfig) -> set[int]:
+    """Draw the identities that are not trained on."""
     people = sorted(set(pids))
-    wanted = max(2, round(config.validation.held_out * len(people)))
-    if len(people) - wanted < config.batch.identities:
-        raise ConfigError(
-            f"validation.held_out = {config.validation.held_out:g} takes {wanted} of {len(people)} training identities "
-            f"and a batch wants {config.batch.identities}; lower either, or set validation.every to 0"
-        )
-    drawn = np.random.default_rng(config.validation.split_seed).permutation(people)[:wanted]
-    return {int(pid) for pid in drawn}
+    drawn = np.random.default_rng(config.validation.split_seed).permutation(people)
+    return {int(pid) for pid in drawn[: _held_out_count(len(people), config)]}
 
 
 def _captioned(rows: Rows, captions: ArtifactRef | None, config: TrainConfig) -> Rows:
@@ -107,6 +144,7 @@ def _captioned(rows: Rows, captions: ArtifactRef | None, config: TrainConfig) ->
         shown = ", ".join([path for path, sha256 in keys if not known[path, sha256]][:_SHOWN])
         raise DataError(
             f"{missing} of {len(keys)} training images have no caption (such as {shown}), more than "
-            f"max_uncaptioned = {config.max_uncaptioned:.0%}; caption them, or raise max_uncaptioned to leave them out"
+            f"train.max_uncaptioned={config.max_uncaptioned:g}; caption them, or set "
+            f"train.max_uncaptioned={math.ceil(100 * missing / len(keys)) / 100:g} to leave them out"
         )
     return {**_take(rows, kept), "caption": [known[keys[row]] for row in kept]}

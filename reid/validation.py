@@ -68,7 +68,10 @@ def ranked_test(rows: Rows) -> RankedImages:
     splits = np.array(rows["split"])
     query, gallery = (np.flatnonzero((splits == name) & ~is_junk(pids)) for name in ("query", "gallery"))
     if not len(query) or not len(gallery):
-        raise DataError('validation.images = "test" needs queries and a gallery, and this data set lacks one of them')
+        raise DataError(
+            "train.validation.images=test needs queries and a gallery, and this data set lacks one of them: "
+            "set train.validation.images=held_out"
+        )
     chosen = np.concatenate([query, gallery])
     camids = np.array(rows["camid"], dtype=np.int64)[chosen]
     n = len(query)

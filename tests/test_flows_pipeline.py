@@ -13,9 +13,10 @@ from data_trees import settle
 from PIL import Image
 
 from data.artifacts import SIDECAR, ArtifactStore
-from data.errors import ClipScgiError
+from data.errors import ClipScgiError, ConfigError
 from data.files import read_json
 from flows.cli import main
+from flows.launch import launch_training
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
 
@@ -52,9 +53,7 @@ def home(finished, tmp_path) -> Path:
 def _run(home: Path, *overrides: str, **options) -> RunSummary:
     from flows.pipeline import caption_and_train
 
-    changed = {override.split("=")[0] for override in overrides}
-    kept = [override for override in SMALL if override.split("=")[0] not in changed]
-    recipe = build_recipe("demo", [*kept, *overrides])
+    recipe = build_recipe("demo", overrides, size=SMALL)
     return RunSummary.model_validate(caption_and_train(recipe, home=str(home), **options))
 
 
@@ -169,9 +168,16 @@ def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
     longer = ("train.schedule.epochs=2", "train.batch.identities=4")
     assert _reran(_run(home, *longer, "scale.train_processes=2")) == ["train", "evaluate", "report"]
     assert _reran(_run(home, *longer)) == []
+    three = ("train.schedule.epochs=3", "train.method=clip_baseline")
+    with pytest.raises(
+        ConfigError, match=r"scale.train_processes=2 does not divide train.batch.identities=3: set train"
+    ):
+        _run(home, *three, "scale.train_processes=2")
     # Three identities a batch cannot be divided by two: so these really are two, and not each alone.
+    summary = _run(home, until="index")["index"]
+    what = {"images": summary.artifact, "captions": None, "images_root": Path(summary.images_root)}
     with pytest.raises(ClipScgiError, match="must divide the 3 identities"):
-        _run(home, "train.schedule.epochs=3", "scale.train_processes=2")
+        launch_training(ArtifactStore(home), **what, config=build_recipe("demo", three, size=SMALL).train, processes=2)
 
 
 @pytest.mark.parametrize("runner", ["threads", "processes", "ray"])
@@ -285,3 +291,27 @@ def test_bad_images_are_rejected_and_the_run_goes_on(home):
     rejected = pd.read_parquet(index.artifact.folder / "rejected.parquet")
     assert set(rejected["reason"]) == {"empty_file", "bad_name"}
     assert _reran(summary) == ["index"], "what is not used changes nothing downstream"
+
+
+def test_what_is_known_to_fail_later_fails_before_captioning(home):
+    before = sorted((home / "captions").glob("*/*"))
+    with pytest.raises(ConfigError) as caught:
+        _run(home, "caption.decoding=slots", "train.batch.identities=16", "train.device=cuda:99", "train.sie=1")
+    assert str(caught.value).startswith("recipe demo: 2 problems")
+    assert (
+        "train.batch.identities=16 but the data set has 6 training identities: set train.batch.identities=6 or"
+        in str(caught.value)
+    )
+    assert "train.device=cuda:99" in str(caught.value)
+    assert sorted((home / "captions").glob("*/*")) == before
+
+
+def test_what_is_there_needs_no_gpu(home, monkeypatch):
+    """Only stages that will run are checked: of a finished run none."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings = ["caption.device=cuda", "train.device=cuda:1", "evaluate.device=cuda"]
+    assert _reran(_run(home, *settings)) == []
+    with pytest.raises(
+        ConfigError, match=r"^recipe demo: evaluate.device=cuda: this machine has no usable CUDA device"
+    ):
+        _run(home, *settings, "evaluate.flip=true")

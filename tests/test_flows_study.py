@@ -380,8 +380,18 @@ def test_a_dry_run_says_the_cost_and_trains_nothing(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "7 runs, 7 of them to do" in shown
     assert "steps in 7 runs" in shown
+    assert "captioning 1 dataset(s) and evaluating come on top; their time is not known before a first run" in shown
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "stages" / "train").exists()
+
+
+def test_what_no_run_can_do_is_said_before_the_first(tmp_path, capsys):
+    settings = [part for text in SMALL if text != "train.batch.identities=3" for part in ("--set", text)]
+    assert main(["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), *settings]) == 1
+    told = "study: train.batch.identities=16 but the data set has 6 training identities: set train.batch.identities=6"
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "captions").exists()
 
 
 def test_bad_settings_of_the_study_are_named(tmp_path, capsys):

@@ -123,7 +123,7 @@ def test_identities_meet_each_other_evenly():
         ({"seed": -1}, "negative"),
         ({"world": 3, "rank": 0}, "divide"),
         ({"world": 2, "rank": 2}, "rank 2"),
-        ({"identities": 21}, "lower the identities"),
+        ({"identities": 21}, "set train.batch.identities=20 or lower"),
     ],
 )
 def test_bad_settings_say_what_to_do(changes, message):

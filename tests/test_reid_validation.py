@@ -106,7 +106,7 @@ def test_held_out_identities_are_drawn_by_their_seed_and_never_trained_on(world)
 
 def test_too_few_identities_for_a_batch_beside_those_held_out(world):
     _, images, _ = world
-    with pytest.raises(ConfigError, match=r"held_out = 0\.5 takes 6 of 12 training identities and a batch wants 8"):
+    with pytest.raises(ConfigError, match=r"identities=8 but 6 of 12 training identities are left beside .*set train"):
         _rows(images, validation=ValidationConfig(every=1, held_out=0.5), batch=BatchConfig(identities=8))
 
 
