@@ -98,6 +98,19 @@ def snapshot(model: str, revision: str | None) -> Path:
     return folder
 
 
+def check_reach(model: str, revision: str | None) -> None:
+    """Raise WeightsError unless this machine's cache holds the whole hub id or the hub has it; fetches nothing."""
+    from huggingface_hub import HfApi
+
+    cached = cached_snapshot(model, revision)
+    if cached is not None and not missing_files(cached):
+        return
+    try:
+        HfApi().model_info(model, revision=revision, timeout=_TIMEOUT)
+    except Exception as error:  # of the hub or its HTTP library, as in `snapshot`
+        raise _out_of_reach(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
+
+
 def _out_of_reach(model: str, revision: str | None, reason: str) -> WeightsError:
     command = f"hf download {model}" + (f" --revision {revision}" if revision is not None else "")
     return WeightsError(

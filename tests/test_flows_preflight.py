@@ -308,6 +308,15 @@ def test_the_captioning_model(told, tmp_path):
     assert told(market(), f"caption.model={folder}", stages=("train", "evaluate")) == []
 
 
+def test_a_captioning_model_that_no_hub_can_give(told):
+    """The tests are offline: neither the cache nor the hub has it, which is known without fetching anything."""
+    (problem,) = told(market(), "caption.model=nobody/no-such-llava")
+    assert problem.startswith(
+        "the weights of nobody/no-such-llava (revision main) are neither in the hub cache of this"
+    )
+    assert told(market(), "caption.model=nobody/no-such-llava", stages=("train",)) == []
+
+
 def test_the_key_of_a_server(told, monkeypatch):
     settings = ("caption.engine=openai", "caption.model=llava", "caption.server.key_variable=MY_KEY")
     monkeypatch.delenv("MY_KEY", raising=False)
