@@ -14,6 +14,7 @@ from rich.console import Console
 from data.artifacts import HOME_VARIABLE, ArtifactStore
 from data.errors import ConfigError
 from flows import commands_artifacts
+from flows.interrupts import leave_to_asyncio
 from flows.recipes import Recipe, build_recipe
 from flows.server import check_server
 
@@ -71,6 +72,7 @@ def serve(
     for deployment in [*made, watch]:
         console.print(f"serving   {deployment.full_name}", highlight=False)
     console.print(f"artefacts {root} ({HOME_VARIABLE})", highlight=False, soft_wrap=True)
+    leave_to_asyncio()
     serve_here(*made, watch, limit=limit)
     return 0
 

@@ -24,6 +24,7 @@ STATUS: Final = 130
 """Exit status of a command that a signal has stopped."""
 GRACE_SECONDS: Final = 9.0
 """How long an orderly end may take."""
+_CHILD_SECONDS: Final = 5.0
 _SAME_SECONDS: Final = 0.5  # `timeout` sends its signal twice, and so does Prefect
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STOPPING: Final = "stopping; what is finished stays (Ctrl-C again: stop at once)"
@@ -72,11 +73,17 @@ def watched() -> Iterator[None]:
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
             _announce()
-            end(_ENDED)
+            end(_ENDED, patience=_CHILD_SECONDS)
         for number, handler in former.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(former_fd)
         sender.close()
+
+
+def leave_to_asyncio() -> None:
+    """Let asyncio cancel its main task on Ctrl-C, which it does only where the handler is Python's own."""
+    if threading.current_thread() is threading.main_thread() and isinstance(signal.getsignal(signal.SIGINT), _Raise):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Raise:
@@ -129,10 +136,34 @@ def say(text: str) -> None:
         os.write(2, f"{clear}clip-scgi: {text}\n".encode())
 
 
-def end(text: str) -> NoReturn:
-    """Say `text`, end every process started from here and then this one, whatever its threads are doing."""
+def end(text: str, *, patience: float = 0.0) -> NoReturn:
+    """End every process started from here and then this one, whatever its threads are doing, and say `text`.
+
+    patience: seconds that the processes have to end by themselves after SIGTERM.
+    """
+    with contextlib.suppress(psutil.Error):
+        _end_children(patience)
     say(text)
-    for child in psutil.Process().children(recursive=True):
+    os._exit(STATUS)
+
+
+def _end_children(patience: float) -> None:
+    children = psutil.Process().children(recursive=True)
+    if patience:
+        # A served run, for instance, reports to Prefect's server that it was stopped.
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                child.terminate()
+        # Python's own resource tracker ignores SIGTERM and ends after this process.
+        waited = [child for child in children if not _is_tracker(child)]
+        _, children = psutil.wait_procs(waited, timeout=patience)
+    for child in children:
         with contextlib.suppress(psutil.Error):
             child.kill()
-    os._exit(STATUS)
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False

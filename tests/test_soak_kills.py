@@ -28,7 +28,7 @@ COMMAND = [
 
 @pytest.fixture
 def orphans():
-    """Process groups to end with the test: Prefect's own server outlives a flow that is killed."""
+    """Process groups to end with the test, for what a killed command may have left."""
     groups: list[int] = []
     yield groups
     for group in groups:
