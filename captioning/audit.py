@@ -17,11 +17,12 @@ from captioning.audit_flags import FLAGS, flag_table, shared_by
 from captioning.audit_identities import identity_table, mixed_gender_identities, people, slot_summary
 from captioning.audit_page import TEMPLATE, audit_page
 from data.artifacts import ArtifactRef, ArtifactStore, Made
+from data.contents import AUDITED, CAPTIONS_FILE, caption_contents
 from data.errors import DataError
 from data.files import read_json, write_json, write_table, write_text
 from data.fingerprint import digest_file
 from data.progress import ProgressFn, silent
-from data.schemas import CAPTIONS, SCHEMA_VERSION
+from data.schemas import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +76,7 @@ def audit_ingredients(
     """
     return {
         "stage_version": STAGE_VERSION,
-        "captions": captions.content,
+        "captions": caption_contents(captions)["audit"],
         "config": config.identity(),
         "dataset": None if images is None else _name(images),
         "page": digest_file(TEMPLATE),
@@ -100,7 +101,7 @@ def audit(
     problems: dict[str, str] = {}
 
     def produce(folder: Path) -> None:
-        rows = _read(captions.folder / "captions.parquet")
+        rows = _read(captions.folder / CAPTIONS_FILE)
         thumbnail = None
         if images is not None and images_root is not None:
             from data.thumbnails import Thumbnails  # a cached audit needs no Pillow
@@ -143,7 +144,7 @@ def _produce(
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        return pq.read_table(path, columns=CAPTIONS.names).to_pandas()
+        return pq.read_table(path, columns=list(AUDITED)).to_pandas()
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise DataError(
             f"{path} cannot be audited ({error}); delete its folder and run the caption stage again"

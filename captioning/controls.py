@@ -22,6 +22,7 @@ from captioning.stage import FILE
 from captioning.templates import compose
 from data.artifacts import ArtifactRef, ArtifactStore, Made
 from data.config import Config
+from data.contents import IMAGES_FILE, contents_of_captions
 from data.errors import DataError
 from data.files import write_table
 from data.fingerprint import digest
@@ -30,7 +31,7 @@ from data.schemas import CAPTIONS, SCHEMA_VERSION
 from data.slots import SLOTS
 
 STAGE: Final = "caption_control"
-STAGE_VERSION: Final = 1
+STAGE_VERSION: Final = 2
 TRUTH: Final = "attributes.parquet"
 """What data.synthetic writes beside its images: one row an image, each slot's value and whether it can be seen."""
 
@@ -73,13 +74,23 @@ def shuffle_across_identities(store: ArtifactStore, *, captions: ArtifactRef, co
         table = pq.read_table(captions.folder / FILE)
         split, pids = np.array(table["split"].to_pylist()), table["pid"].to_numpy()
         source = np.arange(table.num_rows)
-        train = np.flatnonzero((split == "train") & ~is_junk(pids))
+        train = _by_content(table, np.flatnonzero((split == "train") & ~is_junk(pids)))
         source[train] = train[exchange(pids[train], seed=config.seed, unit=config.unit)]
         moved = table.take(pa.array(source))
         columns = {name: (table if name in _PLACE else moved)[name] for name in CAPTIONS.names}
         write_table(folder / FILE, pa.table(columns), CAPTIONS)
 
-    return store.make(STAGE, shuffle_ingredients(captions=captions, config=config), produce)
+    return store.make(STAGE, shuffle_ingredients(captions=captions, config=config), produce, contents=_contents)
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return contents_of_captions(pq.read_table(folder / FILE))
+
+
+def _by_content(table: pa.Table, rows: Indices) -> Indices:
+    """Return `rows` in an order that depends on no path, so that a renamed file moves no caption."""
+    keys = [table[name].to_pylist() for name in ("pid", "camid", "image_sha256", "caption")]
+    return np.array(sorted(rows.tolist(), key=lambda row: (*(key[row] for key in keys[:3]), keys[3][row] or "")), int)
 
 
 def exchange(pids: Indices, *, seed: int, unit: Literal["identity", "image"]) -> Indices:
@@ -119,7 +130,7 @@ def true_ingredients(store: ArtifactStore, *, images: ArtifactRef, images_root: 
     """Return what the true captions depend on."""
     return {
         "control": "true",
-        "images": images.digests_of("images.parquet"),
+        "images": images.digests_of(IMAGES_FILE),
         "truth": store.memo.digest_folder(images_root, [TRUTH])[TRUTH],
         "schema_version": SCHEMA_VERSION,
         "version": STAGE_VERSION,
@@ -135,7 +146,7 @@ def true_attributes(store: ArtifactStore, *, images: ArtifactRef, images_root: P
     ingredients = true_ingredients(store, images=images, images_root=images_root)
 
     def produce(folder: Path) -> None:
-        index = pq.read_table(images.folder / "images.parquet", columns=["path", "sha256", "split", "pid", "camid"])
+        index = pq.read_table(images.folder / IMAGES_FILE, columns=["path", "sha256", "split", "pid", "camid"])
         truth = {row["path"]: row for row in pq.read_table(images_root / TRUTH).to_pylist()}
         unknown = [path for path in index["path"].to_pylist() if path not in truth]
         if unknown:
@@ -147,7 +158,7 @@ def true_attributes(store: ArtifactStore, *, images: ArtifactRef, images_root: P
         rows = [constant | _true_row(image, truth[image["path"]]) for image in index.to_pylist()]
         write_table(folder / FILE, pa.Table.from_pylist(rows, schema=CAPTIONS), CAPTIONS)
 
-    return store.make(STAGE, ingredients, produce)
+    return store.make(STAGE, ingredients, produce, contents=_contents)
 
 
 def _true_provenance(ingredients: Mapping[str, Any]) -> dict[str, Any]:

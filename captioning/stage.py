@@ -18,17 +18,18 @@ from captioning.stage_work import Failure, Paths, Worker
 from captioning.store import CaptionStore
 from captioning.store_claims import buckets_of_part
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_captions
 from data.errors import ClipScgiError, DataError, RetryableError, WeightsError
 from data.files import write_table
 from data.progress import ProgressFn, silent
 from data.schemas import CAPTIONS, SCHEMA_VERSION
 
 STAGE: Final = "caption"
-STAGE_VERSION: Final = 2
+STAGE_VERSION: Final = 3
 """Raised whenever captions.parquet changes: its columns (stage_view), or what `parse_caption` makes of a text."""
-FILE: Final = "captions.parquet"
+FILE: Final = CAPTIONS_FILE
 
-_INDEX: Final = "images.parquet"
+_INDEX: Final = IMAGES_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def _ingredients(images: ArtifactRef, captioner: Captioner, config: CaptionConfi
         "stage_version": STAGE_VERSION,
         "schema_version": SCHEMA_VERSION,
         "images": images.digests_of(_INDEX),
-        "captioner": captioner.fingerprint,
+        "captioner": captioner.ingredients,
         "model": [captioner.model_id, captioner.model_revision],
         "template_id": config.prompt_template.id,
         "cleaning": config.cleaning.identity(),
@@ -114,7 +115,13 @@ def caption(
         index = pq.read_table(images.folder / _INDEX)
         write_table(folder / FILE, view(index, worker.snapshot.table(), failed, captioner, config), CAPTIONS)
 
-    made = store.make(STAGE, ingredients, produce, complete=lambda _: not failed)
+    made = store.make(
+        STAGE,
+        ingredients,
+        produce,
+        complete=lambda _: not failed,
+        contents=lambda folder: contents_of_captions(pq.read_table(folder / FILE)),
+    )
     reused = len(paths) - generated - len(failed)
     return CaptionOutcome(made=made, generated=generated, reused=reused, failed=len(failed))
 

@@ -33,6 +33,7 @@ from data.files import full_disk_explained, read_json, sync_file, sync_folder, w
 from data.fingerprint import digest, digest_file
 
 SIDECAR: Final = "artifact.json"
+LABELS: Final = "labels.json"
 HOME_VARIABLE: Final = "CLIP_SCGI_HOME"
 # Above this a digest is recalled by size and times instead of reading the file again: 64 MiB reads in about 50 ms.
 _REREAD_BYTES: Final = 64 << 20
@@ -65,6 +66,11 @@ class ArtifactRef:
         files = read_json(self.folder / SIDECAR)["files"]
         return {name: files[name]["sha256"] for name in names}
 
+    def contents(self) -> dict[str, str]:
+        """Return the content digests that were given to `ArtifactStore.make` (see `data.contents`); {} if none were."""
+        found: dict[str, str] = read_json(self.folder / SIDECAR).get("contents", {})
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
@@ -72,6 +78,24 @@ class Made:
 
     ref: ArtifactRef
     cached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """What is written about an artifact, intact or not.
+
+    fingerprint: None where the artifact is incomplete. files: name -> sha256. contents: see `data.contents`. uses: what
+    used it ({"dataset": ..., "recipe": ...}), the last one at the end; no fingerprint depends on it. used: when it was
+    last used, seconds since the epoch.
+    """
+
+    folder: Path
+    fingerprint: str | None
+    ingredients: dict[str, Any]
+    files: dict[str, str]
+    contents: dict[str, str]
+    uses: list[dict[str, str]]
+    used: float
 
 
 def fingerprint_of(stage: str, ingredients: Mapping[str, Any]) -> str:
@@ -124,10 +148,10 @@ class ArtifactStore:
             sidecar = read_json(folder / SIDECAR)
             files = {name: (entry["size"], entry["sha256"]) for name, entry in sidecar["files"].items()}
             owner, content = (sidecar["stage"], sidecar["fingerprint"]), sidecar["content"]
-            listed = _content(sidecar["files"])
+            listed = _content(sidecar["files"], sidecar.get("contents", {}))
         except FileNotFoundError:
             return "", ["absent"]
-        except (DataError, OSError, AttributeError, KeyError, TypeError):
+        except (DataError, OSError, AttributeError, KeyError, TypeError, ValueError):
             return "", [f"{SIDECAR} is damaged"]
         if owner != (stage, fingerprint):
             return "", [f"{SIDECAR} belongs to another artefact"]
@@ -159,12 +183,14 @@ class ArtifactStore:
         produce: Callable[[Path], None],
         *,
         complete: Callable[[Path], bool] = lambda _: True,
+        contents: Callable[[Path], Mapping[str, str]] = lambda _: {},
     ) -> Made:
         """Return the artefact of `stage` for `ingredients`, running `produce(folder)` only if it is not intact.
 
         `produce` writes its files into the empty folder it is given. Of several processes that want the same
         artefact, one makes it and the others wait for it. When `complete(folder)` is false (say, some images could
-        not be read this time) the artefact is handed on but counts as absent next time.
+        not be read this time) the artefact is handed on but counts as absent next time. `contents(folder)`: digests
+        of parts of the files, for stages that depend on these alone; kept in artifact.json.
         """
         fingerprint = fingerprint_of(stage, ingredients)
         found = self.find(stage, fingerprint)
@@ -174,15 +200,14 @@ class ArtifactStore:
             found = self.find(stage, fingerprint)
             if found is not None:
                 return Made(ref=found, cached=True)
-            return Made(ref=self._produce(stage, fingerprint, ingredients, produce, complete), cached=False)
+
+            def seal(folder: Path) -> str:
+                return _seal(folder, stage, ingredients, complete(folder), contents(folder))
+
+            return Made(ref=self._produce(stage, fingerprint, produce, seal), cached=False)
 
     def _produce(
-        self,
-        stage: str,
-        fingerprint: str,
-        ingredients: Mapping[str, Any],
-        produce: Callable[[Path], None],
-        complete: Callable[[Path], bool],
+        self, stage: str, fingerprint: str, produce: Callable[[Path], None], seal: Callable[[Path], str]
     ) -> ArtifactRef:
         final = self.folder(stage, fingerprint)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +217,7 @@ class ArtifactStore:
         try:
             with full_disk_explained(self.root, f"stage {stage} could not finish"):
                 produce(temporary)
-                content = self._seal(temporary, stage, fingerprint, ingredients, complete(temporary))
+                content = seal(temporary)
             if final.exists():  # damaged, or `find` would have returned it
                 final.rename(temporary.with_name(f".{fingerprint}.damaged"))
             temporary.rename(final)
@@ -203,29 +228,23 @@ class ArtifactStore:
         shutil.rmtree(self.scratch(stage, fingerprint), ignore_errors=True)
         return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(final))
 
-    def _seal(self, folder: Path, stage: str, fingerprint: str, ingredients: Mapping[str, Any], complete: bool) -> str:
-        files = {}
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            sync_file(path)
-            name = path.relative_to(folder).as_posix()
-            files[name] = {"size": path.stat().st_size, "sha256": digest_file(path)}
-        if not files:
-            raise DataError(f"stage {stage} wrote no file into {folder}")
-        content = _content(files)
-        write_json(
-            folder / SIDECAR,
-            {
-                "stage": stage,
-                # An incomplete artefact names no fingerprint: it can be read, and never counts as found.
-                "fingerprint": fingerprint if complete else None,
-                "ingredients": dict(ingredients),
-                "content": content,
-                "files": files,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
-        folder.chmod(0o755)
-        return content
+    def sidecars(self, stage: str) -> list[Sidecar]:
+        """Return what is written about the artifacts of `stage`; those whose artifact.json is damaged are left out."""
+        folders = sorted(path for path in (self.root / "stages" / stage).glob("[!.]*") if path.is_dir())
+        return [found for folder in folders if (found := _read_sidecar(folder)) is not None]
+
+    def known(self, stage: str) -> set[str]:
+        """Return the fingerprints of `stage` that were made here, or begun, whether they are still there or not."""
+        prefix = f"{stage}-"
+        return {path.name.removeprefix(prefix) for path in (self.root / "locks").glob(f"{prefix}*")}
+
+    def record_use(self, ref: ArtifactRef, *, dataset: str, recipe: str) -> None:
+        """Write down, beside an artifact, for whom it was used last: a label for people, part of no fingerprint."""
+        uses, now = read_uses(ref.folder), {"dataset": dataset, "recipe": recipe}
+        if uses[-1:] == [now]:
+            return
+        with suppress(OSError):  # a store on a read-only disk serves as well
+            write_json(ref.folder / LABELS, [*(use for use in uses if use != now), now])
 
     @contextmanager
     def lock(self, stage: str, fingerprint: str) -> Iterator[None]:
@@ -238,5 +257,55 @@ class ArtifactStore:
             yield
 
 
-def _content(files: Mapping[str, Mapping[str, Any]]) -> str:
-    return digest({name: entry["sha256"] for name, entry in files.items()})[:32]
+def _seal(folder: Path, stage: str, ingredients: Mapping[str, Any], complete: bool, contents: Mapping[str, str]) -> str:
+    """Write artifact.json into `folder`, last of all its files, and return the content digest."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        sync_file(path)
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"size": path.stat().st_size, "sha256": digest_file(path)}
+    if not files:
+        raise DataError(f"stage {stage} wrote no file into {folder}")
+    content = _content(files, contents)
+    sidecar = {
+        "stage": stage,
+        # An incomplete artefact names no fingerprint: it can be read, and never counts as found.
+        "fingerprint": fingerprint_of(stage, ingredients) if complete else None,
+        "ingredients": dict(ingredients),
+        "content": content,
+        "files": files,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(folder / SIDECAR, sidecar | ({"contents": dict(contents)} if contents else {}))
+    folder.chmod(0o755)
+    return content
+
+
+def _read_sidecar(folder: Path) -> Sidecar | None:
+    try:
+        found = read_json(folder / SIDECAR)
+        return Sidecar(
+            folder=folder,
+            fingerprint=found["fingerprint"],
+            ingredients=dict(found["ingredients"]),
+            files={name: entry["sha256"] for name, entry in found["files"].items()},
+            contents=dict(found.get("contents", {})),
+            uses=read_uses(folder),
+            used=folder.stat().st_mtime,
+        )
+    except (DataError, OSError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def read_uses(folder: Path) -> list[dict[str, str]]:
+    """Return what `record_use` has written; nothing where that is absent or damaged, as it is only a label."""
+    try:
+        found = read_json(folder / LABELS)
+        return [{name: str(use[name]) for name in ("dataset", "recipe")} for use in found]
+    except (DataError, OSError, KeyError, TypeError):
+        return []
+
+
+def _content(files: Mapping[str, Mapping[str, Any]], contents: Mapping[str, str]) -> str:
+    digests = {name: entry["sha256"] for name, entry in files.items()}
+    return digest([digests, dict(contents)] if contents else digests)[:32]

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data.artifacts import ArtifactStore, Made
+from data.contents import IMAGES_FILE, contents_of_images
 from data.datasets import DatasetConfig, scan_dataset
 from data.errors import RetryableError
 from data.examine import ChangedError, Examination, Facts, examine, stamps_of
@@ -27,7 +29,7 @@ from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
 from data.schemas import IMAGES, REJECTED, SCHEMA_VERSION
 
 STAGE: Final = "index"
-STAGE_VERSION: Final = 1
+STAGE_VERSION: Final = 2
 _SETTLE_SECONDS: Final = 0.5
 
 
@@ -80,7 +82,12 @@ def index(
     cannot be used as a whole, and RetryableError when its folder keeps changing.
     """
     found = survey(store, config=config, progress=progress, reread=reread)
-    made = store.make(STAGE, index_ingredients(found), lambda folder: _write(folder, found))
+    made = store.make(
+        STAGE,
+        index_ingredients(found),
+        lambda folder: _write(folder, found),
+        contents=lambda folder: contents_of_images(pq.read_table(folder / IMAGES_FILE)),
+    )
     return IndexOutcome(
         made=made,
         images_root=found.root,
@@ -217,7 +224,7 @@ def _write(folder: Path, found: Survey) -> None:
         "width": [fact.width for fact in found.facts],
         "height": [fact.height for fact in found.facts],
     }
-    write_table(folder / "images.parquet", pa.table(columns, schema=IMAGES), IMAGES)
+    write_table(folder / IMAGES_FILE, pa.table(columns, schema=IMAGES), IMAGES)
     rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
     write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
     write_json(folder / "dataset.json", found.description)

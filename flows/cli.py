@@ -23,6 +23,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the parsed command line; on an unknown argument exit with the usage.
+
+    argparse leaves over an optional positional that comes after options (before Python 3.12.7); a command names it in
+    `late_positional`.
+    """
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    late = getattr(arguments, "late_positional", "")
+    if len(rest) == 1 and not rest[0].startswith("-") and late and getattr(arguments, late) is None:
+        setattr(arguments, late, rest[0])
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 a person has to act, 130 stopped by a signal."""
     # Imports of other modules come later, because a signal may arrive while they load.
@@ -33,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     from data.errors import ClipScgiError, RetryableError
 
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         return int(arguments.handler(arguments))
     except (ClipScgiError, RetryableError) as error:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from data.artifacts import ArtifactStore
 from data.config import build_config
 from data.files import atomic_path, read_json
-from flows import commands_study
-from flows.gpu import uses_gpu
+from flows import commands_search, commands_study
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.server import prefect_server
 from flows.summary import STAGES, RunSummary, StageName
@@ -53,10 +52,7 @@ def add_parsers(commands: Any) -> None:
         verb.set_defaults(handler=_run_recipe, until=stage)
 
     commands_study.add_parser(commands, shared)
-    search = commands.add_parser("search", parents=[named], help="find people by a sentence or an image")
-    search.add_argument("query", metavar="QUERY", help="a sentence, or the path of an image")
-    search.add_argument("--top", type=int, default=10, help="number of images (default 10)")
-    search.set_defaults(handler=_search)
+    commands_search.add_parser(commands, named, _run)
     sheet = commands.add_parser("sheet", parents=[named], help="draw people with their captions beside them")
     sheet.add_argument("--out", type=Path, default=Path("captions.png"), help="a .png or .jpg (default captions.png)")
     sheet.add_argument("--identities", type=int, default=6, help="rows, one a person (default 6)")
@@ -75,12 +71,6 @@ def _run_recipe(arguments: argparse.Namespace) -> int:
         home=arguments.home,
         until=arguments.until,
         reread=arguments.reread,
-    )
-
-
-def _search(arguments: argparse.Namespace) -> int:
-    return search_gallery(
-        arguments.recipe, arguments.overrides, home=arguments.home, query=arguments.query, top=arguments.top
     )
 
 
@@ -127,33 +117,6 @@ def _run(recipe: Recipe, store: ArtifactStore, until: StageName, *, reread: bool
         return RunSummary.model_validate(caption_and_train(recipe, home=str(store.root), until=until, reread=reread))
 
 
-def search_gallery(name: str, overrides: Sequence[str], *, home: Path | None, query: str, top: int) -> int:
-    """Print the gallery images nearest to a sentence, or to an image if `query` is the path of a file."""
-    recipe = build_recipe(name, overrides)
-    uses_gpu(recipe.evaluate.device, "evaluate.device")  # before training: the search needs it
-    store = ArtifactStore(home) if home else ArtifactStore.default()
-    summary = _run(recipe, store, "train")
-    root = Path(summary["index"].images_root or "")
-    from reid.search import search
-
-    hits = search(
-        store,
-        images=summary["index"].artifact,
-        model=summary["train"].artifact,
-        images_root=root,
-        query=Path(query) if Path(query).is_file() else query,
-        top=top,
-        device=recipe.evaluate.device,
-    )
-    table = Table(title=Text(f"gallery images nearest to: {query}"), title_justify="left")
-    for column in ("rank", "similarity", "pid", "camera", "image"):
-        table.add_column(column, justify="left" if column == "image" else "right")
-    for hit in hits:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), str(hit.camid), Text(str(root / hit.path)))
-    Console().print(table)
-    return 0
-
-
 def draw_sheet(name: str, overrides: Sequence[str], config: SheetConfig, *, home: Path | None, out: Path) -> int:
     """Caption what has no caption yet, and write a contact sheet of the captions to `out`."""
     import pandas as pd
@@ -171,25 +134,34 @@ def draw_sheet(name: str, overrides: Sequence[str], config: SheetConfig, *, home
 
 
 def show_results(console: Console, summary: RunSummary) -> None:
-    """Print the table of results, where the artefacts lie, and how to look at them."""
-    evaluation, captions, page = (summary.find(name) for name in ("evaluate", "caption", "report"))
+    """Print the table of results, where the artifacts lie, and how to look at them."""
+    evaluation = summary.find("evaluate")
     if evaluation is not None:
         folder = evaluation.artifact.folder
         metrics = read_json(folder / "metrics.json")
         console.print(results_table(metrics, folder / "rankings.parquet"))
         console.print(Text(metrics["protocol"]["description"], "dim"))
-    console.print(f"stages took {summary.seconds:.1f} s together", highlight=False)
-    if captions is not None:
-        path = captions.artifact.folder / "captions.parquet"
-        console.print(f"captions  {path}", highlight=False, soft_wrap=True)
-        console.print(
-            f"look      python -c \"import pandas as pd; print(pd.read_parquet('{path}')"
-            "[['image_path', 'caption']].sample(5).to_string())\"",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
-    if page is not None:
-        path = page.artifact.folder / "report.html"
-        console.print(f"report    {path}", highlight=False, soft_wrap=True)
-        console.print(f"look      python -m webbrowser {path.as_uri()}", highlight=False, soft_wrap=True)
+    console.print(f"total stage time: {summary.seconds:.1f} s", highlight=False)
+    for name, place in _places(summary):
+        console.print(Text(f"{name:<9} {place}"), soft_wrap=True)
+
+
+def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
+    """Yield what a person wants to open, each with its path, and the commands to look at it."""
+    folders = {stage.stage: stage.artifact.folder for stage in summary.stages}
+    indexed = folders["index"]
+    yield "index", f"{indexed / 'images.parquet'}"
+    n_rejected = read_json(indexed / "dataset.json")["rejected"]
+    if n_rejected:
+        yield "rejected", f"{indexed / 'rejected.parquet'} ({n_rejected:,} files or rows, each with its reason)"
+    if "caption" in folders:
+        path = folders["caption"] / "captions.parquet"
+        yield "captions", f"{path}"
+        code = f"import pandas as pd; print(pd.read_parquet({str(path)!r})[['image_path', 'caption']].sample(5))"
+        yield "look", f"python -c {shlex.quote(code)}"
+    if "audit" in folders:
+        yield "audit", f"{folders['audit'] / 'captions.audit.html'}"
+    if "report" in folders:
+        page = folders["report"] / "report.html"
+        yield "report", f"{page}"
+        yield "look", f"python -m webbrowser {page.as_uri()}"

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import argparse
 import json
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from data.artifacts import SIDECAR, ArtifactStore
+from data.artifacts import SIDECAR, ArtifactStore, read_uses
+from data.errors import DataError
 from data.files import read_json
 from flows.housekeeping import collect, find_leftovers, plan_gc, verify
-from flows.inventory import folder_size, take_inventory
+from flows.inventory import Entry, folder_size, take_inventory
+from flows.report_retrieval import leading_row
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def artifacts_ls(store: ArtifactStore, *, stage: str | None = None) -> int:
-    """List the artefacts, oldest first, with size, age and how many others were made from each."""
+    """List the artifacts, oldest first: dataset and recipe of their last use, date, size and mAP."""
     inventory = take_inventory(store)
-    table = Table("artefact", "made", "size", "used by", "state", box=SIMPLE_HEAD)
-    for column in (2, 3):
-        table.columns[column].justify = "right"
-    for entry in inventory.entries:
-        if stage in (None, entry.stage):
-            name = f"{entry.stage}/{entry.fingerprint[:12]}"
-            users = len(inventory.used_by(entry))
-            table.add_row(name, age(entry.created), size(entry.size), str(users), entry.state)
+    shown = [entry for entry in inventory.entries if stage in (None, entry.stage)]
+    has_state = any(entry.state != "finished" for entry in shown)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("artifact", "dataset", "recipe", "made", "size", "mAP", *(["state"] if has_state else [])):
+        justify: Literal["left", "right"] = "right" if name in ("size", "mAP") else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in ("dataset", "recipe"))
+    for entry in shown:
+        table.add_row(*map(Text, _cells(entry)), *([entry.state.replace("finished", "")] if has_state else []))
     console = Console()
     console.print(table)
     left = find_leftovers(store)
@@ -44,8 +46,25 @@ def artifacts_ls(store: ArtifactStore, *, stage: str | None = None) -> int:
     return 0
 
 
+def _cells(entry: Entry) -> tuple[str, ...]:
+    made = entry.created.astimezone().strftime("%Y-%m-%d %H:%M")
+    name = f"{entry.stage}/{entry.fingerprint[:8]}"
+    return name, entry.dataset or "-", entry.recipe or "-", made, size(entry.size), mean_ap(entry)
+
+
+def mean_ap(entry: Entry) -> str:
+    """Return the mAP of an evaluation in percent: of the trained model in image mode, "" for anything else."""
+    if entry.stage != "evaluate" or entry.state == "damaged":
+        return ""
+    try:
+        row = leading_row(read_json(entry.folder / "metrics.json")["results"], "image")
+        return f"{100 * row['mAP']:.1f}"
+    except (DataError, OSError, KeyError, IndexError, TypeError):  # damaged behind its sidecar
+        return "?"
+
+
 def artifacts_show(store: ArtifactStore, name: str) -> int:
-    """Print one artefact: its files, its ingredients, what it was made from and what was made from it."""
+    """Print one artifact: its files, ingredients, who used it, what it was made from and what was made from it."""
     inventory = take_inventory(store)
     entry = inventory.find(name)
     shown: dict[str, Any] = {
@@ -54,12 +73,16 @@ def artifacts_show(store: ArtifactStore, name: str) -> int:
         "state": entry.state,
         "size": entry.size,
         "created": entry.created.isoformat(),
+        "last_used": entry.used.isoformat(timespec="seconds"),
+        "recipes": read_uses(entry.folder),
         "uses": [other.key for other in inventory.uses(entry)],
         "used_by": [other.key for other in inventory.used_by(entry)],
     }
     if entry.state != "damaged":
         sidecar = read_json(entry.folder / SIDECAR)
-        shown |= {key: sidecar[key] for key in ("content", "files", "ingredients")}
+        shown |= {key: sidecar[key] for key in ("content", "contents", "files", "ingredients") if key in sidecar}
+    if entry.stage == "evaluate":
+        shown["mAP"] = mean_ap(entry)
     Console().print_json(json.dumps(shown))
     return 0
 
@@ -102,7 +125,7 @@ def add_parsers(commands: Any) -> None:
     parser = commands.add_parser("artifacts", help="list, check and clean up what runs have left")
     parser.add_argument("--home", type=Path, help="artefact root (default: $CLIP_SCGI_HOME, else ./artifacts)")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    listing = verbs.add_parser("ls", help="list artefacts with size, age and use")
+    listing = verbs.add_parser("ls", help="list artifacts with dataset, recipe, date, size and mAP")
     listing.add_argument("--stage", help="only this stage")
     show = verbs.add_parser("show", help="print one artefact: files, ingredients, what it uses and who uses it")
     show.add_argument("name", metavar="FINGERPRINT", help="fingerprint or stage/fingerprint, or its beginning")
@@ -135,15 +158,6 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} {_UNITS[-1]}"
-
-
-def age(moment: datetime) -> str:
-    """Return how long ago `moment` was, in one unit: "3 h ago"."""
-    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
-    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
 
 
 def _count(text: str) -> int:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from data.artifacts import SIDECAR, ArtifactStore
+from data.artifacts import SIDECAR, ArtifactStore, read_uses
 from data.errors import ClipScgiError, DataError
 from data.files import read_json
 from data.fingerprint import digest
@@ -26,9 +26,10 @@ class Entry:
     """One artefact on disk.
 
     content: digest of its files, "" where the sidecar is damaged. size: bytes. created: when it was sealed. used: when
-    its folder was last touched, never before `created`. files: `content` and the digest of each file. digests: every
-    digest named in its ingredients. label: the recipe or data set it names, "" where it names none. state: incomplete
-    when some input could not be read while it was made.
+    its folder was last touched, never before `created`. files: `content`, the digest of each file and those of its
+    parts (`data.contents`). digests: every digest named in its ingredients. label: the recipe or data set it names, ""
+    where it names none. dataset, recipe: of the run that used it last, "" where no run has. state: incomplete when some
+    input could not be read while it was made.
     """
 
     stage: str
@@ -41,6 +42,8 @@ class Entry:
     files: frozenset[str]
     digests: frozenset[str]
     label: str
+    dataset: str
+    recipe: str
     state: State
 
     @property
@@ -160,11 +163,13 @@ def _read(folder: Path) -> Entry | None:
     try:
         sidecar = read_json(folder / SIDECAR)
         content, ingredients = str(sidecar["content"]), dict(sidecar["ingredients"])
-        files = frozenset({content} | {entry["sha256"] for entry in sidecar["files"].values()})
+        parts = {*sidecar.get("contents", {}).values()}
+        files = frozenset({content} | parts | {entry["sha256"] for entry in sidecar["files"].values()})
         created = datetime.fromisoformat(sidecar["created"])
         state: State = "finished" if sidecar["fingerprint"] == folder.name else "incomplete"
     except (DataError, OSError, KeyError, TypeError, ValueError):
         content, files, ingredients, created, state = "", frozenset(), {}, touched, "damaged"
+    last = next(reversed(read_uses(folder)), {})
     return Entry(
         stage=folder.parent.name,
         fingerprint=folder.name,
@@ -176,6 +181,8 @@ def _read(folder: Path) -> Entry | None:
         used=max(created, touched),
         digests=frozenset(_digests(ingredients)),
         label=_label(ingredients),
+        dataset=last.get("dataset", ""),
+        recipe=last.get("recipe", ""),
         state=state,
     )
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow, get_run_logger, runtime
 from prefect.tasks import Task
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from data.files import read_json
 from flows.fanout import caption_together
 from flows.preflight import check_devices, check_run
+from flows.reason import Purpose, index_reason, reason
 from flows.recipes import Recipe
 from flows.report import ReportInputs, report_ingredients
 from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
@@ -73,7 +74,7 @@ def caption_and_train(
     check_devices(store, recipe, until)
     for stage in _stages(store, recipe, reread, until):
         finished.append(stage)
-        console.print(stage_line(stage.stage, stage.status, stage.seconds, stage.note), soft_wrap=True)
+        console.print(stage_line(stage.stage, stage.status, stage.seconds, stage.note, stage.reason), soft_wrap=True)
         log_stage(stage)
         if stage.stage == "index":
             for notice in _notices(store, recipe, stage.artifact, until):
@@ -94,14 +95,21 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
     indexed = _index(store, recipe, reread)
     name_run(_full_name(recipe, indexed.artifact))
     yield indexed
-    images, where = indexed.artifact, {"images_root": indexed.images_root}
+    images, where, purpose = indexed.artifact, {"images_root": indexed.images_root}, _purpose(recipe)
     captions = audited = None
     if recipe.train.needs_captions or until in ("caption", "audit"):
         step = _caption(store, recipe, images, where)
         yield step
         captions = step.artifact
         step = _run(
-            store, audit_task, audit_ingredients, captions=captions, images=images, config=recipe.audit, how=where
+            store,
+            audit_task,
+            audit_ingredients,
+            captions=captions,
+            images=images,
+            config=recipe.audit,
+            purpose=purpose,
+            how=where,
         )
         yield step
         audited = step.artifact
@@ -112,6 +120,7 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
         images=images,
         captions=captions,
         config=recipe.train,
+        purpose=purpose,
         how={**where, "processes": recipe.scale.train_processes},
     )
     yield step
@@ -123,6 +132,7 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
         images=images,
         model=model,
         config=recipe.evaluate,
+        purpose=purpose,
         how=where,
     )
     yield step
@@ -134,24 +144,32 @@ def _stages(store: ArtifactStore, recipe: Recipe, reread: bool, until: StageName
         evaluation=step.artifact,
         recipe=recipe.identity(),
     )
-    yield _run(store, report_task, report_ingredients, inputs=inputs, config=recipe.report, how=where)
+    yield _run(store, report_task, report_ingredients, inputs=inputs, config=recipe.report, purpose=purpose, how=where)
 
 
 def _index(store: ArtifactStore, recipe: Recipe, reread: bool) -> StageRun:
     """Run the first stage, which is never replayed: it is what sees that the images have changed."""
     started = time.perf_counter()
-    data = recipe.data
+    data, known = recipe.data, store.known("index")
     if recipe.synthetic is not None and not data.root:
         data = data.model_copy(update={"root": str(ensure_world(store, recipe.synthetic))})
     found = index_task(home=str(store.root), config=data, reread=reread)
+    made, cached, purpose = ArtifactRef(**found["ref"]), found["cached"], _purpose(recipe)
+    why = "" if cached else index_reason(store, made, known, purpose)
+    store.record_use(made, dataset=purpose.dataset, recipe=purpose.recipe)
     return StageRun(
         stage="index",
-        status="cached" if found["cached"] else "ran",
+        status="cached" if cached else "ran",
         seconds=time.perf_counter() - started,
         note=found["note"],
+        reason=why,
         ref=found["ref"],
         images_root=found["images_root"],
     )
+
+
+def _purpose(recipe: Recipe) -> Purpose:
+    return Purpose(dataset=recipe.data.label, recipe=recipe.name)
 
 
 def _caption(store: ArtifactStore, recipe: Recipe, images: ArtifactRef, where: Mapping[str, Any]) -> StageRun:
@@ -162,7 +180,7 @@ def _caption(store: ArtifactStore, recipe: Recipe, images: ArtifactRef, where: M
     workers, made = recipe.scale.caption_workers, 0
     if workers > 1 and store.find("caption", fingerprint_of("caption", ingredients(**what))) is None:
         made = caption_together(recipe.scale, home=str(store.root), **where, **what)
-    step = _run(store, caption_task, ingredients, how=where, **what)
+    step = _run(store, caption_task, ingredients, purpose=_purpose(recipe), how=where, **what)
     if not made:
         return step
     note = f"{made} captions generated by {workers} workers ({recipe.scale.runner})"
@@ -174,24 +192,31 @@ def _run(
     stage_task: Task[..., Result],
     ingredients: Callable[..., Mapping[str, Any]],
     *,
+    purpose: Purpose,
     how: Mapping[str, Any],
     **inputs: Any,
 ) -> StageRun:
     """Run one task on `inputs`, or let Prefect replay it where its artefact is intact.
 
-    ingredients: what its fingerprint is made of, as a function of `inputs`. how: what else the task is told, and no
-    fingerprint depends on: where the images lie, how many processes it may use.
+    ingredients: what its fingerprint is made of, as a function of `inputs`. purpose: by which a predecessor is found.
+    how: what else the task is told, and no fingerprint depends on: where the images lie, how many processes it may use.
     """
     started = time.perf_counter()
-    stage = stage_task.name
-    fingerprint = fingerprint_of(stage, ingredients(**inputs))
-    intact = store.find(stage, fingerprint) is not None
-    options = stage_task.with_options(refresh_cache=not intact)
+    stage, made_of = stage_task.name, ingredients(**inputs)
+    fingerprint = fingerprint_of(stage, made_of)
+    found = store.find(stage, fingerprint)
+    why = "" if found else reason(store, stage, made_of, purpose)
+    if why:
+        get_run_logger().info("%s runs: %s", stage, why)
+    options = stage_task.with_options(refresh_cache=found is None)
     result = options(home=str(store.root), fingerprint=fingerprint, **how, **inputs)
+    ref = found or ArtifactRef(**result["ref"])
+    store.record_use(ref, dataset=purpose.dataset, recipe=purpose.recipe)
     return StageRun(
         stage=stage,
-        status="cached" if intact else "ran",
+        status="cached" if found else "ran",
         seconds=time.perf_counter() - started,
-        note="" if intact else result["note"],
-        ref=result["ref"],
+        note="" if found else result["note"],
+        reason=why,
+        ref=ref.to_json(),
     )

@@ -25,7 +25,7 @@ from flows.study_training import recipe_of, training_of
 from reid.config import TrainConfig
 from reid.config_evaluate import EvaluateConfig
 from reid.stage_evaluate import STAGE_VERSION as EVALUATE_VERSION
-from reid.stage_evaluate import evaluate
+from reid.stage_evaluate import evaluate, tested_images
 from reid.stage_train import STAGE as TRAIN
 from reid.stage_train import train, train_ingredients
 
@@ -61,7 +61,11 @@ class Run:
         store = self.inputs.store
         return {
             "train": train_ingredients(store, images=self.inputs.images, captions=captions, config=self.train),
-            "evaluate": {"config": self.evaluate.identity(), "version": EVALUATE_VERSION},
+            "evaluate": {
+                **tested_images(self.inputs.images),
+                "config": self.evaluate.identity(),
+                "version": EVALUATE_VERSION,
+            },
             "version": STAGE_VERSION,
         }
 
@@ -201,7 +205,7 @@ def _rows(run: Run, result: Mapping[str, Any]) -> list[Row]:
     common = {name: result[name] for name in ("steps", "train", "evaluation")} | {
         "caption_artifact": result["captions"],
         "dataset": protocol["dataset"],
-        "dataset_hash": protocol["dataset_hash"],
+        "dataset_hash": read_json(run.inputs.images.folder / "dataset.json")["dataset_hash"],
         "n_query": protocol["n_query"],
         "n_gallery": protocol["n_gallery"],
     }

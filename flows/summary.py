@@ -23,6 +23,8 @@ class StageRun(Config):
     """Wall time of the stage, verification included."""
     note: str
     """What it did, in a few words: "1 caption generated, 799 reused"."""
+    reason: str = ""
+    """Of a stage that ran, why: the ingredients that changed since the last artifact of its kind, or "first run"."""
     ref: dict[str, str]
     """The artefact (fields of `data.artifacts.ArtifactRef`)."""
     images_root: str | None = None

@@ -81,13 +81,16 @@ def notice_line(notice: str) -> Text:
     return Text().append("! ", "yellow").append(notice)
 
 
-def stage_line(stage: str, status: Literal["cached", "ran"], seconds: float, note: str) -> Text:
-    """Return one line about a finished stage, such as ``✓ caption   ran      12.3 s  800 captions generated``."""
+def stage_line(stage: str, status: Literal["cached", "ran"], seconds: float, note: str, reason: str = "") -> Text:
+    """Return one line about a finished stage, such as ``✓ caption   ran      12.3 s  800 captions generated``.
+
+    reason: why it ran; shown behind the note.
+    """
     line = Text().append("✓ ", "green")
     line.append(f"{stage:<9} ", "bold")
     line.append(f"{status:<7}", "cyan" if status == "cached" else "")
     line.append(f"{duration(seconds):>10}  ")
-    return line.append(note, "dim")
+    return line.append("; ".join(part for part in (note, reason and f"why: {reason}") if part), "dim")
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def name_run(name: str) -> None:
 def log_stage(stage: StageRun) -> None:
     """Write into the run's log how a stage ended: its line, what the index noticed, the scores, where the page is."""
     log = get_run_logger()
-    log.info(stage_line(stage.stage, stage.status, stage.seconds, stage.note).plain)
+    log.info(stage_line(stage.stage, stage.status, stage.seconds, stage.note, stage.reason).plain)
     for line in _details(stage):
         log.info(line)
 
@@ -260,7 +260,7 @@ def _metrics_note(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> s
 
 
 def _same_images(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    return bool(now["protocol"].get("dataset_hash") == before["protocol"].get("dataset_hash"))
+    return bool(now["protocol"].get("test_hash") == before["protocol"].get("test_hash"))
 
 
 def _percent(share: float | None) -> float | None:

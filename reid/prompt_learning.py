@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
+from data.contents import image_contents
 from data.progress import ProgressFn, silent
 from reid.backbone import Backbone, build_backbone, seeded
 from reid.checkpoint import restore_checkpoint, save_checkpoint
@@ -34,7 +35,7 @@ from reid.tasks import Preprocess, preprocess_of
 from reid.text import weights_identity
 
 STAGE: Final = "prompts"
-STAGE_VERSION: Final = 1
+STAGE_VERSION: Final = 2
 _FILE: Final = "prompts.safetensors"
 _ENCODE_BATCH: Final = 256
 _CHECKPOINT_EPOCHS: Final = 10
@@ -77,7 +78,8 @@ def learned_texts(
 ) -> Tensor:
     """Return the prompt features [C, D] of all identities, learning them unless this has been done before."""
     ingredients = {
-        "images": images.digests_of("images.parquet"),
+        "images": image_contents(images)["train"],
+        "held_out": config.validation.identity() if config.validation.holds_out else None,
         "config": config.prompts.identity(),
         "backbone": config.backbone.identity(),
         "weights": weights_identity(store, config.backbone, config.seed),

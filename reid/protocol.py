@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data.artifacts import ArtifactRef
+from data.contents import image_contents
 from data.files import read_json
 from reid.config import TrainConfig
 from reid.config_evaluate import EvaluateConfig
@@ -24,7 +25,7 @@ def protocol(
         "dataset": dataset["name"],
         "reader": dataset["reader"],
         "version": dataset["version"],
-        "dataset_hash": dataset["dataset_hash"],
+        "test_hash": image_contents(images)["ranked"][:32],
         "n_query": len(rows.images.pid[split.query]),
         "n_gallery": len(rows.images.pid[split.gallery]),
         "n_junk": rows.n_junk,

@@ -54,7 +54,8 @@ def search(
     """Return the `top` gallery images nearest to `query`: a sentence (str) or an image file (Path).
 
     images, model: the index and train artifacts. Raises DataError when there is no gallery or the query image cannot
-    be used (found before anything else is done), WeightsError when the model cannot be loaded.
+    be used (found before anything else is done), ConfigError for an empty or too long sentence, WeightsError when the
+    model cannot be loaded.
     """
     import torch
 
@@ -64,7 +65,7 @@ def search(
 
     if top < 1:
         raise ConfigError(f"search: top must be at least 1 (given: {top})")
-    picture = _query_image(query) if isinstance(query, Path) else None
+    picture = open_query(query) if isinstance(query, Path) else None
     rows = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"]).to_pylist()
     gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] != JUNK]
     if not gallery:
@@ -99,8 +100,18 @@ def search(
 
 
 def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
-    """Return the sentence's feature [1, D] and what encodes images into the same space."""
+    """Return the sentence's feature [1, D] and what encodes images into the same space.
+
+    Raises ConfigError for a sentence that is empty or longer than the model reads.
+    """
     import torch
+
+    n_words, n_most = len(task.backbone.tokenizer.words(sentence)), task.backbone.context - 2
+    if not sentence.strip() or not 0 < n_words <= n_most:
+        raise ConfigError(
+            f"search: the sentence has {n_words if sentence.strip() else 0} tokens, and this model reads 1 to {n_most};"
+            " describe a person in one or two sentences"
+        )
 
     def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
         return task.see(images_BCHW, cameras_B).joint_BD
@@ -109,7 +120,8 @@ def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
         return task.backbone.text([sentence]).float(), encode
 
 
-def _query_image(path: Path) -> Image.Image:
+def open_query(path: Path) -> Image.Image:
+    """Return the query image at `path` in RGB; raise DataError, with the reason, when it cannot be used."""
     try:
         return open_rgb(path)
     except RejectedRow as rejected:

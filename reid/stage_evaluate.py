@@ -16,8 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.contents import image_contents
 from data.device import resolve_device
 from data.files import read_json, write_json, write_table
+from data.fingerprint import digest
 from data.progress import ProgressFn, silent
 from data.schemas import RANKINGS
 from reid.config import TrainConfig
@@ -31,23 +33,40 @@ if TYPE_CHECKING:
     from reid.tasks import Task
 
 STAGE: Final = "evaluate"
-STAGE_VERSION: Final = 1
-# Raised when re-ranking began to average all k2 neighbors beyond k1 + 1; nothing else changed.
-_FAR_RERANK_VERSION: Final = 2
+STAGE_VERSION: Final = 2
 _MAX_RANK: Final = 50
 
 
 def evaluate_ingredients(
     store: ArtifactStore, *, images: ArtifactRef, model: ArtifactRef, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """Return what the results depend on."""
-    far = config.rerank is not None and config.rerank.k2 > config.rerank.k1 + 1
+    """Return what the results depend on: the rows of queries and gallery, their paths included, and the model."""
     return {
-        "images": images.content,
-        "model": model.digests_of("model.safetensors", "config.json"),
+        **tested_images(images),
+        "model": _model_identity(model),
         "config": config.identity(),
         **({"drawn": "one image per person, all distractors"} if config.gallery_draws else {}),
-        "version": _FAR_RERANK_VERSION if far else STAGE_VERSION,
+        "version": STAGE_VERSION,
+    }
+
+
+def tested_images(images: ArtifactRef) -> dict[str, Any]:
+    """Return what an evaluation reads of an index artifact; not the training images."""
+    dataset = read_json(images.folder / "dataset.json")
+    return {
+        "images": image_contents(images)["ranked"],
+        "dataset": {name: dataset[name] for name in ("name", "reader", "version")},
+    }
+
+
+def _model_identity(model: ArtifactRef) -> dict[str, Any]:
+    """Return what an evaluation reads of a train artifact; not which images and captions made it."""
+    described = read_json(model.folder / "config.json")
+    return {
+        **model.digests_of("model.safetensors"),
+        "config": digest(TrainConfig.model_validate(described["config"]).identity()),
+        "identities": len(described["identities"]),
+        "weights": digest(described.get("provenance", {}).get("weights")),
     }
 
 

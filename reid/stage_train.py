@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from data.artifacts import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.contents import caption_contents, image_contents
 from data.environment import exact_float32, hidden_variables
 from data.files import read_json, write_json
 from data.progress import ProgressFn, silent
@@ -32,26 +33,29 @@ if TYPE_CHECKING:
     from reid.trainer import TrainState
 
 STAGE: Final = "train"
-STAGE_VERSION: Final = 1
-# Raised when the losses of bf16 and fp16 runs became float32; runs in float32 did not change.
-_MIXED_VERSION: Final = 2
+STAGE_VERSION: Final = 2
 _LIBRARIES: Final = ("torch", "open_clip_torch", "accelerate", "numpy", "safetensors")
 
 
 def train_ingredients(
     store: ArtifactStore, *, images: ArtifactRef, captions: ArtifactRef | None, config: TrainConfig
 ) -> dict[str, Any]:
-    """Return what the trained model depends on. `captions` counts only for methods that read them.
+    """Return what the trained model depends on.
+
+    Of the training images their bytes and labels, but neither paths nor order; of `captions`, where the method reads
+    them, the texts. Test images count only if training evaluates on them.
 
     Raises:
         WeightsError: the backbone's weights are not to be had.
     """
+    found, validation = image_contents(images), config.validation
     return {
-        "images": images.digests_of("images.parquet"),
-        "captions": captions.content if captions is not None and config.needs_captions else None,
+        "images": found["train"],
+        "test_images": found["test"] if validation.every and validation.images == "test" else None,
+        "captions": caption_contents(captions)["train"] if captions is not None and config.needs_captions else None,
         "config": config.identity(),
         "weights": weights_identity(store, config.backbone, config.seed),
-        "version": STAGE_VERSION if config.precision == "no" else _MIXED_VERSION,
+        "version": STAGE_VERSION,
     }
 
 

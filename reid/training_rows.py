@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts import ArtifactRef
+from data.contents import CAPTIONS_FILE, IMAGES_FILE, caption_text
 from data.device import PROCESSES_KEY
 from data.errors import ConfigError, DataError, raise_problems
 from data.people import is_junk
@@ -34,7 +35,10 @@ class TrainingRows(NamedTuple):
 
 
 def training_rows(images: ArtifactRef, captions: ArtifactRef | None, config: TrainConfig) -> TrainingRows:
-    """Return the training split of `images` as `config` uses it.
+    """Return the training split of `images` as `config` uses it, in an order that depends on no path.
+
+    Rows are sorted by identity, camera, digest and caption. The sampler and the augmentation draw by row number, so
+    images that are renamed, and nothing else, give the same model.
 
     Raises:
         ConfigError: captions are needed and not given, or too few identities to hold any out.
@@ -46,13 +50,14 @@ def training_rows(images: ArtifactRef, captions: ArtifactRef | None, config: Tra
     used = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid not in kept])
     held_out = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid in kept])
     trained = _captioned(used, captions, config) if config.needs_captions else used
-    return TrainingRows(trained, held_out, len(used["path"]) - len(trained["path"]))
+    uncaptioned = len(used["path"]) - len(trained["path"])
+    return TrainingRows(_by_content(trained), _by_content(held_out), uncaptioned)
 
 
 def read_rows(images: ArtifactRef) -> Rows:
     """Return all rows of images.parquet."""
     columns = ["path", "sha256", "split", "pid", "camid"]
-    rows: Rows = pq.read_table(images.folder / "images.parquet", columns=columns).to_pydict()
+    rows: Rows = pq.read_table(images.folder / IMAGES_FILE, columns=columns).to_pydict()
     return {**rows, "position": list(range(len(rows["path"])))}
 
 
@@ -67,6 +72,13 @@ def _training_split(images: ArtifactRef) -> Rows:
 def train_rows(splits: Sequence[str], pids: Sequence[int]) -> NDArray[np.int64]:
     """Return the rows of images.parquet that a training can use, sorted: the training split without junk."""
     return np.flatnonzero((np.array(splits, dtype=object) == "train") & ~is_junk(pids))
+
+
+def _by_content(rows: Rows) -> Rows:
+    """Sort rows by what they hold. Rows that compare equal hold the same image, label and caption."""
+    names = [name for name in ("pid", "camid", "sha256", "caption") if name in rows]
+    keys = list(zip(*(rows[name] for name in names), strict=True))
+    return _take(rows, sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def _take(rows: Rows, chosen: list[int]) -> Rows:
@@ -126,9 +138,9 @@ def _captioned(rows: Rows, captions: ArtifactRef | None, config: TrainConfig) ->
     """
     if captions is None:
         raise ConfigError(f"method {config.method} reads captions: give the caption artefact of these images")
-    table = pq.read_table(captions.folder / "captions.parquet", columns=["image_path", "image_sha256", "caption"])
+    table = pq.read_table(captions.folder / CAPTIONS_FILE, columns=["image_path", "image_sha256", "caption"])
     known = {
-        (path, sha256): (caption or "").strip()
+        (path, sha256): caption_text(caption)
         for path, sha256, caption in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
     }
     keys = list(zip(rows["path"], rows["sha256"], strict=True))

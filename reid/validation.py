@@ -60,13 +60,14 @@ def ranked_held_out(rows: Rows) -> RankedImages:
 
 
 def ranked_test(rows: Rows) -> RankedImages:
-    """Return the queries and the gallery among all `rows` of images.parquet, junk left out.
+    """Return the queries and the gallery among all `rows` of images.parquet, junk left out, in no order of paths.
 
     Raises DataError when there is none of either.
     """
     pids = np.array(rows["pid"], dtype=np.int64)
     splits = np.array(rows["split"])
-    query, gallery = (np.flatnonzero((splits == name) & ~is_junk(pids)) for name in ("query", "gallery"))
+    order = np.lexsort((np.array(rows["sha256"]), np.array(rows["camid"]), pids))  # equal scores stand in this order
+    query, gallery = (order[(splits[order] == name) & ~is_junk(pids[order])] for name in ("query", "gallery"))
     if not len(query) or not len(gallery):
         raise DataError(
             "train.validation.images=test needs queries and a gallery, and this data set lacks one of them: "

@@ -22,6 +22,7 @@ from captioning.audit_flags import FLAGS, degrading_words
 from captioning.reply_form import has_template_form, is_looping
 from captioning.templates import compose
 from data.artifacts import ArtifactStore
+from data.contents import caption_contents
 from data.errors import DataError
 from data.files import write_json
 from data.fingerprint import digest_bytes
@@ -353,7 +354,7 @@ def test_the_stage_is_cached_by_captions_and_thresholds(tmp_path):
     ingredients = audit_ingredients(captions=ref, config=AuditConfig())
     named = store.make("index", {}, lambda folder: write_json(folder / "dataset.json", {"name": "people"})).ref
     assert audit_ingredients(captions=ref, images=named, config=AuditConfig())["dataset"] == "people"
-    assert ingredients["captions"] == ref.content
+    assert ingredients["captions"] == caption_contents(ref)["audit"]
     assert ref.path not in json.dumps(ingredients)
 
 

@@ -185,6 +185,39 @@ def test_a_name_must_be_one_artefacts(store):
         inventory.find("nothing")
 
 
+def test_the_list_shows_dataset_recipe_date_and_score_in_100_columns(store, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    run = _run(store, "demo", 1)
+    rows = [{"model": "untrained", "mode": "image", "mAP": 0.1}, {"model": "trained", "mode": "fused", "mAP": 0.2}]
+    results = {"results": [*rows, {"model": "trained", "mode": "image", "mAP": 0.67891}]}
+    evaluation = store.make(
+        "evaluate", {"model": run["train"].content}, lambda f: write_json(f / "metrics.json", results)
+    )
+    control = _make(store, "caption_control", {"n": 1}, 1)
+    for ref in (evaluation.ref, control):
+        store.record_use(ref, dataset="market1501-small", recipe="market1501_clip_reid")
+    store.record_use(evaluation.ref, dataset="people", recipe="demo")
+    assert commands_artifacts.artifacts_ls(store) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["artifact", "dataset", "recipe", "made", "size", "mAP"]
+    assert max(map(len, lines[:-1])) <= 100
+    cells = {line.split()[0]: line.split() for line in lines[3:-1] if line.strip()}
+    key = f"evaluate/{evaluation.ref.fingerprint[:8]}"
+    assert cells[key][1:3] == ["people", "demo"], "the last use"
+    assert cells[key][-1] == "67.9"
+    assert cells[f"caption_control/{control.fingerprint[:8]}"][1:3] == ["market1501-small", "market1501_clip_reid"]
+    assert cells[f"train/{run['train'].fingerprint[:8]}"][1:3] == ["-", "-"]
+    assert commands_artifacts.artifacts_show(store, evaluation.ref.fingerprint) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["mAP"] == "67.9"
+    assert shown["recipes"][-1] == {"dataset": "people", "recipe": "demo"}
+    sidecar = evaluation.ref.folder / "artifact.json"
+    sidecar.write_text("{")
+    (control.folder / "file").unlink()
+    assert commands_artifacts.artifacts_ls(store, stage="evaluate") == 0
+    assert "damaged" in capsys.readouterr().out
+
+
 def test_the_commands_speak_to_people(store, capsys):
     run = _run(store, "demo", 1)
     parser = argparse.ArgumentParser()
@@ -196,8 +229,8 @@ def test_the_commands_speak_to_people(store, capsys):
 
     status, text = say("ls")
     assert status == 0
-    assert f"train/{run['train'].fingerprint[:12]}" in text
-    assert "100 d ago" in text
+    assert f"train/{run['train'].fingerprint[:8]} " in text
+    assert (datetime.now(UTC) - timedelta(days=LONG_AGO)).astimezone().strftime("%Y-%m-%d") in text
     assert "6 artefacts" in text
     status, text = say("show", run["train"].fingerprint)
     assert json.loads(text)["used_by"] == [f"report/{run['report'].fingerprint}"]

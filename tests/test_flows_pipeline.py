@@ -70,6 +70,7 @@ def test_a_first_run_makes_every_artefact(finished):
     assert [stage.stage for stage in summary.stages] == STAGES
     assert _reran(summary) == STAGES
     store = ArtifactStore(home)
+    assert _reasons(summary) == dict.fromkeys(STAGES, "first run")
     for stage in summary.stages:
         assert store.problems(stage.stage, stage.artifact.fingerprint) == []
     captions = pd.read_parquet(summary["caption"].artifact.folder / "captions.parquet")
@@ -235,6 +236,75 @@ def test_one_image_more_costs_one_caption(home):
     summary = _run(home)
     assert _reran(summary) == STAGES
     assert summary["caption"].note.startswith("1 caption generated")
+    found = _reasons(summary)
+    assert found["index"] == found["caption"] == found["train"].split(";")[0] == "images changed: 1 image added"
+    assert found["train"].endswith("captions changed: 1 added")
+
+
+def _rename(folder: Path) -> None:
+    """Rename the first image of `folder`, labels kept, so that it comes last of its identity and camera."""
+    first = min(folder.glob("0*.jpg"))
+    first.rename(first.with_name(re.sub(r"_(\d{6})_", "_999999_", first.name)))
+
+
+def _reasons(summary: RunSummary) -> dict[str, str]:
+    return {stage.stage: stage.reason for stage in summary.stages if stage.reason}
+
+
+def test_a_renamed_training_image_retrains_nothing(home):
+    _rename(_images(home) / "bounding_box_train")
+    summary = _run(home)
+    assert _reran(summary) == ["index", "caption", "audit", "report"]
+    assert summary["caption"].note.startswith("0 captions generated")
+    found = _reasons(summary)
+    assert found["index"] == found["caption"] == "images changed: 1 path renamed"
+    assert found["audit"].startswith("captions changed")
+    assert set(found) == set(_reran(summary)), "what is cached has no reason"
+
+
+def test_a_renamed_gallery_image_is_ranked_anew_and_trains_nothing(home):
+    _rename(_images(home) / "bounding_box_test")
+    summary = _run(home)
+    assert _reran(summary) == ["index", "caption", "audit", "evaluate", "report"]
+    assert summary["evaluate"].reason == "images changed: 1 path renamed"
+
+
+def test_training_does_not_depend_on_the_names_of_files(home):
+    before = _run(home)["train"].artifact
+    shutil.rmtree(before.folder)
+    _rename(_images(home) / "bounding_box_train")
+    after = _run(home, until="train")
+    assert "train" in _reran(after)
+    assert after["train"].reason == "its artifact was deleted, or the run that made it was interrupted"
+    file = "model.safetensors"
+    assert after["train"].artifact.fingerprint == before.fingerprint
+    assert after["train"].artifact.digests_of(file) == before.digests_of(file), "the weights are the same"
+    assert "evaluate" not in _reran(_run(home))
+
+
+def test_a_changed_gallery_image_trains_nothing(home):
+    image = min((_images(home) / "bounding_box_test").glob("0*.jpg"))
+    Image.open(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(image)
+    summary = _run(home)
+    assert _reran(summary) == ["index", "caption", "audit", "evaluate", "report"]
+    assert summary["evaluate"].reason == "images changed: 1 image replaced"
+
+
+def test_captions_of_equal_text_train_nothing(home):
+    before = _run(home)
+    assert _reran(_run(home, "caption.batch_size=5")) == []
+    summary = _run(home, "caption.max_new_tokens=300")
+    assert summary["caption"].note.endswith("captions generated, 0 reused")
+    assert summary["caption"].reason.startswith("captioner changed: max_new_tokens ")
+    assert _reran(summary) == ["caption", "report"]
+    assert summary["train"].artifact == before["train"].artifact
+
+
+def test_captions_of_another_batch_size_train_nothing(home):
+    shutil.rmtree(home / "captions")
+    shutil.rmtree(home / "stages" / "caption")
+    again = _run(home, "caption.batch_size=5")
+    assert _reran(again) == ["caption", "report"], "the page shows the size of the batches, and nothing else reads it"
 
 
 def test_one_changed_byte_in_the_captions_reruns_only_the_view(home):
@@ -274,7 +344,11 @@ def test_a_lost_sidecar_means_not_finished(home):
 
 def test_a_changed_setting_reruns_what_depends_on_it(home):
     assert _reran(_run(home, "report.captions=3")) == ["report"]
-    assert _reran(_run(home, "train.schedule.epochs=2")) == ["train", "evaluate", "report"]
+    longer = _run(home, "train.schedule.epochs=2")
+    assert _reran(longer) == ["train", "evaluate", "report"]
+    assert _reasons(longer)["train"] == "config.schedule.epochs 1 -> 2"
+    assert _reasons(longer)["evaluate"] == "model changed"
+    assert "recipe.train.schedule.epochs 1 -> 2" in _reasons(longer)["report"]
 
 
 def test_until_stops_after_that_stage(home):

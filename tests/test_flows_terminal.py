@@ -77,6 +77,9 @@ def test_stage_lines_align_and_do_not_read_markup():
     second = stage_line("caption", "ran", 245.0, "[bold]800[/] captions").plain
     assert first == "✓ index     cached      0.1 s  800 images"
     assert second == "✓ caption   ran    4 min 05 s  [bold]800[/] captions"
+    why = "images changed: 1 path renamed"
+    assert stage_line("caption", "ran", 1.0, "0 generated", why).plain.endswith(f"  0 generated; why: {why}")
+    assert stage_line("train", "ran", 1.0, "", "config.[b]x 1 -> 2").plain.endswith("  why: config.[b]x 1 -> 2")
 
 
 def test_a_log_file_gets_a_plain_line_at_most_every_few_seconds():

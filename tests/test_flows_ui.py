@@ -40,9 +40,9 @@ def sent(monkeypatch) -> list:
     return calls
 
 
-def _metrics(m_ap: float, dataset: str = "people", dataset_hash: str = "h") -> dict:
+def _metrics(m_ap: float, dataset: str = "people", test_hash: str = "h") -> dict:
     row = {"mAP": m_ap, "mINP": 0.1, "rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "cmc": [0.5, 0.6, 0.7]}
-    protocol = {"dataset": dataset, "dataset_hash": dataset_hash, "n_query": 5, "n_gallery": 20}
+    protocol = {"dataset": dataset, "test_hash": test_hash, "n_query": 5, "n_gallery": 20}
     return {"protocol": protocol, "results": [{"model": "trained", "mode": "image"} | row]}
 
 
@@ -100,7 +100,7 @@ def test_metrics_stand_beside_those_of_the_run_before(sent, tmp_path):
     _evaluation(store, 0, _metrics(0.9, dataset="others"))
     first = _evaluation(store, 1, _metrics(0.50))
     ui.show_metrics(store, first)
-    second = _evaluation(store, 2, _metrics(0.534, dataset_hash="changed"))
+    second = _evaluation(store, 2, _metrics(0.534, test_hash="changed"))
     ui.show_metrics(store, second)
     (_, (rows,), words), (_, (rows_2,), words_2) = sent
     assert rows[0]["mAP"] == "50.0"
@@ -117,7 +117,7 @@ def _ranked(store: ArtifactStore, number: int, aps: list[float], dataset_hash: s
     ]
 
     def produce(folder):
-        write_json(folder / "metrics.json", _metrics(sum(aps) / len(aps), dataset_hash=dataset_hash))
+        write_json(folder / "metrics.json", _metrics(sum(aps) / len(aps), test_hash=dataset_hash))
         pq.write_table(pa.Table.from_pylist(rows), folder / "rankings.parquet")
 
     return store.make("evaluate", {"n": number}, produce).ref

@@ -15,6 +15,7 @@ from data_trees import TURNED
 from PIL import Image
 
 from data.artifacts import ArtifactRef, ArtifactStore
+from data.contents import image_contents
 from data.errors import DataError
 from data.files import write_json, write_table
 from data.fingerprint import digest_bytes
@@ -98,9 +99,9 @@ def test_metrics_and_rankings_are_those_of_a_direct_computation(world):
         ("trained", "fused"),
     ]
     protocol = metrics["protocol"]
-    assert {name: protocol[name] for name in ("dataset", "dataset_hash", "version", "n_query", "n_gallery")} == {
+    assert {name: protocol[name] for name in ("dataset", "test_hash", "version", "n_query", "n_gallery")} == {
         "dataset": "toy",
-        "dataset_hash": "f" * 32,
+        "test_hash": image_contents(images)["ranked"][:32],
         "version": "v1",
         "n_query": 6,
         "n_gallery": 17,
@@ -176,9 +177,6 @@ def test_settings_that_matter_and_only_those_change_the_key(world):
         {"gallery_draws": 3},
     ]
     assert len({json.dumps(key(**settings), sort_keys=True) for settings in variants}) == len(variants)
-    # Only the settings whose result changed with the code run again.
-    versions = [key(rerank=RerankConfig(k1=5, k2=k2))["version"] for k2 in (2, 6, 7)]
-    assert versions == [key()["version"], key()["version"], 2]
 
 
 def test_reranking_flip_and_no_cameras_run_and_are_told(world):
@@ -278,7 +276,12 @@ def test_an_index_without_queries_is_refused(tmp_path):
     images = write_world(store, tmp_path / "images")
     table = pq.read_table(images.folder / "images.parquet")
     gallery = table.filter(pa.compute.equal(table["split"], "gallery"))
-    bare = store.make("index", {"bare": True}, lambda f: write_table(f / "images.parquet", gallery, IMAGES)).ref
+
+    def produce(folder):
+        write_table(folder / "images.parquet", gallery, IMAGES)
+        write_json(folder / "dataset.json", {"name": "bare", "reader": "manifest", "version": ""})
+
+    bare = store.make("index", {"bare": True}, produce).ref
     with pytest.raises(DataError, match="no usable query image"):
         run((store, bare, write_model(store), tmp_path / "images"))
 
@@ -503,3 +506,47 @@ def test_drawn_galleries_keep_all_distractors_and_search_only_for_people():
         assert pids[split.gallery].tolist().count(0) == 3
         assert sorted(pids[split.gallery].tolist()) == [0, 0, 0, 3, 4]
         assert sorted([*split.query, *split.gallery]) == list(range(8))
+
+
+def test_an_evaluation_depends_on_test_rows_and_their_paths_and_on_no_training_image(world, tmp_path):
+    _, images, model, _ = world
+    table = pq.read_table(images.folder / "images.parquet").to_pylist()
+    dataset = json.loads((images.folder / "dataset.json").read_text())
+    store = ArtifactStore(tmp_path)
+
+    def key(rows, **described):
+        def produce(folder):
+            write_table(folder / "images.parquet", pa.Table.from_pylist(rows, IMAGES), IMAGES)
+            write_json(folder / "dataset.json", dataset | described)
+
+        ref = store.make("index", {"rows": rows, "described": described}, produce).ref
+        return evaluate_ingredients(store, images=ref, model=model, config=EvaluateConfig())
+
+    trained = table[0] | {"split": "train", "path": "train/1.png", "pid": 99, "sha256": "1" * 64}
+    base = key([*table, trained])
+    assert key([*table, trained | {"path": "train/2.png", "sha256": "2" * 64}]) == base
+    assert key([*table, trained], dataset_hash="0" * 32, notices=["x"], counts={}) == base
+    assert key([table[0] | {"path": "a.png"}, *table[1:], trained]) != base
+    assert key([table[0] | {"sha256": "3" * 64}, *table[1:], trained]) != base
+    assert key([*table, trained], reader="vehicleid") != base
+
+
+def test_an_evaluation_depends_on_the_model_and_not_on_what_it_was_made_from(world, tmp_path):
+    store, images, model, _ = world
+    described = json.loads((model.folder / "config.json").read_text())
+
+    def key(**changes):
+        def produce(folder):
+            (folder / "model.safetensors").write_bytes(changes.get("weights", b"w"))
+            write_json(folder / "config.json", described | changes.get("config", {}))
+
+        ref = ArtifactStore(tmp_path).make("train", {"changes": repr(changes)}, produce).ref
+        return evaluate_ingredients(store, images=images, model=ref, config=EvaluateConfig())["model"]
+
+    base = key()
+    assert key(config={"provenance": {"dataset_hash": "x", "images": "y", "python": "z"}}) == base
+    assert key(config={"training": {"steps": 4}}) == base
+    assert key(config={"config": described["config"] | {"log_every": 99}}) == base
+    assert key(config={"config": described["config"] | {"seed": 99}}) != base
+    assert key(config={"provenance": {"weights": {"files": {"w": "1"}}}}) != base
+    assert key(weights=b"v") != base

@@ -188,10 +188,11 @@ def test_the_test_set_is_ranked_as_the_evaluation_does_it(world):
 
 def test_a_test_set_without_cameras_is_ranked_without_their_rule():
     rows = {"split": ["query", "query", "gallery", "gallery", "gallery"], "pid": [5, -1, 5, 0, -1], "camid": [3] * 5}
+    rows["sha256"] = list("abcde")
     ranked = ranked_test(rows)
-    assert (ranked.positions_N.tolist(), ranked.pids_N.tolist()) == ([0, 2, 3], [5, 5, 0])
+    assert (ranked.positions_N.tolist(), ranked.pids_N.tolist()) == ([0, 3, 2], [5, 0, 5])
     assert (ranked.excluded_by_N.tolist(), ranked.query_Q.tolist()) == ([0, 1, 2], [0])
-    assert ranked_test({**rows, "camid": [3, 3, 4, 3, 3]}).excluded_by_N.tolist() == [3, 4, 3]
+    assert ranked_test({**rows, "camid": [3, 3, 4, 3, 3]}).excluded_by_N.tolist() == [3, 3, 4]
 
 
 # Which epoch is kept ----------------------------------------------------------------------------------
