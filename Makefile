@@ -29,10 +29,11 @@ demo: $(VENV)/.installed ## Caption, train, evaluate and report on synthetic peo
 test: $(VENV)/.installed ## Run the test suite on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-check: $(VENV)/.installed ## Lint, formatting and types
+check: $(VENV)/.installed ## Lint, formatting, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(VENV)/.installed ## Apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .
@@ -61,4 +62,4 @@ mutants: $(VENV)/.installed ## Put small faults into the code one by one and lis
 	$(BIN)/mutmut results
 
 clean: ## Remove the environment and tool caches (artefacts stay)
-	rm -rf $(VENV) $(VENV)-lowest mutants .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest mutants site .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from flows import interrupts
 
@@ -17,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="clip-scgi",
         description="Person re-identification supervised by language: caption, train, evaluate and report.",
     )
+    parser.add_argument("--version", action="version", version=f"clip-scgi {version('clip-scgi')}")
     group = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parsers(group)
     commands_deploy.add_parsers(group)
