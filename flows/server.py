@@ -6,6 +6,7 @@ Ctrl-C on the terminal does not reach it, and ends with the command however that
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -171,12 +172,26 @@ def _own_server() -> Iterator[str]:
     # A proxy of the site (HTTP_PROXY) cannot reach it.
     os.environ["no_proxy"] = ",".join(filter(None, [getproxies().get("no"), _HOST]))
     with tempfile.TemporaryFile() as log:
-        process, url = _start(log)
+        with _turn(home):
+            process, url = _start(log)
+            try:
+                _wait(process, url, log, home)
+            except BaseException:
+                _stop(process)
+                raise
         try:
-            _wait(process, url, log, home)
             yield url
         finally:
             _stop(process)
+
+
+@contextmanager
+def _turn(home: Path) -> Iterator[None]:
+    """Let one server start at a time: two that migrate one new database at once stop each other."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "starting.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:

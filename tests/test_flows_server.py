@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -178,3 +179,10 @@ def test_a_proxy_is_not_asked_for_the_own_server(tmp_path):
     done = command(tmp_path, "run", "demo", "--until", "index", *small, HTTP_PROXY=proxy, http_proxy=proxy)
     assert done.returncode == 0, done.stderr
     assert "✓ index" in done.stderr
+
+
+def test_two_first_runs_in_one_artifact_root_do_not_stop_each_other(tmp_path):
+    small = ["--set", "synthetic.train_identities=2", "--set", "synthetic.test_identities=2"]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: command(tmp_path, "run", "demo", "--until", "index", *small), range(2)))
+    assert [item.returncode for item in done] == [0, 0], [item.stderr for item in done]
