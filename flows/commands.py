@@ -16,6 +16,7 @@ from data.artifacts import ArtifactStore
 from data.config import build_config
 from data.files import atomic_path, read_json
 from flows import commands_search, commands_study
+from flows.preflight import check_devices
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.server import prefect_server
 from flows.summary import STAGES, RunSummary, StageName
@@ -110,6 +111,7 @@ def run_recipe(name: str, overrides: Sequence[str], *, home: Path | None, until:
 
 
 def _run(recipe: Recipe, store: ArtifactStore, until: StageName, *, reread: bool = False) -> RunSummary:
+    check_devices(store, recipe, until)  # the flow does so too; here it costs no start of a server
     with prefect_server(store.root):
         # Not earlier: Prefect reads its settings when it is first imported.
         from flows.pipeline import caption_and_train

@@ -1,8 +1,9 @@
 """What can be known to fail before the hours are spent: settings, index and machine against the stages that will run.
 
 Each check is a small function that yields problems. All problems are raised together, each with the full key of a
-setting and a value that works. No model is loaded. What depends on captions is not known yet: whether enough images
-have one is checked when training begins.
+setting and a value that works. No model is loaded, except a weights file of the user's whose fault would otherwise show
+after captioning. What depends on captions is not known yet: whether enough images have one is checked when training
+begins.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from data.device import CPU, Cuda, cuda_devices, devices_together, resolve_device
 from data.errors import ClipScgiError, ConfigError, raise_problems
 from data.people import is_junk
-from data.weights import check_weight_file
 from flows.gpu import ensure_limit
 from flows.preflight_disk import space_problems
 from flows.recipes import Recipe
@@ -37,10 +37,10 @@ from flows.summary import STAGES, StageName
 from reid.config import FP16_PROBLEM, TrainConfig
 from reid.config_evaluate import EvaluateConfig
 from reid.evaluation_rows import check_test_split, has_match
-from reid.pretrained import weights_file
 from reid.stage_evaluate import evaluate_ingredients
 from reid.stage_train import train_ingredients
 from reid.training_rows import batch_problems, held_out_identities
+from reid.weights_source import read_source
 
 Ints = NDArray[np.int64]
 _SHOWN: Final = 5
@@ -180,15 +180,19 @@ def camera_problems(plan: Plan) -> Iterator[str]:
 
 
 def backbone_problems(plan: Plan) -> Iterator[str]:
-    """Yield a weights file of the backbone that does not exist or is something else; reads its header only."""
+    """Yield a weights file of the backbone that does not exist or does not fit."""
     if {"train", "evaluate"} & plan.stages:
-        yield from _told(lambda: _check_backbone(plan.train))
+        yield from _told(lambda: _check_backbone(plan))
 
 
-def _check_backbone(config: TrainConfig) -> None:
-    file = weights_file(config.backbone)
-    if file is not None:
-        check_weight_file(file)
+def _check_backbone(plan: Plan) -> None:
+    config = plan.train.backbone
+    read_source(config)  # from the header alone
+    if config.is_file and {"caption", "train"} <= plan.stages:
+        # Loading it takes seconds; a missing tensor or a NaN found by training would cost the hours of captioning.
+        from reid.backbone import build_backbone
+
+        build_backbone(config)
 
 
 def log_problems(plan: Plan) -> Iterator[str]:

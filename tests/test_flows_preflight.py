@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from data_trees import put
+from safetensors.numpy import load_file, save_file
 from test_device import Machine
 
 from data.artifacts import ArtifactRef, ArtifactStore
@@ -22,6 +23,7 @@ from flows.recipes import Recipe, build_recipe
 from reid.config import TrainConfig
 from reid.imagecache import STAGE as PIXELS
 from reid.imagecache import pixels, pixels_ingredients
+from reid.pretrained import TINY_FOLDER, TINY_WEIGHTS
 from reid.training_rows import batch_problems, training_rows
 
 ALL = ("caption", "train", "evaluate")
@@ -294,6 +296,20 @@ def test_weights_of_the_backbone(told, tmp_path):
     (problem,) = told(market(), f"train.backbone.weights={pointer}")
     assert "git lfs pull" in problem
     assert told(market(), f"train.backbone.weights={pointer}", stages=("caption",)) == []
+
+
+def test_a_tensor_that_is_missing_or_not_a_number_is_found_before_captioning(told, tmp_path):
+    tensors = load_file(TINY_FOLDER / TINY_WEIGHTS)
+    name = "visual.ln_post.bias"
+    file = tmp_path / "model.safetensors"
+    for damaged in (
+        tensors | {name: np.full_like(tensors[name], np.nan)},
+        {k: v for k, v in tensors.items() if k != name},
+    ):
+        save_file(damaged, file)
+        (problem,) = told(market(), f"train.backbone.weights={file}")
+        assert name in problem
+        assert str(file) in problem
 
 
 def test_the_captioning_model(told, tmp_path):
