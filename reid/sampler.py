@@ -89,7 +89,7 @@ class IdentitySampler:
         found = len(np.unique(labels))
         problems = []
         if labels.ndim != 1:
-            problems.append(f"pids has shape {labels.shape}; give one identity an image")
+            problems.append(f"pids has shape {labels.shape}; give one identity per image, [N]")
         if self.identities < 1 or self.images < 1:
             problems.append(f"P x K is {self.identities} x {self.images}; both must be at least 1")
         if self.seed < 0:

@@ -1,5 +1,7 @@
 """The P x K sampler: properties over random label lists, and a few cases worked by hand."""
 
+import hashlib
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -135,3 +137,55 @@ def test_an_epoch_at_the_size_of_msmt17():
     pids = np.repeat(np.arange(1041), 31)
     sampler = IdentitySampler(pids, identities=16, images=4, seed=0)
     assert len(sampler.epoch(0)) == 1041 * 7 // 16
+
+
+# What a seed stands for: a change here changes what every trained model has seen, so raise the stage's version with it.
+UNEVEN = labels([9, 1, 4, 2, 7, 5, 1, 12])
+
+
+def test_an_epoch_is_pinned_for_a_seed():
+    sampler = IdentitySampler(UNEVEN, identities=3, images=2, seed=11)
+    assert sampler.epoch(4).tolist() == [
+        [16, 22, 12, 31, 24, 29],
+        [11, 32, 37, 1, 33, 6],
+        [30, 27, 17, 25, 20, 35],
+        [23, 23, 3, 0, 40, 38],
+        [15, 19, 18, 28, 4, 26],
+        [36, 39, 21, 9, 7, 2],
+    ]
+
+
+def test_the_epochs_of_a_larger_set_are_pinned():
+    pids = labels([3, 17, 8, 1, 40, 22, 9, 9, 5, 31] * 6)
+    sampler = IdentitySampler(pids, identities=8, images=4, seed=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # identities without groups left are expected, and not worth a warning
+        epochs = np.stack([sampler.epoch(number) for number in range(3)])
+    assert epochs.shape == (3, 26, 32)
+    assert (
+        hashlib.sha256(epochs.astype("<i8").tobytes()).hexdigest()
+        == "85ee25c97a3b69d307eedfd14ea366f3e91b6adbcc99d53da8ed6df1a2750305"
+    )
+
+
+def test_the_first_identity_of_an_epoch_is_drawn_by_its_share_of_the_groups():
+    pids = labels([2, 4, 10])
+    sampler = IdentitySampler(pids, identities=1, images=2, seed=0)
+    first = Counter(int(pids[sampler.epoch(number)[0, 0]]) for number in range(1200))
+    assert [first[pid] / 1200 for pid in (-3, 4, 11)] == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.05)
+
+
+def test_every_problem_is_named_with_its_remedy():
+    with pytest.raises(ConfigError) as caught:
+        IdentitySampler(labels([4] * 3), identities=4, images=0, seed=-2, rank=1, world=1)
+    assert str(caught.value).splitlines() == [
+        "batch sampler: 4 problems",
+        "  - P x K is 4 x 0; both must be at least 1",
+        "  - seed is -2; it must not be negative",
+        "  - a batch wants 4 different identities and the training split has 3; set train.batch.identities=3 "
+        "or lower, or add training identities",
+        "  - rank 1 of 1 processes: their number must divide the 4 identities",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        IdentitySampler(np.zeros((2, 3)), identities=1, images=1, seed=0)
+    assert str(caught.value) == "batch sampler: pids has shape (2, 3); give one identity per image, [N]"
