@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from captioning.attributes import parse_caption
 from captioning.cleaning import CleaningConfig, clean_caption, clear_majorities
+from captioning.pattern import PORT_PATTERN
 from captioning.templates import compose
 from data.slots import NONE, SLOTS, VOCABULARY
 
@@ -61,6 +62,30 @@ def test_clear_majorities_by_hand():
 def test_bad_thresholds_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         CleaningConfig(**bad)
+
+
+def test_the_limits_are_inclusive_on_the_right_side():
+    # A share just as large as asked for is clear, and a probability just as large as asked for is sure.
+    rows = [(1, {"hair": hair}) for hair in ("long", "long", "long", "short")]
+    assert clear_majorities(rows, CleaningConfig(drop_dissent=True, majority=0.75)) == {1: {"hair": "long"}}
+    assert clear_majorities(rows, CleaningConfig(drop_dissent=True, min_images=4)) == {1: {"hair": "long"}}
+    assert clear_majorities(rows, CleaningConfig(drop_dissent=True, min_images=5)) == {}
+    half = CleaningConfig(drop_below=0.5)
+    assert cleaned(half, confidence={"upper_color": math.log(0.5)}).dropped == ()
+    assert cleaned(half, confidence={"upper_color": math.nextafter(math.log(0.5), -1)}).dropped == ("upper_color",)
+
+
+def test_what_is_left_is_written_in_the_pattern_that_is_given():
+    found = clean_caption(
+        RAW,
+        SLOTS_OF_RAW,
+        confidence={"carrying": -9.0},
+        majority={},
+        config=CleaningConfig(drop_below=0.5),
+        pattern=PORT_PATTERN,
+    )
+    assert found.text == "A young man is wearing a red shirt. The man is wearing blue jeans."
+    assert found.slots == SLOTS_OF_RAW | {"carrying": None}
 
 
 SOME_SLOTS = st.fixed_dictionaries({slot: st.sampled_from([*VOCABULARY[slot], None]) for slot in SLOTS})

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from reid.losses import contrastive_loss, identity_loss, image_text_loss, pairwise_distances, triplet_loss
+from reid.losses import (
+    contrastive_loss,
+    cosine_image_text_loss,
+    identity_loss,
+    image_text_loss,
+    pairwise_distances,
+    prompt_loss,
+    triplet_loss,
+)
 
 
 def _rows(seed, *shape):
@@ -98,3 +106,63 @@ def test_losses_are_float32_under_mixed_precision():
         got = [triplet_loss(x.bfloat16(), labels, 0.3), identity_loss(x.bfloat16(), labels, 0.1)]
         got.append(image_text_loss(x.bfloat16(), x.bfloat16(), labels, 1.0))
     assert all(value.dtype == torch.float32 for value in got)
+
+
+def test_distances_between_equal_rows_are_the_root_of_the_clamp():
+    x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.001]])
+    expected = torch.tensor([[1e-6, 1e-6, 1e-3], [1e-6, 1e-6, 1e-3], [1e-3, 1e-3, 1e-6]])
+    torch.testing.assert_close(pairwise_distances(x)[:2, :2], expected[:2, :2], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(pairwise_distances(x), expected, rtol=0.2, atol=0.0)
+
+
+def test_distances_have_a_gradient_of_zero_between_equal_rows():
+    x = torch.tensor([[3.0, 4.0], [3.0, 4.0]], requires_grad=True)
+    pairwise_distances(x)[0, 1].backward()
+    assert x.grad.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_contrast_between_different_keys_on_either_side():
+    """Anchors of identities 0, 1, 1 against targets of 1, 1, 0: neither side's own keys nor their order will do."""
+    a, b = _rows(6, 3, 4), _rows(7, 3, 4)
+    anchor_keys, target_keys = [0, 1, 1], [1, 1, 0]
+    logits = a @ b.T / 0.5
+    share = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    positives = [[j for j in range(3) if target_keys[j] == anchor_keys[i]] for i in range(3)]
+    expected = -np.mean([share[i, positives[i]].mean() for i in range(3)])
+    tensors = [torch.tensor(x, dtype=torch.float32) for x in (a, b)]
+    got = contrastive_loss(*tensors, torch.tensor(anchor_keys), torch.tensor(target_keys), 0.5)
+    assert got.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_cosine_loss_is_that_of_unit_rows():
+    a, b = 7 * _rows(8, 4, 3), 0.2 * _rows(9, 4, 3)
+    keys = torch.tensor([0, 1, 1, 2])
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+    expected = _reference_contrast(*unit, keys.tolist(), 0.1) + _reference_contrast(*unit[::-1], keys.tolist(), 0.1)
+    got = cosine_image_text_loss(*(torch.tensor(x, dtype=torch.float32) for x in (a, b)), keys, 0.1)
+    assert got.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_prompt_loss_is_the_cross_entropy_of_the_products():
+    image, texts, labels = _rows(10, 3, 4), _rows(11, 5, 4), torch.tensor([4, 0, 2])
+    tensors = [torch.tensor(x, dtype=torch.float32) for x in (image, texts)]
+    expected = identity_loss(torch.tensor(image @ texts.T, dtype=torch.float32), labels, 0.2)
+    assert prompt_loss(*tensors, labels, 0.2).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_compared_in_float32_without_autocast_too(dtype):
+    x, y = (torch.tensor(_rows(seed, 6, 4)).to(dtype) for seed in (12, 13))
+    keys = torch.tensor([0, 0, 1, 1, 2, 2])
+    for loss in (
+        lambda a, b: identity_loss(a, keys, 0.1),
+        lambda a, b: triplet_loss(a, keys, 0.3),
+        lambda a, b: contrastive_loss(a, b, keys, keys, 0.07),
+        lambda a, b: image_text_loss(a, b, keys, 0.07),
+        lambda a, b: cosine_image_text_loss(a, b, keys, 0.07),
+        lambda a, b: prompt_loss(a, b, keys, 0.1),
+        lambda a, b: pairwise_distances(a).sum(),
+    ):
+        got = loss(x, y)
+        assert got.dtype == torch.float32
+        assert got.item() == pytest.approx(loss(x.float(), y.float()).item(), rel=1e-6)
