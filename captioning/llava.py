@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from captioning.config import CaptionConfig
 from captioning.decoding import Filling, fill_slots
 from captioning.framing import frame
-from captioning.llava_check import end_tokens
+from captioning.llava_check import end_tokens, overflow_remedy
 from captioning.llava_load import Llava, compile_llava, explained, load_llava
 from captioning.reading import Loaded
 from captioning.regeneration import ask_until_well_formed
@@ -30,6 +30,9 @@ from data.environment import exact_float32
 from data.errors import ClipScgiError, ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
+
+_SPAN: Final = (0.5, 20.0)
+"""Bounds of what lies between black and white once normalized: 1 without image_std, 2 for 0.5, 3.7 for CLIP's."""
 
 
 class Engine:
@@ -82,6 +85,7 @@ class Engine:
                     f"the image processor in {llava.folder} makes pixels {list(pixels_13HW.shape)} where the model "
                     f"takes {list(wanted)}: use the model's own preprocessor_config.json or processor_config.json"
                 )
+            self._check_span()
             logits = llava.model(
                 input_ids=self.prompt_1L,
                 attention_mask=torch.ones_like(self.prompt_1L),
@@ -91,7 +95,19 @@ class Engine:
         if not logits.isfinite().all():
             raise WeightsError(
                 f"the model in {llava.folder} computes NaN or infinity in {self.config.number_format}, though its "
-                "weights are finite: set caption.dtype=bfloat16 or float32"
+                f"weights are finite: {overflow_remedy(self.config.number_format)}"
+            )
+
+    def _check_span(self) -> None:
+        """Raise WeightsError if the processor's numbers for black and white are not as far apart as any model's are."""
+        side = self.llava.side
+        black, white = self.pixels([Image.new("RGB", (side, side), color) for color in ("black", "white")]).float()
+        span = white - black
+        if not (span.min() > _SPAN[0] and span.max() < _SPAN[1]):  # NaN is in no span
+            raise WeightsError(
+                f"the image processor in {self.llava.folder} makes {float(black.mean()):.4g} of black and "
+                f"{float(white.mean()):.4g} of white (CLIP's: -1.675 and 2.05), which no model is trained on: check "
+                "do_rescale, rescale_factor, image_mean and image_std"
             )
 
     def _check_length(self) -> None:
@@ -170,7 +186,7 @@ class Engine:
     def _generation(self) -> GenerationConfig:
         own = self.llava.model.generation_config
         ends = self._ends()
-        # Built anew: a model's own file may ask for sampling.
+        # The model's own settings are its token ids alone (`load_llava`).
         return GenerationConfig(
             do_sample=False,
             num_beams=1,

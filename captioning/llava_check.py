@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoConfig, GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from captioning.config import CaptionConfig, Quantization
 from captioning.model_folder import place, stored_quantization
@@ -113,13 +113,15 @@ def check_finite(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
         return
     check_files_finite(folder)
     raise WeightsError(
-        f"{len(bad)} {_tensors(bad)} of the model in {folder}, finite in the file, {_overflow(dtype)}: {few(bad)}; set "
-        "caption.dtype=bfloat16, or float32"
+        f"{len(bad)} {_tensors(bad)} of the model in {folder}, finite in the file, do not fit into {name_of(dtype)} "
+        f"and become infinite: {few(bad)}; {overflow_remedy(name_of(dtype))}"
     )
 
 
-def _overflow(dtype: torch.dtype) -> str:
-    return f"do not fit into {name_of(dtype)} and become infinite"
+def overflow_remedy(dtype: str) -> str:
+    """Return what to do where the number format `dtype` overflows."""
+    wider = {"float16": "set caption.dtype=bfloat16 or float32", "bfloat16": "set caption.dtype=float32"}
+    return wider.get(dtype, "check the settings in config.json, or use another checkpoint")
 
 
 def _tensors(names: list[str]) -> str:
@@ -135,14 +137,12 @@ def _bad_values(model: nn.Module) -> tuple[list[str], list[str]]:
             extremes.append(torch.stack(tensor.aminmax()).float())  # NaN goes through
     stacked = torch.stack(extremes)
     finite, zero = stacked.isfinite().all(dim=1).tolist(), (stacked == 0).all(dim=1).tolist()
-    return list(compress(names, map(not_, finite))), [name for name in compress(names, zero) if _is_weight(model, name)]
+    return list(compress(names, map(not_, finite))), [name for name in compress(names, zero) if _is_weight(name)]
 
 
-def _is_weight(model: nn.Module, name: str) -> bool:
+def _is_weight(name: str) -> bool:
     """Return True unless zeros are nothing unusual in the tensor, as in a bias or a token that training never used."""
-    if name.endswith((".absmax", ".SCB")):
-        return True
-    return name.endswith(".weight") and model.get_parameter(name).dim() > 1
+    return name.endswith((".weight", ".absmax", ".SCB"))
 
 
 def check_formats(model: nn.Module, folder: Path, config: CaptionConfig) -> None:
@@ -210,13 +210,29 @@ def _token_problems(model: Any, processor: Any) -> list[str]:
         problems.append(
             f"image_token_index is {wanted} in config.json, and the weights embed {rows} tokens (0 to {rows - 1})"
         )
-    ends = end_tokens(model, tokenizer)
+    return problems + _end_problems(end_tokens(model, tokenizer), rows)
+
+
+def _end_problems(ends: list[int], rows: int) -> list[str]:
     if not ends:
-        problems.append("no end token: give eos_token_id in generation_config.json")
+        return ["no end token: give eos_token_id in generation_config.json"]
+    odd = [end for end in ends if not isinstance(end, int) or isinstance(end, bool)]
+    if odd:
+        return [f"eos_token_id must be a token's number, or a list of them, not {odd[0]!r}: correct it"]
     beyond = [end for end in ends if not 0 <= end < rows]
     if beyond:
-        problems.append(f"the end token {beyond[0]} is beyond the {rows} tokens of the weights: correct eos_token_id")
-    return problems
+        return [f"the end token {beyond[0]} is beyond the {rows} tokens of the weights: correct eos_token_id"]
+    return []
+
+
+def token_ids_only(stored: GenerationConfig) -> GenerationConfig:
+    """Return the settings of generation without all but the ids of the start, end and padding tokens.
+
+    `generate` takes from a model's own settings what its caller leaves open: penalties, suppressed words, time limits.
+    """
+    return GenerationConfig(
+        bos_token_id=stored.bos_token_id, eos_token_id=stored.eos_token_id, pad_token_id=stored.pad_token_id
+    )
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -29,6 +29,7 @@ from captioning.llava_check import (
     check_loading,
     check_processor,
     check_tensors,
+    token_ids_only,
 )
 from captioning.model_folder import WANTED, check_folder, check_settings, stored_quantization
 from data.device import resolve_device
@@ -72,6 +73,8 @@ def load_llava(config: CaptionConfig) -> Llava:
         model, processor = _load(folder, config, device)
         check_processor(model, processor, folder)
     model.eval()
+    # Replies are greedy: transformers would apply whatever else the folder's generation_config.json asks for.
+    model.generation_config = token_ids_only(model.generation_config)
     return Llava(
         model=model,
         processor=processor,

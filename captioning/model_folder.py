@@ -5,6 +5,7 @@ Used by `captioner`, which identifies a folder, and `llava_load`, which loads it
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ _OPTIONAL: Final = (
     "chat_template.json",
 )
 _CHAT_TEMPLATE: Final = "chat_template.jinja"
-_ADAPTER: Final = "adapter_config.json"
+_ADAPTERS: Final = "adapter_*"  # adapter_config.json, adapter_model.safetensors or .bin
 # Older and newer names of one tensor, which transformers maps to the same parameter.
 _RENAMED: Final = (
     ("language_model.lm_head.", "lm_head."),
@@ -94,10 +95,11 @@ def _check_config(path: Path) -> None:
 
 
 def _check_others(folder: Path) -> None:
-    if (folder / _ADAPTER).exists():
+    adapter = sorted(path.name for path in folder.glob(_ADAPTERS))
+    if adapter:
         raise WeightsError(
-            f"{folder} holds a PEFT adapter ({_ADAPTER}), not a whole model: merge it into its base model "
-            "(`merge_and_unload` of peft) and save that as safetensors"
+            f"{folder} holds a PEFT adapter ({', '.join(adapter)}), not a whole model: merge it into its base model "
+            "(`merge_and_unload` of peft) and save that as safetensors in a folder of its own"
         )
     for name in ("tokenizer.json", *_PROCESSORS, *_OPTIONAL):
         if (folder / name).is_file():
@@ -110,23 +112,36 @@ def _check_others(folder: Path) -> None:
 
 
 def _check_normalization(folder: Path) -> None:
-    """Raise WeightsError unless a file says how pixels are normalized: transformers would take a default in silence."""
-    found = [folder / name for name in _PROCESSORS if (folder / name).is_file()]
-    for path in found:
-        content = read_model_json(path)
-        nested = content.get("image_processor")
-        settings = nested if isinstance(nested, dict) else content
-        if all(_is_rgb(settings.get(name)) for name in ("image_mean", "image_std")):
-            return
+    """Raise WeightsError unless the file that transformers reads says how pixels are normalized.
+
+    It would take a default in silence, whatever the other file says.
+    """
+    path, settings = _image_settings(folder)
+    if _is_rgb(settings.get("image_mean")) and _is_rgb(settings.get("image_std")) and min(settings["image_std"]) > 0:
+        return
     raise WeightsError(
-        f"{' and '.join(map(str, found))} must give image_mean and image_std, three numbers each, of the images that "
-        "the model was trained on (of CLIP: [0.48145466, 0.4578275, 0.40821073] and [0.26862954, 0.26130258, "
-        "0.27577711])"
+        f"{path} must give image_mean and image_std, three numbers each, of the images that the model was trained on "
+        "(of CLIP: [0.48145466, 0.4578275, 0.40821073] and [0.26862954, 0.26130258, 0.27577711])"
     )
 
 
+def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the settings of the image processor and their file: nested in the newer one, or the whole older one."""
+    newer, older = (folder / name for name in _PROCESSORS)
+    nested = read_model_json(newer).get("image_processor") if newer.is_file() else None
+    if isinstance(nested, dict):
+        return newer, nested
+    if not older.is_file():
+        return newer, {}
+    return older, read_model_json(older)
+
+
 def _is_rgb(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+    return isinstance(value, list) and len(value) == 3 and all(_is_number(number) for number in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _check_tensors(folder: Path) -> dict[str, Stored]:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 UPRIGHT: Final = 1
 
 _ORIENTATION: Final = 0x0112
-_XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)\s*([1-8])')
+_XMP_ORIENTATION: Final = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\s*[\"'<]")
 _MOST_ENTRIES: Final = 0xFFFF  # of a directory, as many as one of a plain TIFF file can have
 _MAX_TEXT: Final = 1 << 20  # bytes that compressed metadata is unpacked to, at most
 
@@ -188,12 +188,16 @@ class _Entry(NamedTuple):
 
 
 class _Tiff:
-    """The first directory of a TIFF file or an EXIF block; one that cannot be read has no entries."""
+    """The first directory of a TIFF file or an EXIF block; one that cannot be read has no entries.
+
+    start: where it begins.
+    """
 
     def __init__(self, content: bytes) -> None:
         self._content = content
         self.order = "<" if content[:2] == b"II" else ">"
         self.big = content[2:4] in (b"+\0", b"\0+")
+        self.start = 0
         self.entries = list(self._read()) if content[:2] in (b"II", b"MM") else []
 
     def _read(self) -> Iterator[_Entry]:
@@ -202,6 +206,7 @@ class _Tiff:
         count = self.number(head, start) if start is not None else None
         if start is None or count is None:
             return
+        self.start = start
         size = struct.calcsize(self.order + layout)
         first = start + struct.calcsize(self.order + head)
         for at in range(first, min(first + min(count, _MOST_ENTRIES) * size, len(self._content) - size + 1), size):
@@ -242,7 +247,10 @@ class _Tiff:
 
 
 def _tiff(content: bytes) -> Bare:
-    """Add a directory of only the entries that decide the pixels, and without a next one, and point to it."""
+    """Write a directory of only the entries that decide the pixels, and without a next one, over the longer one.
+
+    Nothing is added at the end: pixels that are missing there must stay missing.
+    """
     tiff = _Tiff(content)
     kept = [entry.whole for entry in tiff.entries if entry.tag in _TIFF_PIXELS]
     if not kept:
@@ -250,12 +258,9 @@ def _tiff(content: bytes) -> Bare:
     xmp = next((entry for entry in tiff.entries if entry.tag == 700), None)
     place = int.from_bytes(xmp.value, "little" if tiff.order == "<" else "big") if xmp else 0
     orientation = tiff.orientation() or _orientation(b"", content[place : place + xmp.length] if xmp else b"")
-    offset, head, at = ("Q", "Q", 8) if tiff.big else ("I", "H", 4)
-    start = len(content) + len(content) % 2
-    pointer = struct.pack(tiff.order + offset, start)
-    directory = struct.pack(tiff.order + head, len(kept)) + b"".join(kept) + bytes(len(pointer))
-    bare = content[:at] + pointer + content[at + len(pointer) :] + bytes(start - len(content)) + directory
-    return Bare(bare, orientation)
+    head, end = ("Q", bytes(8)) if tiff.big else ("H", bytes(4))
+    directory = struct.pack(tiff.order + head, len(kept)) + b"".join(kept) + end
+    return Bare(content[: tiff.start] + directory + content[tiff.start + len(directory) :], orientation)
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:

@@ -156,10 +156,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_wide(image: Image.Image) -> Image.Image:
     # Pillow's own conversion clips 16-bit values at 255, which turns nearly every such image white.
     values = np.asarray(image).astype(np.float64)
+    hidden = values == image.info.get("transparency")
+    if hidden.all():
+        raise RejectedRow("blank")
     highest = float(values.max(initial=0.0))
     if image.mode == "F":
         scale = 255.0 if highest <= 1.0 else 1.0
     else:
         scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or highest > 255.0 else 1.0
     gray = np.nan_to_num(values * scale).clip(0, 255).round().astype(np.uint8)
+    gray[hidden] = 255  # on white, as every other transparent pixel
     return Image.fromarray(gray).convert("RGB")

@@ -66,8 +66,8 @@ class Stored(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        """Whether its values are floating-point numbers."""
-        return self.dtype in _EXPONENTS
+        """Whether its values are floating-point numbers, of which none is lost when they are read as real ones."""
+        return self.dtype in _EXPONENTS and self.dtype != "C64"
 
 
 def disguise(path: Path) -> str | None:
@@ -161,13 +161,16 @@ def _entries(path: Path) -> Iterator[tuple[str, Stored]]:
 def model_tensors(folder: Path) -> dict[str, Stored]:
     """Return tensor name -> Stored for the weights of a model folder, in one file or in shards.
 
-    `model.safetensors` goes before an index of shards, as transformers reads them. Raises WeightsError if a file is
-    absent or damaged, an index names a tensor that its shard does not store, or two shards store the same one.
+    Raises WeightsError if a file is absent or damaged, both one file and shards are there, an index names a tensor that
+    its shard does not store, or two shards store the same one.
     """
     single, index = folder / WEIGHTS, folder / INDEX
-    if single.exists() or single.is_symlink() or not index.exists():
+    if not index.exists():
         return read_tensors(single)
     listed = shard_names(index)
+    if single.exists() or single.is_symlink():
+        _refuse_second(single, index, set(listed.values()))
+        return read_tensors(single)
     found: dict[str, Stored] = {}
     for shard in sorted(set(listed.values())):
         stored = read_tensors(folder / shard)
@@ -182,6 +185,16 @@ def model_tensors(folder: Path) -> dict[str, Stored]:
             "shards: download or copy the folder again"
         )
     return found
+
+
+def _refuse_second(single: Path, index: Path, shards: set[str]) -> None:
+    """Raise WeightsError if shards lie beside a file of the whole: nothing says which are the model's weights."""
+    beside = [shard for shard in shards if shard != single.name and (index.parent / shard).exists()]
+    if beside:
+        raise WeightsError(
+            f"{single} and the shards of {index} ({few(beside)}) are two sets of weights: keep those that are meant, "
+            "and move the others to a folder of their own"
+        )
 
 
 def shard_names(index: Path) -> dict[str, str]:

@@ -61,17 +61,16 @@ class FileConfig:
 def config_beside(file: Path, layout: Layout) -> FileConfig | None:
     """Return what the config in the folder of `file` says, the one of the file's own naming first; None without one.
 
-    A config.json that belongs to something else says nothing. Raises WeightsError if a config cannot be read, or asks
-    for something that is not supported.
+    A config.json that belongs to something else says nothing. Raises WeightsError if a config cannot be read, asks for
+    something that is not supported, or two of them name different activations.
     """
     named = {"open_clip": (OPEN_CLIP_CONFIG, CONFIG), "hugging_face": (CONFIG, OPEN_CLIP_CONFIG)}[layout.naming]
-    for name in named:
-        path = file.parent / name
-        if path.is_file() or path.is_symlink():
-            found = _read(path)
-            if found is not None:
-                return found
-    return None
+    paths = [path for name in named if (path := file.parent / name).is_file() or path.is_symlink()]
+    found = [config for path in paths if (config := _read(path)) is not None]
+    if len({config.activation for config in found}) > 1:
+        said = " and ".join(f"{config.path} says {config.activation}" for config in found)
+        raise WeightsError(f"{said}: keep the config that {file} was trained with, and move the other one away")
+    return found[0] if found else None
 
 
 def _read(path: Path) -> FileConfig | None:
@@ -95,10 +94,12 @@ def _read(path: Path) -> FileConfig | None:
 
 
 def _open_clip(path: Path, model: Mapping[str, Any]) -> FileConfig:
-    vision = model.get("vision_cfg", {})
+    vision, quick = model.get("vision_cfg", {}), model.get("quick_gelu")
+    if quick not in (True, False, None) or isinstance(quick, float):
+        raise WeightsError(f"{path}: quick_gelu must be true or false, not {quick!r}: correct it")
     return FileConfig(
         path=path,
-        activation="quick_gelu" if model.get("quick_gelu", False) else "gelu",
+        activation="quick_gelu" if quick else "gelu",
         grid=_open_clip_grid(vision),
         model={name: value for name, value in model.items() if name not in ("quick_gelu", "custom_text")},
     )

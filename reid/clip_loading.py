@@ -29,7 +29,8 @@ def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_
         source_grid: rows and columns of the positions in `state`; None reads them from their number, if that is clear.
 
     Raises:
-        WeightsError: tensors are missing, unexpected, of another shape, not floating point, or not finite.
+        WeightsError: tensors are missing, unexpected, of another shape, not floating point, not finite, or matrices
+            of zeros.
     """
     layout = layout_of(state.keys(), source)
     wanted = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
@@ -39,6 +40,7 @@ def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_
         raise WeightsError(f"{source} does not fit the backbone: {'; '.join(problems)}")
     used = {stored for name in wanted for stored in layout.sources(name)}
     check_finite({name: value for name, value in state.items() if name in used}, source)
+    _check_nonzero({name: value for name, value in state.items() if name in used}, source)
     loaded = {name: _tensor(name, state, layout) for name in wanted if _is_stored(name, state, layout)}
     loaded = {name: value.reshape(wanted[name]) if value.numel() == 1 else value for name, value in loaded.items()}
     loaded[key] = resize_positions(loaded[key], clip.visual.grid_size, source_grid)  # type: ignore[union-attr, arg-type]
@@ -70,8 +72,8 @@ def _problems(
     if integers:
         formats = sorted({str(state[name].dtype).removeprefix("torch.") for name in integers})
         yield (
-            f"{len(integers)} tensors are stored as {', '.join(formats)}: {few(integers)} (quantized weights cannot be "
-            "trained; use float32, float16 or bfloat16)"
+            f"{len(integers)} {'tensor is' if len(integers) == 1 else 'tensors are'} stored as {', '.join(formats)}: "
+            f"{few(integers)} (quantized weights cannot be trained; use float32, float16 or bfloat16)"
         )
 
 
@@ -95,6 +97,16 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
         raise WeightsError(
             f"{source} holds NaN or infinity in {len(bad)} {'tensor' if len(bad) == 1 else 'tensors'}: {few(bad)}; the "
             "file is damaged or its training diverged: use another one"
+        )
+
+
+def _check_nonzero(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise WeightsError that names the matrices of `state` that an interrupted download has left as zeros."""
+    zero = [name for name, value in state.items() if value.dim() > 1 and value.numel() > 1 and not value.any()]
+    if zero:
+        raise WeightsError(
+            f"{source} holds nothing but zeros in {len(zero)} {'tensor' if len(zero) == 1 else 'tensors'}: "
+            f"{few(zero)}. The file is probably of an interrupted download: download or copy it again"
         )
 
 

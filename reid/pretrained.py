@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from data.errors import WeightsError
+from data.weights import INDEX
 from reid.clip_configs import OPEN_CLIP_CONFIG
 from reid.config import OPENAI, RANDOM, SHIPPED, BackboneConfig
 from reid.pickles import PICKLES, pickle_remedy
@@ -57,6 +58,11 @@ def _own_file(path: Path) -> Path:
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
+    if found and (path / INDEX).exists():
+        raise WeightsError(
+            f"{path} holds a CLIP in shards ({INDEX}), which are not read here: save it in one file, with transformers "
+            "as save_pretrained(folder, max_shard_size='100GB'), and set train.backbone.weights to that file"
+        )
     if found:
         names = ", ".join(file.name for file in found)
         raise WeightsError(f"{path} holds several weights files ({names}): set train.backbone.weights to one of them")

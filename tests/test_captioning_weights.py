@@ -283,6 +283,18 @@ def test_shards_without_an_index_are_named(folder):
     assert "missing model.safetensors.index.json (it lists the tensors of model-00001-of-00002.safetensors" in message
 
 
+def test_one_file_beside_shards_is_refused(folder):
+    whole = shutil.copy(folder / "model.safetensors", folder.parent / "whole")
+    shard(folder)
+    shutil.copy(whole, folder / "model.safetensors")
+    message = refused(folder)
+    assert f"{folder / 'model.safetensors'} and the shards of" in message
+    assert "are two sets of weights" in message
+    for path in folder.glob("model-*"):
+        path.unlink()
+    load_llava(config(folder))  # an index whose shards are gone says nothing
+
+
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])
 def test_a_shard_or_index_that_is_a_pointer_is_named(folder, name):
     shard(folder)
@@ -319,7 +331,14 @@ def test_a_weight_of_zeros_is_refused_and_a_bias_of_zeros_is_not(folder, quantiz
     assert "interrupted download" in message
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_a_norm_of_zeros_is_refused_too(folder):
+    """What is left of a file whose last kilobytes never came."""
+    rewrite(folder, lambda tensors: tensors | {"vision_tower.post_layernorm.weight": torch.zeros(64)})
+    message = refused(folder)
+    assert "nothing but zeros in 1 tensor: model.vision_tower.post_layernorm.weight" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
 def test_integers_are_not_taken_for_weights(folder, dtype):
     rewrite(folder, lambda tensors: tensors | {UP: (tensors[UP] * 100).to(dtype)})
     assert "store integers in place of 1 tensor: " + UP in refused(folder)
@@ -333,6 +352,18 @@ def test_what_overflows_in_float16_is_refused_and_loads_in_bfloat16(folder, quan
     assert "do not fit into float16 and become infinite" in message
     assert "caption.dtype=bfloat16" in message
     load_llava(config(folder, dtype="bfloat16", quantization=quantization))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [("bfloat16", "caption.dtype=float32"), ("float32", "another checkpoint")]
+)
+def test_the_remedy_of_an_overflow_is_a_wider_format(folder, dtype, remedy):
+    rewrite(
+        folder, lambda t: t | {UP: t[UP].double().index_fill(0, torch.tensor([1]), 3.4e38 if "b" in dtype else 1e300)}
+    )
+    message = refused(folder, dtype=dtype)
+    assert f"do not fit into {dtype} and become infinite" in message
+    assert message.endswith(remedy)
 
 
 def test_activations_that_overflow_are_refused_before_anything_is_captioned(folder):
@@ -431,6 +462,32 @@ SETTINGS = {
         lambda c: c["image_processor"].update(image_mean=[0.5]),
         "must give image_mean",
     ),
+    "true_for_a_mean": (
+        "processor_config.json",
+        lambda c: c["image_processor"].update(image_mean=[True, 0, 0]),
+        "must give image_mean",
+    ),
+    "deviation_of_zero": (
+        "processor_config.json",
+        lambda c: c["image_processor"].update(image_std=[0.2, 0.2, 0]),
+        "must give image_mean and image_std",
+    ),
+    "pixels_of_255": (
+        "processor_config.json",
+        lambda c: c["image_processor"].update(do_rescale=False),
+        "makes -1.675 of black and 948.3 of white",
+    ),
+    "mean_of_255": (
+        "processor_config.json",
+        lambda c: c["image_processor"].update(image_mean=[123.7, 116.3, 103.5], image_std=[58.4, 57.1, 57.4]),
+        "of white (CLIP's: -1.675 and 2.05), which no model is trained on: check do_rescale, rescale_factor,",
+    ),
+    "end_is_text": (
+        "generation_config.json",
+        put(eos_token_id="2"),
+        "eos_token_id must be a token's number, or a list",
+    ),
+    "end_is_true": ("generation_config.json", put(eos_token_id=True), "of them, not True: correct it"),
     "unknown_image_processor": (
         "processor_config.json",
         lambda c: c["image_processor"].update(image_processor_type="NoImageProcessor"),
@@ -469,9 +526,52 @@ def test_a_tokenizer_larger_than_the_embedding(folder, decoding):
     assert "tokenizer.json" in message
 
 
-def test_an_adapter_is_not_a_model(folder):
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "llava-hf/llava-1.5-7b-hf"}')
-    assert "PEFT adapter (adapter_config.json), not a whole model" in refused(folder)
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_is_not_a_model(folder, name):
+    """Not even beside a whole model: it would be left out in silence."""
+    (folder / name).write_text('{"base_model_name_or_path": "llava-hf/llava-1.5-7b-hf"}')
+    assert f"PEFT adapter ({name}), not a whole model" in refused(folder)
+
+
+@pytest.mark.parametrize("nested", [True, False], ids=["newer_file_is_read", "older_file_is_read"])
+def test_a_mean_in_the_file_that_is_not_read_does_not_count(folder, nested):
+    """transformers reads the settings nested in processor_config.json, else preprocessor_config.json, else defaults."""
+    content = json.loads((folder / "processor_config.json").read_text())
+    settings = content.pop("image_processor")
+    mean = {name: settings.pop(name) for name in ("image_mean", "image_std")}
+    newer, older = (settings, settings | mean) if nested else (None, settings)
+    content |= {"image_processor": newer} if nested else mean
+    (folder / "processor_config.json").write_text(json.dumps(content))
+    (folder / "preprocessor_config.json").write_text(json.dumps(older))
+    read = "processor_config.json" if nested else "preprocessor_config.json"
+    assert f"{folder / read} must give image_mean and image_std" in refused(folder)
+
+
+ASKED = {
+    "penalty": {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "exponential_decay_length_penalty": [1, 5.0]},
+    "suppressed": {"suppress_tokens": list(range(10, 200)), "begin_suppress_tokens": list(range(5, 250))},
+    "forced": {"forced_bos_token_id": 9, "forced_eos_token_id": 9, "sequence_bias": [[[50], 100.0]]},
+    "bad_words": {"bad_words_ids": [[token] for token in range(10, 200)]},
+    "several": {"num_return_sequences": 2, "num_beams": 4},
+    "guidance": {"guidance_scale": 2.0},
+    "watermark": {"watermarking_config": {"bias": 9.0, "hashing_key": 3, "seeding_scheme": "lefthash"}},
+    "time": {"max_time": 1e-9},
+    "stop": {"stop_strings": ["a"]},
+    "lookup": {"prompt_lookup_num_tokens": 3},
+    "length": {"max_length": 2, "max_new_tokens": 1, "min_new_tokens": 20},
+    "output": {"return_dict_in_generate": True, "output_scores": True},
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+@pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
+def test_nothing_else_that_a_folder_asks_of_generation_changes_a_reply(mini, folder, case, where):
+    if where == "config.json":  # where older models keep it
+        (folder / "generation_config.json").unlink()
+    edit(folder / where, put(**ASKED[case]))
+    assert replies(Engine.load(config(folder, max_new_tokens=24))) == replies(
+        Engine.load(config(mini, max_new_tokens=24))
+    )
 
 
 def test_no_code_of_the_folder_runs_or_is_asked_for(folder, tmp_path):

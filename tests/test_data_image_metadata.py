@@ -181,6 +181,35 @@ def test_an_orientation_elsewhere_is_followed_too(content, kind):
     assert np.array_equal(np.asarray(open_rgb(content)), turned(kind, 6))
 
 
+@pytest.mark.parametrize(
+    ("xmp", "orientation"),
+    [
+        (b"<rdf:Description tiff:Orientation='6'/>", 6),
+        (b'<rdf:Description tiff:Orientation = "8" />', 8),
+        (b"<tiff:Orientation>\n 3 \n</tiff:Orientation>", 3),
+        (b'<rdf:Description tiff:Orientation="0"/>', 1),
+        (b'<rdf:Description tiff:Orientation="9"/>', 1),
+        (b'<rdf:Description tiff:Orientation="61"/>', 1),
+        (b'<rdf:Description tiff:Orientation=""/>', 1),
+    ],
+)
+def test_the_orientation_of_an_xmp_packet_is_read_as_xml_has_it(xmp, orientation):
+    content = jpeg(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp))
+    expected = EXPECTED["JPEG"] if orientation == 1 else turned("JPEG", orientation)
+    assert np.array_equal(np.asarray(open_rgb(content)), expected)
+
+
+@pytest.mark.parametrize("big", [True, False])
+@pytest.mark.parametrize("cut", [1, 2, 50, 200, 800])
+def test_a_tiff_file_without_its_last_pixels_is_truncated(cut, big):
+    """What reads the metadata must put nothing in their place."""
+    whole = encoded("TIFF", compression="raw", big_tiff=big)
+    assert np.array_equal(np.asarray(open_rgb(whole)), np.asarray(picture()))
+    with pytest.raises(RejectedRow) as caught:
+        open_rgb(whole[:-cut])
+    assert caught.value.reason == "truncated"
+
+
 LATIN = bytes(range(128, 256))
 
 

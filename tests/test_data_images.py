@@ -69,6 +69,12 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(kind):
     assert found.shape == (1, 3, 3)
 
 
+def test_the_transparent_gray_of_sixteen_bits_is_white():
+    values = np.array([[0, 32768, 900]], np.uint16)
+    found = np.asarray(open_rgb(encoded(Image.fromarray(values), "PNG", transparency=900)))
+    assert found[0, :, 0].tolist() == [0, 128, 255]
+
+
 def test_float_tiff_in_fractions_is_scaled():
     found = np.asarray(open_rgb(encoded(Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)), "TIFF")))
     assert found[0, :, 0].tolist() == [0, 128, 255]
@@ -124,6 +130,7 @@ def test_unusable_files_say_why(tmp_path):
         encoded(Image.new("RGBA", (20, 40), (9, 9, 9, 0)), "WEBP", lossless=True, exact=True),
         encoded(Image.new("RGBA", (20, 40), (9, 9, 9, 0)), "TIFF"),
         encoded(Image.new("RGB", (20, 40), (9, 8, 7)), "PNG", transparency=(9, 8, 7)),
+        encoded(Image.fromarray(np.full((40, 20), 900, np.uint16)), "PNG", transparency=900),
     ],
 )
 def test_a_fully_transparent_image_is_blank(blank):

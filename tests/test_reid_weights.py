@@ -1,6 +1,7 @@
 """CLIP files of any origin: the same features whatever the names, and one message for what does not fit."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -241,6 +242,17 @@ def test_each_tensor_that_is_not_finite_is_named(small):
         with pytest.raises(WeightsError) as caught:
             load_clip(clip, {**state, name: damaged.to(dtype)}, "the file")
         assert f"the file holds NaN or infinity in 1 tensor: {name};" in str(caught.value)
+
+
+def test_each_matrix_of_zeros_is_named(small):
+    clip, state = small
+    for name, value in state.items():
+        changed = {**state, name: torch.zeros_like(value)}
+        if value.dim() < 2:
+            load_clip(clip, changed, "the file")
+            continue
+        with pytest.raises(WeightsError, match=f"the file holds nothing but zeros in 1 tensor: {re.escape(name)}"):
+            load_clip(clip, changed, "the file")
 
 
 def test_a_refused_file_changes_nothing(small):
@@ -532,6 +544,29 @@ def test_a_config_of_another_model_is_refused(changes, named, state, tmp_path):
         build_backbone(config)
 
 
+@pytest.mark.parametrize("value", ["false", "true", 1.0, [], "no"])
+def test_an_activation_that_is_not_true_or_false_is_refused(value, state, tmp_path):
+    config = _own(tmp_path, state)
+    _write_open_clip(tmp_path, quick_gelu=value)
+    with pytest.raises(WeightsError, match=r"open_clip_config\.json: quick_gelu must be true or false, not "):
+        read_source(config)
+
+
+def test_two_configs_that_name_different_activations_are_refused(state, tmp_path):
+    config = _own(tmp_path, state)
+    _write_open_clip(tmp_path, quick_gelu=False)
+    for act, refused in (("gelu", False), ("quick_gelu", True)):
+        towers = {tower: {"hidden_act": act} for tower in ("vision_config", "text_config")}
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", **towers}))
+        if refused:
+            with pytest.raises(
+                WeightsError, match=r"open_clip_config\.json says gelu and .*config\.json says quick_gelu"
+            ):
+                read_source(config)
+        else:
+            assert read_source(config).activation == act
+
+
 def test_a_config_of_something_else_says_nothing(state, shipped, tmp_path):
     config = _own(tmp_path, state)
     (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')
@@ -715,6 +750,9 @@ def test_folders_without_one_file_say_what_they_hold(state, tmp_path):
     for name in ("one", "two"):
         _own(tmp_path, state, name=f"{name}.safetensors")
     with pytest.raises(WeightsError, match=r"one\.safetensors, two\.safetensors"):
+        read_source(config)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"holds a CLIP in shards .* max_shard_size='100GB'"):
         read_source(config)
     with pytest.raises(WeightsError, match="does not exist"):
         read_source(BackboneConfig(weights=str(tmp_path / "none.safetensors")))
