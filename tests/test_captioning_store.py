@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from captioning.captioner import Captioner
-from captioning.store import CaptionStore
+from captioning.store import CaptionStore, Snapshot
 from data.errors import ClipScgiError
 from data.files import read_json
 from data.schemas import SHARD
@@ -129,3 +132,116 @@ def test_five_hundred_shards_are_read_as_one(store, monkeypatch):
     for i in range(500):
         store.append([row(i)])
     assert numbers(store) == list(range(500))
+
+
+def test_a_shard_is_named_by_its_bytes_and_compressed(store):
+    path = store.append([row(1)])
+    assert path.parent == store.folder
+    assert path.name == f"part-{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}.parquet"
+    assert store.shards() == [path.name]
+    columns = pq.ParquetFile(path).metadata.row_group(0)
+    assert {columns.column(i).compression for i in range(columns.num_columns)} == {"ZSTD"}
+
+
+def test_the_folder_says_who_captioned_and_is_described_once(store):
+    store.append([row(1)])
+    meta = store.folder / "meta.json"
+    assert read_json(meta) == {
+        "fingerprint": "f" * 32,
+        "ingredients": {"engine": 1},
+        "model_id": "m/x",
+        "model_revision": "main",
+    }
+    meta.write_text("{}")
+    store.append([row(2)])
+    assert meta.read_text() == "{}"
+
+
+def test_other_files_in_the_folder_are_no_shards(store):
+    name = store.append([row(1)]).name
+    for other in (f"{name}.bak", f"x{name}", "part-abc.parquet", f"part-{'g' * 32}.parquet"):
+        (store.folder / other).write_bytes(b"?")
+    assert store.shards() == [name]
+
+
+def test_a_shard_of_another_version_is_set_aside(store, caplog):
+    good = store.append([row(1)])
+    buffer = io.BytesIO()
+    pq.write_table(pq.read_table(good).drop_columns(["error"]), buffer)
+    bad = store.folder / f"part-{hashlib.sha256(buffer.getvalue()).hexdigest()[:32]}.parquet"
+    bad.write_bytes(buffer.getvalue())
+    with caplog.at_level(logging.WARNING):
+        assert numbers(store) == [1]
+    assert caplog.messages == [
+        f"caption shard {bad} is set aside: its columns are those of another version; its images are captioned again"
+    ]
+    assert (store.folder / "quarantine" / bad.name).read_bytes() == buffer.getvalue()
+
+
+def test_damaged_bytes_are_told_as_such(store, caplog):
+    path = store.append([row(1)])
+    path.write_bytes(path.read_bytes() + b"\0")
+    with caplog.at_level(logging.WARNING):
+        assert store.read_shard(path.name) is None
+    assert caplog.messages == [
+        f"caption shard {path} is set aside: its bytes are not those that were written; its images are captioned again"
+    ]
+
+
+def test_a_shard_that_another_process_has_set_aside_meanwhile(store, caplog):
+    path = store.append([row(1)])
+    path.unlink()
+    assert store.read_shard(path.name) is None
+    with caplog.at_level(logging.INFO):
+        store._set_aside(path, "it is damaged")
+    assert caplog.messages[1:] == [f"another process has already set {path.name} aside"]
+
+
+def test_leftovers_are_removed_when_they_are_older_than_an_hour(store, monkeypatch):
+    store.append([row(1)])
+    for age in (3599, 3600, 3601):
+        path = store.folder / f".part-{age}.parquet.x.tmp"
+        path.write_bytes(b"half a shard")
+        os.utime(path, (2_000_000_000 - age,) * 2)
+    monkeypatch.setattr("captioning.store.time.time", lambda: 2_000_000_000.0)
+    store.shards()
+    assert sorted(path.name for path in store.folder.glob(".*.tmp")) == [
+        ".part-3599.parquet.x.tmp",
+        ".part-3600.parquet.x.tmp",
+    ]
+
+
+def test_leftovers_that_vanish_do_not_stop_the_clearing_of_others(store, monkeypatch):
+    store.append([row(1)])
+    paths = [store.folder / f".part-{name}.parquet.x.tmp" for name in "abc"]
+    for path in paths:
+        path.write_bytes(b"half a shard")
+        os.utime(path, (1, 1))
+    unlink, gone = Path.unlink, []
+
+    def vanishing(path, *args):
+        unlink(path)
+        if not gone:
+            gone.append(path)
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "unlink", vanishing)
+    store.shards()
+    assert not any(path.exists() for path in paths)
+
+
+def test_a_snapshot_reads_each_shard_once_and_knows_its_images(store, monkeypatch):
+    read, real = [], CaptionStore.read_shard
+    monkeypatch.setattr(CaptionStore, "read_shard", lambda self, name: read.append(name) or real(self, name))
+    snapshot = Snapshot(store)
+    snapshot.refresh()
+    assert (len(snapshot.table()), snapshot.images) == (0, set())
+    first = store.append([row(1), row(2)])
+    snapshot.refresh()
+    second = store.append([row(2, "Another."), row(3)])
+    snapshot.refresh()
+    snapshot.refresh()
+    assert read == [first.name, second.name]
+    assert snapshot.images == {f"{n:064x}" for n in (1, 2, 3)}
+    assert snapshot.table().equals(store.read())
+    assert snapshot.table().schema.equals(SHARD)
