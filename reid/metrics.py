@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ from reid.similarity import BLOCK_BYTES, Features, Rows, Scores, similarity_bloc
 Exclude = Literal["same_camera", "none"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+_LARGEST: Final = np.iinfo(np.int64).max
+_MOST_EXACT: Final = 2.0**53
+"""Largest float up to which every whole number is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +102,13 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
         block_bytes: memory for one block of similarities; changes no result.
 
     Raises:
-        DataError: shapes that do not fit together, NaN or infinite features, no query with a relevant image, or
-            features of zeros with re-ranking.
+        DataError: shapes that do not fit together, NaN or infinite features, labels that are not whole numbers, an
+            unknown `exclude`, a `max_rank` or `top_k` below 1, no query with a relevant image, or features of zeros
+            with re-ranking.
     """
+    _check_options(exclude, max_rank=max_rank, top_k=top_k)
     given = (query_pids, gallery_pids, query_camids, gallery_camids)
-    labels = _Labels(*(np.asarray(values, dtype=np.int64) for values in given))
+    labels = _Labels(*(_whole(values, name) for values, name in zip(given, _Labels._fields, strict=True)))
     _check_shapes(query_features, gallery_features, labels)
     keep = np.flatnonzero(~is_junk(labels.gallery_pids))
     n_junk = len(labels.gallery_pids) - len(keep)
@@ -112,7 +118,7 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
         blocks = similarity_blocks(queries, gallery, block_bytes)
     else:
         blocks = _as_scores(rerank_blocks(queries, gallery, rerank, block_bytes))
-    kept = labels._replace(gallery_pids=labels.gallery_pids[keep], gallery_cams=labels.gallery_cams[keep])
+    kept = labels._replace(gallery_pids=labels.gallery_pids[keep], gallery_camids=labels.gallery_camids[keep])
     table = _rank_blocks(blocks, kept, top_k=top_k, same_camera=exclude == "same_camera")
     return _summarise(table, keep, n_junk=n_junk, max_rank=max_rank)
 
@@ -125,8 +131,8 @@ def _as_scores(blocks: Iterable[tuple[int, Scores]]) -> Iterator[tuple[int, Scor
 class _Labels(NamedTuple):
     query_pids: Ints
     gallery_pids: Ints
-    query_cams: Ints
-    gallery_cams: Ints
+    query_camids: Ints
+    gallery_camids: Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +153,7 @@ def _rank_blocks(blocks: Iterable[tuple[int, Scores]], labels: _Labels, *, top_k
     sorted_pids = labels.gallery_pids[by_pid]
     begin = np.searchsorted(sorted_pids, labels.query_pids, side="left")
     end = np.searchsorted(sorted_pids, labels.query_pids, side="right")
-    cams = labels.gallery_cams
+    cams = labels.gallery_camids
     table = _Table(
         ap=np.zeros(count),
         inp=np.zeros(count),
@@ -162,7 +168,7 @@ def _rank_blocks(blocks: Iterable[tuple[int, Scores]], labels: _Labels, *, top_k
             rows = slice(start + part.start, start + part.stop)
             results = (table.ap[rows], table.inp[rows], table.first_hit[rows], table.n_relevant[rows])
             rank_rows(
-                scores[part], by_pid, begin[rows], end[rows], cams, labels.query_cams[rows], same_camera, *results
+                scores[part], by_pid, begin[rows], end[rows], cams, labels.query_camids[rows], same_camera, *results
             )
             top_rows(scores[part], table.top_index[rows], table.top_score[rows])
 
@@ -197,14 +203,42 @@ def _summarise(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Rank
     )
 
 
+def _check_options(exclude: str, **counts: int) -> None:
+    problems = [
+        f"{name} must be a whole number from 1 up, not {count!r}"
+        for name, count in counts.items()
+        if not _is_count(count)
+    ]
+    if exclude not in get_args(Exclude):
+        problems.append(f"exclude must be {' or '.join(map(repr, get_args(Exclude)))}, not {exclude!r}")
+    raise_problems("ranking", problems, DataError)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _whole(values: ArrayLike, name: str) -> Ints:
+    """Return labels as 64-bit integers; raises DataError where that would change one."""
+    given = np.asarray(values)
+    if given.dtype.kind in "iu" and (given <= _LARGEST).all():
+        return given.astype(np.int64)
+    if given.dtype.kind == "f" and (np.abs(given) <= _MOST_EXACT).all() and (given == np.rint(given)).all():
+        return given.astype(np.int64)
+    raise DataError(
+        f"ranking: {name} must be whole numbers from {-_LARGEST} to {_LARGEST}, and are {given.dtype}: number the "
+        "identities and the cameras"
+    )
+
+
 def _check_shapes(queries: Features, gallery: Features, labels: _Labels) -> None:
     problems = [
         f"{name} has shape {values.shape}, but there are {len(features)} {side} features"
         for name, values, features, side in (
             ("query_pids", labels.query_pids, queries, "query"),
-            ("query_camids", labels.query_cams, queries, "query"),
+            ("query_camids", labels.query_camids, queries, "query"),
             ("gallery_pids", labels.gallery_pids, gallery, "gallery"),
-            ("gallery_camids", labels.gallery_cams, gallery, "gallery"),
+            ("gallery_camids", labels.gallery_camids, gallery, "gallery"),
         )
         if values.shape != (len(features),)
     ]

@@ -44,7 +44,7 @@ class Rows:
         unit: whether the rows have length one already.
 
     Raises:
-        DataError: not two-dimensional, no features, or (when read) a NaN or infinity.
+        DataError: not two-dimensional, no features, complex ones, or (when read) a NaN or infinity.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class Rows:
     ) -> None:
         if features.ndim != 2 or features.shape[1] == 0:
             raise DataError(f"{name} features have shape {tuple(features.shape)}; they must be [images, dimensions]")
+        if str(features.dtype).removeprefix("torch.").startswith("complex"):
+            raise DataError(f"{name} features are {features.dtype}; they must be real numbers")
         self.name = name
         self._features = features
         self._keep = keep

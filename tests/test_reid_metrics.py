@@ -254,6 +254,62 @@ def test_bad_input_is_named(change, message):
         evaluate_ranking(*change(gaussian_world()))
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_complex_features_do_not_lose_a_part(as_tensor):
+    query, *rest = gaussian_world()
+    odd = query * 1j
+    with pytest.raises(DataError, match=r"query features are (torch\.)?complex\d+; they must be real"):
+        evaluate_ranking(torch.from_numpy(odd) if as_tensor else odd, *rest)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": "same_cam"}, "exclude must be 'same_camera' or 'none', not 'same_cam'"),
+        ({"exclude": None}, "not None"),
+        ({"top_k": 0}, "top_k must be a whole number from 1 up, not 0"),
+        ({"top_k": True, "max_rank": -1}, "2 problems"),
+        ({"max_rank": 1.5}, "max_rank must be"),
+    ],
+)
+def test_options_that_do_not_exist_are_named(options, message):
+    with pytest.raises(DataError, match=message):
+        evaluate_ranking(*gaussian_world(), **options)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda labels: labels + 0.5,
+        lambda labels: np.where(np.arange(len(labels)) == 3, np.nan, labels),
+        lambda labels: np.where(np.arange(len(labels)) == 3, np.inf, labels),
+        lambda labels: labels.astype(np.float64) + 2.0**54,
+        lambda labels: np.full(len(labels), 2**64 - 1, np.uint64),
+        lambda labels: labels.astype(str),
+        lambda labels: labels > 2,
+        lambda labels: [None] * len(labels),
+    ],
+)
+def test_labels_that_are_not_whole_numbers_are_named(place, odd):
+    query, gallery, *labels = gaussian_world()
+    labels[place] = odd(np.asarray(labels[place]))
+    name = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")[place]
+    with pytest.raises(DataError, match=f"{name} must be whole numbers"):
+        evaluate_ranking(query, gallery, *labels)
+
+
+def test_whole_numbers_of_any_type_are_labels():
+    world = gaussian_world()
+    expected = evaluate_ranking(*world)
+    for kind in (float, np.int16, torch.tensor, list):
+        labels = [
+            np.asarray(x).astype(kind) if isinstance(kind, type) and kind is not list else kind(x) for x in world[2:]
+        ]
+        found = evaluate_ranking(*world[:2], *labels)
+        assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
+
+
 def test_nan_rows_are_named_by_their_place_among_all_and_junk_may_hold_anything():
     query, gallery, q_pids, g_pids, q_cams, g_cams = gaussian_world()
     junk = np.flatnonzero(g_pids == -1)
