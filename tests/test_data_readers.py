@@ -577,6 +577,11 @@ def test_manifest_that_is_none(tmp_path):
         "lacks.csv": (GOOD.drop(columns="camid").to_csv(index=False), r"lacks the column\(s\) camid"),
         "semicolon.csv": (GOOD.to_csv(index=False, sep=";"), "separated by commas"),
         "nothing.csv": ("", "lacks the column"),
+        "blanks.csv": (
+            "path, split ,pid,camid\na/1.jpg,train,1,1\n",
+            "lacks .* split.* Found: .*' split '.* without blanks",
+        ),
+        "utf16.csv": ("\udcff\udcfep\0a\0t\0h\0", r"utf16\.csv is UTF-16 text; save it as UTF-8"),
         "twice.csv": ("path,split,pid,pid,camid\n", "has pid twice"),
         "ragged.csv": ("path,split,pid,camid\na/1.jpg,train\n", "cannot be read as a manifest"),
         "latin.csv": ("path,split,pid,camid\ncaf\udce9.jpg,train,1,1\n", "cannot be read as a manifest"),

@@ -6,6 +6,7 @@ with its row number; only what makes the file as a whole unusable is an error.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,8 +113,11 @@ def _csv(file: Path) -> Iterator[pa.RecordBatch]:
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     parse = pc.ParseOptions(delimiter=delimiter)
     with file.open("rb") as stream:
-        header = stream.readline().decode("utf-8-sig", "replace").strip()
-    _need_columns(file, [name.strip().strip('"') for name in header.split(delimiter)])
+        first = stream.readline()
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{file} is UTF-16 text; save it as UTF-8")
+    header = first.decode("utf-8-sig", "replace").rstrip("\r\n")
+    _need_columns(file, [name.removeprefix('"').removesuffix('"') for name in header.split(delimiter)])
     convert = pc.ConvertOptions(include_columns=list(COLUMNS), column_types=dict.fromkeys(COLUMNS, pa.string()))
     with pc.open_csv(file, parse_options=parse, convert_options=convert) as reader:
         yield from reader
@@ -126,7 +130,8 @@ def _need_columns(file: Path, names: list[str]) -> None:
         problem = f"lacks the column(s) {', '.join(absent)}" if absent else f"has {', '.join(twice)} twice"
         raise DataError(
             f"{file} {problem}; it needs {', '.join(COLUMNS)} (others are ignored)."
-            f" Found: {', '.join(map(repr, names))}. A CSV file is separated by commas and begins with the names"
+            f" Found: {', '.join(map(repr, names))}. A CSV file is separated by commas and begins with the names,"
+            " without blanks around them"
         )
 
 
