@@ -20,7 +20,7 @@ from flows.preflight import check_devices
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.server import prefect_server
 from flows.summary import STAGES, RunSummary, StageName
-from flows.terminal import results_table
+from flows.terminal import plain_console, results_table
 
 if TYPE_CHECKING:
     from captioning.contact_sheet import SheetConfig
@@ -86,17 +86,17 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
 def list_recipes() -> int:
     """Print the recipes, a line each."""
-    console, width = Console(), max(map(len, RECIPES))
+    console, width = plain_console(), max(map(len, RECIPES))
     for name, recipe in sorted(RECIPES.items()):
         about = (recipe.__doc__ or "").splitlines()[0]
-        console.print(f"[bold]{name:{width}}[/] {about}", highlight=False, soft_wrap=True)
+        console.print(Text.assemble((f"{name:{width}}", "bold"), f" {about}"), soft_wrap=True)
     return 0
 
 
 def show_recipe(name: str, overrides: Sequence[str]) -> int:
     """Print every setting of one recipe as JSON."""
     recipe = build_recipe(name, overrides)
-    Console().print_json(json.dumps(recipe.model_dump(mode="json")))
+    plain_console().print_json(json.dumps(recipe.model_dump(mode="json")))
     return 0
 
 
@@ -104,8 +104,8 @@ def run_recipe(name: str, overrides: Sequence[str], *, home: Path | None, until:
     """Run the flow on one recipe and say where the results lie."""
     recipe = build_recipe(name, overrides)
     store = ArtifactStore(home) if home else ArtifactStore.default()
-    console = Console()
-    console.print(f"[bold]clip-scgi {name}[/]: artefacts in {store.root}", highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.print(Text.assemble((f"clip-scgi {name}", "bold"), f": artefacts in {store.root}"), soft_wrap=True)
     show_results(console, _run(recipe, store, until, reread=reread))
     return 0
 
@@ -131,7 +131,7 @@ def draw_sheet(name: str, overrides: Sequence[str], config: SheetConfig, *, home
     sheet = contact_sheet(captions, Path(summary["index"].images_root or ""), config)
     with atomic_path(out) as temporary:
         sheet.save(temporary, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=88, optimize=True)
-    Console().print(f"sheet     {out.resolve()}", highlight=False, soft_wrap=True)
+    plain_console().print(f"sheet     {out.resolve()}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +17,7 @@ from data.files import read_json
 from flows.housekeeping import collect, find_leftovers, plan_gc, verify
 from flows.inventory import Entry, folder_size, take_inventory
 from flows.report_retrieval import leading_row
+from flows.terminal import plain_console
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -33,7 +33,7 @@ def artifacts_ls(store: ArtifactStore, *, stage: str | None = None) -> int:
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in ("dataset", "recipe"))
     for entry in shown:
         table.add_row(*map(Text, _cells(entry)), *([entry.state.replace("finished", "")] if has_state else []))
-    console = Console()
+    console = plain_console()
     console.print(table)
     left = find_leftovers(store)
     total, captions = sum(entry.size for entry in inventory.entries), folder_size(store.root / "captions")
@@ -83,7 +83,7 @@ def artifacts_show(store: ArtifactStore, name: str) -> int:
         shown |= {key: sidecar[key] for key in ("content", "contents", "files", "ingredients") if key in sidecar}
     if entry.stage == "evaluate":
         shown["mAP"] = mean_ap(entry)
-    Console().print_json(json.dumps(shown))
+    plain_console().print_json(json.dumps(shown))
     return 0
 
 
@@ -92,7 +92,7 @@ def artifacts_verify(store: ArtifactStore, name: str | None = None) -> int:
     inventory = take_inventory(store)
     entries = list(inventory.entries) if name is None else [inventory.find(name)]
     problems = verify(inventory, entries)
-    console = Console()
+    console = plain_console()
     for key, found in problems.items():
         console.print(f"{key}: {'; '.join(found)}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"{len(entries)} artefacts, {len(problems)} damaged", highlight=False)
@@ -104,7 +104,7 @@ def artifacts_verify(store: ArtifactStore, name: str | None = None) -> int:
 def artifacts_gc(store: ArtifactStore, *, keep: int, days: float, delete: bool) -> int:
     """Say what nothing needs any more, and remove it with `delete`."""
     plan = plan_gc(store, keep_runs=keep, days=days)
-    console = Console()
+    console = plain_console()
     for item in plan.items:
         where = item.folder.relative_to(store.root).as_posix()
         console.print(f"{where}  {size(item.size)}", highlight=False, soft_wrap=True)

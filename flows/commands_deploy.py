@@ -9,14 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from data.artifacts import HOME_VARIABLE, ArtifactStore
 from data.errors import ConfigError
 from flows import commands_artifacts
 from flows.interrupts import leave_to_asyncio
 from flows.recipes import Recipe, build_recipe
 from flows.server import check_server
+from flows.terminal import plain_console
 
 
 def deploy(
@@ -41,7 +40,7 @@ def deploy(
     made = [recipe_deployment(recipe, cron=cron, pool=pool, home=root) for recipe in recipes]
     watch = watch_deployment(pool=pool, home=root, **({"cron": watch_cron} if watch_cron else {}))
     full_names = register(*made, watch, crashed_after=timedelta(seconds=crashed_after))
-    console = Console()
+    console = plain_console()
     console.print(f"artefacts {root}", highlight=False, soft_wrap=True)
     console.print(f"worker    prefect worker start --pool {pool}", highlight=False)
     for name in full_names:
@@ -68,7 +67,7 @@ def serve(
     os.environ.update(environment(root))
     made = [recipe_deployment(recipe, cron=cron, pool=None) for recipe in recipes]
     watch = watch_deployment(pool=None, **({"cron": watch_cron} if watch_cron else {}))
-    console = Console()
+    console = plain_console()
     for deployment in [*made, watch]:
         console.print(f"serving   {deployment.full_name}", highlight=False)
     console.print(f"artefacts {root} ({HOME_VARIABLE})", highlight=False, soft_wrap=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +22,7 @@ from data.index import index
 from flows.gpu import uses_gpu
 from flows.recipes import Recipe, build_recipe
 from flows.summary import RunSummary, StageName
-from flows.terminal import progress_bar
+from flows.terminal import plain_console, progress_bar
 from flows.worlds import world_folder
 from reid.stage_train import STAGE as TRAIN
 from reid.stage_train import train_ingredients
@@ -175,7 +174,7 @@ def _missing(stages: Sequence[str], arguments: argparse.Namespace) -> str:
 def _show(store: ArtifactStore, recipe: Recipe, found: Searchable, query: str | Path, top: int) -> None:
     from reid.search import search
 
-    console = Console()
+    console = plain_console()
     with progress_bar("search") as progress:
         hits = search(
             store,

@@ -19,7 +19,7 @@ from flows.report_scores import duration
 from flows.scale import ScaleConfig
 from flows.study import GROUPS, PRESETS, StudyConfig
 from flows.study_run import Done, Row, Run, do, plan
-from flows.terminal import progress_bar
+from flows.terminal import plain_console, progress_bar
 
 BENCHMARK = "benchmark"
 """The recipe that is studied unless another is named."""
@@ -61,8 +61,10 @@ def study(store: ArtifactStore, recipe: Recipe, config: StudyConfig, *, out: Pat
     """Run a study and write its results into `out`, anew after each run; return 1 when a run failed."""
     from flows.study_page import MARKDOWN, PAGE, write_results
 
-    console = Console()
-    console.print(f"[bold]clip-scgi study {recipe.name}[/]: artefacts in {store.root}", highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.print(
+        Text.assemble((f"clip-scgi study {recipe.name}", "bold"), f": artefacts in {store.root}"), soft_wrap=True
+    )
     with progress_bar("prepare") as progress:
         runs = list(plan(store, recipe, config, progress))
     _check(runs)

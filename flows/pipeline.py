@@ -14,7 +14,6 @@ from typing import Any
 
 from prefect import flow, get_run_logger, runtime
 from prefect.tasks import Task
-from rich.console import Console
 
 from captioning.audit import audit_ingredients
 from captioning.stage import caption_ingredients
@@ -27,7 +26,7 @@ from flows.recipes import Recipe
 from flows.report import ReportInputs, report_ingredients
 from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
 from flows.summary import RunSummary, StageName, StageRun
-from flows.terminal import notice_line, stage_line
+from flows.terminal import notice_line, plain_console, stage_line
 from flows.ui import log_stage, name_run
 from flows.worlds import ensure_world
 from reid.stage_evaluate import evaluate_ingredients
@@ -69,7 +68,7 @@ def caption_and_train(
     Raises ConfigError after the index, before any other stage, for all that is known to fail later (`flows.preflight`).
     """
     store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     finished: list[StageRun] = []
     check_devices(store, recipe, until)
     for stage in _stages(store, recipe, reread, until):

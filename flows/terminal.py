@@ -23,6 +23,11 @@ LOG_INTERVAL: Final = 5.0
 """Seconds between two progress lines where the output is no terminal."""
 
 
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is: brackets and colons of a path mean nothing to it."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
 def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> Table:
     """Return metrics.json as a table: one row per model and inference mode, in percent, trained rows with their gain.
 
@@ -107,7 +112,7 @@ def progress_bar(
 
     console: where to write; standard error by default. clock: seconds, monotonic.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     if not console.is_terminal:
         yield _LogLines(stage, console, interval, clock)
         return

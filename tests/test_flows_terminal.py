@@ -7,6 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
+from data.artifacts import ArtifactStore
+from flows import commands, commands_artifacts
 from flows.terminal import progress_bar, results_table, stage_line
 
 
@@ -138,3 +140,19 @@ def test_two_stages_may_show_a_bar_at_once():
 def test_an_error_inside_passes_through():
     with pytest.raises(ValueError, match="inside"), progress_bar("train", Console(file=io.StringIO())):
         raise ValueError("inside")
+
+
+ODD = "[/red] [bold]x :car: \\[y]"
+
+
+def test_a_path_with_brackets_and_colons_is_printed_as_it_is(tmp_path, capsys, monkeypatch):
+    store = ArtifactStore(tmp_path / ODD)
+    assert commands_artifacts.artifacts_ls(store) == 0
+    assert f"in {store.root}\n" in capsys.readouterr().out
+    monkeypatch.setattr(commands, "_run", lambda *_, **__: None)
+    monkeypatch.setattr(commands, "show_results", lambda *_: None)
+    assert commands.run_recipe("demo", [], home=store.root, until="index", reread=False) == 0
+    assert f"clip-scgi demo: artefacts in {store.root}\n" in capsys.readouterr().out
+    with progress_bar("index", interval=0, clock=iter(range(9)).__next__) as progress:
+        progress(1, 2, ODD)
+    assert capsys.readouterr().err.rstrip().endswith(f", {ODD}")
