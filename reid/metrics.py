@@ -221,6 +221,8 @@ def _is_count(value: Any) -> bool:
 def _whole(values: ArrayLike, name: str) -> Ints:
     """Return labels as 64-bit integers; raises DataError where that would change one."""
     given = np.asarray(values)
+    if given.dtype == object:  # as pandas gives columns that allow gaps
+        given = np.asarray(given.tolist())
     if given.dtype.kind in "iu" and (given <= _LARGEST).all():
         return given.astype(np.int64)
     if given.dtype.kind == "f" and (np.abs(given) <= _MOST_EXACT).all() and (given == np.rint(given)).all():

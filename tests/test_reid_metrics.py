@@ -299,15 +299,15 @@ def test_labels_that_are_not_whole_numbers_are_named(place, odd):
         evaluate_ranking(query, gallery, *labels)
 
 
-def test_whole_numbers_of_any_type_are_labels():
-    world = gaussian_world()
-    expected = evaluate_ranking(*world)
-    for kind in (float, np.int16, torch.tensor, list):
-        labels = [
-            np.asarray(x).astype(kind) if isinstance(kind, type) and kind is not list else kind(x) for x in world[2:]
-        ]
-        found = evaluate_ranking(*world[:2], *labels)
-        assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
+@pytest.mark.parametrize(
+    "as_type", [np.float64, np.int16, object, torch.tensor, list], ids=["float", "int16", "object", "tensor", "list"]
+)
+def test_whole_numbers_of_any_type_are_labels(as_type):
+    query, gallery, *labels = gaussian_world()
+    expected = evaluate_ranking(query, gallery, *labels)
+    convert = as_type if as_type in (torch.tensor, list) else lambda values: np.asarray(values).astype(as_type)
+    found = evaluate_ranking(query, gallery, *map(convert, labels))
+    assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
 
 
 def test_nan_rows_are_named_by_their_place_among_all_and_junk_may_hold_anything():
