@@ -120,7 +120,9 @@ def command(tmp_path: Path, *words: str, **variables: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("words", [("demo",), ("search", "demo", "a man"), ("deploy", "demo"), ("serve", "demo")])
+@pytest.mark.parametrize(
+    "words", [("demo",), ("search", "demo", "a man", "--train"), ("deploy", "demo"), ("serve", "demo")]
+)
 def test_every_command_that_needs_the_server_says_so(tmp_path, words):
     done = command(tmp_path, *words, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 1
