@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from captioning import store_saver
 from captioning.store_claims import BUCKETS, Claims, bucket_of, buckets_of_part
 from captioning.store_saver import Saver
-from data.errors import ConfigError
+from data.errors import ClipScgiError, ConfigError
 
 
 class Shards:
@@ -176,3 +177,12 @@ def test_a_refused_claim_leaves_no_open_file(tmp_path):
 
 def _open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_full_disk_stops_a_claim_with_its_remedy(claims, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ClipScgiError, match=f"^the disk of {tmp_path}/claims is full: no work could be claimed. Free"):
+        claims.take(3)

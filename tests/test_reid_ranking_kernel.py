@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from reid.ranking_kernel import rank_rows, run_on_slices, top_rows
+from reid import ranking_kernel
+from reid.ranking_kernel import compiled, rank_rows, run_on_slices, top_rows
 
 
 @pytest.fixture
@@ -96,3 +97,25 @@ def test_the_best_few_equal_those_of_a_stable_sort(size, k, values):
         assert found.tolist() == order + [-1] * (k - len(order))
         np.testing.assert_array_equal(best[: len(order)], line[order])
         assert np.isnan(best[len(order) :]).all()
+
+
+def _one(values):
+    return values + 1
+
+
+def test_kernels_let_go_of_the_lock_and_are_cached_where_that_is_possible(monkeypatch):
+    asked = []
+
+    def njit(**options):
+        asked.append(options)
+        if options.get("cache") and refused:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: (function, options)
+
+    monkeypatch.setattr(ranking_kernel, "njit", njit)
+    for refused in (False, True):
+        asked.clear()
+        function, options = compiled(_one)
+        assert function is _one
+        assert options == ({"nogil": True} if refused else {"nogil": True, "cache": True})
+        assert asked[0] == {"nogil": True, "cache": True}

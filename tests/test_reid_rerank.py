@@ -129,6 +129,8 @@ def test_ranking_with_it_follows_the_dense_distances_without_junk():
         aps.append(np.mean(np.arange(1, len(hits) + 1) / hits))
         near = np.flatnonzero(keep)[counts][order][:10]
         assert result.top_index[len(aps) - 1].tolist() == near.tolist()
+        scores = 1 - distances[i][counts][order][:10]
+        np.testing.assert_allclose(result.top_score[len(aps) - 1], scores, atol=2e-5)
     np.testing.assert_allclose(result.ap, aps, rtol=1e-9)
     plain = evaluate_ranking(query, gallery, q_pids, g_pids, q_cams, g_cams)
     assert result.mAP > plain.mAP  # clusters exist, so it helps

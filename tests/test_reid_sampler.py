@@ -155,17 +155,25 @@ def test_an_epoch_is_pinned_for_a_seed():
     ]
 
 
-def test_the_epochs_of_a_larger_set_are_pinned():
-    pids = labels([3, 17, 8, 1, 40, 22, 9, 9, 5, 31] * 6)
-    sampler = IdentitySampler(pids, identities=8, images=4, seed=2)
+@pytest.mark.parametrize(
+    ("per_identity", "identities", "shape", "digest"),
+    [
+        (
+            [3, 17, 8, 1, 40, 22, 9, 9, 5, 31] * 6,
+            8,
+            (3, 26, 32),
+            "85ee25c97a3b69d307eedfd14ea366f3e91b6adbcc99d53da8ed6df1a2750305",
+        ),
+        ([4] * 300, 1, (3, 300, 4), "c8c1bf65f7902a003b58ec283670a8b7a7484b5e908c41befd6a45bd18d1cc02"),
+    ],
+)
+def test_the_epochs_of_larger_sets_are_pinned(per_identity, identities, shape, digest):
+    sampler = IdentitySampler(labels(per_identity), identities=identities, images=4, seed=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # identities without groups left are expected, and not worth a warning
         epochs = np.stack([sampler.epoch(number) for number in range(3)])
-    assert epochs.shape == (3, 26, 32)
-    assert (
-        hashlib.sha256(epochs.astype("<i8").tobytes()).hexdigest()
-        == "85ee25c97a3b69d307eedfd14ea366f3e91b6adbcc99d53da8ed6df1a2750305"
-    )
+    assert epochs.shape == shape
+    assert hashlib.sha256(epochs.astype("<i8").tobytes()).hexdigest() == digest
 
 
 def test_the_first_identity_of_an_epoch_is_drawn_by_its_share_of_the_groups():
@@ -189,3 +197,9 @@ def test_every_problem_is_named_with_its_remedy():
     with pytest.raises(ConfigError) as caught:
         IdentitySampler(np.zeros((2, 3)), identities=1, images=1, seed=0)
     assert str(caught.value) == "batch sampler: pids has shape (2, 3); give one identity per image, [N]"
+
+
+@pytest.mark.parametrize(("found", "advised"), [(1, 2), (2, 2), (3, 3)])
+def test_the_number_of_identities_advised_makes_a_batch(found, advised):
+    with pytest.raises(ConfigError, match=f"set train.batch.identities={advised} or lower, or add"):
+        IdentitySampler(labels([4] * found), identities=4, images=2, seed=0)
