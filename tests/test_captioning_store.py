@@ -121,7 +121,9 @@ def test_full_disk_is_a_clear_error_and_earlier_shards_stay(store, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ClipScgiError, match="is full: the newest captions"):
+    with pytest.raises(
+        ClipScgiError, match=f"^the disk of {store.folder} is full: the newest captions could not be written. Free"
+    ):
         store.append([row(2)])
     assert numbers(store) == [1]
     assert len(list(store.folder.iterdir())) == 2  # the shard and meta.json, no half-written file
@@ -134,9 +136,9 @@ def test_five_hundred_shards_are_read_as_one(store, monkeypatch):
     assert numbers(store) == list(range(500))
 
 
-def test_a_shard_is_named_by_its_bytes_and_compressed(store):
+def test_a_shard_is_named_by_its_bytes_and_compressed(store, tmp_path):
     path = store.append([row(1)])
-    assert path.parent == store.folder
+    assert path.parent == store.folder == tmp_path / "captions" / ("f" * 32)
     assert path.name == f"part-{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}.parquet"
     assert store.shards() == [path.name]
     columns = pq.ParquetFile(path).metadata.row_group(0)
@@ -176,6 +178,13 @@ def test_a_shard_of_another_version_is_set_aside(store, caplog):
         f"caption shard {bad} is set aside: its columns are those of another version; its images are captioned again"
     ]
     assert (store.folder / "quarantine" / bad.name).read_bytes() == buffer.getvalue()
+
+
+def test_several_shards_can_be_set_aside(store):
+    for number in (1, 2):
+        store.append([row(number)]).write_bytes(b"")
+    assert numbers(store) == []
+    assert len(list((store.folder / "quarantine").iterdir())) == 2
 
 
 def test_damaged_bytes_are_told_as_such(store, caplog):

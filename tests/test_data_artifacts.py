@@ -189,7 +189,9 @@ def test_a_full_disk_is_named_with_its_remedy(store):
         produce(folder)
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ClipScgiError, match=r"is full: stage caption could not finish. Free some space"):
+    with pytest.raises(
+        ClipScgiError, match=rf"^the disk of {store.root} is full: stage caption could not finish. Free some space"
+    ):
         make(store, fail)
     assert list((store.root / "stages" / "caption").iterdir()) == []
     assert not make(store).cached

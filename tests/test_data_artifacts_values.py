@@ -54,7 +54,9 @@ def edit(store, **changes):
 
 def test_fingerprints_and_contents_are_pinned(store):
     assert fingerprint_of("caption", INGREDIENTS) == FINGERPRINT
-    assert make(store).ref.content == CONTENT
+    made = make(store)
+    assert (made.ref.content, made.cached) == (CONTENT, False)
+    assert make(store).cached is True
     ref = make(store, stage="audit", contents=lambda folder: {"texts": (folder / "rows.txt").read_text()}).ref
     assert ref.content == CONTENT_WITH_PARTS
 
@@ -264,13 +266,13 @@ def test_known_are_those_begun_here_of_one_stage(store):
 def test_uses_are_kept_in_order_once_each(store):
     ref = make(store).ref
     assert read_uses(ref.folder) == []
-    for recipe in ("a", "b", "a", "a"):
-        store.record_use(ref, dataset="people", recipe=recipe)
-    assert read_uses(ref.folder) == [{"dataset": "people", "recipe": "b"}, {"dataset": "people", "recipe": "a"}]
     label = ref.folder / LABELS
-    os.utime(label, (5, 5))
-    store.record_use(ref, dataset="people", recipe="a")  # nothing new, nothing written
-    assert label.stat().st_mtime == 5
+    for recipe, expected in (("a", "a"), ("b", "ab"), ("a", "ba"), ("c", "bac")):
+        store.record_use(ref, dataset="people", recipe=recipe)
+        assert read_uses(ref.folder) == [{"dataset": "people", "recipe": letter} for letter in expected]
+        os.utime(label, (5, 5))
+        store.record_use(ref, dataset="people", recipe=recipe)  # nothing new, nothing written
+        assert label.stat().st_mtime == 5
     assert store.find("caption", FINGERPRINT) == ref
     for damage in ("[1]", "7", "{", '[{"dataset": "x"}]'):
         label.write_text(damage)
