@@ -30,7 +30,6 @@ class Filling:
     decided, the rest guessed. confidence: slot -> sum of the log-probabilities of the choices that narrowed it.
     """
 
-    state: State
     node: Node
     tokens: list[int] = field(default_factory=list)
     chunk: list[int] = field(default_factory=list)
@@ -49,7 +48,6 @@ class Filling:
         if option.after is None:
             self.done = True
             return
-        self.state = option.after
         self.node = grammar.decision(option.after)
 
     def plan(self, last: int, grammar: Grammar) -> None:
@@ -100,8 +98,7 @@ def fill_slots(
     device = prompt_BL.device
     cache = RowCache(model.config.text_config.num_hidden_layers, length + grammar.longest + 1)
     tokens_K = torch.from_numpy(grammar.tokens).to(device)
-    start = State()
-    rows = [Filling(state=start, node=grammar.decision(start)) for _ in range(batch)]
+    rows = [Filling(node=grammar.decision(State())) for _ in range(batch)]
     for row in rows:
         row.plan(int(prompt_BL[0, -1]), grammar)
     guess_G = torch.tensor(rows[0].chunk[1:], dtype=prompt_BL.dtype, device=device)

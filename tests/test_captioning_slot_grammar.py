@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from captioning.decoding import Filling
 from captioning.pattern import PAPER_PATTERN, PORT_PATTERN, Clause, Sentence, compose
 from captioning.slot_grammar import Grammar, Node, Option, State
 from data.errors import ConfigError
@@ -181,3 +182,17 @@ def test_a_tokenizer_that_joins_words_is_refused():
         "this model's tokenizer joins ' A young woman' with the word before it, so slots cannot be filled one by one; "
         "use decoding free"
     )
+
+
+def test_what_needs_no_choice_and_what_most_options_say_is_fed_at_once(words):
+    """After the only clause of the first sentence: its full stop, and the subject of the next sentence behind it."""
+    grammar = Grammar(SMALL, words, END)
+    state = State(sentence=0, clause=1, started=True, gender="male")
+    filling = Filling(node=grammar.decision(state))
+    filling.plan(77, grammar)
+    assert filling.chunk[0] == 77
+    assert words.text(filling.chunk[1:]) == ". The man"
+    last = State(sentence=2, clause=1, started=True)
+    filling = Filling(node=grammar.decision(last))
+    filling.plan(78, grammar)
+    assert filling.chunk == [78, *words(".")]  # the end is never fed
