@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Final
 
 from flows import interrupts
+
+_CLOSED: Final = "give it other permissions, or name a folder of your own (--home is the one of the results)"
+_FULL: Final = "free some space and run the same command again; what is finished is kept"
+_REMEDIES: Final = {
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: _CLOSED,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.ENOTDIR: "a file stands where a folder is wanted: remove it, or name another folder",
+}
+"""What a person can do about an error of the file system; another one is a fault of this program."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,6 +71,13 @@ def _run(argv: Sequence[str] | None) -> int:
     except (ClipScgiError, RetryableError) as error:
         if not interrupts.stopping():
             sys.stderr.write(f"clip-scgi: {error}\n")
+        return 1
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None or interrupts.stopping():
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"clip-scgi: {where}{error.strerror}; {remedy}\n")
         return 1
 
 

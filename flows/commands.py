@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from data.artifacts import ArtifactStore
 from data.config import build_config
 from data.files import atomic_path, read_json
 from flows import commands_search, commands_study
-from flows.preflight import check_devices
+from flows.preflight import check_devices, check_output
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.server import prefect_server
 from flows.summary import STAGES, RunSummary, StageName
@@ -125,6 +127,7 @@ def draw_sheet(name: str, overrides: Sequence[str], config: SheetConfig, *, home
 
     from captioning.contact_sheet import COLUMNS, contact_sheet
 
+    check_output(out, "--out", suffixes=(".png", ".jpg", ".jpeg"))
     store = ArtifactStore(home) if home else ArtifactStore.default()
     summary = _run(build_recipe(name, overrides), store, "caption")
     captions = pd.read_parquet(summary["caption"].artifact.folder / "captions.parquet", columns=list(COLUMNS))
@@ -159,11 +162,20 @@ def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
     if "caption" in folders:
         path = folders["caption"] / "captions.parquet"
         yield "captions", f"{path}"
-        code = f"import pandas as pd; print(pd.read_parquet({str(path)!r})[['image_path', 'caption']].sample(5))"
-        yield "look", f"python -c {shlex.quote(code)}"
+        read = f"pd.read_parquet({json.dumps(str(path), ensure_ascii=False)})"
+        code = f'import pandas as pd; print({read}[["image_path", "caption"]].head().to_string())'
+        yield "look", f"{python_command()} -c {shlex.quote(code)}"
     if "audit" in folders:
         yield "audit", f"{folders['audit'] / 'captions.audit.html'}"
     if "report" in folders:
         page = folders["report"] / "report.html"
         yield "report", f"{page}"
-        yield "look", f"python -m webbrowser {page.as_uri()}"
+        yield "look", f"{python_command()} -m webbrowser {shlex.quote(page.as_uri())}"
+
+
+def python_command() -> str:
+    """Return what starts this interpreter in a shell: ``python`` where that is it, else its path (`make demo`)."""
+    found = shutil.which("python")
+    # Not resolved: the interpreters of two virtual environments are links to one file.
+    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
+    return "python" if same else shlex.quote(sys.executable)

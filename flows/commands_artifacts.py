@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,15 +124,20 @@ def artifacts_gc(store: ArtifactStore, *, keep: int, days: float, delete: bool) 
 def add_parsers(commands: Any) -> None:
     """Add the sub-command ``artifacts`` to the subparsers of ``clip-scgi``."""
     parser = commands.add_parser("artifacts", help="list, check and clean up what runs have left")
-    parser.add_argument("--home", type=Path, help="artefact root (default: $CLIP_SCGI_HOME, else ./artifacts)")
+    home = "artifact root (default: $CLIP_SCGI_HOME, else ./artifacts)"
+    parser.add_argument("--home", type=Path, help=home)
+    # Also behind the verb; a default there would overwrite what stands before it.
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--home", type=Path, default=argparse.SUPPRESS, help=home)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    listing = verbs.add_parser("ls", help="list artifacts with dataset, recipe, date, size and mAP")
+    add_verb = partial(verbs.add_parser, parents=[shared])
+    listing = add_verb("ls", help="list artifacts with dataset, recipe, date, size and mAP")
     listing.add_argument("--stage", help="only this stage")
-    show = verbs.add_parser("show", help="print one artefact: files, ingredients, what it uses and who uses it")
+    show = add_verb("show", help="print one artifact: files, ingredients, what it uses and who uses it")
     show.add_argument("name", metavar="FINGERPRINT", help="fingerprint or stage/fingerprint, or its beginning")
-    check = verbs.add_parser("verify", help="compare every file with its digest")
-    check.add_argument("name", metavar="FINGERPRINT", nargs="?", help="only this artefact")
-    collection = verbs.add_parser("gc", help="say what nothing needs any more; remove it with --delete")
+    check = add_verb("verify", help="compare every file with its digest")
+    check.add_argument("name", metavar="FINGERPRINT", nargs="?", help="only this artifact")
+    collection = add_verb("gc", help="list what nothing needs any more; remove it with --delete")
     collection.add_argument("--keep", type=_count, default=5, help="newest runs kept of each recipe (default 5)")
     collection.add_argument("--days", type=_days, default=30.0, help="keep what is younger than this (default 30)")
     collection.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")

@@ -13,7 +13,7 @@ from rich.text import Text
 from data.artifacts import ArtifactStore
 from data.config import build_config
 from data.errors import ConfigError, raise_problems
-from flows.preflight import Plan, problems_of, torch_cuda
+from flows.preflight import Plan, check_output, problems_of, torch_cuda
 from flows.recipes import Recipe, build_recipe
 from flows.report_scores import duration
 from flows.scale import ScaleConfig
@@ -61,6 +61,7 @@ def study(store: ArtifactStore, recipe: Recipe, config: StudyConfig, *, out: Pat
     """Run a study and write its results into `out`, anew after each run; return 1 when a run failed."""
     from flows.study_page import MARKDOWN, PAGE, write_results
 
+    check_output(out, "--out")
     console = plain_console()
     console.print(
         Text.assemble((f"clip-scgi study {recipe.name}", "bold"), f": artefacts in {store.root}"), soft_wrap=True

@@ -137,7 +137,7 @@ def in_progress(store: ArtifactStore) -> list[str]:
 
 
 def _is_held(path: Path) -> bool:
-    with path.open("a") as stream:
+    with path.open("rb") as stream:  # a root that cannot be written can be listed
         try:
             # A shared lock is enough to ask, and two who ask do not see each other.
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from captioning.audit import audit_ingredients
 from captioning.stage import caption_ingredients
 from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from data.files import read_json
+from data.synthetic import WorldConfig
 from flows.fanout import caption_together
 from flows.preflight import check_devices, check_run
 from flows.reason import Purpose, index_reason, reason
@@ -26,9 +28,9 @@ from flows.recipes import Recipe
 from flows.report import ReportInputs, report_ingredients
 from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
 from flows.summary import RunSummary, StageName, StageRun
-from flows.terminal import notice_line, plain_console, stage_line
+from flows.terminal import notice_line, plain_console, stage_line, waiting
 from flows.ui import log_stage, name_run
-from flows.worlds import ensure_world
+from flows.worlds import ensure_world, world_folder
 from reid.stage_evaluate import evaluate_ingredients
 from reid.stage_train import train_ingredients
 
@@ -151,7 +153,7 @@ def _index(store: ArtifactStore, recipe: Recipe, reread: bool) -> StageRun:
     started = time.perf_counter()
     data, known = recipe.data, store.known("index")
     if recipe.synthetic is not None and not data.root:
-        data = data.model_copy(update={"root": str(ensure_world(store, recipe.synthetic))})
+        data = data.model_copy(update={"root": str(_drawn(store, recipe.synthetic))})
     found = index_task(home=str(store.root), config=data, reread=reread)
     made, cached, purpose = ArtifactRef(**found["ref"]), found["cached"], _purpose(recipe)
     why = "" if cached else index_reason(store, made, known, purpose)
@@ -165,6 +167,12 @@ def _index(store: ArtifactStore, recipe: Recipe, reread: bool) -> StageRun:
         ref=found["ref"],
         images_root=found["images_root"],
     )
+
+
+def _drawn(store: ArtifactStore, world: WorldConfig) -> Path:
+    folder = world_folder(store, world)
+    with nullcontext() if folder.is_dir() else waiting(f"drawing synthetic people in {folder}"):
+        return ensure_world(store, world)
 
 
 def _purpose(recipe: Recipe) -> Purpose:

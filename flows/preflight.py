@@ -269,6 +269,18 @@ def writable(folder: Path) -> bool:
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
+def check_output(path: Path, option: str, *, suffixes: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError unless the file (or, without `suffixes`, the folder) that `option` names can be written."""
+    where = f"{option} {path}"
+    if suffixes and path.suffix.lower() not in suffixes:
+        example = f"{option} {path.with_suffix(suffixes[0])}"
+        raise ConfigError(f"{where}: the name must end in {' or '.join(suffixes)}, such as {example}")
+    if suffixes and path.is_dir():
+        raise ConfigError(f"{where} is a folder: give the name of a file")
+    if not writable(path.parent if suffixes else path):
+        raise ConfigError(f"{where} cannot be written: give a place in a folder of your own")
+
+
 CHECKS: Final[tuple[Check, ...]] = (
     device_problems,
     precision_problems,

@@ -25,6 +25,7 @@ import httpx
 
 from data.errors import ClipScgiError, ConfigError, RetryableError
 from flows.interrupts import stopping
+from flows.terminal import waiting
 
 VARIABLE: Final = "PREFECT_API_URL"
 _HOST: Final = "127.0.0.1"
@@ -139,16 +140,16 @@ def _choose_defaults(root: Path) -> None:
     has_own = os.environ.get(VARIABLE) or (Path.home() / ".prefect" / "profiles.toml").exists()
     if has_own and _HOME not in os.environ:
         return
-    home = Path(os.environ.setdefault(_HOME, str(root / "prefect")))
+    home, chosen = Path(os.environ.get(_HOME) or root / "prefect"), bool(os.environ.get(_HOME))
     try:
         home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
         with tempfile.TemporaryFile(dir=home):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"{home} cannot be written ({error.strerror}): set {_HOME} to a folder that can, or unset it to use"
-            " the artifact root (--home)"
-        ) from error
+        where = f"{_HOME}={home}" if chosen else f"the artifact root {root}"
+        remedy = f"{_HOME} to a folder of your own, or unset it" if chosen else "--home to a folder of your own"
+        raise ConfigError(f"{where} cannot be written ({error.strerror}): set {remedy}") from error
+    os.environ[_HOME] = str(home)
 
 
 def _quiet_terminal() -> None:
@@ -175,7 +176,8 @@ def _own_server() -> Iterator[str]:
         with _turn(home):
             process, url = _start(log)
             try:
-                _wait(process, url, log, home)
+                with waiting("starting a Prefect server for this command, on 127.0.0.1 only"):
+                    _wait(process, url, log, home)
             except BaseException:
                 _stop(process)
                 raise

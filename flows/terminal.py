@@ -10,7 +10,9 @@ from typing import Any, Final, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -131,6 +133,22 @@ def progress_bar(
             bars.update(task, completed=done, total=total, note=note)
 
         yield show
+
+
+@contextmanager
+def waiting(what: str, console: Console | None = None) -> Iterator[None]:
+    """Tell that something takes seconds and cannot be counted: a spinner on a terminal, else one line at its start.
+
+    console: where to write; standard error by default.
+    """
+    console = console or plain_console(stderr=True)
+    if console.is_terminal:
+        with Live(Spinner("dots", Text(what)), console=console, transient=True) as live:
+            live.refresh()
+            yield
+        return
+    console.print(Text(what), soft_wrap=True)
+    yield
 
 
 class _LogLines:

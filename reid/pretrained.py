@@ -24,6 +24,9 @@ HUB_REPOSITORIES: Final = {
 }
 
 
+_HUB_SECONDS: Final = 5.0
+
+
 def weights_file(config: BackboneConfig) -> Path | None:
     """Return the file that holds the backbone's weights, or None for random weights.
 
@@ -80,8 +83,8 @@ def _existing(path: Path, remedy: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository = HUB_REPOSITORIES[name]
     try:
@@ -89,10 +92,14 @@ def _from_hub(name: str) -> Path:
     except LocalEntryNotFoundError:
         pass  # not in the local cache: ask the hub
     try:
+        # One question first: a download tries a hub that cannot be reached six times, in half a minute.
+        HfApi().model_info(repository, timeout=_HUB_SECONDS)
         return Path(hf_hub_download(repository, HUB_FILE))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # of the hub, its HTTP library or the disk: none of them leaves a file
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}"
         raise WeightsError(
-            f"the {name} backbone wants {HUB_FILE} of {repository}: it is not in the local hub cache and the hub "
-            f"cannot be reached ({type(error).__name__}). Copy the file and the {OPEN_CLIP_CONFIG} beside it into "
-            "a folder of this machine and set train.backbone.weights to that folder, or put the file into the hub cache"
+            f"train.backbone.weights=openai wants {HUB_FILE} of {repository}: it is not in the hub cache of this "
+            f"machine and the hub cannot be reached ({reason}). "
+            f"Where it can be reached, run `hf download {repository} {HUB_FILE}`; or copy the file and the "
+            f"{OPEN_CLIP_CONFIG} beside it into a folder of this machine and set train.backbone.weights to that folder"
         ) from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import json
 import os
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -271,3 +273,19 @@ def test_what_a_run_has_found_again_is_no_longer_old(tmp_path):
     assert [entry.stage for entry in plan_gc(store, keep_runs=1, days=30).artifacts] == ["audit"]
     assert store.find("audit", made.fingerprint) is not None
     assert plan_gc(store, keep_runs=1, days=30).artifacts == []
+
+
+def test_a_root_that_cannot_be_written_can_be_listed(store, capsys, monkeypatch):
+    _run(store, "demo", 1)
+    assert list((store.root / "locks").iterdir())
+    opened = Path.open
+
+    def read_only(self, mode="r", *rest, **options):
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return opened(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert commands_artifacts.artifacts_ls(store) == 0
+    assert commands_artifacts.artifacts_gc(store, keep=5, days=0.0, delete=False) == 0
+    assert "6 artefacts" in capsys.readouterr().out

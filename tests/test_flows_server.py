@@ -149,8 +149,21 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path):
     done = command(tmp_path, "demo", PREFECT_HOME=str(tmp_path / "file" / "prefect"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert f"{tmp_path}/file/prefect cannot be written" in line
-    assert "PREFECT_HOME" in line
+    assert line == (
+        f"clip-scgi: PREFECT_HOME={tmp_path}/file/prefect cannot be written (Not a directory): set PREFECT_HOME to a"
+        " folder of your own, or unset it"
+    )
+
+
+def test_an_artifact_root_that_cannot_be_written_is_named_as_such(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = command(tmp_path, "demo", CLIP_SCGI_HOME=str(tmp_path / "file"))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        f"clip-scgi: the artifact root {tmp_path}/file cannot be written (Not a directory): set --home to a folder of"
+        " your own"
+    )
 
 
 @pytest.mark.parametrize("damage", ["a newer version", "no database"])

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from data.artifacts import ArtifactStore
 from flows import commands, commands_artifacts
-from flows.terminal import progress_bar, results_table, stage_line
+from flows.terminal import progress_bar, results_table, stage_line, waiting
 
 
 def row(model: str, mode: str, value: float) -> dict:
@@ -156,3 +156,15 @@ def test_a_path_with_brackets_and_colons_is_printed_as_it_is(tmp_path, capsys, m
     with progress_bar("index", interval=0, clock=iter(range(9)).__next__) as progress:
         progress(1, 2, ODD)
     assert capsys.readouterr().err.rstrip().endswith(f", {ODD}")
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_what_takes_seconds_is_told_at_its_start(on_terminal):
+    console = Console(file=io.StringIO(), force_terminal=on_terminal, width=100)
+    with waiting("starting [a server]", console):
+        during = console.file.getvalue()
+    assert "starting [a server]" in during
+    after = console.file.getvalue().removeprefix(during)
+    assert "starting" not in (after if not on_terminal else after.rpartition("\x1b[2K")[2]), "a spinner leaves nothing"
+    if not on_terminal:
+        assert during == "starting [a server]\n"

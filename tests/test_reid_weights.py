@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
@@ -22,7 +23,7 @@ from reid.clip_names import Layout, architecture
 from reid.config import BackboneConfig, PromptConfig, TrainConfig
 from reid.convert import convert
 from reid.position_grids import grid_of, plausible_grids
-from reid.pretrained import TINY_FOLDER
+from reid.pretrained import HUB_REPOSITORIES, TINY_FOLDER, weights_file
 from reid.text import weights_identity
 from reid.weights_source import ARCHITECTURES, described, read_source, resolved
 
@@ -861,3 +862,29 @@ def test_what_cannot_be_converted_is_said(tmp_path, state):
     with pytest.raises(WeightsError, match="exists already"):
         convert(whole, target)
     assert target.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["vit_b16", "rn50"])
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_nothing_is_downloaded(monkeypatch, name):
+    asked = []
+
+    def no_hub(_, repository, **options):
+        asked.append((repository, options["timeout"]))
+        raise ConnectionError("name not known\nRetrying")
+
+    def local(*_, local_files_only=False):
+        if not local_files_only:
+            pytest.fail("a download tries again for half a minute, and says so each time")
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_hub)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", local)
+    repository = HUB_REPOSITORIES[name]
+    with pytest.raises(WeightsError) as raised:
+        weights_file(BackboneConfig(name=name, weights="openai"))
+    assert asked == [(repository, 5.0)]
+    message = str(raised.value)
+    assert message.startswith(f"train.backbone.weights=openai wants open_clip_model.safetensors of {repository}: ")
+    assert "(ConnectionError: name not known)" in message
+    assert f"run `hf download {repository} open_clip_model.safetensors`" in message
+    assert "set train.backbone.weights to that folder" in message
