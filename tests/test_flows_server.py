@@ -182,7 +182,8 @@ def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
         wanted = "another version of Prefect has written its database"
     done = command(tmp_path, "demo")
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    waiting, line = done.stderr.splitlines()
+    assert waiting == "starting a Prefect server for this command, on 127.0.0.1 only"
     assert line.startswith("clip-scgi: Prefect's own server ended with status")
     assert wanted in line
     assert f"move {home} away" in line
