@@ -8,9 +8,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
-from captioning.decoding import Filling
+from captioning.decoding import Filling, _chunks, choose
 from captioning.pattern import PAPER_PATTERN, PORT_PATTERN, Clause, Sentence, compose
+from captioning.row_cache import RowCache
 from captioning.slot_grammar import Grammar, Node, Option, State
 from data.errors import ConfigError
 from data.slots import NONE, VOCABULARY
@@ -196,3 +198,57 @@ def test_what_needs_no_choice_and_what_most_options_say_is_fed_at_once(words):
     filling = Filling(node=grammar.decision(last))
     filling.plan(78, grammar)
     assert filling.chunk == [78, *words(".")]  # the end is never fed
+
+
+@pytest.mark.parametrize(("fixed", "widths"), [(False, [1, 2, 3, 4]), (True, [1, 2, 4, 4])])
+def test_chunks_are_padded_to_the_longest_or_to_a_power_of_two(words, fixed, widths):
+    class Row:
+        tokens = (9,)
+
+        def __init__(self, length: int, *, done: bool = False) -> None:
+            self.length, self.done, self.chunk = length, done, [5, 5]
+
+        def plan(self, last, grammar):
+            assert grammar is words
+            self.chunk = [last] * self.length
+
+    for length, width in enumerate(widths, start=1):
+        chunk = _chunks([Row(1), Row(length), Row(3, done=True)], words, fixed=fixed)
+        assert chunk.tolist() == [[9] + [0] * (width - 1), [9] * length + [0] * (width - length), [0] * width]
+        assert chunk.dtype == np.int64
+
+
+def test_the_choice_is_the_likeliest_legal_token_and_of_equal_ones_the_smallest():
+    logits = np.array([9.0, 1.0, 2.0, 2.0], np.float32)
+    one = Node(legal=np.array([40]), columns=np.array([1]))
+    assert choose(one, logits) == (40, 0.0)
+    three = Node(legal=np.array([40, 50, 60]), columns=np.array([1, 2, 3]))
+    token, log_probability = choose(three, logits)
+    assert token == 50
+    assert log_probability == pytest.approx(2 - np.log(np.exp(1) + 2 * np.exp(2)), rel=1e-12)
+
+
+def test_where_the_cache_writes_and_what_each_token_sees():
+    cache = RowCache(layers=2, room=6)
+    places = torch.tensor([[0, 2], [5, 7]])
+    for used, seen in ((None, 6), (3, 3), (99, 6)):
+        mask = cache.aim(places, torch.float16, used)
+        assert (mask.shape, mask.dtype) == ((2, 1, 2, seen), torch.float16)
+        expected = [[[0 if column <= place else -65504 for column in range(seen)] for place in row] for row in places]
+        assert mask[:, 0].tolist() == expected
+        assert cache._target.columns.tolist() == [[0, 2], [5, 5]]
+        assert cache._target.used == seen
+
+
+def test_chunks_are_written_row_by_row_over_what_was_wrong():
+    cache = RowCache(layers=1, room=6)
+    prompt = torch.arange(2 * 3 * 2.0).reshape(2, 1, 3, 2) + 1
+    assert cache.update(prompt, -prompt, 0)[0] is prompt
+    assert cache.layers[0].is_initialized is True
+    assert cache.get_seq_length() == 0
+    cache.aim(torch.tensor([[3, 4], [2, 3]]), torch.float32, 5)
+    chunk = torch.full((2, 1, 2, 2), 100.0) + torch.arange(2)[None, None, :, None]
+    keys, values = cache.update(chunk, -chunk, 0)
+    assert keys[0, 0, :, 0].tolist() == [1, 3, 5, 100, 101]
+    assert keys[1, 0, :, 0].tolist() == [7, 9, 100, 101, 0]
+    assert values.tolist() == (-keys).tolist()
