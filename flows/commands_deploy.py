@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts import HOME_VARIABLE, ArtifactStore
-from data.errors import ConfigError
+from data.errors import ConfigError, raise_problems
 from flows import commands_artifacts
 from flows.interrupts import leave_to_asyncio
 from flows.recipes import Recipe, build_recipe
@@ -83,7 +83,18 @@ def _recipes(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise ConfigError(f"two recipes for the data set {twice[0]!r}: deploy them one by one with --set data.name=...")
+    raise_problems("the deployment", filter(None, map(_root_problem, recipes)), ConfigError)
     return recipes
+
+
+def _root_problem(recipe: Recipe) -> str:
+    """Return why no run of a deployment could find the images, or ""; a run does not begin in this folder."""
+    root = recipe.data.root
+    if not root and recipe.synthetic is None:
+        return f"recipe {recipe.name} has no images: set data.root to their folder, such as data.root=/data/images"
+    if root and not Path(root).expanduser().is_absolute():
+        return f"data.root={root} is relative, and runs begin elsewhere: set data.root={Path(root).absolute()}"
+    return ""
 
 
 def _need_server(verb: str) -> None:

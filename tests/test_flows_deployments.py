@@ -220,3 +220,22 @@ def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(prefect_server
         with gpu_slot("cpu", "train.device"):
             assert held() == 1
     assert held() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ((), "recipe pku_reid has no images: set data.root to their folder, such as data.root=/data/images"),
+        (
+            ("--set", "data.root=people"),
+            "data.root=people is relative, and runs begin elsewhere: set data.root={at}/people",
+        ),
+    ],
+)
+def test_a_deployment_that_could_never_find_its_images_is_refused(settings, problem, capsys, monkeypatch, tmp_path):
+    from flows.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for verb in ("deploy", "serve"):
+        assert main([verb, "pku_reid", *settings, "--home", str(tmp_path)]) == 1
+        assert capsys.readouterr().err == f"clip-scgi: the deployment: {problem.format(at=tmp_path)}\n"
