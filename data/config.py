@@ -19,6 +19,7 @@ class _Runtime:
     """Marks a field that changes how a stage runs but never what it produces."""
 
 
+_LONGEST: Final = 100  # characters of a refused value that are repeated
 RUNTIME = _Runtime()
 SECRET: Final = "secret"
 """In the context of a PydanticCustomError: what was given may be a secret, so the message must not repeat it."""
@@ -45,6 +46,15 @@ class Config(BaseModel):
                 raise ValueError("must be a number or text, not true or false")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_unicode(cls, value: Any) -> Any:
+        """Refuse text with a lone surrogate, which neither JSON nor a message can hold."""
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, str) and not _is_unicode(one):
+                raise ValueError("is not valid UTF-8 text; use a path or name that is, such as a symbolic link to it")
+        return value
+
     def identity(self) -> dict[str, Any]:
         """Return the JSON-able fields that can change a result: everything not marked `RUNTIME`."""
         plain = self.model_dump(mode="json")
@@ -53,6 +63,14 @@ class Config(BaseModel):
             for name, field in type(self).model_fields.items()
             if not _is_runtime(field)
         }
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_runtime(field: FieldInfo) -> bool:
@@ -150,9 +168,15 @@ def _explain(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any]
         yield path, unknown_key(key, settings)
     else:
         shown = item["loc"] and not item["type"].startswith("missing") and not item.get("ctx", {}).get(SECRET)
-        given = f" (given: {item['input']!r})" if shown else ""
+        given = f" (given: {_short(item['input'])})" if shown else ""
         message = item["msg"].removeprefix("Value error, ")
         yield path, f"{key or '(whole)'}: {message}{given}{_remedy(item, settings, base)}"
+
+
+def _short(value: Any) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _remedy(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,6 @@ import argparse
 import errno
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Final
 
 from flows import interrupts
@@ -26,6 +25,8 @@ _REMEDIES: Final = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; each command sets `handler`."""
+    from importlib.metadata import version
+
     from flows import commands, commands_deploy
 
     parser = argparse.ArgumentParser(

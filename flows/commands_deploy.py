@@ -14,7 +14,7 @@ from data.errors import ConfigError, raise_problems
 from flows import commands_artifacts
 from flows.interrupts import leave_to_asyncio
 from flows.recipes import Recipe, build_recipe
-from flows.server import check_server
+from flows.server import api_url, check_server
 from flows.terminal import plain_console
 
 
@@ -99,9 +99,7 @@ def _root_problem(recipe: Recipe) -> str:
 
 def _need_server(verb: str) -> None:
     """Raise ConfigError unless a Prefect server is named and answers."""
-    from prefect.settings import get_current_settings
-
-    if not get_current_settings().api.url:
+    if not api_url():
         raise ConfigError(
             f"{verb} needs a Prefect server that stays: start one with `prefect server start` and say where it is with"
             " `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api` (or that environment variable)"

@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 STATUS: Final = 130
 """Exit status of a command that a signal has stopped."""
@@ -141,14 +142,18 @@ def end(text: str, *, patience: float = 0.0) -> NoReturn:
 
     patience: seconds that the processes have to end by themselves after SIGTERM.
     """
-    with contextlib.suppress(psutil.Error):
-        _end_children(patience)
+    _end_children(patience)
     say(text)
     os._exit(STATUS)
 
 
 def _end_children(patience: float) -> None:
-    children = psutil.Process().children(recursive=True)
+    import psutil  # not above: a signal may arrive while it loads
+
+    try:
+        children = psutil.Process().children(recursive=True)
+    except psutil.Error:
+        return
     if patience:
         # A served run, for instance, reports to Prefect's server that it was stopped.
         for child in children:
@@ -163,6 +168,8 @@ def _end_children(patience: float) -> None:
 
 
 def _is_tracker(process: psutil.Process) -> bool:
+    import psutil
+
     try:
         return any("resource_tracker" in word for word in process.cmdline())
     except psutil.Error:

@@ -104,7 +104,9 @@ def _parse(value: str, setting: Setting) -> Any:
     """Return the plain JSON value of a text; text stays text where the setting takes text, even where it is JSON."""
     try:
         read = json.loads(value, object_pairs_hook=_once)
-    except json.JSONDecodeError:
+    except _TwiceError:
+        raise
+    except (ValueError, RecursionError):  # not JSON, or an integer or a nesting beyond what Python reads
         return value
     if setting.takes_text and not isinstance(read, str) and not (read is None and setting.optional):
         return value

@@ -195,6 +195,14 @@ def _check_backbone(plan: Plan) -> None:
         build_backbone(config)
 
 
+def prompt_length_problems(plan: Plan) -> Iterator[str]:
+    """Yield learned prompts that are longer than the text tower takes."""
+    if "train" in plan.stages and plan.train.method == "clip_reid":
+        from reid.prompts import prompt_problems
+
+        yield from prompt_problems(plan.train)
+
+
 def log_problems(plan: Plan) -> Iterator[str]:
     """Yield a TensorBoard folder that cannot be written."""
     if "train" not in plan.stages or not plan.train.tensorboard:
@@ -287,6 +295,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     worker_problems,
     captioner_problems,
     backbone_problems,
+    prompt_length_problems,
     identity_problems,
     validation_problems,
     camera_problems,

@@ -15,10 +15,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import httpx
@@ -34,6 +35,10 @@ _LEVEL: Final = "PREFECT_LOGGING_LEVEL"
 _ANSWER_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 5.0
 _REMEDY: Final = "start that server, correct PREFECT_API_URL, or unset it to let each command start a server of its own"
+_SETTINGS_REMEDY: Final = (
+    "Correct or unset the PREFECT_ variables of the environment, and those in ~/.prefect/profiles.toml, .env,"
+    " prefect.toml and pyproject.toml of this folder"
+)
 _CAUSES: Final = (
     ("Can't locate revision", "another version of Prefect has written its database: move {home} away"),
     ("disk is full", "the disk that holds {home} is full: free some space"),
@@ -53,10 +58,10 @@ def prefect_server(root: Path) -> Iterator[None]:
     where a server of the command's own does not start, and RetryableError when a server is lost meanwhile.
     """
     _choose_defaults(root)
-    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+    url = api_url()
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     _quiet_terminal()
-    url = get_current_settings().api.url
     if url:
         check_server()
         with _loss_explained(url):
@@ -72,10 +77,10 @@ def prefect_server(root: Path) -> Iterator[None]:
 
 def check_server() -> None:
     """Raise ConfigError unless a Prefect API answers at PREFECT_API_URL within seconds, to these credentials."""
+    url = str(api_url())
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    url = str(get_current_settings().api.url)
     if urlsplit(url).scheme not in ("http", "https"):
         raise ConfigError(f"Prefect's server {masked(url)!r} is not an http address. {_advice(None)}")
     try:
@@ -90,12 +95,37 @@ def check_server() -> None:
         raise ConfigError(f"Prefect's server at {masked(url)} {_reason(cause)}. {_advice(cause)}") from error
 
 
-def masked(url: str) -> str:
-    """Return `url` with its user name and password replaced by asterisks."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
+def api_url() -> str | None:
+    """Return the address that Prefect is set to. Raises ConfigError where its variables or profiles are not valid."""
+    from pydantic import ValidationError
+
+    certificates = os.environ.get("SSL_CERT_FILE")
+    if certificates and not Path(certificates).is_file():  # Prefect cannot even be imported
+        raise ConfigError(f"SSL_CERT_FILE={certificates} is not a file: correct or unset that environment variable")
+    try:
+        # Prefect reads its settings when it is first imported, and prints what is wrong with their values.
+        with redirect_stderr(StringIO()) as printed:
+            from prefect.settings import get_current_settings
+
+            url = get_current_settings().api.url
+        sys.stderr.write(printed.getvalue())
         return url
-    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
+    except ValidationError as error:
+        # Without what was given, which may be a secret.
+        found = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
+        wrong = "; ".join(": ".join([*map(str, item["loc"]), item["msg"]]) for item in found)
+    except ValueError as error:
+        wrong = str(error)
+    raise ConfigError(f"Prefect's settings cannot be used ({wrong}). {_SETTINGS_REMEDY}")
+
+
+def masked(url: str) -> str:
+    """Return `url` with its user name, password and query replaced by asterisks, even where it is not well-formed."""
+    user, has_user, rest = url.rpartition("@")
+    scheme, separator, _ = user.partition("://")
+    shown = (f"{scheme}{separator}" if separator else "") + ("***@" if has_user else "")
+    address, has_query, _ = rest.partition("?")
+    return f"{shown}{address}{'?***' if has_query else ''}"
 
 
 def _reason(cause: BaseException) -> str:
@@ -138,9 +168,11 @@ def _choose_defaults(root: Path) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault(_LEVEL, "CRITICAL")
     has_own = os.environ.get(VARIABLE) or (Path.home() / ".prefect" / "profiles.toml").exists()
-    if has_own and _HOME not in os.environ:
-        return
-    home, chosen = Path(os.environ.get(_HOME) or root / "prefect"), bool(os.environ.get(_HOME))
+    if not os.environ.get(_HOME):  # Prefect takes an empty one for the working folder
+        os.environ.pop(_HOME, None)
+        if has_own:
+            return
+    home, chosen = Path(os.environ.get(_HOME, root / "prefect")), _HOME in os.environ
     try:
         home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only
         with tempfile.TemporaryFile(dir=home):

@@ -222,10 +222,18 @@ def _with_defaults(shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def _backbone(config: BackboneConfig, shape: dict[str, Any]) -> Backbone:
-    is_tiny = config.name == "tiny"
-    tokenizer: TextTokenizer = BpeTokenizer(TINY_FOLDER / TINY_TOKENIZER) if is_tiny else OpenClipTokenizer()
     clip = build_clip(shape, config.height, config.width, config.stride)
-    return Backbone(clip, tokenizer, is_resnet=config.name == "rn50")
+    return Backbone(clip, tokenizer_of(config), is_resnet=config.name == "rn50")
+
+
+def tokenizer_of(config: BackboneConfig) -> TextTokenizer:
+    """Return the tokenizer of a backbone."""
+    return BpeTokenizer(TINY_FOLDER / TINY_TOKENIZER) if config.name == "tiny" else OpenClipTokenizer()
+
+
+def context_of(config: BackboneConfig) -> int:
+    """Return how many tokens, start and end included, a backbone's text tower takes."""
+    return int(_shape_of(config)["text_cfg"]["context_length"])
 
 
 def build_clip(shape: dict[str, Any], height: int, width: int, stride: int = 0) -> CLIP:

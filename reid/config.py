@@ -289,5 +289,12 @@ class TrainConfig(Config):
         if self.validation.mode == "fused" and not (self.method == "clip_scgi" and self.scgi.cff):
             told = '"fused" needs {at}method=clip_scgi and {at}scgi.cff=true; set {at}validation.mode=image'
             problems.append(("validation.mode", told))
-        raise_settings(problems)
+        raise_settings([*problems, *self._loss_problems()])
         return self
+
+    def _loss_problems(self) -> Iterator[tuple[str, str]]:
+        loss = self.loss
+        contrast = 0.0 if self.method == "clip_baseline" else loss.contrast_weight
+        if not (loss.id_weight or loss.triplet_weight or contrast):
+            told = f"every loss term of {self.method} has weight 0, so nothing is trained; set {{at}}loss.id_weight=1"
+            yield "loss.id_weight", told

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.config import Config
+from data.errors import raise_settings
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -26,3 +27,11 @@ class AugmentConfig(Config):
     """Largest erased share of the image."""
     erase_min_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Height over width of the rectangle lies between this and its inverse, evenly in the logarithm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentConfig:
+        if self.erase_min_area > self.erase_max_area:
+            most = self.erase_max_area
+            told = f"is above {{at}}erase_max_area={most:g}; set {{at}}erase_min_area={most!r}"
+            raise_settings([("erase_min_area", told)])
+        return self

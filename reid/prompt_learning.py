@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from data.contents import image_contents
+from data.errors import ConfigError, raise_problems
 from data.progress import ProgressFn, silent
 from reid.backbone import Backbone, build_backbone, seeded
 from reid.checkpoint import restore_checkpoint, save_checkpoint
@@ -30,7 +31,7 @@ from reid.config import PromptConfig, TrainConfig
 from reid.embed import embed
 from reid.finite import finite_values
 from reid.losses import contrastive_loss
-from reid.prompts import ComposedPrompt
+from reid.prompts import ComposedPrompt, prompt_problems
 from reid.tasks import Preprocess, preprocess_of
 from reid.text import weights_identity
 
@@ -76,7 +77,11 @@ def learned_texts(
     device: str,
     progress: ProgressFn = silent,
 ) -> Tensor:
-    """Return the prompt features [C, D] of all identities, learning them unless this has been done before."""
+    """Return the prompt features [C, D] of all identities, learning them unless this has been done before.
+
+    Raises ConfigError when the prompts are longer than the text tower takes.
+    """
+    raise_problems("training", prompt_problems(config), ConfigError)
     ingredients = {
         "images": image_contents(images)["train"],
         "held_out": config.validation.identity() if config.validation.holds_out else None,

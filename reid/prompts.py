@@ -8,12 +8,14 @@ Shapes: B batch, N learnable words, T tokens of the whole prompt, W text width, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from reid.backbone import Backbone
+from reid.backbone import Backbone, context_of, tokenizer_of
+from reid.config import TrainConfig
 
 PREFIX: Final = "A photo of a"
 SUFFIX: Final = "person."
@@ -42,6 +44,25 @@ class ComposedPrompt(nn.Module):
     def forward(self, backbone: Backbone, words_BNW: Tensor) -> Tensor:
         """Return the encoded prompt [B, T, D]: every token projected; [:, -1] is CLIP's text feature."""
         return backbone.text_tokens(self.embeddings(words_BNW))
+
+
+def prompt_problems(config: TrainConfig) -> Iterator[str]:
+    """Yield a problem if the learned prompts of CLIP-ReID do not fit into the text tower; builds no model."""
+    if config.method != "clip_reid":
+        return
+    prompts, tokenizer, context = config.prompts, tokenizer_of(config.backbone), context_of(config.backbone)
+    fixed = 2 + len(tokenizer.words(PREFIX)) + len(tokenizer.words(f"{prompts.noun}."))  # 2: start and end
+    room = context - fixed
+    if room < 1:
+        yield (
+            f"train.prompts.noun makes a prompt of {fixed} tokens without the learned words, and the text tower takes "
+            f"{context}: set train.prompts.noun to one word, such as train.prompts.noun=person"
+        )
+    elif prompts.words > room:
+        yield (
+            f"train.prompts.words={prompts.words} do not fit into the {context} tokens of the text tower: "
+            f"set train.prompts.words={room} or lower (published: 4)"
+        )
 
 
 @torch.no_grad()

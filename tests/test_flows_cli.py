@@ -17,6 +17,7 @@ from data.files import write_json
 from flows import commands
 from flows.cli import main, parse
 from flows.summary import RunSummary, StageRun
+from tests.conftest import REPO
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -138,3 +139,20 @@ def test_the_commands_name_the_interpreter_that_has_the_packages(monkeypatch, tm
 def test_settings_are_shown_as_json(capsys):
     assert main(["show", "demo", "--set", "caption.model=/models/llava"]) == 0
     assert json.loads(capsys.readouterr().out)["caption"]["model"] == "/models/llava"
+
+
+def test_output_on_a_full_disk_is_one_message():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "flows.cli", "recipes"]
+        done = subprocess.run(command, cwd=REPO, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("clip-scgi: No space left on device; free some space")
+
+
+def test_a_signal_is_watched_for_before_slow_imports():
+    """Ctrl-C before `main` is Python's own traceback, so importing the command line must be quick."""
+    code = "import sys, flows.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-S", "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    slow = {"psutil", "importlib.metadata", "pydantic", "numpy", "pyarrow", "torch", "prefect", "rich", "httpx"}
+    assert not slow & set(loaded.stdout.split())

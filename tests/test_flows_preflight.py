@@ -168,6 +168,26 @@ def test_the_train_stage_says_the_same(store):
 # Validation, cameras, evaluation --------------------------------------------------------------------------
 
 
+ROOM = 77 - 5 - 3  # start and "A photo of a"; "person", "." and end
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "vit_b16"])
+def test_learned_prompts_fit_into_the_text_tower(told, backbone):
+    clip = ("train.method=clip_reid", f"train.backbone.name={backbone}", "train.backbone.weights=random")
+    assert told(market(), *clip, f"train.prompts.words={ROOM}") == []
+    for words in (ROOM + 1, 10**6):
+        (problem,) = told(market(), *clip, f"train.prompts.words={words}")
+        assert problem == (
+            f"train.prompts.words={words} do not fit into the 77 tokens of the text tower: set train.prompts.words="
+            f"{ROOM} or lower (published: 4)"
+        )
+        assert told(market(), *clip, f"train.prompts.words={words}", stages=("caption", "evaluate")) == []
+    (problem,) = told(market(), *clip, f"train.prompts.noun={'a person and ' * 40}")
+    assert problem.startswith("train.prompts.noun makes a prompt of ")
+    assert problem.endswith("set train.prompts.noun to one word, such as train.prompts.noun=person")
+    assert told(market(), "train.method=clip_scgi", f"train.prompts.words={ROOM + 1}") == []
+
+
 def test_validation_on_the_test_set_needs_one(told):
     settings = ("train.validation.every=1", "train.validation.images=test")
     without = [row for row in market() if row[0] == "train"]

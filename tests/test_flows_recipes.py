@@ -196,6 +196,45 @@ def test_a_value_that_does_not_fit_is_answered_with_one_that_does(text, told):
 
 
 @pytest.mark.parametrize(
+    "text", ["train.seed=" + "1" * 5000, "train.seed=" + "[" * 5000, "train.seed=" + "x" * 5000, "caption.model=\udce9"]
+)
+def test_a_value_beyond_what_can_be_read_is_a_short_message(text):
+    """Longer integers and deeper nesting than Python reads; a path that is not UTF-8."""
+    (problem,) = problems_of(text)
+    assert problem.startswith(text.partition("=")[0] + ": ")
+    assert len(problem) < 300
+    assert problem.encode()
+
+
+@pytest.mark.parametrize("key", ["name", "data.root", "data.name", "caption.model", "train.backbone.weights"])
+def test_text_that_no_json_can_hold_is_refused_where_it_is_set(key):
+    for text in ("caf\udce9", "caf\\udce9"):
+        value = json.dumps("caf\udce9") if "\\" in text else text
+        (problem,) = problems_of(f"{key}={value}")
+        assert problem.startswith(f"{key}: is not valid UTF-8 text")
+
+
+@pytest.mark.parametrize("texts", [["loss.contrast_weight=0"], ["method=clip_reid", "loss.contrast_weight=0"], []])
+def test_a_training_without_any_loss_is_refused(texts):
+    method = next((text.partition("=")[2] for text in texts if "method" in text), "clip_scgi" if texts else None)
+    zero = ["loss.id_weight=0", "loss.triplet_weight=0", *(texts or ["method=clip_baseline"])]
+    (problem,) = problems_of(*(f"train.{text}" for text in zero))
+    assert problem == (
+        f"train.loss.id_weight: every loss term of {method or 'clip_baseline'} has weight 0, so nothing is trained; "
+        "set train.loss.id_weight=1"
+    )
+    for kept in ("loss.id_weight", "loss.triplet_weight"):
+        assert build_recipe("demo", [f"train.{text}" for text in zero if not text.startswith(kept)])
+
+
+def test_the_smallest_erased_area_is_not_above_the_largest():
+    (problem,) = problems_of("train.augment.erase_min_area=0.4")
+    value = problem.rpartition("train.augment.erase_min_area=")[2]
+    assert problem.startswith("train.augment.erase_min_area: is above train.augment.erase_max_area=0.333333; set")
+    assert build_recipe("demo", [f"train.augment.erase_min_area={value}"]).train.augment.erase_min_area == 1 / 3
+
+
+@pytest.mark.parametrize(
     ("texts", "key"),
     [
         (["train.seed=1", "train.seed=2"], "train.seed"),

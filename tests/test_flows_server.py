@@ -107,6 +107,22 @@ def test_a_password_in_the_address_is_not_shown():
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://host:4200/api", "http://host:4200/api"),
+        ("http://me:secret@host/api", "http://***@host/api"),
+        ("http://me:sec/secret@ret@host:4200/api", "http://***@host:4200/api"),
+        ("http://me:secret://secret?secret@host/api", "http://***@host/api"),
+        ("me:secret@host/api", "***@host/api"),
+        ("http://me:secret@[::1/api", "http://***@[::1/api"),
+        ("http://host/api?token=secret", "http://host/api?***"),
+    ],
+)
+def test_no_part_of_an_address_that_may_be_secret_is_shown(address, shown):
+    assert server.masked(address) == shown
+
+
 def command(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run one command line as a person whose home is `tmp_path`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
@@ -142,6 +158,28 @@ def test_an_address_in_a_profile_is_named_as_such(tmp_path):
     (line,) = done.stderr.splitlines()
     assert "http://127.0.0.1:9/api cannot be reached" in line
     assert "PREFECT_API_URL is set in a Prefect profile" in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "profiles", "wanted"),
+    [
+        ({"PREFECT_API_URL": "http://me:secret@[::1/api"}, None, "Invalid IPv6 URL"),
+        ({"PREFECT_API_REQUEST_TIMEOUT": "secret"}, None, "valid number"),
+        ({}, "secret [", "at line 1, column"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "deploy"])
+def test_settings_that_prefect_cannot_read_are_one_message(tmp_path, variables, profiles, wanted, verb):
+    if profiles:
+        (tmp_path / ".prefect").mkdir()
+        (tmp_path / ".prefect" / "profiles.toml").write_text(profiles)
+    done = command(tmp_path, verb, "demo", **variables)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("clip-scgi: Prefect's settings cannot be used (")
+    assert wanted in line
+    assert "PREFECT_ variables of the environment" in line
+    assert "secret" not in line
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path):
@@ -187,6 +225,28 @@ def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
     assert line.startswith("clip-scgi: Prefect's own server ended with status")
     assert wanted in line
     assert f"move {home} away" in line
+
+
+@pytest.mark.parametrize("verb", ["run", "deploy"])
+def test_certificates_that_are_not_there_are_named(tmp_path, verb):
+    file = tmp_path / "none.pem"
+    done = command(tmp_path, verb, "demo", SSL_CERT_FILE=str(file))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == f"clip-scgi: SSL_CERT_FILE={file} is not a file: correct or unset that environment variable"
+
+
+@pytest.mark.parametrize("has_profile", [False, True])
+def test_an_empty_prefect_home_is_none(tmp_path, monkeypatch, has_profile):
+    """Prefect would put its database into the working folder."""
+    if has_profile:
+        (tmp_path / ".prefect").mkdir()
+        (tmp_path / ".prefect" / "profiles.toml").write_text("")
+    for name in [name for name in os.environ if name.startswith("PREFECT") or name == "DO_NOT_TRACK"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_HOME": "", "HOME": str(tmp_path)})
+    server._choose_defaults(tmp_path / "artifacts")
+    assert os.environ.get("PREFECT_HOME") == (None if has_profile else str(tmp_path / "artifacts" / "prefect"))
 
 
 def test_a_proxy_is_not_asked_for_the_own_server(tmp_path):
