@@ -23,7 +23,7 @@ from data.files import read_json
 from data.synthetic import WorldConfig
 from flows.fanout import caption_together
 from flows.preflight import check_devices, check_run
-from flows.reason import Purpose, index_reason, reason
+from flows.reason import ELSEWHERE, Purpose, index_reason, reason
 from flows.recipes import Recipe
 from flows.report import ReportInputs, report_ingredients
 from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
@@ -213,6 +213,8 @@ def _run(
     fingerprint = fingerprint_of(stage, made_of)
     found = store.find(stage, fingerprint)
     why = "" if found else reason(store, stage, made_of, purpose)
+    if why == ELSEWHERE:
+        plain_console(stderr=True).print(notice_line(f"{stage}: another process is making it; waiting"), soft_wrap=True)
     if why:
         get_run_logger().info("%s runs: %s", stage, why)
     options = stage_task.with_options(refresh_cache=found is None)

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from data.artifacts import ArtifactRef, ArtifactStore, Sidecar, fingerprint_of
+from flows.inventory import in_progress
 from flows.reason_tables import CAPTIONS, IMAGES, behind, between
 
 FIRST: Final = "first run"
+ELSEWHERE: Final = "another process was making it"
 _SHOWN: Final = 3
 _LONGEST: Final = 40  # characters of a value that is shown
 _DIGEST: Final = re.compile(r"^[0-9a-f]{12,64}$")
@@ -42,6 +44,8 @@ def reason(store: ArtifactStore, stage: str, ingredients: Mapping[str, Any], pur
     recently used of equals. Artifacts without a label (from an earlier version) count where there is no other.
     """
     fingerprint = fingerprint_of(stage, ingredients)
+    if f"{stage}-{fingerprint}" in in_progress(store):
+        return ELSEWHERE
     problems = store.problems(stage, fingerprint)
     sidecars = store.sidecars(stage)
     if problems and problems != ["absent"]:

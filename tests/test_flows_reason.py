@@ -7,7 +7,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from data.artifacts import SIDECAR, ArtifactStore
+from data.artifacts import SIDECAR, ArtifactStore, fingerprint_of
 from data.contents import contents_of_captions, contents_of_images, image_contents
 from data.files import read_json, write_json, write_table
 from data.schemas import CAPTIONS, IMAGES
@@ -263,3 +263,13 @@ def test_an_index_says_what_changed_in_the_folder(store):
 
 def test_leaves_are_the_values_of_nested_objects():
     assert leaves({"a": {"b": 1, "c": [1]}, "d": None}) == {("a", "b"): 1, ("a", "c"): [1], ("d",): None}
+
+
+def test_an_artifact_that_another_process_is_making_was_not_deleted(tmp_path):
+    store, ingredients = ArtifactStore(tmp_path), {"config": {"seed": 0}}
+    purpose = Purpose(dataset="people", recipe="demo")
+    with store.lock("train", fingerprint_of("train", ingredients)):
+        assert reason(store, "train", ingredients, purpose) == "another process was making it"
+    assert reason(store, "train", ingredients, purpose) == (
+        "its artifact was deleted, or the run that made it was interrupted"
+    )
