@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from data.digests import DigestMemo
-from data.errors import DataError
+from data.errors import ConfigError, DataError
 from data.files import full_disk_explained, read_json, sync_file, sync_folder, write_json
 from data.fingerprint import digest, digest_file
 
@@ -107,7 +107,15 @@ class ArtifactStore:
     """Finds, verifies and makes artefacts under one root folder."""
 
     def __init__(self, root: Path) -> None:
+        """Raise ConfigError for a root whose name is not UTF-8: artifacts name their files in JSON."""
         self.root = root.expanduser().resolve()
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"the artifact root {str(self.root).encode(errors='replace').decode()} has a name that is not UTF-8: "
+                f"set --home or {HOME_VARIABLE} to another folder"
+            ) from None
 
     @classmethod
     def default(cls) -> ArtifactStore:

@@ -39,6 +39,7 @@ _SETTINGS_REMEDY: Final = (
     "Correct or unset the PREFECT_ variables of the environment, and those in ~/.prefect/profiles.toml, .env,"
     " prefect.toml and pyproject.toml of this folder"
 )
+_OWN_SETTINGS: Final = (_HOME, "PREFECT_LOGGING_", "PREFECT_SERVER_ANALYTICS_", "PREFECT_SERVER_LOGGING_")
 _CAUSES: Final = (
     ("Can't locate revision", "another version of Prefect has written its database: move {home} away"),
     ("disk is full", "the disk that holds {home} is full: free some space"),
@@ -232,6 +233,7 @@ def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     from prefect.settings import get_current_settings
 
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    wanted = {name: value for name, value in {**os.environ, **settings}.items() if _is_for_own_server(name)}
     marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     with socket.socket() as bound:
         bound.bind((_HOST, 0))
@@ -241,11 +243,16 @@ def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **settings, **marks},
+            env={**wanted, **marks},
             pass_fds=(bound.fileno(),),
             start_new_session=True,
         )
         return process, f"http://{_HOST}:{bound.getsockname()[1]}/api"
+
+
+def _is_for_own_server(name: str) -> bool:
+    """Return True unless a variable describes a site's server: its database, broker, password or path of the API."""
+    return not name.startswith("PREFECT_") or name.startswith(_OWN_SETTINGS)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes], home: Path) -> None:

@@ -262,3 +262,25 @@ def test_two_first_runs_in_one_artifact_root_do_not_stop_each_other(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: command(tmp_path, "run", "demo", "--until", "index", *small), range(2)))
     assert [item.returncode for item in done] == [0, 0], [item.stderr for item in done]
+
+
+def test_settings_of_a_sites_server_do_not_reach_the_own_one(tmp_path):
+    site = {
+        "PREFECT_SERVER_API_AUTH_STRING": "clip:secret",
+        "PREFECT_SERVER_API_BASE_PATH": "/v2",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/none",
+        "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/none",
+        "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+    }
+    small = ["--set", "synthetic.train_identities=2", "--set", "synthetic.test_identities=2"]
+    done = command(tmp_path, "run", "demo", "--until", "index", *small, **site)
+    assert done.returncode == 0, done.stderr
+    assert "✓ index" in done.stderr
+
+
+def test_a_home_whose_name_is_not_utf8_is_one_message(tmp_path):
+    done = command(tmp_path, "artifacts", "ls", CLIP_SCGI_HOME=os.fsdecode(bytes(tmp_path / "caf") + b"\xe9"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("clip-scgi: ")
+    assert "UTF-8" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
