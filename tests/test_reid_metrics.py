@@ -101,7 +101,13 @@ def gaussian_world(seed=0, q=150, g=900, dim=64, people=30):
 def test_a_realistic_world_matches_the_brute_force():
     world = gaussian_world()
     ranking = evaluate_ranking(*world)
-    compare(ranking, brute_force(*world), 900)
+    expected = brute_force(*world)
+    compare(ranking, expected, 900)
+    for name in ("query_index", "first_hit", "n_relevant", "top_index"):
+        assert getattr(ranking, name).dtype == np.int64, name
+    assert (ranking.ap.dtype, ranking.inp.dtype, ranking.top_score.dtype) == (np.float64, np.float64, np.float32)
+    for max_rank in (1, 3):  # the curve ends there, and later hits count nowhere
+        compare(evaluate_ranking(*world, max_rank=max_rank), expected, 900, max_rank=max_rank)
     assert 0.05 < ranking.mAP < 0.95  # neither trivial
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in world[:2]]
     cosine = (unit[0][ranking.query_index] @ unit[1].T)[np.arange(ranking.n_valid)[:, None], ranking.top_index]
