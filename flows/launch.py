@@ -143,7 +143,11 @@ def main(path: Path) -> None:
         # Handed over as a file: what several processes print is mixed, and torchrun's own lines come last.
         write_json(path.with_name(_PROBLEM), {"message": str(error), "retry": isinstance(error, RetryableError)})
         sys.exit(f"clip-scgi: {error}")
-    torch.distributed.destroy_process_group()  # else its threads may abort the process on its way out
+    torch.distributed.destroy_process_group()
+    # Not through the interpreter's end: on a busy machine, threads of the process group that are still ending abort it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

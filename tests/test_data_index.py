@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_trees import MARKET, MARKET_JUNK, TURNED, market, picture, put, settle
 from PIL import Image
+from pydantic import ValidationError
 
 from data import examine
 from data import images as images_module
@@ -741,8 +742,12 @@ def test_paths_of_a_manifest_are_checked_at_once(store, tmp_path):
     assert seen == [(root, "a/b")]
 
 
-def test_a_root_with_bytes_that_are_no_utf8(store, tmp_path):
+def test_a_root_that_is_not_utf8_is_refused_and_read_through_a_link(store, tmp_path):
     root = market(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
     settle()
-    assert index(store, config=config_of(root)).n_read == 10
-    assert index(store, config=config_of(root)).n_read == 0
+    with pytest.raises(ValidationError, match=r"root\n.*not valid UTF-8 text.*such as a symbolic link to it"):
+        config_of(root)
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    assert index(store, config=config_of(link)).n_read == 10
+    assert index(store, config=config_of(link)).n_read == 0

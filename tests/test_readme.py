@@ -62,14 +62,18 @@ def people(tmp_path_factory):
 def test_every_command_is_run_here_or_in_ci():
     elsewhere = [command for command in COMMANDS if command not in CLIP_SCGI and command not in IN_CI]
     assert elsewhere == ["source .venv/bin/activate"]
-    assert len(CLIP_SCGI) == 4
+    assert len(CLIP_SCGI) == 6
 
 
 @pytest.mark.parametrize("command", CLIP_SCGI)
 def test_the_command_works(command, people, tmp_path):
     arguments = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
-    if arguments[0] == "run":
+    if arguments[0] in ("run", "search"):
         arguments += ["--set", "train.schedule.epochs=1", "--set", "train.batch.identities=3"]
+    if arguments[0] == "search":  # a small demo, trained on the way
+        query = next((people / "Market-1501-v15.09.15" / "query").glob("*.jpg"))
+        arguments = [str(query) if word == "query.jpg" else word for word in arguments]
+        arguments += ["--train", "--set", "synthetic.train_identities=6", "--set", "synthetic.test_identities=4"]
     done = run(arguments, tmp_path)
     if arguments[1] == "market1501" and arguments[0] == "run":
         # LLaVA-7B is not here and no hub can be reached: one clear message, no traceback.
@@ -78,6 +82,8 @@ def test_the_command_works(command, people, tmp_path):
         assert "Traceback" not in done.stderr
         return
     assert done.returncode == 0, done.stderr[-3000:]
+    if arguments[0] == "search":
+        assert "similarity" in done.stdout
     if arguments[0] == "run":
         assert "report.html" in done.stdout
         assert "mAP" in done.stdout
