@@ -19,8 +19,8 @@ from matrix_rate import has_bf16
 from PIL import Image
 
 from captioning.config import CaptionConfig
-from captioning.llava import Engine
-from data.synthetic import training_sample
+from captioning.engines.llava import Engine
+from data.synthetic.world import training_sample
 
 BATCH = 32
 LARGE = 128

@@ -30,9 +30,9 @@ from transformers import (
 
 from captioning.captioner import TINY_FOLDER
 from captioning.config import CaptionConfig
-from captioning.llava import Engine
-from captioning.llava_load import Llava
-from data.synthetic import training_sample
+from captioning.engines.llava import Engine
+from captioning.engines.llava_load import Llava
+from data.synthetic.world import training_sample
 
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llava-1.5-7b": (

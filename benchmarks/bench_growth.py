@@ -19,17 +19,17 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from captioning.attributes import parse_caption
-from captioning.audit import AuditConfig, audit
+from captioning.attributes.parse import parse_caption
+from captioning.audit.stage import AuditConfig, audit
 from captioning.captioner import Captioner
-from captioning.reply_form import is_looping
-from captioning.store import CaptionStore
-from captioning.templates import compose
-from data.artifacts import ArtifactStore
+from captioning.prompts.reply_form import is_looping
+from captioning.prompts.templates import compose
+from captioning.store.store import CaptionStore
+from data.artifacts.store import ArtifactStore
 from data.files import write_table
 from data.schemas import CAPTIONS
 from data.slots import SLOTS, VOCABULARY
-from reid.sampler import IdentitySampler
+from reid.inputs.sampler import IdentitySampler
 
 TARGET: Final = 6.0
 Job = Callable[[], object]

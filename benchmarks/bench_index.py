@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data.artifacts import ArtifactStore
+from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
-from data.index import IndexOutcome, index
+from data.index.stage import IndexOutcome, index
 
 T = TypeVar("T")
 _CAMERAS = 6

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reid.augment import augment, draw_plan
-from reid.config_augment import AugmentConfig
-from reid.loading import load_batches
-from reid.sampler import IdentitySampler
+from reid.config.augment import AugmentConfig
+from reid.inputs.augment import augment, draw_plan
+from reid.inputs.loading import load_batches
+from reid.inputs.sampler import IdentitySampler
 
 PEOPLE, EACH, REPEATS = 200, 16, 5
 

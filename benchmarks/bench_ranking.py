@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reid.metrics import evaluate_ranking
+from reid.ranking.metrics import evaluate_ranking
 
 Pair = tuple[NDArray[np.int64], NDArray[np.int64]]
 

@@ -18,11 +18,11 @@ from functools import partial
 import torch
 from matrix_rate import has_bf16
 
-from reid.backbone import build_backbone
-from reid.build import build_task
-from reid.config import BackboneConfig, TrainConfig
-from reid.optim import build_optimizer
-from reid.tasks import Batch
+from reid.config.train import BackboneConfig, TrainConfig
+from reid.models.backbone import build_backbone
+from reid.tasks.base import Batch
+from reid.tasks.build import build_task
+from reid.training.optim import build_optimizer
 
 BACKBONE = BackboneConfig(name="vit_b16", weights="random", height=256, width=128)
 IDENTITIES = 751

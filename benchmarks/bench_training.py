@@ -24,10 +24,10 @@ import torch
 from matrix_rate import DEVICE, ON_GPU, device_name, has_bf16, matrix_rate
 from torch.utils.flop_counter import FlopCounterMode
 
-from reid.batches import TrainingBatches, TrainingSet
-from reid.build import build_task
-from reid.config import BackboneConfig, TrainConfig
-from reid.trainer import fit
+from reid.config.train import BackboneConfig, TrainConfig
+from reid.inputs.batches import TrainingBatches, TrainingSet
+from reid.tasks.build import build_task
+from reid.training.trainer import fit
 
 IDENTITIES, IMAGES = (16 if ON_GPU else 4), 4
 """Of a batch, and the former of the data too: an epoch takes as many steps as each of them has groups of images."""

@@ -26,13 +26,13 @@ from matrix_rate import DEVICE, ON_GPU
 from PIL import Image
 from torch import nn
 
-from data.synthetic import training_sample
+from data.synthetic.world import training_sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests run the same code
 
-from tests.parity_peer import peer_code
-from tests.parity_peer_settings import settings
-from tests.parity_world import Case
+from tools.parity_peer import peer_code
+from tools.parity_peer.settings import settings
+from tools.parity_peer.world import Case
 
 WORKERS = min(8, os.cpu_count() or 1)
 """Its published number, where there are as many cores."""

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.files import read_json
+from flows.execution.server import prefect_server
 from flows.recipes import build_recipe
-from flows.server import prefect_server
-from flows.study_table import Spread, spread
+from flows.study.table import Spread, spread
 from flows.summary import RunSummary
 
 PRECISIONS = ("no", "bf16")

@@ -10,9 +10,9 @@ from typing import Any, Final
 from captioning.config import TINY, CaptionConfig
 from captioning.framing import FRAMING_VERSION
 from captioning.model_folder import WANTED, check_settings
-from data.digests import DigestMemo
+from data.artifacts.digests import DigestMemo
+from data.artifacts.fingerprint import digest
 from data.errors import ConfigError, WeightsError
-from data.fingerprint import digest
 
 ENGINE_VERSION: Final = 1
 """Raised whenever the engine would write other captions from the same ingredients."""

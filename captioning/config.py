@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from captioning.cleaning import CleaningConfig
-from captioning.regeneration import RegenerateConfig
-from captioning.server_config import ServerConfig
-from captioning.templates import Template, get_template
+from captioning.config_server import ServerConfig
+from captioning.prompts.cleaning import CleaningConfig
+from captioning.prompts.regeneration import RegenerateConfig
+from captioning.prompts.templates import Template, get_template
 from data.config import RUNTIME, Config
 from data.device import CPU, Device
 from data.errors import ConfigError, raise_settings

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.errors import RejectedRow
-from data.images import open_indexed
+from data.images.decode import open_indexed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from data.config import Config, RuntimeInt, RuntimeStr, build_config
 from data.errors import ConfigError, raise_settings
-from data.images import MAX_PIXELS, MOST_PIXELS
+from data.images.decode import MAX_PIXELS, MOST_PIXELS
 from data.readers import bounding_box, list_files, manifest, pku_reid
 from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
 
@@ -112,7 +112,7 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> list[ImageRecor
     """Return the images of the data set that reader `name` finds at `root`, sorted by (split, path).
 
     options: further fields of `DatasetConfig`, such as version or split_seed. Notices and the number of rejected
-    files go to the log. No image is opened: `data.index` does that.
+    files go to the log. No image is opened: `data.index.stage` does that.
     """
     config = build_config(DatasetConfig, {"reader": name, "root": str(root), **options}, "load_dataset")
     scan = scan_dataset(config)

@@ -33,7 +33,10 @@ IMAGES: Final = _schema(
 
 REJECTED: Final = _schema(
     ("path", pa.string()),
-    ("reason", pa.string()),  # a short code: bad_name, truncated, too_small, ... (data.images.REASONS, data.indexrules)
+    (
+        "reason",
+        pa.string(),
+    ),  # a short code: bad_name, truncated, too_small, ... (data.images.decode.REASONS, data.index.rules)
     ("detail", pa.string()),
 )
 """rejected.parquet: one row a file that was found and not used, with the reason."""

@@ -5,7 +5,7 @@ closed vocabulary below where one exists, ``NONE`` when the caption says there i
 wearing glasses"), and ``None`` when the caption does not say.
 
 The vocabularies are what the synthetic people are drawn from and what closed-choice decoding may answer;
-free captions may hold other values (``captioning.attributes`` normalises what it can).
+free captions may hold other values (``captioning.attributes.parse`` normalises what it can).
 """
 
 from __future__ import annotations

@@ -16,23 +16,24 @@ from typing import Any
 from prefect import flow, get_run_logger, runtime
 from prefect.tasks import Task
 
-from captioning.audit import audit_ingredients
-from captioning.stage import caption_ingredients
-from data.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
+from captioning.audit.stage import audit_ingredients
+from captioning.stage.stage import caption_ingredients
+from data.artifacts.stages import StageName
+from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
 from data.files import read_json
-from data.synthetic import WorldConfig
-from flows.fanout import caption_together
-from flows.preflight import check_devices, check_run
-from flows.reason import ELSEWHERE, Purpose, index_reason, reason
+from data.synthetic.world import WorldConfig
+from flows.execution.fanout import caption_together
+from flows.execution.ui import log_stage, name_run
+from flows.preflight.check import check_devices, check_run
+from flows.reasons.reason import ELSEWHERE, Purpose, index_reason, reason
 from flows.recipes import Recipe
-from flows.report import ReportInputs, report_ingredients
+from flows.report.stage import ReportInputs, report_ingredients
 from flows.stage_tasks import Result, audit_task, caption_task, evaluate_task, index_task, report_task, train_task
-from flows.summary import RunSummary, StageName, StageRun
+from flows.summary import RunSummary, StageRun
 from flows.terminal import notice_line, plain_console, stage_line, waiting
-from flows.ui import log_stage, name_run
 from flows.worlds import ensure_world, world_folder
-from reid.stage_evaluate import evaluate_ingredients
-from reid.stage_train import train_ingredients
+from reid.evaluation.stage import evaluate_ingredients
+from reid.training.stage import train_ingredients
 
 FLOW_NAME = "caption-and-train"
 

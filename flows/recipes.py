@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Final
 
-from captioning.audit import AuditConfig
+from captioning.audit.stage import AuditConfig
 from captioning.config import CaptionConfig
 from data.config import RUNTIME, Config, build_config
 from data.datasets import DatasetConfig, Reader
 from data.errors import ConfigError
 from data.settings import nearest
-from data.synthetic import WorldConfig
+from data.synthetic.world import WorldConfig
 from flows.overrides import apply_overrides
-from flows.report import ReportConfig
+from flows.report.stage import ReportConfig
 from flows.scale import ScaleConfig
-from reid.config import LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
-from reid.config_augment import AugmentConfig
-from reid.config_evaluate import EvaluateConfig
-from reid.published import published_training, with_sie_and_olp
+from reid.config.augment import AugmentConfig
+from reid.config.evaluate import EvaluateConfig
+from reid.config.published import published_training, with_sie_and_olp
+from reid.config.train import LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
 
 _LLAVA: Final = "llava-hf/llava-1.5-7b-hf"
 

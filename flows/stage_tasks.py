@@ -16,23 +16,21 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
 
-from captioning.audit import AuditConfig, audit
+from captioning.audit.stage import AuditConfig, audit
 from captioning.config import CaptionConfig
-from captioning.stage import caption
-from data.artifacts import ArtifactRef, ArtifactStore
+from captioning.stage.stage import caption
+from data.artifacts.fingerprint import digest
+from data.artifacts.stages import StageName
+from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
 from data.device import CPU
 from data.errors import RetryableError
 from data.files import read_json
-from data.fingerprint import digest
-from data.index import index
+from data.index.stage import index
 from data.progress import ProgressFn
-from flows.gpu import gpu_slot
-from flows.launch import launch_training
-from flows.report import ReportConfig, ReportInputs, report
-from flows.summary import StageName
-from flows.terminal import progress_bar
-from flows.ui import (
+from flows.execution.gpu import gpu_slot
+from flows.execution.launch import launch_training
+from flows.execution.ui import (
     progress_artifact,
     show_audit,
     show_captions,
@@ -41,10 +39,12 @@ from flows.ui import (
     show_rankings,
     show_training,
 )
-from reid.config import TrainConfig
-from reid.config_evaluate import EvaluateConfig
-from reid.stage_evaluate import evaluate
-from reid.stage_train import train
+from flows.report.stage import ReportConfig, ReportInputs, report
+from flows.terminal import progress_bar
+from reid.config.evaluate import EvaluateConfig
+from reid.config.train import TrainConfig
+from reid.evaluation.stage import evaluate
+from reid.training.stage import train
 
 Result = dict[str, Any]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Literal
 
-from data.artifacts import ArtifactRef
+from data.artifacts.store import ArtifactRef
 from data.config import Config
-
-StageName = Literal["index", "caption", "audit", "train", "evaluate", "report"]
-STAGES: Final[tuple[StageName, ...]] = get_args(StageName)
-"""The stages in the order of the DAG."""
 
 
 class StageRun(Config):
@@ -26,7 +22,7 @@ class StageRun(Config):
     reason: str = ""
     """Of a stage that ran, why: the ingredients that changed since the last artifact of its kind, or "first run"."""
     ref: dict[str, str]
-    """The artefact (fields of `data.artifacts.ArtifactRef`)."""
+    """The artefact (fields of `data.artifacts.store.ArtifactRef`)."""
     images_root: str | None = None
     """Of the index stage: the absolute folder that the image paths are relative to."""
 

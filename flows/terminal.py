@@ -18,8 +18,8 @@ from rich.text import Text
 
 from data.progress import ProgressFn
 from flows.interrupts import check
-from flows.intervals import METHOD, MIN_QUERIES
-from flows.report_scores import METRICS, Score, duration, scores, signed
+from flows.report.intervals import METHOD, MIN_QUERIES
+from flows.report.scores import METRICS, Score, duration, scores, signed
 
 LOG_INTERVAL: Final = 5.0
 """Seconds between two progress lines where the output is no terminal."""

@@ -6,9 +6,9 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from data.artifacts import ArtifactStore
-from data.fingerprint import digest
-from data.synthetic import WorldConfig, write_market1501
+from data.artifacts.fingerprint import digest
+from data.artifacts.store import ArtifactStore
+from data.synthetic.world import WorldConfig, write_market1501
 
 
 def world_folder(store: ArtifactStore, world: WorldConfig) -> Path:

@@ -2,25 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
-from hypothesis import Phase, settings
-
-REPO = Path(__file__).resolve().parents[1]
-
-# For `make mutants`: the first failure of a property counts, so a smaller example is not looked for.
-settings.register_profile("mutants", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
-
-
-def shared_folder(*parts: str) -> Path:
-    """Return a folder of real data that lies outside the project, or skip the test with the reason."""
-    root = Path(os.environ.get("CLIP_SCGI_SHARED") or REPO.parent / "shared")
-    folder = root.joinpath(*parts)
-    if not folder.exists():
-        pytest.skip(f"real data is not here: {'/'.join(parts)} (set CLIP_SCGI_SHARED to the folder that holds it)")
-    return folder
 
 
 @pytest.fixture(autouse=True)

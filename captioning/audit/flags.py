@@ -1,0 +1,146 @@
+"""Flags: what is wrong, or doubtful, with single captions. Pure functions of the rows of captions.parquet."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from captioning.attributes.lexicon import DEGRADING, LEXICON
+from captioning.audit.config import AuditConfig
+from captioning.prompts.reply_form import is_looping, is_off_template
+from data.slots import SLOTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FLAGS: Final = {
+    "failed": "no text: the image could not be captioned",
+    "unparsed": "no attribute could be read out of the text",
+    "truncated": "the reply ran into the token limit",
+    "looping": "the reply says the same clause again and again",
+    "off_template": "the reply has not the template's form, or is too short or too long",
+    "degrading": "a word that judges a person; it never becomes an attribute",
+    "dissent": "an attribute contradicts the clear majority of the identity's captions",
+    "hallucination": "a carried thing that hardly any other image of the identity shows",
+    "duplicate": "the same text is said of other identities, so it cannot tell them apart",
+    "low_confidence": "the model was unsure of a slot",
+}
+"""Flag -> what it means. Each is a bool column of flags.parquet."""
+
+_WORD: Final = re.compile(r"[a-z0-9'-]+")
+_ATTRIBUTES: Final = [f"attr_{slot}" for slot in SLOTS]
+_CONFIDENCES: Final = [f"conf_{slot}" for slot in SLOTS]
+
+
+def flag_table(
+    captions: pd.DataFrame, identities: pd.DataFrame, people: pd.Series[bool], config: AuditConfig
+) -> pd.DataFrame:
+    """Return one row a caption, in order: its keys, a bool column a flag, flags (their names) and dissent_slots.
+
+    captions: all rows of captions.parquet. identities: of `identity_table`. people: mask of rows of known people.
+    """
+    import pandas as pd
+
+    text = captions["raw_text"].fillna("")
+    written = _mask(text, str.strip)
+    told = pd.Series(list(zip(text, captions["template_id"], strict=True)), index=text.index, dtype=object)
+    dissent = dissenting_slots(captions, identities, people, config)
+    columns = {
+        "failed": ~written,
+        "unparsed": (captions["status"] == "unparsed") | (written & captions[_ATTRIBUTES].isna().all(axis=1)),
+        "truncated": captions["truncated"].fillna(value=False).astype(bool) | (captions["status"] == "truncated"),
+        "looping": _mask(text, lambda reply: is_looping(reply, config.loop_repeats)),
+        "off_template": written & _mask(told, lambda pair: is_off_template(pair[0], pair[1], config)),
+        "degrading": _mask(text, degrading_words),
+        "dissent": _mask(dissent, bool),
+        "hallucination": suspects(captions, people, config),
+        "duplicate": duplicates(captions, people, config),
+        "low_confidence": (captions[_CONFIDENCES] < math.log(config.low_confidence)).any(axis=1),
+    }
+    table = pd.DataFrame({name: columns[name].to_numpy(dtype=bool) for name in FLAGS}, index=captions.index)
+    names = [[flag for flag, raised in zip(FLAGS, row, strict=True) if raised] for row in table.to_numpy()]
+    keys = captions[["image_path", "image_sha256", "pid", "camid"]]
+    return pd.concat([keys, table], axis=1).assign(
+        flags=pd.Series(names, index=captions.index, dtype=object), dissent_slots=dissent
+    )
+
+
+@lru_cache(maxsize=65536)
+def degrading_words(text: str) -> tuple[str, ...]:
+    """Return the words of a reply that judge a person, each once, in order."""
+    return tuple(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word in DEGRADING))
+
+
+def _mask(values: pd.Series[Any], test: Callable[[Any], object]) -> pd.Series[bool]:
+    """Return where `test` holds. Unlike `map`, the answer is boolean even where there are no rows."""
+    import pandas as pd
+
+    return pd.Series([bool(test(value)) for value in values], index=values.index, dtype=bool)
+
+
+def dissenting_slots(
+    captions: pd.DataFrame, identities: pd.DataFrame, people: pd.Series[bool], config: AuditConfig
+) -> pd.Series[list[str]]:
+    """Return for each caption the slots in which it contradicts a clear majority of its identity.
+
+    Clear: at least `min_images` captions answer, and more than half and at least the share `majority` of them agree.
+    """
+    import pandas as pd
+
+    clear = identities[(identities["n_named"] >= config.min_images) & (identities["agreement"] >= config.majority)]
+    found: list[list[str]] = [[] for _ in range(len(captions))]
+    for slot in SLOTS:
+        majority = clear[clear["slot"] == slot].set_index("pid")["majority"]
+        expected = captions["pid"].map(majority)
+        value = captions[f"attr_{slot}"]
+        against = people & value.notna() & expected.notna() & (value != expected)
+        for at in against.to_numpy(dtype=bool).nonzero()[0]:
+            found[at].append(slot)
+    return pd.Series(found, index=captions.index, dtype=object)
+
+
+def suspects(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
+    """Mark the captions with a carried thing that at most `rare_images` of `rare_of` or more captions share.
+
+    Only captions that answer the slot count. Bags of all kinds count as one thing: the same bag gets many names.
+    """
+    import pandas as pd
+
+    said = captions.loc[people, ["pid", "attr_carrying"]].dropna()
+    things = said.assign(thing=said["attr_carrying"].map(_things)).explode("thing")
+    enough = things["pid"].map(said.groupby("pid").size()) >= config.rare_of
+    shared = things.groupby(["pid", "thing"])["thing"].transform("size")
+    rare = things[enough & things["thing"].notna() & (shared <= config.rare_images)]
+    return pd.Series(captions.index.isin(rare.index), index=captions.index)
+
+
+@lru_cache(maxsize=4096)
+def _things(carrying: str) -> tuple[str, ...]:
+    names = (thing for thing in carrying.split(", ") if thing != "none")
+    return tuple(sorted({_family(thing) for thing in names}))
+
+
+def _family(thing: str) -> str:
+    entry = LEXICON.get(thing)
+    if thing.endswith("bottle"):
+        return "bottle"
+    return "bag" if entry is not None and entry.kind == "bag" and thing != "cell phone" else thing
+
+
+def duplicates(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
+    """Mark the captions whose text is said of at least `duplicate_identities` known people."""
+    return people & (shared_by(captions, people) >= config.duplicate_identities)
+
+
+def shared_by(captions: pd.DataFrame, people: pd.Series[bool]) -> pd.Series[int]:
+    """Return for each caption of how many known people its text is said; 0 where there is no text."""
+    import pandas as pd
+
+    text = captions["raw_text"].fillna("")
+    said = people & _mask(text, str.strip)
+    alike = pd.Series([" ".join(reply.lower().split()) for reply in text], index=text.index, dtype=object)
+    of = captions["pid"][said].groupby(alike[said]).nunique()
+    return alike.map(of.to_dict()).where(said).fillna(0).astype(int)

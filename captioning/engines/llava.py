@@ -1,0 +1,279 @@
+"""The captioning engine: images in, rows of the caption store out, in batches as large as the device allows.
+
+Shape legend: B batch, L prompt tokens, G generated tokens, H and W pixels.
+"""
+
+# ruff: noqa: N806 - shape suffixes are upper case
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig, LogitsProcessorList
+
+from captioning.config import CaptionConfig
+from captioning.engines.llava_check import end_tokens, overflow_remedy
+from captioning.engines.llava_load import Llava, compile_llava, explained, load_llava
+from captioning.engines.sampling import GumbelNoise
+from captioning.engines.slots.decoding import Filling, fill_slots
+from captioning.engines.slots.grammar import Grammar
+from captioning.framing import frame
+from captioning.prompts.regeneration import ask_until_well_formed
+from captioning.prompts.replies import Answer, Reply, answer_row, unreadable_row
+from captioning.reading import Loaded
+from data.errors import ClipScgiError, ConfigError, WeightsError
+from data.process.environment import exact_float32
+
+log = logging.getLogger(__name__)
+
+_SPAN: Final = (0.5, 20.0)
+"""Bounds of what lies between black and white once normalized: 1 without image_std, 2 for 0.5, 3.7 for CLIP's."""
+
+
+class Engine:
+    """A loaded LLaVA with one prompt and one way of decoding."""
+
+    def __init__(self, llava: Llava, config: CaptionConfig) -> None:
+        self.llava = llava
+        self.config = config
+        self.prompt_1L = encode_prompt(llava, config.prompt_template.prompt())
+        self._check_length()
+        self._batch_size = config.batch_size
+        self._grammar = self._rails() if config.decoding == "slots" else None
+        self._check_tokens()
+
+    @classmethod
+    def load(cls, config: CaptionConfig) -> Engine:
+        """Load the model of `config` and try it out once.
+
+        Raises WeightsError if it cannot be used, ConfigError if its settings do not fit it.
+        """
+        engine = cls(load_llava(config), config)
+        engine._try_out()
+        if config.compile:
+            compile_llava(engine.llava)
+        return engine
+
+    @property
+    def width(self) -> int:
+        """Images of a batch."""
+        return self._batch_size
+
+    def _check_tokens(self) -> None:
+        rows = self.llava.model.get_input_embeddings().num_embeddings
+        ids = self.prompt_1L[0].tolist() + (self._grammar.tokens.tolist() if self._grammar is not None else [])
+        if max(ids) >= rows:
+            raise WeightsError(
+                f"{self.llava.folder / 'tokenizer.json'} writes the template with token {max(ids)}, and the weights "
+                f"embed {rows} tokens (0 to {rows - 1}): the tokenizer belongs to another model"
+            )
+
+    @torch.inference_mode()
+    def _try_out(self) -> None:
+        """Raise WeightsError if the model cannot caption a blank image: what is wrong shows before images are read."""
+        llava = self.llava
+        with explained(llava.folder, llava.device):
+            pixels_13HW = self.pixels([self.prepare(Image.new("RGB", (64, 128)))])
+            wanted = (1, 3, llava.side, llava.side)
+            if pixels_13HW.shape != wanted:
+                raise WeightsError(
+                    f"the image processor in {llava.folder} makes pixels {list(pixels_13HW.shape)} where the model "
+                    f"takes {list(wanted)}: use the model's own preprocessor_config.json or processor_config.json"
+                )
+            self._check_span()
+            logits = llava.model(
+                input_ids=self.prompt_1L,
+                attention_mask=torch.ones_like(self.prompt_1L),
+                pixel_values=pixels_13HW,
+                logits_to_keep=1,
+            ).logits
+        if not logits.isfinite().all():
+            raise WeightsError(
+                f"the model in {llava.folder} computes NaN or infinity in {self.config.number_format}, though its "
+                f"weights are finite: {overflow_remedy(self.config.number_format)}"
+            )
+
+    def _check_span(self) -> None:
+        """Raise WeightsError if the processor's numbers for black and white are not as far apart as any model's are."""
+        side = self.llava.side
+        black, white = self.pixels([Image.new("RGB", (side, side), color) for color in ("black", "white")]).float()
+        span = white - black
+        if not (span.min() > _SPAN[0] and span.max() < _SPAN[1]):  # NaN is in no span
+            raise WeightsError(
+                f"the image processor in {self.llava.folder} makes {float(black.mean()):.4g} of black and "
+                f"{float(white.mean()):.4g} of white (CLIP's: -1.675 and 2.05), which no model is trained on: check "
+                "do_rescale, rescale_factor, image_mean and image_std"
+            )
+
+    def _check_length(self) -> None:
+        longest = self.llava.model.config.text_config.max_position_embeddings
+        wanted = self.prompt_1L.shape[1] + self.config.token_limit
+        if wanted > longest:
+            raise ConfigError(
+                f"prompt and reply together can take {wanted} tokens, the model has room for {longest}: "
+                "lower caption.max_new_tokens or shorten the template"
+            )
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Frame one RGB image for this model; safe in threads."""
+        return frame(image, self.config.framing, self.llava.side, self.llava.processor.image_processor.image_mean)
+
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Return framed images as the processor normalises them [B, 3, H, W]; nothing is left to resize or to cut."""
+        made = self.llava.processor.image_processor(
+            list(images), do_resize=False, do_center_crop=False, return_tensors="pt"
+        )
+        # The convolutions of a CPU are faster with the channels last.
+        return made["pixel_values"].to(self.llava.device, self.llava.dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    @exact_float32(torch)
+    def reply(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None) -> list[Reply]:
+        """Caption framed `images` as one batch. The rows share one prompt, so there is no padding.
+
+        seeds: one for each image, to draw the replies at the temperature of `regenerate`; None for the greedy ones.
+        """
+        if not self.config.compile:
+            return self._reply(images, seeds)
+        missing = self._batch_size - len(images)  # a batch of another size would be compiled anew
+        filled = [*images, *[images[-1]] * missing]
+        return self._reply(filled, [*seeds, *[seeds[-1]] * missing] if seeds else None)[: len(images)]
+
+    def _reply(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
+        prompt_BL = self.prompt_1L.expand(len(images), -1)
+        if self._grammar is not None:
+            fillings = fill_slots(
+                self.llava.model, prompt_BL, self.pixels(images), self._grammar, fixed=self.config.compile
+            )
+            return [self._filled(filling) for filling in fillings]
+        generated = self.llava.model.generate(
+            input_ids=prompt_BL,
+            attention_mask=torch.ones_like(prompt_BL),
+            pixel_values=self.pixels(images),
+            generation_config=self._generation(),
+            logits_processor=self._noise(seeds),
+        )
+        rows_BG = generated[:, prompt_BL.shape[1] :].tolist()
+        return [self._read(row) for row in rows_BG]
+
+    def _noise(self, seeds: Sequence[int] | None) -> LogitsProcessorList:
+        if seeds is None:
+            return LogitsProcessorList()
+        return LogitsProcessorList([GumbelNoise(seeds, self.config.regenerate.temperature)])
+
+    def _rails(self) -> Grammar:
+        tokenizer = self.llava.processor.tokenizer
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+            return ids
+
+        return Grammar(self.config.prompt_template.pattern, encode, self._ends()[0])
+
+    def _filled(self, filling: Filling) -> Reply:
+        tokens = filling.tokens[:-1]  # the last one is the end
+        text = self.llava.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Reply(text=text, n_tokens=len(tokens), truncated=False, confidence=filling.confidence)
+
+    def _ends(self) -> list[int]:
+        return end_tokens(self.llava.model, self.llava.processor.tokenizer)
+
+    def _generation(self) -> GenerationConfig:
+        own = self.llava.model.generation_config
+        ends = self._ends()
+        # The model's own settings are its token ids alone (`load_llava`).
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self.config.token_limit,
+            bos_token_id=own.bos_token_id,
+            eos_token_id=ends,
+            pad_token_id=own.pad_token_id if own.pad_token_id is not None else ends[0],
+            # Compiled code wants tensors that keep their shapes. What there is to compile has been when it was loaded.
+            cache_implementation="static" if self.config.compile else None,
+            disable_compile=True,
+        )
+
+    def _read(self, tokens: list[int]) -> Reply:
+        ends = set(self._ends())
+        length = next((i for i, token in enumerate(tokens) if token in ends), None)
+        kept = tokens if length is None else tokens[:length]
+        text = self.llava.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        return Reply(text=text, n_tokens=len(kept), truncated=length is None)
+
+    def rows(self, images: Iterable[Loaded]) -> Generator[list[dict[str, Any]], None, None]:
+        """Caption a stream of images and yield rows of schemas.SHARD, a batch at a time, in order.
+
+        An image without pixels becomes a row with status ``image_error``. When the device runs out of memory the batch
+        is halved, for good.
+        """
+        for batch in _batches(images, lambda: self._batch_size):
+            framed = {item.sha256: item.image for item in batch if item.image is not None}
+            answers = self._answers(framed)
+            yield [
+                answer_row(item.sha256, answers[item.sha256]) if item.sha256 in answers else unreadable_row(item)
+                for item in batch
+            ]
+
+    def _answers(self, framed: Mapping[str, Image.Image]) -> dict[str, Answer]:
+        """Return image sha256 -> the answer that is kept."""
+        images = list(framed.values())
+
+        def ask(which: Sequence[int], seeds: Sequence[int] | None) -> list[Reply]:
+            return self._fitting([images[i] for i in which], seeds)
+
+        answers = ask_until_well_formed(list(framed), ask, self.config.regenerate, self.config.prompt_template.id)
+        return dict(zip(framed, answers, strict=True))
+
+    def _fitting(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
+        """Reply in batches that the device's memory holds."""
+        done: list[Reply] = []
+        while len(done) < len(images):
+            part = slice(len(done), len(done) + self._batch_size)
+            try:
+                replies = self.reply(images[part], seeds[part] if seeds is not None else None)
+            except torch.OutOfMemoryError as error:
+                self._halve(len(images[part]), error)
+            else:
+                done += [replace(reply, batch_size=len(replies)) for reply in replies]
+        return done
+
+    def _halve(self, size: int, error: BaseException) -> None:
+        if size == 1:
+            raise ClipScgiError(
+                f"{self.llava.device} has not enough memory for a single image; "
+                "use caption.quantization 4bit or 8bit, another device, or a smaller model"
+            ) from error
+        self._batch_size = size // 2
+        log.warning("out of memory at %d images a batch; going on with %d", size, self._batch_size)
+        torch.cuda.empty_cache()
+
+
+def encode_prompt(llava: Llava, prompt: str) -> torch.Tensor:
+    """Return the token ids [1, L] of `prompt` with one token for each image feature, on the model's device."""
+    processor = llava.processor
+    text = prompt.replace("<image>", processor.image_token * llava.image_tokens)
+    ids = processor.tokenizer(text, return_tensors="pt").input_ids
+    found = int((ids == llava.model.config.image_token_id).sum())
+    if found != llava.image_tokens:
+        raise WeightsError(
+            f"the tokenizer in {llava.folder} makes {found} image tokens where the model has {llava.image_tokens} "
+            "image features; its files do not belong together"
+        )
+    return ids.to(llava.device)
+
+
+def _batches(images: Iterable[Loaded], size: Callable[[], int]) -> Iterator[list[Loaded]]:
+    batch: list[Loaded] = []
+    for item in images:
+        batch.append(item)
+        if len(batch) >= size():
+            yield batch
+            batch = []
+    if batch:
+        yield batch

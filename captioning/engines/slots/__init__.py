@@ -1,0 +1,1 @@
+"""Slot-filling decoding: fixed text around values that the model chooses."""

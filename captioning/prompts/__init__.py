@@ -1,0 +1,1 @@
+"""What the captioner is asked, and what its reply must look like."""

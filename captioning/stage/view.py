@@ -1,0 +1,99 @@
+"""captions.parquet: the captions of a store as a table of one data set, one row an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from captioning.attributes.parse import parse_caption
+from captioning.captioner import Captioner
+from captioning.config import CaptionConfig
+from captioning.prompts.cleaning import CleaningConfig, clean_caption, clear_majorities
+from captioning.prompts.pattern import PAPER_PATTERN
+from captioning.stage.worker import Failure
+from data.errors import RetryableError
+from data.people import JUNK
+from data.schemas import CAPTIONS
+from data.slots import SLOTS
+
+
+def view(
+    index: pa.Table, known: pa.Table, failed: Mapping[str, Failure], captioner: Captioner, config: CaptionConfig
+) -> pa.Table:
+    """Return one row (schemas.CAPTIONS) an image of `index` (schemas.IMAGES), in its order.
+
+    known: rows of the store. failed: image sha256 -> why it has no caption. Raises RetryableError when an image is in
+    neither.
+    """
+    by_image = {row["image_sha256"]: row for row in known.to_pylist()}
+    by_image |= {image: _failed(failure) for image, failure in failed.items() if image not in by_image}
+    gone = set(index["sha256"].to_pylist()) - by_image.keys()
+    if gone:
+        raise RetryableError(f"the captions of {len(gone)} images went missing while others were made; run again")
+    constant = _provenance(captioner, config)
+    rows = [
+        constant | _reading(by_image[image["sha256"]]) | _place(image)
+        for image in index.select(["path", "sha256", "split", "pid", "camid"]).to_pylist()
+    ]
+    _clean(rows, config)
+    return pa.Table.from_pylist(rows, schema=CAPTIONS)
+
+
+def _provenance(captioner: Captioner, config: CaptionConfig) -> dict[str, Any]:
+    local = config.engine == "transformers"
+    return {
+        "template_id": config.prompt_template.id,
+        "model_id": captioner.model_id,
+        "model_revision": captioner.model_revision,
+        "captioner_fingerprint": captioner.fingerprint,
+        "dtype": config.number_format if local else None,
+        "quantization": config.quantization if local else None,
+    }
+
+
+def _failed(failure: Failure) -> dict[str, Any]:
+    return {"raw_text": None, "status": failure.status, "error": failure.error}
+
+
+def _clean(rows: list[dict[str, Any]], config: CaptionConfig) -> None:
+    """Replace the column caption by its cleaned text, where cleaning is on and there is one."""
+    if config.cleaning == CleaningConfig():
+        return
+    usable = [row for row in rows if row["split"] == "train" and row["pid"] != JUNK]
+    training = [row for row in usable if row.get("caption") is not None]
+    majorities = clear_majorities(((row["pid"], _slots(row)) for row in training), config.cleaning)
+    for row in rows:
+        if row.get("caption") is None:
+            continue
+        row["caption"] = clean_caption(
+            row["caption"],
+            _slots(row),
+            confidence={slot: row[f"conf_{slot}"] for slot in SLOTS},
+            majority=majorities.get(row["pid"], {}) if row["split"] == "train" else {},
+            config=config.cleaning,
+            pattern=config.prompt_template.pattern or PAPER_PATTERN,
+        ).text
+
+
+def _slots(row: Mapping[str, Any]) -> dict[str, str | None]:
+    return {slot: row[f"attr_{slot}"] for slot in SLOTS}
+
+
+def _place(image: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: image[name] for name in ("split", "pid", "camid")}
+    return {"image_path": image["path"], "image_sha256": image["sha256"], **kept}
+
+
+def _reading(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a store row with the tidied caption, its attributes, and a status that knows whether it was understood."""
+    raw = row["raw_text"]
+    if raw is None:
+        return dict(row)
+    text = " ".join(raw.split())
+    slots = parse_caption(text)
+    status = row["status"]
+    if status == "ok" and not any(slots.values()):
+        status = "unparsed"
+    return {**row, "caption": text, "status": status, **{f"attr_{slot}": slots[slot] for slot in SLOTS}}

@@ -1,0 +1,149 @@
+"""The work of the caption stage: captions for the images that have none, in company with other processes.
+
+A worker claims one bucket of images after the other (`store_claims`), looks what the store has got of it by then, and
+captions the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from captioning.config import CaptionConfig
+from captioning.engines.load import CaptionEngine, load_engine
+from captioning.reading import Pending, read_ahead
+from captioning.store.claims import BUCKETS, Claims, bucket_of
+from captioning.store.saver import Saver
+from captioning.store.store import CaptionStore, Snapshot
+from data.progress import ProgressFn
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS: Final = 0.5
+
+Paths = Mapping[str, tuple[str, ...]]
+"""Image sha256 -> its paths under the root of the data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an image has no caption. status: ``image_error`` or ``server_error``."""
+
+    status: str
+    error: str
+
+
+@dataclass(kw_only=True)
+class Done:
+    """What a worker did. generated: captions it made. failed: image sha256 -> why it has none."""
+
+    generated: int = 0
+    failed: dict[str, Failure] = field(default_factory=dict)
+
+
+class Worker:
+    """Captions the images of one data set into a store; what it has done is in `done`.
+
+    check_model: called when the model has been loaded, before its first caption; raises if it is not `captions`' own.
+    """
+
+    def __init__(
+        self,
+        captions: CaptionStore,
+        *,
+        paths: Paths,
+        root: Path,
+        config: CaptionConfig,
+        progress: ProgressFn,
+        check_model: Callable[[], None],
+    ) -> None:
+        self.snapshot = Snapshot(captions)
+        self.done = Done()
+        self._captions = captions
+        self._paths = paths
+        self._root = root
+        self._config = config
+        self._progress = progress
+        self._check_model = check_model
+        self._claims = Claims(captions.folder)
+        self._engine: CaptionEngine | None = None
+        self._seen = self._total = 0
+
+    def work(self, buckets: Iterable[int] = range(BUCKETS), *, patient: bool) -> None:
+        """Caption the images in `buckets` that have no caption.
+
+        patient: wait for the buckets that others hold, and take over what they leave; otherwise leave those to them.
+        Raises what the engine raises; captions made before that are kept.
+        """
+        wanted = frozenset(buckets)
+        self._total = sum(bucket_of(image) in wanted for image in self._paths)
+        while missing := self._missing(wanted):
+            self._seen = self._total - sum(map(len, missing.values()))
+            with closing(Saver(self._captions, self._claims)) as saver:
+                claimed = self._claimed(missing, saver)
+                first = next(claimed, None)
+                if first is not None:
+                    self._caption(chain([first], claimed), saver)
+            if not patient:
+                return
+            if first is None:
+                self._progress(self._seen, self._total, "waiting for other workers")
+                time.sleep(_POLL_SECONDS)
+
+    def _missing(self, wanted: frozenset[int]) -> dict[int, list[Pending]]:
+        """Return bucket -> its images that have neither a caption nor failed, in the order of the buckets."""
+        self.snapshot.refresh()
+        missing: defaultdict[int, list[Pending]] = defaultdict(list)
+        for image, paths in self._paths.items():
+            bucket = bucket_of(image)
+            if bucket in wanted and image not in self.snapshot.images and image not in self.done.failed:
+                missing[bucket].append(Pending(sha256=image, paths=paths))
+        return dict(sorted(missing.items()))
+
+    def _claimed(self, missing: Mapping[int, list[Pending]], saver: Saver) -> Iterator[Pending]:
+        """Yield the images of one free bucket after the other, each claimed just before its first image is wanted."""
+        for bucket, items in missing.items():
+            if not self._claims.take(bucket):
+                continue
+            self.snapshot.refresh()  # whoever had the bucket before has captioned some of it
+            rest = [item for item in items if item.sha256 not in self.snapshot.images]
+            self._seen += len(items) - len(rest)
+            if not rest:
+                self._claims.release(bucket)
+                continue
+            saver.expect(bucket, {item.sha256 for item in rest})
+            yield from rest
+
+    def _caption(self, items: Iterable[Pending], saver: Saver) -> None:
+        engine = self._loaded_engine()
+        loaded = read_ahead(items, self._root, engine.prepare, workers=self._config.workers, ahead=2 * engine.width)
+        # Both hold threads: left to the garbage collector after an error, they would be waited for inside any thread.
+        with closing(loaded), closing(engine.rows(loaded)) as answers:
+            for rows in answers:
+                saver.add(rows)
+                self._count(rows)
+                self._progress(self._seen, self._total, "")
+
+    def _loaded_engine(self) -> CaptionEngine:
+        if self._engine is None:
+            self._progress(self._seen, self._total, "loading the model")
+            self._engine = load_engine(self._config)
+            self._check_model()
+        return self._engine
+
+    def _count(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._seen += 1
+            if row["raw_text"] is not None:
+                self.done.generated += 1
+                continue
+            image = row["image_sha256"]
+            self.done.failed[image] = Failure(status=row["status"], error=row["error"])
+            log.warning("image %s (%s...) has no caption: %s", self._paths[image][0], image[:12], row["error"])

@@ -1,0 +1,112 @@
+"""Content digests: what later stages depend on of an index or of captions, and of nothing else.
+
+A whole file would be too much: training does not depend on the names of files, nor on which captioner wrote a text. The
+digests are taken once, when the artifact is written, and kept in its ``artifact.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.artifacts.fingerprint import digest_bytes
+from data.artifacts.store import ArtifactRef
+from data.errors import DataError
+from data.people import JUNK, is_person
+from data.readers.base import TRAIN
+from data.slots import SLOTS
+
+IMAGES_FILE: Final = "images.parquet"
+CAPTIONS_FILE: Final = "captions.parquet"
+
+AUDITED: Final = (
+    "image_path",
+    "image_sha256",
+    "split",
+    "pid",
+    "camid",
+    "raw_text",
+    "status",
+    "error",
+    "template_id",
+    "truncated",
+    *(f"attr_{slot}" for slot in SLOTS),
+    *(f"conf_{slot}" for slot in SLOTS),
+)
+"""The columns of captions.parquet that the audit reads."""
+
+Contents = Mapping[str, str]
+"""Name of a part -> its digest, 64 hex digits."""
+
+
+def image_contents(images: ArtifactRef) -> Contents:
+    """Return the content digests of an index artifact.
+
+    train: (pid, camid, sha256) of the training images, in no order. test: split and the same of queries and gallery, in
+    no order. ranked: the rows of queries and gallery in order, with their paths and whether each shows a person (which
+    training images can decide, see `data.people`): what a ranking lists.
+    """
+    return _recorded(images, IMAGES_FILE, contents_of_images)
+
+
+def caption_contents(captions: ArtifactRef) -> Contents:
+    """Return the content digests of a caption artifact.
+
+    train: (pid, camid, sha256, caption) of the training images, in no order. audit: the columns `AUDITED`, in order.
+    """
+    return _recorded(captions, CAPTIONS_FILE, contents_of_captions)
+
+
+def contents_of_images(table: pa.Table) -> dict[str, str]:
+    """Return what `image_contents` does, computed from the rows of images.parquet."""
+    rows = _rows(table, ("split", "path", "pid", "camid", "sha256"))
+    persons = is_person([row[0] for row in rows], [row[2] for row in rows]).tolist()
+    tested = [row for row in rows if row[0] != TRAIN]
+    ranked = [(*row, person) for row, person in zip(rows, persons, strict=True) if row[0] != TRAIN]
+    return {
+        "train": _digest(sorted(row[2:] for row in rows if row[0] == TRAIN and row[2] != JUNK)),
+        "test": _digest(sorted((row[0], *row[2:]) for row in tested)),
+        "ranked": _digest(ranked),
+    }
+
+
+def contents_of_captions(table: pa.Table) -> dict[str, str]:
+    """Return what `caption_contents` does, computed from the rows of captions.parquet."""
+    rows = _rows(table, ("split", "pid", "camid", "image_sha256", "caption"))
+    trained = [(*row[1:-1], caption_text(row[-1])) for row in rows if row[0] == TRAIN and row[1] != JUNK]
+    return {"train": _digest(sorted(trained)), "audit": _digest(_rows(table, AUDITED))}
+
+
+def caption_text(caption: str | None) -> str:
+    """Return the text that training reads of the column caption; empty where there is none."""
+    return (caption or "").strip()
+
+
+def _recorded(ref: ArtifactRef, file: str, compute: Callable[[pa.Table], dict[str, str]]) -> Contents:
+    """Return the digests kept in artifact.json, computed from `file` where whoever made the artifact kept none.
+
+    Raises DataError when that file cannot be read.
+    """
+    kept = ref.contents()
+    if kept:
+        return kept
+    try:
+        return compute(pq.read_table(ref.folder / file))
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{ref.folder / file} cannot be read ({error}); delete its folder and run the {ref.stage} stage again"
+        ) from error
+
+
+def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+
+
+def _digest(rows: Iterable[tuple[Any, ...]]) -> str:
+    # Values are text, integers, truth values and float32 read back as float64: their JSON is exact. Confidences may be
+    # infinite, which JSON writes as a word.
+    return digest_bytes(json.dumps(list(rows), separators=(",", ":"), ensure_ascii=True).encode())

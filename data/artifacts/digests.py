@@ -1,0 +1,132 @@
+"""A memory of file digests, so that an unchanged file is not read again.
+
+One SQLite file holds, for each absolute path, the size, mtime and ctime under which its digest was taken. ctime is
+in the key because tools can set mtime at will (``touch -r``, ``cp -p``) but not ctime. It is a cache: deleting it
+costs one re-read, and a damaged one is deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from data.artifacts.fingerprint import digest_file
+from data.errors import RetryableError
+
+# A file changed this recently may change again within one tick of its file system's clock.
+_TICK_NS: Final = 100_000_000
+_COARSE_TICK_NS: Final = 2_000_000_000  # where times are whole seconds (FAT, some network disks)
+_SECOND_NS: Final = 1_000_000_000
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DIGESTS: Final = (
+    "CREATE TABLE IF NOT EXISTS digests"
+    " (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT)"
+)
+
+T = TypeVar("T")
+
+
+class Stamp(NamedTuple):
+    """What must be unchanged for a remembered digest to hold: bytes, and two times in nanoseconds."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Stamp:
+        """Take the stamp out of a stat result."""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+    def settled(self, read_ns: int) -> bool:
+        """Say whether a change after the moment `read_ns` (time.time_ns) is sure to change this stamp."""
+        tick = _COARSE_TICK_NS if self.ctime_ns % _SECOND_NS == 0 else _TICK_NS
+        return self.ctime_ns + tick < read_ns
+
+
+def path_range(root: Path) -> tuple[bytes, bytes]:
+    """Return the bounds, low <= key < high, of the keys of all files under `root`."""
+    prefix = os.fsencode(str(root).rstrip(os.sep))
+    return prefix + b"/", prefix + b"0"  # "0" follows "/"
+
+
+def insert(connection: sqlite3.Connection, entries: Mapping[str, tuple[Stamp, str]]) -> None:
+    """Do what `DigestMemo.remember` does, within the transaction of a `DigestMemo.run`."""
+    rows = [(os.fsencode(path), *stamp, sha256) for path, (stamp, sha256) in entries.items()]
+    connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
+
+
+class DigestMemo:
+    """Digests remembered in the SQLite file at `path` (created on first use; safe with many processes)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `work` does with an open connection, in one transaction; a damaged file is begun anew.
+
+        Raises RetryableError when the file cannot be used for another reason: no space, no permission, locked.
+        """
+        try:
+            return self._run(work)
+        except sqlite3.OperationalError as error:
+            raise RetryableError(
+                f"{self.path}, which remembers digests of files, cannot be used: {error}. See that its folder is"
+                " writable and its disk has space; the file itself may be deleted"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode not in _DAMAGED:
+                raise
+            for suffix in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            return self._run(work)
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self.path, timeout=60)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last entries, no more
+            connection.execute(_DIGESTS)
+            with connection:
+                return work(connection)
+
+    def recall(self, root: Path) -> dict[str, tuple[Stamp, str]]:
+        """Return what is remembered of every file under `root`: absolute path -> (stamp, sha256)."""
+        if not self.path.exists():
+            return {}
+        query = "SELECT path, size, mtime_ns, ctime_ns, sha256 FROM digests WHERE path >= ? AND path < ?"
+        rows = self.run(lambda connection: connection.execute(query, path_range(root)).fetchall())
+        return {os.fsdecode(row[0]): (Stamp(*row[1:4]), row[4]) for row in rows}
+
+    def remember(self, entries: Mapping[str, tuple[Stamp, str]]) -> None:
+        """Remember digests: absolute path -> (stamp, sha256).
+
+        Only of files whose stamp was `settled` when they were read: another might change behind its stamp.
+        """
+        if entries:
+            self.run(lambda connection: insert(connection, entries))
+
+    def digest_folder(self, folder: Path, names: Iterable[str]) -> dict[str, str]:
+        """Return relative name -> sha256 for the files `names` of `folder`, reading only what changed."""
+        base = folder.resolve()
+        known = self.recall(base)
+        fresh: dict[str, tuple[Stamp, str]] = {}
+        digests: dict[str, str] = {}
+        for name in sorted(names):
+            path = base / name
+            read_ns = time.time_ns()
+            stamp = Stamp.of(path.stat())
+            remembered = known.get(str(path))
+            if remembered is not None and remembered[0] == stamp:
+                digests[name] = remembered[1]
+                continue
+            digests[name] = digest_file(path)
+            if stamp.settled(read_ns):
+                fresh[str(path)] = (stamp, digests[name])
+        self.remember(fresh)
+        return digests

@@ -1,0 +1,219 @@
+"""What lies in an artefact root and what needs what: read from the sidecars alone, without Prefect."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from data.artifacts.fingerprint import digest
+from data.artifacts.stages import STAGES
+from data.artifacts.store import SIDECAR, ArtifactStore, read_uses
+from data.errors import ClipScgiError, DataError
+from data.files import read_json
+
+State = Literal["finished", "incomplete", "damaged"]
+_DIGEST: Final = re.compile(r"^[0-9a-f]{32,64}$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One artefact on disk.
+
+    content: digest of its files, "" where the sidecar is damaged. size: bytes. created: when it was sealed. used: when
+    its folder was last touched, never before `created`. files: `content`, the digest of each file and those of its
+    parts (see `contents`). digests: every digest named in its ingredients. label: the recipe or data set it names, ""
+    where it names none. dataset, recipe: of the run that used it last, "" where no run has. state: incomplete when some
+    input could not be read while it was made.
+    """
+
+    stage: str
+    fingerprint: str
+    folder: Path
+    content: str
+    size: int
+    created: datetime
+    used: datetime
+    files: frozenset[str]
+    digests: frozenset[str]
+    label: str
+    dataset: str
+    recipe: str
+    state: State
+
+    @property
+    def key(self) -> str:
+        """How people name it: stage/fingerprint."""
+        return f"{self.stage}/{self.fingerprint}"
+
+    @property
+    def is_helper(self) -> bool:
+        """Say whether this is a by-product (decoded pixels, text features) and no stage of the DAG."""
+        return self.stage not in STAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """Every artefact of a root, oldest first."""
+
+    store: ArtifactStore
+    entries: tuple[Entry, ...]
+
+    def uses(self, entry: Entry) -> list[Entry]:
+        """Return the artefacts that `entry` was made from, by content or fingerprint."""
+        return [other for other in self.entries if other is not entry and _names(entry, other)]
+
+    def used_by(self, entry: Entry) -> list[Entry]:
+        """Return the artefacts that were made from `entry`."""
+        return [other for other in self.entries if other is not entry and _names(other, entry)]
+
+    def reachable(self, roots: Iterable[Entry]) -> set[str]:
+        """Return the keys of `roots`, of all they were made from, and of the by-products that belong to those."""
+        todo, found = list(roots), {}
+        while todo:
+            entry = todo.pop()
+            if entry.key not in found:
+                found[entry.key] = entry
+                todo += self.uses(entry)
+        kept = list(found.values())
+        named = frozenset[str]().union(*(entry.digests | entry.files | {entry.fingerprint} for entry in kept))
+        named |= {order for entry in kept if (order := _image_order(entry))}
+        # By-products are named by nobody: one belongs to a run when both name the same weights, images or captions.
+        helpers = {entry.key for entry in self.entries if entry.is_helper and entry.digests & named}
+        return {*found, *helpers}
+
+    def find(self, text: str) -> Entry:
+        """Return the one artefact that `text` (fingerprint, stage/fingerprint, or the beginning of either) names."""
+        found = [entry for entry in self.entries if entry.key.startswith(text) or entry.fingerprint.startswith(text)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise ClipScgiError(f"no artefact {text!r} in {self.store.root}; `clip-scgi artifacts ls` lists them")
+        shown = ", ".join(entry.key for entry in found[:5])
+        raise ClipScgiError(f"{text!r} names {len(found)} artefacts ({shown}); give more of the fingerprint")
+
+
+def take_inventory(store: ArtifactStore, stage: str = "*") -> Inventory:
+    """Read every sidecar under the root (or of one stage); no file of an artefact is read."""
+    folders = [path for path in sorted((store.root / "stages").glob(f"{stage}/*")) if _is_artifact(path)]
+    entries = [entry for folder in folders if (entry := _read(folder)) is not None]
+    return Inventory(store=store, entries=tuple(sorted(entries, key=lambda entry: (entry.created, entry.key))))
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files under `folder`, 0 for none; files that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file() and not path.is_symlink():
+                total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+@contextmanager
+def try_lock(store: ArtifactStore, stage: str, fingerprint: str) -> Iterator[bool]:
+    """Yield whether nobody makes that artefact; then nobody can begin to before the block ends."""
+    path = store.root / "locks" / f"{stage}-{fingerprint}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def in_progress(store: ArtifactStore) -> list[str]:
+    """Return which artefacts (``stage-fingerprint``) some process is making now."""
+    return [path.name for path in sorted((store.root / "locks").glob("*-*")) if _is_held(path)]
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("rb") as stream:  # a root that cannot be written can be listed
+        try:
+            # A shared lock is enough to ask, and two who ask do not see each other.
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _is_artifact(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _names(entry: Entry, other: Entry) -> bool:
+    return other.fingerprint in entry.digests or not other.files.isdisjoint(entry.digests)
+
+
+def _read(folder: Path) -> Entry | None:
+    """Return the entry of `folder`, or None when it vanished meanwhile."""
+    try:
+        touched = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
+    try:
+        sidecar = read_json(folder / SIDECAR)
+        content, ingredients = str(sidecar["content"]), dict(sidecar["ingredients"])
+        parts = {*sidecar.get("contents", {}).values()}
+        files = frozenset({content} | parts | {entry["sha256"] for entry in sidecar["files"].values()})
+        created = datetime.fromisoformat(sidecar["created"])
+        state: State = "finished" if sidecar["fingerprint"] == folder.name else "incomplete"
+    except (DataError, OSError, KeyError, TypeError, ValueError):
+        content, files, ingredients, created, state = "", frozenset(), {}, touched, "damaged"
+    last = next(reversed(read_uses(folder)), {})
+    return Entry(
+        stage=folder.parent.name,
+        fingerprint=folder.name,
+        folder=folder,
+        content=content,
+        size=folder_size(folder),
+        created=created,
+        files=files,
+        used=max(created, touched),
+        digests=frozenset(_digests(ingredients)),
+        label=_label(ingredients),
+        dataset=last.get("dataset", ""),
+        recipe=last.get("recipe", ""),
+        state=state,
+    )
+
+
+def _digests(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _digests(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _digests(item)
+    elif isinstance(value, str) and _DIGEST.match(value):
+        yield value
+
+
+def _label(ingredients: Mapping[str, Any]) -> str:
+    for key in ("recipe", "description"):
+        part = ingredients.get(key)
+        if isinstance(part, Mapping) and isinstance(part.get("name"), str):
+            return part["name"]
+    return ""
+
+
+def _image_order(entry: Entry) -> str | None:
+    """Return what the decoded pixels of an index artefact are keyed by (`reid.inputs.pixel_cache`)."""
+    if entry.stage != "index" or entry.state == "damaged":
+        return None
+    import pyarrow.parquet as pq
+
+    try:
+        column = pq.read_table(entry.folder / "images.parquet", columns=["sha256"])["sha256"]
+    except (OSError, ValueError, KeyError):  # damaged behind its sidecar: then nothing belongs to it any more
+        return None
+    return digest(column.to_pylist())

@@ -1,0 +1,169 @@
+"""Decoding of image files that people hand in: any common kind, any mode, never a surprise.
+
+One decoder for indexing, captioning and training, so that an image which the index accepted decodes the same way
+everywhere: upright, 8-bit RGB, transparent parts on white. Metadata never decides whether an image is used: the decoder
+does not see it (`data.images.metadata`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from data.artifacts.fingerprint import digest_bytes
+from data.errors import RejectedRow
+from data.files import inside
+from data.images.metadata import without_metadata
+
+MAX_PIXELS: Final = 64_000_000
+"""Default cap on width x height: a crop of a person has thousands of pixels, a decompression bomb has billions."""
+MOST_PIXELS: Final = 178_956_970
+"""Pillow's own limit, above which it opens no file."""
+
+REASONS: Final = {
+    "missing": "there is no such file",
+    "unreadable": "may not be read",
+    "empty_file": "no bytes",
+    "not_an_image": "no image kind that is read here",
+    "truncated": "breaks off, or contradicts itself",
+    "too_large": "more pixels or bytes than allowed",
+    "blank": "every pixel is transparent",
+    "out_of_memory": "the memory did not suffice to decode it",
+    "changed": "its bytes are no longer those that were indexed",
+    "outside_root": "leaves the data set's folder",
+}
+"""Reason of a RejectedRow -> what to tell people."""
+
+_MAX_BYTES: Final = 1 << 29  # no image within any sensible limit of pixels is a larger file, even uncompressed
+# The kinds a data set of photographs comes in. Fixed, so that no rarely used parser is ever reached.
+_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+_HEADS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_MOST_SCANS: Final = 500  # of a progressive JPEG; each is a pass over all pixels, and encoders write about ten
+_TURNED: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the image in `source` (a path or a file's bytes), upright and in 8-bit RGB; of several frames the first.
+
+    Partly transparent pixels are blended with white. Raises RejectedRow, and for the content of a file nothing else,
+    with one of the `REASONS`: ``blank`` for an image whose every pixel is transparent, ``too_large`` for more than
+    `max_pixels` (found before anything is decoded), ``truncated`` for whatever a decoder cannot make sense of.
+    """
+    content = source if isinstance(source, bytes) else read_bytes(source)
+    if not content:
+        raise RejectedRow("empty_file")
+    try:
+        return _decoded(content, max_pixels)
+    except RejectedRow:
+        raise
+    except MemoryError as error:
+        raise RejectedRow("out_of_memory") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RejectedRow("too_large") from error
+    except UnidentifiedImageError as error:
+        raise RejectedRow("truncated" if content.startswith(_HEADS) else "not_an_image") from error
+    except Exception as error:  # the decoders of seven formats document none of what they raise
+        raise RejectedRow("truncated") from error
+
+
+def _decoded(content: bytes, max_pixels: int) -> Image.Image:
+    bare = without_metadata(content)
+    image = Image.open(io.BytesIO(bare.content), formats=_FORMATS)
+    if image.width * image.height > max_pixels or _is_costly(image, bare.content, max_pixels):
+        raise RejectedRow("too_large")
+    image.load()
+    turn = _TURNED.get(bare.orientation)
+    return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+def _is_costly(image: Image.Image, content: bytes, max_pixels: int) -> bool:
+    """Return True for a file that unpacks to far more than its pixels: tiles larger than the image, endless scans."""
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2.get(_TILE_WIDTH, 1)) * int(image.tag_v2.get(_TILE_LENGTH, 1)) > max_pixels
+    return image.format == "JPEG" and content.count(b"\xff\xda") > _MOST_SCANS
+
+
+def open_indexed(root: Path, path: str, sha256: str | None) -> Image.Image:
+    """Return the image at `path`, relative to `root`, as `open_rgb` does, if its bytes still have the digest `sha256`.
+
+    The digest is taken of the very bytes that are decoded. Raises RejectedRow with the reason ``changed``, or one of
+    those of `open_rgb` and of `data.files.inside`.
+    """
+    content = read_bytes(inside(root, path))
+    if digest_bytes(content) != sha256:
+        raise RejectedRow("changed")
+    return open_rgb(content, MOST_PIXELS)  # how many pixels are too many was the index's to decide
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """Return the bytes of the regular file at `path`.
+
+    Raises RejectedRow with the reason ``missing``, ``unreadable`` (no permission, a folder, a pipe or a device, none of
+    which is waited for) or ``too_large``.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return _regular_bytes(handle)
+        finally:
+            os.close(handle)
+    except FileNotFoundError as error:
+        raise RejectedRow("missing") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise RejectedRow("unreadable") from error
+    except MemoryError as error:
+        raise RejectedRow("out_of_memory") from error
+
+
+def _regular_bytes(handle: int) -> bytes:
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise RejectedRow("unreadable")
+    if status.st_size > _MAX_BYTES:
+        raise RejectedRow("too_large")
+    with open(handle, "rb", buffering=0, closefd=False) as stream:
+        return stream.readall()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_wide(image)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        if layer.getchannel("A").getextrema() == (0, 0):
+            raise RejectedRow("blank")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_wide(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips 16-bit values at 255, which turns nearly every such image white.
+    values = np.asarray(image).astype(np.float64)
+    hidden = values == image.info.get("transparency")
+    if hidden.all():
+        raise RejectedRow("blank")
+    highest = float(values.max(initial=0.0))
+    if image.mode == "F":
+        scale = 255.0 if highest <= 1.0 else 1.0
+    else:
+        scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or highest > 255.0 else 1.0
+    gray = np.nan_to_num(values * scale).clip(0, 255).round().astype(np.uint8)
+    gray[hidden] = 255  # on white, as every other transparent pixel
+    return Image.fromarray(gray).convert("RGB")

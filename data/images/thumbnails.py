@@ -1,0 +1,59 @@
+"""Thumbnails as data URIs: small, re-encoded (nothing of the file but its pixels goes into the page), read once."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from data.errors import RejectedRow
+from data.images.decode import open_indexed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """One picture of the page. `source` is its data URI, or None when `problem` says why there is none."""
+
+    source: str | None
+    problem: str | None
+    width: int  # pixels
+    height: int
+
+
+class Thumbnails:
+    """Pictures of the images under `root`, at most `height` pixels high and never enlarged.
+
+    A file that is missing, unreadable, or no longer the one that was indexed (`digests`: path -> sha256) gives a
+    placeholder and is listed in `problems`.
+    """
+
+    def __init__(self, root: Path, digests: Mapping[str, str], height: int) -> None:
+        self.root = root
+        self.digests = digests
+        self.height = height
+        self.problems: dict[str, str] = {}
+        self._made: dict[str, Thumbnail] = {}
+
+    def __call__(self, path: str) -> Thumbnail:
+        """Return the thumbnail of the image at `path`, relative to the root."""
+        if path not in self._made:
+            try:
+                self._made[path] = self._make(path)
+            except RejectedRow as rejected:
+                self.problems[path] = rejected.reason
+                problem = rejected.reason.replace("_", " ")
+                self._made[path] = Thumbnail(source=None, problem=problem, width=self.height // 2, height=self.height)
+        return self._made[path]
+
+    def _make(self, path: str) -> Thumbnail:
+        image = open_indexed(self.root, path, self.digests.get(path))
+        image.thumbnail((2 * self.height, self.height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=82, subsampling=0, optimize=True)
+        code = base64.b64encode(buffer.getvalue()).decode("ascii")
+        width, height = image.size
+        return Thumbnail(source=f"data:image/jpeg;base64,{code}", problem=None, width=width, height=height)

@@ -1,0 +1,1 @@
+"""The index stage: every image of a dataset, hashed and decoded once."""

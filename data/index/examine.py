@@ -1,0 +1,238 @@
+"""What the bytes of image files say: digest, size in pixels, whether anything is drawn, or why a file is unusable.
+
+Each file is read once and decoded once; after that it is recalled by its stamp (size, mtime, ctime), and its decoding
+by its digest, from the SQLite file that `data.artifacts.digests` keeps.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from PIL import __version__ as pillow_version
+
+from data.artifacts.digests import DigestMemo, Stamp, insert, path_range
+from data.artifacts.fingerprint import digest_bytes
+from data.errors import RejectedRow
+from data.images.decode import open_rgb, read_bytes
+from data.progress import ProgressFn
+
+CHECK_VERSION: Final = 2
+"""Raised when `data.images.decode.open_rgb` accepts or rejects other files than before."""
+
+_CHUNK: Final = 32  # files a thread takes at a time
+_REMEMBER_EVERY: Final = 4096  # files, so that a killed first run of a large set is not in vain
+_MAX_THREADS: Final = 8
+
+_CHECKS: Final = (
+    "CREATE TABLE IF NOT EXISTS checks"
+    " (sha256 TEXT, checker TEXT, width INTEGER, height INTEGER, reason TEXT, flat INTEGER,"
+    " PRIMARY KEY (sha256, checker))"
+)
+_RECALL: Final = (
+    "SELECT d.size, d.mtime_ns, d.ctime_ns, d.sha256, c.width, c.height, c.reason, c.flat, d.path"
+    " FROM digests d JOIN checks c ON c.sha256 = d.sha256 AND c.checker = ? WHERE d.path >= ? AND d.path < ?"
+)
+
+
+class ChangedError(Exception):
+    """A file changed or vanished while it was being read. The message names it."""
+
+
+class Check(NamedTuple):
+    """Result of decoding: pixels after rotation, "" or the reason why the file is unusable, and if it is one color."""
+
+    width: int
+    height: int
+    reason: str
+    flat: int  # 1 or 0, as SQLite keeps it
+
+
+_UNKNOWN: Final = Check(0, 0, "", 0)
+_FLAT_LEVELS: Final = 2  # of 255: the most that the values of a channel differ in an image of one color
+
+
+class Facts(NamedTuple):
+    """What is known of one file: its `Stamp`, the digest ("" where it was not even read) and its `Check`.
+
+    One tuple, for there are 200,000 of them; in the order of `_RECALL`.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+    width: int
+    height: int
+    reason: str
+    flat: int
+
+    @property
+    def stamp(self) -> Stamp:
+        """Return what must be unchanged for these facts to hold."""
+        return Stamp(self.size, self.mtime_ns, self.ctime_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """facts: one a path, in their order. n_read, n_decoded: files whose bytes were read, and decoded, this time."""
+
+    facts: list[Facts]
+    n_read: int
+    n_decoded: int
+
+
+class _Result(NamedTuple):
+    facts: Facts
+    decoded: bool
+    settled: bool
+
+
+def examine(
+    root: Path,
+    paths: Sequence[str],
+    *,
+    memo: DigestMemo,
+    max_pixels: int,
+    workers: int,
+    reread: bool,
+    progress: ProgressFn,
+) -> Examination:
+    """Return the facts of the files `paths` under `root`, reading only what is not remembered (all with `reread`).
+
+    workers: threads; 0 for as many as there are cores. Raises ChangedError.
+    """
+    # Another Pillow may accept other files: its version is part of what a remembered check was made by.
+    checker = f"{CHECK_VERSION} {pillow_version} {max_pixels}"
+    known = _recall(memo, root, checker)
+    facts = [_remembered(f"{root}/{path}", known) for path in paths]
+    todo = [index for index, fact in enumerate(facts) if reread or not fact.sha256]
+    files = [f"{root}/{paths[index]}" for index in todo]
+    checks = {fact.sha256: Check(*fact[4:]) for fact in known.values()} if todo else {}
+    fresh: dict[str, Facts] = {}
+    n_decoded = 0
+    with closing(_read_all(files, checks, max_pixels, workers or min(os.cpu_count() or 1, _MAX_THREADS))) as results:
+        for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
+            facts[index] = result.facts
+            n_decoded += result.decoded
+            if result.settled:
+                fresh[file] = result.facts
+            if done % _CHUNK == 0 or done == len(todo):
+                progress(done, len(todo), "images read")
+            if len(fresh) >= _REMEMBER_EVERY or done == len(todo):
+                _remember(memo, fresh, checker)
+                fresh.clear()
+    return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded)
+
+
+def stamps_of(root: Path, paths: Iterable[str]) -> list[Stamp]:
+    """Return the stamps of the files `paths` under `root` as they are now; raises ChangedError if one is gone."""
+    return [_stamp(f"{root}/{path}") for path in paths]
+
+
+def _stamp(file: str) -> Stamp:
+    try:
+        return Stamp.of(os.stat(file))  # noqa: PTH116 - a Path for each of 200,000 files costs a second
+    except OSError as error:
+        raise ChangedError(f"{file} vanished ({error.strerror})") from error
+
+
+def _remembered(file: str, known: Mapping[bytes, Facts]) -> Facts:
+    stamp = _stamp(file)
+    found = known.get(os.fsencode(file))
+    return found if found is not None and found[:3] == stamp else _facts(stamp, "", _UNKNOWN)
+
+
+def _facts(stamp: Stamp, sha256: str, check: Check) -> Facts:
+    return Facts(
+        stamp.size, stamp.mtime_ns, stamp.ctime_ns, sha256, check.width, check.height, check.reason, check.flat
+    )
+
+
+def _recall(memo: DigestMemo, root: Path, checker: str) -> dict[bytes, Facts]:
+    if not memo.path.exists():
+        return {}
+
+    def work(connection: sqlite3.Connection) -> dict[bytes, Facts]:
+        connection.execute(_CHECKS)
+        rows = connection.execute(_RECALL, (checker, *path_range(root)))
+        return {row[-1]: Facts._make(row[:-1]) for row in rows}
+
+    return memo.run(work)
+
+
+def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> None:
+    if not fresh:
+        return
+
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute(_CHECKS)
+        rows = [(fact.sha256, checker, *fact[4:]) for fact in fresh.values()]
+        connection.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?, ?, ?, ?)", rows)
+        insert(connection, {file: (fact.stamp, fact.sha256) for file, fact in fresh.items()})
+
+    memo.run(work)
+
+
+def _read_all(
+    files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, workers: int
+) -> Generator[_Result, None, None]:
+    if workers == 1 or len(files) <= _CHUNK:
+        yield from _read_some(files, checks, max_pixels)
+        return
+    chunks = iter([files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)])
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="index")
+    try:
+        # A short queue, so that an error ends the work soon and results do not pile up.
+        running = [executor.submit(_read_list, chunk, checks, max_pixels) for chunk in islice(chunks, 4 * workers)]
+        while running:
+            yield from running.pop(0).result()
+            running += [executor.submit(_read_list, chunk, checks, max_pixels) for chunk in islice(chunks, 1)]
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_list(files: Sequence[str], checks: Mapping[str, Check], max_pixels: int) -> list[_Result]:
+    return list(_read_some(files, checks, max_pixels))
+
+
+def _read_some(files: Iterable[str], checks: Mapping[str, Check], max_pixels: int) -> Iterator[_Result]:
+    return (_read(file, checks, max_pixels) for file in files)
+
+
+def _read(file: str, checks: Mapping[str, Check], max_pixels: int) -> _Result:
+    """Read one file, and decode it unless a file of the same bytes is known."""
+    read_ns = time.time_ns()
+    stamp = _stamp(file)
+    try:
+        content = read_bytes(file)
+    except RejectedRow as error:
+        if error.reason == "missing":
+            raise ChangedError(f"{file} vanished") from error
+        return _Result(_facts(stamp, "", Check(0, 0, error.reason, 0)), False, False)
+    if len(content) != stamp.size or _stamp(file) != stamp:
+        raise ChangedError(f"{file} changed")
+    sha256 = digest_bytes(content)
+    known = checks.get(sha256)
+    check = _decode(content, max_pixels) if known is None else known
+    # Another day the memory may suffice.
+    remembered = stamp.settled(read_ns) and check.reason != "out_of_memory"
+    return _Result(_facts(stamp, sha256, check), known is None, remembered)
+
+
+def _decode(content: bytes, max_pixels: int) -> Check:
+    try:
+        image = open_rgb(content, max_pixels)
+    except RejectedRow as error:
+        return Check(0, 0, error.reason, 0)
+    spans = np.ptp(np.array(image.getextrema()), axis=1)
+    return Check(*image.size, "", int(spans.max() <= _FLAT_LEVELS))

@@ -1,0 +1,230 @@
+"""Stage 1 of the DAG: index. Every image hashed and decoded once, every unusable file named, one dataset hash.
+
+The index is a snapshot: after anything was read, the folder is listed again, and a folder that changed meanwhile is
+read once more. An unchanged folder costs one `stat` a file and no read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.artifacts.contents import IMAGES_FILE, contents_of_images
+from data.artifacts.fingerprint import digest
+from data.artifacts.store import ArtifactStore, Made
+from data.datasets import DatasetConfig, scan_dataset
+from data.errors import RetryableError
+from data.files import write_json, write_table
+from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
+from data.index.rules import check_index, identities, unusable
+from data.progress import ProgressFn, silent
+from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
+from data.schemas import IMAGES, REJECTED, SCHEMA_VERSION
+
+STAGE: Final = "index"
+STAGE_VERSION: Final = 2
+_SETTLE_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """A data set as it is on disk: what the index stage writes, before it is written.
+
+    records, facts: the usable images, side by side, sorted by (split, path). rejected: sorted. description: the
+    content of dataset.json. n_read, n_decoded: files read and decoded this time.
+    """
+
+    root: Path
+    records: list[ImageRecord]
+    facts: list[Facts]
+    rejected: list[Rejected]
+    description: dict[str, Any]
+    n_read: int
+    n_decoded: int
+
+    @property
+    def dataset_hash(self) -> str:
+        """The digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
+        return str(self.description["dataset_hash"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOutcome:
+    """The index artefact, and what a person wants to be told.
+
+    images_root: absolute folder that the paths in images.parquet are relative to. n_read, n_decoded: files whose
+    bytes were read, and decoded, this time; 0 when nothing changed. notices: sentences, the rejected files among them.
+    """
+
+    made: Made
+    images_root: Path
+    dataset_hash: str
+    n_images: int
+    n_rejected: int
+    n_read: int
+    n_decoded: int
+    notices: tuple[str, ...]
+
+
+def index(
+    store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
+) -> IndexOutcome:
+    """Index the data set of `config`: images.parquet, rejected.parquet and dataset.json.
+
+    reread: read every file again, even those whose size and times are as remembered. Raises DataError when the set
+    cannot be used as a whole, and RetryableError when its folder keeps changing.
+    """
+    found = survey(store, config=config, progress=progress, reread=reread)
+    made = store.make(
+        STAGE,
+        index_ingredients(found),
+        lambda folder: _write(folder, found),
+        contents=lambda folder: contents_of_images(pq.read_table(folder / IMAGES_FILE)),
+    )
+    return IndexOutcome(
+        made=made,
+        images_root=found.root,
+        dataset_hash=found.dataset_hash,
+        n_images=len(found.records),
+        n_rejected=len(found.rejected),
+        n_read=found.n_read,
+        n_decoded=found.n_decoded,
+        notices=tuple(found.description["notices"]),
+    )
+
+
+def index_ingredients(found: Survey) -> dict[str, Any]:
+    """Return what the fingerprint of the index artefact is made from."""
+    return {
+        "stage_version": STAGE_VERSION,
+        "schema_version": SCHEMA_VERSION,
+        "rejected": digest([list(row) for row in found.rejected]),
+        "description": found.description,
+    }
+
+
+def survey(
+    store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
+) -> Survey:
+    """Return the data set of `config` as it is on disk now; writes nothing but remembered digests.
+
+    Cheap on an unchanged folder, so that it also serves to watch one. Raises as `index` does.
+    """
+    try:
+        return _survey(store, config, progress, reread)
+    except ChangedError:
+        time.sleep(_SETTLE_SECONDS)
+    try:
+        return _survey(store, config, progress, reread)
+    except ChangedError as error:
+        raise RetryableError(
+            f"the data set {config.label} in {config.root} is changing while it is being read: {error}."
+            " Wait until whatever writes there has finished, then run again"
+        ) from error
+
+
+def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> Survey:
+    scan = scan_dataset(config)
+    examined = examine(
+        scan.root,
+        [record.path for record in scan.records],
+        memo=store.memo,
+        max_pixels=config.max_pixels,
+        workers=config.workers,
+        reread=reread,
+        progress=progress,
+    )
+    if examined.n_read:
+        _compare(scan, examined, scan_dataset(config))
+    pairs = list(zip(scan.records, examined.facts, strict=True))
+    fates = [unusable(config, fact) for fact in examined.facts]
+    bad = [Rejected(record.path, *fate) for (record, _), fate in zip(pairs, fates, strict=True) if fate]
+    usable = [pair for pair, fate in zip(pairs, fates, strict=True) if not fate]
+    records, facts = [record for record, _ in usable], [fact for _, fact in usable]
+    rejected = sorted(scan.rejected + bad)
+    notices = check_index(config, scan, records, facts, rejected)
+    return Survey(
+        root=scan.root,
+        records=records,
+        facts=facts,
+        rejected=rejected,
+        description=_describe(config, scan=scan, records=records, facts=facts, rejected=rejected, notices=notices),
+        n_read=examined.n_read,
+        n_decoded=examined.n_decoded,
+    )
+
+
+def _compare(before: Scan, examined: Examination, after: Scan) -> None:
+    """Raise ChangedError unless the folder, read as `before`, is the same `after`."""
+    if before.records != after.records or before.rejected != after.rejected:
+        odd = sorted({row.path for row in {*before.records} ^ {*after.records}})
+        odd += sorted({row.path for row in {*before.rejected} ^ {*after.rejected}})
+        raise ChangedError(f"{len(odd)} file(s) came, went or changed their labels, such as {odd[0]}")
+    stamps = stamps_of(after.root, (record.path for record in after.records))
+    for record, fact, stamp in zip(before.records, examined.facts, stamps, strict=True):
+        if fact.stamp != stamp:
+            raise ChangedError(f"{record.path} changed")
+
+
+def _describe(
+    config: DatasetConfig,
+    *,
+    scan: Scan,
+    records: list[ImageRecord],
+    facts: list[Facts],
+    rejected: list[Rejected],
+    notices: list[str],
+) -> dict[str, Any]:
+    people = identities(records)
+    counts = {
+        split: {
+            "images": sum(record.split == split for record in records),
+            "identities": len(people[split]),
+            "cameras": len({record.camid for record in records if record.split == split}),
+        }
+        for split in SPLITS
+    }
+    return {
+        "name": config.label,
+        "reader": scan.name,
+        "version": scan.version,
+        "dataset_hash": _dataset_hash(scan, records, facts),
+        "counts": counts,
+        "junk_left_out": scan.n_junk,
+        "rejected": len(rejected),
+        "rejected_by_reason": dict(sorted(Counter(row.reason for row in rejected).items())),
+        "notices": notices,
+    }
+
+
+def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) -> str:
+    """Digest the sorted rows; NUL cannot occur in a path, so no two data sets are the same text."""
+    hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
+    for record, fact in zip(records, facts, strict=True):
+        row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}"
+        hasher.update(row.encode())
+    return hasher.hexdigest()[:32]
+
+
+def _write(folder: Path, found: Survey) -> None:
+    columns = {
+        "path": [record.path for record in found.records],
+        "split": [record.split for record in found.records],
+        "pid": [record.pid for record in found.records],
+        "camid": [record.camid for record in found.records],
+        "sha256": [fact.sha256 for fact in found.facts],
+        "size": [fact.size for fact in found.facts],
+        "width": [fact.width for fact in found.facts],
+        "height": [fact.height for fact in found.facts],
+    }
+    write_table(folder / IMAGES_FILE, pa.table(columns, schema=IMAGES), IMAGES)
+    rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
+    write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
+    write_json(folder / "dataset.json", found.description)

@@ -1,0 +1,1 @@
+"""What a process inherits from its environment, and what ends with it."""

@@ -1,0 +1,1 @@
+"""Synthetic people: identities, cameras, and the drawing of their images."""

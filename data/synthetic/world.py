@@ -1,0 +1,321 @@
+"""A procedural pedestrian world: the embedded default data, with the true attributes and no model.
+
+Every image is a function of (seed, domain, identity, camera, shot) alone: the same seed gives the same bytes
+whatever the number of workers, the number of images or the order in which they are drawn.
+
+Two domains never share an identity, even under one integer seed, because the domain is part of the entropy
+every identity is drawn from: the *stream* (``training_sample``), on which captioners and CLIP are trained,
+and the *worlds* (``write_market1501``), whose train, test and distractor populations are separate too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError, raise_settings
+from data.process.children import follow, shielded
+from data.slots import SLOTS
+from data.synthetic.cameras import Camera, decode, encode, sample_camera
+from data.synthetic.people import Person, make_person, sample_attributes
+from data.synthetic.render import Rendered, render, render_nobody
+
+__all__ = [
+    "Camera",
+    "Person",
+    "Rendered",
+    "Sample",
+    "WorldConfig",
+    "render",
+    "sample_camera",
+    "sample_people",
+    "training_sample",
+    "training_samples",
+    "write_market1501",
+]
+
+IMAGES_PER_IDENTITY: Final = 4
+"""How many consecutive training samples show the same person."""
+
+_DOMAINS: Final = {"stream": 11, "train": 21, "test": 22, "distractor": 23, "junk": 24, "cameras": 31}
+_STREAM_CAMERAS: Final = 64
+_STREAM_LOOKALIKES: Final = 2
+_MAX_CAMERAS: Final = 9
+_COARSE, _FINE, _SHOT = 1, 2, 3
+_FACTS: Final = ("pattern", "hat", "upper_rgb", "lower_rgb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """The size and hardness of one synthetic data set.
+
+    ``images_per_camera`` counts per identity and camera; in the test split the first of them is the query.
+    ``lookalikes`` consecutive identities share every caption slot and differ in details only.
+    ``difficulty`` in 0..1 scales colour cast, blur, occlusion and pose variety and shrinks the differences
+    between lookalikes. ``distractors`` and ``junk`` count gallery images under pid 0000 and -1.
+    """
+
+    seed: int
+    train_identities: int
+    test_identities: int
+    images_per_camera: int = 4
+    cameras: int = 4
+    lookalikes: int = 3
+    difficulty: float = 0.5
+    distractors: int = 0
+    junk: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, all of them in one ``ConfigError``."""
+        least = {
+            "seed": 0,
+            "train_identities": 0,
+            "test_identities": 0,
+            "images_per_camera": 2 if self.test_identities else 1,
+            "cameras": 2 if self.test_identities else 1,
+            "lookalikes": 1,
+            "distractors": 0,
+            "junk": 0,
+        }
+        problems = [
+            (name, f"must be at least {low}, not {getattr(self, name)}; set {{at}}{name}={low}")
+            for name, low in least.items()
+            if getattr(self, name) < low
+        ]
+        if self.cameras > _MAX_CAMERAS:
+            told = f"must be at most {_MAX_CAMERAS}, not {self.cameras}; set {{at}}cameras={_MAX_CAMERAS}"
+            problems.append(("cameras", told))
+        if not 0.0 <= self.difficulty <= 1.0:
+            problems.append(("difficulty", f"must lie in 0..1, not {self.difficulty}; set {{at}}difficulty=0.5"))
+        if self.train_identities + self.test_identities > 9999:
+            told = "with {at}test_identities must not exceed 9999, the four digits of a pid"
+            problems.append(("train_identities", told))
+        raise_settings(problems)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """One training image of the endless stream, decoded from its JPEG."""
+
+    index: int
+    identity: int
+    camera: int
+    view: str
+    image: np.ndarray
+    """uint8 [128, 64, 3], RGB."""
+    attributes: Mapping[str, str]
+    visible: Mapping[str, bool]
+    parts: np.ndarray
+    """uint8 [128, 64], as in ``Rendered``."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Unpack as ``image, attributes, visible``."""
+        return iter((self.image, self.attributes, self.visible))
+
+
+def _rng(*entropy: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(entropy))
+
+
+# People -----------------------------------------------------------------------------------------------
+
+
+def sample_people(rng: np.random.Generator, count: int, lookalikes: int = 3, difficulty: float = 0.5) -> list[Person]:
+    """Draw `count` identities; each run of `lookalikes` consecutive ones shares all caption slots.
+
+    Only one number is taken from `rng`: person N does not depend on `count`.
+    """
+    root = int(rng.integers(0, 2**63))
+    return [_person((root,), index, lookalikes, difficulty) for index in range(count)]
+
+
+@lru_cache(maxsize=256)
+def _person(root: tuple[int, ...], index: int, lookalikes: int, difficulty: float) -> Person:
+    attributes = sample_attributes(_rng(*root, _COARSE, index // lookalikes))
+    return make_person(attributes, _rng(*root, _FINE, index), difficulty)
+
+
+@lru_cache(maxsize=16)
+def _cameras(seed: int, domain: int, count: int, difficulty: float) -> tuple[Camera, ...]:
+    return tuple(
+        sample_camera(_rng(seed, _DOMAINS["cameras"], domain, index), index, difficulty) for index in range(count)
+    )
+
+
+# The training stream ----------------------------------------------------------------------------------
+
+
+def training_sample(seed: int, index: int, *, difficulty: float = 0.5) -> Sample:
+    """Sample `index` of the endless training stream of `seed`.
+
+    ``IMAGES_PER_IDENTITY`` consecutive samples show one person through as many cameras. The identities are
+    drawn in a domain of their own: no world of ``write_market1501`` holds any of them, whatever its seed.
+    """
+    identity, shot = divmod(index, IMAGES_PER_IDENTITY)
+    stream = _DOMAINS["stream"]
+    person = _person((seed, stream), identity, _STREAM_LOOKALIKES, difficulty)
+    cameras = _cameras(seed, stream, _STREAM_CAMERAS, difficulty)
+    order = _rng(seed, stream, _SHOT, identity).permutation(_STREAM_CAMERAS)
+    camera = cameras[int(order[shot])]
+    shown = render(person, camera, _rng(seed, stream, _SHOT, identity, camera.index, shot), difficulty=difficulty)
+    return Sample(
+        index=index,
+        identity=identity,
+        camera=camera.index,
+        view=shown.view,
+        image=decode(encode(shown.image, camera.quality)),
+        attributes=dict(person.attributes),
+        visible=shown.visible,
+        parts=shown.parts,
+    )
+
+
+def training_samples(seed: int, count: int, start: int = 0, *, difficulty: float = 0.5) -> Iterator[Sample]:
+    """Samples `start` .. `start + count - 1` of the stream; each depends on (seed, its index) only."""
+    for index in range(start, start + count):
+        yield training_sample(seed, index, difficulty=difficulty)
+
+
+# A data set on disk -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One identity, distractor or junk box to write."""
+
+    domain: str
+    index: int
+    pid: int
+
+
+def write_market1501(root: Path, config: WorldConfig, workers: int = 1) -> Path:
+    """Write the world of `config` under `root` in the Market-1501 layout and return `root`.
+
+    ``bounding_box_train``, ``query`` (one image per test identity and camera) and ``bounding_box_test`` hold
+    the images; ``attributes.parquet`` holds the truth, one row an image. The folder appears whole or not at
+    all; a `root` that already holds something is refused with a ``DataError``. `workers` processes share the
+    work without changing a byte.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DataError(f"{root} already exists and is not empty; remove it or choose another folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    try:
+        world = holder / "world"
+        for folder in ("bounding_box_train", "query", "bounding_box_test"):
+            (world / folder).mkdir(parents=True)
+        rows = _write_images(world, config, workers)
+        _write_table(world / "attributes.parquet", rows)
+        world.rename(root)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+    return root
+
+
+def _jobs(config: WorldConfig) -> list[_Job]:
+    first_test = config.train_identities + 1
+    train = [_Job(domain="train", index=i, pid=i + 1) for i in range(config.train_identities)]
+    test = [_Job(domain="test", index=i, pid=first_test + i) for i in range(config.test_identities)]
+    extra = [_Job(domain="distractor", index=i, pid=0) for i in range(config.distractors)]
+    junk = [_Job(domain="junk", index=i, pid=-1) for i in range(config.junk)]
+    return train + test + extra + junk
+
+
+def _write_images(world: Path, config: WorldConfig, workers: int) -> list[dict[str, Any]]:
+    jobs = _jobs(config)
+    results: Iterable[list[dict[str, Any]]]
+    if workers <= 1 or len(jobs) < 2:
+        results = [_write_job(world, config, job) for job in jobs]
+    else:
+        # "spawn": the caller may hold threads and locks, which a fork would copy in an unknown state.
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=follow, initargs=(os.getpid(),)
+        ) as pool:
+            chunk = max(1, len(jobs) // (8 * workers))
+            with shielded():
+                drawn = pool.map(_write_job, repeat(world), repeat(config), jobs, chunksize=chunk)
+            results = list(drawn)
+    return sorted((row for rows in results for row in rows), key=lambda row: row["path"])
+
+
+def _write_job(world: Path, config: WorldConfig, job: _Job) -> list[dict[str, Any]]:
+    cameras = _cameras(config.seed, 0, config.cameras, config.difficulty)
+    if job.domain == "junk":
+        return [_write_junk(world, config, job, cameras)]
+    root = (config.seed, _DOMAINS[job.domain])
+    lookalikes = config.lookalikes if job.domain != "distractor" else 1
+    person = _person(root, job.index, lookalikes, config.difficulty)
+    if job.domain == "distractor":
+        camera = cameras[job.index % len(cameras)]
+        return [_write_shot(world, config, job, person=person, camera=camera, shot=0)]
+    return [
+        _write_shot(world, config, job, person=person, camera=camera, shot=shot)
+        for camera in cameras
+        for shot in range(config.images_per_camera)
+    ]
+
+
+def _write_shot(
+    world: Path, config: WorldConfig, job: _Job, *, person: Person, camera: Camera, shot: int
+) -> dict[str, Any]:
+    rng = _rng(config.seed, _DOMAINS[job.domain], _SHOT, job.index, camera.index, shot)
+    shown = render(person, camera, rng, difficulty=config.difficulty)
+    folder = {"train": "bounding_box_train", "test": "query" if shot == 0 else "bounding_box_test"}.get(
+        job.domain, "bounding_box_test"
+    )
+    name = _name(job, camera, shot)
+    (world / folder / name).write_bytes(encode(shown.image, camera.quality))
+    return {
+        "path": f"{folder}/{name}",
+        "split": {"bounding_box_train": "train", "query": "query"}.get(folder, "gallery"),
+        "pid": job.pid,
+        "camid": camera.index + 1,
+        "view": shown.view,
+        **{slot: person.attributes[slot] for slot in SLOTS},
+        **{f"visible_{slot}": shown.visible[slot] for slot in SLOTS},
+        **{fact: person.look[fact] for fact in _FACTS},
+    }
+
+
+def _name(job: _Job, camera: Camera, shot: int) -> str:
+    """``0002_c1s1_000451_03.jpg``: pid, camera and sequence, frame, box."""
+    frame = 25 * job.index + 7 * shot + 1
+    pid = f"{job.pid:04d}" if job.pid >= 0 else "-1"
+    return f"{pid}_c{camera.index + 1}s1_{frame:06d}_{shot + 1:02d}.jpg"
+
+
+def _write_junk(world: Path, config: WorldConfig, job: _Job, cameras: Sequence[Camera]) -> dict[str, Any]:
+    """A box that a detector got wrong: background alone, or a slice of somebody."""
+    camera = cameras[job.index % len(cameras)]
+    rng = _rng(config.seed, _DOMAINS["junk"], _SHOT, job.index)
+    image = render_nobody(camera, rng, difficulty=config.difficulty)
+    name = _name(job, camera, 0)
+    (world / "bounding_box_test" / name).write_bytes(encode(image, camera.quality))
+    row: dict[str, Any] = dict.fromkeys((*SLOTS, *_FACTS, "view"))
+    seen = {f"visible_{slot}": False for slot in SLOTS}
+    where = {"path": f"bounding_box_test/{name}", "split": "gallery", "pid": -1, "camid": camera.index + 1}
+    return {**where, **row, **seen}
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text, number, flag = pa.string(), pa.int64(), pa.bool_()
+    schema = pa.schema([
+        ("path", text), ("split", text), ("pid", number), ("camid", number), ("view", text),
+        *((slot, text) for slot in SLOTS),
+        *((f"visible_{slot}", flag) for slot in SLOTS),
+        *((fact, text) for fact in _FACTS),
+    ])  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)

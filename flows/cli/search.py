@@ -1,0 +1,198 @@
+"""``clip-scgi search``: the gallery images nearest to a sentence or to an image, by a model that is trained already."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.table import Table
+from rich.text import Text
+
+from captioning.stage.stage import STAGE as CAPTION
+from captioning.stage.stage import caption_ingredients
+from data.artifacts.stages import StageName
+from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
+from data.errors import ClipScgiError, ConfigError
+from data.index.stage import STAGE as INDEX
+from data.index.stage import index
+from flows.execution.gpu import uses_gpu
+from flows.recipes import Recipe, build_recipe
+from flows.summary import RunSummary
+from flows.terminal import plain_console, progress_bar
+from flows.worlds import world_folder
+from reid.training.stage import STAGE as TRAIN
+from reid.training.stage import train_ingredients
+
+_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+_EXAMPLE: Final = "'a woman in a red coat'"
+
+RunFlow = Callable[[Recipe, ArtifactStore, StageName], RunSummary]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searchable:
+    """What a search reads: the index and train artifacts, and the folder that the image paths are relative to."""
+
+    images: ArtifactRef
+    model: ArtifactRef
+    images_root: Path
+
+
+def add_parser(commands: Any, named: argparse.ArgumentParser, run_flow: RunFlow) -> None:
+    """Add ``search`` to the subparsers of ``clip-scgi``. run_flow: runs a recipe up to a stage, for ``--train``."""
+    parser = commands.add_parser("search", parents=[named], help="find people by a sentence or an image")
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="the path of an image, or else a sentence")
+    parser.add_argument("--image", metavar="FILE", help="search for the person in this image")
+    parser.add_argument("--text", metavar="SENTENCE", help=f"search for these words, such as {_EXAMPLE}")
+    parser.add_argument("--top", type=int, default=10, help="number of images (default 10)")
+    parser.add_argument("--train", action="store_true", help="run the stages up to train first if any is missing")
+    # argparse takes an optional positional that comes after options for an unknown argument.
+    parser.set_defaults(handler=lambda arguments: _search(arguments, run_flow), late_positional="query")
+
+
+def _search(arguments: argparse.Namespace, run_flow: RunFlow) -> int:
+    if arguments.top < 1:
+        raise ConfigError(f"search: --top must be at least 1 (given: {arguments.top})")
+    query = read_query(arguments.query, image=arguments.image, text=arguments.text)
+    recipe = build_recipe(arguments.recipe, arguments.overrides)
+    uses_gpu(recipe.evaluate.device, "evaluate.device")  # before anything runs: the search needs it
+    store = ArtifactStore(arguments.home) if arguments.home else ArtifactStore.default()
+    found = find_trained(store, recipe)
+    if not isinstance(found, Searchable) and arguments.train:
+        found = _trained(run_flow(recipe, store, "train"))
+    if not isinstance(found, Searchable):
+        raise ClipScgiError(_missing(found, arguments))
+    _show(store, recipe, found, query, arguments.top)
+    return 0
+
+
+def read_query(given: str | None, *, image: str | None, text: str | None) -> str | Path:
+    """Return what to search for: a sentence (str) or an existing image file (Path).
+
+    given: the positional argument, which is a file if there is one of that name. Raises ConfigError when it looks like
+    a path and is not a file, when the sentence is empty, or unless exactly one of the three is given.
+    """
+    if sum(value is not None for value in (given, image, text)) != 1:
+        raise ConfigError(f"search: give one query: QUERY, --image FILE or --text SENTENCE, such as --text {_EXAMPLE}")
+    if image is not None:
+        return _image(image, f"search: --image: {image} is not a file; give the path of an image")
+    if given is not None and (_is_file(given) or looks_like_path(given)):
+        return _image(
+            given,
+            f"search: {given!r} looks like a path, and there is no such file. Give the path of an image, or say with"
+            f" --text that it is a sentence: --text {shlex.quote(given)}",
+        )
+    sentence = given if given is not None else text or ""
+    if not sentence.strip():
+        raise ConfigError(f"search: the sentence is empty; describe a person, such as --text {_EXAMPLE}")
+    return sentence
+
+
+def looks_like_path(text: str) -> bool:
+    """Return True if `text` has a separator, begins with ``~`` or ends like the name of an image."""
+    has_separator = any(separator in text for separator in {"/", os.sep, "\\"})
+    return has_separator or text.startswith("~") or text.strip().lower().endswith(_SUFFIXES)
+
+
+def _image(text: str, problem: str) -> Path:
+    if not _is_file(text):
+        raise ConfigError(problem)
+    from reid.evaluation.search import open_query
+
+    path = _path(text)
+    open_query(path)  # an unreadable image is told before a model is loaded
+    return path
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of an unknown user
+        return Path(text)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return _path(text).is_file()
+    except (OSError, ValueError):  # longer than a name may be, or with a NUL: a sentence
+        return False
+
+
+def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[StageName]:
+    """Return what a search reads if the model of `recipe` is trained, else the stages that would have to run.
+
+    A dataset that was indexed before is looked at again, which reads only files that changed. Nothing is captioned or
+    trained, and Prefect is not started.
+    """
+    stages: list[StageName] = ["index", "caption", "train"] if recipe.train.needs_captions else ["index", "train"]
+    data = recipe.data
+    if recipe.synthetic is not None and not data.root:
+        world = world_folder(store, recipe.synthetic)
+        if not world.is_dir():
+            return stages
+        data = data.model_copy(update={"root": str(world)})
+    if not any(item.ingredients.get("description", {}).get("name") == data.label for item in store.sidecars(INDEX)):
+        return stages
+    with progress_bar(INDEX) as progress:
+        indexed = index(store, config=data, progress=progress)
+    images, captions = indexed.made.ref, None
+    if recipe.train.needs_captions:
+        captions = _find(store, CAPTION, caption_ingredients(store, images=images, config=recipe.caption))
+        if captions is None:
+            return stages[1:]
+    model = _find(store, TRAIN, train_ingredients(store, images=images, captions=captions, config=recipe.train))
+    if model is None:
+        return stages[-1:]
+    return Searchable(images=images, model=model, images_root=indexed.images_root)
+
+
+def _find(store: ArtifactStore, stage: str, ingredients: dict[str, Any]) -> ArtifactRef | None:
+    return store.find(stage, fingerprint_of(stage, ingredients))
+
+
+def _trained(summary: RunSummary) -> Searchable:
+    indexed = summary["index"]
+    return Searchable(
+        images=indexed.artifact, model=summary["train"].artifact, images_root=Path(indexed.images_root or "")
+    )
+
+
+def _missing(stages: Sequence[str], arguments: argparse.Namespace) -> str:
+    home = ["--home", str(arguments.home)] if arguments.home else []
+    settings = [part for override in arguments.overrides for part in ("--set", override)]
+    command = shlex.join(["clip-scgi", "train", arguments.recipe, *home, *settings])
+    return (
+        f"search: recipe {arguments.recipe} has no trained model here for its images and settings; {', '.join(stages)}"
+        f" would have to run. Run `{command}` first, or add --train to this command to do both"
+    )
+
+
+def _show(store: ArtifactStore, recipe: Recipe, found: Searchable, query: str | Path, top: int) -> None:
+    from reid.evaluation.search import search
+
+    console = plain_console()
+    with progress_bar("search") as progress:
+        hits = search(
+            store,
+            images=found.images,
+            model=found.model,
+            images_root=found.images_root,
+            query=query,
+            top=top,
+            device=recipe.evaluate.device,
+            progress=progress,
+        )
+    table = Table(title=Text(f"gallery images nearest to: {query}"), title_justify="left")
+    for column in ("rank", "similarity", "pid", "camera", "image"):
+        table.add_column(column, justify="left" if column == "image" else "right")
+    for hit in hits:
+        path = Text(str(found.images_root / hit.path))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), str(hit.camid), path)
+    console.print(table)
+    if len(hits) < top:
+        console.print(f"the gallery has {len(hits):,} images; all of them are shown", highlight=False)

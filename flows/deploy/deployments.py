@@ -1,0 +1,207 @@
+"""Deployments: what makes `prefect deployment run caption-and-train/<dataset>` work, on a work pool or served here.
+
+A worker imports the flow from the installed package (a module path), so no code is stored or fetched anywhere. One
+run of a data set at a time: a second one is cancelled, because an unchanged data set is a no-op and a changed one is
+announced again by ``watch-datasets`` until it has been indexed.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Final
+
+from prefect import serve
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger, EventTrigger, Posture
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.types.entrypoint import EntrypointType
+from prefect.workers.process import ProcessWorker
+
+from data.artifacts.store import HOME_VARIABLE, ArtifactStore
+from data.errors import ConfigError
+from flows.deploy.watch import CHANGED, WATCH_FLOW, resource_id, watch_datasets
+from flows.execution.gpu import ensure_limit
+from flows.pipeline import caption_and_train
+from flows.recipes import Recipe
+
+POOL: Final = "clip-scgi"
+TAG: Final = "clip-scgi"
+WATCH_CRON: Final = "*/5 * * * *"
+CRASHED_AFTER: Final = timedelta(seconds=540)
+"""Without a heartbeat for so long, a run counts as crashed; short enough to matter, long enough for a busy machine."""
+HEARTBEAT_SECONDS: Final = "30"
+_FORBIDDEN: Final = "/%"
+_ZOMBIES: Final = "clip-scgi: runs without a heartbeat have crashed"
+
+
+def deployment_name(recipe: Recipe) -> str:
+    """Return what the deployment of `recipe` is called: the name of its data set."""
+    name = recipe.data.label
+    if any(letter in name for letter in _FORBIDDEN):
+        raise ConfigError(f"data.name {name!r} cannot name a deployment: leave out {' and '.join(_FORBIDDEN)}")
+    return name
+
+
+def recipe_parameters(recipe: Recipe) -> dict[str, Any]:
+    """Return `recipe` as plain data without what is default anyway; Prefect's form fills that in from the schema."""
+    return recipe.model_dump(mode="json", exclude_defaults=True)
+
+
+def recipe_deployment(
+    recipe: Recipe, *, cron: str | None = None, pool: str | None = POOL, home: str | None = None
+) -> RunnerDeployment:
+    """Return the deployment ``caption-and-train/<dataset>`` of `recipe`.
+
+    cron: a schedule besides the change trigger, None for none. pool: work pool; None to serve it. home: artefact root
+    of the worker that runs it; None for what the worker's own environment says.
+    """
+    name = deployment_name(recipe)
+    made = RunnerDeployment.from_flow(
+        caption_and_train,
+        name,
+        description=f"Index, caption, audit, train, evaluate and report on {name}.",
+        tags=[TAG, f"dataset:{name}"],
+        parameters={"recipe": recipe_parameters(recipe)},
+        cron=cron,
+        triggers=[change_trigger(name)],
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        **_where(pool, home),
+    )
+    return _off_pools(made) if pool is None else made
+
+
+def watch_deployment(
+    *, cron: str | None = WATCH_CRON, pool: str | None = POOL, home: str | None = None
+) -> RunnerDeployment:
+    """Return the deployment ``watch-datasets/watch-datasets``, by default every five minutes."""
+    made = RunnerDeployment.from_flow(
+        watch_datasets,
+        WATCH_FLOW,
+        description="Look at every data set with a deployment and announce those that changed.",
+        tags=[TAG],
+        cron=cron,
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        **_where(pool, home),
+    )
+    return _off_pools(made) if pool is None else made
+
+
+def change_trigger(name: str) -> DeploymentEventTrigger:
+    """Return the trigger that starts a run when data set `name` is announced as changed."""
+    return DeploymentEventTrigger(
+        name=f"{name} changed", expect={CHANGED}, match={"prefect.resource.id": resource_id(name)}
+    )
+
+
+def register(*deployments: RunnerDeployment, crashed_after: timedelta = CRASHED_AFTER) -> list[str]:
+    """Register `deployments` with the server, with the work pool, GPU limit and crash automation they rely on.
+
+    Safe to repeat. crashed_after: silence after which a run counts as crashed. Returns their full names,
+    ``<flow>/<deployment>``.
+    """
+    for pool in sorted({item.work_pool_name for item in deployments if item.work_pool_name}):
+        ensure_pool(pool)
+    ensure_limit()
+    ensure_crash_automation(crashed_after)
+    for deployment in deployments:
+        deployment.apply()
+    return [deployment.full_name for deployment in deployments]
+
+
+def serve_here(*deployments: RunnerDeployment, limit: int) -> None:
+    """Register `deployments` and run them in subprocesses of this process until it is stopped; no work pool.
+
+    limit: runs at a time. Schedules stay on when this process stops: what comes due meanwhile runs when it is back.
+    """
+    ensure_limit()
+    ensure_crash_automation()
+    serve(*deployments, limit=limit, pause_on_shutdown=False, print_starting_message=False)
+
+
+def ensure_pool(name: str) -> None:
+    """Create the work pool `name` of the kind "process" unless it is there; one that is there stays as it is."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(name)
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            pool = WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
+            try:
+                client.create_work_pool(pool)
+            except ObjectAlreadyExists:
+                return
+
+
+def crash_automation(within: timedelta = CRASHED_AFTER) -> AutomationCore:
+    """Return the automation that marks a run crashed when its heartbeats stop without a final state.
+
+    A worker that loses power says nothing; without this its run would be Running for ever and, with a concurrency
+    limit of 1, block every later run of its data set. Runs send heartbeats where
+    ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` (seconds) is set, as it is in the deployments made here.
+    """
+    ends = {"Completed", "Failed", "Cancelled", "Crashed"}
+    return AutomationCore(
+        name=_ZOMBIES,
+        description="The process that ran it is gone. Run the deployment again: finished stages are found, not redone.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                force=False,
+                message="No heartbeat any more: the process that ran it is gone. Run it again to go on where it was.",
+            )
+        ],
+    )
+
+
+def ensure_crash_automation(within: timedelta = CRASHED_AFTER) -> None:
+    """Create the crash automation, or bring the one that is there up to date."""
+    wanted = crash_automation(within)
+    with get_client(sync_client=True) as client:
+        present = client.read_automations_by_name(_ZOMBIES)
+        if not present:
+            client.create_automation(wanted)
+        for extra in present:
+            if extra.trigger != wanted.trigger:
+                client.delete_automation(extra.id)
+                client.create_automation(wanted)
+
+
+def environment(home: str | None) -> dict[str, str]:
+    """Return the environment that runs of a deployment get on top of the worker's own."""
+    fixed = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT_SECONDS, "DO_NOT_TRACK": "1"}
+    # Never a relative root: a worker runs each flow in a temporary folder of its own.
+    return fixed | ({HOME_VARIABLE: home} if home else {})
+
+
+def default_home() -> str:
+    """Return the absolute artefact root of this process."""
+    return str(ArtifactStore.default().root)
+
+
+def _off_pools(deployment: RunnerDeployment) -> RunnerDeployment:
+    """Take a served deployment off the work pool that an earlier `deploy` gave it, or its runs would go there."""
+    deployment.work_pool_name = None  # set, not only None by default: Prefect sends what has been set
+    return deployment
+
+
+def _where(pool: str | None, home: str | None) -> dict[str, Any]:
+    if pool is None:  # a served run inherits the environment of `clip-scgi serve`
+        return {}
+    return {"work_pool_name": pool, "job_variables": {"env": environment(home)}}

@@ -1,0 +1,154 @@
+"""Training by several processes of `accelerate launch`, started from a task, their output shown as it comes.
+
+    python -m flows.execution.launch JOB.json
+
+is what each process runs: the train stage on what the job names. The first process owns the artefact; the task that
+started them finds it in the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.config import build_config
+from data.errors import ClipScgiError, RetryableError
+from data.files import read_json, write_json
+from data.process.children import follow
+from data.process.environment import own_environment
+from flows.terminal import progress_bar
+from reid.config.train import TrainConfig
+from reid.training.stage import train
+
+_JOB: Final = "job.json"
+_PROBLEM: Final = "problem.json"
+_LAST_LINES: Final = 80  # torchrun alone ends with thirty
+_LAUNCH: Final = ("accelerate.commands.launch", "--config_file")
+# Its own file: else accelerate reads the user's default_config.yaml, which may ask for anything.
+_LAUNCH_CONFIG: Final = {
+    "compute_environment": "LOCAL_MACHINE",
+    # accelerate calls its torchrun launcher so; on CPUs too, where "use_cpu" would start one process only.
+    "distributed_type": "MULTI_GPU",
+    "use_cpu": False,
+    "mixed_precision": "no",
+    "num_machines": 1,
+    "machine_rank": 0,
+    # torchrun takes a free one, so two trainings on one machine do not meet.
+    "main_process_port": 0,
+}
+
+
+def launch_training(
+    store: ArtifactStore,
+    *,
+    images: ArtifactRef,
+    captions: ArtifactRef | None,
+    images_root: Path,
+    config: TrainConfig,
+    processes: int,
+) -> None:
+    """Train with `processes` processes on this machine. Raises what stopped one of them, or else their last lines."""
+    job = {
+        "home": str(store.root),
+        "images": images.to_json(),
+        "captions": captions.to_json() if captions else None,
+        "images_root": str(images_root),
+        "config": config.model_dump(mode="json"),
+    }
+    with tempfile.TemporaryDirectory(prefix="clip-scgi-") as folder:
+        path = Path(folder) / _JOB
+        write_json(path, job)
+        command = [sys.executable, "-m", "data.process.children", str(os.getpid()), *launcher(Path(folder), processes)]
+        status, lines = _stream([*command, "-m", "flows.execution.launch", str(path)])
+        _raise_problem(path.with_name(_PROBLEM))
+    if status:
+        raise ClipScgiError(f"training in {processes} processes ended with status {status}; its last lines:\n{lines}")
+
+
+def launcher(folder: Path, processes: int) -> list[str]:
+    """Return the module and its arguments that start `processes` processes; writes its config into `folder`."""
+    path = folder / "accelerate.json"
+    write_json(path, {**_LAUNCH_CONFIG, "num_processes": processes})
+    return [*_LAUNCH, str(path), "--dynamo_backend", "no"]
+
+
+def _raise_problem(path: Path) -> None:
+    """Raise what one of the processes has written down as the reason it stopped, if any has."""
+    if path.exists():
+        problem = read_json(path)
+        raise (RetryableError if problem["retry"] else ClipScgiError)(problem["message"])
+
+
+def _stream(command: list[str]) -> tuple[int, str]:
+    """Run `command`, pass its lines on as they come, and return its status and its last lines."""
+    log = logging.getLogger(__name__)
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    environment = {"OMP_NUM_THREADS": "1", **own_environment()}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        env=environment,
+        start_new_session=True,  # the launcher is told to stop by this process, not by the terminal
+    ) as running:
+        try:
+            for line in running.stdout or ():
+                last.append(line)
+                sys.stderr.write(line)
+                log.info(line.rstrip())
+        except BaseException:
+            _end(running)
+            raise
+    return running.returncode, "".join(last)
+
+
+def _end(running: subprocess.Popen[str]) -> None:
+    """End the launcher and the processes it has started, each of which is a session of its own."""
+    family = [*psutil.Process(running.pid).children(recursive=True), running]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def main(path: Path) -> None:
+    """Run the train stage on the job at `path`, as one of several processes."""
+    follow(os.getppid())
+    import torch.distributed  # not above: a run that finds everything loads no torch
+
+    job: dict[str, Any] = read_json(path)
+    try:
+        with progress_bar("train") as progress:
+            train(
+                ArtifactStore(Path(job["home"])),
+                images=ArtifactRef(**job["images"]),
+                captions=ArtifactRef(**job["captions"]) if job["captions"] else None,
+                images_root=Path(job["images_root"]),
+                config=build_config(TrainConfig, job["config"], "training job"),
+                progress=progress,
+                launched=True,
+            )
+    except ClipScgiError as error:
+        # Handed over as a file: what several processes print is mixed, and torchrun's own lines come last.
+        write_json(path.with_name(_PROBLEM), {"message": str(error), "retry": isinstance(error, RetryableError)})
+        sys.exit(f"clip-scgi: {error}")
+    torch.distributed.destroy_process_group()
+    # Not through the interpreter's end: on a busy machine, threads of the process group that are still ending abort it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

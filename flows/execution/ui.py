@@ -1,0 +1,294 @@
+"""What a person sees of a run in Prefect's UI: progress, small tables and pictures.
+
+All of it is for the eye. The disk is the truth, so a server that cannot be reached just now costs a picture and never
+the run. Called outside a run (a stage used as a library) every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import httpx
+import pyarrow.parquet as pq
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+
+from data.artifacts.inventory import take_inventory
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.files import read_json
+from data.progress import ProgressFn, silent
+from flows.report.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
+from flows.report.scores import METRICS, Score, interval_text, scores, signed
+from flows.summary import StageRun
+from flows.terminal import stage_line
+
+UPDATE_SECONDS: Final = 5.0
+_NOT_KEY: Final = re.compile(r"[^a-z0-9]+")
+_UNREACHABLE: Final = (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError, TimeoutError)
+_LOG = logging.getLogger(__name__)
+
+
+def in_run() -> bool:
+    """Say whether a flow or task run is going on here, so that Prefect has somewhere to show things."""
+    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+@contextmanager
+def progress_artifact(stage: str, show: ProgressFn = silent) -> Iterator[ProgressFn]:
+    """Yield a progress callback that calls `show` and, every few seconds, moves the bar of `stage` in Prefect's UI."""
+    bar = _Bar(stage, show)
+    yield bar
+    bar.finish()
+
+
+class _Bar:
+    """A `ProgressFn`. The bar appears with the first call, so that a stage that found everything shows none."""
+
+    def __init__(self, stage: str, show: ProgressFn, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stage = stage
+        self.show = show
+        self.clock = clock
+        self.artifact: UUID | None = None
+        self.sent = -UPDATE_SECONDS
+        self.active = in_run()
+        self.last = (0.0, "")
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self.show(done, total, note)
+        if not self.active or not total:
+            return
+        self.last = (100.0 * min(done / total, 1.0), f"{self.stage}: {done:,} of {total:,} {note}".rstrip())
+        if self.clock() - self.sent >= UPDATE_SECONDS:
+            self._send()
+
+    def finish(self) -> None:
+        """Show where it ended."""
+        if self.artifact is not None:
+            self._send()
+
+    def _send(self) -> None:
+        self.sent = self.clock()
+        progress, text = self.last
+
+        def send() -> None:
+            if self.artifact is None:
+                key = f"{_key(self.stage)}-progress"
+                # Typed as a coroutine too, for callers within an event loop; stages run in none.
+                self.artifact = create_progress_artifact(progress, key=key, description=text)  # type: ignore[assignment]
+            else:
+                update_progress_artifact(self.artifact, progress=progress, description=text)
+
+        _try(send)
+
+
+def name_run(name: str) -> None:
+    """Give the flow run that goes on here another name."""
+    from prefect.client.orchestration import get_client
+
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    run_id = context.flow_run.id
+
+    def send() -> None:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(run_id, name=name)
+
+    _try(send)
+
+
+def log_stage(stage: StageRun) -> None:
+    """Write into the run's log how a stage ended: its line, what the index noticed, the scores, where the page is."""
+    log = get_run_logger()
+    log.info(stage_line(stage.stage, stage.status, stage.seconds, stage.note, stage.reason).plain)
+    for line in _details(stage):
+        log.info(line)
+
+
+def _details(stage: StageRun) -> list[str]:
+    folder = stage.artifact.folder
+    match stage.stage:
+        case "index":
+            found = read_json(folder / "dataset.json")
+            return [str(notice) for notice in found["notices"]]
+        case "caption":
+            return [f"captions: {folder / 'captions.parquet'}"]
+        case "evaluate":
+            rows = scores(read_json(folder / "metrics.json"))
+            return [
+                f"{row.model}, {row.mode}: {', '.join(f'{label} {row.percent[key]:.1f}' for key, label in METRICS)}"
+                for row in rows
+            ]
+        case "report":
+            return [f"report: {folder / 'report.html'}"]
+    return []
+
+
+def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:
+    """Show `count` captions, evenly spread over the data set, as a table."""
+    columns = ["image_path", "caption", "status", "n_tokens"]
+    table = pq.read_table(captions.folder / "captions.parquet", columns=columns)
+    step = max(table.num_rows // count, 1)
+    rows = table.take(list(range(0, table.num_rows, step))[:count]).to_pylist()
+    _table("captions", rows, f"{len(rows)} of {table.num_rows:,} captions")
+
+
+def show_audit(audited: ArtifactRef) -> None:
+    """Show coverage, agreement and entropy of every attribute as a table."""
+    result = read_json(audited.folder / "audit.json")
+    rows = [
+        {
+            "attribute": slot,
+            "answered %": _percent(entry["coverage"]),
+            "agreement %": _percent(entry["agreement"]),
+            "entropy (bits)": None if entry["entropy"] is None else round(entry["entropy"], 2),
+        }
+        for slot, entry in result["slots"].items()
+    ]
+    flags = ", ".join(f"{name} {count}" for name, count in result["flags"].items())
+    _table("audit", rows, f"{result['images']:,} captions of {result['identities']:,} identities; flagged: {flags}")
+
+
+def show_metrics(store: ArtifactStore, evaluation: ArtifactRef) -> None:
+    """Show the scores as a table, with the difference to the run before on the same queries and gallery."""
+    if not in_run():
+        return
+    before = previous_evaluation(store, evaluation)
+    now = read_json(evaluation.folder / "metrics.json")
+    was = None if before is None else read_json(before / "metrics.json")
+    _table("metrics", metrics_rows(evaluation.folder, before), _metrics_note(now, was))
+
+
+def metrics_rows(now: Path, before: Path | None) -> list[dict[str, Any]]:
+    """Return one row per model and mode: percent, and the points gained since `before` with their interval.
+
+    now, before: folders of two evaluate artifacts.
+    """
+    metrics, queries = _evaluated(now)
+    old, old_queries = ({"results": []}, {}) if before is None else _evaluated(before)
+    if before is not None and not _same_images(metrics, old):
+        old_queries = {}
+    was = {(row.model, row.mode): row for row in scores(old)}
+    rows = []
+    for row in scores(metrics):
+        which = (row.model, row.mode)
+        found = intervals(queries.get(which), old_queries.get(which))
+        cells = {label: f"{row.percent[key]:.1f}{_gain(key, row, was.get(which), found)}" for key, label in METRICS}
+        rows.append({"model": row.model, "mode": row.mode, **cells})
+    return rows
+
+
+def _gain(key: str, now: Score, was: Score | None, found: Mapping[str, Interval] | None) -> str:
+    """Return the points gained in metric `key` with their interval, in brackets; empty without a row `was`."""
+    if was is None:
+        return ""
+    interval = f" {interval_text(found[key])}" if found else ""
+    return f" ({signed(now.percent[key] - was.percent[key])}{interval})"
+
+
+def _evaluated(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], QueryScores]]:
+    """Return metrics.json of an evaluate artifact, and what each of its queries scored."""
+    metrics: dict[str, Any] = read_json(folder / "metrics.json")
+    return metrics, query_scores_of(metrics, folder / "rankings.parquet")
+
+
+def previous_evaluation(store: ArtifactStore, evaluation: ArtifactRef) -> Path | None:
+    """Return the folder of the newest other evaluation of the same dataset, or None."""
+    protocol = read_json(evaluation.folder / "metrics.json")["protocol"]
+    for entry in reversed(take_inventory(store, evaluation.stage).entries):
+        if entry.fingerprint == evaluation.fingerprint or store.problems(entry.stage, entry.fingerprint):
+            continue
+        found: dict[str, Any] = read_json(entry.folder / "metrics.json")
+        if found["protocol"]["dataset"] == protocol["dataset"]:
+            return entry.folder
+    return None
+
+
+def show_training(model: ArtifactRef) -> None:
+    """Show the loss curve as a picture."""
+    from flows.report.curves import training_charts
+    from flows.report.gather import read_log
+
+    for chart in training_charts(read_log(model.folder / "metrics.jsonl"))[:1]:
+        _picture("loss", chart.as_file(), chart.title)
+
+
+def show_cmc(evaluation: ArtifactRef, *, ranks: int = 20) -> None:
+    """Show the CMC curves as a picture."""
+    from flows.report.curves import cmc_chart
+
+    chart = cmc_chart(read_json(evaluation.folder / "metrics.json")["results"], ranks)
+    if chart is not None:
+        _picture("cmc", chart.as_file(), chart.title)
+
+
+def show_rankings(evaluation: ArtifactRef, *, images_root: Path, queries: int = 6, top_k: int = 8) -> None:
+    """Show the nearest gallery images of a few queries as one picture: green frames are right, red ones wrong."""
+    from flows.execution.ui_pictures import ranking_picture
+
+    if not in_run():
+        return
+    picture = ranking_picture(evaluation.folder / "rankings.parquet", images_root, queries=queries, top_k=top_k)
+    if picture is not None:
+        _show_image("rankings", picture, "query, then its nearest gallery images (green: same person)")
+
+
+def _metrics_note(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+    protocol = now["protocol"]
+    note = f"{protocol['dataset']}: {protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images, percent"
+    if before is None:
+        return f"{note}; the first run of this data set"
+    note += "; in brackets the points gained since the run before"
+    if not _same_images(now, before):
+        return f"{note}, on other images, which gives no interval"
+    return f"{note}, with the {METHOD}; an interval that holds zero shows no difference"
+
+
+def _same_images(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return bool(now["protocol"].get("test_hash") == before["protocol"].get("test_hash"))
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
+
+
+def _table(name: str, rows: list[dict[str, Any]], description: str) -> None:
+    if in_run():
+        _try(lambda: create_table_artifact(rows, key=_key(name), description=description))
+
+
+def _picture(name: str, svg: str, description: str) -> None:
+    code = base64.b64encode(svg.encode()).decode("ascii")
+    _show_image(name, f"data:image/svg+xml;base64,{code}", description)
+
+
+def _show_image(name: str, source: str, description: str) -> None:
+    if in_run():
+        _try(lambda: create_image_artifact(source, key=_key(name), description=description))
+
+
+def _key(name: str) -> str:
+    """Return an artefact key: lower case letters, digits and dashes."""
+    return _NOT_KEY.sub("-", name.lower()).strip("-")
+
+
+def _try(send: Callable[[], Any]) -> None:
+    try:
+        send()
+    except _UNREACHABLE as error:
+        _LOG.warning("not shown in Prefect's UI: %s", error)

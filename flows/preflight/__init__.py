@@ -1,0 +1,1 @@
+"""Checks of settings, index and machine before the hours are spent."""

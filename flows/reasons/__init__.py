@@ -1,0 +1,1 @@
+"""Why a stage runs: what changed since its last artifact."""

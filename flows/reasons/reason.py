@@ -1,0 +1,165 @@
+"""Why a stage runs: which ingredient changed since the last artifact of its kind.
+
+Reads the sidecars of one stage and, where images or captions changed, the tables that differ. Only a stage that runs
+anyway pays for it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from data.artifacts.inventory import in_progress
+from data.artifacts.store import ArtifactRef, ArtifactStore, Sidecar, fingerprint_of
+from flows.reasons.tables import CAPTIONS, IMAGES, behind, between
+
+FIRST: Final = "first run"
+ELSEWHERE: Final = "another process was making it"
+_SHOWN: Final = 3
+_LONGEST: Final = 40  # characters of a value that is shown
+_DIGEST: Final = re.compile(r"^[0-9a-f]{12,64}$")
+_VERSIONS: Final = {"version": "code version", "stage_version": "code version", "schema_version": "schema version"}
+_SETTINGS: Final = ("config", "recipe", "cleaning")
+_TABLES: Final = {"images": IMAGES, "test_images": IMAGES, "captions": CAPTIONS}
+_ABSENT: Final = object()
+
+Leaves = dict[tuple[str, ...], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purpose:
+    """What a run is for. Its predecessors are the artifacts that runs of the same dataset and recipe have used."""
+
+    dataset: str
+    recipe: str
+
+
+def reason(store: ArtifactStore, stage: str, ingredients: Mapping[str, Any], purpose: Purpose) -> str:
+    """Return why `stage` has to run on `ingredients`, in a few words; call it before the stage runs.
+
+    The predecessor is, of the artifacts used for `purpose` before, the one that shares most ingredients, and the most
+    recently used of equals. Artifacts without a label (from an earlier version) count where there is no other.
+    """
+    fingerprint = fingerprint_of(stage, ingredients)
+    if f"{stage}-{fingerprint}" in in_progress(store):
+        return ELSEWHERE
+    problems = store.problems(stage, fingerprint)
+    sidecars = store.sidecars(stage)
+    if problems and problems != ["absent"]:
+        return _unusable(sidecars, fingerprint, problems[0])
+    before = _predecessor(sidecars, ingredients, purpose)
+    changes = [FIRST] if before is None else changed(store, before.ingredients, ingredients)
+    if store.scratch(stage, fingerprint).exists():
+        return f"continues an interrupted run ({_listed(changes)})"
+    if fingerprint in store.known(stage):
+        return "its artifact was deleted, or the run that made it was interrupted"
+    return _listed(changes)
+
+
+def index_reason(store: ArtifactStore, made: ArtifactRef, before: Iterable[str], purpose: Purpose) -> str:
+    """Return why the index artifact `made` was made. before: `ArtifactStore.known` of the index stage until then."""
+    if made.fingerprint in before:
+        return "its artifact was damaged or deleted"
+    sidecars = {item.folder.name: item for item in store.sidecars(made.stage)}
+    now = sidecars.pop(made.fingerprint).ingredients
+    last = _predecessor(sidecars.values(), now, purpose)
+    if last is None:
+        return FIRST
+    changes = changed(store, *(_index_ingredients(ingredients) for ingredients in (last.ingredients, now)))
+    details = between(IMAGES, last.folder, made.folder)
+    if details and "images changed" in changes:
+        changes[changes.index("images changed")] += f": {', '.join(details)}"
+    return _listed(changes or ["the notices about the dataset changed"])
+
+
+def _index_ingredients(ingredients: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ingredients of an index by what a person changes: the images, and how they are read."""
+    described = ingredients["description"]
+    return {
+        "stage_version": ingredients["stage_version"],
+        "schema_version": ingredients["schema_version"],
+        "images": described["dataset_hash"],
+        "rejected files": ingredients["rejected"],
+        "dataset": {name: described[name] for name in ("name", "reader", "version")},
+    }
+
+
+def _unusable(sidecars: Iterable[Sidecar], fingerprint: str, problem: str) -> str:
+    if any(item.folder.name == fingerprint and item.fingerprint is None for item in sidecars):
+        return "some images failed last time"
+    return f"its artifact is damaged: {problem}"
+
+
+def _predecessor(found: Iterable[Sidecar], ingredients: Mapping[str, Any], purpose: Purpose) -> Sidecar | None:
+    everything, label = list(found), {"dataset": purpose.dataset, "recipe": purpose.recipe}
+    candidates = [item for item in everything if label in item.uses] or [item for item in everything if not item.uses]
+    wanted = leaves(ingredients)
+    return max(candidates, key=lambda item: (_shared(leaves(item.ingredients), wanted), item.used), default=None)
+
+
+def _shared(one: Leaves, other: Leaves) -> int:
+    return sum(key in other and other[key] == value for key, value in one.items())
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Leaves:
+    """Return path of keys -> value for everything in nested JSON objects; lists are values."""
+    if not isinstance(value, Mapping):
+        return {path: value}
+    found: Leaves = {}
+    for key, item in value.items():
+        found |= leaves(item, (*path, str(key)))
+    return found
+
+
+def changed(store: ArtifactStore, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return one phrase per ingredient that differs: settings with both values, digests by what changed behind them.
+
+    Where the version of the code differs it is the only phrase: its other ingredients may mean something else.
+    """
+    versions = [key for key in _VERSIONS if key in new and old.get(key) != new[key]]
+    if versions:
+        return [_change(_VERSIONS[key], old.get(key, _ABSENT), new[key]) for key in versions]
+    return [phrase for key in dict.fromkeys([*new, *old]) for phrase in _phrases(store, key, old, new)]
+
+
+def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = leaves(old.get(key, _ABSENT)), leaves(new.get(key, _ABSENT))
+    pairs = {
+        path: (before.get(path, _ABSENT), after.get(path, _ABSENT))
+        for path in dict.fromkeys([*after, *before])
+        if before.get(path, _ABSENT) != after.get(path, _ABSENT)
+    }
+    if not pairs:
+        return []
+    if key in _SETTINGS:
+        return [_change(".".join((key, *path)), *pair) for path, pair in pairs.items()]
+    details = behind(store, _TABLES[key], before.values(), after.values()) if key in _TABLES else []
+    if not details and key != "model":
+        details = [_change(".".join(path), *pair, named_only="") for path, pair in pairs.items()]
+    shown = list(dict.fromkeys(detail for detail in details if detail))
+    return [f"{key} changed: {', '.join(shown)}" if shown else f"{key} changed"]
+
+
+def _change(name: str, old: Any, new: Any, named_only: str = " changed") -> str:
+    """Describe one change by both values, or by its name where a value is a digest or too long to show."""
+    texts = [_text(value) for value in (old, new)]
+    if None in texts:
+        # Fingerprint and content of an artifact change together, and its role names both.
+        name = re.sub(r"\.(fingerprint|content)$", "", name.removeprefix("files."))
+        return name + named_only if name else ""
+    return f"{name} {texts[0]} -> {texts[1]}".strip()
+
+
+def _text(value: Any) -> str | None:
+    if value is _ABSENT:
+        return "unset"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return None if len(text) > _LONGEST or _DIGEST.match(text) else text
+
+
+def _listed(changes: list[str]) -> str:
+    more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return "; ".join(changes[:_SHOWN]) + more

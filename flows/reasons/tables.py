@@ -1,0 +1,121 @@
+"""What changed behind a digest of images or captions: two tables compared, in a few words."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow.parquet as pq
+
+from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, caption_text
+from data.artifacts.store import ArtifactStore, Sidecar
+from data.readers.base import GALLERY, QUERY, TRAIN
+
+_KINDS: Final = {"added": "image", "removed": "image", "replaced": "image", "relabeled": "image", "renamed": "path"}
+_PARTS: Final = {"train": (TRAIN,), "test": (QUERY, GALLERY), "ranked": (QUERY, GALLERY)}
+_WITHOUT_PATHS: Final = ("train", "test")
+_LABELS: Final = ("split", "pid", "camid")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of images.parquet or captions.parquet. with_paths: whether the stage depends on the names of files."""
+
+    rows: list[Row]
+    with_paths: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of table: the stages that write it, the file, the columns that are compared, and how."""
+
+    stages: tuple[str, ...]
+    file: str
+    columns: tuple[str, ...]
+    compare: Callable[[Table, Table], list[str]]
+
+
+def image_changes(old: Table, new: Table) -> list[str]:
+    """Return how two sets of images differ: "2 images added", "1 path renamed" and the like.
+
+    Images are matched by path, and those whose path is new or gone by their bytes.
+    """
+    before, after = ({row["path"]: row for row in table.rows} for table in (old, new))
+    counts = Counter(_difference(before[path], after[path], "") for path in before.keys() & after.keys())
+    gone: dict[str, list[Row]] = defaultdict(list)
+    for path in before.keys() - after.keys():
+        gone[before[path]["sha256"]].append(before[path])
+    for path in after.keys() - before.keys():
+        twins = gone[after[path]["sha256"]]
+        counts[_difference(twins.pop(), after[path], "renamed") if twins else "added"] += 1
+    counts["removed"] = sum(map(len, gone.values()))
+    if not (old.with_paths and new.with_paths):
+        del counts["renamed"]
+    found = ((counts[kind], noun, kind) for kind, noun in _KINDS.items())
+    return [f"{count:,} {noun if count == 1 else noun + 's'} {kind}" for count, noun, kind in found if count]
+
+
+def _difference(old: Row, new: Row, same: str) -> str:
+    if old["sha256"] != new["sha256"]:
+        return "replaced"
+    return same if all(old[name] == new[name] for name in _LABELS) else "relabeled"
+
+
+def text_changes(old: Table, new: Table) -> list[str]:
+    """Return how two sets of captions differ: "3 with another text", "1 added" and the like."""
+    before, after = (
+        {(row["image_sha256"], row["pid"], row["camid"]): caption_text(row["caption"]) for row in table.rows}
+        for table in (old, new)
+    )
+    counts = {
+        "with another text": sum(before[key] != after[key] for key in before.keys() & after.keys()),
+        "added": len(after.keys() - before.keys()),
+        "removed": len(before.keys() - after.keys()),
+    }
+    return [f"{count:,} {what}" for what, count in counts.items() if count]
+
+
+IMAGES: Final = Source(stages=("index",), file=IMAGES_FILE, columns=("path", "sha256", *_LABELS), compare=image_changes)
+CAPTIONS: Final = Source(
+    stages=("caption", "caption_control"),
+    file=CAPTIONS_FILE,
+    columns=("image_sha256", "caption", *_LABELS),
+    compare=text_changes,
+)
+
+
+def behind(store: ArtifactStore, source: Source, old: Iterable[Any], new: Iterable[Any]) -> list[str]:
+    """Return what differs between the tables that two sets of digests name; nothing if either is gone."""
+    sidecars = [item for stage in source.stages for item in store.sidecars(stage)]
+    before, after = (_named(sidecars, digests, source) for digests in (old, new))
+    return source.compare(before, after) if before and after else []
+
+
+def between(source: Source, old: Path, new: Path) -> list[str]:
+    """Return what differs between the tables in two artifact folders; nothing if either cannot be read."""
+    before, after = (_read(folder, source, None) for folder in (old, new))
+    return source.compare(before, after) if before and after else []
+
+
+def _named(sidecars: Sequence[Sidecar], digests: Iterable[Any], source: Source) -> Table | None:
+    """Return the rows that one of `digests` stands for: of the whole file, or of the splits that a part covers."""
+    wanted = {digest for digest in digests if isinstance(digest, str)}
+    for item in sidecars:
+        part = next((name for name, digest in item.contents.items() if digest in wanted), None)
+        if part or item.files.get(source.file) in wanted:
+            return _read(item.folder, source, part)
+    return None
+
+
+def _read(folder: Path, source: Source, part: str | None) -> Table | None:
+    try:
+        rows = pq.read_table(folder / source.file, columns=list(source.columns)).to_pylist()
+    except (OSError, ValueError):  # a damaged artifact explains nothing; it is made again when a run needs it
+        return None
+    splits = _PARTS.get(part or "", (TRAIN, QUERY, GALLERY))
+    return Table(rows=[row for row in rows if row["split"] in splits], with_paths=part not in _WITHOUT_PATHS)

@@ -1,0 +1,1 @@
+"""The report stage: scores, curves, retrieval and language of one run as a page."""

@@ -1,0 +1,179 @@
+"""Puts the page together: gathers what each section shows and renders the template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from data.files import read_json, write_text
+from data.images.thumbnails import Thumbnails
+from data.progress import ProgressFn
+from flows.report.curves import cmc_chart, training_charts
+from flows.report.gather import Row, counts, distinct, read_log, read_rows
+from flows.report.intervals import METHOD, MIN_QUERIES
+from flows.report.language import audit_section, caption_section, image_flags
+from flows.report.retrieval import leading_row, query_section
+from flows.report.scores import METRICS, duration, scores, signed
+from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
+
+_CAPTIONER_COLUMNS = (
+    "model_id",
+    "model_revision",
+    "template_id",
+    "dtype",
+    "quantization",
+    "batch_size",
+    "captioner_fingerprint",
+)
+_REJECTED_SHOWN = 50
+_SECTIONS = 4
+
+
+def write_page(
+    path: Path, *, inputs: ReportInputs, images_root: Path, config: ReportConfig, progress: ProgressFn
+) -> dict[str, str]:
+    """Write the page to `path`; return the images that could not be shown, each with the reason."""
+    images = read_rows(inputs.images.folder / "images.parquet", ("path", "sha256"))
+    thumbnail = Thumbnails(images_root, {row["path"]: row["sha256"] for row in images}, config.thumbnail_height)
+    page = _page(inputs, config, thumbnail, progress)
+    page["n_without_image"] = len(thumbnail.problems)
+    write_text(path, page_environment().get_template("report.html.j2").render(page))
+    progress(_SECTIONS, _SECTIONS, "report.html")
+    return thumbnail.problems
+
+
+def page_environment() -> Environment:
+    """Return the environment of the pages in `TEMPLATES`: everything put in is escaped, nothing missing is let pass."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=lambda share, digits=1: f"{100 * share:.{digits}f}",
+        signed=signed,
+        thousands=lambda number: f"{number:,}",
+        plain_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+    )
+    return environment
+
+
+def _page(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, progress: ProgressFn) -> dict[str, Any]:
+    metrics = read_json(inputs.evaluation.folder / "metrics.json")
+    lead = leading_row(metrics["results"], config.mode)
+    page = {"config": config, "artifacts": inputs.artifacts()}
+    progress(0, _SECTIONS, "results")
+    page |= _results(inputs, metrics, lead, config)
+    progress(1, _SECTIONS, "training")
+    page |= _training_part(inputs)
+    progress(2, _SECTIONS, "queries")
+    page |= query_section(
+        inputs.evaluation.folder / "rankings.parquet",
+        thumbnail,
+        model=lead["model"],
+        mode=lead["mode"],
+        each=config.queries_each,
+        top_k=config.top_k,
+        seed=config.seed,
+    )
+    progress(3, _SECTIONS, "captions")
+    return page | _language_part(inputs, config, thumbnail)
+
+
+def _results(inputs: ReportInputs, metrics: Row, lead: Row, config: ReportConfig) -> dict[str, Any]:
+    rows = scores(metrics, inputs.evaluation.folder / "rankings.parquet")
+    return {
+        "dataset": read_json(inputs.images.folder / "dataset.json"),
+        "rejected": _rejected(inputs.images.folder / "rejected.parquet"),
+        "protocol": metrics["protocol"],
+        "metric_names": METRICS,
+        "interval_method": METHOD,
+        "min_queries": MIN_QUERIES,
+        "scores": rows,
+        "lead": lead,
+        "lead_score": next(row for row in rows if (row.model, row.mode) == (lead["model"], lead["mode"])),
+        "cmc": cmc_chart(metrics["results"], config.cmc_ranks),
+    }
+
+
+def _training_part(inputs: ReportInputs) -> dict[str, Any]:
+    log = read_log(inputs.model.folder / "metrics.jsonl")
+    trained = read_json(inputs.model.folder / "config.json")
+    return {
+        "method": method_name(inputs.recipe, trained),
+        "recipe": without_places(inputs.recipe),
+        "recipe_name": inputs.recipe.get("name"),
+        # Its config is the recipe's, and its list of identities is as long as the data set.
+        "trained_from": {name: value for name, value in trained.items() if name not in ("config", "identities")},
+        "versions": _versions(trained.get("provenance", {})),
+        "training": _training(log),
+        "charts": training_charts(log),
+    }
+
+
+def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails) -> dict[str, Any]:
+    if inputs.captions is None or inputs.audit is None:
+        return {"captioner": {}, "captions": None, "audit": None}
+    path = inputs.captions.folder / "captions.parquet"
+    return {
+        "captioner": distinct(path, _CAPTIONER_COLUMNS),
+        "captions": caption_section(
+            path,
+            image_flags(inputs.audit.folder / "flags.parquet"),
+            thumbnail,
+            shown=config.captions,
+            failed=config.failed_captions,
+            seed=config.seed,
+        ),
+        "audit": audit_section(
+            inputs.audit.folder,
+            path,
+            thumbnail,
+            identities=config.identities,
+            identity_images=config.identity_images,
+        ),
+    }
+
+
+def method_name(recipe: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    """Return the method's name: from the trained model's config or, where that is silent, from the recipe."""
+    places: list[Any] = [trained.get("config"), recipe.get("train"), recipe]
+    names = (place["method"] for place in places if isinstance(place, Mapping) and isinstance(place.get("method"), str))
+    return next(names, "method not recorded")
+
+
+def _versions(provenance: Mapping[str, Any]) -> dict[str, str]:
+    python = {"python": provenance["python"]} if "python" in provenance else {}
+    return python | provenance.get("libraries", {})
+
+
+def _training(log: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    epochs = log["epoch"]
+    seconds = sum(row["seconds"] for row in epochs)
+    images = sum(row["images_per_second"] * row["seconds"] for row in epochs)
+    first, last = (epochs[0], epochs[-1]) if epochs else ({}, {})
+    terms = [name for name in first.get("terms", ()) if name in last["terms"]]
+    total = [("total", first["loss"], last["loss"])] if epochs else []
+    return {
+        "epochs": len(epochs),
+        "steps": max((row["step"] for kind in ("step", "epoch") for row in log[kind]), default=0),
+        "duration": duration(seconds),
+        "speed": images / seconds if seconds else 0.0,
+        "losses": total + [(name, first["terms"][name], last["terms"][name]) for name in terms],
+    }
+
+
+def _rejected(path: Path) -> dict[str, Any]:
+    rows = read_rows(path)
+    return {
+        "total": len(rows),
+        "reasons": counts(row["reason"] for row in rows),
+        "rows": rows[:_REJECTED_SHOWN],
+    }

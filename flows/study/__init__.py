@@ -1,0 +1,1 @@
+"""The study: variants, seeds and controls, compared by paired differences."""

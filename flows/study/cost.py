@@ -1,0 +1,159 @@
+"""What a study will cost, before it starts: the time of a step, measured here and now, times the steps of every run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data.artifacts.fingerprint import canonical_json
+from data.artifacts.store import ArtifactRef
+from data.device import CPU, resolve_device
+from flows.study.run import Run
+from reid.config.train import TrainConfig
+from reid.inputs.training_rows import train_rows
+
+_TURNS: Final = 3  # after one that warms up; the least counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Time of training alone; drawing, captioning and evaluation come on top. steps: of all `runs` together."""
+
+    runs: int
+    steps: int
+    seconds: float
+
+
+def estimate(runs: Sequence[Run]) -> Cost:
+    """Return what training `runs` would take on this machine as busy as it is now; equal trainings count once.
+
+    Takes a few steps of each method on random pixels, those of CLIP-ReID's first stage included. Raises as building a
+    task does: WeightsError, ConfigError.
+    """
+    speeds: dict[str, _Speed] = {}
+    sizes: dict[str, NDArray[np.int64]] = {}
+    steps, seconds = 0, 0.0
+    distinct = {_training_key(run): run for run in runs}
+    for run in distinct.values():
+        labels = sizes.setdefault(run.inputs.images.fingerprint, _labels(run.inputs.images))
+        speed = speeds.setdefault(run.train.method, _Speed.measured(run.train, len(np.unique(labels))))
+        taken = training_steps(run.train, labels)
+        steps += taken
+        seconds += taken * speed.step + _prompt_steps(run.train, len(labels)) * speed.prompt_step
+    return Cost(runs=len(distinct), steps=steps, seconds=seconds)
+
+
+def _training_key(run: Run) -> tuple[str, str, str]:
+    return run.inputs.images.fingerprint, run.variant.captions, canonical_json(run.train.identity())
+
+
+def training_steps(config: TrainConfig, labels: NDArray[np.int64]) -> int:
+    """Return the optimiser steps of a training on images of identities `labels`, [N]."""
+    from reid.inputs.sampler import IdentitySampler
+
+    batch = config.batch
+    sampler = IdentitySampler(labels, identities=batch.identities, images=batch.images, seed=config.seed)
+    return config.schedule.epochs * -(-len(sampler) // batch.accumulate)
+
+
+def _prompt_steps(config: TrainConfig, images: int) -> int:
+    return config.prompts.epochs * -(-images // config.prompts.batch) if config.method == "clip_reid" else 0
+
+
+def _labels(images: ArtifactRef) -> NDArray[np.int64]:
+    table = pq.read_table(images.folder / "images.parquet", columns=["split", "pid"]).to_pydict()
+    return np.array(table["pid"], dtype=np.int64)[train_rows(table["split"], table["pid"])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Speed:
+    """Seconds of one step of training, and of one of CLIP-ReID's first stage (0 for other methods)."""
+
+    step: float
+    prompt_step: float
+
+    @classmethod
+    def measured(cls, config: TrainConfig, identities: int) -> _Speed:
+        prompt = _least(_prompt_step(config, identities)) if config.method == "clip_reid" else 0.0
+        return cls(step=_least(_step(config, identities)), prompt_step=prompt)
+
+
+def _least(step: Callable[[], None]) -> float:
+    seconds = []
+    for _ in range(_TURNS + 1):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def _device(config: TrainConfig) -> str:
+    import torch
+
+    return resolve_device(config.device, torch.cuda, "train.device")
+
+
+def _step(config: TrainConfig, identities: int) -> Callable[[], None]:
+    """Return one optimiser step of the method on random pixels."""
+    import torch
+
+    from reid.tasks.base import Batch
+    from reid.tasks.build import build_task
+    from reid.training.optim import build_optimizer
+
+    device, size = _device(config), config.batch.identities * config.batch.images
+    task = build_task(config, identities=identities, cameras=[0]).to(device).train()
+    optimizer = build_optimizer(task, config.schedule)
+    batch = Batch(
+        images_BCHW=torch.randn(size, 3, config.backbone.height, config.backbone.width, device=device),
+        labels_B=torch.arange(size, device=device) // config.batch.images,
+        items_B=torch.arange(size, device=device),
+        cameras_B=torch.zeros(size, dtype=torch.long, device=device),
+        captions_BD=torch.randn(size, task.backbone.joint_width, device=device),
+    )
+
+    def step() -> None:
+        for _ in range(config.batch.accumulate):
+            task.total(task(batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _wait(device)
+
+    return step
+
+
+def _prompt_step(config: TrainConfig, identities: int) -> Callable[[], None]:
+    """Return one step of CLIP-ReID's first stage on random features."""
+    import torch
+
+    from reid.models.backbone import build_backbone
+    from reid.training.prompt_learning import PromptLearner, prompt_terms
+
+    device, size = _device(config), config.prompts.batch
+    backbone = build_backbone(config.backbone, seed=config.seed).to(device).eval()
+    backbone.freeze_text()
+    learner = PromptLearner(backbone, identities, config.prompts.words).to(device)
+    features = torch.randn(size, backbone.joint_width, device=device)
+    labels = torch.arange(size, device=device) % identities
+
+    def step() -> None:
+        terms = prompt_terms(features, labels, backbone, learner, config.prompts.temperature)
+        torch.stack([*terms.values()]).sum().backward()
+        learner.zero_grad(set_to_none=True)
+        _wait(device)
+
+    return step
+
+
+def _wait(device: str) -> None:
+    """A GPU only queues its work: wait for it, or the clock sees nothing."""
+    import torch
+
+    if device != CPU:
+        torch.cuda.synchronize(device)

@@ -1,0 +1,67 @@
+"""From a variant and a seed to the configs of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from data.config import C, build_config
+from flows.recipes import Recipe, tiny_clip_reid
+from flows.study.plan import StudyConfig, Variant
+from reid.config.published import published_training
+from reid.config.train import Method, TrainConfig
+
+
+def training_of(variant: Variant, base: TrainConfig, seed: int) -> TrainConfig:
+    """Return the training of one variant and seed; `base` is the recipe's, whose seed `seed` is added to."""
+    changes = {"seed": base.seed + seed, **_method_changes(variant.method, base)}
+    if variant.stretch != 1:
+        schedule, factor = base.schedule, variant.stretch
+        changes["schedule.epochs"] = factor * schedule.epochs
+        changes["schedule.warmup_epochs"] = factor * schedule.warmup_epochs
+        changes["schedule.milestones"] = [factor * milestone for milestone in schedule.milestones]
+    return _changed(base, changes | dict(variant.changes))
+
+
+def _method_changes(method: Method, base: TrainConfig) -> dict[str, Any]:
+    """Return what a method wants besides the schedule that all share: dotted key of TrainConfig -> value.
+
+    CLIP-ReID has the loss weights and the first stage of its own recipe, but for what the user has set. The baseline
+    has the weights of CLIP-SCGI, so that CLIP-SCGI is the baseline and its own terms.
+    """
+    if method != "clip_reid":
+        return {"method": method}
+    name = base.backbone.name
+    own = tiny_clip_reid() if name == "tiny" else published_training("clip_reid", name)
+    return {"method": method, **_unset(base, own, "loss"), **_unset(base, own, "prompts")}
+
+
+def _unset(base: TrainConfig, own: TrainConfig, group: Literal["loss", "prompts"]) -> dict[str, Any]:
+    """Return the settings of `own` in one group, as dotted keys, where `base` has the defaults."""
+    given, default, wanted = (getattr(config, group) for config in (base, TrainConfig(), own))
+    plain = (part.model_dump(mode="json") for part in (given, default, wanted))
+    rows = zip(*(part.items() for part in plain), strict=True)
+    return {f"{group}.{name}": value for (name, set_to), (_, usual), (_, value) in rows if set_to == usual}
+
+
+def recipe_of(recipe: Recipe, config: StudyConfig, seed: int) -> Recipe:
+    """Return the recipe of one seed: with people of its own where `config` wants that and the data set offers it."""
+    if not config.resample:
+        return recipe
+    if recipe.synthetic is not None and not recipe.data.root:
+        return _changed(recipe, {"synthetic.seed": recipe.synthetic.seed + seed})
+    if recipe.data.reader == "pku_reid":
+        return _changed(recipe, {"data.split_seed": recipe.data.split_seed + seed})
+    return recipe
+
+
+def _changed(config: C, changes: Mapping[str, Any]) -> C:
+    """Return `config` with dotted keys set, validated anew."""
+    values = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        here = values
+        for part in path:
+            here = here[part]
+        here[last] = value
+    return build_config(type(config), values, "study")

@@ -1,0 +1,1 @@
+"""Naming and position grids of CLIP weight files."""

@@ -1,0 +1,300 @@
+"""Configs of stage 2. Every field says its unit; fields that cannot change a result are marked RUNTIME."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from data.config import RUNTIME, Config, RuntimeStr
+from data.device import Device
+from data.errors import raise_settings
+from reid.clip_files.grids import Grid, patch_grid
+from reid.clip_files.pickles import PICKLES, pickle_remedy
+from reid.config.augment import AugmentConfig
+from reid.config.validation import ValidationConfig
+
+Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+Method = Literal["clip_scgi", "clip_reid", "clip_baseline"]
+Activation = Literal["quick_gelu", "gelu"]
+
+PATCH: Final = 16
+"""Pixels per side of a patch, or of a position of the ResNet, in every backbone."""
+
+SHIPPED = "shipped"
+OPENAI = "openai"
+RANDOM = "random"
+
+FP16_PROBLEM = "train.precision=fp16 needs a GPU; set train.precision=bf16, or train.precision=no"
+"""What is wrong with this precision on the CPU."""
+
+
+class BackboneConfig(Config):
+    """Which CLIP, from which weights, at which input size."""
+
+    name: Literal["tiny", "vit_b16", "rn50"] = "tiny"
+    """Architecture: the embedded tiny CLIP, or CLIP's ViT-B/16 or ResNet-50."""
+    weights: str = SHIPPED
+    """"shipped" (tiny only), "openai" (vit_b16 and rn50, from the local hub cache or the hub), "random" (tests and
+    benchmarks), or a path: a .safetensors file with open_clip's or Hugging Face's names, a folder that holds one, or
+    a train artifact of ours, whose CLIP is trained further."""
+    activation: Literal["auto", "quick_gelu", "gelu"] = "auto"
+    """Activation that a weights file was trained with. "auto" reads it from the config beside the file
+    (open_clip_config.json, config.json). OpenAI's weights want quick_gelu, most others of open_clip gelu."""
+    source_grid: tuple[Size, Size] | None = None
+    """Rows and columns of the position embeddings in a weights file, where their number fits several grids; a file of
+    256 x 128 pixels has [16, 8]."""
+    height: Size = 128
+    """Input height, pixels. Published: 256."""
+    width: Size = 64
+    """Input width, pixels. Published: 128."""
+    stride: Annotated[int, Field(ge=0)] = 0
+    """Step between patches, pixels; 0 is the patch size. CLIP-ReID's overlapping patches (OLP) use 12."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change a result.
+
+        Of a weights file only that it is one; its digest, activation and grid are in `weights_identity`.
+        """
+        fields = {**super().identity(), "weights": "file" if self.is_file else self.weights}
+        return {name: value for name, value in fields.items() if name not in ("activation", "source_grid")}
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the weights are a file or folder of the user's."""
+        return self.weights not in (SHIPPED, OPENAI, RANDOM)
+
+    @property
+    def own_activation(self) -> Activation:
+        """The activation that the architecture was published with."""
+        return "gelu" if self.name == "tiny" else "quick_gelu"
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of the image tower's positions at this input size."""
+        if self.name == "rn50":
+            return self.height // PATCH, self.width // PATCH  # stage 4 keeps its resolution, as in CLIP-ReID
+        return patch_grid((self.height, self.width), PATCH, self.stride)
+
+    @model_validator(mode="after")
+    def _check(self) -> BackboneConfig:
+        raise_settings([*self._weights_problems(), *self._file_setting_problems(), *self._size_problems()])
+        return self
+
+    def _weights_problems(self) -> Iterator[tuple[str, str]]:
+        path = Path(self.weights)
+        if self.name == "tiny" and self.weights == OPENAI:
+            yield "weights", "openai has no weights for the tiny CLIP; set {at}weights=shipped"
+        if self.name != "tiny" and self.weights == SHIPPED:
+            told = "set {at}weights=openai or the path of a .safetensors file"
+            yield "weights", f"no weights are shipped for {self.name}; {told}"
+        if path.suffix in PICKLES:
+            yield "weights", pickle_remedy(path)
+        elif self.is_file and path.suffix != ".safetensors" and "/" not in self.weights:
+            told = f"must be shipped, openai, random, a .safetensors file or a folder, not {self.weights}"
+            yield "weights", f"{told} (for a folder set {{at}}weights=./{self.weights})"
+
+    def _file_setting_problems(self) -> Iterator[tuple[str, str]]:
+        if self.weights in (SHIPPED, OPENAI) and self.activation not in ("auto", self.own_activation):
+            told = f"weights={self.weights} were trained with {self.own_activation}"
+            yield "activation", f"{told}; set {{at}}activation=auto"
+        if self.source_grid is not None and not self.is_file:
+            yield "source_grid", "describes a weights file of your own; set {at}source_grid=null"
+
+    def _size_problems(self) -> Iterator[tuple[str, str]]:
+        if self.name == "rn50" and self.stride:
+            yield "stride", "overlapping patches need a vision transformer; set {at}stride=0 for rn50"
+        for side, length in (("height", self.height), ("width", self.width)):
+            if length < PATCH:
+                yield side, f"{length} pixels are less than a patch; set {{at}}{side} to at least {PATCH}"
+
+
+class ScgiConfig(Config):
+    """What CLIP-SCGI's description leaves to choose (arXiv:2410.09382; reference in brackets where it says)."""
+
+    cgi: bool = True
+    """Caption-guided inversion: put a pseudo-word made of image and caption into the prompt. Off, the prompt is the
+    fixed "A photo of a person" and L_con contrasts images with their captions."""
+    cff: bool = True
+    """Contextual feature fusion: an embedding from the prompt's tokens looking at the image's. Off, there is no
+    fused embedding and only the image embedding is trained."""
+    queries: Size = 2
+    """K, learnable queries that read the patches in CGI (published best of 1, 2, 4, 8: 2)."""
+    depth: Size = 1
+    """Cross-attention blocks in CGI (published: 1)."""
+    fusion_depth: Count = 2
+    """Self-attention blocks in CFF (published: 2)."""
+    fusion_tokens: Literal["raw", "refined"] = "raw"
+    """Keys and values of CFF: image tokens as they are, or times the caption feature. The paper does not say; at test
+    time there is no caption, so "refined" trains what fused inference cannot use."""
+    pairing: Literal["identity", "image"] = "identity"
+    """Positives of L_con: the prompts of all images of the identity, or the image's own. The paper does not say."""
+    temperature: Rate = 0.07
+    """Divides the cosine similarities of L_con. The paper does not say; CLIP starts at 0.07."""
+    plain_share: Share = 0.0
+    """Share of the training images whose CFF prompt is the fixed one of test time instead of the composed one."""
+
+
+class PromptConfig(Config):
+    """CLIP-ReID's first stage: words learned for each identity while both towers are frozen."""
+
+    words: Size = 4
+    """Learnable tokens of an identity in "A photo of a [X].. person."."""
+    noun: Annotated[str, Field(min_length=1)] = "person"
+    """What the identities are; CLIP-ReID: "vehicle" for VeRi-776 and VehicleID."""
+    epochs: Size = 120
+    """Passes over the cached image features."""
+    batch: Annotated[int, Field(ge=2)] = 64
+    """Images in a batch, drawn without regard to identity."""
+    rate: Rate = 3.5e-4
+    """Adam's learning rate after the warm-up; it falls along a cosine."""
+    rate_min: Weight = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: Count = 5
+    """Epochs of linear warm-up."""
+    warmup_rate: Weight = 1e-5
+    """Learning rate that the warm-up starts from."""
+    weight_decay: Weight = 1e-4
+    """Adam's L2 term."""
+    temperature: Rate = 1.0
+    """Divides the dot products of features, which are not normalised."""
+
+
+class LossConfig(Config):
+    """Weights and constants of the loss terms. A weight of 0 leaves its term out."""
+
+    id_weight: Weight = 1.0
+    """Weight of the label-smoothed cross entropy (CLIP-ReID stage 2: 0.25)."""
+    triplet_weight: Weight = 1.0
+    """Weight of the batch-hard triplet loss."""
+    contrast_weight: Weight = 1.0
+    """Weight of the image-text term: L_con of CLIP-SCGI, the image-to-text cross entropy of CLIP-ReID."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Label smoothing, share of the target spread over all identities."""
+    margin: Annotated[float, Field(ge=0)] | None = 0.3
+    """Triplet margin in feature units; none is the soft-margin form."""
+
+
+class BatchConfig(Config):
+    """What one optimiser step sees."""
+
+    identities: Annotated[int, Field(ge=2)] = 16
+    """P, different identities in a batch."""
+    images: Size = 4
+    """K, images of each identity."""
+    accumulate: Size = 1
+    """P x K batches whose gradients make one step. Losses stay within a batch, so 2 x 32 is not 1 x 64."""
+
+
+class ScheduleConfig(Config):
+    """Adam's learning rates, set once an epoch: linear warm-up, then a factor at each milestone."""
+
+    epochs: Size = 60
+    """Passes over the training identities."""
+    rate_clip: Annotated[float, Field(ge=0)] = 5e-6
+    """Learning rate of CLIP's image tower."""
+    rate_new: Rate = 5e-5
+    """Learning rate of everything that starts from random weights."""
+    bias_factor: Rate = 2.0
+    """Learning rate of biases over that of weights."""
+    weight_decay: Weight = 1e-4
+    """Adam's L2 term, of weights and biases."""
+    warmup_epochs: Count = 10
+    """Epochs of linear warm-up."""
+    warmup_factor: Share = 0.1
+    """Learning rate at the start of the warm-up over the full one."""
+    milestones: tuple[Size, ...] = (20, 40)
+    """Epochs (the first is 1) from which the rate is multiplied by `gamma` once more."""
+    gamma: Rate = 0.1
+    """Factor at a milestone."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        given, increasing = list(self.milestones), sorted(set(self.milestones))
+        if given != increasing:
+            shown = json.dumps(increasing, separators=(",", ":"))
+            raise_settings([("milestones", f"must increase, unlike {given}; set {{at}}milestones={shown}")])
+        return self
+
+
+class TrainConfig(Config):
+    """One training run. Which parts matter depends on `method`."""
+
+    method: Method = "clip_scgi"
+    """What is trained: CLIP-SCGI, CLIP-ReID (both stages), or the image tower alone with ID and triplet losses."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The CLIP that is fine-tuned, and the input size."""
+    scgi: ScgiConfig = ScgiConfig()
+    """Settings of CLIP-SCGI; other methods ignore them."""
+    prompts: PromptConfig = PromptConfig()
+    """The first stage of CLIP-ReID; other methods ignore it."""
+    sie: Weight = 0.0
+    """Coefficient of a learned camera embedding added to the class token (SIE of TransReID; CLIP-ReID: 1). 0 is none.
+    The cameras at test time must then be those of training."""
+    loss: LossConfig = LossConfig()
+    """Weights and constants of the loss terms."""
+    batch: BatchConfig = BatchConfig()
+    """Identities and images of a batch."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Epochs and learning rates."""
+    augment: AugmentConfig = AugmentConfig()
+    """Variation of the training images."""
+    validation: ValidationConfig = ValidationConfig()
+    """Evaluation during training, and which epoch becomes the model. Off by default."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the new modules' weights, the batches and the augmentation."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the encoders; weights, identity heads and losses stay float32. fp16 needs a GPU."""
+    max_uncaptioned: Share = 0.05
+    """Largest share of training images that may be left out because they have no caption."""
+    device: Device = "auto"
+    """auto (the first CUDA device if there is one, else the CPU), cpu, cuda or cuda:N. Several processes
+    (scale.train_processes) take one CUDA device each, so with them only auto, cpu or cuda."""
+    checkpoint_every: Annotated[int, Field(ge=0), RUNTIME] = 200
+    """Steps between checkpoints that a killed run goes on from; 0 writes none."""
+    log_every: Annotated[int, Field(ge=1), RUNTIME] = 10
+    """Steps between lines of metrics.jsonl and progress reports."""
+    tensorboard: RuntimeStr = ""
+    """Folder for TensorBoard scalars; empty writes none."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change the result of this method."""
+        ignored = {"clip_scgi": {"prompts"}, "clip_reid": {"scgi", "max_uncaptioned"}}
+        skip = ignored.get(self.method, {"prompts", "scgi", "max_uncaptioned"})
+        if not self.validation.every:
+            skip = {*skip, "validation"}  # nothing is held out and the last epoch kept: as before there was one
+        return {name: value for name, value in super().identity().items() if name not in skip}
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether training reads captions."""
+        return self.method == "clip_scgi"
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        problems = []
+        if self.method == "clip_scgi" and self.scgi.fusion_tokens == "refined" and not self.scgi.cgi:
+            told = "refined tokens are made by CGI; set {at}scgi.cgi=true or {at}scgi.fusion_tokens=raw"
+            problems.append(("scgi.fusion_tokens", told))
+        if self.sie and self.backbone.name == "rn50":
+            problems.append(("sie", "camera embeddings need a vision transformer; set {at}sie=0 for rn50"))
+        if self.validation.mode == "fused" and not (self.method == "clip_scgi" and self.scgi.cff):
+            told = '"fused" needs {at}method=clip_scgi and {at}scgi.cff=true; set {at}validation.mode=image'
+            problems.append(("validation.mode", told))
+        raise_settings([*problems, *self._loss_problems()])
+        return self
+
+    def _loss_problems(self) -> Iterator[tuple[str, str]]:
+        loss = self.loss
+        contrast = 0.0 if self.method == "clip_baseline" else loss.contrast_weight
+        if not (loss.id_weight or loss.triplet_weight or contrast):
+            told = f"every loss term of {self.method} has weight 0, so nothing is trained; set {{at}}loss.id_weight=1"
+            yield "loss.id_weight", told

@@ -1,0 +1,1 @@
+"""The evaluate stage, its protocol, and search with a trained model."""

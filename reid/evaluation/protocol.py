@@ -1,0 +1,75 @@
+"""How an evaluation's figures were got: in words, and as fields beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.artifacts.contents import image_contents
+from data.artifacts.store import ArtifactRef
+from data.files import read_json
+from reid.config.evaluate import EvaluateConfig
+from reid.config.train import TrainConfig
+from reid.inputs.test_rows import EvaluationRows
+
+
+def protocol(
+    images: ArtifactRef, rows: EvaluationRows, config: EvaluateConfig, trained: TrainConfig, *, skipped: int
+) -> dict[str, Any]:
+    """Return what metrics.json says beside its figures: data set, version, sizes, rules.
+
+    trained: the config of the model. skipped: queries of the first split without a match.
+    """
+    dataset = read_json(images.folder / "dataset.json")
+    split, drawn = rows.splits[0], len(rows.splits) if rows.drawn else 0
+    return {
+        "dataset": dataset["name"],
+        "reader": dataset["reader"],
+        "version": dataset["version"],
+        "test_hash": image_contents(images)["ranked"][:32],
+        "n_query": len(rows.images.pid[split.query]),
+        "n_gallery": len(rows.images.pid[split.gallery]),
+        "n_junk": rows.n_junk,
+        "n_skipped_queries": skipped,
+        "gallery_draws": drawn,
+        "description": describe(config, trained, drawn),
+    }
+
+
+def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int) -> str:
+    """Say in words how the figures were got; `drawn` is the number of drawn galleries, 0 for the published one."""
+    settings = trained.validation
+    chosen = settings.every and settings.keep == "best" and settings.images == "test"
+    sentences = (
+        "Single query; cosine similarity of L2-normalised features (the order of Euclidean distance); junk (identity "
+        "-1) dropped.",
+        _left_out(config, drawn),
+        "AP is not interpolated; equal scores stand in gallery order.",
+        "Features are averaged with those of the mirrored image." if config.flip else "",
+        _reranking(config),
+        "The model is the epoch that did best on these very images, so its figures do not compare with others."
+        if chosen
+        else "",
+    )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _left_out(config: EvaluateConfig, drawn: int) -> str:
+    if drawn:
+        return (
+            f"Means over {drawn} galleries of one image an identity, with all distractors, drawn with the seeds 0 to "
+            f"{drawn - 1}; the other test images are the queries, and none is left out by camera. Rankings are kept of "
+            "the first gallery."
+        )
+    if config.exclude == "same_camera":
+        return (
+            "Gallery images of the query's identity from its own camera are left out; queries without a match from "
+            "another camera are skipped."
+        )
+    return "No gallery image is left out by camera; queries without a match are skipped."
+
+
+def _reranking(config: EvaluateConfig) -> str:
+    if config.rerank is None:
+        return "No re-ranking."
+    k1, k2, weight = config.rerank.k1, config.rerank.k2, config.rerank.weight
+    return f"k-reciprocal re-ranking with k1 = {k1}, k2 = {k2}, lambda = {weight:g}."

@@ -1,0 +1,146 @@
+"""Search the gallery of an indexed data set with a sentence or with an image, by a trained model.
+
+A sentence is compared with the images in CLIP's joint space (the space L_con trains); an image is compared by the
+model's retrieval features. Both by cosine similarity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.device import resolve_device
+from data.errors import ConfigError, DataError, RejectedRow
+from data.images.decode import REASONS, open_rgb
+from data.people import JUNK
+from data.process.environment import exact_float32
+from data.progress import ProgressFn, silent
+from reid.inputs.pixel_cache import load_pixels, pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reid.tasks.base import Encoder, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One found image. score: cosine similarity."""
+
+    rank: int
+    score: float
+    path: str
+    pid: int
+    camid: int
+
+
+def search(
+    store: ArtifactStore,
+    *,
+    images: ArtifactRef,
+    model: ArtifactRef,
+    images_root: Path,
+    query: str | Path,
+    top: int = 10,
+    device: str = "auto",
+    progress: ProgressFn = silent,
+) -> list[Hit]:
+    """Return the `top` gallery images nearest to `query`: a sentence (str) or an image file (Path).
+
+    images, model: the index and train artifacts. Raises DataError when there is no gallery or the query image cannot
+    be used (found before anything else is done), ConfigError for an empty or too long sentence, WeightsError when the
+    model cannot be loaded.
+    """
+    import torch
+
+    from reid.inputs.embed import embed
+    from reid.ranking.similarity import Rows, similarity_blocks
+    from reid.training.checkpoint import load_task
+
+    if top < 1:
+        raise ConfigError(f"search: top must be at least 1 (given: {top})")
+    picture = open_query(query) if isinstance(query, Path) else None
+    rows = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"]).to_pylist()
+    gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] != JUNK]
+    if not gallery:
+        raise DataError(f"{images.folder}/images.parquet has no gallery image to search")
+    where = resolve_device(device, torch.cuda, "evaluate.device")
+    task = load_task(model.folder, where)
+    shape = task.preprocess
+    cache = pixels(
+        store, images=images, images_root=images_root, height=shape.height, width=shape.width, progress=progress
+    )
+    with exact_float32(torch):
+        wanted_1D, encode = _by_sentence(task, str(query)) if picture is None else _by_image(task, picture, where)
+        features_ND = embed(
+            encode,
+            load_pixels(cache.ref),
+            np.array(gallery),
+            batch_size=64,
+            device=where,
+            mean=shape.mean,
+            std=shape.std,
+            cameras=task.camera_numbers([rows[number]["camid"] for number in gallery]),
+            progress=progress,
+        )
+        similarities = similarity_blocks(Rows(wanted_1D.cpu(), "query"), Rows(features_ND, "gallery"))
+        scores_N = next(similarities)[1][0, : len(gallery)]
+    best = np.argsort(-scores_N, kind="stable")[:top]
+    found = [(float(scores_N[place]), rows[gallery[place]]) for place in best]
+    return [
+        Hit(rank=rank, score=score, path=row["path"], pid=row["pid"], camid=row["camid"])
+        for rank, (score, row) in enumerate(found, start=1)
+    ]
+
+
+def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
+    """Return the sentence's feature [1, D] and what encodes images into the same space.
+
+    Raises ConfigError for a sentence that is empty or longer than the model reads.
+    """
+    import torch
+
+    n_words, n_most = len(task.backbone.tokenizer.words(sentence)), task.backbone.context - 2
+    if not sentence.strip() or not 0 < n_words <= n_most:
+        raise ConfigError(
+            f"search: the sentence has {n_words if sentence.strip() else 0} tokens, and this model reads 1 to {n_most};"
+            " describe a person in one or two sentences"
+        )
+
+    def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        return task.see(images_BCHW, cameras_B).joint_BD
+
+    with torch.inference_mode():
+        return task.backbone.text([sentence]).float(), encode
+
+
+def open_query(path: Path) -> Image.Image:
+    """Return the query image at `path` in RGB; raise DataError, with the reason, when it cannot be used."""
+    try:
+        return open_rgb(path)
+    except RejectedRow as rejected:
+        raise DataError(
+            f"search: the query image {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason})."
+            " Give the path of a whole JPEG, PNG, WebP, TIFF, BMP or GIF file"
+        ) from rejected
+
+
+def _by_image(task: Task, image: Image.Image, device: str) -> tuple[Tensor, Encoder]:
+    """Return the image's retrieval feature [1, D] and what encodes the others."""
+    import torch
+
+    from reid.inputs.augment import normalise
+
+    if task.sie:
+        raise ConfigError("search: this model has camera embeddings, and the camera of the image is not known")
+    shape, encode = task.preprocess, next(iter(task.encoders().values()))
+    pixels_HWC = np.array(image.resize((shape.width, shape.height), Image.Resampling.BICUBIC))
+    images_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(device)
+    with torch.inference_mode():
+        return encode(normalise(images_BCHW, shape.mean, shape.std)).float(), encode

@@ -1,0 +1,254 @@
+"""The ``evaluate`` stage: the gallery ranked for every query, before and after training, in every inference mode.
+
+Writes metrics.json and rankings.parquet. Importing this module loads neither torch nor numba, and a run whose artefact
+is there loads no model and reads no image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.artifacts.contents import image_contents
+from data.artifacts.fingerprint import digest
+from data.artifacts.store import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.device import resolve_device
+from data.files import read_json, write_json, write_table
+from data.progress import ProgressFn, silent
+from data.schemas import RANKINGS
+from reid.config.evaluate import EvaluateConfig
+from reid.config.train import TrainConfig
+from reid.evaluation.protocol import protocol
+from reid.inputs.pixel_cache import load_pixels, pixels
+from reid.inputs.test_rows import EvaluationRows, Images, Split, evaluation_rows
+
+if TYPE_CHECKING:
+    from reid.ranking.metrics import Ranking
+    from reid.tasks.base import Task
+
+STAGE: Final = "evaluate"
+STAGE_VERSION: Final = 2
+_MAX_RANK: Final = 50
+
+
+def evaluate_ingredients(
+    store: ArtifactStore, *, images: ArtifactRef, model: ArtifactRef, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Return what the results depend on: the rows of queries and gallery, their paths included, and the model."""
+    return {
+        **tested_images(images),
+        "model": _model_identity(model),
+        "config": config.identity(),
+        **({"drawn": "one image per person, all distractors"} if config.gallery_draws else {}),
+        "version": STAGE_VERSION,
+    }
+
+
+def tested_images(images: ArtifactRef) -> dict[str, Any]:
+    """Return what an evaluation reads of an index artifact; not the training images."""
+    dataset = read_json(images.folder / "dataset.json")
+    return {
+        "images": image_contents(images)["ranked"],
+        "dataset": {name: dataset[name] for name in ("name", "reader", "version")},
+    }
+
+
+def _model_identity(model: ArtifactRef) -> dict[str, Any]:
+    """Return what an evaluation reads of a train artifact; not which images and captions made it."""
+    described = read_json(model.folder / "config.json")
+    return {
+        **model.digests_of("model.safetensors"),
+        "config": digest(TrainConfig.model_validate(described["config"]).identity()),
+        "identities": len(described["identities"]),
+        "weights": digest(described.get("provenance", {}).get("weights")),
+    }
+
+
+def evaluate(
+    store: ArtifactStore,
+    *,
+    images: ArtifactRef,
+    model: ArtifactRef,
+    images_root: Path,
+    config: EvaluateConfig,
+    progress: ProgressFn = silent,
+) -> Made:
+    """Rank the gallery of `images` for each of its queries, with the model of a train artefact.
+
+    The untrained backbone is ranked in mode ``image``, the trained model in each of its modes.
+
+    Args:
+        store: where artefacts live.
+        images: the index artefact.
+        model: the train artefact.
+        images_root: the folder that the image paths are relative to.
+        config: how to judge.
+        progress: called with images encoded, images to encode in all, and what is at work.
+
+    Raises:
+        DataError: no query, no gallery, no query with a match under `config.exclude`, or features that are not finite.
+        WeightsError: the model, or the weights it was trained from, are not to be had.
+    """
+    ingredients = evaluate_ingredients(store, images=images, model=model, config=config)
+    scratch = store.scratch(STAGE, fingerprint_of(STAGE, ingredients))
+
+    def produce(folder: Path) -> None:
+        train_config = TrainConfig.model_validate(read_json(model.folder / "config.json")["config"])
+        rows = evaluation_rows(images, config)
+        cache = pixels(
+            store,
+            images=images,
+            images_root=images_root,
+            height=train_config.backbone.height,
+            width=train_config.backbone.width,
+            progress=progress,
+        )
+        job = _Job(rows=rows, pixels=cache.ref, config=config, device=_device(config), scratch=scratch)
+        results, tables = [], []
+        for entry in _rankings(job, model, train_config, progress):
+            results.append(_result(entry, drawn=rows.drawn))
+            tables.append(_ranking_table(entry, rows.images, rows.splits[0]))
+        rules = protocol(images, rows, config, train_config, skipped=results[0]["n_skipped_queries"])
+        write_json(folder / "metrics.json", {"protocol": rules, "results": results})
+        write_table(folder / "rankings.parquet", pa.concat_tables(tables), RANKINGS)
+
+    return store.make(STAGE, ingredients, produce)
+
+
+class _Entry(NamedTuple):
+    """A model and mode, and its ranking on every split."""
+
+    model: str
+    mode: str
+    rankings: list[Ranking]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What every ranking of one evaluation has in common."""
+
+    rows: EvaluationRows
+    pixels: ArtifactRef
+    config: EvaluateConfig
+    device: str
+    scratch: Path
+
+
+def _rankings(job: _Job, model: ArtifactRef, train_config: TrainConfig, progress: ProgressFn) -> Iterator[_Entry]:
+    """Yield one entry a model and mode."""
+    from reid.training.checkpoint import load_task, load_untrained
+
+    trained = load_task(model.folder, job.device)
+    untrained = load_untrained(train_config, job.device)
+    plan = [("untrained", "image", untrained), *(("trained", mode, trained) for mode in trained.encoders())]
+    size = len(job.rows.images.position)
+    for step, (name, mode, task) in enumerate(plan):
+
+        def report(done: int, total: int, _: str, step: int = step, note: str = f"{name} {mode}") -> None:
+            progress(step * size + done, len(plan) * size, note)
+
+        features = _features(job, task, mode, job.scratch / f"{name}-{mode}.npy", report)
+        yield _Entry(name, mode, _rank(features, job.rows, job.config))
+
+
+def _features(job: _Job, task: Task, mode: str, out: Path, progress: ProgressFn) -> NDArray[np.float32]:
+    import torch
+
+    from reid.inputs.embed import embed
+
+    images = job.rows.images
+    return embed(
+        task.encoders()[mode],
+        load_pixels(job.pixels),
+        images.position,
+        cameras=task.camera_numbers(images.camid.tolist()),
+        batch_size=job.config.batch_size,
+        device=job.device,
+        mean=task.preprocess.mean,
+        std=task.preprocess.std,
+        flip=job.config.flip,
+        dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[job.config.precision],
+        out=out,
+        progress=progress,
+    )
+
+
+def _rank(features: NDArray[np.float32], rows: EvaluationRows, config: EvaluateConfig) -> list[Ranking]:
+    from reid.ranking.metrics import evaluate_ranking
+
+    pid, camid = rows.images.pid, rows.images.camid
+    return [
+        evaluate_ranking(
+            features[query],
+            features[gallery],
+            pid[query],
+            pid[gallery],
+            camid[query],
+            camid[gallery],
+            max_rank=_MAX_RANK,
+            top_k=config.top_k,
+            exclude=exclude,
+            rerank=config.rerank,
+        )
+        for query, gallery, exclude in rows.splits
+    ]
+
+
+def _result(entry: _Entry, *, drawn: bool) -> dict[str, Any]:
+    """Return a row of metrics.json: means over the rankings and, where galleries were drawn, each and their spread."""
+    each = [_measures(ranking) for ranking in entry.rankings]
+    values = {name: [measures[name] for measures in each] for name in each[0]}
+    spread = {name: float(np.std(found, ddof=1)) for name, found in values.items()} if len(each) > 1 else {}
+    return {
+        "model": entry.model,
+        "mode": entry.mode,
+        **{name: float(np.mean(found)) for name, found in values.items()},
+        "cmc": np.mean([ranking.cmc for ranking in entry.rankings], axis=0).tolist(),
+        "n_valid_queries": entry.rankings[0].n_valid,
+        "n_skipped_queries": entry.rankings[0].n_skipped,
+        **({"galleries": {"std": spread, "values": values}} if drawn else {}),
+    }
+
+
+def _measures(ranking: Ranking) -> dict[str, float]:
+    ranks = {f"rank{rank}": float(ranking.cmc[rank - 1]) for rank in (1, 5, 10)}
+    return {"mAP": ranking.mAP, "mINP": ranking.mINP, **ranks}
+
+
+def _ranking_table(entry: _Entry, images: Images, split: Split) -> pa.Table:
+    ranking, query, gallery = entry.rankings[0], images.take(split.query), images.take(split.gallery)
+    filled = ranking.top_index >= 0
+    offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())
+    nearest = ranking.top_index[filled]
+
+    def lists(values: NDArray[Any]) -> pa.ListArray:
+        return pa.ListArray.from_arrays(offsets, pa.array(values))
+
+    columns = {
+        "model": [entry.model] * ranking.n_valid,
+        "mode": [entry.mode] * ranking.n_valid,
+        "query_path": query.path[ranking.query_index],
+        "query_pid": query.pid[ranking.query_index],
+        "query_camid": query.camid[ranking.query_index],
+        "ap": ranking.ap,
+        "inp": ranking.inp,
+        "first_hit": ranking.first_hit,
+        "n_relevant": ranking.n_relevant,
+        "top_paths": lists(gallery.path[nearest]),
+        "top_pids": lists(gallery.pid[nearest]),
+        "top_camids": lists(gallery.camid[nearest]),
+        "top_scores": lists(ranking.top_score[filled]),
+    }
+    return pa.table(columns).cast(RANKINGS)
+
+
+def _device(config: EvaluateConfig) -> str:
+    import torch
+
+    return resolve_device(config.device, torch.cuda, "evaluate.device")

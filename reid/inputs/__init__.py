@@ -1,0 +1,1 @@
+"""What training and evaluation read: rows, pixels, batches, augmentation, caption features, embeddings."""

@@ -1,0 +1,83 @@
+"""Features of many images: cached pixels in, one float32 row an image out.
+
+Shapes: N images, B of a batch, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.process.environment import exact_float32
+from data.progress import ProgressFn, silent
+from reid.inputs.augment import normalise
+from reid.inputs.loading import load_batches
+
+Encoder = Callable[..., Tensor]
+"""(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; see reid.tasks.base.Encoder."""
+FeatureRows = NDArray[np.float32]
+
+
+@exact_float32(torch)
+def embed(
+    encode: Encoder,
+    pixels: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    cameras: Tensor | None = None,
+    flip: bool = False,
+    dtype: torch.dtype = torch.float32,
+    out: Path | None = None,
+    progress: ProgressFn = silent,
+) -> FeatureRows:
+    """Return the features of ``pixels[indices]``, [N, D], in that order, without gradients.
+
+    Args:
+        encode: normalised float32 [B, 3, H, W] on `device` -> features [B, D]; in evaluation mode already, and such
+            that an image's row does not depend on the others of its batch.
+        pixels: uint8 [all images, H, W, 3].
+        indices: rows of `pixels` that are wanted.
+        batch_size: images encoded at a time; changes no result beyond rounding.
+        device: where `encode` works.
+        mean, std: of pixels in 0..1, per channel.
+        cameras: camera numbers of the wanted images, [N], for encoders that take them (``Task.camera_numbers``).
+        flip: average with the features of the mirrored image, before any normalisation.
+        dtype: bfloat16 or float16 runs `encode` under autocast.
+        out: a .npy file to stream the features to; the result is then its memory map.
+        progress: called with the images done after every batch.
+    """
+    device = torch.device(device)
+    features: FeatureRows | None = None
+    starts = range(0, len(indices), batch_size)
+    batches = (indices[start : start + batch_size] for start in starts)
+    for start, pixels_BCHW in zip(starts, load_batches(pixels, batches, device), strict=True):
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            more = () if cameras is None else (cameras[start : start + len(pixels_BCHW)].to(device),)
+            rows_BD = _encode(encode, normalise(pixels_BCHW, mean, std), more, flip)
+        if features is None:
+            features = _allocate(len(indices), rows_BD.shape[1], out)
+        features[start : start + len(rows_BD)] = rows_BD.cpu().numpy()
+        progress(start + len(rows_BD), len(indices), "encoding")
+    return _allocate(0, 0, None) if features is None else features
+
+
+def _encode(encode: Encoder, images_BCHW: Tensor, more: tuple[Tensor, ...], flip: bool) -> Tensor:
+    features_BD = encode(images_BCHW, *more).float()
+    return (features_BD + encode(images_BCHW.flip(3), *more).float()) / 2 if flip else features_BD
+
+
+def _allocate(rows: int, width: int, out: Path | None) -> FeatureRows:
+    if out is None:
+        return np.empty((rows, width), np.float32)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    mapped: FeatureRows = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=(rows, width))
+    return mapped

@@ -1,0 +1,40 @@
+"""Batches of cached pixels on a device, read ahead of the work that uses them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def load_batches(
+    pixels: NDArray[np.uint8], batches: Iterable[NDArray[np.int64]], device: torch.device | str, ahead: int = 2
+) -> Iterator[Tensor]:
+    """Yield uint8 images [B, 3, H, W] on `device` for each batch of positions in `pixels` [N, H, W, 3].
+
+    One thread reads up to `ahead` batches in advance (the copy out of the memory map lets go of the interpreter
+    lock), so the disk works while the model does. The memory order stays that of the cache; see `reid.inputs.augment`.
+    """
+    pinned = torch.device(device).type == "cuda"
+
+    def read(indices: NDArray[np.int64]) -> Tensor:
+        batch = torch.from_numpy(pixels[indices])
+        return batch.pin_memory() if pinned else batch
+
+    remaining = iter(batches)
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting: deque[Future[Tensor]] = deque(pool.submit(read, indices) for indices in islice(remaining, ahead))
+        while waiting:
+            batch = waiting.popleft().result()
+            waiting.extend(pool.submit(read, indices) for indices in islice(remaining, 1))
+            yield batch.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    finally:
+        # Not waited for: when an error leaves this unfinished, the garbage collector ends it, inside any thread.
+        pool.shutdown(wait=False, cancel_futures=True)

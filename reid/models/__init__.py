@@ -1,0 +1,1 @@
+"""CLIP backbones and the modules on top: CGI, CFF, prompts, heads."""

@@ -1,0 +1,268 @@
+"""One adapter over open_clip's CLIP: image tokens, text tokens at their real length, weights from safetensors.
+
+This is the only module that imports open_clip.
+
+Shapes: B batch, L image tokens (class token first), T text tokens, V vision width, W text width, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
+
+import open_clip
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.files import read_json
+from data.process.environment import exact_float32
+from reid.config.train import BackboneConfig
+from reid.models.loading import load_clip, refuse_other_model, resize_positions
+from reid.models.pretrained import TINY_CONFIG, TINY_FOLDER, TINY_TOKENIZER
+from reid.models.tokens import BpeTokenizer, TextTokenizer, with_ends
+from reid.models.weights_source import activation_of, read_source
+
+__all__ = [
+    "Backbone",
+    "ImageFeatures",
+    "OpenClipTokenizer",
+    "build_backbone",
+    "build_clip",
+    "load_clip",
+    "resize_positions",
+    "seeded",
+]
+
+# OpenAI's models were trained with QuickGELU; open_clip's plain ViT-B-16 config is not the right one for them.
+_OPEN_CLIP_NAMES: Final = {"vit_b16": "ViT-B-16-quickgelu", "rn50": "RN50-quickgelu"}
+
+
+class ImageFeatures(NamedTuple):
+    """What the image tower gives. For a ResNet the two class vectors are average-pooled stages 3 and 4."""
+
+    penultimate_BV: Tensor
+    """Class token after the last block but one (layer 11 of ViT-B/16), not normalised."""
+    last_BV: Tensor
+    """Class token after the last block and the final layer norm (layer 12)."""
+    tokens_BLD: Tensor
+    """Class token and patches, projected into the joint space."""
+
+    @property
+    def joint_BD(self) -> Tensor:
+        """CLIP's image feature: the projected class token."""
+        return self.tokens_BLD[:, 0]
+
+
+class OpenClipTokenizer:
+    """OpenAI's BPE, whose vocabulary open_clip ships."""
+
+    def __init__(self) -> None:
+        self._tokenizer = SimpleTokenizer()
+        self.start: int = self._tokenizer.sot_token_id
+        self.end: int = self._tokenizer.eot_token_id
+
+    def words(self, text: str) -> list[int]:
+        """Return the ids of `text`, without start and end tokens."""
+        return self._tokenizer.encode(text)
+
+
+class Backbone(nn.Module):
+    """CLIP seen through the few calls that the re-identification methods need.
+
+    Input images are [B, 3, H, W] floats, already normalised with mean and deviation 0.5 (CLIP-ReID, datasets).
+    """
+
+    def __init__(self, clip: CLIP, tokenizer: TextTokenizer, *, is_resnet: bool) -> None:
+        super().__init__()
+        self.clip = clip
+        self.tokenizer = tokenizer
+        self.is_resnet = is_resnet
+        self.context: int = clip.context_length
+        self.text_width: int = clip.token_embedding.embedding_dim
+        self.joint_width: int = clip.text_projection.shape[1]
+        if is_resnet:
+            self.last_width: int = clip.visual.attnpool.k_proj.in_features
+            self.penultimate_width: int = self.last_width // 2
+        else:
+            self.last_width = self.penultimate_width = clip.visual.transformer.width
+
+    def image(self, images_BCHW: Tensor, class_shift_BV: Tensor | None = None) -> ImageFeatures:
+        """Encode images. `class_shift_BV` is added to the class token before the positions (CLIP-ReID's SIE)."""
+        if self.is_resnet:
+            return _resnet_features(self.clip.visual, images_BCHW)
+        return _vit_features(self.clip.visual, images_BCHW, class_shift_BV)
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return ids [B, T], padded with 0 to the longest text, and the position [B] of each end token.
+
+        Texts beyond the context lose their last words, never their end token.
+        """
+        rows = [with_ends(self.tokenizer, self.tokenizer.words(text), self.context) for text in texts]
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        ids = torch.zeros(len(rows), int(ends.max()) + 1, dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+        return ids, ends
+
+    def embed_ids(self, ids_BT: Tensor) -> Tensor:
+        """Return the token embeddings [B, T, W] of ids, without positions."""
+        return self.clip.token_embedding(ids_BT)
+
+    def text_tokens(self, embeddings_BTW: Tensor) -> Tensor:
+        """Encode token embeddings (no positions yet) and return every token projected: [B, T, D].
+
+        T may be anything up to the context: the tower is causal, so what would follow the end token cannot matter.
+        """
+        clip, length = self.clip, embeddings_BTW.shape[1]
+        x_BTW = embeddings_BTW + clip.positional_embedding[:length]
+        x_BTW = clip.transformer(x_BTW, attn_mask=clip.attn_mask[:length, :length])
+        return clip.ln_final(x_BTW) @ clip.text_projection
+
+    def text(self, texts: Sequence[str]) -> Tensor:
+        """Return CLIP's text features [B, D]: the projected end tokens, not normalised."""
+        ids, ends = self.token_ids(texts)
+        device = self.clip.positional_embedding.device
+        return self.text_from_ids(ids.to(device), ends.to(device))
+
+    def text_from_ids(self, ids_BT: Tensor, ends_B: Tensor) -> Tensor:
+        """Return CLIP's text features [B, D] of ids whose end tokens are at `ends_B`."""
+        tokens_BTD = self.text_tokens(self.embed_ids(ids_BT))
+        return tokens_BTD[torch.arange(len(ends_B), device=ends_B.device), ends_B]
+
+    def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield (name, parameter) of the image tower; names are relative to this module."""
+        return ((f"clip.visual.{name}", value) for name, value in self.clip.visual.named_parameters())
+
+    def freeze_text(self) -> None:
+        """Stop gradients into everything but the image tower. They still flow *through* the text tower."""
+        for name, parameter in self.clip.named_parameters():
+            if not name.startswith("visual."):
+                parameter.requires_grad_(False)
+
+
+def _vit_features(visual: Any, images_BCHW: Tensor, class_shift_BV: Tensor | None) -> ImageFeatures:
+    patches_BPV = visual.conv1(images_BCHW).flatten(2).transpose(1, 2)
+    class_B1V = visual.class_embedding.to(patches_BPV.dtype).expand(len(patches_BPV), 1, -1)
+    if class_shift_BV is not None:
+        class_B1V = class_B1V + class_shift_BV[:, None].to(patches_BPV.dtype)
+    x_BLV = torch.cat([class_B1V, patches_BPV], dim=1) + visual.positional_embedding.to(patches_BPV.dtype)
+    x_BLV = visual.ln_pre(x_BLV)
+    blocks = visual.transformer.resblocks
+    for block in blocks[:-1]:
+        x_BLV = block(x_BLV)
+    last_BLV = visual.ln_post(blocks[-1](x_BLV))
+    return ImageFeatures(x_BLV[:, 0], last_BLV[:, 0], last_BLV @ visual.proj)
+
+
+def _resnet_features(visual: Any, images_BCHW: Tensor) -> ImageFeatures:
+    x_BVHW = visual.layer2(visual.layer1(visual.stem(images_BCHW)))
+    third_BVHW = visual.layer3(x_BVHW)
+    fourth_BVHW = visual.layer4(third_BVHW)
+    return ImageFeatures(
+        third_BVHW.mean((2, 3)), fourth_BVHW.mean((2, 3)), _attention_pool(visual.attnpool, fourth_BVHW)
+    )
+
+
+def _attention_pool(pool: Any, x_BVHW: Tensor) -> Tensor:
+    """CLIP's attention pooling, kept at every position [B, 1 + H * W, D] instead of the first alone."""
+    patches_BPV = x_BVHW.flatten(2).transpose(1, 2)
+    x_BLV = torch.cat([patches_BPV.mean(1, keepdim=True), patches_BPV], dim=1) + pool.positional_embedding
+    heads = (-1, x_BLV.shape[1], pool.num_heads, x_BLV.shape[2] // pool.num_heads)
+    query, key, value = (layer(x_BLV).view(heads).transpose(1, 2) for layer in (pool.q_proj, pool.k_proj, pool.v_proj))
+    return pool.c_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw PyTorch's default initial weights from `seed` and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@exact_float32(torch)
+def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
+    """Build the backbone of `config` on the CPU in float32. `seed` matters for random weights only.
+
+    Raises WeightsError when the weights are absent, damaged, of another architecture, or do not say how to read them.
+    """
+    source = read_source(config)
+    shape = {**_shape_of(config), "quick_gelu": activation_of(config, source) == "quick_gelu"}
+    if source is not None and source.config is not None:
+        refuse_other_model(source.config, _with_defaults(shape))
+    with seeded(seed):
+        backbone = _backbone(config, shape)
+    if source is None:
+        return backbone
+    load_clip(backbone.clip, load_file(source.path), str(source.path), source.grid)
+    return backbone
+
+
+def _shape_of(config: BackboneConfig) -> dict[str, Any]:
+    if config.name == "tiny":
+        shape: dict[str, Any] = read_json(TINY_FOLDER / TINY_CONFIG)["clip"]
+        return shape
+    found: dict[str, Any] = open_clip.get_model_config(_OPEN_CLIP_NAMES[config.name])
+    return found
+
+
+def _with_defaults(shape: dict[str, Any]) -> dict[str, Any]:
+    """Return `shape` with the settings that open_clip fills in."""
+    return {
+        **shape,
+        "vision_cfg": asdict(CLIPVisionCfg(**shape["vision_cfg"])),
+        "text_cfg": asdict(CLIPTextCfg(**shape["text_cfg"])),
+    }
+
+
+def _backbone(config: BackboneConfig, shape: dict[str, Any]) -> Backbone:
+    clip = build_clip(shape, config.height, config.width, config.stride)
+    return Backbone(clip, tokenizer_of(config), is_resnet=config.name == "rn50")
+
+
+def tokenizer_of(config: BackboneConfig) -> TextTokenizer:
+    """Return the tokenizer of a backbone."""
+    return BpeTokenizer(TINY_FOLDER / TINY_TOKENIZER) if config.name == "tiny" else OpenClipTokenizer()
+
+
+def context_of(config: BackboneConfig) -> int:
+    """Return how many tokens, start and end included, a backbone's text tower takes."""
+    return int(_shape_of(config)["text_cfg"]["context_length"])
+
+
+def build_clip(shape: dict[str, Any], height: int, width: int, stride: int = 0) -> CLIP:
+    """Build open_clip's CLIP of `shape` for images of `height` x `width` pixels with default initial weights."""
+    vision = dict(shape["vision_cfg"])
+    is_resnet = isinstance(vision["layers"], list)
+    if not is_resnet:
+        vision["image_size"] = [height, width]
+    clip = CLIP(**{**shape, "vision_cfg": vision})
+    if is_resnet:
+        _keep_stage4_resolution(clip.visual)
+        _replace_positions(clip.visual.attnpool, (height // 16) * (width // 16))
+    elif stride:
+        patch_height, patch_width = clip.visual.patch_size
+        clip.visual.conv1.stride = (stride, stride)
+        clip.visual.grid_size = ((height - patch_height) // stride + 1, (width - patch_width) // stride + 1)
+        _replace_positions(clip.visual, clip.visual.grid_size[0] * clip.visual.grid_size[1])
+    if is_resnet:
+        clip.visual.grid_size = (height // 16, width // 16)
+    return clip
+
+
+def _keep_stage4_resolution(visual: Any) -> None:
+    """Give stage 4 stride 1, as CLIP-ReID does (clip/model.py): 16 x 8 positions at 256 x 128."""
+    first = visual.layer4[0]
+    first.avgpool = nn.Identity()
+    setattr(first.downsample, "-1", nn.Identity())
+
+
+def _replace_positions(module: Any, positions: int) -> None:
+    width = module.positional_embedding.shape[1]
+    module.positional_embedding = nn.Parameter(torch.randn(positions + 1, width) * width**-0.5)

@@ -1,0 +1,154 @@
+"""Load a CLIP file into a model: every parameter comes from the file, or one error lists what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data.errors import WeightsError
+from data.weights import differences, few
+from reid.clip_files.grids import Grid, grid_of
+from reid.clip_files.names import POOL_POSITIONS, POSITIONS, TRANSPOSED, Layout, architecture, layout_of
+from reid.models.file_configs import FileConfig
+
+_COUNTER: Final = "num_batches_tracked"
+"""Buffer of a batch norm that no result depends on; older files lack it."""
+
+
+def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_grid: Grid | None = None) -> None:
+    """Load `state` into `clip` in float32, the position embeddings resized from `source_grid` to the model's grid.
+
+    Args:
+        clip: open_clip's CLIP, as `reid.models.backbone.build_clip` builds it.
+        state: tensors under the names of open_clip, Hugging Face or a train artifact of ours, in any floating format.
+        source: what the errors name.
+        source_grid: rows and columns of the positions in `state`; None reads them from their number, if that is clear.
+
+    Raises:
+        WeightsError: tensors are missing, unexpected, of another shape, not floating point, not finite, or matrices
+            of zeros.
+    """
+    layout = layout_of(state.keys(), source)
+    wanted = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
+    key = POSITIONS if POSITIONS in wanted else POOL_POSITIONS
+    problems = list(_problems(wanted, state, layout, key))
+    if problems:
+        raise WeightsError(f"{source} does not fit the backbone: {'; '.join(problems)}")
+    used = {stored for name in wanted for stored in layout.sources(name)}
+    check_finite({name: value for name, value in state.items() if name in used}, source)
+    _check_nonzero({name: value for name, value in state.items() if name in used}, source)
+    loaded = {name: _tensor(name, state, layout) for name in wanted if _is_stored(name, state, layout)}
+    loaded = {name: value.reshape(wanted[name]) if value.numel() == 1 else value for name, value in loaded.items()}
+    loaded[key] = resize_positions(loaded[key], clip.visual.grid_size, source_grid)  # type: ignore[union-attr, arg-type]
+    clip.load_state_dict(loaded, strict=False)  # what is absent was checked above
+
+
+def _problems(
+    wanted: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], layout: Layout, positions: str
+) -> Iterator[str]:
+    """Yield one line per kind of disagreement between the model and the file, in the file's own names."""
+    expected = {
+        name: shape for ours, theirs in wanted.items() for name, shape in layout.source_shapes(ours, theirs).items()
+    }
+    found = {name: tuple(state[name].shape) for name in expected.keys() & state.keys()}
+    free = layout.sources(positions)[0]  # the number of positions may differ: they are resized
+    shapes = {
+        name: (shape, expected[name])
+        for name, shape in found.items()
+        if not (_alike(shape, expected[name]) or (name == free and shape[1:] == expected[name][1:]))
+    }
+    missing = {name for name in expected.keys() - state.keys() if not name.endswith(_COUNTER)}
+    unexpected = layout.without_harmless(state.keys()) - expected.keys()
+    plain = Layout(naming="open_clip", prefix="")
+    have, want = architecture({n: t.shape for n, t in state.items()}, layout), architecture(wanted, plain)
+    if have.differences(want):
+        yield f"it holds {have}, the backbone is {want}"
+    yield from differences(missing, unexpected, shapes)
+    integers = {name for name in found if not _is_readable(name, state[name])}
+    if integers:
+        formats = sorted({str(state[name].dtype).removeprefix("torch.") for name in integers})
+        yield (
+            f"{len(integers)} {'tensor is' if len(integers) == 1 else 'tensors are'} stored as {', '.join(formats)}: "
+            f"{few(integers)} (quantized weights cannot be trained; use float32, float16 or bfloat16)"
+        )
+
+
+def _alike(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether two shapes are equal; a single number may be stored with or without an axis."""
+    return found == wanted or (set(found) <= {1} and set(wanted) <= {1})
+
+
+def _is_readable(name: str, value: Tensor) -> bool:
+    return name.endswith(_COUNTER) or (value.is_floating_point() and value.element_size() > 1)
+
+
+def _is_stored(name: str, state: Mapping[str, Tensor], layout: Layout) -> bool:
+    return layout.sources(name)[0] in state
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise WeightsError that names the tensors of `state` with a NaN or an infinity (in float32)."""
+    bad = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
+    if bad:
+        raise WeightsError(
+            f"{source} holds NaN or infinity in {len(bad)} {'tensor' if len(bad) == 1 else 'tensors'}: {few(bad)}; the "
+            "file is damaged or its training diverged: use another one"
+        )
+
+
+def _check_nonzero(state: Mapping[str, Tensor], source: str) -> None:
+    """Raise WeightsError that names the matrices of `state` that an interrupted download has left as zeros."""
+    zero = [name for name, value in state.items() if value.dim() > 1 and value.numel() > 1 and not value.any()]
+    if zero:
+        raise WeightsError(
+            f"{source} holds nothing but zeros in {len(zero)} {'tensor' if len(zero) == 1 else 'tensors'}: "
+            f"{few(zero)}. The file is probably of an interrupted download: download or copy it again"
+        )
+
+
+def _tensor(name: str, state: Mapping[str, Tensor], layout: Layout) -> Tensor:
+    """Return CLIP's tensor `name`, put together from those of the file."""
+    parts = [state[stored] for stored in layout.sources(name)]
+    if name.endswith(_COUNTER):
+        return parts[0]
+    value = torch.cat([part.float() for part in parts]) if len(parts) > 1 else parts[0].float()
+    return value.T if layout.naming == "hugging_face" and name in TRANSPOSED else value
+
+
+def refuse_other_model(beside: FileConfig, shape: Mapping[str, Any]) -> None:
+    """Raise WeightsError if the config beside a file asks for another model than `shape`, defaults of ours filled in.
+
+    Heads, pooling and the epsilon of norms show in no tensor: ignored, they would change every feature unseen.
+    """
+    stated = {part: beside.model.get(part) or {} for part in ("vision_cfg", "text_cfg")}
+    other = [
+        f"{part}.{name} is {value!r} instead of {shape[part].get(name)!r}"
+        for part, settings in stated.items()
+        for name, value in settings.items()
+        if name != "image_size" and value != shape[part].get(name)
+    ]
+    if beside.model.get("embed_dim", shape["embed_dim"]) != shape["embed_dim"]:
+        other.append(f"embed_dim is {beside.model['embed_dim']} instead of {shape['embed_dim']}")
+    if other:
+        raise WeightsError(
+            f"{beside.path} describes another model than train.backbone.name: {few(other)}. If it belongs to another "
+            "file, move the weights to a folder of their own; models of these settings are not supported"
+        )
+
+
+def resize_positions(positions_LV: Tensor, grid: Grid, source_grid: Grid | None = None) -> Tensor:
+    """Resize position embeddings (class position first) from `source_grid` to `grid` rows x columns.
+
+    Bilinear without antialiasing, as CLIP-ReID does (clip/model.py, resize_pos_embed). Without `source_grid` a number
+    that fits `grid` is taken as it is. Raises WeightsError if the number fits several grids.
+    """
+    rows, columns = grid_of(len(positions_LV) - 1, (grid[0], grid[1]), given=source_grid)
+    if (rows, columns) == tuple(grid):
+        return positions_LV
+    grid_1VHW = positions_LV[1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid_1VHW, size=tuple(grid), mode="bilinear")
+    return torch.cat([positions_LV[:1], resized.permute(0, 2, 3, 1).flatten(0, 2)])

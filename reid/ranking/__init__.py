@@ -1,0 +1,1 @@
+"""Exact ranking: similarity, mAP, CMC and mINP, and k-reciprocal re-ranking."""

@@ -1,0 +1,248 @@
+"""Exact ReID metrics: mAP, CMC and mINP, in blocks, without ever sorting a row or holding the distance matrix.
+
+Protocol (Market-1501 and its successors): similarity of L2-normalised features. Gallery images of identity -1 are junk
+and are dropped. For each query the gallery images of the same identity *and* the same camera are left out. A query
+without a relevant image left is skipped and counted. AP is not interpolated; mINP is the mean of (number of relevant
+images) / (rank of the last one), as in Ye et al., TPAMI 2021. Equal scores stand in gallery order.
+
+The rank of a relevant image is one more than the number of gallery images that count and are nearer (or equal and
+earlier), so counting is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from data.errors import DataError, raise_problems
+from data.people import is_junk
+from data.process.environment import exact_float32
+from reid.config.evaluate import RerankConfig
+from reid.ranking.kernel import rank_rows, run_on_slices, top_rows
+from reid.ranking.rerank import rerank_blocks
+from reid.ranking.similarity import BLOCK_BYTES, Features, Rows, Scores, similarity_blocks
+
+Exclude = Literal["same_camera", "none"]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_LARGEST: Final = np.iinfo(np.int64).max
+_MOST_EXACT: Final = 2.0**53
+"""Largest float up to which every whole number is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Metrics as fractions, and what they were averaged from. V valid queries, k images kept for each."""
+
+    mAP: float
+    """Mean average precision over valid queries."""
+    mINP: float
+    """Mean inverse negative penalty."""
+    cmc: Floats
+    """[max_rank]: share of valid queries with a relevant image among the first 1, 2, ..."""
+    query_index: Ints
+    """[V]: position of each valid query."""
+    ap: Floats
+    """[V]: average precision."""
+    inp: Floats
+    """[V]: number of relevant images / rank of the last."""
+    first_hit: Ints
+    """[V]: 1-based rank of the first relevant image."""
+    n_relevant: Ints
+    """[V]: relevant images in the gallery."""
+    top_index: Ints
+    """[V, k]: positions of the nearest gallery images that count, nearest first; -1 where there are fewer."""
+    top_score: Scores
+    """[V, k]: their cosine similarity, or one minus the re-ranked distance; NaN where there are fewer."""
+    n_skipped: int
+    """Queries without a relevant image."""
+    n_gallery: int
+    """Gallery images, junk not counted."""
+    n_junk: int
+    """Gallery images dropped as junk."""
+
+    @property
+    def n_valid(self) -> int:
+        """V, the queries that count."""
+        return len(self.query_index)
+
+
+@exact_float32(torch)
+def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
+    query_features: Features,
+    gallery_features: Features,
+    query_pids: ArrayLike,
+    gallery_pids: ArrayLike,
+    query_camids: ArrayLike,
+    gallery_camids: ArrayLike,
+    *,
+    max_rank: int = 50,
+    top_k: int = 50,
+    exclude: Exclude = "same_camera",
+    rerank: RerankConfig | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Ranking:
+    """Rank the gallery for every query and return the metrics.
+
+    Args:
+        query_features, gallery_features: [Q, D] and [G, D]; arrays, memory maps or tensors, of any scale. A row of
+            zeros has similarity 0 with all others.
+        query_pids, gallery_pids: identities, [Q] and [G]; -1 in the gallery is junk.
+        query_camids, gallery_camids: cameras, [Q] and [G].
+        max_rank: length of the CMC curve.
+        top_k: nearest images kept for each query.
+        exclude: "same_camera" as the protocol says, or "none" for data sets without cameras.
+        rerank: k-reciprocal re-ranking over all queries and the gallery without junk; None is off.
+        block_bytes: memory for one block of similarities; changes no result.
+
+    Raises:
+        DataError: shapes that do not fit together, NaN or infinite features, labels that are not whole numbers, an
+            unknown `exclude`, a `max_rank` or `top_k` below 1, no query with a relevant image, or features of zeros
+            with re-ranking.
+    """
+    _check_options(exclude, max_rank=max_rank, top_k=top_k)
+    given = (query_pids, gallery_pids, query_camids, gallery_camids)
+    labels = _Labels(*(_whole(values, name) for values, name in zip(given, _Labels._fields, strict=True)))
+    _check_shapes(query_features, gallery_features, labels)
+    keep = np.flatnonzero(~is_junk(labels.gallery_pids))
+    n_junk = len(labels.gallery_pids) - len(keep)
+    queries = Rows(query_features, "query")
+    gallery = Rows(gallery_features, "gallery", keep if n_junk else None)
+    if rerank is None:
+        blocks = similarity_blocks(queries, gallery, block_bytes)
+    else:
+        blocks = _as_scores(rerank_blocks(queries, gallery, rerank, block_bytes))
+    kept = labels._replace(gallery_pids=labels.gallery_pids[keep], gallery_camids=labels.gallery_camids[keep])
+    table = _rank_blocks(blocks, kept, top_k=top_k, same_camera=exclude == "same_camera")
+    return _summarise(table, keep, n_junk=n_junk, max_rank=max_rank)
+
+
+def _as_scores(blocks: Iterable[tuple[int, Scores]]) -> Iterator[tuple[int, Scores]]:
+    for start, distances in blocks:
+        yield start, np.subtract(1, distances, out=distances)
+
+
+class _Labels(NamedTuple):
+    query_pids: Ints
+    gallery_pids: Ints
+    query_camids: Ints
+    gallery_camids: Ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """Results of all queries, valid or not; positions are those of the gallery without junk."""
+
+    ap: Floats
+    inp: Floats
+    first_hit: Ints
+    n_relevant: Ints
+    top_index: Ints
+    top_score: Scores
+
+
+def _rank_blocks(blocks: Iterable[tuple[int, Scores]], labels: _Labels, *, top_k: int, same_camera: bool) -> _Table:
+    count = len(labels.query_pids)
+    by_pid = np.argsort(labels.gallery_pids, kind="stable")
+    sorted_pids = labels.gallery_pids[by_pid]
+    begin = np.searchsorted(sorted_pids, labels.query_pids, side="left")
+    end = np.searchsorted(sorted_pids, labels.query_pids, side="right")
+    cams = labels.gallery_camids
+    table = _Table(
+        ap=np.zeros(count),
+        inp=np.zeros(count),
+        first_hit=np.zeros(count, np.int64),
+        n_relevant=np.zeros(count, np.int64),
+        top_index=np.full((count, top_k), -1, np.int64),
+        top_score=np.full((count, top_k), np.nan, np.float32),
+    )
+    for start, scores in blocks:
+
+        def work(part: slice, start: int = start, scores: Scores = scores) -> None:
+            rows = slice(start + part.start, start + part.stop)
+            results = (table.ap[rows], table.inp[rows], table.first_hit[rows], table.n_relevant[rows])
+            rank_rows(
+                scores[part], by_pid, begin[rows], end[rows], cams, labels.query_camids[rows], same_camera, *results
+            )
+            top_rows(scores[part], table.top_index[rows], table.top_score[rows])
+
+        run_on_slices(len(scores), work)
+    return table
+
+
+def _summarise(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Ranking:
+    valid = np.flatnonzero(table.n_relevant)
+    if not len(valid):
+        raise DataError(
+            f"none of the {len(table.n_relevant)} queries has an image of its identity from another camera in the "
+            f"gallery of {len(keep)} images: check the split and the cameras, or evaluate with exclude='none'"
+        )
+    first_hit = table.first_hit[valid]
+    hits = np.bincount(np.minimum(first_hit, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
+    top_index = table.top_index[valid]
+    return Ranking(
+        mAP=float(table.ap[valid].mean()),
+        mINP=float(table.inp[valid].mean()),
+        cmc=np.cumsum(hits) / len(valid),
+        query_index=valid,
+        ap=table.ap[valid],
+        inp=table.inp[valid],
+        first_hit=first_hit,
+        n_relevant=table.n_relevant[valid],
+        top_index=np.where(top_index < 0, -1, keep[top_index]),
+        top_score=table.top_score[valid],
+        n_skipped=len(table.n_relevant) - len(valid),
+        n_gallery=len(keep),
+        n_junk=n_junk,
+    )
+
+
+def _check_options(exclude: str, **counts: int) -> None:
+    problems = [
+        f"{name} must be a whole number from 1 up, not {count!r}"
+        for name, count in counts.items()
+        if not _is_count(count)
+    ]
+    if exclude not in get_args(Exclude):
+        problems.append(f"exclude must be {' or '.join(map(repr, get_args(Exclude)))}, not {exclude!r}")
+    raise_problems("ranking", problems, DataError)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _whole(values: ArrayLike, name: str) -> Ints:
+    """Return labels as 64-bit integers; raises DataError where that would change one."""
+    given = np.asarray(values)
+    if given.dtype == object:  # as pandas gives columns that allow gaps
+        given = np.asarray(given.tolist())
+    if given.dtype.kind in "iu" and (given <= _LARGEST).all():
+        return given.astype(np.int64)
+    if given.dtype.kind == "f" and (np.abs(given) <= _MOST_EXACT).all() and (given == np.rint(given)).all():
+        return given.astype(np.int64)
+    raise DataError(
+        f"ranking: {name} must be whole numbers from {-_LARGEST} to {_LARGEST}, and are {given.dtype}: number the "
+        "identities and the cameras"
+    )
+
+
+def _check_shapes(queries: Features, gallery: Features, labels: _Labels) -> None:
+    problems = [
+        f"{name} has shape {values.shape}, but there are {len(features)} {side} features"
+        for name, values, features, side in (
+            ("query_pids", labels.query_pids, queries, "query"),
+            ("query_camids", labels.query_camids, queries, "query"),
+            ("gallery_pids", labels.gallery_pids, gallery, "gallery"),
+            ("gallery_camids", labels.gallery_camids, gallery, "gallery"),
+        )
+        if values.shape != (len(features),)
+    ]
+    problems += [f"the {side} is empty" for side, rows in (("query", queries), ("gallery", gallery)) if not len(rows)]
+    raise_problems("ranking", problems, DataError)

@@ -1,0 +1,1 @@
+"""Methods as tasks: a model together with its losses."""

@@ -1,0 +1,101 @@
+"""CLIP-SCGI as a task (arXiv:2410.09382; see ScgiConfig for what is known and what is assumed).
+
+L = L_id + L_tri + L_con. L_id and L_tri supervise the image embedding as in CLIP-ReID's stage 2 and, with CFF, the
+fused embedding; L_con contrasts the image feature with the composed prompt's. The text tower is frozen; gradients
+flow through it to the pseudo-word.
+
+Shapes: B images of this process, G of the global batch, L image tokens, T prompt tokens, D joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reid.config.train import TrainConfig
+from reid.models.backbone import Backbone, ImageFeatures
+from reid.models.heads import IdentityHead
+from reid.models.prompts import ComposedPrompt, plain_prompt
+from reid.models.scgi import CaptionGuidedInversion, ContextualFeatureFusion
+from reid.tasks.base import Batch, Encoder, Gather, ImageHeads, Task, alone, gather_features, image_encoder
+from reid.tasks.losses import cosine_image_text_loss, identity_loss, triplet_loss
+
+
+class ScgiTask(Task):
+    """CGI and CFF, each switchable, over one backbone."""
+
+    plain_1TD: Tensor
+
+    def __init__(
+        self, backbone: Backbone, config: TrainConfig, *, identities: int, cameras: Sequence[int] = ()
+    ) -> None:
+        super().__init__(backbone, config, cameras=cameras)
+        self.settings, self.loss = config.scgi, config.loss
+        width = backbone.joint_width
+        self.heads = ImageHeads(backbone, identities)
+        self.prompt = ComposedPrompt(backbone)
+        self.weights = {"id": self.loss.id_weight, "tri": self.loss.triplet_weight, "con": self.loss.contrast_weight}
+        if self.settings.cgi:
+            self.cgi = CaptionGuidedInversion(
+                width, backbone.text_width, queries=self.settings.queries, depth=self.settings.depth
+            )
+        if self.settings.cff:
+            self.cff = ContextualFeatureFusion(width, depth=self.settings.fusion_depth)
+            self.fused_head = IdentityHead(width, identities)
+            self.weights |= {"id_fused": self.loss.id_weight, "tri_fused": self.loss.triplet_weight}
+        self.register_buffer("plain_1TD", plain_prompt(backbone))
+
+    def forward(self, batch: Batch, gather: Gather = alone) -> dict[str, Tensor]:
+        """Return the terms id, tri, con and, with CFF, id_fused and tri_fused."""
+        if batch.captions_BD is None:
+            raise ValueError("CLIP-SCGI needs caption features in its batches")
+        features = self.see(batch.images_BCHW, batch.cameras_B)
+        prompt_BTD, tokens_BLD = self._prompt(features, batch.captions_BD)
+        labels_G = gather(batch.labels_B)
+        shown = gather_features(features, gather)
+        terms = self.heads(shown, labels_G, self.loss)
+        text_BD = prompt_BTD[:, -1] if self.settings.cgi else batch.captions_BD
+        terms["con"] = self._contrast(shown.joint_BD, gather(text_BD), labels_G, gather(batch.items_B))
+        if self.settings.cff:
+            fused_GD = gather(self._fuse(prompt_BTD, tokens_BLD))
+            terms["id_fused"] = identity_loss(self.fused_head(fused_GD), labels_G, self.loss.smoothing)
+            terms["tri_fused"] = triplet_loss(fused_GD, labels_G, self.loss.margin)
+        return terms
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Return `image` (the image tower alone) and, with CFF, `fused` (CFF with the fixed prompt, no caption)."""
+        modes: dict[str, Encoder] = {"image": image_encoder(self)}
+        if self.settings.cff:
+            modes["fused"] = self._encode_fused
+        return modes
+
+    def _encode_fused(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        tokens_BLD = self.see(images_BCHW, cameras_B).tokens_BLD
+        return self.cff(self.plain_1TD.expand(len(tokens_BLD), -1, -1), tokens_BLD).float()
+
+    def _prompt(self, features: ImageFeatures, captions_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the encoded prompt [B, T, D] and the image tokens that CFF looks at [B, L, D]."""
+        tokens_BLD = features.tokens_BLD
+        if not self.settings.cgi:
+            return self.plain_1TD.expand(len(tokens_BLD), -1, -1), tokens_BLD
+        word_BW, refined_BLD = self.cgi(tokens_BLD, captions_BD)
+        prompt_BTD = self.prompt(self.backbone, word_BW[:, None])
+        return prompt_BTD, refined_BLD if self.settings.fusion_tokens == "refined" else tokens_BLD
+
+    def _fuse(self, prompt_BTD: Tensor, tokens_BLD: Tensor) -> Tensor:
+        """Return fused embeddings [B, D], `plain_share` of them, evenly spread, made with the fixed prompt."""
+        steps = torch.arange(len(prompt_BTD) + 1) * self.settings.plain_share
+        chosen_B = steps[1:].floor() > steps[:-1].floor()
+        if not self.settings.cgi or not chosen_B.any():
+            return self.cff(prompt_BTD, tokens_BLD)
+        plain, composed = chosen_B.nonzero().flatten(), (~chosen_B).nonzero().flatten()
+        parts = [self.cff(self.plain_1TD.expand(len(plain), -1, -1), tokens_BLD[plain])]
+        if len(composed):
+            parts.append(self.cff(prompt_BTD[composed], tokens_BLD[composed]))
+        return torch.cat(parts)[torch.cat([plain, composed]).argsort()]
+
+    def _contrast(self, image_GD: Tensor, text_GD: Tensor, labels_G: Tensor, items_G: Tensor) -> Tensor:
+        keys_G = labels_G if self.settings.pairing == "identity" else items_G
+        return cosine_image_text_loss(image_GD, text_GD, keys_G, self.settings.temperature)

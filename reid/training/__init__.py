@@ -1,0 +1,1 @@
+"""The train stage: loop, optimizer, checkpoints, validation, prompt learning."""

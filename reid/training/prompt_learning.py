@@ -1,0 +1,216 @@
+"""CLIP-ReID's first stage, the ``prompts`` stage: four words learned for every identity, both towers frozen.
+
+Image features are computed once. Then, batch by batch, the prompts of the images' identities are moved towards their
+images: supcon(i2t) + supcon(t2i) (processor/processor_clipreid_stage1.py). Writes ``prompts.safetensors``: ``words``
+[C, N, W] and ``features`` [C, D], what the second stage uses.
+
+Shapes: M training images, B batch, C identities, N words, W text width, D joint width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data.artifacts.contents import image_contents
+from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
+from data.errors import ConfigError, raise_problems
+from data.progress import ProgressFn, silent
+from reid.config.train import PromptConfig, TrainConfig
+from reid.inputs.captions import weights_identity
+from reid.inputs.embed import embed
+from reid.models.backbone import Backbone, build_backbone, seeded
+from reid.models.prompts import ComposedPrompt, prompt_problems
+from reid.tasks.base import Preprocess, preprocess_of
+from reid.tasks.losses import contrastive_loss
+from reid.training.checkpoint import restore_checkpoint, save_checkpoint
+from reid.training.finite import finite_values
+
+STAGE: Final = "prompts"
+STAGE_VERSION: Final = 2
+_FILE: Final = "prompts.safetensors"
+_ENCODE_BATCH: Final = 256
+_CHECKPOINT_EPOCHS: Final = 10
+# Keeps the order of images apart from other draws that start from (seed, epoch).
+_ORDER_STREAM: Final = 2
+
+
+class PromptLearner(nn.Module):
+    """The learnable words of every identity, in the prompt "A photo of a [X].. person."."""
+
+    def __init__(self, backbone: Backbone, identities: int, words: int, noun: str = "person") -> None:
+        super().__init__()
+        self.prompt = ComposedPrompt(backbone, suffix=f"{noun}.")
+        self.words_CNW = nn.Parameter(torch.empty(identities, words, backbone.text_width))
+        nn.init.normal_(self.words_CNW, std=0.02)
+
+    def forward(self, backbone: Backbone, labels_B: Tensor) -> Tensor:
+        """Return the text features [B, D] of identities."""
+        return self.prompt(backbone, self.words_CNW[labels_B])[:, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptData:
+    """Training images of the first stage: `features_MD` from the frozen image tower, `labels_M` their identities."""
+
+    features_MD: Tensor
+    labels_M: Tensor
+
+
+def learned_texts(
+    store: ArtifactStore,
+    *,
+    images: ArtifactRef,
+    pixels: NDArray[np.uint8],
+    positions: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    config: TrainConfig,
+    device: str,
+    progress: ProgressFn = silent,
+) -> Tensor:
+    """Return the prompt features [C, D] of all identities, learning them unless this has been done before.
+
+    Raises ConfigError when the prompts are longer than the text tower takes.
+    """
+    raise_problems("training", prompt_problems(config), ConfigError)
+    ingredients = {
+        "images": image_contents(images)["train"],
+        "held_out": config.validation.identity() if config.validation.holds_out else None,
+        "config": config.prompts.identity(),
+        "backbone": config.backbone.identity(),
+        "weights": weights_identity(store, config.backbone, config.seed),
+        "seed": config.seed,
+        "version": STAGE_VERSION,
+    }
+    scratch = store.scratch(STAGE, fingerprint_of(STAGE, ingredients))
+
+    def produce(folder: Path) -> None:
+        backbone = build_backbone(config.backbone, seed=config.seed).to(device).eval()
+        backbone.freeze_text()
+        data = PromptData(
+            features_MD=image_features(
+                backbone, pixels, positions, preprocess_of(config.backbone), device=device, progress=progress
+            ),
+            labels_M=torch.from_numpy(labels).to(device),
+        )
+        learner = learn_prompts(backbone, data, config.prompts, seed=config.seed, folder=scratch, progress=progress)
+        tensors = {"words": learner.words_CNW.detach(), "features": all_texts(backbone, learner)}
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / _FILE)
+
+    made = store.make(STAGE, ingredients, produce)
+    return load_file(made.ref.folder / _FILE)["features"]
+
+
+def image_features(
+    backbone: Backbone,
+    pixels: NDArray[np.uint8],
+    positions: NDArray[np.int64],
+    preprocess: Preprocess,
+    *,
+    device: str,
+    progress: ProgressFn,
+) -> Tensor:
+    """Return CLIP's image features [M, D] of pixels as they are, without augmentation."""
+
+    def encode(images_BCHW: Tensor) -> Tensor:
+        return backbone.image(images_BCHW).joint_BD
+
+    rows = embed(
+        encode,
+        pixels,
+        positions,
+        batch_size=_ENCODE_BATCH,
+        device=device,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        progress=progress,
+    )
+    return torch.from_numpy(rows).to(device)
+
+
+def learn_prompts(
+    backbone: Backbone,
+    data: PromptData,
+    config: PromptConfig,
+    *,
+    seed: int,
+    folder: Path,
+    progress: ProgressFn = silent,
+) -> PromptLearner:
+    """Learn the words; a run killed at any moment goes on from the last checkpoint under `folder`, bit for bit."""
+    identities = int(data.labels_M.max()) + 1
+    with seeded(seed):
+        learner = PromptLearner(backbone, identities, config.words, config.noun).to(data.features_MD.device)
+    group = {"params": [learner.words_CNW], "names": ["words_CNW"]}
+    optimizer = torch.optim.Adam([group], lr=config.rate, weight_decay=config.weight_decay)
+    state = restore_checkpoint(folder, learner, optimizer) or {"step": 0}
+    for epoch in range(int(state["step"]), config.epochs):
+        loss = _epoch(backbone, learner, optimizer, data, config, epoch=epoch, seed=seed)
+        progress(epoch + 1, config.epochs, f"prompts, loss {loss:.3f}")
+        if (epoch + 1) % _CHECKPOINT_EPOCHS == 0:
+            save_checkpoint(folder, learner, optimizer, {"step": epoch + 1})
+    return learner
+
+
+def _epoch(
+    backbone: Backbone,
+    learner: PromptLearner,
+    optimizer: torch.optim.Optimizer,
+    data: PromptData,
+    config: PromptConfig,
+    *,
+    epoch: int,
+    seed: int,
+) -> float:
+    optimizer.param_groups[0]["lr"] = prompt_rate(epoch, config)
+    order = np.random.default_rng([seed, epoch, _ORDER_STREAM]).permutation(len(data.labels_M))
+    losses = []
+    for start in range(0, len(order), config.batch):
+        rows = torch.from_numpy(order[start : start + config.batch]).to(data.labels_M.device)
+        terms = prompt_terms(data.features_MD[rows], data.labels_M[rows], backbone, learner, config.temperature)
+        loss = terms["i2t"] + terms["t2i"]
+        losses.append(finite_values(loss, terms, f"the end of epoch {epoch + 1} of the prompts")["loss"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return sum(losses) / len(losses)
+
+
+def prompt_terms(
+    image_BD: Tensor, labels_B: Tensor, backbone: Backbone, learner: Callable[..., Tensor], temperature: float
+) -> dict[str, Tensor]:
+    """Return supcon(i2t) and supcon(t2i) of images and the prompts of their identities; the loss is their sum."""
+    text_BD = learner(backbone, labels_B)
+    return {
+        "i2t": contrastive_loss(image_BD, text_BD, labels_B, labels_B, temperature),
+        "t2i": contrastive_loss(text_BD, image_BD, labels_B, labels_B, temperature),
+    }
+
+
+def prompt_rate(epoch: int, config: PromptConfig) -> float:
+    """Return the learning rate of `epoch` (the first is 0): linear warm-up, then a cosine over all epochs.
+
+    As in CLIP-ReID (solver/cosine_lr.py), which counts the first epoch as 1 and does not shift the cosine by the
+    warm-up.
+    """
+    number = epoch + 1
+    if number < config.warmup_epochs:
+        return config.warmup_rate + number * (config.rate - config.warmup_rate) / config.warmup_epochs
+    cosine = 0.5 * (1 + math.cos(math.pi * number / config.epochs))
+    return config.rate_min + (config.rate - config.rate_min) * cosine
+
+
+@torch.no_grad()
+def all_texts(backbone: Backbone, learner: PromptLearner) -> Tensor:
+    """Return the features [C, D] of all identities' prompts."""
+    labels_C = torch.arange(len(learner.words_CNW), device=learner.words_CNW.device)
+    return torch.cat([learner(backbone, part) for part in labels_C.split(_ENCODE_BATCH)])

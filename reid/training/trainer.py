@@ -1,0 +1,258 @@
+"""The training loop. It knows tasks, batches and steps; it names no method and no loss.
+
+Everything random (batches, augmentation) is a function of (seed, epoch, batch), so a resumed run needs counters only,
+and goes on bit for bit where the checkpoint was taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from torch import nn
+
+from data.errors import ConfigError
+from data.process.environment import exact_float32, hidden_variables
+from data.progress import ProgressFn, silent
+from reid.config.train import FP16_PROBLEM, TrainConfig
+from reid.inputs.batches import TrainingBatches, TrainingSet
+from reid.tasks.base import Batch, Task, alone
+from reid.training.checkpoint import drop_best, load_best, restore_checkpoint, save_best, save_checkpoint
+from reid.training.device import training_device
+from reid.training.distributed import gather_batch
+from reid.training.finite import finite_values
+from reid.training.metrics_log import METRICS, MetricsLog
+from reid.training.optim import build_optimizer, set_rates
+
+Measures = dict[str, float]
+"""Name of a measure -> its value; "mAP" decides which epoch is the best."""
+Validate = Callable[[Task], Measures]
+"""A task as it is, in the middle of its training -> how good it is. The same on every process."""
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything a resumed run needs besides tensors."""
+
+    epoch: int = 0
+    """Epoch in progress, from 0."""
+    batch: int = 0
+    """Batches of it that are done."""
+    step: int = 0
+    """Optimiser steps taken in all."""
+    seconds: float = 0.0
+    """Time spent on the epoch so far."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sum over the epoch's steps of each term and of the total, under "loss"."""
+    steps_in_epoch: int = 0
+    """Steps in `sums`."""
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl when this state was saved."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the gradient scaler (fp16 only)."""
+    measured: Measures = field(default_factory=dict)
+    """The last evaluation: "epoch" (from 0), "step" and the measures. Empty before the first."""
+    best: Measures = field(default_factory=dict)
+    """The evaluation with the highest mAP, the earliest of equals."""
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Return an accelerator for exactly the device and precision of `config`.
+
+    Raises:
+        ConfigError: the device does not exist, or fp16 without a GPU.
+    """
+    device = training_device(config)
+    cpu = device.type == "cpu"
+    if config.precision == "fp16" and cpu:
+        raise ConfigError(FP16_PROBLEM)
+    # accelerate keeps its settings in a process-wide singleton and refuses a second precision or device: a process that
+    # trains twice (tests, studies) starts from a clean one. A process group stays.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    PartialState(cpu=cpu).device = device  # by itself it takes the first GPU
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=config.precision,
+        # Left out, these two are read from the environment; `fit` hides what else is.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
+    )
+
+
+def fit(
+    task: Task,
+    data: TrainingSet,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    progress: ProgressFn = silent,
+    validate: Validate | None = None,
+    launched: bool = False,
+) -> TrainState:
+    """Train `task` in place. What the environment says to accelerate or torch changes nothing.
+
+    Args:
+        task: on the CPU; it is moved.
+        data: the training set.
+        config: the run.
+        folder: where metrics.jsonl and checkpoints live; a run killed there goes on from its last checkpoint.
+        progress: called with (steps done, steps in all, loss).
+        validate: called after the epochs that ``config.validation`` names; it must leave the task as it was.
+        launched: this process is one of several that a launcher (such as torchrun) has started together.
+
+    Returns:
+        The final state. The task has the weights of the last epoch, or of ``state.best`` if the config keeps the best.
+
+    Raises:
+        DivergedError: a loss term became infinite or not a number.
+    """
+    with hidden_variables(launched=launched), exact_float32(torch):
+        folder.mkdir(parents=True, exist_ok=True)
+        return _fit(_Run(task, data, config, folder), config, progress, validate)
+
+
+def _fit(run: _Run, config: TrainConfig, progress: ProgressFn, validate: Validate | None) -> TrainState:
+    state = run.resume()
+    while state.epoch < config.schedule.epochs:
+        rates = set_rates(run.optimizer, config.schedule, state.epoch)
+        for group in run.batches.groups(state.epoch, state.batch):
+            start = time.perf_counter()
+            values = run.step(group, state)
+            run.count(state, values, len(group), time.perf_counter() - start)
+            run.report(state, values, rates, progress)
+            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                run.save(state)
+        run.finish_epoch(state)
+        if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
+            run.measure(state, validate)
+    run.close(state)
+    return state
+
+
+class _Run:
+    """The objects of one run: model, optimiser, batches, records."""
+
+    def __init__(self, task: Task, data: TrainingSet, config: TrainConfig, folder: Path) -> None:
+        self.task, self.config, self.folder = task, config, folder
+        self.accelerator = make_accelerator(config)
+        task.to(self.accelerator.device)
+        self.optimizer = build_optimizer(task, config.schedule)
+        self.model: nn.Module = self.accelerator.prepare_model(task)
+        self.prepared = self.accelerator.prepare_optimizer(self.optimizer)
+        self.batches = TrainingBatches(
+            data,
+            config,
+            task.preprocess,
+            device=self.accelerator.device,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        self.gather = gather_batch if self.accelerator.num_processes > 1 else alone
+        self.metrics = MetricsLog(folder / METRICS, config.tensorboard, main=self.accelerator.is_main_process)
+
+    # Steps --------------------------------------------------------------------------------------------
+
+    def step(self, group: Sequence[Batch], state: TrainState) -> dict[str, float]:
+        """Take one optimiser step on the mean loss of `group`; return its terms and the total as "loss"."""
+        self.model.train()
+        sums: dict[str, float] = {}
+        for number, batch in enumerate(group, start=1):
+            last = number == len(group)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                terms = self.model(batch, self.gather)  # under autocast: accelerate prepared it so
+                total = self.task.total(terms)
+                where = f"step {state.step + 1} (epoch {state.epoch + 1})"
+                for name, value in finite_values(total, terms, where).items():
+                    sums[name] = sums.get(name, 0.0) + value / len(group)
+                self.accelerator.backward(total / len(group))
+        self.prepared.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def count(self, state: TrainState, values: Mapping[str, float], batches: int, seconds: float) -> None:
+        """Add one finished step to `state`."""
+        state.step += 1
+        state.batch += batches
+        state.steps_in_epoch += 1
+        state.seconds += seconds
+        for name, value in values.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+
+    def report(
+        self, state: TrainState, values: Mapping[str, float], rates: Mapping[str, float], progress: ProgressFn
+    ) -> None:
+        """Log a step if it is due."""
+        if state.step % self.config.log_every == 0:
+            terms = {name: value for name, value in values.items() if name != "loss"}
+            self.metrics.write(
+                {"kind": "step", "step": state.step, "epoch": state.epoch, "loss": values["loss"], "terms": terms}
+                | {"lr": dict(rates)}
+            )
+        total = self.batches.steps_per_epoch * self.config.schedule.epochs
+        if state.step % self.config.log_every == 0 or state.step == total:
+            progress(state.step, total, f"epoch {state.epoch + 1} loss {values['loss']:.3f}")
+
+    def finish_epoch(self, state: TrainState) -> None:
+        """Log the epoch's means and move `state` to the next one."""
+        means = {name: value / state.steps_in_epoch for name, value in state.sums.items()}
+        images = state.batch * self.batches.batch_size
+        self.metrics.write(
+            {"kind": "epoch", "epoch": state.epoch, "step": state.step, "loss": means.pop("loss"), "terms": means}
+            | {"seconds": round(state.seconds, 3), "images_per_second": round(images / state.seconds, 1)}
+        )
+        state.epoch, state.batch, state.steps_in_epoch, state.seconds = state.epoch + 1, 0, 0, 0.0
+        state.sums = {}
+
+    def measure(self, state: TrainState, validate: Validate) -> None:
+        """Evaluate the epoch just finished, and keep its weights if they are the best so far and wanted."""
+        start = time.perf_counter()
+        # One process speaks for all: what is best must not hang on another device's rounding.
+        measures = broadcast_object_list([validate(self.task)])[0]
+        state.measured = {"epoch": state.epoch - 1, "step": state.step, **measures}
+        seconds = round(time.perf_counter() - start, 3)
+        self.metrics.write({"kind": "eval", **state.measured, "seconds": seconds})
+        if state.best and state.measured["mAP"] <= state.best["mAP"]:
+            return
+        state.best = state.measured
+        if self.config.validation.keep == "best" and self.accelerator.is_main_process:
+            save_best(self.folder, self.task, state.epoch - 1)
+            if not self.config.checkpoint_every:
+                drop_best(self.folder, but=state.epoch - 1)
+        self.accelerator.wait_for_everyone()
+
+    # Checkpoints --------------------------------------------------------------------------------------
+
+    def resume(self) -> TrainState:
+        """Return the state of the newest checkpoint, loaded, or a fresh one."""
+        found = restore_checkpoint(self.folder, self.task, self.optimizer)
+        state = TrainState(**found) if found else TrainState()
+        if state.scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        self.metrics.truncate(state.metrics_bytes)
+        return state
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint of everything as it is after `state.step` steps."""
+        state.metrics_bytes = self.metrics.size()
+        if self.accelerator.scaler is not None:
+            state.scaler = self.accelerator.scaler.state_dict()
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, self.task, self.optimizer, asdict(state))
+            # Not before: a run killed now goes on from this checkpoint, and needs the best weights that it knows of.
+            drop_best(self.folder, but=int(state.best.get("epoch", -1)))
+        self.accelerator.wait_for_everyone()
+
+    def close(self, state: TrainState) -> None:
+        """Leave the task on the CPU with the weights that are to be kept, and close the records."""
+        self.task.to("cpu")
+        if self.config.validation.keep == "best" and state.best:
+            load_best(self.folder, self.task, int(state.best["epoch"]))
+        self.metrics.close()

@@ -1,0 +1,137 @@
+"""Evaluation during training: retrieval among held-out training identities, or on the test set.
+
+Held-out images are ranked each against all others, queries against the gallery: images of the same identity and camera
+do not count, as in the test protocol. Where no identity is seen by two cameras (data without cameras), cameras leave
+nothing out, and of held-out images only the query itself does not count.
+
+Shapes: N images that are embedded, Q queries, G gallery images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import DataError
+from data.people import is_junk
+from reid.config.train import TrainConfig
+from reid.inputs.test_rows import has_match
+from reid.inputs.training_rows import Rows
+
+if TYPE_CHECKING:
+    from reid.tasks.base import Task
+
+Ints = NDArray[np.int64]
+_BATCH: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedImages:
+    """The images of an evaluation; `query_Q` and `gallery_G` are places among the N."""
+
+    positions_N: Ints
+    """Row of each image in the pixel cache."""
+    pids_N: Ints
+    camids_N: Ints
+    """Camera as the data set numbers it: what a camera embedding is looked up by."""
+    excluded_by_N: Ints
+    """Images of one identity that share this number do not count for each other."""
+    query_Q: Ints
+    gallery_G: Ints
+
+
+def ranked_held_out(rows: Rows) -> RankedImages:
+    """Return the held-out `rows`, every one a query against all of them."""
+    positions, pids, camids = (np.array(rows[name], dtype=np.int64) for name in ("position", "pid", "camid"))
+    everyone = np.arange(len(positions))
+    seen = np.unique(np.stack([pids, camids]), axis=1)[0]
+    crosses = len(np.unique(seen)) < len(seen)
+    return RankedImages(
+        positions_N=positions,
+        pids_N=pids,
+        camids_N=camids,
+        excluded_by_N=camids if crosses else everyone,
+        query_Q=everyone,
+        gallery_G=everyone,
+    )
+
+
+def ranked_test(rows: Rows) -> RankedImages:
+    """Return the queries and the gallery among all `rows` of images.parquet, junk left out, in no order of paths.
+
+    Raises DataError when there is none of either.
+    """
+    pids = np.array(rows["pid"], dtype=np.int64)
+    splits = np.array(rows["split"])
+    order = np.lexsort((np.array(rows["sha256"]), np.array(rows["camid"]), pids))  # equal scores stand in this order
+    query, gallery = (order[(splits[order] == name) & ~is_junk(pids[order])] for name in ("query", "gallery"))
+    if not len(query) or not len(gallery):
+        raise DataError(
+            "train.validation.images=test needs queries and a gallery, and this data set lacks one of them: "
+            "set train.validation.images=held_out"
+        )
+    chosen = np.concatenate([query, gallery])
+    camids = np.array(rows["camid"], dtype=np.int64)[chosen]
+    n = len(query)
+    crosses = has_match(pids[query], camids[:n], pids[gallery], camids[n:], "same_camera").any()
+    return RankedImages(
+        positions_N=chosen,
+        pids_N=pids[chosen],
+        camids_N=camids,
+        excluded_by_N=camids if crosses else np.arange(len(chosen)),
+        query_Q=np.arange(n),
+        gallery_G=np.arange(n, len(chosen)),
+    )
+
+
+class Validator:
+    """Measures a task as it is in the middle of its training, and leaves it as it was.
+
+    Args:
+        images: what is ranked.
+        pixels: uint8 [all images, H, W, 3].
+        config: the run.
+        device: where the task is while it trains.
+    """
+
+    def __init__(self, images: RankedImages, pixels: NDArray[np.uint8], config: TrainConfig, device: str) -> None:
+        self._images, self._pixels, self._mode, self._device = images, pixels, config.validation.mode, device
+
+    def __call__(self, task: Task) -> dict[str, float]:
+        """Return mAP, mINP and rank1 as fractions.
+
+        Raises DataError when the features are not finite or no query has a match.
+        """
+        from reid.ranking.metrics import evaluate_ranking
+
+        images, training = self._images, task.training
+        features_ND = self._features(task.eval())
+        task.train(training)
+        query, gallery = images.query_Q, images.gallery_G
+        ranking = evaluate_ranking(
+            features_ND[query],
+            features_ND[gallery],
+            images.pids_N[query],
+            images.pids_N[gallery],
+            images.excluded_by_N[query],
+            images.excluded_by_N[gallery],
+            top_k=1,
+        )
+        return {"mAP": ranking.mAP, "mINP": ranking.mINP, "rank1": float(ranking.cmc[0])}
+
+    def _features(self, task: Task) -> NDArray[np.float32]:
+        from reid.inputs.embed import embed
+
+        return embed(
+            task.encoders()[self._mode],
+            self._pixels,
+            self._images.positions_N,
+            cameras=task.camera_numbers(self._images.camids_N.tolist()),
+            batch_size=_BATCH,
+            device=self._device,
+            mean=task.preprocess.mean,
+            std=task.preprocess.std,
+        )

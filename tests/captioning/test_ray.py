@@ -1,0 +1,59 @@
+"""Two Ray workers caption one data set: the plain function of the stage, carried by another runner."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from captioning.config import CaptionConfig
+from captioning.stage.stage import caption
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from tests.helpers.caption_stub import Job, asked, fake_model, run_job
+from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
+
+ray = pytest.importorskip("ray", reason="ray is not installed here: pip install 'clip-scgi[ray]'")
+
+
+@pytest.fixture
+def cluster():
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.timeout(600)
+def test_two_ray_workers_caption_one_data_set(tmp_path, cluster):
+    store = ArtifactStore(tmp_path / "home")
+    root = draw(tmp_path / "people", 120)
+    config = fake_model(tmp_path / "model")
+    job = Job(
+        home=str(store.root),
+        images=index(store, root).to_json(),
+        root=str(root),
+        settings=config.model_dump_json(),
+        log=str(tmp_path / "log"),
+        seconds=0.1,
+    )
+    work = ray.remote(run_job)
+    results = ray.get([work.remote(replace(job, part=part, of=2)) for part in range(2)])
+    assert len({pid for pid, _ in results} - {os.getpid()}) == 2
+    assert sum(made for _, made in results) == len(asked(Path(job.log))) == 120
+    assert len(set(written(captions_folder(store, config)))) == 120
+    outcome = caption(
+        store,
+        images=ArtifactRef(**job.images),
+        images_root=root,
+        config=CaptionConfig.model_validate_json(job.settings),
+    )
+    assert str(outcome) == "0 captions generated, 120 reused"
+    assert captions_of(outcome.made)["image_path"].is_unique

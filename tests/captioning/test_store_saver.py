@@ -1,0 +1,188 @@
+"""Claims, shards and the thread that writes them: when rows reach the disk and when a bucket is given back."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from captioning.store import saver as store_saver
+from captioning.store.claims import BUCKETS, Claims, bucket_of, buckets_of_part
+from captioning.store.saver import Saver
+from data.errors import ClipScgiError, ConfigError
+
+
+class Shards:
+    """Stands in for the caption store: keeps what was appended, in order."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.written: list[list[str]] = []
+        self.error = error
+
+    def append(self, rows):
+        if self.error:
+            raise self.error
+        self.written.append([row["image_sha256"] for row in rows])
+
+
+class Clock:
+    """Stands in for the module `time`."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(store_saver, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def shards():
+    return Shards()
+
+
+@pytest.fixture
+def claims(tmp_path):
+    return Claims(tmp_path)
+
+
+def row(name: str, text: str | None = "A man."):
+    return {"image_sha256": name, "raw_text": text}
+
+
+def free(folder, bucket: int) -> bool:
+    other = Claims(folder)
+    taken = other.take(bucket)
+    other.release_all()
+    return taken
+
+
+def test_rows_are_written_in_shards_of_the_size_that_is_set(clock, shards, claims, monkeypatch):
+    monkeypatch.setattr(store_saver, "FLUSH_ROWS", 3)
+    saver = Saver(shards, claims)
+    saver.expect(0xAB, {f"ab{n}" for n in range(9)})
+    claims.take(0xAB)
+    saver.add([row("ab0")])
+    saver.add([row("ab1")])
+    assert saver._writing is None
+    saver.add([row("ab2")])
+    saver.add([row("ab3"), row("ab4"), row("ab5"), row("ab6")])
+    saver.add([row("ab7")])
+    saver.close()
+    assert shards.written == [["ab0", "ab1", "ab2"], ["ab3", "ab4", "ab5", "ab6"], ["ab7"]]
+
+
+def test_rows_that_waited_longer_than_the_limit_are_written_with_the_next(clock, shards, claims):
+    saver = Saver(shards, claims)
+    saver.expect(0xAB, {"ab0", "ab1", "ab2", "ab3"})
+    claims.take(0xAB)
+    clock.now += store_saver.FLUSH_SECONDS
+    saver.add([row("ab0")])
+    assert saver._writing is None
+    clock.now += 0.5
+    saver.add([row("ab1")])
+    assert [r["image_sha256"] for r in saver._writing[1]] == ["ab0", "ab1"]
+    clock.now += store_saver.FLUSH_SECONDS  # counted from the last shard
+    saver.add([row("ab2")])
+    clock.now += 0.5
+    saver.add([row("ab3")])
+    saver.close()
+    assert shards.written == [["ab0", "ab1"], ["ab2", "ab3"], []]
+
+
+def test_the_limits():
+    assert (store_saver.FLUSH_ROWS, store_saver.FLUSH_SECONDS) == (256, 5.0)
+
+
+def test_a_bucket_is_given_back_when_its_last_image_is_on_disk(clock, shards, claims, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_saver, "FLUSH_ROWS", 2)
+    saver = Saver(shards, claims)
+    for bucket, images in ((0x0A, {"0a1", "0a2", "0a3"}), (0x0B, {"0b1"})):
+        assert claims.take(bucket)
+        saver.expect(bucket, images)
+    saver.add([row("0a1"), row("0b1")])
+    assert not free(tmp_path, 0x0B)  # written by now, perhaps, but not yet known to be
+    saver.add([row("0a2"), row("0a3", None)])
+    assert free(tmp_path, 0x0B)
+    assert not free(tmp_path, 0x0A)
+    saver.add([])
+    saver._settle()
+    assert free(tmp_path, 0x0A)
+    assert shards.written == [["0a1", "0b1"], ["0a2"]]
+    saver.close()
+
+
+def test_an_error_of_the_writing_thread_reaches_the_caller_and_all_is_given_back(clock, claims, tmp_path):
+    saver = Saver(Shards(OSError("gone")), claims)
+    for bucket in (1, 2):
+        claims.take(bucket)
+        saver.expect(bucket, {f"{bucket:02x}0"})
+    saver.add([row("010")])
+    with pytest.raises(OSError, match="gone"):
+        saver.close()
+    assert free(tmp_path, 1)
+    assert free(tmp_path, 2)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        saver._thread.submit(print)
+
+
+def test_the_bucket_is_the_first_byte_of_the_digest():
+    assert [bucket_of(name) for name in ("00ff", "0f00", "a7b1", "ff00")] == [0, 15, 167, 255]
+
+
+def test_parts_share_all_buckets_out():
+    assert list(buckets_of_part(1, 100)) == [1, 101, 201]
+    assert list(buckets_of_part(255, 256)) == [255]
+    assert list(buckets_of_part(0, 1)) == list(range(256))
+    assert sorted(b for part in range(3) for b in buckets_of_part(part, 3)) == list(range(BUCKETS))
+
+
+@pytest.mark.parametrize(("part", "of"), [(-1, 4), (4, 4), (0, 257), (0, 0)])
+def test_parts_that_do_not_exist(part, of):
+    with pytest.raises(ConfigError) as error:
+        buckets_of_part(part, of)
+    assert str(error.value) == f"there is no part {part} of {of}: parts count from 0, and there are at most 256"
+
+
+def test_two_holders_exclude_each_other_bucket_by_bucket(tmp_path):
+    one, other = Claims(tmp_path / "deep" / "store"), Claims(tmp_path / "deep" / "store")
+    assert one.take(10)
+    assert not other.take(10)
+    assert other.take(11)
+    one.release(10)
+    assert other.take(10)
+    other.release_all()
+    assert one.take(10)
+    assert one.take(11)
+    assert sorted(path.name for path in (tmp_path / "deep" / "store" / "claims").iterdir()) == ["0a", "0b"]
+    with pytest.raises(KeyError):
+        one.release(12)
+
+
+def test_a_refused_claim_leaves_no_open_file(tmp_path):
+    one, other = Claims(tmp_path), Claims(tmp_path)
+    one.take(3)
+    before = _open_files()
+    assert not other.take(3)
+    assert _open_files() == before
+    one.release(3)
+    assert _open_files() == before - 1
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_full_disk_stops_a_claim_with_its_remedy(claims, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ClipScgiError, match=f"^the disk of {tmp_path}/claims is full: no work could be claimed. Free"):
+        claims.take(3)

@@ -1,0 +1,44 @@
+"""Who counts as a person, and that every stage asks the same function."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from captioning.audit.agreement import people
+from data.people import is_junk, is_person
+from data.readers.base import Counts, ImageRecord, compare_counts
+from reid.inputs.training_rows import train_rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("train", 1), ("gallery", 0), ("gallery", -1)], [True, False, False]),
+        ([("train", 0), ("gallery", 0), ("gallery", -1)], [True, True, False]),
+        ([("query", 0), ("gallery", 0), ("train", -1)], [True, True, False]),
+        ([("query", -1), ("gallery", 0), ("gallery", 3)], [False, False, True]),
+        ([], []),
+    ],
+)
+def test_zero_is_a_person_unless_only_the_gallery_has_it(rows, expected):
+    splits, pids = [row[0] for row in rows], [row[1] for row in rows]
+    assert is_person(splits, pids).tolist() == expected
+    assert is_person(np.array(splits, dtype=object), np.array(pids, dtype=np.int64)).tolist() == expected
+    assert is_junk(pids).tolist() == [pid == -1 for pid in pids]
+    assert people(pd.DataFrame({"split": splits, "pid": pids})).tolist() == expected
+
+
+def test_a_training_uses_identity_zero_and_no_junk():
+    assert train_rows(["train", "query", "train", "train"], [0, 4, -1, 7]).tolist() == [0, 3]
+
+
+def test_published_identities_are_counted_by_the_same_rule():
+    def notices(first):
+        records = [ImageRecord(path=f"{pid}", split="train", pid=pid, camid=0) for pid in range(first, first + 5)]
+        records += [ImageRecord(path=f"g{n}", split="gallery", pid=first - 1, camid=0) for n in range(2)]
+        return compare_counts("x", records, {"train": Counts(5, 5)})
+
+    assert notices(0) == []
+    assert notices(1) == []

@@ -1,0 +1,474 @@
+"""What is known before captioning: problems of settings, index and machine, each with a key and a value that works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import ConfigError
+from data.files import write_json, write_table
+from data.schemas import IMAGES
+from flows.preflight import check as preflight
+from flows.preflight import disk as preflight_disk
+from flows.preflight.check import Plan, check_devices, check_run, notices_of, planned, problems_of
+from flows.preflight.disk import sizes
+from flows.recipes import Recipe, build_recipe
+from reid.config.train import TrainConfig
+from reid.inputs.pixel_cache import STAGE as PIXELS
+from reid.inputs.pixel_cache import pixels, pixels_ingredients
+from reid.inputs.training_rows import batch_problems, training_rows
+from reid.models.pretrained import TINY_FOLDER, TINY_WEIGHTS
+from tests.data.test_device import Machine
+from tests.helpers.data_trees import put
+
+ALL = ("caption", "train", "evaluate")
+
+SEVEN = "train.batch.identities=16 but the data set has 7 training identities: set train.batch.identities=7 or lower"
+
+Rows = list[tuple[str, int, int]]
+
+
+def market(train: int = 20, test: int = 4, cameras: int = 2, each: int = 2) -> Rows:
+    """Return (split, pid, camid) of a well-formed dataset: `each` images of each identity in turn from each camera."""
+    rows = [("train", pid, camera % cameras) for pid in range(1, train + 1) for camera in range(each)]
+    for pid in range(1001, 1001 + test):
+        rows += [("query", pid, 0), *(("gallery", pid, camera) for camera in range(cameras))]
+    return rows
+
+
+def indexed(store: ArtifactStore, rows: Rows, reader: str = "market1501") -> ArtifactRef:
+    """Make an index artifact of `rows`."""
+    columns = dict(zip(("split", "pid", "camid"), map(list, zip(*rows, strict=True)), strict=True))
+    names = [f"{number:05d}.jpg" for number in range(len(rows))]
+    filler = {"path": names, "sha256": [f"{number:064x}" for number in range(len(rows))]}
+    filler |= {name: [8] * len(rows) for name in ("size", "width", "height")}
+
+    def produce(folder: Path) -> None:
+        write_table(folder / "images.parquet", pa.table(columns | filler).select(IMAGES.names).cast(IMAGES), IMAGES)
+        write_json(folder / "dataset.json", {"reader": reader, "dataset_hash": "0" * 32, "notices": []})
+
+    return store.make("index", {"rows": rows, "reader": reader}, produce).ref
+
+
+@pytest.fixture
+def store(tmp_path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "home")
+
+
+@pytest.fixture
+def told(store):
+    """Return a function: rows, settings, GPUs, stages -> the problems of that plan."""
+
+    def problems(
+        rows: Rows, *settings: str, gpus: int = 0, stages: tuple[str, ...] = ALL, reader: str = "market1501"
+    ) -> list[str]:
+        return problems_of(plan_of(store, build_recipe("demo", settings), rows, gpus, stages, reader=reader))
+
+    return problems
+
+
+def plan_of(
+    store: ArtifactStore,
+    recipe: Recipe,
+    rows: Rows,
+    gpus: int = 0,
+    stages: tuple[str, ...] = ALL,
+    *,
+    reader: str = "market1501",
+) -> Plan:
+    return Plan(
+        store=store,
+        images=indexed(store, rows, reader),
+        caption=recipe.caption,
+        train=recipe.train,
+        evaluate=recipe.evaluate,
+        scale=recipe.scale,
+        stages=frozenset(stages),
+        cuda=Machine(gpus),
+    )
+
+
+def test_a_dataset_that_fits_has_no_problem(told):
+    assert told(market()) == []
+    assert told(market(), "train.method=clip_baseline", "train.sie=1", "train.validation.every=1") == []
+
+
+# Identities -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("people", "settings", "message"),
+    [
+        (7, (), SEVEN),
+        (1, (), "training needs at least 2 identities and the data set has 1: add training images"),
+        (0, (), "training needs at least 2 identities and the data set has 0: add training images"),
+        (
+            17,
+            ("train.validation.every=1",),
+            "train.batch.identities=16 but 15 of 17 training identities are left beside train.validation.held_out=0.1: "
+            "set train.batch.identities=15 or lower",
+        ),
+        (
+            3,
+            ("train.validation.every=1",),
+            "train.validation.held_out=0.1 leaves 1 of 3 training identities: set train.validation.every=0 and "
+            "train.batch.identities=3",
+        ),
+        (
+            20,
+            ("scale.train_processes=3",),
+            "scale.train_processes=3 does not divide train.batch.identities=16: set train.batch.identities=15",
+        ),
+        (
+            7,
+            ("scale.train_processes=4",),
+            "train.batch.identities=16 but the data set has 7 training identities: set train.batch.identities=4",
+        ),
+        (
+            3,
+            ("scale.train_processes=4",),
+            "train.batch.identities=16 but the data set has 3 training identities: set train.batch.identities=3 and "
+            "scale.train_processes=1",
+        ),
+    ],
+)  # fmt: skip
+def test_training_identities_fill_a_batch(told, people, settings, message):
+    rows = market(train=people)
+    assert told(rows, *settings) == [message]
+    assert told(rows, *settings, stages=("caption",)) == [], "a run up to the captions needs no batch"
+
+
+@pytest.mark.parametrize("people", [2, 3, 7, 15])
+def test_the_value_that_the_message_names_works(told, people):
+    problem = told(market(train=people))[0]
+    value = int(problem.rpartition("train.batch.identities=")[2].removesuffix(" or lower"))
+    assert told(market(train=people), f"train.batch.identities={value}") == []
+
+
+def test_junk_is_no_identity(told):
+    rows = [*market(train=15), *[("train", -1, 0)] * 9]
+    assert told(rows) == [
+        "train.batch.identities=16 but the data set has 15 training identities: set train.batch.identities=15 or lower"
+    ]
+
+
+def test_the_train_stage_says_the_same(store):
+    images = indexed(store, market(train=7))
+    config = TrainConfig(method="clip_baseline")
+    with pytest.raises(ConfigError, match=f"^training: {SEVEN}"):
+        training_rows(images, None, config)
+    assert batch_problems(range(7), config) == [SEVEN]
+
+
+# Validation, cameras, evaluation --------------------------------------------------------------------------
+
+
+ROOM = 77 - 5 - 3  # start and "A photo of a"; "person", "." and end
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "vit_b16"])
+def test_learned_prompts_fit_into_the_text_tower(told, backbone):
+    clip = ("train.method=clip_reid", f"train.backbone.name={backbone}", "train.backbone.weights=random")
+    assert told(market(), *clip, f"train.prompts.words={ROOM}") == []
+    for words in (ROOM + 1, 10**6):
+        (problem,) = told(market(), *clip, f"train.prompts.words={words}")
+        assert problem == (
+            f"train.prompts.words={words} do not fit into the 77 tokens of the text tower: set train.prompts.words="
+            f"{ROOM} or lower (published: 4)"
+        )
+        assert told(market(), *clip, f"train.prompts.words={words}", stages=("caption", "evaluate")) == []
+    (problem,) = told(market(), *clip, f"train.prompts.noun={'a person and ' * 40}")
+    assert problem.startswith("train.prompts.noun makes a prompt of ")
+    assert problem.endswith("set train.prompts.noun to one word, such as train.prompts.noun=person")
+    assert told(market(), "train.method=clip_scgi", f"train.prompts.words={ROOM + 1}") == []
+
+
+def test_validation_on_the_test_set_needs_one(told):
+    settings = ("train.validation.every=1", "train.validation.images=test")
+    without = [row for row in market() if row[0] == "train"]
+    (problem,) = told(without, *settings, stages=("train",))
+    assert problem.startswith(
+        "train.validation.images=test needs query and gallery images, and the data set has none in"
+    )
+    assert "query, gallery: set train.validation.images=held_out" in problem
+    strangers = [*without, ("query", 1001, 0), ("gallery", 1002, 1)]
+    (problem,) = told(strangers, *settings, stages=("train",))
+    assert problem.startswith("train.validation.images=test finds no query with a gallery image of the same identity")
+    assert told(market(), *settings, stages=("train",)) == []
+
+
+def test_held_out_identities_can_be_searched(told):
+    settings = ("train.validation.every=1", "train.batch.identities=4")
+    (problem,) = told(market(train=20, each=1), *settings)
+    assert problem == (
+        "train.validation.held_out=0.1 holds out identities with one image each, which cannot be searched: "
+        "set train.validation.every=0"
+    )
+    assert told(market(train=20, each=2), *settings) == []
+
+
+def test_camera_embeddings_know_the_test_cameras(told):
+    rows = [*market(), ("query", 1001, 8), ("gallery", 1001, 9)]
+    message = (
+        "train.sie=1 learns an embedding per camera, and 2 camera(s) of the test images (8, 9) have no training image: "
+        "set train.sie=0"
+    )
+    assert told(rows, "train.sie=1") == [message]
+    assert told(rows, "train.sie=1", stages=("train",)) == []
+    during = ("train.sie=1", "train.validation.every=1", "train.validation.images=test")
+    assert told(rows, *during, stages=("train",)) == [message]
+    assert told(rows) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "part"),
+    [
+        ([row for row in market() if row[0] != "query"], (), "no usable query image"),
+        ([row for row in market() if row[0] != "gallery"], (), "no usable gallery image"),
+        (market(cameras=1), (), "from another camera"),
+        ([*market(test=0), ("query", 1, 0), ("gallery", 2, 1)], (), "no query with a gallery image"),
+        ([*market(test=0), ("query", 1001, 0), ("gallery", 1002, 1)], ("evaluate.gallery_draws=3",), "no query with a"),
+    ],
+)
+def test_a_test_split_that_cannot_be_evaluated(told, rows, settings, part):
+    (problem,) = told(rows, *settings)
+    assert part in problem
+    assert told(rows, *settings, stages=("caption", "train")) == []
+
+
+def test_data_without_cameras_is_evaluated_without_the_camera_rule(told):
+    rows = market(cameras=1)
+    assert "evaluate.exclude=none" in told(rows)[0]
+    assert told(rows, "evaluate.exclude=none") == []
+
+
+def test_queries_that_are_skipped_are_a_notice(store):
+    rows = [*market(), ("query", 5001, 0)]
+    plan = plan_of(store, build_recipe("demo"), rows)
+    assert problems_of(plan) == []
+    (notice,) = notices_of(plan)
+    assert "1 of 5 queries" in notice
+
+
+# The machine ----------------------------------------------------------------------------------------------
+
+
+def test_devices_that_do_not_exist(told):
+    settings = [f"{stage}.device=cuda:2" for stage in ALL]
+    problems = told(market(), *settings, gpus=2)
+    assert [problem.partition("=")[0] for problem in problems] == [f"{stage}.device" for stage in ALL]
+    assert told(market(), *settings, gpus=3) == []
+    assert told(market(), *settings, gpus=2, stages=("train",)) == problems[1:2]
+    assert told(market(), "train.device=cuda")[0].startswith(
+        "train.device=cuda: this machine has no usable CUDA device"
+    )
+
+
+def test_processes_and_gpus(told):
+    assert told(market(), "scale.train_processes=4") == []
+    (problem,) = told(market(), "scale.train_processes=4", gpus=2)
+    assert problem.endswith("this machine has 2; set scale.train_processes=2, or train.device=cpu")
+    (problem,) = told(market(), "scale.train_processes=2", "train.device=cuda:1", gpus=2)
+    assert problem.endswith("set train.device=cuda, or scale.train_processes=1")
+
+
+def test_fp16_needs_a_gpu(told):
+    message = "train.precision=fp16 needs a GPU; set train.precision=bf16, or train.precision=no"
+    assert told(market(), "train.precision=fp16") == [message]
+    assert told(market(), "train.precision=fp16", "train.device=cpu", gpus=1) == [message]
+    assert told(market(), "train.precision=fp16", gpus=1) == []
+
+
+def test_workers_that_share_a_gpu_are_a_notice(store):
+    def notices(*settings: str, gpus: int) -> list[str]:
+        return notices_of(plan_of(store, build_recipe("demo", settings), market(), gpus))
+
+    four = "scale.caption_workers=4"
+    assert notices(four, gpus=0) == notices(four, gpus=4) == notices(four, "caption.device=cpu", gpus=2) == []
+    assert notices(four, gpus=2) == ["scale.caption_workers=4 share 2 GPU(s); set scale.caption_workers=2"]
+    (notice,) = notices(four, "caption.device=cuda:1", gpus=4)
+    assert notice == "scale.caption_workers=4 share 1 GPU(s); set scale.caption_workers=1"
+
+
+def test_a_runner_that_is_not_installed(told, monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda _: None)
+    settings = ("scale.caption_workers=2", "scale.runner=ray")
+    (problem,) = told(market(), *settings)
+    assert problem.startswith("scale.runner=ray is not installed: ")
+    assert told(market(), *settings, stages=("train",)) == told(market(), "scale.runner=ray") == []
+
+
+# Files ----------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_the_backbone(told, tmp_path):
+    missing = tmp_path / "missing.safetensors"
+    (problem,) = told(market(), f"train.backbone.weights={missing}")
+    assert str(missing) in problem
+    assert "train.backbone.weights" in problem
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    (problem,) = told(market(), f"train.backbone.weights={pointer}")
+    assert "git lfs pull" in problem
+    assert told(market(), f"train.backbone.weights={pointer}", stages=("caption",)) == []
+
+
+def test_a_tensor_that_is_missing_or_not_a_number_is_found_before_captioning(told, tmp_path):
+    tensors = load_file(TINY_FOLDER / TINY_WEIGHTS)
+    name = "visual.ln_post.bias"
+    file = tmp_path / "model.safetensors"
+    for damaged in (
+        tensors | {name: np.full_like(tensors[name], np.nan)},
+        {k: v for k, v in tensors.items() if k != name},
+    ):
+        save_file(damaged, file)
+        (problem,) = told(market(), f"train.backbone.weights={file}")
+        assert name in problem
+        assert str(file) in problem
+
+
+def test_the_captioning_model(told, tmp_path):
+    (problem,) = told(market(), f"caption.model={tmp_path / 'none'}")
+    assert problem.startswith(f"caption.model: there is no folder {tmp_path / 'none'}")
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    (problem,) = told(market(), f"caption.model={folder}")
+    assert str(folder) in problem
+    assert "tokenizer.json" in problem
+    assert told(market(), f"caption.model={folder}", stages=("train", "evaluate")) == []
+
+
+def test_a_captioning_model_that_no_hub_can_give(told):
+    """The tests are offline: neither the cache nor the hub has it, which is known without fetching anything."""
+    (problem,) = told(market(), "caption.model=nobody/no-such-llava")
+    assert problem.startswith(
+        "the weights of nobody/no-such-llava (revision main) are neither in the hub cache of this"
+    )
+    assert told(market(), "caption.model=nobody/no-such-llava", stages=("train",)) == []
+
+
+def test_the_key_of_a_server(told, monkeypatch):
+    settings = ("caption.engine=openai", "caption.model=llava", "caption.server.key_variable=MY_KEY")
+    monkeypatch.delenv("MY_KEY", raising=False)
+    (problem,) = told(market(), *settings)
+    assert problem.startswith("caption.server.key_variable=MY_KEY: that environment variable is not set")
+    monkeypatch.setenv("MY_KEY", "hidden")
+    assert told(market(), *settings) == []
+
+
+def test_folders_that_cannot_be_written(told, store, monkeypatch, tmp_path):
+    file = tmp_path / "a file"
+    file.write_text("")
+    (problem,) = told(market(), f"train.tensorboard={file}/logs")
+    assert problem.startswith("train.tensorboard")
+    indexed(store, market())  # a disk that is read-only from now on
+    monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
+    (problem,) = told(market())
+    assert problem == f"the artifact root cannot be written ({store.root}): set --home to a folder of your own"
+    assert told(market(), stages=()) == [], "a run that finds everything writes nothing"
+
+
+# The disk -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_will_write_is_estimated_from_the_index(store):
+    rows = market(train=20, test=4)
+    recipe = build_recipe("demo", ["train.checkpoint_every=0"])
+    images = indexed(store, rows)
+    split = np.array([row[0] for row in rows], dtype=object)
+
+    def wanted(recipe: Recipe, *stages: str) -> dict[str, int]:
+        return sizes(store, images, split, (recipe.train, recipe.evaluate), frozenset(stages))
+
+    n = len(rows)
+    assert wanted(recipe, "caption") == {"captions": 2_000 * n}
+    weights = (Path(preflight.__file__).parents[2] / "reid/weights/tiny_clip/model.safetensors").stat().st_size
+    found = wanted(recipe, "train")
+    assert found == {"pixels": n * 128 * 64 * 3, "caption features": 40 * 2_048, "model and checkpoints": weights}
+    assert wanted(recipe, "evaluate") == {
+        "pixels": n * 128 * 64 * 3,
+        "embeddings": 12 * 3 * 5_120,
+        "rankings": 4 * 50 * 300,
+    }
+    checkpoints = build_recipe("demo").train
+    assert preflight_disk.training_bytes(checkpoints) == 7 * weights
+    best = build_recipe("demo", ["train.validation.every=1", "train.validation.keep=best"]).train
+    assert preflight_disk.training_bytes(best) == 9 * weights
+    assert wanted(recipe) == {}
+
+
+def test_pixels_that_are_there_need_no_space(store, tmp_path):
+    root = tmp_path / "images"
+    put(root, "a.jpg", "b.jpg")
+    images = indexed(store, [("train", 1, 0), ("train", 2, 0)])
+    size = {"height": 128, "width": 64}
+    store.make(PIXELS, pixels_ingredients(images=images, **size), lambda folder: (folder / "x").write_bytes(b"1"))
+    recipe = build_recipe("demo")
+    split = np.array(["train", "train"], dtype=object)
+    assert "pixels" not in sizes(store, images, split, (recipe.train, recipe.evaluate), frozenset({"train"}))
+    assert pixels(store, images=images, images_root=root, **size).cached
+
+
+def test_a_disk_that_is_too_small(told, store, monkeypatch):
+    assert told(market()) == []
+    monkeypatch.setattr(preflight_disk, "free_bytes", lambda _: 2_000_000)
+    (problem,) = told(market())
+    assert problem.startswith(f"the disk of the artifact root {store.root} has 2 MB free and this run writes up to 42.")
+    assert "pixels 1.28 MB" in problem
+    assert "free 40." in problem
+    assert "or set --home to a folder on a larger disk" in problem
+
+
+# All together, and only what will run ---------------------------------------------------------------------
+
+
+def test_all_problems_are_one_message(store, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe = build_recipe(
+        "demo", ["train.device=cuda", "train.precision=fp16", "train.sie=1", "caption.model=/nowhere/at/all"]
+    )
+    images = indexed(store, [*market(train=7), ("query", 1001, 9)])
+    with pytest.raises(ConfigError) as caught:
+        check_run(store, recipe, images, "report")
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith(": 5 problems")
+    for key in (
+        "train.device=cuda",
+        "train.precision=fp16",
+        "train.sie=1",
+        "caption.model",
+        "train.batch.identities=16",
+    ):
+        assert sum(line.startswith(f"  - {key}") for line in lines) == 1, key
+
+
+def test_planned_stages():
+    def stages(name: str, until: str) -> tuple[str, ...]:
+        return planned(build_recipe(name), until)
+
+    assert stages("demo", "report") == ("caption", "audit", "train", "evaluate", "report")
+    assert stages("demo", "train") == ("caption", "audit", "train")
+    assert stages("demo", "index") == ()
+    assert stages("demo_baseline", "report") == ("train", "evaluate", "report")
+    assert stages("demo_baseline", "caption") == ("caption",)
+
+
+def test_devices_are_checked_before_the_index_only_where_no_artifact_can_be_found(store, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe = build_recipe("demo", ["train.device=cuda", "evaluate.device=cuda:3", "caption.device=cuda"])
+    with pytest.raises(
+        ConfigError, match=r"(?s)3 problems.*caption.device=cuda.*train.device=cuda.*evaluate.device=cuda:3"
+    ):
+        check_devices(store, recipe, "report")
+    with pytest.raises(ConfigError, match=r"^recipe demo: caption.device=cuda: "):
+        check_devices(store, recipe, "audit")
+    for stage in ALL:
+        store.make(stage, {}, lambda folder: (folder / "x").write_bytes(b"1"))
+    check_devices(store, recipe, "report")

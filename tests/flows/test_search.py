@@ -1,0 +1,182 @@
+"""``clip-scgi search``: what a query means, and that nothing is captioned or trained unasked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from captioning.stage.stage import caption
+from data.artifacts.store import ArtifactStore
+from data.errors import ConfigError, DataError
+from data.index.stage import index
+from flows.cli.app import main, parse
+from flows.cli.search import Searchable, find_trained, looks_like_path, read_query
+from flows.recipes import build_recipe
+from flows.worlds import ensure_world
+from reid.training.stage import train
+
+SMALL = [
+    "synthetic.seed=11",
+    "synthetic.train_identities=4",
+    "synthetic.test_identities=3",
+    "synthetic.images_per_camera=2",
+    "synthetic.cameras=2",
+    "train.schedule.epochs=1",
+    "train.batch.identities=3",
+    "train.batch.images=2",
+    "train.device=cpu",
+    "evaluate.device=cpu",
+]
+SETTINGS = [part for text in SMALL for part in ("--set", text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a man in a red shirt", False),
+        ("man", False),
+        ("a man, 30 yrs. old", False),
+        ("photo.jpg", True),
+        ("photo.JPEG ", True),
+        ("a photo.webp", True),
+        ("people/1", True),
+        ("a red and/or blue shirt", True),
+        ("~", True),
+        ("~/x", True),
+        ("..\\x", True),
+    ],
+)
+def test_what_looks_like_a_path(text, expected):
+    assert looks_like_path(text) is expected
+
+
+@pytest.fixture
+def picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 40)).save(tmp_path / "one.png")
+    Image.new("RGB", (20, 40)).save(tmp_path / "person", "PNG")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    return tmp_path / "one.png"
+
+
+def test_a_query_is_a_file_if_there_is_one_else_a_sentence(picture, monkeypatch):
+    assert read_query(str(picture), image=None, text=None) == picture
+    assert str(read_query("person", image=None, text=None)) == "person"
+    assert read_query("person", image=None, text=None).is_file()
+    assert read_query("a man", image=None, text=None) == "a man"
+    assert read_query("folder", image=None, text=None) == "folder", "a word that happens to name a folder"
+    assert read_query("x" * 5000, image=None, text=None) == "x" * 5000
+    assert read_query(None, image=None, text="person") == "person"
+    assert read_query(None, image=None, text="and/or.jpg") == "and/or.jpg"
+    monkeypatch.setenv("HOME", str(picture.parent))
+    assert read_query(None, image="~/one.png", text=None) == picture
+
+
+@pytest.mark.parametrize(
+    ("given", "image", "text", "words"),
+    [
+        ("no.jpg", None, None, "'no.jpg' looks like a path, and there is no such file.*--text no.jpg"),
+        ("folder/", None, None, "looks like a path"),
+        ("~nobody/x", None, None, "looks like a path"),
+        ("a/" + "x" * 5000, None, None, "looks like a path"),
+        (None, "no.jpg", None, "--image: no.jpg is not a file"),
+        (None, "folder", None, "--image: folder is not a file"),
+        (None, "a man", None, "--image: a man is not a file"),
+        ("", None, None, "the sentence is empty"),
+        (" \n", None, None, "the sentence is empty"),
+        (None, None, "  ", "the sentence is empty"),
+        (None, None, None, "give one query"),
+        ("a", "one.png", None, "give one query"),
+        (None, "one.png", "a", "give one query"),
+    ],
+)
+def test_a_query_that_cannot_be_meant_is_one_message(picture, given, image, text, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_query(given, image=image, text=text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("broken.jpg", "not_an_image"), ("empty.jpg", "empty_file")])
+def test_an_unreadable_image_is_told_with_its_reason(picture, name, reason, capsys):
+    with pytest.raises(DataError, match=rf"{name} cannot be used: .*{reason}"):
+        read_query(name, image=None, text=None)
+    assert main(["search", "demo", "--image", name]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("top", ["0", "-3"])
+def test_top_is_checked_first(top, capsys):
+    assert main(["search", "demo", "a man", "--top", top]) == 1
+    assert f"--top must be at least 1 (given: {top})" in capsys.readouterr().err
+
+
+def test_the_query_may_come_after_options(capsys):
+    for words in (["demo", "--top", "3", "a man"], ["--top", "3", "demo", "a man"], ["demo", "a man", "--top", "3"]):
+        found = parse(["search", *words])
+        assert (found.recipe, found.query, found.top) == ("demo", "a man", 3)
+    assert parse(["search", "demo", "--text", "x"]).query is None
+    for words in (["search", "demo", "a", "b"], ["search", "demo", "a", "--tops", "3"], ["recipes", "x"]):
+        with pytest.raises(SystemExit) as caught:
+            parse(words)
+        assert caught.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_trained_is_a_message_with_the_stages_and_the_command(tmp_path, capsys):
+    home = tmp_path / "my home"
+    assert main(["search", "demo", "a man", "--home", str(home), *SETTINGS]) == 1
+    error = capsys.readouterr().err
+    assert "index, caption, train would have to run" in error
+    command = f"clip-scgi train demo --home '{home}' {' '.join(SETTINGS)}"
+    assert f"Run `{command}` first, or add --train" in error
+    assert not home.exists(), "nothing was made"
+    assert main(["search", "demo_baseline", "a man", "--home", str(home), *SETTINGS]) == 1
+    assert "; index, train would have to run" in capsys.readouterr().err
+
+
+def test_search_finds_the_model_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # paths on one line
+    store, recipe = ArtifactStore(tmp_path), build_recipe("demo", SMALL)
+    root = ensure_world(store, recipe.synthetic)
+    data = recipe.data.model_copy(update={"root": str(root)})
+    assert find_trained(store, recipe) == ["index", "caption", "train"]
+    indexed = index(store, config=data)
+    assert find_trained(store, recipe) == ["caption", "train"]
+    place = {"images": indexed.made.ref, "images_root": indexed.images_root}
+    captions = caption(store, config=recipe.caption, **place).made.ref
+    assert find_trained(store, recipe) == ["train"]
+    model = train(store, captions=captions, config=recipe.train, **place).ref
+    found = find_trained(store, recipe)
+    assert found == Searchable(images=indexed.made.ref, model=model, images_root=root)
+    again = build_recipe("demo", [*SMALL, "train.seed=5"])
+    assert find_trained(store, again) == ["train"]
+
+    command = ["search", "demo", "--home", str(tmp_path), *SETTINGS]
+    assert main([*command, "--text", "a man in a red shirt", "--top", "1000"]) == 0
+    shown = capsys.readouterr().out
+    n_gallery = shown.count("bounding_box_test")
+    assert n_gallery >= 3
+    assert f"the gallery has {n_gallery} images; all of them are shown" in shown
+    assert main([*command, "--text", "red " * 100]) == 1
+    error = capsys.readouterr().err
+    assert "this model reads 1 to 75" in error
+    assert error.count("\n") == 1
+    image = min((root / "bounding_box_test").glob("0*.jpg"))
+    script = (
+        "import sys; from flows.cli.app import main; status = main(sys.argv[1:]);"
+        "assert 'prefect' not in sys.modules; raise SystemExit(status)"
+    )
+    pipes = {"capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", script, *command, str(image)], check=False, **pipes)
+    assert done.returncode == 0, done.stderr
+    assert image.name in done.stdout
+    assert "1.000" in done.stdout
+
+    image.rename(image.with_name("0901_c9s1_000001_01.jpg"))  # another identity
+    assert main([*command, "a man"]) == 1
+    assert "; caption, train would have to run" in capsys.readouterr().err

@@ -1,0 +1,412 @@
+"""The study: what it trains, its statistics, and that no run is done twice, lost, or the end of the others."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from data.artifacts.inventory import try_lock
+from data.artifacts.store import ArtifactStore
+from data.errors import ConfigError, DataError
+from data.progress import silent
+from flows.cli.app import main
+from flows.cli.study import preset_recipe
+from flows.recipes import build_recipe, tiny_clip_reid
+from flows.study import run as study_run
+from flows.study.inputs import open_inputs
+from flows.study.page import write_results
+from flows.study.plan import COMPARISONS, GROUPS, PRESETS, VARIANTS, Comparison, StudyConfig, variants_of
+from flows.study.plots import accuracy_plot, sweep_plot
+from flows.study.run import do, plan
+from flows.study.table import RUNS, differences, spread, t_quantile, table, unfinished
+from flows.study.text import difference_text, mean_text
+from flows.study.training import recipe_of, training_of
+
+SMALL = [
+    "synthetic.train_identities=6",
+    "synthetic.test_identities=4",
+    "synthetic.images_per_camera=2",
+    "synthetic.cameras=2",
+    "train.schedule.epochs=1",
+    "train.schedule.warmup_epochs=0",
+    "train.schedule.milestones=[]",
+    "train.batch.identities=3",
+    "train.prompts.epochs=1",
+    "train.device=cpu",
+    "evaluate.device=cpu",
+]
+
+
+# What is trained --------------------------------------------------------------------------------------
+
+
+def test_names_are_unique_and_every_comparison_can_be_made():
+    by_name = {variant.name: variant for variant in VARIANTS}
+    assert len(by_name) == len(VARIANTS)
+    base = build_recipe("benchmark").train
+    for comparison in COMPARISONS:
+        for name, mode in (comparison.left, comparison.right):
+            training = training_of(by_name[name], base, 0)
+            assert mode == "image" or (training.method == "clip_scgi" and training.scgi.cff)
+
+
+def test_the_issue_is_covered():
+    names = [variant.name for variant in variants_of(StudyConfig(groups=("main",)))]
+    assert names == ["baseline", "clip_reid", "cgi", "cff", "scgi", "shuffled", "true"]
+    base = build_recipe("benchmark").train
+    sweeps = [training_of(variant, base, 0).scgi for variant in variants_of(StudyConfig(groups=("queries", "depth")))]
+    assert [scgi.queries for scgi in sweeps[:4]] == [1, 2, 4, 8]
+    assert [scgi.depth for scgi in sweeps[4:]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_variants_share_everything_but_what_they_say(variant):
+    base = build_recipe("benchmark").train
+    training = training_of(variant, base, 3)
+    assert training.seed == base.seed + 3
+    assert training.batch == base.batch
+    assert training.augment == base.augment
+    assert training.schedule.rate_clip == base.schedule.rate_clip
+    assert training.schedule.epochs == variant.stretch * base.schedule.epochs
+    assert training.method == variant.method
+    assert (variant.captions == "none") == (variant.method != "clip_scgi")
+
+
+def test_clip_reid_has_its_own_weights_and_first_stage_unless_they_are_set():
+    variant = next(variant for variant in VARIANTS if variant.name == "clip_reid")
+    tiny = training_of(variant, build_recipe("benchmark").train, 0)
+    assert (tiny.loss, tiny.prompts) == (tiny_clip_reid().loss, tiny_clip_reid().prompts)
+    published = training_of(variant, build_recipe("market1501").train, 0)
+    assert (published.loss.id_weight, published.prompts.epochs, published.prompts.rate) == (0.25, 120, 3.5e-4)
+    chosen = training_of(variant, build_recipe("benchmark", ["train.prompts.epochs=7"]).train, 0)
+    assert (chosen.prompts.epochs, chosen.prompts.rate) == (7, tiny_clip_reid().prompts.rate)
+
+
+def test_k_of_the_recipe_is_the_same_training_as_the_main_variant():
+    base = build_recipe("benchmark").train
+    by_name = {variant.name: training_of(variant, base, 0).identity() for variant in VARIANTS}
+    assert by_name["queries_2"] == by_name["depth_1"] == by_name["scgi"]
+    assert by_name["queries_4"] != by_name["scgi"]
+
+
+def test_seeds_change_the_people_where_the_data_set_can():
+    benchmark, real = build_recipe("benchmark"), build_recipe("pku_reid", ["data.root=/images"])
+    fixed = build_recipe("benchmark", ["data.root=/images"])
+    config = StudyConfig()
+    assert recipe_of(benchmark, config, 2).synthetic.seed == benchmark.synthetic.seed + 2
+    assert recipe_of(real, config, 2).data.split_seed == real.data.split_seed + 2
+    assert recipe_of(fixed, config, 2) == fixed
+    assert recipe_of(benchmark, StudyConfig(resample=False), 2) == benchmark
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_build_and_what_the_user_sets_wins(preset):
+    recipe = preset_recipe("benchmark", preset, ["train.schedule.epochs=9", "synthetic.test_identities=7"])
+    assert recipe.train.schedule.epochs == 9
+    assert recipe.synthetic.test_identities == 7
+    assert preset_recipe("pku_reid", preset, ["data.root=/images"]).synthetic is None
+
+
+# Statistics -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "expected"),  # printed tables of Student's t
+    [
+        (0.975, 1, 12.706),
+        (0.975, 2, 4.303),
+        (0.975, 3, 3.182),
+        (0.975, 4, 2.776),
+        (0.975, 9, 2.262),
+        (0.975, 30, 2.042),
+        (0.975, 120, 1.980),
+        (0.995, 7, 3.499),
+        (0.95, 5, 2.015),
+        (0.9, 10, 1.372),
+    ],
+)
+def test_t_quantiles_are_those_of_the_tables(probability, freedom, expected):
+    assert t_quantile(probability, freedom) == pytest.approx(expected, abs=5e-4)
+
+
+def test_spread_worked_by_hand():
+    found = spread([1.0, 2.0, 3.0, 4.0])
+    assert found.mean == 2.5
+    assert found.deviation == pytest.approx(math.sqrt(5 / 3))
+    assert found.high == pytest.approx(2.5 + 3.18245 * math.sqrt(5 / 3) / 2, abs=1e-4)
+    assert found.low == pytest.approx(5.0 - found.high)
+    alone = spread([7.0])
+    assert (alone.mean, alone.deviation, alone.low, alone.high) == (7.0, None, None, None)
+
+
+def row(variant, seed, score, *, mode="image", status="ok", **changes):
+    """One row of runs.parquet with `score` percent in every metric."""
+    values = dict.fromkeys(RUNS.names)
+    values |= {"variant": variant, "title": variant.upper(), "group": "main", "method": "clip_scgi", "seed": seed}
+    values |= {"mode": mode, "status": status, "dataset": "toy", "dataset_hash": "abc", "captions": "captioner"}
+    values |= {"train": f"{variant}{seed}", "n_query": 8, "n_gallery": 9, "seconds": 60.0 + seed}
+    if status == "ok":
+        values |= dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), score / 100)
+    return values | changes
+
+
+ROWS = [
+    row("a", 0, 60), row("b", 0, 58), row("a", 1, 64), row("b", 1, 60),
+    row("a", 2, 62), row("b", 2, None, status="failed", error="DivergedError: <b>nan</b>", mode=None, train=None),
+]  # fmt: skip
+QUESTION = Comparison(question="a | b?", left=("a", "image"), right=("b", "image"))
+
+
+def test_table_leaves_failed_runs_out():
+    first, second = table(ROWS)
+    assert (first.variant, first.seeds, second.seeds) == ("a", 3, 2)
+    assert first.metrics["mAP"].mean == pytest.approx(62.0)
+    assert first.metrics["mAP"].deviation == pytest.approx(2.0)
+    assert first.seconds.mean == pytest.approx(61.0)
+    assert [item["seed"] for item in unfinished(ROWS)] == [2]
+
+
+def test_differences_are_paired_by_seed():
+    (answer,) = differences(ROWS, [QUESTION, Comparison(question="?", left=("a", "image"), right=("c", "image"))])
+    assert answer.seeds == 2
+    assert answer.better == 2
+    found = answer.metrics["mAP"]
+    assert found.values == pytest.approx((2.0, 4.0))
+    # Mean 3, deviation sqrt(2), reach 12.7062 * sqrt(2) / sqrt(2).
+    assert (found.mean, found.low, found.high) == pytest.approx((3.0, 3 - 12.7062, 3 + 12.7062), abs=1e-3)
+    assert difference_text(found) == "+3.0 (−9.7 to +15.7)"
+    assert mean_text(spread([1.0])) == "1.0"
+
+
+# What is left -----------------------------------------------------------------------------------------
+
+
+def test_results_can_be_read_by_people_and_programs(tmp_path):
+    sweep = [
+        row(f"queries_{k}", seed, 50 + k + seed, mode=mode, group="queries", queries=k)
+        for k in (1, 2, 4, 8)
+        for seed in (0, 1)
+        for mode in ("image", "fused")
+    ]
+    comparable = [row(variant, seed, 50 + seed) for variant in ("scgi", "baseline") for seed in (0, 1)]
+    write_results(tmp_path, [*ROWS, *sweep, *comparable], {"recipe": {"data": {"root": "/secret/place"}}})
+    assert pq.read_schema(tmp_path / "runs.parquet").equals(RUNS)
+    assert len(pd.read_parquet(tmp_path / "runs.parquet")) == len(ROWS) + len(sweep) + len(comparable)
+    means = pd.read_csv(tmp_path / "table.csv").set_index(["variant", "mode"])
+    assert means.loc[("a", "image"), "mAP_mean"] == pytest.approx(62.0)
+    found = pd.read_csv(tmp_path / "differences.csv")
+    assert found["left"].tolist() == ["scgi:image", "queries_1:image", "queries_4:image", "queries_8:image"]
+    assert found["mAP_mean"].tolist() == pytest.approx([0.0, -1.0, 2.0, 6.0])
+    text = (tmp_path / "study.md").read_text()
+    assert "| A | image | 62.0 ± 2.0 |" in text
+    assert "B, seed 2: failed, DivergedError" in text
+    page = (tmp_path / "study.html").read_text()
+    assert "&lt;b&gt;nan&lt;/b&gt;" in page
+    assert "<b>nan</b>" not in page
+    assert "/secret/place" not in page
+    assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
+    drawings = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert drawings == ["accuracy.svg", "differences.svg", "queries.svg"]
+    for name in drawings:
+        assert ElementTree.parse(tmp_path / "plots" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize("drawn", ["svg", "narrow"])
+def test_dots_are_seen_on_their_bars(drawn):
+    lines = table([row(variant, seed, 60) for variant in ("a", "b") for seed in (0, 1, 2)])
+    tree = ElementTree.fromstring(str(getattr(accuracy_plot(lines).chart, drawn)))
+    bars, dots = list(tree.iter("rect")), list(tree.iter("circle"))
+    assert (len(bars), len(dots)) == (2, 6)
+    for at, bar in enumerate(bars):
+        top, own = float(bar.get("y")), dots[3 * at : 3 * at + 3]
+        heights = [float(dot.get("cy")) for dot in own]
+        assert len(set(heights)) == 3, "equal scores do not hide each other"
+        assert all(top < height < top + float(bar.get("height")) for height in heights)
+        assert all(dot.get("stroke") == "#fff" and dot.get("fill-opacity") is None for dot in own)
+        assert float(bar.get("fill-opacity")) < 0.3
+    assert [element.tag for element in tree][-1] == "circle", "dots are drawn after bars"
+
+
+def test_the_narrow_drawing_is_as_wide_as_a_phone():
+    chart = accuracy_plot(table([row("a", seed, 60 + seed) for seed in (0, 1)])).chart
+    narrow, wide = (ElementTree.fromstring(str(svg)).get("viewBox").split() for svg in (chart.narrow, chart.svg))
+    assert (narrow[2], wide[2]) == ("330", "760")
+
+
+@pytest.mark.parametrize(("points", "color"), [((3, 3.1, 3.2), "up"), ((-3, -3.1, -3.2), "down"), ((-3, 3, 1), "even")])
+def test_a_verdict_is_colored_only_where_its_interval_excludes_zero(tmp_path, points, color):
+    rows = [row("baseline", seed, 50) for seed in (0, 1, 2)]
+    rows += [row("scgi", seed, 50 + gain) for seed, gain in enumerate(points)]
+    write_results(tmp_path, rows, {})
+    cells = re.findall(r'<td class="(up|down|even)">', (tmp_path / "study.html").read_text())
+    assert cells == [color]
+
+
+def test_nothing_finished_is_still_a_page(tmp_path):
+    write_results(tmp_path, [ROWS[-1]], {})
+    assert "no run has finished" in (tmp_path / "study.html").read_text()
+    assert accuracy_plot([]) is None
+    assert sweep_plot([], group="depth", title="", x_label="") is None
+
+
+# The loop ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def some_runs(home, *names, seeds=1, groups=("main",)):
+    recipe, config = build_recipe("benchmark", SMALL), StudyConfig(seeds=seeds, groups=groups)
+    found = plan(ArtifactStore(home), recipe, config, silent)
+    return [run for run in found if run.variant.name in names]
+
+
+def test_runs_become_rows_and_are_found_again(home, tmp_path, monkeypatch):
+    runs = some_runs(home, "baseline", "true", seeds=2)
+    assert [run.find() for run in runs] == [None] * 4
+    finished = list(do(runs, silent))
+    rows = [item for done in finished for item in done.rows]
+    assert {item["status"] for item in rows} == {"ok"}, rows
+    assert [(item["variant"], item["mode"]) for item in rows if item["seed"] == 0] == [
+        ("untrained", "image"),
+        ("baseline", "image"),
+        ("true", "image"),
+        ("true", "fused"),
+    ]
+    assert all(0 <= item["mAP"] <= 1 for item in rows)
+    assert all(item["seconds"] > 0 for item in rows if item["variant"] != "untrained")
+    assert len({item["dataset_hash"] for item in rows}) == 2, "each seed has people of its own"
+    write_results(tmp_path, rows, {})
+    assert {answer.comparison.left[0] for answer in differences(rows)} == set(), "nothing to compare here"
+
+    monkeypatch.setattr(study_run, "train", refuse)
+    monkeypatch.setattr(study_run, "evaluate", refuse)
+    again = list(do(some_runs(home, "baseline", "true", seeds=2), silent))
+    assert all(done.cached for done in again)
+    assert [item for done in again for item in done.rows] == rows
+
+
+def refuse(*_, **__):
+    raise AssertionError("a run that was done is done again")
+
+
+def test_a_failed_run_is_a_row_and_the_others_go_on(home, monkeypatch, caplog):
+    real = study_run.train
+
+    def train(store, *, config, **inputs):
+        if config.method == "clip_baseline":
+            raise DataError("too dark to see")
+        return real(store, config=config, **inputs)
+
+    monkeypatch.setattr(study_run, "train", train)
+    runs = some_runs(home, "long_baseline", "true", groups=("main", "why"))
+    first, second = do(sorted(runs, key=lambda run: run.variant.name), silent)
+    assert first.rows[0]["status"] == "failed"
+    assert first.rows[0]["error"] == "DataError: too dark to see"
+    assert second.rows[0]["status"] == "ok"
+    assert "long_baseline, seed 0 failed" in caplog.text
+
+
+def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
+    names, calls = ("baseline", "true"), []
+    real = study_run.train
+
+    def train(store, *, config, **inputs):
+        calls.append(config.method)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(store, config=config, **inputs)
+
+    monkeypatch.setattr(study_run, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        list(do(some_runs(tmp_path, *names), silent))
+    first, second = do(some_runs(tmp_path, *names), silent)
+    assert first.cached
+    assert not second.cached
+    assert calls == ["clip_baseline", "clip_scgi", "clip_scgi"]
+
+
+def test_a_run_that_another_process_does_is_left_for_the_end(home):
+    runs = some_runs(home, "baseline", "true")
+    found = list(do(runs, silent))
+    assert [done.run.variant.name for done in found] == ["baseline", "true"]
+    with try_lock(ArtifactStore(home), study_run.TURN, runs[0].turn) as is_free:
+        assert is_free
+        assert [done.run.variant.name for done in do(runs, silent)] == ["true", "baseline"]
+
+
+def test_while_a_run_is_done_no_other_process_begins_it(home):
+    runs = some_runs(home, "baseline", "true")
+    for done in do(runs, silent):
+        with try_lock(ArtifactStore(home), study_run.TURN, done.run.turn) as is_free:
+            assert not is_free
+    assert len({run.turn for run in runs}) == 2
+
+
+def test_without_truth_the_ceiling_is_skipped(home, monkeypatch):
+    runs = some_runs(home, "true")
+    monkeypatch.setattr("flows.study.inputs.TRUTH", "absent.parquet")
+    (done,) = do(runs, silent)
+    assert done.rows[0]["status"] == "skipped"
+    assert "synthetic" in done.rows[0]["error"]
+
+
+def test_captions_of_every_kind(home, monkeypatch):
+    """The captioner is replaced by the truth here; what counts is that each control is made of the captions."""
+    inputs = open_inputs(ArtifactStore(home), build_recipe("benchmark", SMALL), 1, silent)
+    true = inputs.make("true", silent)
+    assert inputs.find("true") == true
+    assert inputs.make("none", silent) is None
+    assert inputs.find("shuffled") is None, "no captions yet"
+    monkeypatch.setattr(type(inputs), "_captioned", lambda self, progress: true)
+    shuffled, scattered = inputs.make("shuffled", silent), inputs.make("scattered", silent)
+    assert len({true.content, shuffled.content, scattered.content}) == 3
+
+
+# The command ------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_the_cost_and_trains_nothing(tmp_path, capsys):
+    settings = [part for text in SMALL for part in ("--set", text)]
+    arguments = ["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main([*arguments, *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "7 runs, 7 of them to do" in shown
+    assert "steps in 7 runs" in shown
+    assert "captioning 1 dataset(s) and evaluating come on top; their time is not known before a first run" in shown
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "stages" / "train").exists()
+
+
+def test_what_no_run_can_do_is_said_before_the_first(tmp_path, capsys):
+    settings = [part for text in SMALL if text != "train.batch.identities=3" for part in ("--set", text)]
+    assert main(["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), *settings]) == 1
+    told = "study: train.batch.identities=16 but the data set has 6 training identities: set train.batch.identities=6"
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "captions").exists()
+
+
+def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
+    assert main(["study", "--home", str(tmp_path), "--seeds", "0"]) == 1
+    assert "seeds" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no recipe"):
+        preset_recipe("nothing", "quick", [])
+    assert set(PRESETS["full"].config.groups) == set(GROUPS)
+
+
+def test_a_bar_of_percentages_stays_between_0_and_100():
+    from flows.study.plots import _within
+
+    two_seeds = spread([54.2, 65.1])
+    assert two_seeds.low < 0
+    assert two_seeds.high > 100
+    assert (_within(two_seeds).low, _within(two_seeds).high) == (0.0, 100.0)
+    assert _within(spread([54.2])) == spread([54.2])

@@ -1,0 +1,171 @@
+"""Watching data sets: what counts as a change, what as unfinished, and what is announced again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+
+from data.artifacts.store import ArtifactStore
+from data.datasets import DatasetConfig
+from data.errors import ClipScgiError
+from data.index.stage import index
+from flows.deploy.watch import look_at, resource_id, watched_config
+from flows.deploy.watch_memory import Memory
+from flows.recipes import build_recipe
+from tests.helpers.data_trees import market, picture, put
+
+LATER = 1000.0
+TRAIN = "bounding_box_train/0002_c1s1_000451_03.jpg"
+pytestmark = pytest.mark.xdist_group("flow")
+
+
+@pytest.fixture
+def store(tmp_path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "home")
+
+
+@pytest.fixture
+def config(tmp_path) -> DatasetConfig:
+    return DatasetConfig(name="people", root=str(market(tmp_path / "images")))
+
+
+def _look(store, config, **options):
+    # As if it were much later: everything in the folder is old.
+    return look_at(store, dataset="people", config=config, now=time.time() + LATER, **options)
+
+
+def test_a_set_that_no_run_has_seen_is_only_remembered(store, config):
+    first = _look(store, config)
+    assert first.status == "new"
+    assert not first.is_news
+    assert _look(store, config).status == "unchanged"
+
+
+def test_counts_are_what_was_done_to_the_folder(store, config, tmp_path):
+    before = _look(store, config)
+    root = tmp_path / "images"
+    put(root, "bounding_box_train/0002_c4s1_000999_01.jpg", "query/0001_c6s1_001051_00.jpg", first_seed=50)
+    (root / "bounding_box_test/0001_c2s1_000301_02.jpg").unlink()
+    (root / TRAIN).write_bytes(picture(99))
+    look = _look(store, config)
+    assert look.status == "changed"
+    assert (look.added, look.removed, look.changed) == (2, 1, 1)
+    assert look.old == before.new != look.new
+    assert look.payload()["dataset"] == "people"
+
+
+def test_a_change_is_announced_until_a_run_has_indexed_it(store, config, tmp_path):
+    _look(store, config)
+    put(tmp_path / "images", "bounding_box_train/0002_c4s1_000999_01.jpg", first_seed=50)
+    assert _look(store, config).status == "changed"
+    again = _look(store, config)
+    assert again.status == "announced again"
+    assert again.is_news
+    assert again.added == 1
+    index(store, config=config)
+    assert _look(store, config).status == "unchanged"
+    assert _look(store, config).status == "unchanged"
+
+
+def test_the_first_look_compares_with_the_newest_index(store, config, tmp_path):
+    index(store, config=config)
+    shutil.copytree(store.root, tmp_path / "kept")
+    put(tmp_path / "images", "bounding_box_train/0002_c4s1_000999_01.jpg", first_seed=50)
+    look = _look(store, config)
+    assert (look.status, look.added, look.removed, look.changed) == ("changed", 1, 0, 0)
+    # Nothing changed since that index: nothing to say.
+    (tmp_path / "images/bounding_box_train/0002_c4s1_000999_01.jpg").unlink()
+    assert _look(ArtifactStore(tmp_path / "kept"), config).status == "unchanged"
+
+
+def test_a_copy_in_progress_is_not_taken_for_finished(store, config, tmp_path):
+    assert look_at(store, dataset="people", config=config, settle_seconds=60).status == "not settled"
+    assert not Memory(store, "people").exists()
+    _look(store, config)
+    put(tmp_path / "images", "bounding_box_train/0002_c4s1_000999_01.jpg", first_seed=50)
+    assert look_at(store, dataset="people", config=config, settle_seconds=60).status == "not settled"
+    assert _look(store, config).status == "changed"
+
+
+def test_a_partial_file_and_a_removal_keep_a_set_unfinished(store, config, tmp_path):
+    _look(store, config)
+    root = tmp_path / "images"
+    time.sleep(1.2)
+    settle = 0.6
+    assert look_at(store, dataset="people", config=config, settle_seconds=settle).status == "unchanged"
+    (root / "bounding_box_train/0002_c4s1_000999_01.jpg").write_bytes(picture(5)[:40])  # rejected, and still young
+    assert look_at(store, dataset="people", config=config, settle_seconds=settle).status == "not settled"
+    time.sleep(1.2)
+    (root / TRAIN).unlink()  # leaves no young file, only a young folder
+    assert look_at(store, dataset="people", config=config, settle_seconds=settle).status == "not settled"
+
+
+def test_times_in_the_future_do_not_stop_the_watch(store, config, tmp_path, monkeypatch):
+    """After the clock was set back every file is from the future; ctime cannot be set, so the clock is moved here."""
+    _look(store, config)
+    put(tmp_path / "images", "bounding_box_train/0002_c4s1_000999_01.jpg", first_seed=50)
+    earlier = time.time() - 86_400
+    monkeypatch.setattr(time, "time", lambda: earlier)
+    assert look_at(store, dataset="people", config=config, settle_seconds=60).status == "changed"
+
+
+def test_a_touched_but_equal_file_is_no_change(store, config, tmp_path):
+    _look(store, config)
+    os.utime(tmp_path / "images" / TRAIN)
+    assert _look(store, config).status == "unchanged"
+
+
+def test_a_deleted_set_is_a_clear_failure_and_its_memory_stays(store, config, tmp_path):
+    _look(store, config)
+    state = Memory(store, "people").state.read_bytes()
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(ClipScgiError, match="images"):
+        _look(store, config)
+    assert Memory(store, "people").state.read_bytes() == state
+
+
+@pytest.mark.parametrize("damage", ["state", "rows", "gone"])
+def test_a_damaged_memory_is_begun_anew(store, config, damage):
+    _look(store, config)
+    memory = Memory(store, "people")
+    rows = next(memory.state.parent.glob("*.parquet"))
+    match damage:
+        case "state":
+            memory.state.write_text("{")
+        case "rows":
+            rows.write_bytes(b"PAR1")
+        case _:
+            rows.unlink()
+    assert _look(store, config).status == "new"
+    assert _look(store, config).status == "unchanged"
+
+
+def test_names_that_look_alike_are_remembered_apart(store):
+    names = ["a b", "a_b", "a/b", "ab"]
+    assert len({Memory(store, name).state for name in names}) == len(names)
+    assert all(Memory(store, name).state.parent == store.root / "watch" for name in names)
+
+
+def test_synthetic_images_are_watched_once_they_are_drawn(store):
+    from flows.worlds import world_folder
+
+    recipe = build_recipe("demo")
+    assert watched_config(store, recipe) is None
+    folder = world_folder(store, recipe.synthetic)
+    folder.mkdir(parents=True)
+    assert watched_config(store, recipe).root == str(folder)
+    elsewhere = build_recipe("demo", ["data.root=/data/x"])
+    assert watched_config(store, elsewhere).root == "/data/x"
+
+
+def test_the_trigger_waits_for_the_event_that_is_emitted():
+    from flows.deploy.deployments import change_trigger
+    from flows.deploy.watch import CHANGED
+
+    trigger = change_trigger("people")
+    assert trigger.expect == {CHANGED}
+    assert trigger.match.matches({"prefect.resource.id": resource_id("people")})
+    assert not trigger.match.matches({"prefect.resource.id": resource_id("people2")})

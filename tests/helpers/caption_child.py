@@ -1,0 +1,27 @@
+"""A captioning process for tests that kill it: everything heavy is imported here, once, by the fork server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import transformers.models.clip.image_processing_clip
+import transformers.models.clip.modeling_clip
+import transformers.models.llama.modeling_llama
+import transformers.models.llava.processing_llava  # noqa: F401 - all four for the fork server
+
+import captioning.engines.llava  # noqa: F401 - for the fork server
+from captioning.config import CaptionConfig
+from captioning.stage import stage
+from captioning.store import saver as store_saver
+from data.artifacts.store import ArtifactRef, ArtifactStore
+
+
+def caption_in_child(home: str, images: dict[str, str], root: str, settings: str) -> None:
+    """Run the stage, writing a shard after every batch, so that a kill finds some."""
+    store_saver.FLUSH_ROWS = 4
+    stage.caption(
+        ArtifactStore(Path(home)),
+        images=ArtifactRef(**images),
+        images_root=Path(root),
+        config=CaptionConfig.model_validate_json(settings),
+    )

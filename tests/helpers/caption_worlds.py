@@ -1,0 +1,70 @@
+"""Small folders of images and their index, for tests of the caption stage."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from captioning.captioner import identify
+from captioning.config import CaptionConfig
+from captioning.store.store import CaptionStore
+from data.artifacts.store import ArtifactRef, ArtifactStore, Made
+from data.files import write_table
+from data.schemas import IMAGES
+
+
+def draw(root: Path, count: int, start: int = 0) -> Path:
+    """Write `count` images of noise, numbered from `start` on; the same number is the same image."""
+    root.mkdir(exist_ok=True)
+    for number in range(start, start + count):
+        rng = np.random.default_rng(number)
+        Image.fromarray(rng.integers(0, 255, (32, 16, 3)).astype(np.uint8)).save(root / f"{number:04d}.png")
+    return root
+
+
+def index(store: ArtifactStore, root: Path) -> ArtifactRef:
+    """A plain index of the folder, as the stage before would write it; nothing is looked at but the bytes."""
+    rows = [
+        {
+            "path": path.name,
+            "split": "train",
+            "pid": number // 4 + 1,
+            "camid": 1,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "size": path.stat().st_size,
+            "width": 16,
+            "height": 32,
+        }
+        for number, path in enumerate(sorted(root.iterdir()))
+    ]
+    table = pa.Table.from_pylist(rows, schema=IMAGES)
+    made = store.make(
+        "index",
+        {"rows": [row["sha256"] + row["path"] for row in rows]},
+        lambda folder: write_table(folder / "images.parquet", table, IMAGES),
+    )
+    return made.ref
+
+
+def captions_of(made: Made) -> pd.DataFrame:
+    """The rows of captions.parquet."""
+    return pd.read_parquet(made.ref.folder / "captions.parquet")
+
+
+def captions_folder(store: ArtifactStore, config: CaptionConfig) -> Path:
+    """The folder of the captioner's shards."""
+    return CaptionStore(store.root, identify(config, store.memo)).folder
+
+
+def written(folder: Path) -> list[str]:
+    """The images of all shards, as often as they were written."""
+    found: list[str] = []
+    for path in sorted(folder.glob("part-*.parquet")):
+        found += pq.read_table(path)["image_sha256"].to_pylist()
+    return found

@@ -1,0 +1,26 @@
+"""What the public CLIP-ReID gave on tools/parity_peer/world.py, and how ours is compared with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tools.parity_peer.world import describe
+
+GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden", "clip_reid_parity.json").read_text())
+TOLERANCE = 1e-4
+
+
+def same(got: Tensor | float, golden: Any) -> None:
+    """Assert that a number or a tensor is what the golden file keeps of it, to 1e-4."""
+    if not isinstance(golden, dict):
+        np.testing.assert_allclose(float(torch.as_tensor(got).detach()), golden, rtol=TOLERANCE, atol=TOLERANCE)
+        return
+    ours = describe(torch.as_tensor(got))
+    assert ours["shape"] == golden["shape"]
+    np.testing.assert_allclose(ours["norm"], golden["norm"], rtol=TOLERANCE)
+    np.testing.assert_allclose(ours["wave"], golden["wave"], atol=TOLERANCE * golden["norm"])
+    np.testing.assert_allclose(ours["values"], golden["values"], rtol=TOLERANCE, atol=TOLERANCE)

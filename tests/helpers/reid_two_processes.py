@@ -1,0 +1,32 @@
+"""What each process of tests/reid/test_distributed.py runs: a short training, its records into the folder named.
+
+The processes disagree about which of the two epochs is better; the first one's word counts.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from reid.config.validation import ValidationConfig
+from reid.tasks.build import build_task
+from reid.training.checkpoint import save_model
+from reid.training.trainer import fit
+from tests.helpers.reid_worlds import small_config, training_set
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    config = small_config(checkpoint_every=3, validation=ValidationConfig(every=1, keep="best"))
+    task = build_task(config, identities=8)
+    rank = int(os.environ["RANK"])
+    scores = iter([[0.9, 0.1], [0.1, 0.9]][rank])
+    state = fit(task, training_set(), config, folder=folder, validate=lambda _: {"mAP": next(scores)}, launched=True)
+    save_model(folder / f"model-{rank}.safetensors", task)
+    (folder / f"best-{rank}.json").write_text(json.dumps(state.best))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,179 @@
+"""Who may import whom, read from the syntax tree; and what a fully cached run must not load, seen from outside."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+PACKAGES = ("data", "captioning", "reid", "flows")
+
+# flows -> captioning, reid -> data. captioning and reid meet in a Parquet schema and an artefact reference only.
+ALLOWED = {
+    "data": {"data"},
+    "captioning": {"captioning", "data"},
+    "reid": {"reid", "data"},
+    "flows": set(PACKAGES),
+}
+# Library -> the one place that may import it: a package, or a single module.
+OWNERS = {
+    "prefect": "flows",
+    "transformers": "captioning",
+    "bitsandbytes": "captioning",
+    "open_clip": "reid/models/backbone.py",
+}
+# Pickle runs code when it is read: weights are safetensors, tables are Parquet, the rest is JSON.
+BANNED = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+# Run by hand on a file of the user's; it may name pickle's error and read tensors, and no module may import it.
+CONVERTER = "reid/convert.py"
+
+
+def modules() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (REPO / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the dotted names that the file imports anywhere, also inside functions; relative ones made absolute."""
+    package = list(path.relative_to(REPO).parent.parts)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{stem}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                found.add(node.args[0].value)
+    return found
+
+
+def tops_of(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(path)}
+
+
+def test_there_is_something_to_check():
+    assert {name_of(path).split("/")[0] for path in modules()} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_import_direction(path):
+    package = name_of(path).split("/")[0]
+    foreign = tops_of(path) & (set(PACKAGES) | {"tests", "benchmarks"}) - ALLOWED[package]
+    assert not foreign, (
+        f"{name_of(path)} may not import {sorted(foreign)}; the direction is flows -> captioning, reid -> data"
+    )
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_libraries_have_one_owner(path):
+    name = name_of(path)
+    for library in tops_of(path) & OWNERS.keys():
+        owner = OWNERS[library]
+        assert name == owner or name.startswith(f"{owner}/"), f"{name} imports {library}; only {owner} may"
+    if name.startswith("data/"):
+        assert "torch" not in tops_of(path), f"{name} imports torch; data must not"
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_nothing_unpickles(path):
+    is_converter = name_of(path) == CONVERTER
+    assert not tops_of(path) & (BANNED - ({"pickle"} if is_converter else set()))
+    assert not [name for name in imports_of(path) if f"{name}.".startswith("reid.convert.")], "only people run it"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in calls:
+        target = ast.unparse(call.func)
+        assert not target.startswith("pickle."), f"{name_of(path)}: {target}"
+        if is_converter and target == "torch.load":
+            assert [ast.unparse(w.value) for w in call.keywords if w.arg == "weights_only"] == ["True"]
+            continue
+        assert target not in ("torch.load", "torch.save", "pd.read_pickle"), f"{name_of(path)}: {target}"
+        allowed = [word for word in call.keywords if word.arg == "allow_pickle" and ast.unparse(word.value) != "False"]
+        assert not allowed, f"{name_of(path)} line {call.lineno}: allow_pickle"
+
+
+def test_the_rules_catch_what_they_should(tmp_path, monkeypatch):
+    """The checker itself, on a module that breaks every rule."""
+    monkeypatch.setattr(sys.modules[__name__], "REPO", tmp_path)
+    bad = tmp_path / "data" / "sub" / "bad.py"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(
+        "import torch.nn as nn\n"
+        "from ..readers import base\n"
+        "from . import sibling\n"
+        "def f():\n    from prefect import flow\n    import importlib; importlib.import_module('reid.models.heads')\n"
+    )
+    assert imports_of(bad) == {
+        "torch.nn",
+        "data.readers.base",
+        "data.sub.sibling",
+        "prefect.flow",
+        "importlib",
+        "reid.models.heads",
+    }
+    for rule in (test_import_direction, test_libraries_have_one_owner):
+        with pytest.raises(AssertionError):
+            rule(bad)
+    converter = tmp_path / CONVERTER
+    converter.parent.mkdir()
+    for path, code in (
+        (bad, "import numpy as np\nnp.load('x', allow_pickle=True)\n"),
+        (bad, "from reid.convert import convert\n"),
+        (bad, "import torch\ntorch.load('x', weights_only=True)\n"),
+        (converter, "import torch\ntorch.load('x')\n"),
+        (converter, "import pickle\npickle.load(open('x', 'rb'))\n"),
+    ):
+        path.write_text(code)
+        with pytest.raises(AssertionError):
+            test_nothing_unpickles(path)
+
+
+# Loading one of these must load no engine: a fully cached run imports them all.
+LIGHT = ("config", "stage", "templates", "attributes", "store", "audit")
+HEAVY = ("torch", "transformers", "open_clip", "bitsandbytes", "accelerate", "torchvision", "prefect")
+
+
+def light_modules() -> list[str]:
+    found = [path for path in modules() if name_of(path).startswith("data/")]
+    for package in ("captioning", "reid"):
+        for path in modules():
+            stem = path.stem
+            if name_of(path).startswith(f"{package}/") and any(stem == w or stem.startswith(f"{w}_") for w in LIGHT):
+                found.append(path)
+    names = [name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in found]
+    return sorted(set(names))
+
+
+def test_light_modules_load_no_engine():
+    """One process imports them one by one and says after which a heavy library was there."""
+    code = (
+        "import importlib, sys\n"
+        f"heavy, seen = {HEAVY!r}, set()\n"
+        f"for name in {light_modules()!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    new = {h for h in heavy if h in sys.modules} - seen\n"
+        "    seen |= new\n"
+        "    if new: print(name, 'loads', *sorted(new))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,48 @@
+"""Two processes of `accelerate launch` take the same steps as one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flows.execution.launch import launcher
+from reid.tasks.build import build_task
+from reid.training.metrics_log import METRICS
+from reid.training.trainer import fit
+from tests.helpers.reid_worlds import small_config, training_set
+
+REPO = Path(__file__).parents[2]
+
+
+def _losses(folder):
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{"loss": line["loss"], **line["terms"]} for line in lines if line["kind"] == "step"]
+
+
+def test_two_processes_take_the_same_steps_as_one(tmp_path):
+    torch.set_num_threads(1)
+    config = small_config(checkpoint_every=3)
+    task = build_task(config, identities=8)
+    fit(task, training_set(), config, folder=tmp_path / "one")
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher(tmp_path, 2), "-m", "tests.helpers.reid_two_processes", str(tmp_path / "two")],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert len(one) == len(two) == 4
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    first, second = (load_file(tmp_path / "two" / f"model-{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first), "the processes hold one model"
+    kept = [json.loads((tmp_path / "two" / f"best-{rank}.json").read_text()) for rank in (0, 1)]
+    assert kept[0] == kept[1] == {"epoch": 0, "step": 2, "mAP": 0.9}, "the first process says which epoch is the best"

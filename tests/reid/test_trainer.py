@@ -1,0 +1,388 @@
+"""Schedules, steps, golden losses, and runs that are killed and go on bit for bit.
+
+After a wanted change of the losses (or of the shipped tiny CLIP), renew the golden file:
+CLIP_SCGI_WRITE_GOLDEN=1 pytest tests/reid/test_trainer.py -k golden
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.artifacts.store import ArtifactStore
+from data.datasets import DatasetConfig
+from data.errors import ConfigError, DataError
+from data.files import write_table
+from data.index.stage import index
+from data.schemas import IMAGES
+from data.synthetic.world import WorldConfig, write_market1501
+from flows.stage_tasks import _started_from
+from reid.config.augment import AugmentConfig
+from reid.config.train import BackboneConfig, BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
+from reid.inputs.sampler import IdentitySampler
+from reid.inputs.training_rows import training_rows
+from reid.tasks.base import Batch
+from reid.tasks.build import build_task
+from reid.training.checkpoint import load_task, load_untrained
+from reid.training.finite import DivergedError
+from reid.training.metrics_log import METRICS
+from reid.training.optim import parameter_groups, rate_factor
+from reid.training.stage import train, train_ingredients
+from reid.training.trainer import fit
+from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of, write_captions
+
+GOLDEN = Path(__file__).parents[1].joinpath("golden", "losses.json")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return training_set()
+
+
+# Schedule and groups ----------------------------------------------------------------------------------
+
+
+def test_schedule_equals_the_published_one():
+    # CLIP-ReID's WarmupMultiStepLR(milestones 30, 50; gamma 0.1; warm-up 10 epochs from 0.1), epochs counted from 1.
+    schedule = ScheduleConfig(milestones=(30, 50), warmup_epochs=10, warmup_factor=0.1)
+    for number, expected in {1: 0.19, 5: 0.55, 9: 0.91, 10: 1.0, 29: 1.0, 30: 0.1, 49: 0.1, 50: 0.01, 60: 0.01}.items():
+        assert rate_factor(number - 1, schedule) == pytest.approx(expected)
+    assert rate_factor(0, ScheduleConfig(warmup_epochs=0, milestones=())) == 1.0
+
+
+def test_groups_hold_every_trained_parameter_once_at_its_rate():
+    config = TrainConfig(schedule=ScheduleConfig(rate_clip=1e-6, rate_new=1e-4, bias_factor=2))
+    task = build_task(config, identities=4)
+    groups = parameter_groups(task, config.schedule)
+    names = [name for group in groups for name in group["names"]]
+    assert sorted(names) == sorted(name for name, p in task.named_parameters() if p.requires_grad)
+    rates = {name: group["base_rate"] for group in groups for name in group["names"]}
+    assert rates["backbone.clip.visual.conv1.weight"] == 1e-6
+    assert rates["backbone.clip.visual.ln_post.bias"] == 2e-6
+    assert rates["cgi.queries_KD"] == 1e-4
+    assert rates["cff.norm.bias"] == 2e-4
+    assert not any("token_embedding" in name or "neck.bias" in name for name in names)
+
+
+# Steps ------------------------------------------------------------------------------------------------
+
+
+def test_metrics_and_progress_tell_every_step_and_epoch(data, tmp_path):
+    seen = []
+    config = small_config()
+    state = fit(build_task(config, identities=8), data, config, folder=tmp_path, progress=lambda *x: seen.append(x))
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["step", "step", "epoch"] * 2
+    assert [done for done, total, _ in seen] == [1, 2, 3, 4]
+    assert seen[0][1] == 4
+    assert state.step == 4
+    step, epoch = lines[0], lines[2]
+    assert step["loss"] == pytest.approx(sum(step["terms"].values()), rel=1e-5)
+    for name, mean in epoch["terms"].items():
+        assert mean == pytest.approx((lines[0]["terms"][name] + lines[1]["terms"][name]) / 2)
+    assert epoch["seconds"] > 0
+    assert epoch["images_per_second"] > 0
+    assert step["lr"]["clip"] == pytest.approx(1e-4 * 0.55)
+
+
+def test_accumulated_gradients_are_the_mean_over_the_batches(data, tmp_path):
+    config = small_config(
+        batch=BatchConfig(identities=4, images=4, accumulate=2),
+        schedule=ScheduleConfig(epochs=1, warmup_epochs=0, milestones=(), weight_decay=0),
+        augment=AugmentConfig(flip_probability=0, pad=0, erase_probability=0),
+    )
+    state = fit(build_task(config, identities=8), data, config, folder=tmp_path)
+    assert state.step == 1, "two batches of 16 out of 32 images are one step"
+    reference = build_task(config, identities=8).train()
+    for items in IdentitySampler(data.labels_N, identities=4, images=4, seed=0).epoch(0):
+        batch = Batch(
+            images_BCHW=torch.from_numpy(data.pixels[items]).permute(0, 3, 1, 2).float() / 127.5 - 1,
+            labels_B=torch.from_numpy(data.labels_N[items]),
+            items_B=torch.from_numpy(items),
+            captions_BD=torch.from_numpy(data.captions_MD[items]),
+        )
+        (reference.total(reference(batch)) / 2).backward()
+    # Adam's first moment after one step is a tenth of the gradient it saw.
+    moments = load_file(tmp_path / "step-000000001" / "optimizer.safetensors")
+    for name, parameter in reference.named_parameters():
+        if parameter.requires_grad:
+            largest = parameter.grad.abs().max().item()
+            got = 10 * moments[f"{name}/exp_avg"]
+            torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-4 * largest + 1e-6, msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(data, tmp_path):
+    from dataclasses import replace
+
+    config = small_config()
+    broken = replace(data, captions_MD=np.full_like(data.captions_MD, np.nan))
+    task = build_task(config, identities=8)
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    with pytest.raises(DivergedError, match=r"before step 1 .*con = nan"):
+        fit(task, broken, config, folder=tmp_path)
+    assert all(torch.equal(before[name], p) for name, p in task.named_parameters())
+
+
+def test_fp16_without_a_gpu_is_refused(data, tmp_path):
+    config = small_config(precision="fp16")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        fit(build_task(config, identities=8), data, config, folder=tmp_path)
+
+
+def test_bf16_trains_with_losses_near_those_of_float32(data, tmp_path):
+    losses = []
+    for precision in ("no", "bf16"):
+        config = small_config(precision=precision, schedule=ScheduleConfig(epochs=1), checkpoint_every=0)
+        fit(build_task(config, identities=8), data, config, folder=tmp_path / precision)
+        losses.append(json.loads((tmp_path / precision / METRICS).read_text().splitlines()[0])["loss"])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_golden_losses_of_twenty_steps(data, tmp_path):
+    config = small_config(
+        scgi=ScgiConfig(fusion_tokens="refined", plain_share=0.25),
+        # Small steps: at larger ones rounding, which differs between processors, grows past the tolerance.
+        schedule=ScheduleConfig(epochs=10, rate_clip=2e-6, rate_new=1e-5, warmup_epochs=3, milestones=(7,)),
+        checkpoint_every=0,
+    )
+    fit(build_task(config, identities=8), data, config, folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    got = [{"loss": line["loss"], **line["terms"]} for line in lines if line["kind"] == "step"]
+    if os.environ.get("CLIP_SCGI_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps({"torch": _minor(torch.__version__), "losses": got}, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    expected = golden["losses"]
+    assert len(got) == len(expected) == 20
+    if _minor(torch.__version__) != golden["torch"]:
+        # Another release of torch rounds otherwise; then another example may be the hardest, and the runs part.
+        assert got[0] == pytest.approx(expected[0], rel=5e-3)
+        return
+    for step, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4), f"the losses of step {step + 1} moved"
+
+
+def _minor(version):
+    return ".".join(version.split(".")[:2])
+
+
+# Killed and resumed -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    config = small_config()
+    folder = tmp_path_factory.mktemp("unbroken")
+    task = build_task(config, identities=8)
+    fit(task, data, config, folder=folder)
+    return weights_of(task), (folder / METRICS).read_text()
+
+
+def _without_times(text):
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_stopped_after_any_step_ends_with_the_same_weights(data, unbroken, tmp_path, stop, every):
+    config = small_config(checkpoint_every=every)
+
+    def kill(done, total, note):
+        if done == stop:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(build_task(config, identities=8), data, config, folder=tmp_path, progress=kill)
+    task = build_task(config, identities=8)
+    fit(task, data, config, folder=tmp_path)
+    assert same_weights(weights_of(task), unbroken[0])
+    assert _without_times((tmp_path / METRICS).read_text()) == _without_times(unbroken[1])
+
+
+_CHILD = """
+import sys, time, torch
+from pathlib import Path
+torch.set_num_threads(1)
+from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of
+from reid.tasks.build import build_task
+from reid.training.trainer import fit
+config = small_config()
+fit(build_task(config, identities=8), training_set(), config, folder=Path(sys.argv[1]),
+    progress=lambda done, total, note: print(done, flush=True))
+"""
+
+
+def test_a_process_killed_by_the_kernel_goes_on_bit_for_bit(data, unbroken, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    for line in child.stdout:
+        if line.strip() == "2":
+            time.sleep(0.05)  # somewhere in the checkpoint of step 2 or in step 3
+            child.send_signal(signal.SIGKILL)
+            break
+    child.wait()
+    assert child.returncode == -signal.SIGKILL
+    task = build_task(small_config(), identities=8)
+    fit(task, data, small_config(), folder=tmp_path)
+    assert same_weights(weights_of(task), unbroken[0])
+
+
+# The stage --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world") / "market"
+    write_market1501(root, WorldConfig(seed=3, train_identities=6, test_identities=2, images_per_camera=2, cameras=2))
+    store = ArtifactStore(tmp_path_factory.mktemp("home"))
+    images = index(store, config=DatasetConfig(name="toy", reader="market1501", root=str(root))).made.ref
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(images.folder / "images.parquet").to_pylist()
+    return store, images, root, rows
+
+
+def _stage_config(**changes):
+    return small_config(schedule=ScheduleConfig(epochs=1, milestones=()), **changes)
+
+
+def test_the_stage_writes_a_model_that_loads_and_is_found_again(world):
+    store, images, root, rows = world
+    captions = write_captions(store, rows, lambda row: f"A person number {row['pid']}.")
+    config = _stage_config()
+    made = train(store, images=images, captions=captions, images_root=root, config=config)
+    assert not made.cached
+    again = train(store, images=images, captions=captions, images_root=root, config=_stage_config(log_every=5))
+    assert again.cached, "how often it logs is no reason to train again"
+    assert again.ref == made.ref
+    folder = made.ref.folder
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "artifact.json", "config.json", "metrics.jsonl", "model.safetensors"]  # fmt: skip
+    described = json.loads((folder / "config.json").read_text())
+    assert TrainConfig.model_validate(described["config"]) == config
+    assert described["identities"] == [1, 2, 3, 4, 5, 6]
+    assert described["modes"] == ["fused", "image"]
+    assert described["training"]["images"] == 24
+    assert described["training"]["images_without_caption"] == 0
+    assert described["provenance"]["dataset"] == "toy"
+    assert described["provenance"]["captions"] == captions.fingerprint
+    assert described["provenance"]["weights"]["activation"] == "gelu"
+    task = load_task(folder)
+    with torch.no_grad():
+        features = {mode: encode(torch.zeros(2, 3, 128, 64)) for mode, encode in task.encoders().items()}
+    assert features["image"].shape == (2, 192 + 128)
+    assert features["fused"].shape == (2, 128)
+    assert not store.scratch("train", made.ref.fingerprint).exists(), "checkpoints are removed once training is done"
+
+
+def test_a_trained_model_is_trained_further_and_the_record_says_from_what(world):
+    store, images, root, _ = world
+    what = {"images": images, "captions": None, "images_root": root}
+    first = train(store, **what, config=_stage_config(method="clip_baseline")).ref
+    start = BackboneConfig(weights=first.path)
+    config = _stage_config(method="clip_baseline", backbone=start)
+    second = train(store, **what, config=config).ref
+    assert second.fingerprint != first.fingerprint
+    described = json.loads((second.folder / "config.json").read_text())
+    weights = described["provenance"]["weights"]
+    assert weights["names"] == "train artifact"
+    assert weights["activation"] == described["config"]["backbone"]["activation"] == "gelu"
+    assert weights["files"]["weights"] == first.digests_of("model.safetensors")["model.safetensors"]
+    assert weights["left_out"] == {"heads": 12}
+    assert _started_from(second) == "started from the CLIP of a train artifact, without its heads"
+    assert _started_from(first) == ""
+    untrained = load_untrained(TrainConfig.model_validate(described["config"])).backbone.state_dict()
+    trained = load_task(first.folder).backbone.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in untrained.items())
+
+
+def test_ingredients_follow_captions_seed_and_config(world):
+    store, images, _, rows = world
+    captions = write_captions(store, rows, lambda row: f"A person number {row['pid']}.")
+    others = write_captions(store, rows, lambda row: f"Somebody, number {row['pid']}.")
+
+    def of(captions=captions, **changes):
+        return train_ingredients(store, images=images, captions=captions, config=_stage_config(**changes))
+
+    assert of() == of(checkpoint_every=7, device="auto")
+    assert of() != of(captions=others)
+    assert of() != of(seed=1)
+    assert of() != of(scgi=ScgiConfig(queries=4))
+    assert (
+        of(captions=write_captions(store, rows, lambda row: f" A person number {row['pid']}. "))["captions"]
+        == (of()["captions"])
+    ), "only the text that is read"
+
+
+def test_images_without_a_caption_are_left_out_and_counted_up_to_a_share(world):
+    store, images, root, rows = world
+    train_paths = sorted(row["path"] for row in rows if row["split"] == "train")
+    captions = write_captions(store, rows, lambda row: "" if row["path"] == train_paths[0] else "A person.")
+    with pytest.raises(DataError, match=rf"1 of 24 training images have no caption \(such as {train_paths[0]}\)"):
+        train(store, images=images, captions=captions, images_root=root, config=_stage_config(max_uncaptioned=0.01))
+    made = train(store, images=images, captions=captions, images_root=root, config=_stage_config(max_uncaptioned=0.1))
+    training = json.loads((made.ref.folder / "config.json").read_text())["training"]
+    assert training["images"] == 23
+    assert training["images_without_caption"] == 1
+
+
+def test_captions_of_other_images_are_refused(world):
+    store, images, root, rows = world
+    captions = write_captions(store, rows[:-3], lambda row: "A person.")
+    with pytest.raises(DataError, match="knows nothing of 3 training images"):
+        train(store, images=images, captions=captions, images_root=root, config=_stage_config())
+    with pytest.raises(ConfigError, match="reads captions"):
+        train(store, images=images, captions=None, images_root=root, config=_stage_config())
+
+
+def test_importing_the_stage_loads_no_model_library():
+    code = (
+        "import sys, reid.training.stage, reid.config.train; "
+        "print([m for m in ('torch', 'transformers', 'open_clip', 'accelerate', 'prefect') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_training_rows_stand_in_the_order_of_their_content_and_equal_bytes_stay(world):
+    """Renamed files, in another order, with one twice: the same labels, bytes and captions in the same order."""
+    _, images, _, rows = world
+    config, content = _stage_config(), ("pid", "camid", "sha256", "caption")
+
+    def used(renamed, name):
+        store = ArtifactStore(images.folder.parents[2])
+        table = pa.Table.from_pylist(sorted(renamed, key=lambda row: (row["split"], row["path"])), IMAGES)
+        ref = store.make("index", {"test": name}, lambda f: write_table(f / "images.parquet", table, IMAGES)).ref
+        captions = write_captions(store, table.to_pylist(), lambda row: f"A person {row['sha256'][:5]}.")
+        found = training_rows(ref, captions, config).trained
+        assert [table["sha256"][place].as_py() for place in found["position"]] == found["sha256"]
+        ingredients = train_ingredients(store, images=ref, captions=captions, config=config)
+        return [found[column] for column in content], {key: ingredients[key] for key in ("images", "captions")}
+
+    twice = [*rows, next(row for row in rows if row["split"] == "train") | {"path": "a copy.jpg"}]
+    backwards = [row | {"path": f"{number:03d}.jpg"} for number, row in enumerate(reversed(twice))]
+    found, ingredients = used(twice, "as they are")
+    assert used(backwards, "backwards") == (found, ingredients)
+    assert list(zip(*found[:3], strict=True)) == sorted(zip(*found[:3], strict=True))
+    assert len(found[0]) == 25
+    assert used(rows, "once")[1] != ingredients

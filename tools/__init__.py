@@ -1,0 +1,1 @@
+"""Not installed: training of the two embedded models, and makers of golden files."""

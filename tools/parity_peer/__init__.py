@@ -1,0 +1,1 @@
+"""Golden numbers of the public CLIP-ReID code."""
