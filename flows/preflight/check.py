@@ -37,7 +37,7 @@ from flows.scale import ScaleConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import FP16_PROBLEM, TrainConfig
 from reid.evaluation.stage import evaluate_ingredients
-from reid.inputs.test_rows import check_test_split, has_match
+from reid.inputs.evaluation_rows import check_test_split, has_match
 from reid.inputs.training_rows import batch_problems, held_out_identities
 from reid.models.weights_source import read_source
 from reid.training.stage import train_ingredients

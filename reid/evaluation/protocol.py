@@ -9,7 +9,7 @@ from data.artifacts.store import ArtifactRef
 from data.files import read_json
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
-from reid.inputs.test_rows import EvaluationRows
+from reid.inputs.evaluation_rows import EvaluationRows
 
 
 def protocol(

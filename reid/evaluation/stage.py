@@ -25,8 +25,8 @@ from data.schemas import RANKINGS
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.evaluation.protocol import protocol
+from reid.inputs.evaluation_rows import EvaluationRows, Images, Split, evaluation_rows
 from reid.inputs.pixel_cache import load_pixels, pixels
-from reid.inputs.test_rows import EvaluationRows, Images, Split, evaluation_rows
 
 if TYPE_CHECKING:
     from reid.ranking.metrics import Ranking

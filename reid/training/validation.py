@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.people import is_junk
 from reid.config.train import TrainConfig
-from reid.inputs.test_rows import has_match
+from reid.inputs.evaluation_rows import has_match
 from reid.inputs.training_rows import Rows
 
 if TYPE_CHECKING:

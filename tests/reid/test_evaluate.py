@@ -25,7 +25,7 @@ from reid.config.train import ScgiConfig, TrainConfig
 from reid.evaluation.search import search
 from reid.evaluation.stage import evaluate, evaluate_ingredients
 from reid.inputs.embed import embed
-from reid.inputs.test_rows import check_test_split, drawn_split, has_match
+from reid.inputs.evaluation_rows import check_test_split, drawn_split, has_match
 from reid.ranking.metrics import evaluate_ranking
 from reid.tasks.base import MEAN, STD
 from reid.tasks.build import build_task

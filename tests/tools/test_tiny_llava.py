@@ -23,7 +23,7 @@ from tools.tiny_llava.data import CLASSES, Pool, augment, caption_of, frame, lab
 from tools.tiny_llava.measure import measure, score
 from tools.tiny_llava.train import Plan, Training
 
-# What is wanted of the model, by issue; the names are slots.
+# Accuracy that the embedded model must reach, by slot.
 WANTED = {
     "gender": 0.93,
     "upper_color": 0.93,
