@@ -163,8 +163,8 @@ def test_the_fingerprint_follows_the_model_and_not_the_way_to_it(store, tmp_path
 
 FAULTS = {
     "error_500": "HTTP 500: .*CUDA error.* (3 attempts)",
-    "hang": "no answer within 0.4 s (3 attempts)",
-    "trickle": "no answer within 0.4 s (3 attempts)",
+    "hang": "no answer within 2 s (3 attempts)",
+    "trickle": "no answer within 2 s (3 attempts)",
     "endless": "an answer of more than 8 MiB (3 attempts)",
     "drop": "RemoteProtocolError",
     "html": "an answer of text/html that is not the API's JSON: <!DOCTYPE html>",
@@ -181,7 +181,8 @@ def test_an_image_that_gets_no_answer_is_a_row_and_the_next_run_tries_again(stor
     unlucky = framed(root / "0003.png")
     images = index(store, root)
     with serving(fault=lambda image, _: fault if same(image, unlucky) else None) as server:
-        config = asking(server.url, timeout=0.4)
+        # Where an answer is waited for in vain; a busy machine needs longer for the others than the test has patience.
+        config = asking(server.url, timeout=2 if fault in ("hang", "trickle") else 60)
         outcome = caption(store, images=images, images_root=root, config=config)
         frame_of = captions_of(outcome.made).set_index("image_path")
         assert frame_of["status"].to_dict() == {f"{i:04d}.png": "server_error" if i == 3 else "ok" for i in range(6)}
@@ -189,7 +190,8 @@ def test_an_image_that_gets_no_answer_is_a_row_and_the_next_run_tries_again(stor
             assert words in frame_of.loc["0003.png", "error"]
         assert pd.isna(frame_of.loc["0003.png", "caption"])
         assert str(outcome) == "5 captions generated, 0 reused, 1 failed"
-        assert len(server.requests) == 5 + 3
+        asked = [request for request in server.requests if same(image_of(request), unlucky)]
+        assert len(asked) == 3
     with serving() as healed:
         outcome = caption(store, images=images, images_root=root, config=asking(healed.url))
         assert str(outcome) == "1 caption generated, 5 reused"
