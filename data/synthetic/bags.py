@@ -54,19 +54,19 @@ def _draw_handbag(figure: Figure) -> None:
     arm = figure.arms[0 if details.bag_side < 0 else 1]
     hand = lerp(arm[1], arm[2], 1.15)
     size = details.bag_size
-    centre: Point = (hand[0] + details.bag_side * 0.012, hand[1] - 0.115 * size, hand[2] + 0.01)
+    center: Point = (hand[0] + details.bag_side * 0.012, hand[1] - 0.115 * size, hand[2] + 0.01)
     for shift in (-0.03, 0.03):
-        end: Point = (centre[0], centre[1] + 0.05, centre[2] + shift)
+        end: Point = (center[0], center[1] + 0.05, center[2] + shift)
         canvas.capsule(hand, end, (0.006, 0.006), details.bag_trim, BAG, spine=False)
-    canvas.box(centre, (0.042 * size, 0.058 * size, 0.075 * size), (details.bag, details.bag_trim), BAG)
+    canvas.box(center, (0.042 * size, 0.058 * size, 0.075 * size), (details.bag, details.bag_trim), BAG)
 
 
 def _draw_shoulder_bag(figure: Figure) -> None:
     details, body = figure.details, figure.body
     size = details.bag_size
-    centre: Point = (details.bag_side * (body.hip + 0.03), body.crotch + 0.035, -0.075)
+    center: Point = (details.bag_side * (body.hip + 0.03), body.crotch + 0.035, -0.075)
     half = (0.045 * size, 0.062 * size, 0.085 * size)
-    figure.canvas.box(centre, half, (details.bag, details.bag_trim), BAG)
+    figure.canvas.box(center, half, (details.bag, details.bag_trim), BAG)
 
 
 def _draw_suitcase(figure: Figure) -> None:
@@ -75,14 +75,14 @@ def _draw_suitcase(figure: Figure) -> None:
     hand = lerp(arm[1], arm[2], 1.1)
     size = details.bag_size
     side = details.bag_side
-    centre: Point = (side * (figure.body.hip + 0.075), canvas.drop + 0.025 + 0.14 * size, -0.13)
-    top: Point = (centre[0], centre[1] + 0.13 * size, centre[2])
+    center: Point = (side * (figure.body.hip + 0.075), canvas.drop + 0.025 + 0.14 * size, -0.13)
+    top: Point = (center[0], center[1] + 0.13 * size, center[2])
     for shift in (-0.02, 0.02):
         a: Point = (hand[0], hand[1], hand[2] + shift)
         b: Point = (top[0], top[1], top[2] + shift)
         canvas.capsule(a, b, (0.006, 0.006), (70, 70, 74), BAG, spine=False)
-    canvas.box(centre, (0.062 * size, 0.14 * size, 0.085 * size), (details.bag, details.bag_trim), BAG)
+    canvas.box(center, (0.062 * size, 0.14 * size, 0.085 * size), (details.bag, details.bag_trim), BAG)
     for shift in (-0.04, 0.04):
-        wheel: Point = (centre[0] + 0.03 * abs(canvas.cos) * (1 if shift > 0 else -1),
-                        canvas.drop + 0.012, centre[2] + shift)  # fmt: skip
+        wheel: Point = (center[0] + 0.03 * abs(canvas.cos) * (1 if shift > 0 else -1),
+                        canvas.drop + 0.012, center[2] + shift)  # fmt: skip
         canvas.capsule(wheel, wheel, (0.014, 0.014), (30, 30, 30), BAG, spine=False)

@@ -1,6 +1,6 @@
 """Cameras of the procedural world: a scene each, and what the lens, sensor and codec do to a crop.
 
-Images are float32 [128, 64, 3] in 0..255 until the sensor quantises them to uint8.
+Images are float32 [128, 64, 3] in 0..255 until the sensor quantizes them to uint8.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Camera:
 def sample_camera(rng: np.random.Generator, index: int, difficulty: float) -> Camera:
     """Draw one camera; `difficulty` in 0..1 scales cast, blur, noise, compression and occlusion."""
     hard = 0.35 + 0.65 * difficulty
-    # Neighbouring cameras differ on purpose: warm beside cool, bright pairs beside dark ones.
+    # Neighboring cameras differ on purpose: warm beside cool, bright pairs beside dark ones.
     brightness = rng.uniform(0.0, 0.16) if index % 4 in (0, 3) else rng.uniform(-0.26, -0.04)
     exposure = float(np.exp(brightness * hard))
     warm = (1 if index % 2 else -1) * rng.uniform(0.02, 0.13) * hard

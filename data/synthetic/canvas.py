@@ -23,7 +23,7 @@ CANVAS_HEIGHT: Final = HEIGHT * SUPER
 
 SKIN, UPPER, INNER, LOWER, SHOE, HAIR, TAIL, GLASSES, BAG, HAT, FACE, SHIN, TRIM = range(1, 14)
 """Part labels; 0 is background. ``SHIN`` is the bare or stockinged leg, ``TAIL`` the ponytail and ``TRIM`` what
-of the upper garment does not have its named colour."""
+of the upper garment does not have its named color."""
 
 XS: Final = np.arange(CANVAS_WIDTH, dtype=np.float32) + 0.5
 YS: Final = np.arange(CANVAS_HEIGHT, dtype=np.float32)[:, None] + 0.5
@@ -44,14 +44,14 @@ class Pose:
     pitch: float
     light: float
     scale: float
-    centre: float
+    center: float
     ground: float
     gesture: int
     """0 walks, 1 keeps one hand up (a phone), 2 keeps the hands in the pockets, 3 stands."""
 
 
 class Canvas:
-    """Colour (float32 [256, 128, 3]) and part labels (uint8 [256, 128]) of one figure, twice output size."""
+    """Color (float32 [256, 128, 3]) and part labels (uint8 [256, 128]) of one figure, twice output size."""
 
     def __init__(self, pose: Pose, body: Body) -> None:
         self.rgb = np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH, 3), np.float32)
@@ -60,7 +60,7 @@ class Canvas:
         self.cos = math.cos(pose.heading)
         self.sin = math.sin(pose.heading)
         self.scale = pose.scale * SUPER
-        self.centre = pose.centre * SUPER
+        self.center = pose.center * SUPER
         self.ground = pose.ground * SUPER
         self.stoop = body.stoop
         self.pivot = body.crotch + 0.03
@@ -81,7 +81,7 @@ class Canvas:
             ahead += float(self.bend(up))
         depth = ahead * self.cos - across * self.sin
         x = across * self.cos + ahead * self.sin + self.pose.lean * (up - 0.5)
-        return self.centre + self.scale * x, self.row(up) + self.scale * self.pose.pitch * depth
+        return self.center + self.scale * x, self.row(up) + self.scale * self.pose.pitch * depth
 
     def row(self, up: float) -> float:
         """Canvas row of a body height on the body axis."""
@@ -112,45 +112,43 @@ class Canvas:
         light = gain * (0.70 + 0.32 * np.sqrt(1 - square[mask]) + self.pose.light * nx)
         if isinstance(paint, Cloth):
             reach = math.hypot(dx, dy) / self.scale
-            colour = paint.colour(nx * ra / self.scale, a[1] - along[mask] * reach)
+            color = paint.color(nx * ra / self.scale, a[1] - along[mask] * reach)
         else:
-            colour = np.asarray(paint, np.float32)
-        self.rgb[top:bottom, left:right][mask] = colour * light[:, None]
+            color = np.asarray(paint, np.float32)
+        self.rgb[top:bottom, left:right][mask] = color * light[:, None]
         self.label[top:bottom, left:right][mask] = label
 
-    def blob(self, centre: Point, radii: Point, rgb: Rgb, label: int, *, spine: bool = True) -> None:
+    def blob(self, center: Point, radii: Point, rgb: Rgb, label: int, *, spine: bool = True) -> None:
         """Draw a shaded ellipsoid with semi-axes `radii` (across, up, ahead)."""
-        x, y = self.project(centre, spine=spine)
+        x, y = self.project(center, spine=spine)
         rx = self.scale * math.hypot(radii[0] * self.cos, radii[2] * self.sin)
         ry = self.scale * radii[1]
-        left, right = max(0, int(x - rx)), min(CANVAS_WIDTH, int(x + rx) + 2)
-        top, bottom = max(0, int(y - ry)), min(CANVAS_HEIGHT, int(y + ry) + 2)
-        if left >= right or top >= bottom:
+        window = window_around(x, y, rx, ry, pad=2)
+        if window is None:
             return
-        u, v = (XS[left:right] - x) / rx, (YS[top:bottom] - y) / ry
+        u, v = (XS[window[1]] - x) / rx, (YS[window[0]] - y) / ry
         square = u * u + v * v
         mask = square < 1
         light = 0.70 + 0.32 * np.sqrt(np.maximum(1 - square, 0)) + self.pose.light * u - 0.08 * v
-        self.rgb[top:bottom, left:right][mask] = np.asarray(rgb, np.float32) * light[mask][:, None]
-        self.label[top:bottom, left:right][mask] = label
+        self.rgb[window][mask] = np.asarray(rgb, np.float32) * light[mask][:, None]
+        self.label[window][mask] = label
 
-    def box(self, centre: Point, half: Point, paint: tuple[Rgb, Rgb], label: int) -> None:
-        """Draw an upright box with rounded corners: front colour and a trim stripe; not moved by stooping."""
-        x, y = self.project(centre, spine=False)
+    def box(self, center: Point, half: Point, paint: tuple[Rgb, Rgb], label: int) -> None:
+        """Draw an upright box with rounded corners: front color and a trim stripe; not moved by stooping."""
+        x, y = self.project(center, spine=False)
         front, side = abs(half[0] * self.cos) * self.scale, abs(half[2] * self.sin) * self.scale
         rx, ry = front + side, half[1] * self.scale
-        left, right = max(0, int(x - rx)), min(CANVAS_WIDTH, int(x + rx) + 2)
-        top, bottom = max(0, int(y - ry)), min(CANVAS_HEIGHT, int(y + ry) + 2)
-        if left >= right or top >= bottom:
+        window = window_around(x, y, rx, ry, pad=2)
+        if window is None:
             return
-        u, v = (XS[left:right] - x) / rx, (YS[top:bottom] - y) / ry
+        u, v = (XS[window[1]] - x) / rx, (YS[window[0]] - y) / ry
         mask = (u**6 + v**6) < 1
-        colour = np.where((np.abs(v + 0.35) < 0.12)[..., None], *np.asarray(paint, np.float32)[::-1])
+        color = np.where((np.abs(v + 0.35) < 0.12)[..., None], *np.asarray(paint, np.float32)[::-1])
         edge = np.where(u > (front - side) / rx, 0.78, 1.0) if self.cos * self.sin > 0 else np.where(
             u < (side - front) / rx, 0.78, 1.0)  # fmt: skip
         light = edge * (1.0 - 0.15 * v) * np.where(np.maximum(np.abs(u), np.abs(v)) > 0.82, 0.75, 1.0)
-        self.rgb[top:bottom, left:right][mask] = (colour * light[..., None])[mask]
-        self.label[top:bottom, left:right][mask] = label
+        self.rgb[window][mask] = (color * light[..., None])[mask]
+        self.label[window][mask] = label
 
     def surface(self, levels: np.ndarray, *, spine: bool = True) -> Surface | None:
         """Ray-cast a stack of ellipses; `levels` [N, 4] holds height (ascending), half width, half depth, Z."""
@@ -171,7 +169,7 @@ class Canvas:
     ) -> Surface | None:
         cos, sin = self.cos, self.sin
         half = np.sqrt((wide * cos) ** 2 + (deep * sin) ** 2)
-        middle = self.centre + self.scale * (ahead * sin + self.pose.lean * (up - 0.5))
+        middle = self.center + self.scale * (ahead * sin + self.pose.lean * (up - 0.5))
         left = max(0, int((middle - self.scale * half).min()))
         right = min(CANVAS_WIDTH, int((middle + self.scale * half).max()) + 2)
         if left >= right:
@@ -212,33 +210,33 @@ class Surface:
 
     def __post_init__(self) -> None:
         """Begin with a blank patch."""
-        self.colour = np.zeros((*self.mask.shape, 3), np.float32)
+        self.color = np.zeros((*self.mask.shape, 3), np.float32)
         self.label = np.zeros(self.mask.shape, np.uint8)
 
     def fill(self, cloth: Cloth | Rgb, label: int) -> None:
         """Paint the whole patch."""
         if isinstance(cloth, Cloth) and cloth.pattern in ("stripes", "pinstripes", "checks"):
             u = (self.across * self.wide).ravel()
-            self.colour = cloth.colour(u, self.up.ravel()).reshape(self.colour.shape)
+            self.color = cloth.color(u, self.up.ravel()).reshape(self.color.shape)
         else:
-            self.colour[:] = cloth.rgb if isinstance(cloth, Cloth) else cloth
+            self.color[:] = cloth.rgb if isinstance(cloth, Cloth) else cloth
         self.label[:] = label
 
     def decal(self, region: np.ndarray, rgb: Rgb, label: int | None = None) -> None:
         """Paint a boolean region of the patch, optionally relabelling it."""
-        self.colour[region] = rgb
+        self.color[region] = rgb
         if label is not None:
             self.label[region] = label
 
     def dim(self, region: np.ndarray, factor: float) -> None:
         """Darken or lighten a boolean region."""
-        self.colour[region] *= factor
+        self.color[region] *= factor
 
     def commit(self) -> None:
         """Write the patch onto its canvas."""
         rows = slice(self.top, self.top + self.mask.shape[0])
         columns = slice(self.left, self.left + self.mask.shape[1])
-        self.canvas.rgb[rows, columns][self.mask] = (self.colour * self.light[..., None])[self.mask]
+        self.canvas.rgb[rows, columns][self.mask] = (self.color * self.light[..., None])[self.mask]
         self.canvas.label[rows, columns][self.mask] = self.label[self.mask]
 
 
@@ -248,7 +246,7 @@ class HeadPatch:
     def __init__(self, canvas: Canvas, rows: slice, columns: slice, x: np.ndarray, y: np.ndarray) -> None:
         self.canvas, self.rows, self.columns, self.x, self.y = canvas, rows, columns, x, y
         shape = (y.shape[0], x.shape[0])
-        self.colour = np.zeros((*shape, 3), np.float32)
+        self.color = np.zeros((*shape, 3), np.float32)
         self.label = np.zeros(shape, np.uint8)
 
     def skull(self, a: float, h: float, b: float) -> None:
@@ -271,29 +269,36 @@ class HeadPatch:
     def paint(self, region: np.ndarray, rgb: Rgb, label: int | None = None) -> None:
         """Paint a region of the skull."""
         region = region & self.mask
-        self.colour[region] = rgb
+        self.color[region] = rgb
         if label is not None:
             self.label[region] = label
 
     def paint_flat(self, region: np.ndarray, rgb: Rgb, label: int) -> None:
         """Paint a region that may lie beside the skull, such as a brim."""
-        self.colour[region] = rgb
+        self.color[region] = rgb
         self.label[region] = label
         self.light = np.where(region, 0.9, self.light)
 
     def dim(self, region: np.ndarray, factor: float) -> None:
         """Darken a region."""
-        self.colour[region] *= factor
+        self.color[region] *= factor
 
     def lift(self, region: np.ndarray, amount: float) -> None:
         """Brighten a region by an amount in 0..255."""
-        self.colour[region] += amount
+        self.color[region] += amount
 
     def commit(self) -> None:
         """Write what was painted since the last ``skull`` onto the canvas."""
         drawn = self.label > 0
-        self.canvas.rgb[self.rows, self.columns][drawn] = (self.colour * self.light[..., None])[drawn]
+        self.canvas.rgb[self.rows, self.columns][drawn] = (self.color * self.light[..., None])[drawn]
         self.canvas.label[self.rows, self.columns][drawn] = self.label[drawn]
+
+
+def window_around(x: float, y: float, rx: float, ry: float, *, pad: int) -> tuple[slice, slice] | None:
+    """Return the rows and columns of the canvas that an ellipse at (x, y) may cover, or None if it lies outside."""
+    left, right = max(0, int(x - rx)), min(CANVAS_WIDTH, int(x + rx) + pad)
+    top, bottom = max(0, int(y - ry)), min(CANVAS_HEIGHT, int(y + ry) + pad)
+    return None if left >= right or top >= bottom else (slice(top, bottom), slice(left, right))
 
 
 def lerp(a: Point, b: Point, t: float) -> Point:

@@ -7,8 +7,6 @@ import math
 import numpy as np
 
 from data.synthetic.canvas import (
-    CANVAS_HEIGHT,
-    CANVAS_WIDTH,
     FACE,
     GLASSES,
     HAIR,
@@ -22,26 +20,25 @@ from data.synthetic.canvas import (
     Point,
     lerp,
     shift,
+    window_around,
 )
 from data.synthetic.figure import Figure
-from data.synthetic.people import Rgb
+from data.synthetic.people import Rgb, scale_rgb
 
 
 def draw_head(figure: Figure) -> None:
     """Draw the skull with its face, then hair and hat on a skull a little larger."""
     canvas, body, details = figure.canvas, figure.body, figure.details
-    centre: Point = (0.0, figure.neck_y + body.head * 0.5, 0.016 + 0.3 * canvas.stoop * 0.06)
-    x0, y0 = canvas.project(centre)
+    center: Point = (0.0, figure.neck_y + body.head * 0.5, 0.016 + 0.3 * canvas.stoop * 0.06)
+    x0, y0 = canvas.project(center)
     a, h, b = body.head_width * canvas.scale, body.head * 0.5 * canvas.scale, 0.060 * canvas.scale
     puff = details.hair_volume if figure.attributes["hair"] != "bald" or details.hat != "none" else 1.0
     reach = 1.75 if details.hat == "sun hat" else 1.5 if details.hat == "cap" else 1.25
-    rx, ry = reach * b, 1.3 * h
-    left, right = max(0, int(x0 - rx)), min(CANVAS_WIDTH, int(x0 + rx) + 1)
-    top, bottom = max(0, int(y0 - ry)), min(CANVAS_HEIGHT, int(y0 + ry) + 1)
-    if left >= right or top >= bottom:
+    window = window_around(x0, y0, reach * b, 1.3 * h, pad=1)
+    if window is None:
         return
-    x, y = XS[left:right] - x0, y0 - YS[top:bottom]
-    patch = HeadPatch(canvas, slice(top, bottom), slice(left, right), x, y)
+    rows, columns = window
+    patch = HeadPatch(canvas, rows, columns, XS[columns] - x0, y0 - YS[rows])
     patch.skull(a, h, b)
     _paint_face(figure, patch)
     patch.commit()
@@ -58,10 +55,9 @@ def _paint_face(figure: Figure, s: HeadPatch) -> None:
     s.label[s.mask & (r > 0.15)] = FACE
     eye = (np.abs(np.abs(p) - 0.4) < 0.17) & (r > 0.2)
     s.paint(eye & (np.abs(q - 0.04) < 0.075), (40, 30, 28))
-    brow: Rgb = tuple(0.45 * c for c in details.skin)  # type: ignore[assignment]
-    s.paint(eye & (np.abs(q - 0.22) < 0.05), brow)
+    s.paint(eye & (np.abs(q - 0.22) < 0.05), scale_rgb(details.skin, 0.45))
     s.dim((np.abs(p) < 0.14) & (r > 0.4) & (np.abs(q + 0.2) < 0.1), 0.82)
-    lips: Rgb = (190, 70, 76) if figure.female else tuple(0.68 * c for c in details.skin)  # type: ignore[assignment]
+    lips: Rgb = (190, 70, 76) if figure.female else scale_rgb(details.skin, 0.68)
     s.paint((np.abs(p) < 0.26) & (r > 0.3) & (np.abs(q + 0.5) < 0.065), lips)
     s.dim((np.abs(r) < 0.16) & (np.abs(q + 0.05) < 0.2), 0.85)
     if figure.attributes["age"] == "elderly":
@@ -122,7 +118,6 @@ def _paint_hat(figure: Figure, s: HeadPatch) -> None:
         s.paint(crown & (q < 0.48), details.hat_trim, HAT)
         return
     s.paint(crown & (q < 0.42), details.hat_trim, HAT)
-    brim_rgb: Rgb = tuple(0.8 * c for c in details.hat_rgb)  # type: ignore[assignment]
     canvas, radius = figure.canvas, figure.body.head_width * details.hair_volume
     ahead = 0.05 if details.hat == "cap" else 0.0
     wide = radius * (0.9 if details.hat == "cap" else 1.5)
@@ -132,7 +127,7 @@ def _paint_hat(figure: Figure, s: HeadPatch) -> None:
     brim = (x / half) ** 2 + (y / (0.010 + 0.006 * abs(canvas.cos))) ** 2 < 1
     if ahead and canvas.cos < -0.3:
         brim &= False
-    s.paint_flat(brim, brim_rgb, HAT)
+    s.paint_flat(brim, scale_rgb(details.hat_rgb, 0.8), HAT)
 
 
 def draw_hair_back(figure: Figure) -> None:
@@ -177,9 +172,9 @@ def draw_hair_front(figure: Figure) -> None:
 def draw_hood(figure: Figure) -> None:
     """Draw the hood lying on the shoulders."""
     canvas, details = figure.canvas, figure.details
-    rgb: Rgb = tuple(0.8 * c for c in details.upper.rgb)  # type: ignore[assignment]
+    rgb = scale_rgb(details.upper.rgb, 0.8)
     width = 0.070 if figure.female else 0.082
-    centre: Point = (0.0, figure.neck_y - 0.008, -0.045)
-    canvas.blob(centre, (width, 0.046, 0.05), rgb, UPPER)
+    center: Point = (0.0, figure.neck_y - 0.008, -0.045)
+    canvas.blob(center, (width, 0.046, 0.05), rgb, UPPER)
     if canvas.cos < 0.3:
-        canvas.blob(shift(centre, (0, 0.022, 0.0)), (width * 0.62, 0.014, 0.03), details.hood_lining, UPPER)
+        canvas.blob(shift(center, (0, 0.022, 0.0)), (width * 0.62, 0.014, 0.03), details.hood_lining, UPPER)

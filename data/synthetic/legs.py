@@ -6,7 +6,7 @@ import math
 
 from data.synthetic.canvas import LOWER, SHIN, SHOE, SKIN, Point, lerp, shift
 from data.synthetic.figure import Figure
-from data.synthetic.people import Rgb
+from data.synthetic.people import mix_rgb
 
 
 def draw_leg(figure: Figure, leg: tuple[Point, Point, Point]) -> None:
@@ -65,14 +65,14 @@ def _draw_trouser(figure: Figure, leg: tuple[Point, Point, Point], gain: float) 
 def _draw_denim(figure: Figure, leg: tuple[Point, Point, Point], low: Point, radius: float, gain: float) -> None:
     """Faded thighs, a pale turn-up or stitched hem."""
     canvas, details = figure.canvas, figure.details
-    pale: Rgb = tuple(c + details.fade * (235 - c) for c in details.lower.rgb)  # type: ignore[assignment]
+    pale = mix_rgb(details.lower.rgb, (235, 235, 235), details.fade)
     a, b = lerp(leg[0], leg[1], 0.35), lerp(leg[0], leg[1], 0.95)
     canvas.capsule(a, b, (0.018, 0.013), pale, LOWER, spine=False, gain=gain)
     canvas.capsule(lerp(leg[1], low, 0.25), lerp(leg[1], low, 0.6), (0.01, 0.006), pale, LOWER,
                    spine=False, gain=gain)  # fmt: skip
     if details.cuffs:
         up = lerp(low, leg[1], 0.1)
-        whiter: Rgb = tuple(c + 0.55 * (225 - c) for c in details.lower.rgb)  # type: ignore[assignment]
+        whiter = mix_rgb(details.lower.rgb, (225, 225, 225), 0.55)
         canvas.capsule(up, low, (radius + 0.004, radius + 0.004), whiter, LOWER, spine=False, gain=gain)
 
 

@@ -2,7 +2,7 @@
 
 A person is drawn in two steps. The *coarse* attributes (the caption slots of ``data.slots``) are shared by
 ``lookalikes`` consecutive identities; everything else (exact shades, patterns, body, hair, bag) belongs to
-one identity alone. Lengths are fractions of body height, colours are RGB in 0..255.
+one identity alone. Lengths are fractions of body height, colors are RGB in 0..255.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data.slots import AGES, COLORS, NONE
 
 Rgb = tuple[float, float, float]
 
-# Hue in degrees, then saturation and value in 0..1. The boxes are disjoint with a margin, so a named colour
+# Hue in degrees, then saturation and value in 0..1. The boxes are disjoint with a margin, so a named color
 # stays nameable under shading and a moderate camera cast.
 _SHADES: Final[dict[str, tuple[tuple[float, float], ...]]] = {
     "black": ((0, 360), (0.0, 0.12), (0.07, 0.15)),
@@ -65,7 +65,7 @@ HATS: Final = ("none", "cap", "beanie", "sun hat")
 
 @dataclass(frozen=True, kw_only=True)
 class Cloth:
-    """A fabric: its base colour and a repeating second colour over surface coordinates."""
+    """A fabric: its base color and a repeating second color over surface coordinates."""
 
     rgb: Rgb
     second: Rgb
@@ -74,7 +74,7 @@ class Cloth:
     phase: float = 0.0
     duty: float = 0.3
 
-    def colour(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def color(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """RGB float32 [N, 3] at lateral position `u` [N] and height `v` [N], in fractions of body height."""
         base = np.empty((len(u), 3), np.float32)
         base[:] = self.rgb
@@ -169,7 +169,7 @@ class Details:
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """One identity: caption attributes (slot to value), body and the details that make it recognisable."""
+    """One identity: caption attributes (slot to value), body and the details that make it recognizable."""
 
     attributes: Mapping[str, str]
     body: Body
@@ -178,14 +178,14 @@ class Person:
     """Facts beyond the slots, as text: ``pattern``, ``hat``, ``upper_rgb`` and ``lower_rgb`` (``#rrggbb``)."""
 
 
-def hex_colour(rgb: Rgb) -> str:
+def hex_color(rgb: Rgb) -> str:
     """``#rrggbb`` of an RGB triple in 0..255."""
     red, green, blue = (round(min(max(channel, 0.0), 255.0)) for channel in rgb)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def shade(rng: np.random.Generator, name: str, spread: float = 1.0) -> Rgb:
-    """A random shade of the named colour; `spread` in 0..1 shrinks its range around the middle."""
+    """A random shade of the named color; `spread` in 0..1 shrinks its range around the middle."""
     parts = []
     for low, high in _SHADES[name]:
         parts.append(0.5 * (low + high) + (rng.random() - 0.5) * spread * (high - low))
@@ -194,7 +194,18 @@ def shade(rng: np.random.Generator, name: str, spread: float = 1.0) -> Rgb:
     return 255 * red, 255 * green, 255 * blue
 
 
-_BAG_CENTRES: Final[dict[str, Rgb]] = {
+def scale_rgb(rgb: Rgb, factor: float) -> Rgb:
+    """Return `rgb` darkened (`factor` below 1) or brightened."""
+    return rgb[0] * factor, rgb[1] * factor, rgb[2] * factor
+
+
+def mix_rgb(one: Rgb, other: Rgb, weight: float) -> Rgb:
+    """Return the color at share `weight` of the way from `one` to `other`."""
+    red, green, blue = (a + weight * (b - a) for a, b in zip(one, other, strict=True))
+    return red, green, blue
+
+
+_BAG_CENTERS: Final[dict[str, Rgb]] = {
     name: shade(np.random.default_rng(0), name, 0.0)
     for name in ("black", "gray", "red", "blue", "brown", "green", "orange", "white", "purple", "yellow")
 }
@@ -263,8 +274,8 @@ def make_person(attributes: Mapping[str, str], rng: np.random.Generator, difficu
     look = {
         "pattern": details.upper.pattern,
         "hat": details.hat,
-        "upper_rgb": hex_colour(details.upper.rgb),
-        "lower_rgb": hex_colour(details.lower.rgb),
+        "upper_rgb": hex_color(details.upper.rgb),
+        "lower_rgb": hex_color(details.lower.rgb),
     }
     return Person(attributes=dict(attributes), body=_body(attributes, rng), details=details, look=look)
 
@@ -309,7 +320,7 @@ def _details(attributes: Mapping[str, str], rng: np.random.Generator, spread: fl
         upper=upper,
         lower=lower,
         inner=shade(rng, _pick(rng, ("white", "gray", "black", "blue", "red"), (3, 2, 1.5, 1, 0.5))),
-        trim=contrast if rng.random() < 0.5 else _scale(upper.rgb, rng.uniform(0.6, 0.85)),
+        trim=contrast if rng.random() < 0.5 else scale_rgb(upper.rgb, rng.uniform(0.6, 0.85)),
         sleeve=contrast if raglan else upper.rgb,
         hem=rng.uniform(-0.02, 0.02),
         sleeve_length=rng.uniform(0.5, 0.85),
@@ -334,7 +345,7 @@ def _details(attributes: Mapping[str, str], rng: np.random.Generator, spread: fl
         tights=shade(rng, "black") if female and rng.random() < 0.35 else None,
         **_footwear(attributes["shoes"], rng, spread),
         skin=skin,
-        hair=_hair_colour(rng, attributes["age"]),
+        hair=_hair_color(rng, attributes["age"]),
         hair_volume=float(rng.uniform(1.05, 1.2)),
         hairline=float(rng.uniform(0.35, 0.62)),
         fringe=float(rng.uniform(0.0, 0.3)) if female else 0.0,
@@ -368,7 +379,7 @@ def _upper_cloth(attributes: Mapping[str, str], rng: np.random.Generator, spread
 def _lower_cloth(attributes: Mapping[str, str], rng: np.random.Generator, spread: float) -> Cloth:
     base = shade(rng, attributes["lower_color"], spread)
     if attributes["lower_type"] == "jeans" and attributes["lower_color"] == "blue":
-        base = _mix(base, (92, 122, 168), 0.4)
+        base = mix_rgb(base, (92, 122, 168), 0.4)
     weights = (0.7, 0.15, 0.15) if attributes["lower_type"] in ("skirt", "shorts") else (0.94, 0.0, 0.06)
     return Cloth(
         rgb=base,
@@ -381,8 +392,8 @@ def _lower_cloth(attributes: Mapping[str, str], rng: np.random.Generator, spread
 
 
 def _footwear(name: str, rng: np.random.Generator, spread: float) -> dict[str, Any]:
-    colours = {"black shoes": "black", "white sneakers": "white", "red sneakers": "red"}
-    base = shade(rng, colours.get(name, "brown"), spread)
+    colors = {"black shoes": "black", "white sneakers": "white", "red sneakers": "red"}
+    base = shade(rng, colors.get(name, "brown"), spread)
     trim = {
         "black shoes": (40.0, 38.0, 38.0),
         "white sneakers": shade(rng, _pick(rng, ("blue", "gray", "green", "pink"), (1, 1, 1, 1))),
@@ -394,36 +405,36 @@ def _footwear(name: str, rng: np.random.Generator, spread: float) -> dict[str, A
 
 
 def _bag(carrying: str, behind: Sequence[Rgb], rng: np.random.Generator) -> dict[str, Any]:
-    # One of the five colours farthest from the garments behind it.
-    gaps = {name: min(_distance(rgb, cloth) for cloth in behind) for name, rgb in _BAG_CENTRES.items()}
+    # One of the five colors farthest from the garments behind it.
+    gaps = {name: min(_distance(rgb, cloth) for cloth in behind) for name, rgb in _BAG_CENTERS.items()}
     far = sorted(gaps, key=gaps.__getitem__)[-5:]
     name = far[int(rng.integers(len(far)))]
     low, high = (0.95, 1.15) if carrying == "backpack" else (1.02, 1.28)
     base = shade(rng, name)
     return {
         "bag": base,
-        "bag_trim": _scale(base, 0.55) if sum(base) > 260 else _mix(base, (200, 200, 200), 0.45),
+        "bag_trim": scale_rgb(base, 0.55) if sum(base) > 260 else mix_rgb(base, (200, 200, 200), 0.45),
         "bag_size": float(rng.uniform(low, high)),
         "bag_side": 1 if rng.random() < 0.5 else -1,
     }
 
 
-def _hair_colour(rng: np.random.Generator, age: str) -> Rgb:
+def _hair_color(rng: np.random.Generator, age: str) -> Rgb:
     if age == "elderly":
         return _jitter(rng, _GRAY_HAIR[int(rng.integers(len(_GRAY_HAIR)))], 6)
     weights = np.cumsum((0.34, 0.24, 0.16, 0.1, 0.1, 0.06))
     base = _jitter(rng, _HAIR_COLORS[int(np.searchsorted(weights, rng.random() * weights[-1]))], 5)
-    return _mix(base, (150.0, 150.0, 152.0), float(rng.uniform(0.15, 0.35))) if age == "middle-aged" else base
+    return mix_rgb(base, (150.0, 150.0, 152.0), float(rng.uniform(0.15, 0.35))) if age == "middle-aged" else base
 
 
 def _contrast(rng: np.random.Generator, base: Rgb) -> Rgb:
-    """A neutral or strong second colour that reads against `base`."""
+    """A neutral or strong second color that reads against `base`."""
     names = ("white", "black", "gray", "red", "blue", "yellow", "green")
     for place in rng.permutation(len(names)):
-        colour = shade(rng, names[int(place)], 0.6)
-        if _distance(colour, base) > 150:
+        color = shade(rng, names[int(place)], 0.6)
+        if _distance(color, base) > 150:
             break
-    return colour
+    return color
 
 
 def _distance(one: Rgb, other: Rgb) -> float:
@@ -433,13 +444,4 @@ def _distance(one: Rgb, other: Rgb) -> float:
 def _jitter(rng: np.random.Generator, rgb: Rgb, amount: float) -> Rgb:
     shift = float(rng.uniform(-amount, amount))
     red, green, blue = (float(c + shift + rng.uniform(-0.4, 0.4) * amount) for c in rgb)
-    return red, green, blue
-
-
-def _scale(rgb: Rgb, factor: float) -> Rgb:
-    return rgb[0] * factor, rgb[1] * factor, rgb[2] * factor
-
-
-def _mix(one: Rgb, other: Rgb, weight: float) -> Rgb:
-    red, green, blue = (a + weight * (b - a) for a, b in zip(one, other, strict=True))
     return red, green, blue

@@ -45,7 +45,7 @@ class Rendered:
     """For every slot, whether its value can be seen in this image."""
     view: str
     """``front``, ``side`` or ``back``."""
-    colours: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    colors: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """Median RGB of the visible ``upper`` and ``lower`` garment as drawn, before the camera."""
     parts: np.ndarray = field(default_factory=lambda: np.zeros((HEIGHT, WIDTH), np.uint8))
     """uint8 [128, 64], which part of the person each pixel shows (``data.synthetic.canvas``); 0 is anything else."""
@@ -66,7 +66,7 @@ def render(
     """
     pose = _pose(camera, rng, difficulty, heading)
     canvas = draw_person(person, pose)
-    colours = _garment_colours(canvas)
+    colors = _garment_colors(canvas)
     image = background(camera, rng)
     if rng.random() < 0.10 * difficulty:
         _passer_by(image, camera, rng, difficulty)
@@ -80,7 +80,7 @@ def render(
         image=expose(image, camera, rng),
         visible=visible,
         view=_view(math.degrees(pose.heading)),
-        colours=colours,
+        colors=colors,
         parts=np.where(covered, 0, canvas.label[::2, ::2]).astype(np.uint8),
     )
 
@@ -116,7 +116,7 @@ def _pose(camera: Camera, rng: np.random.Generator, difficulty: float, heading: 
         pitch=camera.pitch,
         light=camera.light,
         scale=float(height),
-        centre=float(WIDTH / 2 + rng.normal(0, 2.2) * variety),
+        center=float(WIDTH / 2 + rng.normal(0, 2.2) * variety),
         ground=float(top + height),
         gesture=gesture,
     )
@@ -142,7 +142,7 @@ def _composite(image: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> N
     """Put the figure, halved in size and creased, over `image` in place; less light towards the ground."""
     mask = (canvas.label > 0).astype(np.float32)
     figure = _halve(canvas.rgb)
-    # Pixels without a label are black already, so summing colours weights them by coverage.
+    # Pixels without a label are black already, so summing colors weights them by coverage.
     top, left = int(rng.integers(0, 256 - HEIGHT + 1)), int(rng.integers(0, 128 - WIDTH + 1))
     figure *= _folds()[top : top + HEIGHT, left : left + WIDTH]
     figure *= np.linspace(1.04, 0.92, HEIGHT, dtype=np.float32)[:, None, None]
@@ -157,7 +157,7 @@ def _halve(array: np.ndarray) -> np.ndarray:
 
 def _cast_shadow(image: np.ndarray, camera: Camera, pose: Pose) -> None:
     rows = np.arange(HEIGHT, dtype=np.float32)[:, None] - pose.ground
-    columns = np.arange(WIDTH, dtype=np.float32)[None, :] - pose.centre - 60 * camera.light
+    columns = np.arange(WIDTH, dtype=np.float32)[None, :] - pose.center - 60 * camera.light
     reach = (columns / 17) ** 2 + (rows / 5) ** 2
     image *= (1 - camera.shadow * np.exp(-reach))[..., None]
 
@@ -167,12 +167,12 @@ def _passer_by(image: np.ndarray, camera: Camera, rng: np.random.Generator, diff
     other = make_person(sample_attributes(rng), rng, difficulty)
     pose = _pose(camera, rng, 0.0, None)
     side = 1 if rng.random() < 0.5 else -1
-    moved = {**vars(pose), "centre": WIDTH / 2 + side * rng.uniform(26, 36), "ground": pose.ground - 8}
+    moved = {**vars(pose), "center": WIDTH / 2 + side * rng.uniform(26, 36), "ground": pose.ground - 8}
     moved["scale"] = 0.85 * pose.scale
     _composite(image, draw_person(other, Pose(**moved)), rng)
 
 
-def _garment_colours(canvas: Canvas) -> dict[str, tuple[float, float, float]]:
+def _garment_colors(canvas: Canvas) -> dict[str, tuple[float, float, float]]:
     found = {}
     for name, label in (("upper", UPPER), ("lower", LOWER)):
         pixels = canvas.rgb[::3, ::3][canvas.label[::3, ::3] == label]

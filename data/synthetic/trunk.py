@@ -7,7 +7,7 @@ import numpy as np
 from data.synthetic.canvas import BAG, LOWER, SKIN, TRIM, UPPER, Point, Surface, lerp
 from data.synthetic.figure import Figure
 from data.synthetic.garments import paint_garment
-from data.synthetic.people import Cloth, Rgb
+from data.synthetic.people import Cloth, Rgb, scale_rgb
 
 
 def draw_pelvis(figure: Figure) -> None:
@@ -89,10 +89,9 @@ def draw_neck(figure: Figure) -> None:
     canvas, details = figure.canvas, figure.details
     canvas.capsule(low, high, (radius, radius), details.skin, SKIN, gain=0.82)
     if figure.upper == "sweater" and details.neckline == 0:
-        rgb: Rgb = tuple(0.85 * c for c in details.upper.rgb)  # type: ignore[assignment]
-        canvas.capsule(low, lerp(low, high, 0.7), (0.04, 0.034), rgb, UPPER)
+        canvas.capsule(low, lerp(low, high, 0.7), (0.04, 0.034), scale_rgb(details.upper.rgb, 0.85), UPPER)
     elif figure.upper in ("jacket", "coat", "shirt") and canvas.cos < 0.2:
-        rgb = details.trim if figure.upper == "jacket" else tuple(0.75 * c for c in details.upper.rgb)  # type: ignore[assignment]
+        rgb = details.trim if figure.upper == "jacket" else scale_rgb(details.upper.rgb, 0.75)
         canvas.capsule(low, lerp(low, high, 0.45), (0.046, 0.042), rgb, UPPER)
 
 
@@ -117,8 +116,7 @@ def draw_arm(figure: Figure, arm: tuple[Point, Point, Point]) -> None:
     canvas.capsule(shoulder, elbow, (wide + 0.001, wide * 0.97), cloth, label, gain=gain)
     canvas.capsule(elbow, wrist, (wide * 0.97, wide * 0.75), cloth, label, gain=gain)
     if figure.upper in ("sweater", "hoodie", "jacket", "shirt"):
-        rgb: Rgb = tuple(0.72 * c for c in details.sleeve)  # type: ignore[assignment]
-        trim = details.trim if figure.upper in ("jacket", "sweater") else rgb
+        trim = details.trim if figure.upper in ("jacket", "sweater") else scale_rgb(details.sleeve, 0.72)
         start = lerp(elbow, wrist, 0.86)
         canvas.capsule(start, lerp(elbow, wrist, 0.94), (wide * 0.8, wide * 0.76), trim, TRIM, gain=gain)
     canvas.capsule(lerp(elbow, wrist, 1.1), hand, (0.019, 0.022), details.skin, SKIN, gain=gain)

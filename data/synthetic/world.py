@@ -64,7 +64,7 @@ class WorldConfig:
 
     ``images_per_camera`` counts per identity and camera; in the test split the first of them is the query.
     ``lookalikes`` consecutive identities share every caption slot and differ in details only.
-    ``difficulty`` in 0..1 scales colour cast, blur, occlusion and pose variety and shrinks the differences
+    ``difficulty`` in 0..1 scales color cast, blur, occlusion and pose variety and shrinks the differences
     between lookalikes. ``distractors`` and ``junk`` count gallery images under pid 0000 and -1.
     """
 

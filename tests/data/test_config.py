@@ -17,7 +17,7 @@ from data.config import RUNTIME, Config, RuntimeInt, build_config
 from data.errors import ConfigError
 
 
-class Colour(StrEnum):
+class Color(StrEnum):
     RED = "red"
     BLUE = "blue"
 
@@ -42,8 +42,8 @@ class Outer(Config):
     """More parts."""
     by_name: dict[str, Inner] = Field(default_factory=dict)
     """And more."""
-    colours: frozenset[Colour] = frozenset()
-    """Colours."""
+    colors: frozenset[Color] = frozenset()
+    """Colors."""
     rate: float = 1.0
     """A number."""
     threads: RuntimeInt | None = None
@@ -67,12 +67,12 @@ def test_identity_holds_what_can_change_a_result_and_nothing_else():
         "inner": {"size": 4},
         "parts": [{"size": 3}],
         "by_name": {"a": {"size": 3}},
-        "colours": [],
+        "colors": [],
         "rate": 1.0,
     }
     assert one.identity() == two.identity() == expected
     assert canonical_json(one.identity())
-    changed = {"name": "y"}, {"inner": Inner(size=5)}, {"parts": ()}, {"rate": 2}, {"colours": frozenset(Colour)}
+    changed = {"name": "y"}, {"inner": Inner(size=5)}, {"parts": ()}, {"rate": 2}, {"colors": frozenset(Color)}
     for change in changed:
         assert one.model_copy(update=change).identity() != expected
 
@@ -81,8 +81,8 @@ def test_identity_is_the_same_in_every_process():
     code = (
         "from data.config import Config\n"
         "class C(Config):\n"
-        "    colours: frozenset[str]\n"
-        "print(C(colours=['red', 'blue', 'green', 'pink']).identity())"
+        "    colors: frozenset[str]\n"
+        "print(C(colors=['red', 'blue', 'green', 'pink']).identity())"
     )
     processes = [
         subprocess.Popen(
@@ -94,7 +94,7 @@ def test_identity_is_the_same_in_every_process():
         )
         for seed in ("1", "2", "3")
     ]
-    assert {process.communicate()[0] for process in processes} == {"{'colours': ['blue', 'green', 'pink', 'red']}\n"}
+    assert {process.communicate()[0] for process in processes} == {"{'colors': ['blue', 'green', 'pink', 'red']}\n"}
 
 
 def test_build_config_tells_every_problem_with_its_key():

@@ -55,7 +55,7 @@ def test_alpha_is_blended_with_white():
     assert np.asarray(open_rgb(encoded(image, "PNG"))).tolist() == [[[100, 0, 0], [255, 255, 255]]]
 
 
-def test_cmyk_jpeg_keeps_its_colours():
+def test_cmyk_jpeg_keeps_its_colors():
     red = Image.new("RGB", (16, 16), (200, 30, 30)).convert("CMYK")
     mean = np.asarray(open_rgb(encoded(red, "JPEG", quality=95))).mean(axis=(0, 1))
     assert np.abs(mean - [200, 30, 30]).max() < 8

@@ -657,8 +657,8 @@ def test_load_dataset_returns_sorted_records_and_logs_what_it_drops(tmp_path, ca
 
 
 def test_load_dataset_reports_all_problems_of_its_options():
-    with pytest.raises(ConfigError, match=r"reader: .*market1501.*\n.*colour: no such setting"):
-        load_dataset("market1502", Path("x"), colour=1)
+    with pytest.raises(ConfigError, match=r"reader: .*market1501.*\n.*color: no such setting"):
+        load_dataset("market1502", Path("x"), color=1)
     with pytest.raises(
         ConfigError,
         match=r"(?s)train_fraction: means nothing.*version: 'v9' is not an edition of msmt17; set version=v1",

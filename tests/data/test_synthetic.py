@@ -207,14 +207,14 @@ def test_shades_of_two_names_never_meet():
 
 
 @pytest.mark.parametrize("slot", ["upper_color", "lower_color"])
-def test_colours_are_separable_before_the_camera(slot):
+def test_colors_are_separable_before_the_camera(slot):
     rng = np.random.default_rng(0)
     centres = {name: np.mean([shade(rng, name) for _ in range(200)], axis=0) for name in COLORS}
     right = total = 0
     for number in range(44):
         name = COLORS[number % len(COLORS)]
         shown = _show({**PLAIN, slot: name}, heading=60.0 * number, seed=number)
-        drawn = np.array(shown.colours[slot.removesuffix("_color")])
+        drawn = np.array(shown.colors[slot.removesuffix("_color")])
         nearest = min(centres, key=lambda key: np.linalg.norm(0.9 * centres[key] - drawn))
         right, total = right + (nearest == name), total + 1
     assert right / total > 0.95
