@@ -51,10 +51,10 @@ class Recipe(Config):
 def tiny_training() -> TrainConfig:
     """Return CLIP-SCGI on the tiny CLIP: rates a hundred times the published ones, for a model that small."""
     return TrainConfig(
-        schedule=ScheduleConfig(epochs=36, rate_clip=1e-3, rate_new=3e-3, warmup_epochs=4, milestones=(25, 32)),
+        schedule=ScheduleConfig(epochs=36, lr_clip=1e-3, lr_new=3e-3, warmup_epochs=4, milestones=(25, 32)),
         augment=AugmentConfig(pad=4, erase_probability=0.1),
         # Half of the batch trains CFF with the prompt it will have at test time.
-        scgi=ScgiConfig(plain_share=0.5),
+        scgi=ScgiConfig(fixed_prompt_ratio=0.5),
         checkpoint_every=50,  # about half a minute of two cores
     )
 

@@ -74,7 +74,12 @@ _METHODS: Final = (
     Variant(name="true", title="CLIP-SCGI, true attributes", captions="true"),
 )
 _QUERIES: Final = tuple(
-    Variant(name=f"queries_{count}", title=f"CLIP-SCGI, K = {count}", group="queries", changes={"scgi.queries": count})
+    Variant(
+        name=f"queries_{count}",
+        title=f"CLIP-SCGI, K = {count}",
+        group="queries",
+        changes={"scgi.inversion_tokens": count},
+    )
     for count in QUERIES
 )
 _DEPTHS: Final = tuple(
@@ -85,7 +90,9 @@ _WHY: Final = (
     Variant(name="scattered", title="CLIP-SCGI, anybody's captions", group="why", captions="scattered"),
     Variant(name="no_con", title="CLIP-SCGI without L_con", group="why", changes={"loss.contrast_weight": 0.0}),
     Variant(name="pair_image", title="CLIP-SCGI, L_con by image", group="why", changes={"scgi.pairing": "image"}),
-    Variant(name="composed", title="CLIP-SCGI, composed prompt only", group="why", changes={"scgi.plain_share": 0.0}),
+    Variant(
+        name="composed", title="CLIP-SCGI, composed prompt only", group="why", changes={"scgi.fixed_prompt_ratio": 0.0}
+    ),
     Variant(
         name="clip_reid_id1",
         title="CLIP-ReID, L_id weighted as in CLIP-SCGI",

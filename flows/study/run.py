@@ -232,7 +232,7 @@ def _row(run: Run, *, status: str, error: str | None = None) -> Row:
         "seed": run.seed,
         "cgi": scgi.cgi if is_scgi else None,
         "cff": scgi.cff if is_scgi else None,
-        "queries": scgi.queries if is_scgi and scgi.cgi else None,
+        "queries": scgi.inversion_tokens if is_scgi and scgi.cgi else None,
         "depth": scgi.depth if is_scgi and scgi.cgi else None,
         "epochs": train_config.schedule.epochs,
         "status": status,

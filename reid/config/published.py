@@ -14,9 +14,9 @@ PublishedBackbone = Literal["vit_b16", "rn50"]
 
 _CLIP_REID_SCHEDULES: Final[dict[str, ScheduleConfig]] = {
     # One rate for all: the heads learn as slowly as CLIP does.
-    "vit_b16": ScheduleConfig(rate_clip=5e-6, rate_new=5e-6, milestones=(30, 50)),
+    "vit_b16": ScheduleConfig(lr_clip=5e-6, lr_new=5e-6, milestones=(30, 50)),
     "rn50": ScheduleConfig(
-        epochs=120, rate_clip=3.5e-4, rate_new=3.5e-4, weight_decay=5e-4, warmup_factor=0.01, milestones=(40, 70)
+        epochs=120, lr_clip=3.5e-4, lr_new=3.5e-4, weight_decay=5e-4, warmup_factor=0.01, milestones=(40, 70)
     ),
 }
 _SCGI_SCHEDULES: Final[dict[str, ScheduleConfig]] = {

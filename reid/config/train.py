@@ -15,6 +15,7 @@ from data.errors import raise_settings
 from reid.clip_files.grids import Grid, patch_grid
 from reid.clip_files.pickles import PICKLES, pickle_remedy
 from reid.config.augment import AugmentConfig
+from reid.config.renamed import RenamedConfig
 from reid.config.validation import ValidationConfig
 
 Size = Annotated[int, Field(ge=1)]
@@ -117,8 +118,10 @@ class BackboneConfig(Config):
                 yield side, f"{length} pixels are less than a patch; set {{at}}{side} to at least {PATCH}"
 
 
-class ScgiConfig(Config):
+class ScgiConfig(RenamedConfig):
     """What CLIP-SCGI's description leaves to choose (arXiv:2410.09382; reference in brackets where it says)."""
+
+    group = "train.scgi"
 
     cgi: bool = True
     """Caption-guided inversion: put a pseudo-word made of image and caption into the prompt. Off, the prompt is the
@@ -126,8 +129,8 @@ class ScgiConfig(Config):
     cff: bool = True
     """Contextual feature fusion: an embedding from the prompt's tokens looking at the image's. Off, there is no
     fused embedding and only the image embedding is trained."""
-    queries: Size = 2
-    """K, learnable queries that read the patches in CGI (published best of 1, 2, 4, 8: 2)."""
+    inversion_tokens: Size = 2
+    """K, learnable tokens that attend to the patches in CGI (published best of 1, 2, 4, 8: 2)."""
     depth: Size = 1
     """Cross-attention blocks in CGI (published: 1)."""
     fusion_depth: Count = 2
@@ -139,7 +142,7 @@ class ScgiConfig(Config):
     """Positives of L_con: the prompts of all images of the identity, or the image's own. The paper does not say."""
     temperature: Rate = 0.07
     """Divides the cosine similarities of L_con. The paper does not say; CLIP starts at 0.07."""
-    plain_share: Share = 0.0
+    fixed_prompt_ratio: Share = 0.0
     """Share of the training images whose CFF prompt is the fixed one of test time instead of the composed one."""
 
 
@@ -194,14 +197,16 @@ class BatchConfig(Config):
     """P x K batches whose gradients make one step. Losses stay within a batch, so 2 x 32 is not 1 x 64."""
 
 
-class ScheduleConfig(Config):
+class ScheduleConfig(RenamedConfig):
     """Adam's learning rates, set once an epoch: linear warm-up, then a factor at each milestone."""
+
+    group = "train.schedule"
 
     epochs: Size = 60
     """Passes over the training identities."""
-    rate_clip: Annotated[float, Field(ge=0)] = 5e-6
+    lr_clip: Annotated[float, Field(ge=0)] = 5e-6
     """Learning rate of CLIP's image tower."""
-    rate_new: Rate = 5e-5
+    lr_new: Rate = 5e-5
     """Learning rate of everything that starts from random weights."""
     bias_factor: Rate = 2.0
     """Learning rate of biases over that of weights."""

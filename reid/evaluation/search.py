@@ -114,7 +114,7 @@ def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
         )
 
     def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        return task.see(images_BCHW, cameras_B).joint_BD
+        return task.encode_image(images_BCHW, cameras_B).joint_BD
 
     with torch.inference_mode():
         return task.backbone.text([sentence]).float(), encode

@@ -3,8 +3,8 @@
 arXiv:2410.09382 has no released code; the structure follows its description, and what it leaves open is a setting of
 `reid.config.train` with a stated default. All attention is over tokens of one image: nothing here mixes the batch axis.
 
-Shapes: B batch, P patches, L image tokens (class token first), T text tokens, K queries, D joint width, W text width,
-H heads, C width of one head.
+Shapes: B batch, P patches, L image tokens (class token first), T text tokens, K inversion tokens, Q tokens that attend,
+D joint width, W text width, H heads, C width of one head.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CrossBlock(nn.Module):
         self.feed = FeedForward(width)
 
     def forward(self, query_BQD: Tensor, context_BLD: Tensor) -> Tensor:
-        """Return the refined queries [B, Q, D]."""
+        """Return the refined tokens [B, Q, D]."""
         query_BQD = query_BQD + self.attention(self.norm_query(query_BQD), self.norm_context(context_BLD))
         return query_BQD + self.feed(query_BQD)
 
@@ -90,12 +90,13 @@ def mlp3(width: int, out: int) -> nn.Sequential:
 class CaptionGuidedInversion(nn.Module):
     """CGI: an image and the feature of its caption become one pseudo-word S* for the prompt.
 
-    S* = MLP3(v~_cls) + MLP3(mean of K queries after cross-attention to v~_patches), where v~ = v * t.
+    S* = MLP3(v~_cls) + MLP3(mean of K learnable tokens after cross-attention to v~_patches), where v~ = v * t.
     """
 
-    def __init__(self, width: int, word_width: int, *, queries: int, depth: int) -> None:
+    def __init__(self, width: int, word_width: int, *, inversion_tokens: int, depth: int) -> None:
         super().__init__()
-        self.queries_KD = nn.Parameter(torch.randn(queries, width) * width**-0.5)
+        # The name is part of model.safetensors: models trained earlier have it.
+        self.queries_KD = nn.Parameter(torch.randn(inversion_tokens, width) * width**-0.5)
         self.blocks = nn.ModuleList(CrossBlock(width) for _ in range(depth))
         self.to_global = mlp3(width, word_width)
         self.to_local = mlp3(width, word_width)

@@ -42,7 +42,7 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 """What CLIP-ReID gives its ResNet (configs/person/cnn_clipreid.yml)."""
 
 
-def alone(x: Tensor) -> Tensor:
+def no_gather(x: Tensor) -> Tensor:
     """The gather of a single process."""
     return x
 
@@ -99,7 +99,7 @@ class Task(nn.Module, ABC):
             self.camera_shift_KV = nn.Parameter(torch.empty(len(cameras), backbone.last_width))
             nn.init.trunc_normal_(self.camera_shift_KV, std=0.02)
 
-    def see(self, images_BCHW: Tensor, cameras_B: Tensor | None) -> ImageFeatures:
+    def encode_image(self, images_BCHW: Tensor, cameras_B: Tensor | None) -> ImageFeatures:
         """Return the image features, with the camera embedding (SIE) if there is one."""
         if not self.sie:
             return self.backbone.image(images_BCHW)
@@ -124,7 +124,7 @@ class Task(nn.Module, ABC):
         return torch.tensor([number[camid] for camid in camids])
 
     @abstractmethod
-    def forward(self, batch: Batch, gather: Gather = alone) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
         """Return the loss terms (scalars, unweighted) over the global batch."""
 
     @abstractmethod
@@ -168,6 +168,6 @@ def image_encoder(task: Task) -> Encoder:
     """Return the encoder of the image tower alone: `image_embedding` of what the task sees."""
 
     def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        return image_embedding(task.see(images_BCHW, cameras_B))
+        return image_embedding(task.encode_image(images_BCHW, cameras_B))
 
     return encode

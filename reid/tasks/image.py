@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reid.config.train import TrainConfig
 from reid.models.backbone import Backbone
-from reid.tasks.base import Batch, Encoder, Gather, ImageHeads, Task, alone, gather_features, image_encoder
+from reid.tasks.base import Batch, Encoder, Gather, ImageHeads, Task, gather_features, image_encoder, no_gather
 from reid.tasks.losses import prompt_loss
 
 
@@ -27,9 +27,9 @@ class BaselineTask(Task):
         self.heads = ImageHeads(backbone, identities)
         self.weights = {"id": self.loss.id_weight, "tri": self.loss.triplet_weight}
 
-    def forward(self, batch: Batch, gather: Gather = alone) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
         """Return the terms id and tri."""
-        features = gather_features(self.see(batch.images_BCHW, batch.cameras_B), gather)
+        features = gather_features(self.encode_image(batch.images_BCHW, batch.cameras_B), gather)
         return self.heads(features, gather(batch.labels_B), self.loss)
 
     def encoders(self) -> dict[str, Encoder]:
@@ -59,9 +59,9 @@ class ClipReidTask(BaselineTask):
         self.register_buffer("texts_CD", empty if texts_CD is None else texts_CD)
         self.weights = {**self.weights, "i2t": self.loss.contrast_weight}
 
-    def forward(self, batch: Batch, gather: Gather = alone) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
         """Return the terms id, tri and i2t."""
-        features = gather_features(self.see(batch.images_BCHW, batch.cameras_B), gather)
+        features = gather_features(self.encode_image(batch.images_BCHW, batch.cameras_B), gather)
         labels_G = gather(batch.labels_B)
         terms = self.heads(features, labels_G, self.loss)
         image_to_text = prompt_loss(features.joint_BD, self.texts_CD, labels_G, self.loss.smoothing)

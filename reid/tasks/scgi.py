@@ -19,7 +19,7 @@ from reid.models.backbone import Backbone, ImageFeatures
 from reid.models.heads import IdentityHead
 from reid.models.prompts import ComposedPrompt, plain_prompt
 from reid.models.scgi import CaptionGuidedInversion, ContextualFeatureFusion
-from reid.tasks.base import Batch, Encoder, Gather, ImageHeads, Task, alone, gather_features, image_encoder
+from reid.tasks.base import Batch, Encoder, Gather, ImageHeads, Task, gather_features, image_encoder, no_gather
 from reid.tasks.losses import cosine_image_text_loss, identity_loss, triplet_loss
 
 
@@ -39,7 +39,7 @@ class ScgiTask(Task):
         self.weights = {"id": self.loss.id_weight, "tri": self.loss.triplet_weight, "con": self.loss.contrast_weight}
         if self.settings.cgi:
             self.cgi = CaptionGuidedInversion(
-                width, backbone.text_width, queries=self.settings.queries, depth=self.settings.depth
+                width, backbone.text_width, inversion_tokens=self.settings.inversion_tokens, depth=self.settings.depth
             )
         if self.settings.cff:
             self.cff = ContextualFeatureFusion(width, depth=self.settings.fusion_depth)
@@ -47,11 +47,11 @@ class ScgiTask(Task):
             self.weights |= {"id_fused": self.loss.id_weight, "tri_fused": self.loss.triplet_weight}
         self.register_buffer("plain_1TD", plain_prompt(backbone))
 
-    def forward(self, batch: Batch, gather: Gather = alone) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
         """Return the terms id, tri, con and, with CFF, id_fused and tri_fused."""
         if batch.captions_BD is None:
             raise ValueError("CLIP-SCGI needs caption features in its batches")
-        features = self.see(batch.images_BCHW, batch.cameras_B)
+        features = self.encode_image(batch.images_BCHW, batch.cameras_B)
         prompt_BTD, tokens_BLD = self._prompt(features, batch.captions_BD)
         labels_G = gather(batch.labels_B)
         shown = gather_features(features, gather)
@@ -72,7 +72,7 @@ class ScgiTask(Task):
         return modes
 
     def _encode_fused(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        tokens_BLD = self.see(images_BCHW, cameras_B).tokens_BLD
+        tokens_BLD = self.encode_image(images_BCHW, cameras_B).tokens_BLD
         return self.cff(self.plain_1TD.expand(len(tokens_BLD), -1, -1), tokens_BLD).float()
 
     def _prompt(self, features: ImageFeatures, captions_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +85,8 @@ class ScgiTask(Task):
         return prompt_BTD, refined_BLD if self.settings.fusion_tokens == "refined" else tokens_BLD
 
     def _fuse(self, prompt_BTD: Tensor, tokens_BLD: Tensor) -> Tensor:
-        """Return fused embeddings [B, D], `plain_share` of them, evenly spread, made with the fixed prompt."""
-        steps = torch.arange(len(prompt_BTD) + 1) * self.settings.plain_share
+        """Return fused embeddings [B, D], `fixed_prompt_ratio` of them, evenly spread, made with the fixed prompt."""
+        steps = torch.arange(len(prompt_BTD) + 1) * self.settings.fixed_prompt_ratio
         chosen_B = steps[1:].floor() > steps[:-1].floor()
         if not self.settings.cgi or not chosen_B.any():
             return self.cff(prompt_BTD, tokens_BLD)

@@ -23,7 +23,7 @@ def parameter_groups(task: Task, schedule: ScheduleConfig) -> list[dict[str, Any
         if not parameter.requires_grad:
             continue
         part = "clip" if name.startswith(_CLIP_PREFIX) else "new"
-        rate = schedule.rate_clip if part == "clip" else schedule.rate_new
+        rate = schedule.lr_clip if part == "clip" else schedule.lr_new
         if "bias" in name:
             part, rate = f"{part}_bias", rate * schedule.bias_factor
         empty = {"name": part, "names": [], "params": [], "base_rate": rate, "weight_decay": schedule.weight_decay}
@@ -35,7 +35,7 @@ def parameter_groups(task: Task, schedule: ScheduleConfig) -> list[dict[str, Any
 
 def build_optimizer(task: Task, schedule: ScheduleConfig) -> torch.optim.Adam:
     """Return Adam over `parameter_groups`, at the rates of the first epoch."""
-    optimizer = torch.optim.Adam(parameter_groups(task, schedule), lr=schedule.rate_new, fused=True)
+    optimizer = torch.optim.Adam(parameter_groups(task, schedule), lr=schedule.lr_new, fused=True)
     set_rates(optimizer, schedule, 0)
     return optimizer
 

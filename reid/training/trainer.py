@@ -24,7 +24,7 @@ from data.process.environment import exact_float32, hidden_variables
 from data.progress import ProgressFn, silent
 from reid.config.train import FP16_PROBLEM, TrainConfig
 from reid.inputs.batches import TrainingBatches, TrainingSet
-from reid.tasks.base import Batch, Task, alone
+from reid.tasks.base import Batch, Task, no_gather
 from reid.training.checkpoint import drop_best, load_best, restore_checkpoint, save_best, save_checkpoint
 from reid.training.device import training_device
 from reid.training.distributed import gather_batch
@@ -155,7 +155,7 @@ class _Run:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        self.gather = gather_batch if self.accelerator.num_processes > 1 else alone
+        self.gather = gather_batch if self.accelerator.num_processes > 1 else no_gather
         self.metrics = MetricsLog(folder / METRICS, config.tensorboard, main=self.accelerator.is_main_process)
 
     # Steps --------------------------------------------------------------------------------------------

@@ -46,10 +46,10 @@ PUBLISHED = {
 @pytest.mark.parametrize("method", sorted(PUBLISHED))
 def test_published_settings(data, method):
     train = build_recipe(f"{data}{method}").train
-    epochs, rate_clip, rate_new, milestones, decay, warmup, id_weight, prompts = PUBLISHED[method]
+    epochs, lr_clip, lr_new, milestones, decay, warmup, id_weight, prompts = PUBLISHED[method]
     schedule, loss, backbone = train.schedule, train.loss, train.backbone
     assert (schedule.epochs, schedule.milestones, schedule.gamma) == (epochs, milestones, 0.1)
-    assert (schedule.rate_clip, schedule.rate_new, schedule.bias_factor) == (rate_clip, rate_new, 2.0)
+    assert (schedule.lr_clip, schedule.lr_new, schedule.bias_factor) == (lr_clip, lr_new, 2.0)
     assert (schedule.weight_decay, schedule.warmup_epochs, schedule.warmup_factor) == (decay, 10, warmup)
     assert (loss.id_weight, loss.triplet_weight, loss.contrast_weight) == (id_weight, 1.0, 1.0)
     assert (loss.margin, loss.smoothing) == (0.3, 0.1)

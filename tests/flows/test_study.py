@@ -60,7 +60,7 @@ def test_the_issue_is_covered():
     assert names == ["baseline", "clip_reid", "cgi", "cff", "scgi", "shuffled", "true"]
     base = build_recipe("benchmark").train
     sweeps = [training_of(variant, base, 0).scgi for variant in variants_of(StudyConfig(groups=("queries", "depth")))]
-    assert [scgi.queries for scgi in sweeps[:4]] == [1, 2, 4, 8]
+    assert [scgi.inversion_tokens for scgi in sweeps[:4]] == [1, 2, 4, 8]
     assert [scgi.depth for scgi in sweeps[4:]] == [1, 2, 3, 4, 5, 6]
 
 
@@ -71,7 +71,7 @@ def test_variants_share_everything_but_what_they_say(variant):
     assert training.seed == base.seed + 3
     assert training.batch == base.batch
     assert training.augment == base.augment
-    assert training.schedule.rate_clip == base.schedule.rate_clip
+    assert training.schedule.lr_clip == base.schedule.lr_clip
     assert training.schedule.epochs == variant.stretch * base.schedule.epochs
     assert training.method == variant.method
     assert (variant.captions == "none") == (variant.method != "clip_scgi")

@@ -36,7 +36,7 @@ def small_config(**changes):
     """Two steps an epoch on `training_set`, on the CPU."""
     values = {
         "batch": BatchConfig(identities=4, images=4),
-        "schedule": ScheduleConfig(epochs=2, rate_clip=1e-4, rate_new=3e-4, warmup_epochs=2, milestones=()),
+        "schedule": ScheduleConfig(epochs=2, lr_clip=1e-4, lr_new=3e-4, warmup_epochs=2, milestones=()),
         "device": "cpu",
         "log_every": 1,
         "checkpoint_every": 1,

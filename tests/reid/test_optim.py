@@ -8,8 +8,8 @@ from reid.training.optim import build_optimizer, parameter_groups, rate_factor, 
 
 SCHEDULE = ScheduleConfig(
     epochs=9,
-    rate_clip=1e-3,
-    rate_new=1e-2,
+    lr_clip=1e-3,
+    lr_new=1e-2,
     bias_factor=3.0,
     weight_decay=0.25,
     warmup_epochs=4,

@@ -116,7 +116,7 @@ def step(ours):
     terms = task(batch)
     task.total(terms).backward()
     with torch.no_grad():
-        seen = task.see(batch.images_BCHW, ours.cameras)
+        seen = task.encode_image(batch.images_BCHW, ours.cameras)
         scores = [task.heads.last(seen.last_BV), task.heads.joint(seen.joint_BD)]
     return Step(task, [seen.penultimate_BV, seen.last_BV, seen.joint_BD], scores, terms)
 
@@ -155,7 +155,7 @@ def test_retrieval_features_are_the_same_before_and_after_the_necks(ours):
     task, golden = ours.task, ours.golden["test"]
     with torch.no_grad():
         before = task.encoders()["image"](world.images(), ours.cameras)
-        seen = task.see(world.images(), ours.cameras)
+        seen = task.encode_image(world.images(), ours.cameras)
         after = torch.cat([task.heads.last.neck(seen.last_BV), task.heads.joint.neck(seen.joint_BD)], 1)
     same(before, golden["before"])
     same(after, golden["after"])
@@ -211,9 +211,9 @@ def same_training(training, golden):
     schedule = training.schedule
     assert training.batch.identities * training.batch.images == golden["batch"]
     assert [schedule.weight_decay] * 2 == golden["weight_decay"]
-    assert (schedule.rate_clip, schedule.rate_new) == (golden["rate"], golden["rate"])
+    assert (schedule.lr_clip, schedule.lr_new) == (golden["rate"], golden["rate"])
     assert (schedule.bias_factor, schedule.epochs) == (golden["bias_factor"], golden["epochs"])
-    rates = [schedule.rate_clip * rate_factor(epoch, schedule) for epoch in range(schedule.epochs)]
+    rates = [schedule.lr_clip * rate_factor(epoch, schedule) for epoch in range(schedule.epochs)]
     assert rates == pytest.approx(golden["rates"])
 
 

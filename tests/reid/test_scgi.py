@@ -89,9 +89,9 @@ def test_attention_equals_torchs_own_with_the_same_weights():
     torch.testing.assert_close(ours(x, context), theirs(x, context, context)[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("queries", "depth"), [(1, 1), (2, 1), (4, 3)])
-def test_inversion_equals_the_formula(queries, depth):
-    module = _stirred(CaptionGuidedInversion(128, 96, queries=queries, depth=depth), 3)
+@pytest.mark.parametrize(("count", "depth"), [(1, 1), (2, 1), (4, 3)])
+def test_inversion_equals_the_formula(count, depth):
+    module = _stirred(CaptionGuidedInversion(128, 96, inversion_tokens=count, depth=depth), 3)
     tokens, caption = _randn(4, 3, 6, 128), _randn(5, 3, 128)
     word, refined = module(tokens, caption)
     assert word.shape == (3, 96)
@@ -119,9 +119,9 @@ def _pass_on(*layers):
 
 
 def test_inversion_by_hand():
-    # Width 2 (one head). Attention that changes nothing (out = 0) and feed-forwards at 0 leave the queries as they
-    # are; both MLPs pass positive numbers through: S* = v~_cls + mean of the queries.
-    module = _silent(CaptionGuidedInversion(2, 2, queries=2, depth=1))
+    # Width 2 (one head). Attention that changes nothing (out = 0) and feed-forwards at 0 leave the tokens as they
+    # are; both MLPs pass positive numbers through: S* = v~_cls + mean of the tokens.
+    module = _silent(CaptionGuidedInversion(2, 2, inversion_tokens=2, depth=1))
     for mlp in (module.to_global, module.to_local):
         _pass_on(mlp[0], mlp[2], mlp[4])
     module.queries_KD.data = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
@@ -133,7 +133,7 @@ def test_inversion_by_hand():
 
 def test_inversion_finds_the_patch_its_query_points_at():
     # A query that matches one patch far better than the others takes that patch's value: Q' = Q + LN(patch).
-    module = _silent(CaptionGuidedInversion(2, 2, queries=1, depth=1))
+    module = _silent(CaptionGuidedInversion(2, 2, inversion_tokens=1, depth=1))
     block, attention = module.blocks[0], module.blocks[0].attention
     _pass_on(block.norm_query, block.norm_context, attention.key, attention.value, attention.out)
     _pass_on(module.to_local[0], module.to_local[2], module.to_local[4])
@@ -160,7 +160,7 @@ ALIKE, ACROSS = [1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]
 def test_inversion_weighs_the_refined_patches_by_hand():
     # v~ = token * caption: (2, 0, 0, 0) is the class, ALIKE and ACROSS are the patches. The query ALIKE takes 3/4 of
     # the first and 1/4 of the second: (1, 0.5, -0.5, -1); Q' = (2, 1.5, -1.5, -2); the MLP's ReLU leaves (2, 1.5).
-    module = _silent(CaptionGuidedInversion(4, 4, queries=1, depth=1))
+    module = _silent(CaptionGuidedInversion(4, 4, inversion_tokens=1, depth=1))
     _three_to_one(module.blocks[0])
     for mlp in (module.to_global, module.to_local):
         _pass_on(mlp[0], mlp[2], mlp[4])
@@ -183,9 +183,9 @@ def test_fusion_gathers_the_image_by_hand():
 
 
 def test_fusion_mixes_the_prompt_by_hand():
-    # Cross-attention is silent. Self-attention without queries takes the mean of the tokens, (1, 0, 0, -1), so the end
-    # token becomes (2, 1, -1, -2). The feed-forward adds 0.3 * GELU(10) = 3 to its last channel: (2, 1, -1, 1), mean
-    # 0.75, deviations (1.25, 0.25, -1.75, 0.25), variance 4.75 / 4.
+    # Cross-attention is silent. Self-attention with queries of zeros takes the mean of the tokens, (1, 0, 0, -1): the
+    # end token becomes (2, 1, -1, -2). The feed-forward adds 0.3 * GELU(10) = 3 to its last channel: (2, 1, -1, 1),
+    # mean 0.75, deviations (1.25, 0.25, -1.75, 0.25), variance 4.75 / 4.
     module = _silent(ContextualFeatureFusion(4, depth=1))
     block = module.blocks[0]
     _pass_on(block.norm_attention, block.attention.key, block.attention.value, block.attention.out)
@@ -264,7 +264,7 @@ def _batch(seed=0, size=8):
         ({"cff": False}, {"id", "tri", "con"}, ["image"]),
         ({"cgi": False}, ALL_TERMS, ["image", "fused"]),
         ({"cgi": False, "cff": False}, {"id", "tri", "con"}, ["image"]),
-        ({"pairing": "image", "queries": 8, "depth": 2}, ALL_TERMS, ["image", "fused"]),
+        ({"pairing": "image", "inversion_tokens": 8, "depth": 2}, ALL_TERMS, ["image", "fused"]),
     ],
 )
 def test_every_variant_trains_all_of_its_parameters_and_nothing_frozen(scgi, terms, modes):
@@ -299,8 +299,8 @@ def test_contrast_uses_the_pairing_and_temperature():
     assert not torch.isclose(by_image, warm)
 
 
-def test_plain_share_replaces_that_share_of_the_prompts():
-    task = _task(plain_share=0.5).eval()
+def test_fixed_prompt_ratio_replaces_that_share_of_the_prompts():
+    task = _task(fixed_prompt_ratio=0.5).eval()
     prompt, tokens = _randn(1, 8, 9, 128), _randn(2, 8, 33, 128)
     with torch.no_grad():
         mixed = task._fuse(prompt, tokens)

@@ -63,7 +63,7 @@ def test_schedule_equals_the_published_one():
 
 
 def test_groups_hold_every_trained_parameter_once_at_its_rate():
-    config = TrainConfig(schedule=ScheduleConfig(rate_clip=1e-6, rate_new=1e-4, bias_factor=2))
+    config = TrainConfig(schedule=ScheduleConfig(lr_clip=1e-6, lr_new=1e-4, bias_factor=2))
     task = build_task(config, identities=4)
     groups = parameter_groups(task, config.schedule)
     names = [name for group in groups for name in group["names"]]
@@ -153,9 +153,9 @@ def test_bf16_trains_with_losses_near_those_of_float32(data, tmp_path):
 
 def test_golden_losses_of_twenty_steps(data, tmp_path):
     config = small_config(
-        scgi=ScgiConfig(fusion_tokens="refined", plain_share=0.25),
+        scgi=ScgiConfig(fusion_tokens="refined", fixed_prompt_ratio=0.25),
         # Small steps: at larger ones rounding, which differs between processors, grows past the tolerance.
-        schedule=ScheduleConfig(epochs=10, rate_clip=2e-6, rate_new=1e-5, warmup_epochs=3, milestones=(7,)),
+        schedule=ScheduleConfig(epochs=10, lr_clip=2e-6, lr_new=1e-5, warmup_epochs=3, milestones=(7,)),
         checkpoint_every=0,
     )
     fit(build_task(config, identities=8), data, config, folder=tmp_path)
@@ -325,7 +325,7 @@ def test_ingredients_follow_captions_seed_and_config(world):
     assert of() == of(checkpoint_every=7, device="auto")
     assert of() != of(captions=others)
     assert of() != of(seed=1)
-    assert of() != of(scgi=ScgiConfig(queries=4))
+    assert of() != of(scgi=ScgiConfig(inversion_tokens=4))
     assert (
         of(captions=write_captions(store, rows, lambda row: f" A person number {row['pid']}. "))["captions"]
         == (of()["captions"])

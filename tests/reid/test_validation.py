@@ -168,14 +168,14 @@ def test_the_test_set_is_ranked_as_the_evaluation_does_it(world):
     config = small_config(
         method="clip_baseline",
         validation=ValidationConfig(every=1, images="test", keep="best"),
-        schedule=ScheduleConfig(epochs=1, rate_clip=1e-4, rate_new=1e-4, milestones=()),
+        schedule=ScheduleConfig(epochs=1, lr_clip=1e-4, lr_new=1e-4, milestones=()),
     )
     made = train(store, images=images, captions=None, images_root=root, config=config)
     kept = json.loads((made.ref.folder / "config.json").read_text())["training"]["kept"]
-    judged = evaluate(
+    evaluated = evaluate(
         store, images=images, model=made.ref, images_root=root, config=EvaluateConfig(device="cpu", batch_size=64)
     )
-    metrics = json.loads((judged.ref.folder / "metrics.json").read_text())
+    metrics = json.loads((evaluated.ref.folder / "metrics.json").read_text())
     for name, value in kept["measures"].items():
         assert metrics["results"][1][name] == pytest.approx(value, abs=1e-6)
     assert kept["chosen_on"] == "test"
@@ -205,7 +205,7 @@ def _script(*scores):
 
 
 def _config(epochs=4, **changes):
-    schedule = ScheduleConfig(epochs=epochs, rate_clip=1e-4, rate_new=3e-4, warmup_epochs=2, milestones=())
+    schedule = ScheduleConfig(epochs=epochs, lr_clip=1e-4, lr_new=3e-4, warmup_epochs=2, milestones=())
     return small_config(**{"method": "clip_baseline", "schedule": schedule, **changes})
 
 
