@@ -1,4 +1,4 @@
-"""Cameras of the procedural world: a scene each, and what the lens, sensor and codec do to a crop.
+"""Cameras of the synthetic world: the scene each one watches, and the effects of its lens, sensor and codec.
 
 Images are float32 [128, 64, 3] in 0..255 until the sensor quantizes them to uint8.
 """
@@ -23,7 +23,7 @@ Fill = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Camera:
-    """One camera: its optics and sensor, its light, its habits and the scene it watches."""
+    """One camera: its optics and sensor, its light, occlusion and walking directions, and its scene."""
 
     index: int
     gain: tuple[float, float, float]
@@ -33,7 +33,7 @@ class Camera:
     blur: float
     sharpen: float
     resolution: float
-    """Share of the output size the sensor resolves, in (0, 1]."""
+    """Share of the output size that the sensor resolves, in (0, 1]."""
     noise: float
     quality: int
     """JPEG quality of the files, 1..95."""
@@ -44,15 +44,15 @@ class Camera:
     """Probability that something stands in front of the person."""
     occluders: tuple[str, ...]
     headings: tuple[float, ...]
-    """Directions, in degrees, in which people mostly walk before this camera."""
+    """Directions, in degrees, in which people mostly walk in front of this camera."""
     scene: np.ndarray
     """Background, float32 [152, 192, 3]."""
 
 
 def sample_camera(rng: np.random.Generator, index: int, difficulty: float) -> Camera:
-    """Draw one camera; `difficulty` in 0..1 scales cast, blur, noise, compression and occlusion."""
+    """Sample one camera; `difficulty` in 0..1 scales color cast, blur, noise, compression and occlusion."""
     hard = 0.35 + 0.65 * difficulty
-    # Neighboring cameras differ on purpose: warm beside cool, bright pairs beside dark ones.
+    # Cameras with adjacent indexes differ on purpose: warm next to cool, bright pairs next to dark ones.
     brightness = rng.uniform(0.0, 0.16) if index % 4 in (0, 3) else rng.uniform(-0.26, -0.04)
     exposure = float(np.exp(brightness * hard))
     warm = (1 if index % 2 else -1) * rng.uniform(0.02, 0.13) * hard
@@ -81,7 +81,7 @@ def sample_camera(rng: np.random.Generator, index: int, difficulty: float) -> Ca
 
 
 def _headings(rng: np.random.Generator) -> tuple[float, float]:
-    """The two opposite directions of the path a camera watches."""
+    """Return the two opposite directions of the path that a camera watches."""
     axis = rng.choice([0.0, 25.0, -25.0, 60.0, -60.0, 90.0])
     return axis, axis + 180.0
 
@@ -112,7 +112,7 @@ def _near(rng: np.random.Generator, rgb: Fill, spread: int = 18) -> Fill:
 
 
 def _tiles(draw: ImageDraw.ImageDraw, top: int, line: Fill, rng: np.random.Generator) -> None:
-    """Floor joints below row `top`, in perspective."""
+    """Draw floor joints below row `top`, in perspective."""
     row, step = float(top), 5.0 + 4 * rng.random()
     while row < _SCENE_H:
         draw.line([(0, row), (_SCENE_W, row)], fill=line)
@@ -242,7 +242,7 @@ def _posts(draw: ImageDraw.ImageDraw, rng: np.random.Generator, rgb: Fill, count
 
 
 def background(camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """A jittered crop of the camera's scene, float32 [128, 64, 3]."""
+    """Return a randomly placed crop of the camera's scene, float32 [128, 64, 3]."""
     left = int(rng.integers(0, _SCENE_W - WIDTH + 1))
     top = int(rng.integers(0, _SCENE_H - HEIGHT + 1))
     return camera.scene[top : top + HEIGHT, left : left + WIDTH].copy()
@@ -252,7 +252,7 @@ def background(camera: Camera, rng: np.random.Generator) -> np.ndarray:
 
 
 def occlude(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """Put something of the scene in front of `image` (in place); bool mask [128, 64] of what it covers."""
+    """Draw an occluder over `image`, in place; return the bool mask [128, 64] of the pixels it covers."""
     kind = camera.occluders[int(rng.integers(len(camera.occluders)))]
     layer = Image.new("RGBA", (WIDTH, HEIGHT))
     _OCCLUDERS[kind](ImageDraw.Draw(layer), rng)
@@ -313,7 +313,7 @@ _OCCLUDERS: Final[dict[str, Callable[[ImageDraw.ImageDraw, np.random.Generator],
 
 
 def expose(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """What the camera's lens and sensor make of a scene: uint8 [128, 64, 3] from float32 [128, 64, 3]."""
+    """Return what the camera's lens and sensor record of a scene: uint8 [128, 64, 3] from float32 [128, 64, 3]."""
     flicker = np.float32(1 + rng.uniform(-0.05, 0.05))
     gray = image @ np.array([0.3, 0.59, 0.11], np.float32)
     image = gray[..., None] + np.float32(camera.saturation) * (image - gray[..., None])
@@ -331,7 +331,7 @@ def expose(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.nd
 
 
 def _defocus(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """Lost resolution, defocus and the sharpening that cheap cameras add."""
+    """Apply lost resolution, defocus and the sharpening that cheap cameras add."""
     resolution = camera.resolution * rng.uniform(0.88, 1.0)
     size = (max(8, round(WIDTH * resolution)), max(16, round(HEIGHT * resolution)))
     picture = picture.resize(size, Image.Resampling.BILINEAR)
@@ -343,13 +343,13 @@ def _defocus(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> 
 
 
 def encode(image: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes of a uint8 [H, W, 3] image."""
+    """Return a uint8 [H, W, 3] image as JPEG bytes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def decode(content: bytes) -> np.ndarray:
-    """The uint8 [H, W, 3] image of JPEG bytes."""
+    """Return the uint8 [H, W, 3] image in JPEG bytes."""
     with Image.open(io.BytesIO(content)) as picture:
         return np.asarray(picture.convert("RGB"))

@@ -1,8 +1,8 @@
 """The canvas of one figure: shaded capsules and elliptic surfaces, ray-cast by numpy at twice the output size.
 
 Body coordinates: X to the person's left, Y up (0 = ground, 1 = top of the head), Z forward. A heading of 0
-faces the camera, 90 degrees faces right in the image, 180 shows the back. Drawing is painter's order; each
-pixel also remembers which part it shows, which is what the visibility flags are counted from.
+faces the camera, 90 degrees faces right in the image, 180 shows the back. Parts are drawn in painter's order; each
+pixel also remembers which part it shows, and the visibility flags count these labels.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CANVAS_WIDTH: Final = WIDTH * SUPER
 CANVAS_HEIGHT: Final = HEIGHT * SUPER
 
 SKIN, UPPER, INNER, LOWER, SHOE, HAIR, TAIL, GLASSES, BAG, HAT, FACE, SHIN, TRIM = range(1, 14)
-"""Part labels; 0 is background. ``SHIN`` is the bare or stockinged leg, ``TAIL`` the ponytail and ``TRIM`` what
-of the upper garment does not have its named color."""
+"""Part labels; 0 is background. ``SHIN`` is the bare or stockinged leg, ``TAIL`` the ponytail and ``TRIM`` the parts
+of the upper garment in another color than its named one."""
 
 XS: Final = np.arange(CANVAS_WIDTH, dtype=np.float32) + 0.5
 YS: Final = np.arange(CANVAS_HEIGHT, dtype=np.float32)[:, None] + 0.5
@@ -33,7 +33,7 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Pose:
-    """How one shot shows a person. Angles in radians, offsets in output pixels or body heights."""
+    """The pose of a person in one shot. Angles in radians, offsets in output pixels or body heights."""
 
     heading: float
     phase: float
@@ -47,11 +47,11 @@ class Pose:
     center: float
     ground: float
     gesture: int
-    """0 walks, 1 keeps one hand up (a phone), 2 keeps the hands in the pockets, 3 stands."""
+    """0 walking, 1 one hand up (a phone), 2 hands in the pockets, 3 standing."""
 
 
 class Canvas:
-    """Color (float32 [256, 128, 3]) and part labels (uint8 [256, 128]) of one figure, twice output size."""
+    """Color (float32 [256, 128, 3]) and part labels (uint8 [256, 128]) of one figure, at twice the output size."""
 
     def __init__(self, pose: Pose, body: Body) -> None:
         self.rgb = np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH, 3), np.float32)
@@ -67,15 +67,15 @@ class Canvas:
         self.drop = 0.0
 
     def bend(self, height: float | np.ndarray) -> np.ndarray:
-        """Forward displacement of the spine at a body height, from stooping."""
+        """Return how far stooping moves the spine forward at a body height."""
         return np.asarray(self.stoop * np.maximum(height - self.pivot, 0.0) ** 1.5, np.float32)
 
     def depth(self, point: Point) -> float:
-        """Distance towards the camera, relative to the body axis."""
+        """Return the distance toward the camera, relative to the body axis."""
         return point[2] * self.cos - point[0] * self.sin
 
     def project(self, point: Point, *, spine: bool = True) -> tuple[float, float]:
-        """Canvas pixel (x, y) of a body point; `spine` moves it along with the stooping back."""
+        """Return the canvas pixel (x, y) of a body point; with `spine`, moved along with the stooping back."""
         across, up, ahead = point
         if spine:
             ahead += float(self.bend(up))
@@ -84,7 +84,7 @@ class Canvas:
         return self.center + self.scale * x, self.row(up) + self.scale * self.pose.pitch * depth
 
     def row(self, up: float) -> float:
-        """Canvas row of a body height on the body axis."""
+        """Return the canvas row of a body height on the body axis."""
         return self.ground - self.scale * (up - self.drop)
 
     def capsule(
@@ -134,7 +134,7 @@ class Canvas:
         self.label[window][mask] = label
 
     def box(self, center: Point, half: Point, paint: tuple[Rgb, Rgb], label: int) -> None:
-        """Draw an upright box with rounded corners: front color and a trim stripe; not moved by stooping."""
+        """Draw an upright box with rounded corners, a front color and a trim stripe; stooping does not move it."""
         x, y = self.project(center, spine=False)
         front, side = abs(half[0] * self.cos) * self.scale, abs(half[2] * self.sin) * self.scale
         rx, ry = front + side, half[1] * self.scale
@@ -151,7 +151,10 @@ class Canvas:
         self.label[window][mask] = label
 
     def surface(self, levels: np.ndarray, *, spine: bool = True) -> Surface | None:
-        """Ray-cast a stack of ellipses; `levels` [N, 4] holds height (ascending), half width, half depth, Z."""
+        """Ray-cast a stack of ellipses and return its visible patch, or None outside the canvas.
+
+        levels: [N, 4], height (ascending), half width, half depth, Z.
+        """
         first = max(0, round(self.row(levels[-1, 0])))
         last = min(CANVAS_HEIGHT, round(self.row(levels[0, 0])) + 1)
         if first >= last:
@@ -209,7 +212,7 @@ class Surface:
     light: np.ndarray
 
     def __post_init__(self) -> None:
-        """Begin with a blank patch."""
+        """Start with a blank patch."""
         self.color = np.zeros((*self.mask.shape, 3), np.float32)
         self.label = np.zeros(self.mask.shape, np.uint8)
 
@@ -288,7 +291,7 @@ class HeadPatch:
         self.color[region] += amount
 
     def commit(self) -> None:
-        """Write what was painted since the last ``skull`` onto the canvas."""
+        """Write everything painted since the last ``skull`` onto the canvas."""
         drawn = self.label > 0
         self.canvas.rgb[self.rows, self.columns][drawn] = (self.color * self.light[..., None])[drawn]
         self.canvas.label[self.rows, self.columns][drawn] = self.label[drawn]

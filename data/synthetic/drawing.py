@@ -1,4 +1,4 @@
-"""Drawing one person: every part, far to near (painter's order)."""
+"""Drawing of one person, part by part from far to near (painter's order)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.synthetic.trunk import draw_arm, draw_neck, draw_pelvis, draw_torso
 
 
 def draw_person(person: Person, pose: Pose) -> Canvas:
-    """Draw `person` in `pose` on a transparent canvas."""
+    """Return a transparent canvas with `person` drawn in `pose`."""
     canvas = Canvas(pose, person.body)
     _draw(Figure(person, canvas))
     return canvas

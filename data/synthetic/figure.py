@@ -9,7 +9,7 @@ from data.synthetic.people import Person
 
 
 class Figure:
-    """One person to be drawn in one pose: joints and what decides how the parts look."""
+    """One person to draw in one pose: joints, body, clothes and canvas."""
 
     def __init__(self, person: Person, canvas: Canvas) -> None:
         self.attributes = person.attributes
@@ -47,10 +47,10 @@ class Figure:
         bend = pose.arm_bend[0 if side < 0 else 1]
         swing = -0.9 * pose.stride * math.sin(pose.phase + (0 if side > 0 else math.pi))
         out = pose.arm_out
-        busy = self.carrying in ("handbag", "suitcase") and side == self.details.bag_side
+        busy = self.carrying in ("handbag", "suitcase") and side == self.details.bag.side
         if busy:
             swing, bend, out = (-0.42, 0.1, 0.2) if self.carrying == "suitcase" else (0.36, 0.3, 0.18)
-        elif pose.gesture == 1 and side != self.details.bag_side:
+        elif pose.gesture == 1 and side != self.details.bag.side:
             swing, bend = 0.35, 1.9
         elif pose.gesture == 2:
             swing, bend, out = -0.25, 0.75, 0.3

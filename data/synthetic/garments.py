@@ -1,4 +1,4 @@
-"""What makes an upper garment one of its type: necklines, collars, zips, prints."""
+"""Type-specific details of upper garments: necklines, collars, zips, prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data.synthetic.people import Rgb
 
 
 def paint_garment(figure: Figure, s: Surface, bottom: float) -> None:
-    """Paint on the trunk what makes its garment one of its type."""
+    """Paint the details of the garment's type on the trunk."""
     details = figure.details
     front, top = s.front > 0, figure.neck_y
     if details.upper.pattern == "band":
@@ -80,7 +80,7 @@ def _paint_hoodie(figure: Figure, s: Surface, bottom: float) -> None:
 
 
 def _paint_open_front(figure: Figure, s: Surface, bottom: float) -> None:
-    """Jackets and coats: an open front over an inner layer, lapels or zip, seams on the back."""
+    """Paint a jacket or coat: an open front over an inner layer, lapels or zip, seams on the back."""
     details, top = figure.details, figure.neck_y
     coat = figure.upper == "coat"
     front = s.front > 0

@@ -10,7 +10,7 @@ from data.synthetic.people import mix_rgb
 
 
 def draw_leg(figure: Figure, leg: tuple[Point, Point, Point]) -> None:
-    """Draw one leg (hip, knee, ankle) with what covers it and its shoe."""
+    """Draw one leg (hip, knee, ankle) with its trouser leg, sock and shoe."""
     canvas, body, details = figure.canvas, figure.body, figure.details
     hip, knee, ankle = leg
     gain = 1.0 if canvas.depth(knee) > -0.02 else 0.84
@@ -63,7 +63,7 @@ def _draw_trouser(figure: Figure, leg: tuple[Point, Point, Point], gain: float) 
 
 
 def _draw_denim(figure: Figure, leg: tuple[Point, Point, Point], low: Point, radius: float, gain: float) -> None:
-    """Faded thighs, a pale turn-up or stitched hem."""
+    """Draw the faded thigh and, on cuffed jeans, the pale turn-up."""
     canvas, details = figure.canvas, figure.details
     pale = mix_rgb(details.lower.rgb, (235, 235, 235), details.fade)
     a, b = lerp(leg[0], leg[1], 0.35), lerp(leg[0], leg[1], 0.95)
@@ -86,19 +86,19 @@ def _draw_shoe(figure: Figure, knee: Point, ankle: Point, gain: float) -> None:
     toe: Point = (ankle[0] * 1.12, ankle[1] - 0.02 + 0.085 * down, ankle[2] + 0.085 * ahead)
     if kind == "brown boots":
         top = lerp(ankle, knee, 0.42)
-        canvas.capsule(top, ankle, (0.041, 0.034), details.shoe, SHOE, spine=False, gain=gain)
+        canvas.capsule(top, ankle, (0.041, 0.034), details.shoes.rgb, SHOE, spine=False, gain=gain)
     sole: Point = (0.0, -0.010, 0.0)
     if kind in ("red sneakers", "white sneakers", "brown boots"):
         a, b = shift(heel, sole), shift(toe, sole)
-        trim = details.shoe_trim if kind != "white sneakers" else (222.0, 222.0, 222.0)
+        trim = details.shoes.trim if kind != "white sneakers" else (222.0, 222.0, 222.0)
         canvas.capsule(a, b, (0.021, 0.021), trim, SHOE, spine=False, gain=gain)
-    main = details.skin if kind == "sandals" else details.shoe
+    main = details.skin if kind == "sandals" else details.shoes.rgb
     canvas.capsule(heel, toe, (0.024, 0.021), main, SHOE, spine=False, gain=gain)
     if kind == "sandals":
         a, b = lerp(heel, toe, 0.7), lerp(heel, toe, 0.82)
-        canvas.capsule(a, b, (0.023, 0.022), details.shoe, SHOE, spine=False)
-        canvas.capsule(shift(heel, sole), shift(toe, sole), (0.012, 0.012), details.shoe_trim, SHOE,
+        canvas.capsule(a, b, (0.023, 0.022), details.shoes.rgb, SHOE, spine=False)
+        canvas.capsule(shift(heel, sole), shift(toe, sole), (0.012, 0.012), details.shoes.trim, SHOE,
                        spine=False)  # fmt: skip
     elif kind == "white sneakers":
         middle = lerp(heel, toe, 0.45)
-        canvas.capsule(middle, middle, (0.013, 0.013), details.shoe_trim, SHOE, spine=False)
+        canvas.capsule(middle, middle, (0.013, 0.013), details.shoes.trim, SHOE, spine=False)

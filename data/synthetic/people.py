@@ -1,4 +1,4 @@
-"""Who the procedural pedestrians are: coarse caption attributes plus the fine details that tell two apart.
+"""Identities of the synthetic pedestrians: coarse caption attributes plus the fine details that tell two apart.
 
 A person is drawn in two steps. The *coarse* attributes (the caption slots of ``data.slots``) are shared by
 ``lookalikes`` consecutive identities; everything else (exact shades, patterns, body, hair, bag) belongs to
@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Cloth:
     duty: float = 0.3
 
     def color(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """RGB float32 [N, 3] at lateral position `u` [N] and height `v` [N], in fractions of body height."""
+        """Return RGB float32 [N, 3] at lateral position `u` [N] and height `v` [N], in fractions of body height."""
         base = np.empty((len(u), 3), np.float32)
         base[:] = self.rgb
         weight = self._weight(u, v)
@@ -117,9 +117,27 @@ class Body:
     stance: float
 
 
+class Footwear(NamedTuple):
+    """Colors of a pair of shoes."""
+
+    rgb: Rgb
+    trim: Rgb
+
+
+class Bag(NamedTuple):
+    """One identity's bag; drawn if it carries one."""
+
+    rgb: Rgb
+    trim: Rgb
+    size: float
+    """Factor on the usual size of the bag's type."""
+    side: int
+    """1 for the person's left, -1 for the right."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What captions do not say: one identity's exact clothes, hair, bag and accessories."""
+    """One identity's exact clothes, hair, bag and accessories, beyond what captions say."""
 
     upper: Cloth
     lower: Cloth
@@ -147,8 +165,7 @@ class Details:
     socks: Rgb
     sock_height: float
     tights: Rgb | None
-    shoe: Rgb
-    shoe_trim: Rgb
+    shoes: Footwear
     skin: Rgb
     hair: Rgb
     hair_volume: float
@@ -161,10 +178,7 @@ class Details:
     hat_rgb: Rgb
     hat_trim: Rgb
     frame: Rgb
-    bag: Rgb
-    bag_trim: Rgb
-    bag_size: float
-    bag_side: int
+    bag: Bag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +193,13 @@ class Person:
 
 
 def hex_color(rgb: Rgb) -> str:
-    """``#rrggbb`` of an RGB triple in 0..255."""
+    """Return an RGB triple in 0..255 as ``#rrggbb``."""
     red, green, blue = (round(min(max(channel, 0.0), 255.0)) for channel in rgb)
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def shade(rng: np.random.Generator, name: str, spread: float = 1.0) -> Rgb:
-    """A random shade of the named color; `spread` in 0..1 shrinks its range around the middle."""
+    """Return a random shade of the named color; `spread` in 0..1 shrinks its range around the middle."""
     parts = []
     for low, high in _SHADES[name]:
         parts.append(0.5 * (low + high) + (rng.random() - 0.5) * spread * (high - low))
@@ -343,7 +357,7 @@ def _details(attributes: Mapping[str, str], rng: np.random.Generator, spread: fl
         socks=shade(rng, _pick(rng, ("white", "black", "gray", "red"), (4, 2, 2, 1))),
         sock_height=float(rng.uniform(0.05, 0.14)),
         tights=shade(rng, "black") if female and rng.random() < 0.35 else None,
-        **_footwear(attributes["shoes"], rng, spread),
+        shoes=_footwear(attributes["shoes"], rng, spread),
         skin=skin,
         hair=_hair_color(rng, attributes["age"]),
         hair_volume=float(rng.uniform(1.05, 1.2)),
@@ -356,7 +370,7 @@ def _details(attributes: Mapping[str, str], rng: np.random.Generator, spread: fl
         hat_rgb=shade(rng, COLORS[int(rng.integers(len(COLORS)))]),
         hat_trim=shade(rng, _pick(rng, ("white", "black", "red"), (1, 1, 1))),
         frame=shade(rng, _pick(rng, ("black", "brown"), (3, 1))),
-        **_bag(attributes["carrying"], behind, rng),
+        bag=_bag(attributes["carrying"], behind, rng),
     )
 
 
@@ -364,7 +378,7 @@ def _upper_cloth(attributes: Mapping[str, str], rng: np.random.Generator, spread
     names, weights = zip(*PATTERNS[attributes["upper_type"]], strict=True)
     pattern = _pick(rng, names, weights)
     if pattern == "raglan" and attributes["carrying"] == "backpack":
-        pattern = "plain"  # from behind, the sleeves would be most of what shows
+        pattern = "plain"  # seen from behind, the sleeves would be most of what shows
     base = shade(rng, attributes["upper_color"], spread)
     return Cloth(
         rgb=base,
@@ -391,7 +405,7 @@ def _lower_cloth(attributes: Mapping[str, str], rng: np.random.Generator, spread
     )
 
 
-def _footwear(name: str, rng: np.random.Generator, spread: float) -> dict[str, Any]:
+def _footwear(name: str, rng: np.random.Generator, spread: float) -> Footwear:
     colors = {"black shoes": "black", "white sneakers": "white", "red sneakers": "red"}
     base = shade(rng, colors.get(name, "brown"), spread)
     trim = {
@@ -401,22 +415,22 @@ def _footwear(name: str, rng: np.random.Generator, spread: float) -> dict[str, A
         "brown boots": (46.0, 32.0, 24.0),
         "sandals": (70.0, 46.0, 30.0),
     }[name]
-    return {"shoe": base, "shoe_trim": trim}
+    return Footwear(base, trim)
 
 
-def _bag(carrying: str, behind: Sequence[Rgb], rng: np.random.Generator) -> dict[str, Any]:
-    # One of the five colors farthest from the garments behind it.
+def _bag(carrying: str, behind: Sequence[Rgb], rng: np.random.Generator) -> Bag:
+    # One of the five colors farthest from the garments behind the bag, so that it can be told apart.
     gaps = {name: min(_distance(rgb, cloth) for cloth in behind) for name, rgb in _BAG_CENTERS.items()}
     far = sorted(gaps, key=gaps.__getitem__)[-5:]
     name = far[int(rng.integers(len(far)))]
     low, high = (0.95, 1.15) if carrying == "backpack" else (1.02, 1.28)
     base = shade(rng, name)
-    return {
-        "bag": base,
-        "bag_trim": scale_rgb(base, 0.55) if sum(base) > 260 else mix_rgb(base, (200, 200, 200), 0.45),
-        "bag_size": float(rng.uniform(low, high)),
-        "bag_side": 1 if rng.random() < 0.5 else -1,
-    }
+    return Bag(
+        rgb=base,
+        trim=scale_rgb(base, 0.55) if sum(base) > 260 else mix_rgb(base, (200, 200, 200), 0.45),
+        size=float(rng.uniform(low, high)),
+        side=1 if rng.random() < 0.5 else -1,
+    )
 
 
 def _hair_color(rng: np.random.Generator, age: str) -> Rgb:
@@ -428,7 +442,7 @@ def _hair_color(rng: np.random.Generator, age: str) -> Rgb:
 
 
 def _contrast(rng: np.random.Generator, base: Rgb) -> Rgb:
-    """A neutral or strong second color that reads against `base`."""
+    """Return a neutral or strong second color that stands out against `base`."""
     names = ("white", "black", "gray", "red", "blue", "yellow", "green")
     for place in rng.permutation(len(names)):
         color = shade(rng, names[int(place)], 0.6)

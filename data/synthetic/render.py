@@ -1,4 +1,4 @@
-"""One shot of a synthetic person: pose, background, shadow, camera, and what of the person can be seen in it."""
+"""One shot of a synthetic person: pose, background, shadow, camera, and which attributes are visible."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Rendered:
     image: np.ndarray
     """uint8 [128, 64, 3], RGB."""
     visible: Mapping[str, bool]
-    """For every slot, whether its value can be seen in this image."""
+    """Slot -> whether its value can be seen in this image."""
     view: str
     """``front``, ``side`` or ``back``."""
     colors: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     """Median RGB of the visible ``upper`` and ``lower`` garment as drawn, before the camera."""
     parts: np.ndarray = field(default_factory=lambda: np.zeros((HEIGHT, WIDTH), np.uint8))
-    """uint8 [128, 64], which part of the person each pixel shows (``data.synthetic.canvas``); 0 is anything else."""
+    """uint8 [128, 64], the part of the person in each pixel (labels of ``data.synthetic.canvas``); 0 elsewhere."""
 
 
 def render(
@@ -59,10 +59,10 @@ def render(
     difficulty: float = 0.5,
     heading: float | None = None,
 ) -> Rendered:
-    """One shot of `person` by `camera`.
+    """Return one shot of `person` by `camera`.
 
-    `heading` in degrees fixes the direction walked (0 towards the camera, 90 to the right, 180 away);
-    without it the camera's path, or chance, decides.
+    heading: direction walked, in degrees (0 toward the camera, 90 to the right, 180 away); None for the camera's path
+    or a random one.
     """
     pose = _pose(camera, rng, difficulty, heading)
     canvas = draw_person(person, pose)
@@ -86,7 +86,7 @@ def render(
 
 
 def render_nobody(camera: Camera, rng: np.random.Generator, *, difficulty: float) -> np.ndarray:
-    """Return a shot uint8 [128, 64, 3] that shows no one whole: a background, mostly with a passer-by cut in half."""
+    """Return a shot, uint8 [128, 64, 3], without a whole person: a background, usually with a passer-by cut in half."""
     image = background(camera, rng)
     if rng.random() < 0.85:
         _passer_by(image, camera, rng, difficulty)
@@ -129,7 +129,7 @@ def _view(degrees: float) -> str:
 
 @lru_cache(maxsize=1)
 def _folds() -> np.ndarray:
-    """Soft creases, float32 [256, 128, 1] around 1, cut from at random."""
+    """Return soft creases, float32 [256, 128, 1] around 1, from which random crops are taken."""
     rng = np.random.default_rng(np.random.SeedSequence((7,)))
     total = np.ones((256, 128), np.float32)
     for cells, weight in (((22, 16), 0.05), ((52, 26), 0.035)):
@@ -139,7 +139,7 @@ def _folds() -> np.ndarray:
 
 
 def _composite(image: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> None:
-    """Put the figure, halved in size and creased, over `image` in place; less light towards the ground."""
+    """Draw the figure, halved in size, creased and darker toward the ground, over `image` in place."""
     mask = (canvas.label > 0).astype(np.float32)
     figure = _halve(canvas.rgb)
     # Pixels without a label are black already, so summing colors weights them by coverage.
@@ -163,7 +163,7 @@ def _cast_shadow(image: np.ndarray, camera: Camera, pose: Pose) -> None:
 
 
 def _passer_by(image: np.ndarray, camera: Camera, rng: np.random.Generator, difficulty: float) -> None:
-    """Someone else in the background, cut by the border of the box."""
+    """Draw someone else in the background, cut by the border of the box."""
     other = make_person(sample_attributes(rng), rng, difficulty)
     pose = _pose(camera, rng, 0.0, None)
     side = 1 if rng.random() < 0.5 else -1
@@ -183,14 +183,14 @@ def _garment_colors(canvas: Canvas) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-# What can be seen -------------------------------------------------------------------------------------
+# Visibility ------------------------------------------------------------------------------------------
 
 _ENOUGH: Final = {UPPER: 110, LOWER: 70, SHOE: 14, HAIR: 10, TAIL: 9, GLASSES: 3, FACE: 14, BAG: 26, SHIN: 24}
-"""Output pixels of a part that must remain for it to count as seen."""
+"""Least number of output pixels of a part for it to count as seen."""
 
 
 def _visibility(person: Person, canvas: Canvas, pose: Pose, covered: np.ndarray) -> dict[str, bool]:
-    """Per slot: is enough of what it describes inside the box and not behind something?"""
+    """Return slot -> whether enough of what it describes is inside the box and not occluded."""
     label = canvas.label[::2, ::2]
     open_label = np.where(covered, 0, label)
     count = np.bincount(open_label.ravel(), minlength=16)

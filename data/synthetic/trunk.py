@@ -1,4 +1,4 @@
-"""Trunk, neck and arms of a synthetic person, and what hangs over the trunk."""
+"""Trunk, neck and arms of a synthetic person, with belt and bag straps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data.synthetic.people import Cloth, Rgb, scale_rgb
 
 
 def draw_pelvis(figure: Figure) -> None:
-    """Draw what covers the hips: the top of trousers, or a skirt."""
+    """Draw the garment over the hips: the top of trousers, or a skirt."""
     canvas, body, details = figure.canvas, figure.body, figure.details
     skirt = figure.lower == "skirt"
     swing = abs(figure.legs[0][1][2] - figure.legs[1][1][2]) / 2
@@ -72,13 +72,13 @@ def _paint_straps(figure: Figure, s: Surface) -> None:
     if figure.carrying == "backpack":
         strap = (np.abs(np.abs(s.across) - 0.60) < 0.13) & (s.up > top - 0.22) & (s.front > 0)
         over = (s.up > top - 0.06) & (np.abs(np.abs(s.across) - 0.60) < 0.13)
-        s.decal(strap | over, details.bag, BAG)
+        s.decal(strap | over, details.bag.rgb, BAG)
         inner = np.abs(np.abs(s.across) - 0.60) > 0.09
         s.dim((strap | over) & inner, 0.7)
     elif figure.carrying == "shoulder bag":
         # From the shoulder opposite the bag down to the hip, on both sides of the body.
-        line = -details.bag_side * (s.up - (top - 0.175)) / 0.19
-        s.decal(np.abs(s.across - line) < 0.15, details.bag_trim, BAG)
+        line = -details.bag.side * (s.up - (top - 0.175)) / 0.19
+        s.decal(np.abs(s.across - line) < 0.15, details.bag.trim, BAG)
 
 
 def draw_neck(figure: Figure) -> None:
@@ -123,7 +123,7 @@ def draw_arm(figure: Figure, arm: tuple[Point, Point, Point]) -> None:
 
 
 def _trunk_levels(figure: Figure, bottom: float, ease: float, flare: float = 0.0) -> np.ndarray:
-    """Trunk ellipses from `bottom` up to the neck: height, half width, half depth, Z."""
+    """Return the trunk ellipses from `bottom` up to the neck: height, half width, half depth, Z."""
     body = figure.body
     waist_y = body.crotch + 0.135
     rows = [

@@ -1,7 +1,7 @@
-"""A procedural pedestrian world: the embedded default data, with the true attributes and no model.
+"""A procedural pedestrian world: the built-in default data, drawn together with its true attributes.
 
 Every image is a function of (seed, domain, identity, camera, shot) alone: the same seed gives the same bytes
-whatever the number of workers, the number of images or the order in which they are drawn.
+whatever the number of workers, the number of images or the order of drawing.
 
 Two domains never share an identity, even under one integer seed, because the domain is part of the entropy
 every identity is drawn from: the *stream* (``training_sample``), on which captioners and CLIP are trained,
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 IMAGES_PER_IDENTITY: Final = 4
-"""How many consecutive training samples show the same person."""
+"""Consecutive training samples that show the same person."""
 
 _DOMAINS: Final = {"stream": 11, "train": 21, "test": 22, "distractor": 23, "junk": 24, "cameras": 31}
 _STREAM_CAMERAS: Final = 64
@@ -60,7 +60,7 @@ _FACTS: Final = ("pattern", "hat", "upper_rgb", "lower_rgb")
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """The size and hardness of one synthetic data set.
+    """The size and difficulty of one synthetic dataset.
 
     ``images_per_camera`` counts per identity and camera; in the test split the first of them is the query.
     ``lookalikes`` consecutive identities share every caption slot and differ in details only.
@@ -79,7 +79,7 @@ class WorldConfig:
     junk: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work, all of them in one ``ConfigError``."""
+        """Raise one ``ConfigError`` with all settings that cannot work."""
         least = {
             "seed": 0,
             "train_identities": 0,
@@ -99,16 +99,16 @@ class WorldConfig:
             told = f"must be at most {_MAX_CAMERAS}, not {self.cameras}; set {{at}}cameras={_MAX_CAMERAS}"
             problems.append(("cameras", told))
         if not 0.0 <= self.difficulty <= 1.0:
-            problems.append(("difficulty", f"must lie in 0..1, not {self.difficulty}; set {{at}}difficulty=0.5"))
+            problems.append(("difficulty", f"must be in 0..1, not {self.difficulty}; set {{at}}difficulty=0.5"))
         if self.train_identities + self.test_identities > 9999:
-            told = "with {at}test_identities must not exceed 9999, the four digits of a pid"
+            told = "plus {at}test_identities must not exceed 9999, because a pid has four digits; lower one of them"
             problems.append(("train_identities", told))
         raise_settings(problems)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """One training image of the endless stream, decoded from its JPEG."""
+    """One training image of the endless stream, encoded as JPEG and decoded again."""
 
     index: int
     identity: int
@@ -159,10 +159,10 @@ def _cameras(seed: int, domain: int, count: int, difficulty: float) -> tuple[Cam
 
 
 def training_sample(seed: int, index: int, *, difficulty: float = 0.5) -> Sample:
-    """Sample `index` of the endless training stream of `seed`.
+    """Return sample `index` of the endless training stream of `seed`.
 
-    ``IMAGES_PER_IDENTITY`` consecutive samples show one person through as many cameras. The identities are
-    drawn in a domain of their own: no world of ``write_market1501`` holds any of them, whatever its seed.
+    ``IMAGES_PER_IDENTITY`` consecutive samples show one person through as many cameras. The identities are drawn in a
+    domain of their own: none of them occurs in a world of ``write_market1501``, whatever its seed.
     """
     identity, shot = divmod(index, IMAGES_PER_IDENTITY)
     stream = _DOMAINS["stream"]
@@ -184,12 +184,12 @@ def training_sample(seed: int, index: int, *, difficulty: float = 0.5) -> Sample
 
 
 def training_samples(seed: int, count: int, start: int = 0, *, difficulty: float = 0.5) -> Iterator[Sample]:
-    """Samples `start` .. `start + count - 1` of the stream; each depends on (seed, its index) only."""
+    """Yield samples `start` .. `start + count - 1` of the stream; each depends on (seed, index) only."""
     for index in range(start, start + count):
         yield training_sample(seed, index, difficulty=difficulty)
 
 
-# A data set on disk -----------------------------------------------------------------------------------
+# A dataset on disk ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,13 +201,41 @@ class _Job:
     pid: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Truth:
+    """One image and its true attributes. person: None for junk. visible: slot -> whether its value can be seen."""
+
+    path: str
+    split: str
+    pid: int
+    camid: int
+    view: str | None
+    person: Person | None
+    visible: Mapping[str, bool]
+
+    def row(self) -> dict[str, str | int | bool | None]:
+        """Return the row of attributes.parquet."""
+        attributes = self.person.attributes if self.person else {}
+        look = self.person.look if self.person else {}
+        return {
+            "path": self.path,
+            "split": self.split,
+            "pid": self.pid,
+            "camid": self.camid,
+            "view": self.view,
+            **{slot: attributes.get(slot) for slot in SLOTS},
+            **{f"visible_{slot}": self.visible.get(slot, False) for slot in SLOTS},
+            **{fact: look.get(fact) for fact in _FACTS},
+        }
+
+
 def write_market1501(root: Path, config: WorldConfig, workers: int = 1) -> Path:
     """Write the world of `config` under `root` in the Market-1501 layout and return `root`.
 
     ``bounding_box_train``, ``query`` (one image per test identity and camera) and ``bounding_box_test`` hold
-    the images; ``attributes.parquet`` holds the truth, one row an image. The folder appears whole or not at
-    all; a `root` that already holds something is refused with a ``DataError``. `workers` processes share the
-    work without changing a byte.
+    the images; ``attributes.parquet`` holds the true attributes, one row per image. The folder appears complete or not
+    at all; raises ``DataError`` if `root` already exists and is not empty. `workers` processes share the work; their
+    number does not change a byte.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root} already exists and is not empty; remove it or choose another folder")
@@ -217,8 +245,8 @@ def write_market1501(root: Path, config: WorldConfig, workers: int = 1) -> Path:
         world = holder / "world"
         for folder in ("bounding_box_train", "query", "bounding_box_test"):
             (world / folder).mkdir(parents=True)
-        rows = _write_images(world, config, workers)
-        _write_table(world / "attributes.parquet", rows)
+        truths = _write_images(world, config, workers)
+        _write_table(world / "attributes.parquet", truths)
         world.rename(root)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
@@ -234,9 +262,9 @@ def _jobs(config: WorldConfig) -> list[_Job]:
     return train + test + extra + junk
 
 
-def _write_images(world: Path, config: WorldConfig, workers: int) -> list[dict[str, Any]]:
+def _write_images(world: Path, config: WorldConfig, workers: int) -> list[_Truth]:
     jobs = _jobs(config)
-    results: Iterable[list[dict[str, Any]]]
+    results: Iterable[list[_Truth]]
     if workers <= 1 or len(jobs) < 2:
         results = [_write_job(world, config, job) for job in jobs]
     else:
@@ -248,10 +276,10 @@ def _write_images(world: Path, config: WorldConfig, workers: int) -> list[dict[s
             with shielded():
                 drawn = pool.map(_write_job, repeat(world), repeat(config), jobs, chunksize=chunk)
             results = list(drawn)
-    return sorted((row for rows in results for row in rows), key=lambda row: row["path"])
+    return sorted((truth for truths in results for truth in truths), key=lambda truth: truth.path)
 
 
-def _write_job(world: Path, config: WorldConfig, job: _Job) -> list[dict[str, Any]]:
+def _write_job(world: Path, config: WorldConfig, job: _Job) -> list[_Truth]:
     cameras = _cameras(config.seed, 0, config.cameras, config.difficulty)
     if job.domain == "junk":
         return [_write_junk(world, config, job, cameras)]
@@ -268,9 +296,7 @@ def _write_job(world: Path, config: WorldConfig, job: _Job) -> list[dict[str, An
     ]
 
 
-def _write_shot(
-    world: Path, config: WorldConfig, job: _Job, *, person: Person, camera: Camera, shot: int
-) -> dict[str, Any]:
+def _write_shot(world: Path, config: WorldConfig, job: _Job, *, person: Person, camera: Camera, shot: int) -> _Truth:
     rng = _rng(config.seed, _DOMAINS[job.domain], _SHOT, job.index, camera.index, shot)
     shown = render(person, camera, rng, difficulty=config.difficulty)
     folder = {"train": "bounding_box_train", "test": "query" if shot == 0 else "bounding_box_test"}.get(
@@ -278,39 +304,36 @@ def _write_shot(
     )
     name = _name(job, camera, shot)
     (world / folder / name).write_bytes(encode(shown.image, camera.quality))
-    return {
-        "path": f"{folder}/{name}",
-        "split": {"bounding_box_train": "train", "query": "query"}.get(folder, "gallery"),
-        "pid": job.pid,
-        "camid": camera.index + 1,
-        "view": shown.view,
-        **{slot: person.attributes[slot] for slot in SLOTS},
-        **{f"visible_{slot}": shown.visible[slot] for slot in SLOTS},
-        **{fact: person.look[fact] for fact in _FACTS},
-    }
+    return _Truth(
+        path=f"{folder}/{name}",
+        split={"bounding_box_train": "train", "query": "query"}.get(folder, "gallery"),
+        pid=job.pid,
+        camid=camera.index + 1,
+        view=shown.view,
+        person=person,
+        visible=shown.visible,
+    )
 
 
 def _name(job: _Job, camera: Camera, shot: int) -> str:
-    """``0002_c1s1_000451_03.jpg``: pid, camera and sequence, frame, box."""
+    """Return a name such as ``0002_c1s1_000451_03.jpg``: pid, camera and sequence, frame, box."""
     frame = 25 * job.index + 7 * shot + 1
     pid = f"{job.pid:04d}" if job.pid >= 0 else "-1"
     return f"{pid}_c{camera.index + 1}s1_{frame:06d}_{shot + 1:02d}.jpg"
 
 
-def _write_junk(world: Path, config: WorldConfig, job: _Job, cameras: Sequence[Camera]) -> dict[str, Any]:
-    """A box that a detector got wrong: background alone, or a slice of somebody."""
+def _write_junk(world: Path, config: WorldConfig, job: _Job, cameras: Sequence[Camera]) -> _Truth:
+    """Write a false detection: background alone, or a slice of a person."""
     camera = cameras[job.index % len(cameras)]
     rng = _rng(config.seed, _DOMAINS["junk"], _SHOT, job.index)
     image = render_nobody(camera, rng, difficulty=config.difficulty)
     name = _name(job, camera, 0)
     (world / "bounding_box_test" / name).write_bytes(encode(image, camera.quality))
-    row: dict[str, Any] = dict.fromkeys((*SLOTS, *_FACTS, "view"))
-    seen = {f"visible_{slot}": False for slot in SLOTS}
-    where = {"path": f"bounding_box_test/{name}", "split": "gallery", "pid": -1, "camid": camera.index + 1}
-    return {**where, **row, **seen}
+    path = f"bounding_box_test/{name}"
+    return _Truth(path=path, split="gallery", pid=-1, camid=camera.index + 1, view=None, person=None, visible={})
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_table(path: Path, truths: Sequence[_Truth]) -> None:
     text, number, flag = pa.string(), pa.int64(), pa.bool_()
     schema = pa.schema([
         ("path", text), ("split", text), ("pid", number), ("camid", number), ("view", text),
@@ -318,4 +341,4 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         *((f"visible_{slot}", flag) for slot in SLOTS),
         *((fact, text) for fact in _FACTS),
     ])  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+    pq.write_table(pa.Table.from_pylist([truth.row() for truth in truths], schema=schema), path)
