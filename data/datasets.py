@@ -15,13 +15,13 @@ from data.config import Config, RuntimeInt, RuntimeStr, build_config
 from data.errors import ConfigError, raise_settings
 from data.images.decode import MAX_PIXELS, MOST_PIXELS
 from data.readers import bounding_box, list_files, manifest, pku_reid
-from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
+from data.readers.base import ImageRecord, Rejected, Scan
+from data.splits import SPLITS, SplitName
 
-__all__ = ["DatasetConfig", "ImageRecord", "Reader", "Rejected", "Scan", "Split", "load_dataset", "scan_dataset"]
+__all__ = ["DatasetConfig", "ImageRecord", "Reader", "Rejected", "Scan", "load_dataset", "scan_dataset"]
 
 _LOG = logging.getLogger(__name__)
 
-Split = Literal["train", "query", "gallery"]
 Reader = Literal[
     "market1501",
     "pku_reid",
@@ -72,7 +72,7 @@ class DatasetConfig(Config):
     """msmt17: train on list_train and list_val, as CLIP-ReID does, or on list_train alone, as torchreid does."""
     keep_junk: bool = False
     """Keep images with identity -1, which no measure counts; captioning them is wasted time."""
-    require_splits: tuple[Split, ...] = SPLITS
+    require_splits: tuple[SplitName, ...] = SPLITS
     """Splits that must not be empty. All three to train and evaluate; none to caption a folder only."""
     allow_identical: bool = False
     """Only warn, instead of stopping, when one and the same file has two identities."""

@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from data.splits import GALLERY
+
 JUNK: Final = -1
 """The identity of images that no measure counts."""
 DISTRACTOR: Final = 0
 """The identity of gallery images of people nobody searches for, unless it is a person (see the module)."""
-
-_GALLERY: Final = "gallery"
 
 Labels = Sequence[Any] | NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -36,6 +36,6 @@ def is_person(splits: Labels, pids: Labels) -> Mask:
     splits, pids: split and identity of every image of the dataset, [N]. Part of a dataset cannot tell who 0 is.
     """
     split, pid = np.asarray(splits, dtype=object), np.asarray(pids, dtype=np.int64)
-    zero_is_a_person = bool(((pid == DISTRACTOR) & (split != _GALLERY)).any())
+    zero_is_a_person = bool(((pid == DISTRACTOR) & (split != GALLERY)).any())
     mask: Mask = (pid != JUNK) & ((pid != DISTRACTOR) | zero_is_a_person)
     return mask

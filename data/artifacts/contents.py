@@ -17,8 +17,8 @@ from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactRef
 from data.errors import DataError
 from data.people import JUNK, is_person
-from data.readers.base import TRAIN
 from data.slots import SLOTS
+from data.splits import TRAIN
 
 IMAGES_FILE: Final = "images.parquet"
 CAPTIONS_FILE: Final = "captions.parquet"

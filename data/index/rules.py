@@ -12,7 +12,8 @@ from data.errors import DataError, raise_problems
 from data.images.decode import REASONS
 from data.index.examine import Facts
 from data.people import DISTRACTOR, is_junk, is_person
-from data.readers.base import GALLERY, QUERY, SPLITS, TRAIN, ImageRecord, Rejected, Scan
+from data.readers.base import ImageRecord, Rejected, Scan
+from data.splits import GALLERY, QUERY, SPLITS, TRAIN
 
 _EXAMPLES: Final = 3
 

@@ -25,8 +25,9 @@ from data.files import write_json, write_table
 from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
 from data.index.rules import check_index, identities, unusable
 from data.progress import ProgressFn, silent
-from data.readers.base import SPLITS, ImageRecord, Rejected, Scan
+from data.readers.base import ImageRecord, Rejected, Scan
 from data.schemas import IMAGES, REJECTED, SCHEMA_VERSION
+from data.splits import SPLITS
 
 STAGE: Final = "index"
 STAGE_VERSION: Final = 2

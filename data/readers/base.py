@@ -16,11 +16,7 @@ from typing import Final, NamedTuple
 from data.errors import DataError, RejectedRow
 from data.files import inside
 from data.people import JUNK, is_person
-
-TRAIN: Final = "train"
-QUERY: Final = "query"
-GALLERY: Final = "gallery"
-SPLITS: Final = (TRAIN, QUERY, GALLERY)
+from data.splits import SPLITS
 
 _LARGEST: Final = (1 << 63) - 1  # of a 64-bit integer, as Parquet stores identities and cameras
 # What file managers leave behind. Hidden files (".DS_Store", "._0002_c1.jpg") are litter too.

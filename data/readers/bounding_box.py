@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from data.readers.base import GALLERY, QUERY, TRAIN, Collector, Counts, Scan, join, list_files, locate
+from data.readers.base import Collector, Counts, Scan, join, list_files, locate
+from data.splits import GALLERY, QUERY, TRAIN
 
 _FOLDERS: Final = {TRAIN: "bounding_box_train", QUERY: "query", GALLERY: "bounding_box_test"}
 _VERI_FOLDERS: Final = {TRAIN: "image_train", QUERY: "image_query", GALLERY: "image_test"}

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from data.errors import DataError, RejectedRow
-from data.readers.base import GALLERY, PATH_DETAILS, QUERY, TRAIN, Collector, Counts, PathGate, Scan, locate
+from data.readers.base import PATH_DETAILS, Collector, Counts, PathGate, Scan, locate
+from data.splits import GALLERY, QUERY, TRAIN
 
 _MSMT17_LISTS: Final = {
     "list_train.txt": TRAIN,

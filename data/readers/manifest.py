@@ -17,7 +17,8 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from data.errors import DataError, RejectedRow
-from data.readers.base import PATH_DETAILS, SPLITS, Collector, PathGate, Scan, existing_folder
+from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, existing_folder
+from data.splits import SPLITS
 
 COLUMNS: Final = ("path", "split", "pid", "camid")
 _NAMES: Final = ("manifest.parquet", "manifest.csv")

@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 
 from data.errors import DataError
-from data.readers.base import GALLERY, QUERY, TRAIN, Collector, Scan, existing_folder, list_files
+from data.readers.base import Collector, Scan, existing_folder, list_files
+from data.splits import GALLERY, QUERY, TRAIN
 
 # The published set is PNG by name; some of its files hold JPEG data all the same.
 _PATTERN: Final = re.compile(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, caption_text
 from data.artifacts.store import ArtifactStore, Sidecar
-from data.readers.base import GALLERY, QUERY, TRAIN
+from data.splits import GALLERY, QUERY, TRAIN
 
 _KINDS: Final = {"added": "image", "removed": "image", "replaced": "image", "relabeled": "image", "renamed": "path"}
 _PARTS: Final = {"train": (TRAIN,), "test": (QUERY, GALLERY), "ranked": (QUERY, GALLERY)}
