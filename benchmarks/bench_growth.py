@@ -22,7 +22,7 @@ import pyarrow as pa
 from captioning.attributes.parse import parse_caption
 from captioning.audit.stage import AuditConfig, audit
 from captioning.captioner import Captioner
-from captioning.prompts.reply_form import is_looping
+from captioning.prompts.replies import is_looping
 from captioning.prompts.templates import compose
 from captioning.store.store import CaptionStore
 from data.artifacts.store import ArtifactStore

@@ -1,16 +1,17 @@
-"""Settings of the caption stage."""
+"""Settings of the caption stage, of the captioning server and of the audit."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from captioning.config_server import ServerConfig
 from captioning.prompts.cleaning import CleaningConfig
-from captioning.prompts.regeneration import RegenerateConfig
+from captioning.prompts.replies import RegenerateConfig, ReplyForm
 from captioning.prompts.templates import Template, get_template
-from data.config import RUNTIME, Config
+from data.config import RUNTIME, SECRET, Config, RuntimeStr
 from data.device import CPU, Device
 from data.errors import ConfigError, raise_settings
 
@@ -22,6 +23,55 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Decoding = Literal["free", "slots"]
 EngineName = Literal["transformers", "openai"]
+
+
+class ServerConfig(Config):
+    """A captioning server with the OpenAI chat API, such as vLLM or SGLang, and how to call it.
+
+    Address, key, concurrency and retries never change a caption. The image size and the mean color do: they must match
+    the model that the server runs.
+    """
+
+    url: RuntimeStr = "http://127.0.0.1:8000/v1"
+    """Base URL of the API, without user, password or query; /chat/completions and /models are appended."""
+    key_variable: RuntimeStr | None = None
+    """Name of the environment variable that holds the API key; the key itself is never written to a file. None: no
+    key."""
+    concurrency: Annotated[int, RUNTIME] = Field(default=32, ge=1, le=1024)
+    """Concurrent requests. The server batches them: 64 to 256 keep a large GPU busy."""
+    timeout: Annotated[float, RUNTIME] = Field(default=120.0, gt=0, le=3600)
+    """Seconds for one request, including the whole response."""
+    attempts: Annotated[int, RUNTIME] = Field(default=6, ge=1, le=20)
+    """Maximum number of attempts for a request that fails temporarily (timeout, no connection, HTTP 429 or 5xx, invalid
+    JSON)."""
+    backoff: Annotated[float, RUNTIME] = Field(default=1.0, ge=0, le=60)
+    """Seconds before the second attempt. The pause doubles up to 30; a longer Retry-After takes precedence."""
+    image_side: int = Field(default=336, ge=8, le=4096)
+    """Side of the model's square input in pixels. Images are framed to this size, so the server does not crop them."""
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Mean color of the model's normalization (RGB, 0 to 1), used for padding; CLIP's by default."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address such as http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise PydanticCustomError(
+                "secret_address",
+                "must not contain a user, password or query; name the key's environment variable in "
+                "caption.server.key_variable",
+                {SECRET: True},
+            )
+        return url.rstrip("/")
+
+    @field_validator("image_mean")
+    @classmethod
+    def _fractions(cls, mean: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not all(0 <= value <= 1 for value in mean):
+            raise ValueError("must be fractions from 0 to 1")
+        return mean
 
 
 class CaptionConfig(Config):
@@ -139,3 +189,24 @@ class CaptionConfig(Config):
         if self.dtype != "auto":
             return self.dtype
         return "float32" if self.model == TINY else "bfloat16"
+
+
+class AuditConfig(ReplyForm):
+    """The thresholds above or below which the audit flags a caption."""
+
+    min_images: int = Field(default=3, ge=2)
+    """Captions of an identity that must answer a slot before their majority counts (flag dissent)."""
+    majority: float = Field(default=0.6, gt=0.5, le=1)
+    """Share (0.5 to 1) of those captions that must agree before another answer is a dissent."""
+    rare_images: int = Field(default=1, ge=1)
+    """A carried item that appears in at most this many captions of an identity is a suspected hallucination..."""
+    rare_of: int = Field(default=4, ge=2)
+    """... if at least this many captions of the identity say what is carried."""
+    duplicate_identities: int = Field(default=2, ge=2)
+    """A text that is used for at least this many identities is flagged as a duplicate."""
+    low_confidence: float = Field(default=0.5, gt=0, le=1)
+    """A slot decoded with a probability (0 to 1) below this is flagged; captions without probabilities are not."""
+    low_agreement: float = Field(default=0.75, ge=0, le=1)
+    """An attribute whose mean agreement (0 to 1) is below this is highlighted on the page."""
+    shown: int = Field(default=20, ge=0)
+    """Maximum number of identities, and of captions per flag, listed on the page captions.audit.html."""

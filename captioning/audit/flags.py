@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from captioning.attributes.lexicon import DEGRADING, LEXICON
-from captioning.audit.config import AuditConfig
-from captioning.prompts.reply_form import is_looping, is_off_template
+from captioning.config import AuditConfig
+from captioning.prompts.replies import is_looping, is_off_template
 from data.slots import SLOTS
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from captioning.audit.config import AuditConfig
 from captioning.audit.flags import FLAGS, degrading_words
+from captioning.config import AuditConfig
 from data.slots import SLOTS
 
 if TYPE_CHECKING:

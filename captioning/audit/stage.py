@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.audit.agreement import identity_table, mixed_gender_identities, people, slot_summary
-from captioning.audit.config import AuditConfig
 from captioning.audit.flags import FLAGS, flag_table, shared_by
 from captioning.audit.page import TEMPLATE, audit_page
+from captioning.config import AuditConfig
 from data.artifacts.contents import AUDITED, CAPTIONS_FILE, caption_contents
 from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactRef, ArtifactStore, Made

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 from PIL import Image
@@ -20,12 +20,12 @@ from captioning.config import CaptionConfig
 from captioning.engines.llava_check import end_tokens, overflow_remedy
 from captioning.engines.llava_load import Llava, compile_llava, explained, load_llava
 from captioning.engines.sampling import GumbelNoise
-from captioning.engines.slots.decoding import Filling, fill_slots
+from captioning.engines.slots.decoding import fill_slots
 from captioning.engines.slots.grammar import Grammar
 from captioning.framing import frame
-from captioning.prompts.regeneration import ask_until_well_formed
-from captioning.prompts.replies import Answer, Reply, answer_row, unreadable_row
+from captioning.prompts.replies import Reply, prompt_until_well_formed
 from captioning.reading import Loaded
+from captioning.store.rows import CaptionRow
 from data.errors import ClipScgiError, ConfigError, WeightsError
 from data.process.environment import exact_float32
 
@@ -44,7 +44,7 @@ class Engine:
         self.prompt_1L = encode_prompt(llava, config.prompt_template.prompt())
         self._check_length()
         self._batch_size = config.batch_size
-        self._grammar = self._rails() if config.decoding == "slots" else None
+        self._grammar = self._slot_grammar() if config.decoding == "slots" else None
         self._check_tokens()
 
     @classmethod
@@ -134,39 +134,45 @@ class Engine:
     @torch.inference_mode()
     @exact_float32(torch)
     def reply(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None) -> list[Reply]:
-        """Caption framed `images` as one batch. The rows share one prompt, so there is no padding.
+        """Caption framed `images` as one batch. All rows share one prompt, so nothing is padded.
 
-        seeds: one for each image, to draw the replies at the temperature of `regenerate`; None for the greedy ones.
+        seeds: one per image, to sample the replies at the temperature of `regenerate`; None for greedy replies.
         """
-        if not self.config.compile:
-            return self._reply(images, seeds)
-        missing = self._batch_size - len(images)  # a batch of another size would be compiled anew
-        filled = [*images, *[images[-1]] * missing]
-        return self._reply(filled, [*seeds, *[seeds[-1]] * missing] if seeds else None)[: len(images)]
-
-    def _reply(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
-        prompt_BL = self.prompt_1L.expand(len(images), -1)
+        wanted = len(images)
+        if self.config.compile:  # a batch of another size would be compiled again
+            missing = self._batch_size - wanted
+            images = [*images, *[images[-1]] * missing]
+            seeds = [*seeds, *[seeds[-1]] * missing] if seeds else None
         if self._grammar is not None:
-            fillings = fill_slots(
-                self.llava.model, prompt_BL, self.pixels(images), self._grammar, fixed=self.config.compile
-            )
-            return [self._filled(filling) for filling in fillings]
+            return self._filled(images, self._grammar)[:wanted]
+        return self._generated(images, seeds)[:wanted]
+
+    def _filled(self, images: Sequence[Image.Image], grammar: Grammar) -> list[Reply]:
+        prompt_BL = self.prompt_1L.expand(len(images), -1)
+        fillings = fill_slots(self.llava.model, prompt_BL, self.pixels(images), grammar, fixed=self.config.compile)
+        return [self._decoded(filling.tokens, filling.confidence) for filling in fillings]
+
+    def _generated(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
+        prompt_BL = self.prompt_1L.expand(len(images), -1)
+        noise = [] if seeds is None else [GumbelNoise(seeds, self.config.regenerate.temperature)]
         generated = self.llava.model.generate(
             input_ids=prompt_BL,
             attention_mask=torch.ones_like(prompt_BL),
             pixel_values=self.pixels(images),
             generation_config=self._generation(),
-            logits_processor=self._noise(seeds),
+            logits_processor=LogitsProcessorList(noise),
         )
-        rows_BG = generated[:, prompt_BL.shape[1] :].tolist()
-        return [self._read(row) for row in rows_BG]
+        return [self._decoded(tokens) for tokens in generated[:, prompt_BL.shape[1] :].tolist()]
 
-    def _noise(self, seeds: Sequence[int] | None) -> LogitsProcessorList:
-        if seeds is None:
-            return LogitsProcessorList()
-        return LogitsProcessorList([GumbelNoise(seeds, self.config.regenerate.temperature)])
+    def _decoded(self, tokens: list[int], confidence: Mapping[str, float] | None = None) -> Reply:
+        """Return the reply whose generated tokens are `tokens`, up to the first end token."""
+        ends = set(self._ends())
+        length = next((i for i, token in enumerate(tokens) if token in ends), None)
+        text = self.llava.processor.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        n_tokens = len(tokens[:length])
+        return Reply(text=text, n_tokens=n_tokens, truncated=length is None, confidence=confidence or {})
 
-    def _rails(self) -> Grammar:
+    def _slot_grammar(self) -> Grammar:
         tokenizer = self.llava.processor.tokenizer
 
         def encode(text: str) -> list[int]:
@@ -174,11 +180,6 @@ class Engine:
             return ids
 
         return Grammar(self.config.prompt_template.pattern, encode, self._ends()[0])
-
-    def _filled(self, filling: Filling) -> Reply:
-        tokens = filling.tokens[:-1]  # the last one is the end
-        text = self.llava.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Reply(text=text, n_tokens=len(tokens), truncated=False, confidence=filling.confidence)
 
     def _ends(self) -> list[int]:
         return end_tokens(self.llava.model, self.llava.processor.tokenizer)
@@ -199,39 +200,26 @@ class Engine:
             disable_compile=True,
         )
 
-    def _read(self, tokens: list[int]) -> Reply:
-        ends = set(self._ends())
-        length = next((i for i, token in enumerate(tokens) if token in ends), None)
-        kept = tokens if length is None else tokens[:length]
-        text = self.llava.processor.tokenizer.decode(kept, skip_special_tokens=True)
-        return Reply(text=text, n_tokens=len(kept), truncated=length is None)
+    def rows(self, images: Iterable[Loaded]) -> Generator[list[CaptionRow], None, None]:
+        """Caption a stream of images and yield their rows, one batch at a time, in order.
 
-    def rows(self, images: Iterable[Loaded]) -> Generator[list[dict[str, Any]], None, None]:
-        """Caption a stream of images and yield rows of schemas.SHARD, a batch at a time, in order.
-
-        An image without pixels becomes a row with status ``image_error``. When the device runs out of memory the batch
-        is halved, for good.
+        An unreadable image becomes a row with status ``image_error``. When the device runs out of memory, the batch
+        size is halved for the rest of the run.
         """
         for batch in _batches(images, lambda: self._batch_size):
             framed = {item.sha256: item.image for item in batch if item.image is not None}
-            answers = self._answers(framed)
+            replies = prompt_until_well_formed(
+                framed, self._reply_in_memory, self.config.regenerate, self.config.prompt_template.id
+            )
             yield [
-                answer_row(item.sha256, answers[item.sha256]) if item.sha256 in answers else unreadable_row(item)
+                CaptionRow.of(item.sha256, replies[item.sha256])
+                if item.sha256 in replies
+                else CaptionRow(image_sha256=item.sha256, status="image_error", error=item.reason)
                 for item in batch
             ]
 
-    def _answers(self, framed: Mapping[str, Image.Image]) -> dict[str, Answer]:
-        """Return image sha256 -> the answer that is kept."""
-        images = list(framed.values())
-
-        def ask(which: Sequence[int], seeds: Sequence[int] | None) -> list[Reply]:
-            return self._fitting([images[i] for i in which], seeds)
-
-        answers = ask_until_well_formed(list(framed), ask, self.config.regenerate, self.config.prompt_template.id)
-        return dict(zip(framed, answers, strict=True))
-
-    def _fitting(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
-        """Reply in batches that the device's memory holds."""
+    def _reply_in_memory(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
+        """Caption framed `images` in batches that fit the device's memory."""
         done: list[Reply] = []
         while len(done) < len(images):
             part = slice(len(done), len(done) + self._batch_size)

@@ -18,14 +18,12 @@ from PIL import Image
 from captioning.config import CaptionConfig
 from captioning.engines.server_client import ChatClient, Unanswered
 from captioning.framing import frame
-from captioning.prompts.regeneration import ask_until_well_formed
-from captioning.prompts.replies import Reply, answer_row, failed_row, unreadable_row
+from captioning.prompts.replies import Reply, prompt_until_well_formed
 from captioning.reading import Loaded
+from captioning.store.rows import CaptionRow
 from data.errors import RetryableError
 
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 _PATIENCE: Final = 8  # images without an answer, one after the other, that are never enough to give up
 
@@ -68,7 +66,7 @@ class ServerEngine:
         """Frame one RGB image for the served model; safe in threads."""
         return frame(image, self.config.framing, self.config.server.image_side, self.config.server.image_mean)
 
-    def rows(self, images: Iterable[Loaded]) -> Generator[list[Row], None, None]:
+    def rows(self, images: Iterable[Loaded]) -> Generator[list[CaptionRow], None, None]:
         """Caption a stream of images and yield their rows as the answers come, in no order.
 
         An image whose requests all fail becomes a row with status ``server_error``. Raises RetryableError when as many
@@ -76,7 +74,7 @@ class ServerEngine:
         """
         threads = ThreadPoolExecutor(self.width)
         try:
-            running: set[Future[Row]] = set()
+            running: set[Future[CaptionRow]] = set()
             for item in images:
                 running.add(threads.submit(self._row, item))
                 if len(running) >= self.width:
@@ -91,43 +89,37 @@ class ServerEngine:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _watched(self, done: Iterable[Future[Row]]) -> list[Row]:
+    def _watched(self, done: Iterable[Future[CaptionRow]]) -> list[CaptionRow]:
         rows = [future.result() for future in done]
         for row in rows:
-            if row["raw_text"] is not None:
+            if row.reply is not None:
                 self._unanswered = 0
-            self._unanswered += row["status"] == "server_error"
+            self._unanswered += row.status == "server_error"
             if self._unanswered >= max(self.width, _PATIENCE):
                 raise RetryableError(
                     f"the server {self.config.server.url} left the last {self._unanswered} images unanswered: "
-                    f"{row['error']}. Captions made before are kept; run again when it answers"
+                    f"{row.error}. Captions made before are kept; run again when it answers"
                 )
         return rows
 
-    def _row(self, item: Loaded) -> Row:
+    def _row(self, item: Loaded) -> CaptionRow:
         if item.image is None:
-            return unreadable_row(item)
-        url = data_url(item.image)
-
-        def ask(_: Sequence[int], seeds: Sequence[int] | None) -> list[Reply]:
-            return [self._reply(url, seeds[0] if seeds is not None else None)]
-
+            return CaptionRow(image_sha256=item.sha256, status="image_error", error=item.reason)
+        url = {item.sha256: data_url(item.image)}
         try:
-            (answer,) = ask_until_well_formed(
-                [item.sha256], ask, self.config.regenerate, self.config.prompt_template.id
+            replies = prompt_until_well_formed(
+                url, self._replies, self.config.regenerate, self.config.prompt_template.id
             )
         except Unanswered as error:
-            return failed_row(item.sha256, "server_error", str(error))
-        return answer_row(item.sha256, answer)
+            return CaptionRow(image_sha256=item.sha256, status="server_error", error=str(error))
+        return CaptionRow.of(item.sha256, replies[item.sha256])
 
-    def _reply(self, url: str, seed: int | None) -> Reply:
-        found = self._client.complete(self.request(url, seed))
-        return Reply(
-            text=found["text"], n_tokens=found["completion_tokens"], truncated=found["finish_reason"] == "length"
-        )
+    def _replies(self, urls: Sequence[str], seeds: Sequence[int] | None) -> list[Reply]:
+        drawn = [None] * len(urls) if seeds is None else seeds
+        return [self._client.complete(self.request(url, seed)) for url, seed in zip(urls, drawn, strict=True)]
 
     def request(self, url: str, seed: int | None) -> dict[str, Any]:
-        """Return the chat request about the image at `url`: greedy, or drawn with `seed`."""
+        """Return the chat request for the image at `url`: greedy, or sampled with `seed`."""
         template = self.config.prompt_template
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": template.instruction}]
         system = [{"role": "system", "content": template.system}] if template.system else []

@@ -11,12 +11,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import httpx
 
-from captioning.config_server import ServerConfig
+from captioning.config import ServerConfig
+from captioning.prompts.replies import Reply
 from data.errors import ClipScgiError, ConfigError
 
 _LATER: Final = (408, 425, 429)
@@ -79,11 +80,11 @@ class ChatClient:
                 return None
             raise
 
-    def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a chat request: text, finish_reason and completion_tokens (None where not told)."""
+    def complete(self, request: Mapping[str, Any]) -> Reply:
+        """Return the reply to a chat request."""
         return self._ask("POST", "/chat/completions", request, _completion)
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T]) -> T:
         """Make a request until its answer can be read. Raises Unanswered, or RefusalError."""
         pause = self._config.backoff
         for left in reversed(range(self._config.attempts)):
@@ -96,7 +97,7 @@ class ChatClient:
                 pause *= 2
         raise AssertionError("unreachable: attempts is at least 1")
 
-    def _attempt(self, method: str, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
+    def _attempt(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T]) -> T:
         try:
             with self._http.stream(method, self._config.url + path, json=body) as response:
                 content = self._content(response)
@@ -138,17 +139,14 @@ class ChatClient:
         return message.replace(self._key, "***") if self._key else message
 
 
-def _completion(answer: Any) -> dict[str, Any]:
+def _completion(answer: Any) -> Reply:
     choice = answer["choices"][0]
     text = choice["message"]["content"]
     if not isinstance(text, str):
         raise TypeError("the answer has no text")
     usage = answer.get("usage") or {}
-    return {
-        "text": text,
-        "finish_reason": choice.get("finish_reason"),
-        "completion_tokens": usage.get("completion_tokens"),
-    }
+    truncated = choice.get("finish_reason") == "length"
+    return Reply(text=text, n_tokens=usage.get("completion_tokens"), truncated=truncated)
 
 
 def _text(content: bytes) -> str:

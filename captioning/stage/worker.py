@@ -14,12 +14,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from captioning.config import CaptionConfig
 from captioning.engines.load import CaptionEngine, load_engine
 from captioning.reading import Pending, read_ahead
 from captioning.store.claims import BUCKETS, Claims, bucket_of
+from captioning.store.rows import CaptionRow
 from captioning.store.saver import Saver
 from captioning.store.store import CaptionStore, Snapshot
 from data.progress import ProgressFn
@@ -138,12 +139,12 @@ class Worker:
             self._check_model()
         return self._engine
 
-    def _count(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def _count(self, rows: Iterable[CaptionRow]) -> None:
         for row in rows:
             self._seen += 1
-            if row["raw_text"] is not None:
+            if row.reply is not None:
                 self.done.generated += 1
                 continue
-            image = row["image_sha256"]
-            self.done.failed[image] = Failure(status=row["status"], error=row["error"])
-            log.warning("image %s (%s...) has no caption: %s", self._paths[image][0], image[:12], row["error"])
+            image = row.image_sha256
+            self.done.failed[image] = Failure(status=row.status, error=row.error or "unknown")
+            log.warning("image %s (%s...) has no caption: %s", self._paths[image][0], image[:12], row.error)

@@ -7,17 +7,16 @@ the one shard that was being written.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 from captioning.store.claims import Claims, bucket_of
+from captioning.store.rows import CaptionRow
 from captioning.store.store import CaptionStore
 
 FLUSH_ROWS: Final = 256
 FLUSH_SECONDS: Final = 5.0
-
-Rows = list[Mapping[str, Any]]
 
 
 class Saver:
@@ -30,16 +29,16 @@ class Saver:
         self._captions = captions
         self._claims = claims
         self._open: dict[int, set[str]] = {}  # claimed bucket -> its images that are not yet dealt with
-        self._rows: Rows = []
+        self._rows: list[CaptionRow] = []
         self._since = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
-        self._writing: tuple[Future[Any], Rows] | None = None
+        self._writing: tuple[Future[Any], list[CaptionRow]] | None = None
 
     def expect(self, bucket: int, images: set[str]) -> None:
         """Hold the claimed `bucket` until `add` has seen a row of each of `images`, and the rows are on disk."""
         self._open[bucket] = images
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, rows: Sequence[CaptionRow]) -> None:
         """Take rows over. Those without text end the wait for their image and are not written.
 
         Raises ClipScgiError when the disk is full.
@@ -51,7 +50,7 @@ class Saver:
     def _flush(self) -> None:
         self._settle()
         rows, self._rows, self._since = self._rows, [], time.monotonic()
-        written = [row for row in rows if row["raw_text"] is not None]
+        written = [row for row in rows if row.reply is not None]
         self._writing = self._thread.submit(self._captions.append, written), rows
 
     def _settle(self) -> None:
@@ -61,8 +60,8 @@ class Saver:
         (future, rows), self._writing = self._writing, None
         future.result()
         for row in rows:
-            bucket = bucket_of(row["image_sha256"])
-            self._open[bucket].discard(row["image_sha256"])
+            bucket = bucket_of(row.image_sha256)
+            self._open[bucket].discard(row.image_sha256)
             if not self._open[bucket]:
                 del self._open[bucket]
                 self._claims.release(bucket)

@@ -16,15 +16,16 @@ import io
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captioning.captioner import Captioner
+from captioning.store.rows import CaptionRow
 from data.artifacts.fingerprint import digest_bytes
 from data.files import atomic_path, full_disk_explained, write_json
 from data.schemas import SHARD
@@ -43,14 +44,14 @@ class CaptionStore:
         self.folder = root / "captions" / captioner.fingerprint
         self.captioner = captioner
 
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> Path | None:
-        """Write `rows` (schemas.SHARD; columns that a row lacks are null) as one shard; nothing for no rows.
+    def append(self, rows: Sequence[CaptionRow]) -> Path | None:
+        """Write `rows` as one shard; do nothing for no rows.
 
-        Raises ClipScgiError when the disk is full; earlier shards are not touched.
+        Raises ClipScgiError if the disk is full; earlier shards stay as they are.
         """
         if not rows:
             return None
-        table = pa.Table.from_pylist([_BLANK | dict(row) for row in rows], schema=SHARD)
+        table = pa.Table.from_pylist([_BLANK | row.columns() for row in rows], schema=SHARD)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         content = buffer.getvalue()

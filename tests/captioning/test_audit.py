@@ -19,7 +19,7 @@ from PIL import Image
 from captioning.attributes.parse import parse_caption
 from captioning.audit.flags import FLAGS, degrading_words
 from captioning.audit.stage import FLAG_ROWS, IDENTITIES, AuditConfig, audit, audit_ingredients
-from captioning.prompts.reply_form import has_template_form, is_looping
+from captioning.prompts.replies import has_template_form, is_looping
 from captioning.prompts.templates import compose
 from data.artifacts.contents import caption_contents
 from data.artifacts.fingerprint import digest_bytes

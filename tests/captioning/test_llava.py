@@ -149,7 +149,7 @@ def test_the_end_token_ends_and_is_not_counted(mini):
     engine = Engine.load(config(mini))
     end = engine.llava.model.generation_config.eos_token_id
     word = engine.llava.processor.tokenizer.encode(" woman", add_special_tokens=False)
-    reply = engine._read([*word, end, end])
+    reply = engine._decoded([*word, end, end])
     assert reply == Reply(text=" woman", n_tokens=len(word), truncated=False)
 
 
@@ -188,11 +188,11 @@ def test_rows_keep_their_order_and_unreadable_images_their_reason(mini, people):
     images = [Loaded(sha256=item.sha256, image=engine.prepare(item.image), reason=None) for item in loaded(people)]
     images[4] = Loaded(sha256=images[4].sha256, image=None, reason="truncated")
     rows = [row for batch in engine.rows(images) for row in batch]
-    assert [row["image_sha256"] for row in rows] == [item.sha256 for item in images]
-    assert (rows[4]["status"], rows[4]["error"]) == ("image_error", "truncated")
-    assert [row.get("batch_size") for row in rows] == [3, 3, 3, 2, None, 2, 2, 2]
+    assert [row.image_sha256 for row in rows] == [item.sha256 for item in images]
+    assert (rows[4].status, rows[4].error) == ("image_error", "truncated")
+    assert [row.reply and row.reply.batch_size for row in rows] == [3, 3, 3, 2, None, 2, 2, 2]
     # What a model of random weights writes, and whether it ends, is chance; only the unreadable image is certain.
-    assert [row["status"] == "image_error" for row in rows] == [i == 4 for i in range(8)]
+    assert [row.status == "image_error" for row in rows] == [i == 4 for i in range(8)]
 
 
 def test_out_of_memory_halves_the_batch_for_good(mini, people, monkeypatch):
@@ -208,7 +208,7 @@ def test_out_of_memory_halves_the_batch_for_good(mini, people, monkeypatch):
     monkeypatch.setattr(engine, "reply", small_device)
     rows = [row for batch in engine.rows(loaded(people)) for row in batch]
     assert sizes == [8, 4, 2, 2, 2, 2]
-    assert [row["batch_size"] for row in rows] == [2] * 8
+    assert [row.reply.batch_size for row in rows] == [2] * 8
 
 
 def test_out_of_memory_for_one_image_says_what_to_do(mini, people, monkeypatch):

@@ -14,8 +14,7 @@ from PIL import Image
 
 from captioning import reading
 from captioning.captioner import TINY_FOLDER, identify
-from captioning.config import CaptionConfig
-from captioning.config_server import ServerConfig
+from captioning.config import CaptionConfig, ServerConfig
 from captioning.engines.llava import Engine
 from captioning.engines.server_client import RefusalError
 from captioning.framing import frame
@@ -372,8 +371,8 @@ def test_config_problems_are_listed_together():
     ("settings", "told"),
     [
         ({"url": "llava.example/v1"}, "address such as"),
-        ({"url": "http://me:secret@llava.example/v1"}, "no user, password"),
-        ({"url": "http://llava.example/v1?key=secret"}, "no user, password"),
+        ({"url": "http://me:secret@llava.example/v1"}, "a user, password"),
+        ({"url": "http://llava.example/v1?key=secret"}, "a user, password"),
         ({"image_mean": (0.5, 128, 0.5)}, "fractions"),
         ({"timeout": 0}, "timeout"),
         ({"concurrency": 0}, "concurrency"),

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.captioner import Captioner
+from captioning.prompts.replies import Reply
+from captioning.store.rows import CaptionRow
 from captioning.store.store import CaptionStore, Snapshot
 from data.errors import ClipScgiError
 from data.files import read_json
@@ -23,16 +25,9 @@ from data.schemas import SHARD
 WHO = Captioner(fingerprint="f" * 32, model_id="m/x", model_revision="main", ingredients={"engine": 1})
 
 
-def row(number: int, text: str = "A man.") -> dict[str, object]:
-    return {
-        "image_sha256": f"{number:064x}",
-        "raw_text": text,
-        "status": "ok",
-        "error": None,
-        "n_tokens": 3,
-        "truncated": False,
-        "batch_size": 2,
-    }
+def row(number: int, text: str = "A man.", **confidence: float) -> CaptionRow:
+    reply = Reply(text=text, n_tokens=3, truncated=False, batch_size=2, confidence=confidence)
+    return CaptionRow.of(f"{number:064x}", reply)
 
 
 @pytest.fixture
@@ -52,7 +47,7 @@ def test_empty_store_has_the_schema(store):
 
 
 def test_rows_come_back_sorted_with_provenance_beside(store):
-    store.append([row(7), row(2) | {"conf_hair": -0.5}])
+    store.append([row(7), row(2, hair=-0.5)])
     store.append([row(5)])
     table = store.read()
     assert [int(key, 16) for key in table["image_sha256"].to_pylist()] == [2, 5, 7]

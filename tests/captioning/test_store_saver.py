@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from captioning.prompts.replies import Reply
 from captioning.store import saver as store_saver
 from captioning.store.claims import BUCKETS, Claims, bucket_of, buckets_of_part
+from captioning.store.rows import CaptionRow
 from captioning.store.saver import Saver
 from data.errors import ClipScgiError, ConfigError
 
@@ -23,7 +25,7 @@ class Shards:
     def append(self, rows):
         if self.error:
             raise self.error
-        self.written.append([row["image_sha256"] for row in rows])
+        self.written.append([row.image_sha256 for row in rows])
 
 
 class Clock:
@@ -52,8 +54,10 @@ def claims(tmp_path):
     return Claims(tmp_path)
 
 
-def row(name: str, text: str | None = "A man."):
-    return {"image_sha256": name, "raw_text": text}
+def row(name: str, text: str | None = "A man.") -> CaptionRow:
+    if text is None:
+        return CaptionRow(image_sha256=name, status="image_error", error="truncated")
+    return CaptionRow.of(name, Reply(text=text, n_tokens=3, truncated=False))
 
 
 def free(folder, bucket: int) -> bool:
@@ -87,7 +91,7 @@ def test_rows_that_waited_longer_than_the_limit_are_written_with_the_next(clock,
     assert saver._writing is None
     clock.now += 0.5
     saver.add([row("ab1")])
-    assert [r["image_sha256"] for r in saver._writing[1]] == ["ab0", "ab1"]
+    assert [r.image_sha256 for r in saver._writing[1]] == ["ab0", "ab1"]
     clock.now += store_saver.FLUSH_SECONDS  # counted from the last shard
     saver.add([row("ab2")])
     clock.now += 0.5

@@ -292,7 +292,7 @@ def test_a_secret_is_not_repeated():
             "demo",
             ["caption.server.url=http://me:hidden@x/v1", "train.seed=-1", "caption.server.url=http://b:hidden@y"],
         )
-    assert "caption.server.url: must hold no user" in str(caught.value)
+    assert "caption.server.url: must not contain a user" in str(caught.value)
     assert "caption.server.url: set twice" in str(caught.value)
     assert "hidden" not in str(caught.value)
 

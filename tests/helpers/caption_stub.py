@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from captioning.config import CaptionConfig
-from captioning.prompts.replies import Answer, Reply, answer_row, unreadable_row
+from captioning.prompts.replies import Reply
 from captioning.reading import Loaded
 from captioning.stage import stage
 from captioning.stage import worker as stage_work
 from captioning.store import saver as store_saver
+from captioning.store.rows import CaptionRow
 from data.artifacts.store import ArtifactRef, ArtifactStore
 
 
@@ -33,7 +33,7 @@ class StubEngine:
     def prepare(self, image: Image.Image) -> Image.Image:
         return image
 
-    def rows(self, images: Iterable[Loaded]) -> Iterator[list[dict[str, Any]]]:
+    def rows(self, images: Iterable[Loaded]) -> Iterator[list[CaptionRow]]:
         batch: list[Loaded] = []
         for item in images:
             batch.append(item)
@@ -43,14 +43,16 @@ class StubEngine:
         if batch:
             yield self.batch(batch)
 
-    def batch(self, items: list[Loaded]) -> list[dict[str, Any]]:
+    def batch(self, items: list[Loaded]) -> list[CaptionRow]:
         time.sleep(self.seconds)
         line = "".join(f"{os.getpid()} {item.sha256}\n" for item in items).encode()
         handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(handle, line)  # one write: lines of several processes do not mix
         os.close(handle)
         return [
-            unreadable_row(item) if item.image is None else answer_row(item.sha256, Answer(reply=stub_reply(item)))
+            CaptionRow.of(item.sha256, stub_reply(item))
+            if item.image is not None
+            else CaptionRow(image_sha256=item.sha256, status="image_error", error=item.reason)
             for item in items
         ]
 

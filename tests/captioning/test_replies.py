@@ -11,8 +11,7 @@ from captioning.captioner import identify
 from captioning.config import CaptionConfig
 from captioning.engines.llava import Engine
 from captioning.engines.sampling import GumbelNoise
-from captioning.prompts.regeneration import RegenerateConfig, ask_until_well_formed, is_malformed, seed_of
-from captioning.prompts.replies import Answer, Reply
+from captioning.prompts.replies import RegenerateConfig, Reply, is_malformed, prompt_until_well_formed, seed_of
 from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
@@ -28,20 +27,22 @@ def reply(text: str, *, truncated: bool = False) -> Reply:
 
 
 class Script:
-    """Answers image by image from a list of texts, and remembers how it was asked."""
+    """Replies to each image from a list of texts, and remembers the prompts."""
 
     def __init__(self, *texts: list[str]) -> None:
         self.texts = texts
         self.asked: list[tuple[list[int], list[int] | None]] = []
 
-    def __call__(self, which, seeds):
-        self.asked.append((list(which), seeds))
+    def __call__(self, images, seeds):
+        self.asked.append((list(images), seeds))
         turn = len(self.asked) - 1
-        return [reply(self.texts[i][turn]) for i in which]
+        return [reply(self.texts[i][turn]) for i in images]
 
 
-def kept(script: Script, keys: list[str], **settings) -> list[Answer]:
-    return ask_until_well_formed(keys, script, RegenerateConfig(**settings), "scgi")
+def kept(script: Script, keys: list[str], **settings) -> list[Reply]:
+    images = {key: i for i, key in enumerate(keys)}
+    replies = prompt_until_well_formed(images, script, RegenerateConfig(**settings), "scgi")
+    return [replies[key] for key in keys]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_free_description_may_open_as_it_likes():
 
 def test_only_malformed_replies_are_asked_for_again_and_the_first_good_one_is_kept():
     script = Script([GOOD], ["bad", "worse", GOOD + " X", "unused"], ["bad", GOOD])
-    answers = kept(script, ["a", "b", "c"], times=3)
+    replies = kept(script, ["a", "b", "c"], times=3)
     seeds = {key: [seed_of(key, attempt) for attempt in (1, 2)] for key in "bc"}
     assert script.asked == [
         ([0, 1, 2], None),
@@ -76,17 +77,17 @@ def test_only_malformed_replies_are_asked_for_again_and_the_first_good_one_is_ke
         ([1], [seeds["b"][1]]),
         ([1], [seed_of("b", 3)]),
     ]
-    assert [answer.n_replies for answer in answers] == [1, 4, 2]
+    assert [reply.n_replies for reply in replies] == [1, 4, 2]
 
 
 def test_the_first_reply_stays_where_none_is_well_formed():
-    (answer,) = kept(Script(["first", "second", "third"]), ["a"], times=2)
-    assert (answer.reply.text, answer.first_text, answer.n_replies) == ("first", None, 3)
+    (reply,) = kept(Script(["first", "second", "third"]), ["a"], times=2)
+    assert (reply.text, reply.first_text, reply.n_replies) == ("first", None, 3)
 
 
 def test_a_kept_reply_has_the_first_one_beside():
-    (answer,) = kept(Script(["first", "second", GOOD]), ["a"], times=5)
-    assert (answer.reply.text, answer.first_text, answer.n_replies) == (GOOD, "first", 3)
+    (reply,) = kept(Script(["first", "second", GOOD]), ["a"], times=5)
+    assert (reply.text, reply.first_text, reply.n_replies) == (GOOD, "first", 3)
 
 
 def test_by_default_the_model_is_asked_once():
