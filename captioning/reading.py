@@ -6,9 +6,7 @@ attached to an image that changed after it was indexed.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from PIL import Image
 
 from data.errors import RejectedRow
 from data.images.decode import open_indexed
+from data.process.read_ahead import map_ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +51,6 @@ def read_ahead(
 ) -> Generator[Loaded, None, None]:
     """Yield the images of `items` in order, up to `ahead` of them read in `workers` threads before they are wanted.
 
-    `items` is asked for one more only when one more is to be read. Close it unless it is used up.
+    Close it unless it is used up (see `map_ahead`).
     """
-    with ThreadPoolExecutor(workers) as executor:
-        waiting: deque[Future[Loaded]] = deque()
-        for item in items:
-            waiting.append(executor.submit(load, item, root, prepare))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return map_ahead(lambda item: load(item, root, prepare), items, threads=workers, ahead=ahead)

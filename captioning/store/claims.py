@@ -9,12 +9,12 @@ image, which wastes one caption and loses none; there, give each machine its own
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import IO, Final
 
 from data.errors import ConfigError
 from data.files import full_disk_explained
+from data.process.locks import try_lock
 
 BUCKETS: Final = 256
 
@@ -44,14 +44,10 @@ class Claims:
     def take(self, bucket: int) -> bool:
         """Claim a bucket; False if somebody else has it."""
         with full_disk_explained(self._folder, "no work could be claimed"):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            stream = (self._folder / f"{bucket:02x}").open("ab")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
+            held = try_lock(self._folder / f"{bucket:02x}")
+        if held is None:
             return False
-        self._held[bucket] = stream
+        self._held[bucket] = held
         return True
 
     def release(self, bucket: int) -> None:

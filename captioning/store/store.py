@@ -17,7 +17,6 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -28,12 +27,14 @@ from captioning.captioner import Captioner
 from captioning.store.rows import CaptionRow
 from data.artifacts.fingerprint import digest_bytes
 from data.files import atomic_path, full_disk_explained, write_json
+from data.process.read_ahead import map_ahead
 from data.schemas import SHARD
 
 log = logging.getLogger(__name__)
 
 _NAME: Final = re.compile(r"^part-([0-9a-f]{32})\.parquet$")
 _STALE_SECONDS: Final = 3600.0
+_READERS: Final = 8  # threads that read shards
 _BLANK: Final = dict.fromkeys(SHARD.names)
 
 
@@ -133,11 +134,11 @@ class Snapshot:
         fresh = [name for name in self._store.shards() if name not in self._tables]
         if not fresh:
             return
-        with ThreadPoolExecutor(8) as executor:
-            for name, table in zip(fresh, executor.map(self._store.read_shard, fresh), strict=True):
-                if table is not None:
-                    self._tables[name] = table
-                    self.images.update(table["image_sha256"].to_pylist())
+        tables = map_ahead(self._store.read_shard, fresh, threads=_READERS, ahead=2 * _READERS)
+        for name, table in zip(fresh, tables, strict=True):
+            if table is not None:
+                self._tables[name] = table
+                self.images.update(table["image_sha256"].to_pylist())
 
     def table(self) -> pa.Table:
         """Return what `CaptionStore.read` returns."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from data.artifacts.stages import STAGES
 from data.artifacts.store import SIDECAR, ArtifactStore, read_uses
 from data.errors import ClipScgiError, DataError
 from data.files import read_json
+from data.process import locks
 
 State = Literal["finished", "incomplete", "damaged"]
 _DIGEST: Final = re.compile(r"^[0-9a-f]{32,64}$")
@@ -120,30 +120,14 @@ def folder_size(folder: Path) -> int:
 @contextmanager
 def try_lock(store: ArtifactStore, stage: str, fingerprint: str) -> Iterator[bool]:
     """Yield whether nobody makes that artefact; then nobody can begin to before the block ends."""
-    path = store.root / "locks" / f"{stage}-{fingerprint}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    held = locks.try_lock(store.lock_file(stage, fingerprint))
+    with held or nullcontext():
+        yield held is not None
 
 
 def in_progress(store: ArtifactStore) -> list[str]:
     """Return which artefacts (``stage-fingerprint``) some process is making now."""
-    return [path.name for path in sorted((store.root / "locks").glob("*-*")) if _is_held(path)]
-
-
-def _is_held(path: Path) -> bool:
-    with path.open("rb") as stream:  # a root that cannot be written can be listed
-        try:
-            # A shared lock is enough to ask, and two who ask do not see each other.
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return [path.name for path in sorted((store.root / "locks").glob("*-*")) if locks.is_locked(path)]
 
 
 def _is_artifact(path: Path) -> bool:

@@ -16,7 +16,6 @@ Layout under the root (``CLIP_SCGI_HOME``, default ``./artifacts``)::
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from data.artifacts.digests import DigestMemo
 from data.artifacts.fingerprint import digest, digest_file
 from data.errors import ConfigError, DataError
 from data.files import full_disk_explained, read_json, sync_file, sync_folder, write_json
+from data.process import locks
 
 SIDECAR: Final = "artifact.json"
 LABELS: Final = "labels.json"
@@ -257,12 +257,12 @@ class ArtifactStore:
     @contextmanager
     def lock(self, stage: str, fingerprint: str) -> Iterator[None]:
         """Be the only process that makes this; the others wait until the block ends."""
-        # flock is released by the kernel when its process dies, so a kill leaves nothing to clean up.
-        path = self.root / "locks" / f"{stage}-{fingerprint}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with locks.lock(self.lock_file(stage, fingerprint)):
             yield
+
+    def lock_file(self, stage: str, fingerprint: str) -> Path:
+        """Return the file whose lock the maker of an artifact holds."""
+        return self.root / "locks" / f"{stage}-{fingerprint}"
 
 
 def _seal(folder: Path, stage: str, ingredients: Mapping[str, Any], complete: bool, contents: Mapping[str, str]) -> str:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,6 +22,7 @@ from data.artifacts.digests import DigestMemo, Stamp, insert, path_range
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import RejectedRow
 from data.images.decode import open_rgb, read_bytes
+from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
 
 CHECK_VERSION: Final = 2
@@ -186,27 +185,13 @@ def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> Non
 def _read_all(
     files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, workers: int
 ) -> Generator[_Result, None, None]:
-    if workers == 1 or len(files) <= _CHUNK:
-        yield from _read_some(files, checks, max_pixels)
-        return
-    chunks = iter([files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)])
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="index")
-    try:
-        # A short queue, so that an error ends the work soon and results do not pile up.
-        running = [executor.submit(_read_list, chunk, checks, max_pixels) for chunk in islice(chunks, 4 * workers)]
-        while running:
-            yield from running.pop(0).result()
-            running += [executor.submit(_read_list, chunk, checks, max_pixels) for chunk in islice(chunks, 1)]
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    def read(chunk: Sequence[str]) -> list[_Result]:
+        return [_read(file, checks, max_pixels) for file in chunk]
 
-
-def _read_list(files: Sequence[str], checks: Mapping[str, Check], max_pixels: int) -> list[_Result]:
-    return list(_read_some(files, checks, max_pixels))
-
-
-def _read_some(files: Iterable[str], checks: Mapping[str, Check], max_pixels: int) -> Iterator[_Result]:
-    return (_read(file, checks, max_pixels) for file in files)
+    chunks = (files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK))
+    with closing(map_ahead(read, chunks, threads=workers, ahead=4 * workers)) as results:
+        for some in results:
+            yield from some
 
 
 def _read(file: str, checks: Mapping[str, Check], max_pixels: int) -> _Result:

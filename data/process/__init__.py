@@ -1,1 +1,1 @@
-"""What a process inherits from its environment, and what ends with it."""
+"""Processes and threads: environment, children, file locks, reading ahead."""

@@ -6,7 +6,6 @@ Ctrl-C on the terminal does not reach it, and ends with the command however that
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
@@ -25,6 +24,7 @@ from urllib.request import getproxies
 import httpx
 
 from data.errors import ClipScgiError, ConfigError, RetryableError
+from data.process.locks import lock
 from flows.interrupts import stopping
 from flows.terminal import waiting
 
@@ -206,7 +206,8 @@ def _own_server() -> Iterator[str]:
     # A proxy of the site (HTTP_PROXY) cannot reach it.
     os.environ["no_proxy"] = ",".join(filter(None, [getproxies().get("no"), _HOST]))
     with tempfile.TemporaryFile() as log:
-        with _turn(home):
+        # One server starts at a time: two that migrate one new database at once stop each other.
+        with lock(home / "starting.lock"):
             process, url = _start(log)
             try:
                 with waiting("starting a Prefect server for this command, on 127.0.0.1 only"):
@@ -218,15 +219,6 @@ def _own_server() -> Iterator[str]:
             yield url
         finally:
             _stop(process)
-
-
-@contextmanager
-def _turn(home: Path) -> Iterator[None]:
-    """Let one server start at a time: two that migrate one new database at once stop each other."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "starting.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from contextlib import closing
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from data.process.read_ahead import map_ahead
 
 
 def load_batches(
@@ -27,14 +27,6 @@ def load_batches(
         batch = torch.from_numpy(pixels[indices])
         return batch.pin_memory() if pinned else batch
 
-    remaining = iter(batches)
-    pool = ThreadPoolExecutor(1)
-    try:
-        waiting: deque[Future[Tensor]] = deque(pool.submit(read, indices) for indices in islice(remaining, ahead))
-        while waiting:
-            batch = waiting.popleft().result()
-            waiting.extend(pool.submit(read, indices) for indices in islice(remaining, 1))
+    with closing(map_ahead(read, batches, threads=1, ahead=ahead)) as loaded:
+        for batch in loaded:
             yield batch.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    finally:
-        # Not waited for: when an error leaves this unfinished, the garbage collector ends it, inside any thread.
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore, Made
 from data.errors import DataError, RejectedRow
 from data.files import read_json, write_json
 from data.images.decode import open_indexed
+from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
 
 STAGE: Final = "pixels"
@@ -122,5 +122,4 @@ def _decode_all(
         out[index] = np.asarray(image.resize((out.shape[2], out.shape[1]), Image.Resampling.BICUBIC))
         return None
 
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(decode, range(len(rows)))
+    return map_ahead(decode, range(len(rows)), threads=workers, ahead=4 * workers)

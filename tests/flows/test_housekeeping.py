@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fcntl
 import json
 import os
 import re
@@ -125,9 +124,7 @@ def test_a_damaged_artefact_that_a_kept_run_names_stays(store):
 def test_nothing_is_removed_while_a_stage_is_at_work(store):
     ref = _make(store, "caption", {"n": 1})
     plan = plan_gc(store, keep_runs=0, days=0)
-    lock = store.root / "locks" / "train-0123"
-    with lock.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with store.lock("train", "0123"):
         assert in_progress(store) == ["train-0123"]
         with pytest.raises(RetryableError, match="train-0123 is being made"):
             collect(store, plan)
@@ -160,10 +157,7 @@ def test_leftovers_of_killed_stages_go_when_old_and_idle(store):
     assert plan_gc(store, keep_runs=0, days=1).leftovers == []
     plan = plan_gc(store, keep_runs=0, days=1, now=datetime.now(UTC) + timedelta(days=2))
     assert plan.size == 15
-    lock = store.root / "locks" / f"train-{fingerprint}"
-    lock.parent.mkdir()
-    with lock.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with store.lock("train", fingerprint):
         assert find_leftovers(store) == []
     assert set(collect(store, plan)) == set(folders)
 
