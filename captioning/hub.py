@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: which commit a name means, and the folder that holds it. Imports nothing heavy.
+"""Models on the Hugging Face hub: the commit that a name refers to, and the folder that holds it.
 
-A branch moves, so the stage looks its commit up once and then uses nothing else: it is in the fingerprint, it is what
-is loaded, and it is what the captions record.
+A branch moves, so the caption stage resolves it once and then uses only the commit: it enters the fingerprint, it is
+loaded, and the captions record it. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _TIMEOUT: Final = 5.0
 _MEMORY: Final = Path("captions", "hub.json")
 
 
-def pinned(config: CaptionConfig, root: Path) -> CaptionConfig:
-    """Return `config` with the commit that its hub id means on this machine; asks no server.
+def pin_offline(config: CaptionConfig, root: Path) -> CaptionConfig:
+    """Return `config` with its hub id pinned to the commit that this machine knows; never uses the network.
 
-    The hub cache says it, or else, where the weights are gone, what the name meant when it last captioned into the
-    artifact store under `root`. Unchanged if neither knows, and for anything but a hub id.
+    The commit comes from the hub cache or, if the weights were deleted, from the last run that captioned with this name
+    into the artifact store under `root`. Returns `config` unchanged if neither knows it or the model is not a hub id.
     """
     if not _moves(config):
         return config
@@ -35,21 +35,21 @@ def pinned(config: CaptionConfig, root: Path) -> CaptionConfig:
     return config if commit is None else config.model_copy(update={"revision": commit})
 
 
-def settled(config: CaptionConfig, root: Path) -> CaptionConfig:
-    """Return `config` with the commit that its hub id means, fetching the model if that is not known here yet.
+def pin_or_fetch(config: CaptionConfig, root: Path) -> CaptionConfig:
+    """Return `config` with its hub id pinned to a commit; download the model if the commit is unknown here.
 
-    Remembers the commit in the artifact store under `root`. Raises WeightsError if it cannot be fetched.
+    Records the commit in the artifact store under `root`. Raises WeightsError if the model cannot be downloaded.
     """
-    found = pinned(config, root)
+    found = pin_offline(config, root)
     if _moves(found):
-        found = config.model_copy(update={"revision": snapshot(config.model, config.revision).name})
+        found = config.model_copy(update={"revision": fetch_snapshot(config.model, config.revision).name})
     if found is not config and _remembered(root).get(_name(config)) != found.revision:
         write_json(root / _MEMORY, _remembered(root) | {_name(config): found.revision})
     return found
 
 
 def _moves(config: CaptionConfig) -> bool:
-    """Return True for a hub id whose revision is a branch or tag, which may mean another commit tomorrow."""
+    """Return True for a hub id whose revision is a branch or tag, which may refer to another commit tomorrow."""
     if config.engine != "transformers" or folder_of(config) is not None:
         return False
     return config.revision is None or _COMMIT.match(config.revision) is None
@@ -60,16 +60,16 @@ def _name(config: CaptionConfig) -> str:
 
 
 def _remembered(root: Path) -> dict[str, str]:
-    """Return name -> commit of what this store was captioned with."""
+    """Return name -> commit that this artifact store was last captioned with."""
     path = root / _MEMORY
     known: dict[str, str] = read_json(path) if path.is_file() else {}
     return known
 
 
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
-    """Return the folder in this machine's hub cache that `revision` (None: main) of `model` means, or None.
+    """Return the folder of `revision` (None: main) of `model` in this machine's hub cache, or None.
 
-    Its name is the commit. Files may be missing where a download was interrupted.
+    The folder's name is the commit. Files may be missing if a download was interrupted.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -77,10 +77,10 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def snapshot(model: str, revision: str | None) -> Path:
-    """Return the folder of a hub id: from this machine's cache where it is whole, else fetched from the hub.
+def fetch_snapshot(model: str, revision: str | None) -> Path:
+    """Return the folder of a hub id: from this machine's cache if complete, otherwise downloaded.
 
-    Raises WeightsError, with what to do, if it is in neither.
+    Raises WeightsError with the remedy if neither works.
     """
     from huggingface_hub import snapshot_download
 
@@ -90,16 +90,19 @@ def snapshot(model: str, revision: str | None) -> Path:
     options: dict[str, Any] = {"revision": revision, "allow_patterns": list(_FILES)}
     try:
         folder = Path(snapshot_download(model, etag_timeout=_TIMEOUT, **options))
-    except Exception as error:  # of the hub, its HTTP library or the disk: none of them leaves a model
-        raise _out_of_reach(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
-    missing = missing_files(folder)  # an offline hub returns what an interrupted download has left
+    except Exception as error:  # from the hub, its HTTP library or the disk; each means that there is no model
+        raise _unavailable(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
+    missing = missing_files(folder)  # offline, the hub returns what an interrupted download left
     if missing:
-        raise _out_of_reach(model, revision, f"{folder} lacks {', '.join(missing)}")
+        raise _unavailable(model, revision, f"{folder} lacks {', '.join(missing)}")
     return folder
 
 
-def check_reach(model: str, revision: str | None) -> None:
-    """Raise WeightsError unless this machine's cache holds the whole hub id or the hub has it; fetches nothing."""
+def check_available(model: str, revision: str | None) -> None:
+    """Raise WeightsError unless the hub id is complete in this machine's cache or exists on the hub.
+
+    Downloads nothing.
+    """
     from huggingface_hub import HfApi
 
     cached = cached_snapshot(model, revision)
@@ -107,20 +110,20 @@ def check_reach(model: str, revision: str | None) -> None:
         return
     try:
         HfApi().model_info(model, revision=revision, timeout=_TIMEOUT)
-    except Exception as error:  # of the hub or its HTTP library, as in `snapshot`
-        raise _out_of_reach(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
+    except Exception as error:  # from the hub or its HTTP library, as in `fetch_snapshot`
+        raise _unavailable(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
 
 
-def _out_of_reach(model: str, revision: str | None, reason: str) -> WeightsError:
+def _unavailable(model: str, revision: str | None, reason: str) -> WeightsError:
     command = f"hf download {model}" + (f" --revision {revision}" if revision is not None else "")
     return WeightsError(
-        f"the weights of {model} (revision {revision or 'main'}) are neither in the hub cache of this machine nor "
-        f"can they be fetched ({reason}). Where the hub can be reached, run `{command}`; or put "
-        f"{', '.join(WANTED)} into a folder and set caption.model to it; or set caption.model to tiny, the embedded "
+        f"caption.model: the weights of {model} (revision {revision or 'main'}) are not in this machine's hub cache "
+        f"and cannot be downloaded ({reason}). Run `{command}` where the hub can be reached; or put "
+        f"{', '.join(WANTED)} into a folder and set caption.model to it; or set caption.model=tiny for the embedded "
         "model"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says anything."""
+    """Return the first non-empty line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no details")

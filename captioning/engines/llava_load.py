@@ -30,7 +30,7 @@ from captioning.engines.llava_check import (
     check_tensors,
     token_ids_only,
 )
-from captioning.hub import first_line, snapshot
+from captioning.hub import fetch_snapshot, first_line
 from captioning.model_folder import WANTED, check_folder, check_settings, stored_quantization
 from data.device import resolve_device
 from data.errors import ClipScgiError, ConfigError, WeightsError
@@ -66,7 +66,7 @@ def load_llava(config: CaptionConfig) -> Llava:
     reach, ConfigError for an unusable device or settings that contradict the folder.
     """
     device = pick_device(config.device)
-    folder = find_folder(config)
+    folder = ensure_folder(config)
     check_folder(folder)
     check_settings(folder, config)
     with _LOADING, _quiet(), _same_random_state(device), explained(folder, device):
@@ -182,10 +182,10 @@ def quantization_settings(folder: Path, quantization: Quantization, dtype: torch
     )
 
 
-def find_folder(config: CaptionConfig) -> Path:
-    """Return the model's folder; a hub id is looked up in the local cache, and fetched when the hub can be reached."""
+def ensure_folder(config: CaptionConfig) -> Path:
+    """Return the model's folder; download a hub id that is not in the local cache."""
     folder = folder_of(config)
-    return folder if folder is not None else snapshot(config.model, config.revision)
+    return folder if folder is not None else fetch_snapshot(config.model, config.revision)
 
 
 def _match_processor(model: Any, processor: Any) -> int:

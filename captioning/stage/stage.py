@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from captioning.captioner import Captioner, identify
 from captioning.config import CaptionConfig
-from captioning.hub import pinned, settled
+from captioning.hub import pin_offline, pin_or_fetch
 from captioning.stage.view import view
 from captioning.stage.worker import Failure, Paths, Worker
 from captioning.store.claims import buckets_of_part
@@ -67,7 +67,7 @@ class PartOutcome:
 
 def caption_ingredients(store: ArtifactStore, *, images: ArtifactRef, config: CaptionConfig) -> dict[str, Any]:
     """Return what the artefact of the stage is made from; reads of a model only what changed since last time."""
-    return _ingredients(images, identify(pinned(config, store.root), store.memo), config)
+    return _ingredients(images, identify(pin_offline(config, store.root), store.memo), config)
 
 
 def _ingredients(images: ArtifactRef, captioner: Captioner, config: CaptionConfig) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def caption(
     time, so the next run tries again. Raises DataError when no image at all can be read, RetryableError when a server
     answers none, WeightsError when the model is missing, ClipScgiError when the disk is full.
     """
-    config = settled(config, store.root)
+    config = pin_or_fetch(config, store.root)
     captioner = identify(config, store.memo)
     ingredients = _ingredients(images, captioner, config)
     found = store.find(STAGE, fingerprint_of(STAGE, ingredients))
@@ -145,7 +145,7 @@ def caption_part(
     when there is no such part.
     """
     buckets = buckets_of_part(part, of)
-    config = settled(config, store.root)
+    config = pin_or_fetch(config, store.root)
     captioner = identify(config, store.memo)
     worker = _worker(store, captioner, config, paths=_paths_by_image(images), root=images_root, progress=progress)
     worker.work(buckets, patient=False)

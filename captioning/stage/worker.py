@@ -83,6 +83,7 @@ class Worker:
         patient: wait for the buckets that others hold, and take over what they leave; otherwise leave those to them.
         Raises what the engine raises; captions made before that are kept.
         """
+        self._captions.remove_leftovers()
         wanted = frozenset(buckets)
         self._total = sum(bucket_of(image) in wanted for image in self._paths)
         while missing := self._missing(wanted):

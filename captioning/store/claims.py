@@ -1,10 +1,10 @@
-"""Who captions what: the images of one captioner in 256 buckets, which processes claim one by one.
+"""Division of labor between workers: the images of one captioner in 256 buckets, claimed one by one.
 
-An image lies in the bucket of its digest's first byte, on every machine alike. Who holds the lock of a bucket's file
-captions its images; the kernel releases the lock when the process ends, however it ends, so that a killed one leaves
-nothing to clear up and others take its buckets over. Locks are `flock`: across machines they need a file system whose
-locks reach across hosts (NFS 4, CephFS, Lustre with -o flock). Where they do not, two machines may caption the same
-image, which wastes one caption and loses none; there, give each machine its own part.
+The first byte of an image's digest is its bucket, on every machine. The worker that locks a bucket's file captions its
+images. The kernel releases the lock when the process ends for any reason, so a killed worker leaves nothing to clean
+up, and others take over its buckets. Locks are `flock`: across machines they need a file system with distributed locks
+(NFS 4, CephFS, Lustre with -o flock). Without them two machines may caption the same image, which costs time but loses
+nothing; assign each machine its own part there (`buckets_of_part`).
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ def bucket_of(image_sha256: str) -> int:
 
 
 def buckets_of_part(part: int, of: int) -> range:
-    """Return the buckets of one of `of` parts, `part` counted from 0. Raises ConfigError unless 0 <= part < of <= 256.
+    """Return the buckets of part number `part`, counted from 0, of `of` parts.
 
-    Parts are equally large where `of` divides 256.
+    Parts have equal size if `of` divides 256. Raises ConfigError unless 0 <= part < of <= 256.
     """
     if not 0 <= part < of <= BUCKETS:
-        raise ConfigError(f"there is no part {part} of {of}: parts count from 0, and there are at most {BUCKETS}")
+        raise ConfigError(
+            f"part={part} of={of}: part must be at least 0 and less than of, and of at most {BUCKETS}; for example "
+            "part=0 of=4"
+        )
     return range(part, BUCKETS, of)
 
 
 class Claims:
-    """The buckets that this holder has claimed; two holders exclude each other, also within one process."""
+    """The buckets that this worker has claimed. Two workers exclude each other, even within one process."""
 
     def __init__(self, store: Path) -> None:
         self._folder = store / "claims"
         self._held: dict[int, IO[bytes]] = {}
 
     def take(self, bucket: int) -> bool:
-        """Claim a bucket; False if somebody else has it."""
+        """Claim a bucket; return False if another worker holds it."""
         with full_disk_explained(self._folder, "no work could be claimed"):
             held = try_lock(self._folder / f"{bucket:02x}")
         if held is None:
@@ -51,10 +54,10 @@ class Claims:
         return True
 
     def release(self, bucket: int) -> None:
-        """Give a claimed bucket back."""
+        """Release a claimed bucket."""
         self._held.pop(bucket).close()
 
     def release_all(self) -> None:
-        """Give everything back."""
+        """Release all claimed buckets."""
         for bucket in list(self._held):
             self.release(bucket)

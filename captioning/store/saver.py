@@ -1,6 +1,6 @@
-"""Captions on their way to the disk: collected into shards, written by a thread beside the model's work.
+"""Saving of captions while the model works: rows are collected into shards that a thread writes.
 
-A worker that is killed loses at most what it had not yet written: `FLUSH_ROWS` captions or `FLUSH_SECONDS` of work, and
+A killed worker loses at most the rows that were not written yet: `FLUSH_ROWS` captions or `FLUSH_SECONDS` of work, and
 the one shard that was being written.
 """
 
@@ -20,28 +20,28 @@ FLUSH_SECONDS: Final = 5.0
 
 
 class Saver:
-    """Writes rows to `captions` and gives each bucket of `claims` back once all of its images are on disk.
+    """Writes rows to `captions` and releases each bucket of `claims` once all of its images are on disk.
 
-    Close it when the work is over, whether it succeeded or not (`contextlib.closing`).
+    Close it when the work ends, successfully or not (`contextlib.closing`).
     """
 
     def __init__(self, captions: CaptionStore, claims: Claims) -> None:
         self._captions = captions
         self._claims = claims
-        self._open: dict[int, set[str]] = {}  # claimed bucket -> its images that are not yet dealt with
+        self._open: dict[int, set[str]] = {}  # claimed bucket -> its images that still lack a row
         self._rows: list[CaptionRow] = []
         self._since = time.monotonic()
         self._thread = ThreadPoolExecutor(1)
         self._writing: tuple[Future[Any], list[CaptionRow]] | None = None
 
     def expect(self, bucket: int, images: set[str]) -> None:
-        """Hold the claimed `bucket` until `add` has seen a row of each of `images`, and the rows are on disk."""
+        """Hold the claimed `bucket` until `add` has received a row for each of `images` and the rows are on disk."""
         self._open[bucket] = images
 
     def add(self, rows: Sequence[CaptionRow]) -> None:
-        """Take rows over. Those without text end the wait for their image and are not written.
+        """Accept rows. A row without a reply counts as received but is not written.
 
-        Raises ClipScgiError when the disk is full.
+        Raises ClipScgiError if the disk is full.
         """
         self._rows += rows
         if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._since > FLUSH_SECONDS:
@@ -54,7 +54,7 @@ class Saver:
         self._writing = self._thread.submit(self._captions.append, written), rows
 
     def _settle(self) -> None:
-        """Wait for the shard being written, and give back the buckets that are complete with it."""
+        """Wait for the shard that is being written, and release the buckets that it completes."""
         if self._writing is None:
             return
         (future, rows), self._writing = self._writing, None
@@ -67,7 +67,7 @@ class Saver:
                 self._claims.release(bucket)
 
     def close(self) -> None:
-        """Write what is left, and give everything back."""
+        """Write the remaining rows and release all buckets."""
         try:
             self._flush()
             self._settle()

@@ -1,13 +1,13 @@
-"""The caption store: what one captioner has written so far, in append-only Parquet shards.
+"""The caption store: the captions of one captioner, in append-only Parquet shards.
 
-A shard is named by the digest of its bytes and is renamed into place, so that any number of processes can add shards
-at once and a killed one leaves nothing half-written behind. A shard whose bytes do not fit its name is set aside with
-a warning; its images are simply captioned again.
+A shard is named by the digest of its bytes and renamed into place, so any number of processes can add shards at once,
+and a killed one leaves no half-written shard. A shard that does not match its name is moved to quarantine/ with a
+warning, and its images are captioned again.
 
-    captions/<captioner fingerprint>/meta.json                    who captioned
+    captions/<captioner fingerprint>/meta.json                    the captioner
     captions/<captioner fingerprint>/part-<digest>.parquet        rows of schemas.SHARD
     captions/<captioner fingerprint>/quarantine/                  damaged shards
-    captions/<captioner fingerprint>/claims/                      who works on what (captioning.store.claims)
+    captions/<captioner fingerprint>/claims/                      locks of the workers (captioning.store.claims)
 """
 
 from __future__ import annotations
@@ -38,15 +38,19 @@ _READERS: Final = 8  # threads that read shards
 _BLANK: Final = dict.fromkeys(SHARD.names)
 
 
+class UnusableShardError(Exception):
+    """A shard that must be set aside; the message gives the reason."""
+
+
 class CaptionStore:
-    """The captions of one captioner under `root`/captions. Safe with many processes at once."""
+    """The captions of one captioner under `root`/captions. Safe for concurrent processes."""
 
     def __init__(self, root: Path, captioner: Captioner) -> None:
         self.folder = root / "captions" / captioner.fingerprint
         self.captioner = captioner
 
     def append(self, rows: Sequence[CaptionRow]) -> Path | None:
-        """Write `rows` as one shard; do nothing for no rows.
+        """Write `rows` as one shard and return its path; do nothing for no rows.
 
         Raises ClipScgiError if the disk is full; earlier shards stay as they are.
         """
@@ -64,55 +68,46 @@ class CaptionStore:
         return path
 
     def _describe(self) -> None:
+        """Write meta.json unless it exists."""
         meta = self.folder / "meta.json"
         if not meta.exists():
             captioner = self.captioner
             identity = {"model_id": captioner.model_id, "model_revision": captioner.model_revision}
             write_json(meta, {"fingerprint": captioner.fingerprint, "ingredients": captioner.ingredients, **identity})
 
-    def read(self) -> pa.Table:
-        """Return one row per captioned image, sorted by image_sha256.
-
-        An image in two shards (two processes captioned it at once) has the row of the shard whose name sorts first.
-        """
-        snapshot = Snapshot(self)
-        snapshot.refresh()
-        return snapshot.table()
-
     def shards(self) -> list[str]:
         """Return the names of the shards, sorted."""
         if not self.folder.is_dir():
             return []
-        self._tidy()
         return sorted(path.name for path in self.folder.iterdir() if _NAME.match(path.name))
 
-    def read_shard(self, name: str) -> pa.Table | None:
-        """Return the rows of one shard, or None if it is damaged and was set aside."""
-        path = self.folder / name
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # another process has just set it aside
-            return None
+    def read_shard(self, name: str) -> pa.Table:
+        """Return the rows of one shard.
+
+        Raises UnusableShardError if it is damaged, FileNotFoundError if another process has just set it aside.
+        """
+        content = (self.folder / name).read_bytes()
         if digest_bytes(content)[:32] != name[5:37]:
-            self._set_aside(path, "its bytes are not those that were written")
-            return None
+            raise UnusableShardError("its content does not match the digest in its name")
         table = pq.read_table(io.BytesIO(content))
         if not table.schema.equals(SHARD):
-            self._set_aside(path, "its columns are those of another version")
-            return None
+            raise UnusableShardError("its columns belong to another version")
         return table
 
-    def _set_aside(self, path: Path, reason: str) -> None:
-        log.warning("caption shard %s is set aside: %s; its images are captioned again", path, reason)
+    def set_aside(self, name: str, reason: str) -> None:
+        """Move a shard to quarantine/ with a warning."""
+        path = self.folder / name
+        log.warning("caption shard %s moved to quarantine: %s; its images are captioned again", path, reason)
         quarantine = self.folder / "quarantine"
         quarantine.mkdir(exist_ok=True)
         try:
-            path.replace(quarantine / path.name)
+            path.replace(quarantine / name)
         except FileNotFoundError:
-            log.info("another process has already set %s aside", path.name)
+            log.info("another process has already moved %s", name)
 
-    def _tidy(self) -> None:
-        for path in self.folder.glob(".*.tmp"):  # left by a process killed while writing
+    def remove_leftovers(self) -> None:
+        """Remove temporary files older than an hour, which killed writers left behind."""
+        for path in self.folder.glob(".*.tmp"):
             try:
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
@@ -121,7 +116,7 @@ class CaptionStore:
 
 
 class Snapshot:
-    """What the store holds, as of the last `refresh`, which reads only the shards that came since."""
+    """The content of a store as of the last `refresh`, which reads only new shards."""
 
     def __init__(self, store: CaptionStore) -> None:
         self._store = store
@@ -130,18 +125,30 @@ class Snapshot:
         """The digests of the images that have a caption."""
 
     def refresh(self) -> None:
-        """Read what is new."""
+        """Read the new shards, and set damaged ones aside."""
         fresh = [name for name in self._store.shards() if name not in self._tables]
         if not fresh:
             return
-        tables = map_ahead(self._store.read_shard, fresh, threads=_READERS, ahead=2 * _READERS)
+        tables = map_ahead(self._read_or_set_aside, fresh, threads=_READERS, ahead=2 * _READERS)
         for name, table in zip(fresh, tables, strict=True):
             if table is not None:
                 self._tables[name] = table
                 self.images.update(table["image_sha256"].to_pylist())
 
+    def _read_or_set_aside(self, name: str) -> pa.Table | None:
+        try:
+            return self._store.read_shard(name)
+        except UnusableShardError as error:
+            self._store.set_aside(name, str(error))
+        except FileNotFoundError:
+            log.info("another process has already moved %s", name)
+        return None
+
     def table(self) -> pa.Table:
-        """Return what `CaptionStore.read` returns."""
+        """Return one row per captioned image, sorted by image_sha256.
+
+        If two processes captioned an image at once, the row of the shard whose name sorts first is used.
+        """
         tables = [self._tables[name] for name in sorted(self._tables)]
         return _distinct(pa.concat_tables([SHARD.empty_table(), *tables]))
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from captioning.captioner import local_folder
 from captioning.config import CaptionConfig
-from captioning.hub import check_reach
+from captioning.hub import check_available
 from captioning.model_folder import check_folder, check_settings
 from captioning.stage.stage import caption_ingredients
 from data.artifacts.stages import STAGES, StageName
@@ -234,7 +234,7 @@ def captioner_problems(plan: Plan) -> Iterator[str]:
 def _check_model_folder(config: CaptionConfig) -> None:
     folder = local_folder(config.model)
     if folder is None:  # a hub id is fetched when captioning begins
-        check_reach(config.model, config.revision)
+        check_available(config.model, config.revision)
     else:
         check_folder(folder)
         check_settings(folder, config)

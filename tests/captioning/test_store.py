@@ -11,13 +11,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from captioning.captioner import Captioner
 from captioning.prompts.replies import Reply
 from captioning.store.rows import CaptionRow
-from captioning.store.store import CaptionStore, Snapshot
+from captioning.store.store import CaptionStore, Snapshot, UnusableShardError
 from data.errors import ClipScgiError
 from data.files import read_json
 from data.schemas import SHARD
@@ -35,13 +36,19 @@ def store(tmp_path):
     return CaptionStore(tmp_path, WHO)
 
 
+def read(store: CaptionStore) -> pa.Table:
+    snapshot = Snapshot(store)
+    snapshot.refresh()
+    return snapshot.table()
+
+
 def numbers(store: CaptionStore) -> list[int]:
-    return [int(key, 16) for key in store.read()["image_sha256"].to_pylist()]
+    return [int(key, 16) for key in read(store)["image_sha256"].to_pylist()]
 
 
 def test_empty_store_has_the_schema(store):
-    assert store.read().schema.equals(SHARD)
-    assert len(store.read()) == 0
+    assert read(store).schema.equals(SHARD)
+    assert len(read(store)) == 0
     assert store.append([]) is None
     assert not store.folder.exists()
 
@@ -49,7 +56,7 @@ def test_empty_store_has_the_schema(store):
 def test_rows_come_back_sorted_with_provenance_beside(store):
     store.append([row(7), row(2, hair=-0.5)])
     store.append([row(5)])
-    table = store.read()
+    table = read(store)
     assert [int(key, 16) for key in table["image_sha256"].to_pylist()] == [2, 5, 7]
     assert table["conf_hair"].to_pylist() == [-0.5, None, None]
     meta = read_json(store.folder / "meta.json")
@@ -65,7 +72,7 @@ def test_of_two_rows_for_one_image_the_first_shard_by_name_counts(store):
     paths = [store.append([row(1, text), row(2 + i)]) for i, text in enumerate(("one", "two", "three"))]
     expected = pq.read_table(min(paths))["raw_text"].to_pylist()[0]
     for _ in range(3):
-        table = store.read()
+        table = read(store)
         assert len(table) == 4
         assert table["raw_text"].to_pylist()[0] == expected
 
@@ -94,6 +101,8 @@ def test_leftovers_of_a_killed_writer_are_ignored_and_cleared_when_old(store):
         path.write_bytes(b"half a shard")
     os.utime(old, (time.time() - 9999,) * 2)
     assert numbers(store) == [1]
+    assert old.exists()  # reading removes nothing
+    store.remove_leftovers()
     assert fresh.exists()
     assert not old.exists()
 
@@ -102,7 +111,7 @@ def test_many_writers_and_readers_at_once(store):
     def work(worker: int) -> None:
         for i in range(5):
             store.append([row(worker * 100 + i), row(9999)])
-            store.read()
+            read(store)
 
     with ThreadPoolExecutor(4) as executor:
         list(executor.map(work, range(4)))
@@ -170,7 +179,8 @@ def test_a_shard_of_another_version_is_set_aside(store, caplog):
     with caplog.at_level(logging.WARNING):
         assert numbers(store) == [1]
     assert caplog.messages == [
-        f"caption shard {bad} is set aside: its columns are those of another version; its images are captioned again"
+        f"caption shard {bad} moved to quarantine: its columns belong to another version; its images are captioned "
+        "again"
     ]
     assert (store.folder / "quarantine" / bad.name).read_bytes() == buffer.getvalue()
 
@@ -185,20 +195,25 @@ def test_several_shards_can_be_set_aside(store):
 def test_damaged_bytes_are_told_as_such(store, caplog):
     path = store.append([row(1)])
     path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UnusableShardError, match="does not match the digest"):
+        store.read_shard(path.name)
+    assert path.exists()
     with caplog.at_level(logging.WARNING):
-        assert store.read_shard(path.name) is None
+        assert numbers(store) == []
     assert caplog.messages == [
-        f"caption shard {path} is set aside: its bytes are not those that were written; its images are captioned again"
+        f"caption shard {path} moved to quarantine: its content does not match the digest in its name; its images are "
+        "captioned again"
     ]
 
 
-def test_a_shard_that_another_process_has_set_aside_meanwhile(store, caplog):
+def test_a_shard_that_another_process_has_set_aside_meanwhile(store, caplog, monkeypatch):
     path = store.append([row(1)])
     path.unlink()
-    assert store.read_shard(path.name) is None
+    monkeypatch.setattr(store, "shards", lambda: [path.name])
     with caplog.at_level(logging.INFO):
-        store._set_aside(path, "it is damaged")
-    assert caplog.messages[1:] == [f"another process has already set {path.name} aside"]
+        assert numbers(store) == []
+        store.set_aside(path.name, "it is damaged")
+    assert (caplog.messages[0], caplog.messages[2]) == (f"another process has already moved {path.name}",) * 2
 
 
 def test_leftovers_are_removed_when_they_are_older_than_an_hour(store, monkeypatch):
@@ -208,7 +223,7 @@ def test_leftovers_are_removed_when_they_are_older_than_an_hour(store, monkeypat
         path.write_bytes(b"half a shard")
         os.utime(path, (2_000_000_000 - age,) * 2)
     monkeypatch.setattr("captioning.store.store.time.time", lambda: 2_000_000_000.0)
-    store.shards()
+    store.remove_leftovers()
     assert sorted(path.name for path in store.folder.glob(".*.tmp")) == [
         ".part-3599.parquet.x.tmp",
         ".part-3600.parquet.x.tmp",
@@ -230,13 +245,13 @@ def test_leftovers_that_vanish_do_not_stop_the_clearing_of_others(store, monkeyp
             raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "unlink", vanishing)
-    store.shards()
+    store.remove_leftovers()
     assert not any(path.exists() for path in paths)
 
 
 def test_a_snapshot_reads_each_shard_once_and_knows_its_images(store, monkeypatch):
-    read, real = [], CaptionStore.read_shard
-    monkeypatch.setattr(CaptionStore, "read_shard", lambda self, name: read.append(name) or real(self, name))
+    names, real = [], CaptionStore.read_shard
+    monkeypatch.setattr(CaptionStore, "read_shard", lambda self, name: names.append(name) or real(self, name))
     snapshot = Snapshot(store)
     snapshot.refresh()
     assert (len(snapshot.table()), snapshot.images) == (0, set())
@@ -245,7 +260,7 @@ def test_a_snapshot_reads_each_shard_once_and_knows_its_images(store, monkeypatc
     second = store.append([row(2, "Another."), row(3)])
     snapshot.refresh()
     snapshot.refresh()
-    assert read == [first.name, second.name]
+    assert names == [first.name, second.name]
     assert snapshot.images == {f"{n:064x}" for n in (1, 2, 3)}
-    assert snapshot.table().equals(store.read())
+    assert snapshot.table().equals(read(store))
     assert snapshot.table().schema.equals(SHARD)

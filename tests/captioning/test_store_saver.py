@@ -151,7 +151,9 @@ def test_parts_share_all_buckets_out():
 def test_parts_that_do_not_exist(part, of):
     with pytest.raises(ConfigError) as error:
         buckets_of_part(part, of)
-    assert str(error.value) == f"there is no part {part} of {of}: parts count from 0, and there are at most 256"
+    assert str(error.value) == (
+        f"part={part} of={of}: part must be at least 0 and less than of, and of at most 256; for example part=0 of=4"
+    )
 
 
 def test_two_holders_exclude_each_other_bucket_by_bucket(tmp_path):

@@ -87,7 +87,7 @@ def test_parts_share_all_buckets_among_them(of):
 
 @pytest.mark.parametrize(("part", "of"), [(2, 2), (-1, 2), (0, 0), (0, 257)])
 def test_parts_that_there_are_not(part, of):
-    with pytest.raises(ConfigError, match=f"no part {part} of {of}"):
+    with pytest.raises(ConfigError, match=f"^part={part} of={of}: part must be"):
         buckets_of_part(part, of)
 
 

@@ -349,7 +349,7 @@ def test_a_captioning_model_that_no_hub_can_give(told):
     """The tests are offline: neither the cache nor the hub has it, which is known without fetching anything."""
     (problem,) = told(market(), "caption.model=nobody/no-such-llava")
     assert problem.startswith(
-        "the weights of nobody/no-such-llava (revision main) are neither in the hub cache of this"
+        "caption.model: the weights of nobody/no-such-llava (revision main) are not in this machine's hub cache"
     )
     assert told(market(), "caption.model=nobody/no-such-llava", stages=("train",)) == []
 
