@@ -1,4 +1,4 @@
-"""Reading a caption's text: attributes by slot."""
+"""Caption parsing: text in, attributes by slot out (`parse_caption`)."""
 
 from captioning.attributes.parse import parse_caption
 

@@ -1,4 +1,4 @@
-"""What a person carries, out of segments such as "carrying a black bag and a water bottle"."""
+"""Carried items, from segments such as "carrying a black bag and a water bottle"."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from captioning.attributes.lexicon import (
 )
 from captioning.attributes.text import Segment, lookup, mentions
 
-_MOST_WORDS = 3  # in the name of a thing the lexicon does not know
+_MOST_WORDS = 3  # in the name of an item that is not in the lexicon
 _NEVER_CARRIED = frozenset(("hair", "glasses"))
 _RATHER_WORN = frozenset(("shoes", "lower"))
 
 
-def carried_things(segment: Segment) -> tuple[list[str], list[Segment]]:
-    """Split a carry segment into the things carried and the parts that tell of something worn after all.
+def carried_items(segment: Segment) -> tuple[list[str], list[Segment]]:
+    """Split a carry segment into the carried items and the parts about something worn.
 
-    An object of any name counts ("a toy"), unless the reply was cut off right after it: "a back" is not a thing then.
+    An item may have any name ("a toy"), unless the reply was cut off right after it: "a back" may be half a word.
     """
-    things: list[str] = []
+    items: list[str] = []
     worn: list[Segment] = []
     parts = list(_parts(segment.tokens))
     for i, tokens in enumerate(parts):
@@ -35,10 +35,10 @@ def carried_things(segment: Segment) -> tuple[list[str], list[Segment]]:
         if last and (last[0].entry.kind in _NEVER_CARRIED or (i and last[0].color and _worn(last[0].entry.kind))):
             worn.append(part)
             continue
-        thing = _thing(tokens, complete=segment.closed or i < len(parts) - 1)
-        if thing:
-            things.append(thing)
-    return things, worn
+        item = _item(tokens, complete=segment.closed or i < len(parts) - 1)
+        if item:
+            items.append(item)
+    return items, worn
 
 
 def _worn(kind: str) -> bool:
@@ -56,10 +56,10 @@ def _parts(tokens: Iterable[str]) -> Iterator[tuple[str, ...]]:
     yield tuple(part)
 
 
-def _thing(tokens: tuple[str, ...], *, complete: bool) -> str | None:
+def _item(tokens: tuple[str, ...], *, complete: bool) -> str | None:
     head = _until_preposition(tokens)
     words = tuple(word for word in head if _names(word))
-    # First as written ("plastic bag"), then without the words that only qualify ("red and white plastic box").
+    # First as written ("plastic bag"), then without qualifiers ("red and white plastic box").
     known = _known(head) or _known(words)
     if known is not None:
         entry, name = known
@@ -68,7 +68,7 @@ def _thing(tokens: tuple[str, ...], *, complete: bool) -> str | None:
 
 
 def _known(words: tuple[str, ...]) -> tuple[Entry, str] | None:
-    """Return the lexicon noun that ends the words: "handbag", but not "guitar" of "guitar case"."""
+    """Return the lexicon noun at the end of the words: "handbag", but not "guitar" of "guitar case"."""
     for at in range(len(words)):
         match = lookup(words, at)
         if match is not None and match[1] == len(words):
@@ -77,7 +77,7 @@ def _known(words: tuple[str, ...]) -> tuple[Entry, str] | None:
 
 
 def _until_preposition(tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the words up to "in", "of" and the like; "a pair of" and "a piece of" are skipped."""
+    """Return the words before the first preposition; "a pair of" and "a piece of" are skipped."""
     kept: list[str] = []
     for token in tokens:
         if token == "of" and not any(_names(word) for word in kept):
@@ -90,7 +90,7 @@ def _until_preposition(tokens: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _names(word: str) -> bool:
-    """Say whether a word can be part of a thing's name."""
+    """Return True if a word can be part of an item's name."""
     return word.isalpha() and not any(
         word in words for words in (DETERMINERS, ADJECTIVES, COLOR_WORDS, DEGRADING, ECHOES, NEGATORS)
     )

@@ -1,7 +1,7 @@
-"""The words captions use for people, garments, hair and carried things, and the one value each stands for.
+"""Words that captions use for people, garments, hair and carried items, and the value that each one means.
 
-Keys are lower-case words with hyphens written as spaces ("t shirt"). Words for a person's build, worth or nakedness
-appear in `DEGRADING` only: they are recognised so that they can be flagged, and never become a value.
+Keys are lower-case words with hyphens written as spaces ("t shirt"). Words about a person's build, worth or nakedness
+are in `DEGRADING` only: the audit flags them, and they never become a value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ def _words(text: str) -> frozenset[str]:
 
 
 class Entry(NamedTuple):
-    """What a noun means. kind: upper, lower, shoes, hair, glasses, thing, bag or worn (named by no slot)."""
+    """The meaning of a noun.
+
+    kind: a slot such as glasses, or upper, lower, thing, bag or worn (worn, but in no slot). value: of the slot; None
+    if the noun names only the kind ("clothes").
+    """
 
     kind: str
     value: str | None
@@ -35,7 +39,7 @@ COLOR_WORDS: Final[dict[str, str]] = {
     **dict.fromkeys(("gold", "golden", "mustard"), "yellow"),
     **dict.fromkeys(("coral", "peach"), "orange"),
 }
-"""Colour word -> one of the eleven colours; khaki, tan and beige count as brown."""
+"""Color word -> one of the eleven colors; khaki, tan and beige are brown."""
 
 GENDER_NOUNS: Final[dict[str, str]] = {
     **dict.fromkeys(("woman", "women", "female", "females", "lady", "ladies", "girl", "girls", "gal"), "female"),
@@ -55,12 +59,12 @@ AGE_WORDS: Final[dict[str, str]] = {
     **dict.fromkeys(("young", "younger", "youthful", "teenage", "teenaged"), "young"),
     **dict.fromkeys(("elderly", "senior"), "elderly"),
 }
-"""Age words that mean a person's age wherever they stand."""
+"""Words that mean a person's age anywhere in a caption."""
 AGE_WORDS_BEFORE_PERSON: Final[dict[str, str]] = {
     **dict.fromkeys(("old", "older", "aged"), "elderly"),
     **dict.fromkeys(("little",), "young"),
 }
-"""Age words that mean a person's age only near a word for a person ("an old man", not "an old coat")."""
+"""Words that mean a person's age only before a word for a person ("an old man", not "an old coat")."""
 
 
 def _entries(kind: str, words: dict[str, str | None]) -> dict[str, Entry]:
@@ -199,7 +203,7 @@ LEXICON: Final[dict[str, Entry]] = {
     "haircut": Entry("hair", None),
     "haired": Entry("hair", None),
 }
-"""Noun of up to three words -> what it means; the longest match counts ("dress shirt" is a shirt)."""
+"""Noun of up to three words -> its meaning; the longest match is used ("dress shirt" is a shirt)."""
 LONGEST: Final = max(len(words.split()) for words in LEXICON)
 
 HAIR_LENGTHS: Final[dict[str, str]] = {
@@ -216,18 +220,18 @@ HAIR_STYLES: Final[dict[str, str]] = {
     **dict.fromkeys(("braid", "braids", "braided"), "braided"),
     **dict.fromkeys(("buzz cut", "crew cut"), "short"),
 }
-"""Words that name a hair style wherever they stand; a style counts before a length."""
+"""Words that name a hair style anywhere in a caption; a style precedes a length."""
 HAIR_LOOKS: Final[dict[str, str]] = {
     **COLOR_WORDS,
     **{word: word for word in ("blonde", "dark", "light", "curly", "wavy", "straight")},
     "blond": "blonde",
 }
-"""Words before or after "hair" that count only where neither style nor length is told."""
+"""Words before or after "hair" that are used only without a style or length."""
 
 CARRY_VERBS: Final = _words("carrying carries carry carried holding holds hold pulling pulls pushing pushes dragging")
 WEAR_VERBS: Final = _words("wearing wears wear dressed clad has have having with without featuring sporting")
 OTHER_VERBS: Final = _words("but while who which that riding walking standing sitting running looking posing next near")
-"""Verbs and joints that begin a new segment of a sentence."""
+"""Verbs and conjunctions that begin a new segment of a sentence."""
 NEGATORS: Final = _words(
     "not never no without neither nor none isn't doesn't aren't don't hasn't haven't wasn't isnt doesnt"
 )
@@ -245,15 +249,15 @@ ADJECTIVES: Final = _words(
     "new open closed full empty another other same different single small sized heavy stylish casual pair piece bunch "
     "set couple colored coloured visible possible possibly large what like looks appears be"
 )
-"""Words before a carried thing's noun that are no part of its name."""
+"""Words before the noun of a carried item that do not belong to its name."""
 ECHOES: Final = _words(
     "other others accessory accessories item items something anything nothing things thing hand hands belongings "
     "personal"
 )
-"""Words a model repeats from the instruction, or that name no thing."""
+"""Words that a model repeats from the instruction, or that do not name an item."""
 
 DEGRADING: Final = _words(
     "fat obese overweight chubby ugly naked nude sexy hot homeless poor dirty stupid dumb crazy skinny scrawny trashy "
     "slutty creepy thug criminal retarded crippled midget oriental"
 )
-"""Words that judge a person or lay bare; the audit flags captions that hold one."""
+"""Words that demean or expose a person; the audit flags captions that contain one."""

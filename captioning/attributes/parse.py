@@ -1,14 +1,15 @@
-"""Reads attribute slots out of caption text, the captions of `compose` and LLaVA's own prose alike.
+"""Parser of captions: attribute slots from any caption text, of `compose` and of LLaVA alike.
 
-Rules and a lexicon; no model, no randomness. What a reader may want to know:
+It uses rules and a lexicon, without a model or randomness:
 
-* The first garment named with a colour counts ("a white shirt and a black jacket": a white shirt), else the first
-  named. Of a two-colour garment the first colour counts ("black and white shirt": black).
-* A dress, suit or jumpsuit is an upper garment; the lower slots stay None unless something else is named.
-* All carried things are kept, without colour, in alphabetical order: "backpack, cell phone".
-* Ages: below 40 (and boy, girl, child) young, below 60 middle-aged, from there elderly.
-* Hair is its style ("ponytail"), else its length, else whatever else is said of it ("black").
-* "none" is the answer when the caption denies: no glasses, nothing carried, no shoes.
+* The first garment with a color is used ("a white shirt and a black jacket": a white shirt), otherwise the first one.
+  Of a two-color garment the first color is used ("black and white shirt": black).
+* A dress, suit or jumpsuit is an upper garment; the lower slots stay None unless another garment is named.
+* All carried items are kept, without color, in alphabetical order: "backpack, cell phone".
+* Age: young below 40 (also boy, girl, child), middle-aged below 60, elderly from 60.
+* Hair is its style ("ponytail"), otherwise its length, otherwise its look ("black").
+* "none" is a denial: no glasses, nothing carried, no shoes.
+* Any other slot is the first noun whose kind in the lexicon is the name of the slot.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
-from captioning.attributes.carried import carried_things
+from captioning.attributes.carried import carried_items
 from captioning.attributes.lexicon import (
     AGE_WORDS,
     AGE_WORDS_BEFORE_PERSON,
@@ -52,10 +53,10 @@ _DECADES: Final = {
 
 
 def parse_caption(text: str) -> dict[str, str | None]:
-    """Return slot -> value for every slot of `data.slots`: a value, "none" (denied) or None (not said).
+    """Return slot -> value for every slot of `data.slots`: a value, "none" (denied) or None (not mentioned).
 
-    Never raises for any string. Values come from the closed vocabularies where a word has a place there; garment
-    types, shoes, hair styles and carried things may have other values ("dress", "cell phone").
+    Never raises for any string. Values come from the closed vocabularies if the word belongs to one; garment types,
+    shoes, hair styles and carried items may have other values ("dress", "cell phone").
     """
     return dict(zip(SLOTS, _parse(text), strict=True))
 
@@ -81,18 +82,18 @@ def _parse(text: str) -> tuple[str | None, ...]:
         "glasses": _glasses(found, text),
         "carrying": ", ".join(carried) or (NONE if nothing else None),
     }
-    return tuple(values[slot] for slot in SLOTS)
+    return tuple(values[slot] if slot in values else _noun(found, slot) for slot in SLOTS)
 
 
 def coverage(captions: Iterable[str]) -> dict[str, float]:
-    """Return the share (0 to 1) of captions that answer each slot, denials included; 0 for no captions."""
+    """Return slot -> share (0 to 1) of the captions that answer it, denials included; 0 without captions."""
     rows = [_parse(caption) for caption in captions]
     return {slot: sum(row[i] is not None for row in rows) / max(len(rows), 1) for i, slot in enumerate(SLOTS)}
 
 
 def _carried(spoken: Sequence[Segment]) -> tuple[list[str], bool, list[Segment]]:
-    """Return the things carried, whether carrying was denied, and the segments that tell of what is worn."""
-    things: set[str] = set()
+    """Return the carried items, whether carrying was denied, and the segments about worn items."""
+    items: set[str] = set()
     nothing = False
     worn: list[Segment] = []
     for segment in spoken:
@@ -101,20 +102,20 @@ def _carried(spoken: Sequence[Segment]) -> tuple[list[str], bool, list[Segment]]
         elif segment.negated or segment.tokens[:1] in (("no",), ("nothing",)):
             nothing = True
         else:
-            held, rest = carried_things(segment)
-            things.update(held)
+            held, rest = carried_items(segment)
+            items.update(held)
             worn.extend(rest)
     for segment in worn:
         for mention in mentions(segment):
             if mention.entry.kind == "bag" or (mention.entry.kind == "thing" and segment.kind == "wear"):
                 nothing = nothing or mention.negated
                 if not mention.negated:
-                    things.add(mention.entry.value or mention.words)
-    return sorted(things), nothing, worn
+                    items.add(mention.entry.value or mention.words)
+    return sorted(items), nothing, worn
 
 
 def _gender(spoken: Sequence[Segment]) -> str | None:
-    """Return the gender of the first noun in a subject, else of a pronoun, else of any noun."""
+    """Return the gender of the first noun in a subject, otherwise of a pronoun, otherwise of any noun."""
     everything = [token for segment in spoken for token in segment.tokens]
     subjects = [token for segment in spoken if segment.kind in ("subject", "other") for token in segment.tokens]
     for tokens, genders in ((subjects, GENDER_NOUNS), (everything, GENDER_PRONOUNS), (everything, GENDER_NOUNS)):
@@ -150,7 +151,7 @@ def _age_at(tokens: tuple[str, ...], i: int, token: str) -> str | None:
 
 
 def _years(tokens: tuple[str, ...], i: int, token: str) -> int | None:
-    """Read "20 year old", "aged 20", "in his early 20s" and "in her twenties" at index `i`."""
+    """Return the years of "20 year old", "aged 20", "in his early 20s" or "in her twenties" at index `i`."""
     if token in _DECADES:
         return _DECADES[token]
     digits = token.removesuffix("s")
@@ -167,7 +168,7 @@ def _age_of(years: int) -> str:
 
 
 def _garment(found: Sequence[Mention], kind: str) -> tuple[str | None, str | None]:
-    """Return (colour, type) of one garment of a kind; words without a type ("clothes") yield to any with one."""
+    """Return (color, type) of one garment of a kind; a word with a type precedes one without ("clothes")."""
     named = [mention for mention in found if mention.entry.kind == kind and not mention.negated]
     typed = [mention for mention in named if mention.entry.value]
     first = next((mention for mention in typed if mention.color), typed[0] if typed else None)
@@ -176,7 +177,7 @@ def _garment(found: Sequence[Mention], kind: str) -> tuple[str | None, str | Non
 
 
 def _dressed_in(worn: Sequence[Segment]) -> str | None:
-    """Read a colour that stands alone: "a woman in black", "dressed in all black"."""
+    """Return a color without a garment: "a woman in black", "dressed in all black"."""
     for segment in worn:
         tokens = list(segment.tokens)
         while tokens and tokens[-1] in _TRAILING:
@@ -217,10 +218,14 @@ def _hair_styles(segment: Segment) -> Iterable[str]:
             yield style
 
 
+def _noun(found: Sequence[Mention], slot: str) -> str | None:
+    """Return the first noun whose kind is `slot`, or "none" if all of them are denied."""
+    named = [mention for mention in found if mention.entry.kind == slot]
+    kept = [mention.entry.value or mention.words for mention in named if not mention.negated]
+    return next(iter(kept), NONE if named else None)
+
+
 def _glasses(found: Sequence[Mention], text: str) -> str | None:
-    named = [mention for mention in found if mention.entry.kind == "glasses"]
-    kept = [mention.entry.value for mention in named if not mention.negated]
-    if kept:
-        # "wearing glasses or not" is the instruction repeated, and no answer.
-        return None if "glasses or not" in text.lower() else kept[0]
-    return NONE if named else None
+    glasses = _noun(found, "glasses")
+    # "wearing glasses or not" repeats the instruction.
+    return None if glasses != NONE and "glasses or not" in text.lower() else glasses

@@ -1,8 +1,8 @@
-"""Caption text as tokens, segments and mentions: the grammar that the slot readers share.
+"""Tokens, segments and mentions of a caption: the grammar that all slots are parsed with.
 
-"A man is wearing a black shirt and carrying a bag." has three segments, each begun by a verb: the subject "a man is",
-"a black shirt and" after *wearing*, and "a bag" after *carrying*. A mention is a noun of the lexicon in a segment with
-the words that qualify it.
+"A man is wearing a black shirt and carrying a bag." has three segments: the subject "a man is", "a black shirt and"
+after the verb *wearing*, and "a bag" after *carrying*. A mention is a noun of the lexicon in a segment, with the words
+that qualify it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from captioning.attributes.lexicon import (
     Entry,
 )
 
-_BRACKETED: Final = re.compile(r"\[[^\[\]]*\]")  # an instruction repeated: "[upper clothes]"
+_BRACKETED: Final = re.compile(r"\[[^\[\]]*\]")  # a repeated instruction: "[upper clothes]"
 _TOKEN: Final = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[.;:!?\n]+|,")
 _JOINTS: Final = frozenset(("and", "or", ","))
 _QUALIFIERS: Final = frozenset(COLOR_WORDS) | ADJECTIVES | frozenset(HAIR_LENGTHS) | frozenset(HAIR_STYLES)
@@ -38,7 +38,7 @@ _QUALIFIERS: Final = frozenset(COLOR_WORDS) | ADJECTIVES | frozenset(HAIR_LENGTH
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A stretch of a sentence. kind: subject, wear, carry or other; closed: the text goes on or ends with a stop."""
+    """A part of a sentence. kind: subject, wear, carry or other. closed: False if the text breaks off after it."""
 
     kind: str
     tokens: tuple[str, ...]
@@ -48,7 +48,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Mention:
-    """A noun of the lexicon. words: the noun as written; qualifiers: words before it, or after "is", in text order."""
+    """A noun of the lexicon. words: as written. qualifiers: words before it, or after "is", in text order."""
 
     entry: Entry
     words: str
@@ -57,12 +57,12 @@ class Mention:
 
     @property
     def color(self) -> str | None:
-        """The first colour among the qualifiers."""
+        """The first color among the qualifiers."""
         return next((COLOR_WORDS[word] for word in self.qualifiers if word in COLOR_WORDS), None)
 
 
 def segments(text: str) -> list[Segment]:
-    """Split caption text (any string) into segments, in text order."""
+    """Split a caption (any string) into segments, in text order."""
     plain = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'").replace("\u2018", "'")
     found: list[Segment] = []
     sentence: list[str] = []
@@ -79,7 +79,7 @@ def _sentence(tokens: list[str], *, closed: bool) -> Iterator[Segment]:
     kind, negated, start = "subject", False, 0
     for i, token in enumerate(tokens):
         begins = _segment_kind(token)
-        if begins is None or lookup(tuple(tokens[i : i + LONGEST]), 0):  # "running" is no verb in "running shoes"
+        if begins is None or lookup(tuple(tokens[i : i + LONGEST]), 0):  # "running" is not a verb in "running shoes"
             continue
         yield Segment(kind=kind, tokens=tuple(tokens[start:i]), negated=negated)
         kind, negated, start = begins, token == "without" or _denied(tokens, start, i), i + 1
@@ -96,7 +96,7 @@ def _segment_kind(token: str) -> str | None:
 
 
 def _denied(tokens: list[str], start: int, verb: int) -> bool:
-    """Say whether the auxiliaries right before the verb hold a "not": "is not wearing", "doesn't appear to be"."""
+    """Return True if the auxiliaries right before the verb contain a "not": "is not wearing"."""
     for i in range(verb - 1, start - 1, -1):
         if tokens[i] in NEGATORS:
             return True
@@ -115,7 +115,7 @@ def lookup(tokens: tuple[str, ...], at: int) -> tuple[Entry, int] | None:
 
 
 def mentions(segment: Segment) -> list[Mention]:
-    """Return the lexicon nouns of a segment in text order."""
+    """Return the lexicon nouns of a segment, in text order."""
     tokens = segment.tokens
     found: list[Mention] = []
     at = floor = 0
@@ -126,7 +126,7 @@ def mentions(segment: Segment) -> list[Mention]:
             continue
         entry, end = match
         before, denied = _before(tokens, floor, at)
-        # "no glasses or hat": the denial carries over.
+        # "no glasses or hat": the denial applies to both.
         denied = denied or (bool(found) and found[-1].negated and tokens[floor] == "or")
         found.append(
             Mention(
@@ -141,7 +141,7 @@ def mentions(segment: Segment) -> list[Mention]:
 
 
 def _before(tokens: tuple[str, ...], floor: int, noun: int) -> tuple[tuple[str, ...], bool]:
-    """Walk left from a noun over what qualifies it; say also whether a "no" stands there."""
+    """Return the qualifiers before a noun, and whether a "no" precedes them."""
     i = noun - 1
     while i >= floor:
         token = tokens[i]
@@ -159,7 +159,7 @@ def _before(tokens: tuple[str, ...], floor: int, noun: int) -> tuple[tuple[str, 
 
 
 def _after(tokens: tuple[str, ...], end: int) -> tuple[str, ...]:
-    """Return the words of "is black and white" after a noun."""
+    """Return the qualifiers of "is black and white" after a noun."""
     if end >= len(tokens) or tokens[end] not in ("is", "are", "in"):
         return ()
     stop = end + 1
