@@ -1,111 +1,236 @@
-"""Line charts as inline SVG, drawn by hand: crisp at any zoom, a few kilobytes, the same bytes every time.
+"""Charts as SVG, drawn by matplotlib for the report, the study and Prefect's UI. The same data give the same bytes.
 
-Text inside a chart takes the page's font; the legend is HTML beside it, because only a browser knows how wide text is.
+Text stays text: a page sets it in its own font, and the legend is HTML beside the drawing. matplotlib is imported when
+a chart is drawn.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-Points = Sequence[tuple[float, float]]
+from flows.report.stage import TEMPLATES
 
-WIDTH: Final = 560  # of the view box, in its own units; the page scales it
-HEIGHT: Final = 270
-_PHONE: Final = (330, 250)  # view box of the drawing for narrow screens, where the wide one's text would be too small
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 40
-_TICK_ROOM: Final = 48  # least distance of two x labels
-# Markup escapes whatever is put in.
-_LINE: Final = Markup('<line class="{}" x1="{:g}" y1="{:g}" x2="{:g}" y2="{:g}"/>')
-_TEXT: Final = Markup('<text class="{}" x="{:g}" y="{:g}" text-anchor="{}">{}</text>')
-_SAMPLE: Final = Markup('<line class="line" x1="{0:g}" y1="{1:g}" x2="{2:g}" y2="{1:g}" stroke="{3}"{4}/>')
-_LETTER: Final = 6.6  # width of a letter in the legend of a file, about
-_FILE_STYLE: Final = Markup(
-    "<style>text{font-family:sans-serif;fill:#1a2130}.tick{font-size:11.5px;fill:#6b7485}.name{font-size:12px}"
-    ".title{font-size:15px;font-weight:600}.grid{stroke:#e8ebf1}.axis{stroke:#aab2c0}"
-    "polyline{fill:none;stroke-linejoin:round}.line{stroke-width:2.2}.faint{stroke-width:1.1}</style>"
-    '<rect width="100%" height="100%" fill="#fff"/>'
-)
-"""Of a drawing that is a file of its own; the white ground is for viewers that are dark."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE: Final = TEMPLATES / "charts.mplstyle"
+INK: Final = "#1f2937"
+PALETTE: Final = ("#2563eb", "#d97706", "#059669", "#9333ea", "#db2777", "#0891b2", "#65a30d", "#b45309")
+"""Colors for things without a color of their own: apart in hue, and dark enough on white."""
+
+_FONTS: Final = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"  # of a file
 _MAX_POINTS: Final = 400  # more cannot be told apart at this width
+_BAR: Final = 14  # height of an interval; the dots on it spread over it, so that equal values lie beside each other
+_TOP, _RIGHT, _BOTTOM = 12, 14, 44  # room around the axes in view-box units
+_SVG: Final = "{http://www.w3.org/2000/svg}"
+_LINK: Final = "{http://www.w3.org/1999/xlink}href"
+_SETTINGS_LOCK: Final = threading.Lock()  # matplotlib's settings are global; two threads may draw at once
+
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One curve. `value` is the figure its legend entry shows; a `faint` line is background and has no entry."""
+class Key:
+    """One entry of a legend. dash: lengths of stroke and gap; empty for a solid line. value: the figure to show."""
 
     label: str
-    points: Points
     color: str
-    dash: str = ""
+    dash: tuple[float, ...] = ()
     value: str = ""
+
+    @property
+    def text(self) -> str:
+        """Return label and value in one string."""
+        return f"{self.label} {self.value}".rstrip()
+
+    @property
+    def line_style(self) -> Any:
+        """Return the dash as matplotlib takes it."""
+        return (0, self.dash) if self.dash else "solid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve(Key):
+    """One curve. A `faint` curve is background: it is thin and has no legend entry. dots: mark every point."""
+
+    points: Points
     faint: bool = False
     dots: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A finished chart: the drawing, the same for narrow screens, and the lines its legend lists.
+class Estimate:
+    """One row of an interval chart: a dot per value, a stroke at their mean, a bar over the interval of the mean."""
 
-    size: of `svg`, in view-box units.
+    label: str
+    color: str
+    values: Sequence[float]
+    mean: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Size of a drawing and the room left of its axes, in view-box units. `narrow` ones are for phones."""
+
+    width: float
+    height: float
+    left: float
+    narrow: bool = False
+
+    def axes_of(self, figure: Figure) -> Axes:
+        """Add the axes to `figure`, whose height may exceed the frame's by the heading of a file."""
+        width, height = figure.get_size_inches() * figure.dpi
+        inner = (self.width - self.left - _RIGHT) / width, (self.height - _TOP - _BOTTOM) / height
+        return figure.add_axes((self.left / width, _BOTTOM / height, *inner))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What a chart shows and how it is drawn, in a wide and a narrow frame.
+
+    large: it needs the full width of a page.
     """
 
     title: str
     note: str
-    svg: Markup
-    narrow: Markup
-    legend: tuple[Line, ...]
-    size: tuple[float, float]
+    legend: Sequence[Key]
+    frames: tuple[Frame, Frame]
+    draw: Callable[[Axes, Frame], None]
+    large: bool = False
+
+    @property
+    def wide(self) -> Markup:
+        """Return the drawing as an SVG element."""
+        return Markup(ElementTree.tostring(self._element(self.frames[0]), encoding="unicode"))
+
+    @property
+    def narrow(self) -> Markup:
+        """Return the drawing for screens on which the text of the wide one would be too small."""
+        return Markup(ElementTree.tostring(self._element(self.frames[1]), encoding="unicode"))
 
     def as_file(self) -> str:
-        """Return the drawing as an SVG file of its own, with title, legend and style, which in a page are HTML."""
-        legend, bottom = self._legend()
-        place = '<svg y="{:g}" width="{:g}" height="{:g}" '.format(bottom + 14, *self.size)
-        inner = Markup(str(self.svg).replace("<svg ", place, 1))
-        title = _TEXT.format("title", 4, 18, "start", self.title)
-        whole = Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:g} {:g}">{}{}{}{}</svg>\n')
-        return str(whole.format(self.size[0], self.size[1] + bottom + 14, _FILE_STYLE, title, legend, inner))
+        """Return the drawing as an SVG file with its title and its legend, which in a page are HTML."""
+        root = self._element(self.frames[0], heading=True)
+        root.attrib |= {"xmlns": _SVG.strip("{}"), "font-family": _FONTS}
+        # The white ground is for viewers that are dark.
+        root.insert(0, ElementTree.Element("rect", {"width": "100%", "height": "100%", "fill": "#fff"}))
+        return ElementTree.tostring(root, encoding="unicode") + "\n"
 
-    def _legend(self) -> tuple[Markup, float]:
-        """Return the legend below the title, in as many rows as it needs, and the baseline of its last row."""
-        parts, x, y = [], 4.0, 38.0
-        for line in self.legend:
-            text = f"{line.label} {line.value}".rstrip()
-            width = 28 + _LETTER * len(text) + 20
-            if x > 4 and x + width > self.size[0]:
-                x, y = 4.0, y + 18
-            dash = Markup(' stroke-dasharray="{}"').format(line.dash) if line.dash else ""
-            parts.append(_SAMPLE.format(x, y - 4, x + 22, line.color, dash))
-            parts.append(_TEXT.format("name", x + 28, y, "start", text))
-            x += width
-        return Markup("").join(parts), y
+    def _element(self, frame: Frame, *, heading: bool = False) -> ElementTree.Element:
+        longest = max((len(key.text) for key in self.legend), default=0)
+        columns = max(1, min(len(self.legend), int(frame.width // (48 + 7 * longest))))
+        height = frame.height + (28 + 18 * math.ceil(len(self.legend) / columns) if heading else 0)
 
+        def draw(figure: Figure) -> None:
+            self.draw(frame.axes_of(figure), frame)
+            if heading:
+                _add_heading(figure, self.title, self.legend, columns)
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers, evenly spaced, the outer two at or beyond `low` and `high`."""
-    if high <= low:
-        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
-    rough = (high - low) / max(count - 1, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [step * index for index in range(first, last + 1)]
+        # The salt goes into ids, which two drawings of one page may not share.
+        root = _cleaned(_svg(draw, frame.width, height, salt=f"{self.title}, {frame.width:g}"))
+        label = ", ".join([self.title, *(key.text for key in self.legend)])
+        root.attrib |= {"viewBox": f"0 0 {frame.width:g} {height:g}", "role": "img", "aria-label": label}
+        return root
 
 
-def whole_ticks(low: float, high: float, count: int = 7) -> list[int]:
-    """Return about `count` round whole numbers within `low` and `high`: steps, epochs and ranks have no halves.
+def _svg(draw: Callable[[Figure], None], width: float, height: float, *, salt: str) -> str:
+    """Return what `draw` puts on a figure, as matplotlib writes it."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
-    Where no round number lies within, the whole numbers nearest to the ends.
+    style = mpl.rc_params_from_file(STYLE, use_default_template=True)  # and nothing of the user's matplotlibrc
+    settings: dict[Any, Any] = {name: value for name, value in style.items() if name != "backend"}
+    stream = io.StringIO()
+    with _SETTINGS_LOCK, mpl.rc_context(settings | {"svg.hashsalt": salt}):
+        figure = Figure(figsize=(width / 72, height / 72))
+        draw(figure)
+        for artist in figure.findobj():
+            artist.set_clip_on(False)  # the axes enclose all data; a clip path would be a reference by id
+        FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return stream.getvalue()
+
+
+def _cleaned(svg: str) -> ElementTree.Element:
+    """Return a drawing of matplotlib fit for a page: no namespaces, style sheet or font, only ids that are used."""
+    root = ElementTree.fromstring(svg)
+    for parent in root.iter():
+        for child in [*parent]:
+            child.tail = None
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        element.text = element.text if element.tag == "text" else None
+        if element.tag == "g":
+            element.attrib.pop("id", None)
+        if element.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+        if _LINK in element.attrib:
+            element.set("href", element.attrib.pop(_LINK))
+        for name, value in element.attrib.items():
+            element.set(name, re.sub(r"font-family: [^;]*;? ?", "", " ".join(value.split())))
+    root.attrib.clear()
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}  # what the style sheet said
+    return root
+
+
+def _add_heading(figure: Figure, title: str, legend: Sequence[Key], columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    width, height = figure.get_size_inches() * figure.dpi
+    figure.text(4 / width, 1 - 18 / height, title, fontsize=15, fontweight="bold", color=INK)
+    if legend:
+        handles = [Line2D([], [], color=key.color, linestyle=key.line_style) for key in legend]
+        place = (4 / width, 1 - 28 / height)
+        figure.legend(handles, [key.text for key in legend], ncols=columns, loc="upper left", bbox_to_anchor=place)
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    x_label: str,
+    y_format: Callable[[float], str],
+    y_bounds: tuple[float, float] | None = None,
+    x_ticks: Sequence[int] | None = None,
+    note: str = "",
+) -> Chart | None:
+    """Return `curves` on common axes; None when no curve has a point.
+
+    The x axis counts something (steps, epochs, ranks), so its ticks are whole numbers: `x_ticks`, or round ones.
+    y_bounds: the least and greatest value that the y axis must show; by default those of the data, and zero.
     """
-    rough = max((high - low) / max(count - 1, 1), 1.0)
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [step * index for index in range(first, last + 1)] or sorted({math.floor(low), math.ceil(high)})
+    thinned = [replace(curve, points=thin(curve.points)) for curve in curves]
+    drawn = sorted((curve for curve in thinned if curve.points), key=lambda curve: not curve.faint)
+    if not drawn:
+        return None
+    xs, ys = zip(*(point for curve in drawn for point in curve.points), strict=True)
+    bounds = y_bounds or (min(0.0, *ys), max(0.0, *ys))
+
+    def draw(axes: Axes, frame: Frame) -> None:
+        for curve in drawn:
+            _draw_curve(axes, curve)
+        _scale_x(axes, min(xs), max(xs), x_ticks, most=5 if frame.narrow else 9)
+        ticks = round_ticks(*bounds, most=5)
+        axes.set_yticks(ticks, [y_format(tick) for tick in ticks])
+        axes.set_ylim(ticks[0], ticks[-1])
+        axes.set_xlabel(x_label)
+
+    frames = Frame(width=560, height=270, left=58), Frame(width=330, height=250, left=58, narrow=True)
+    legend = [curve for curve in drawn if not curve.faint]
+    return Chart(title=title, note=note, legend=legend, frames=frames, draw=draw)
 
 
 def thin(points: Points, limit: int = _MAX_POINTS) -> list[tuple[float, float]]:
@@ -118,106 +243,102 @@ def thin(points: Points, limit: int = _MAX_POINTS) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
 
 
-def line_chart(
-    lines: Sequence[Line],
-    *,
-    title: str,
-    x_label: str,
-    y_format: Callable[[float], str],
-    y_bounds: tuple[float, float] | None = None,
-    x_ticks: Sequence[int] | None = None,
-    note: str = "",
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    x, y = zip(*curve.points, strict=True)
+    marker = "o" if curve.dots or len(curve.points) == 1 else ""
+    width = 1.1 if curve.faint else None
+    axes.plot(x, y, color=curve.color, linestyle=curve.line_style, marker=marker, linewidth=width)
+
+
+def _scale_x(axes: Axes, low: float, high: float, ticks: Sequence[int] | None, *, most: int) -> None:
+    """Fit the x axis to the data, with whole numbers as ticks."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+    room = 0.5 if low == high else 0.0
+    axes.set_xlim(low - room, high + room)
+    whole = MaxNLocator(most, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    axes.xaxis.set_major_locator(FixedLocator([*ticks]) if ticks else whole)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def round_ticks(low: float, high: float, *, most: int) -> list[float]:
+    """Return round numbers, evenly spaced, in about `most` steps, the outer two at or beyond `low` and `high`."""
+    from matplotlib.ticker import MaxNLocator
+
+    return [float(tick) for tick in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+
+
+def interval_chart(
+    estimates: Sequence[Estimate], *, title: str, x_label: str, keys: Sequence[Key], note: str, zero: bool = False
 ) -> Chart | None:
-    """Draw `lines` on common axes; None when no line has a point.
+    """Return one row per estimate on a common axis; None without estimates.
 
-    The x axis counts something (steps, epochs, ranks), so its ticks are whole numbers: `x_ticks`, or round ones.
-    y_bounds: the least and greatest value the y axis must show; by default the data's own, with zero.
+    keys: the legend, of which the colors in use are shown. zero: draw the line of no difference, which the axis then
+    includes.
     """
-    drawn = [(line, thin(line.points)) for line in lines]
-    drawn = [(line, points) for line, points in drawn if points]
-    if not drawn:
+    if not estimates:
         return None
-    legend = tuple(line for line, _ in drawn if not line.faint)
-    label = ", ".join([title, *(f"{line.label} {line.value}".rstrip() for line in legend)])
+    shown = [value for estimate in estimates for value in (*estimate.values, *(estimate.interval or ()))]
+    shown += [0.0] if zero else []
 
-    def draw(size: tuple[int, int]) -> Markup:
-        frame = _Frame.around([points for _, points in drawn], size=size, y_bounds=y_bounds, x_ticks=x_ticks)
-        parts = [frame.axes(x_label=x_label, y_format=y_format)]
-        parts += [frame.curve(line, points) for line, points in sorted(drawn, key=lambda pair: not pair[0].faint)]
-        return drawing(size, label, parts)
+    def draw(axes: Axes, frame: Frame) -> None:
+        _scale_intervals(axes, round_ticks(min(shown), max(shown), most=4 if frame.narrow else 6), len(estimates))
+        axes.set_xlabel(x_label)
+        if zero:
+            axes.axvline(0, color="#566073", linewidth=1)
+        bar = _BAR / _row_height(narrow=frame.narrow)
+        for number, estimate in enumerate(estimates):
+            _draw_estimate(axes, estimate, number + (1 - bar if frame.narrow else 0.5), bar)
+        _label_estimates(axes, [estimate.label for estimate in estimates], above=frame.narrow)
 
+    wide, narrow = (_TOP + len(estimates) * _row_height(narrow=narrow) + _BOTTOM for narrow in (False, True))
+    used = {estimate.color for estimate in estimates}
     return Chart(
-        title=title, note=note, svg=draw((WIDTH, HEIGHT)), narrow=draw(_PHONE), legend=legend, size=(WIDTH, HEIGHT)
+        title=title,
+        note=note,
+        legend=[key for key in keys if key.color in used],
+        frames=(Frame(width=760, height=wide, left=300), Frame(width=330, height=narrow, left=14, narrow=True)),
+        draw=draw,
+        large=True,
     )
 
 
-def drawing(size: tuple[float, float], label: str, parts: Sequence[Markup]) -> Markup:
-    """Return an SVG element of `size` in view-box units, which screen readers call `label`."""
-    whole = Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}">{}</svg>')
-    return whole.format(*size, label, Markup("").join(parts))
+def _row_height(*, narrow: bool) -> int:
+    return 42 if narrow else 26
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Frame:
-    """The axes of one chart and the way from data to view-box units."""
+def _scale_intervals(axes: Axes, ticks: Sequence[float], rows: int) -> None:
+    axes.set_xticks(ticks, [f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
+    axes.set_xlim(ticks[0], ticks[-1])
+    axes.set_ylim(rows, 0)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x")
+    axes.tick_params(axis="x", length=0)
+    axes.spines["bottom"].set_visible(False)
 
-    size: tuple[int, int]
-    x_low: float
-    x_high: float
-    x_ticks: Sequence[int]
-    y_ticks: Sequence[float]
 
-    @classmethod
-    def around(
-        cls,
-        curves: Sequence[Points],
-        *,
-        size: tuple[int, int],
-        y_bounds: tuple[float, float] | None,
-        x_ticks: Sequence[int] | None,
-    ) -> _Frame:
-        xs = [x for points in curves for x, _ in points]
-        ys = [y for points in curves for _, y in points]
-        low, high = y_bounds or (min(0.0, *ys), max(0.0, *ys))
-        y_ticks = nice_ticks(low, high)
-        if y_bounds:  # a share never needs a tick above 100 %
-            y_ticks = [tick for tick in y_ticks if tick <= high * (1 + 1e-9)]
-        x_low, x_high = min(xs), max(xs)
-        room = (size[0] - _LEFT - _RIGHT) // _TICK_ROOM
-        ticks = list(x_ticks or whole_ticks(x_low, x_high, room))
-        if x_high == x_low:
-            x_low, x_high = x_low - 1, x_high + 1
-        return cls(size=size, x_low=x_low, x_high=x_high, x_ticks=ticks, y_ticks=y_ticks)
+def _draw_estimate(axes: Axes, estimate: Estimate, middle: float, bar: float) -> None:
+    """Draw one estimate around `middle`, in rows as is `bar`, the height of the bar that its values spread over."""
+    color, unit = estimate.color, bar / _BAR
+    if estimate.interval is not None:
+        low, high = estimate.interval
+        axes.barh(middle, high - low, bar, low, facecolor=(color, 0.22), edgecolor=color, linewidth=1)
+    reach = bar / 2 + 2 * unit
+    axes.vlines(estimate.mean, middle - reach, middle + reach, color=INK, linewidth=2.4)
+    last = len(estimate.values) - 1
+    spread = bar / 2 - 3 * unit
+    heights = [middle + (spread * (2 * at / last - 1) if last else 0) for at in range(last + 1)]
+    dots = axes.plot(estimate.values, heights, color=color, linestyle="", marker="o", markersize=7.4)
+    dots[0].set(markeredgecolor="white", markeredgewidth=1)
 
-    def x(self, value: float) -> float:
-        share = (value - self.x_low) / (self.x_high - self.x_low)
-        return round(_LEFT + share * (self.size[0] - _LEFT - _RIGHT), 1)
 
-    def y(self, value: float) -> float:
-        share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        return round(self.size[1] - _BOTTOM - share * (self.size[1] - _TOP - _BOTTOM), 1)
-
-    def axes(self, *, x_label: str, y_format: Callable[[float], str]) -> Markup:
-        right, bottom = self.size[0] - _RIGHT, self.size[1] - _BOTTOM
-        parts = []
-        for tick in self.y_ticks:
-            y = self.y(tick)
-            parts.append(_LINE.format("grid", _LEFT, y, right, y))
-            parts.append(_TEXT.format("tick", _LEFT - 8, y + 4, "end", y_format(tick)))
-        parts.append(_LINE.format("axis", _LEFT, bottom, right, bottom))
-        for tick in self.x_ticks:
-            x = self.x(tick)
-            parts.append(_LINE.format("axis", x, bottom, x, bottom + 4))
-            parts.append(_TEXT.format("tick", x, bottom + 17, "middle", f"{tick:,}"))
-        parts.append(_TEXT.format("name", (_LEFT + right) / 2, self.size[1] - 4, "middle", x_label))
-        return Markup("").join(parts)
-
-    def curve(self, line: Line, points: Points) -> Markup:
-        path = " ".join(f"{self.x(x):g},{self.y(y):g}" for x, y in points)
-        dash = Markup(' stroke-dasharray="{}"').format(line.dash) if line.dash else ""
-        kind = "faint" if line.faint else "line"
-        drawn = Markup('<polyline class="{}" points="{}" stroke="{}"{}/>').format(kind, path, line.color, dash)
-        if line.dots or len(points) == 1:
-            dot = Markup('<circle cx="{:g}" cy="{:g}" r="2.6" fill="{}"/>')
-            drawn += Markup("").join(dot.format(self.x(x), self.y(y), line.color) for x, y in points)
-        return drawn
+def _label_estimates(axes: Axes, labels: Sequence[str], *, above: bool) -> None:
+    """Write the label of each row left of the axes, or above its bar."""
+    if not above:
+        axes.set_yticks([number + 0.5 for number in range(len(labels))], labels)
+        axes.tick_params(axis="y", labelsize=12, labelcolor=INK)
+        return
+    axes.set_yticks([])
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line of the grid crosses a label
+    for number, label in enumerate(labels):
+        axes.annotate(label, (0, number + 0.36), xycoords=("figure fraction", "data"), color=INK, bbox=ground)

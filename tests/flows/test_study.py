@@ -21,7 +21,7 @@ from flows.study import run as study_run
 from flows.study.inputs import open_inputs
 from flows.study.page import write_results
 from flows.study.plan import COMPARISONS, GROUPS, PRESETS, VARIANTS, Comparison, StudyConfig, variants_of
-from flows.study.plots import accuracy_plot, sweep_plot
+from flows.study.plots import accuracy_chart, sweep_chart
 from flows.study.run import do, plan
 from flows.study.table import RUNS, differences, spread, t_quantile, table, unfinished
 from flows.study.text import difference_text, mean_text
@@ -216,25 +216,33 @@ def test_results_can_be_read_by_people_and_programs(tmp_path):
         assert ElementTree.parse(tmp_path / "plots" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
-@pytest.mark.parametrize("drawn", ["svg", "narrow"])
+def styled(element) -> dict[str, str]:
+    """Return the style of an SVG element as property -> value."""
+    parts = (part.split(": ") for part in element.get("style", "").split("; ") if part)
+    return dict(parts)
+
+
+@pytest.mark.parametrize("drawn", ["wide", "narrow"])
 def test_dots_are_seen_on_their_bars(drawn):
     lines = table([row(variant, seed, 60) for variant in ("a", "b") for seed in (0, 1, 2)])
-    tree = ElementTree.fromstring(str(getattr(accuracy_plot(lines).chart, drawn)))
-    bars, dots = list(tree.iter("rect")), list(tree.iter("circle"))
+    elements = [*ElementTree.fromstring(str(getattr(accuracy_chart(lines), drawn))).iter()]
+    bars = [path for path in elements if path.tag == "path" and "fill-opacity" in styled(path)]
+    dots = [use for use in elements if use.tag == "use" and "#ffffff" in styled(use).values()]
     assert (len(bars), len(dots)) == (2, 6)
     for at, bar in enumerate(bars):
-        top, own = float(bar.get("y")), dots[3 * at : 3 * at + 3]
-        heights = [float(dot.get("cy")) for dot in own]
+        own = dots[3 * at : 3 * at + 3]
+        corners = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", bar.get("d"))]
+        heights = [float(dot.get("y")) for dot in own]
         assert len(set(heights)) == 3, "equal scores do not hide each other"
-        assert all(top < height < top + float(bar.get("height")) for height in heights)
-        assert all(dot.get("stroke") == "#fff" and dot.get("fill-opacity") is None for dot in own)
-        assert float(bar.get("fill-opacity")) < 0.3
-    assert [element.tag for element in tree][-1] == "circle", "dots are drawn after bars"
+        assert all(min(corners) < height < max(corners) for height in heights)
+        assert all(styled(dot)["stroke"] == "#ffffff" and "fill-opacity" not in styled(dot) for dot in own)
+        assert float(styled(bar)["fill-opacity"]) < 0.3
+        assert all(elements.index(dot) > elements.index(bar) for dot in own), "dots are drawn after bars"
 
 
 def test_the_narrow_drawing_is_as_wide_as_a_phone():
-    chart = accuracy_plot(table([row("a", seed, 60 + seed) for seed in (0, 1)])).chart
-    narrow, wide = (ElementTree.fromstring(str(svg)).get("viewBox").split() for svg in (chart.narrow, chart.svg))
+    chart = accuracy_chart(table([row("a", seed, 60 + seed) for seed in (0, 1)]))
+    narrow, wide = (ElementTree.fromstring(str(svg)).get("viewBox").split() for svg in (chart.narrow, chart.wide))
     assert (narrow[2], wide[2]) == ("330", "760")
 
 
@@ -250,8 +258,8 @@ def test_a_verdict_is_colored_only_where_its_interval_excludes_zero(tmp_path, po
 def test_nothing_finished_is_still_a_page(tmp_path):
     write_results(tmp_path, [ROWS[-1]], {})
     assert "no run has finished" in (tmp_path / "study.html").read_text()
-    assert accuracy_plot([]) is None
-    assert sweep_plot([], group="depth", title="", x_label="") is None
+    assert accuracy_chart([]) is None
+    assert sweep_chart([], "depth") is None
 
 
 # The loop ---------------------------------------------------------------------------------------------
@@ -403,10 +411,10 @@ def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
 
 
 def test_a_bar_of_percentages_stays_between_0_and_100():
-    from flows.study.plots import _within
-
-    two_seeds = spread([54.2, 65.1])
-    assert two_seeds.low < 0
-    assert two_seeds.high > 100
-    assert (_within(two_seeds).low, _within(two_seeds).high) == (0.0, 100.0)
-    assert _within(spread([54.2])) == spread([54.2])
+    two_seeds = table([row("a", seed, score) for seed, score in enumerate((54.2, 65.1))])
+    assert two_seeds[0].metrics["mAP"].low < 0
+    assert two_seeds[0].metrics["mAP"].high > 100
+    elements = ElementTree.fromstring(str(accuracy_chart(two_seeds).wide)).iter("path")
+    (bar,) = [path for path in elements if "fill-opacity" in styled(path)]
+    ends = {float(x) for x in re.findall(r"[ML] (\S+) ", bar.get("d"))}
+    assert ends == {300.0, 746.0}, "the ends of the axes, which are 0 and 100"

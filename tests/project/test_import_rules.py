@@ -26,6 +26,7 @@ OWNERS = {
     "transformers": "captioning",
     "bitsandbytes": "captioning",
     "open_clip": "reid/models/backbone.py",
+    "matplotlib": "flows/report/charts.py",
 }
 # Pickle runs code when it is read: weights are safetensors, tables are Parquet, the rest is JSON.
 BANNED = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
