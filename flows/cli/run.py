@@ -21,7 +21,8 @@ from data.files import atomic_path, read_json
 from flows.cli import search as commands_search
 from flows.cli import study as commands_study
 from flows.execution.server import prefect_server
-from flows.preflight.check import check_devices, check_output
+from flows.preflight.check import check_devices
+from flows.preflight.disk import check_output
 from flows.recipes import RECIPES, Recipe, build_recipe
 from flows.summary import RunSummary
 from flows.terminal import plain_console, results_table

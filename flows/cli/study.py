@@ -13,7 +13,9 @@ from rich.text import Text
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.errors import ConfigError, raise_problems
-from flows.preflight.check import Plan, check_output, problems_of, torch_cuda
+from flows.preflight.check import problems_of
+from flows.preflight.disk import check_output
+from flows.preflight.plan import Plan
 from flows.recipes import Recipe, build_recipe
 from flows.report.scores import duration
 from flows.scale import ScaleConfig
@@ -105,7 +107,6 @@ def _plan_of(run: Run) -> Plan:
         evaluate=run.evaluate,
         scale=ScaleConfig(),
         stages=frozenset(["train", "evaluate", *([] if captioned else ["caption"])]),
-        cuda=torch_cuda(),
     )
 
 

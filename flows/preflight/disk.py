@@ -1,23 +1,22 @@
-"""How much a run will write, and whether the disk has room: estimates from index and settings, rather too high."""
+"""Checks of the disk: what can be written, and estimates, rather too high, of how much a run will write."""
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
-from data.errors import ClipScgiError
-from reid.config.evaluate import EvaluateConfig
+from data.artifacts.store import fingerprint_of
+from data.errors import ClipScgiError, ConfigError
+from flows.preflight.plan import Plan
 from reid.config.train import TrainConfig
 from reid.inputs.pixel_cache import STAGE as PIXELS
 from reid.inputs.pixel_cache import pixels_ingredients
 from reid.models.pretrained import weights_file
 
+_FOLDERS: Final = ("stages", "work", "locks", "captions")
 _CAPTION_BYTES: Final = 2_000  # one row of a shard and one of captions.parquet, with a long reply
 _FEATURE_BYTES: Final = 2_048  # a text feature: 512 numbers
 _EMBEDDING_BYTES: Final = 3 * 5_120  # untrained, image and fused: 1,280 numbers each
@@ -26,51 +25,44 @@ _COPIES: Final = 3  # Adam keeps two more numbers per weight
 _RANDOM_BYTES: Final = {"tiny": 6_000_000, "vit_b16": 600_000_000, "rn50": 410_000_000}
 """Bytes of the weights of a backbone without a file."""
 
-Strings = NDArray[np.object_]
 
+def disk_problems(plan: Plan) -> Iterator[str]:
+    """Yield an artifact root that cannot be written or that lacks the space for what the stages will write.
 
-def space_problems(
-    store: ArtifactStore,
-    images: ArtifactRef,
-    split: Strings,
-    settings: tuple[TrainConfig, EvaluateConfig],
-    stages: frozenset[str],
-) -> Iterator[str]:
-    """Yield what to do if the disk of the artifact root has less room than `stages` will write.
-
-    split: [N], of the indexed images. What is there already, a killed training's checkpoints included, is not counted.
+    Everything that exists already, such as the checkpoints of a killed training, takes up space that is not free.
     """
-    wanted = sizes(store, images, split, settings, stages)
-    total, free = sum(wanted.values()), free_bytes(store.root)
+    if not plan.stages:
+        return
+    root = plan.store.root
+    closed = [folder for folder in (root, *(root / name for name in _FOLDERS)) if not writable(folder)]
+    if closed:
+        yield f"the artifact root cannot be written ({closed[0]}): set --home to a folder of your own"
+        return
+    wanted = sizes(plan)
+    total, free = sum(wanted.values()), free_bytes(root)
     if total > free:
         parts = ", ".join(f"{name} {shown(size)}" for name, size in wanted.items() if size)
         yield (
-            f"the disk of the artifact root {store.root} has {shown(free)} free and this run writes up to "
+            f"the disk of the artifact root {root} has {shown(free)} free and this run writes up to "
             f"{shown(total)} ({parts}): free {shown(total - free)}, or set --home to a folder on a larger disk"
         )
 
 
-def sizes(
-    store: ArtifactStore,
-    images: ArtifactRef,
-    split: Strings,
-    settings: tuple[TrainConfig, EvaluateConfig],
-    stages: frozenset[str],
-) -> dict[str, int]:
-    """Return name -> bytes that `stages` will write at most and that are not there yet."""
-    train, evaluate = settings
+def sizes(plan: Plan) -> dict[str, int]:
+    """Return name -> bytes that the stages will write at most and that do not exist yet."""
+    train, split = plan.train, plan.rows.split
     n, n_train, n_query = len(split), int((split == "train").sum()), int((split == "query").sum())
     found: dict[str, int] = {}
-    if "caption" in stages:
+    if "caption" in plan.stages:
         found["captions"] = n * _CAPTION_BYTES
-    if {"train", "evaluate"} & stages and not _has_pixels(store, images, train):
+    if {"train", "evaluate"} & plan.stages and not _has_pixels(plan):
         found["pixels"] = n * train.backbone.height * train.backbone.width * 3
-    if "train" in stages:
+    if "train" in plan.stages:
         found["caption features"] = n_train * _FEATURE_BYTES if train.needs_captions else 0
         found["model and checkpoints"] = training_bytes(train)
-    if "evaluate" in stages:
+    if "evaluate" in plan.stages:
         found["embeddings"] = (n - n_train) * _EMBEDDING_BYTES
-        found["rankings"] = n_query * evaluate.top_k * _RANKED_BYTES
+        found["rankings"] = n_query * plan.evaluate.top_k * _RANKED_BYTES
     return found
 
 
@@ -89,18 +81,42 @@ def _weight_bytes(config: TrainConfig) -> int:
     try:
         file = weights_file(config.backbone)
     except ClipScgiError:
-        return 0  # its own check says that the file is not there
+        return 0  # `backbone_problems` reports the missing file
     return _RANDOM_BYTES[config.backbone.name] if file is None else file.stat().st_size
 
 
-def _has_pixels(store: ArtifactStore, images: ArtifactRef, config: TrainConfig) -> bool:
-    size: Mapping[str, Any] = {"height": config.backbone.height, "width": config.backbone.width}
-    return store.folder(PIXELS, fingerprint_of(PIXELS, pixels_ingredients(images=images, **size))).is_dir()
+def _has_pixels(plan: Plan) -> bool:
+    backbone = plan.train.backbone
+    ingredients = pixels_ingredients(images=plan.images, height=backbone.height, width=backbone.width)
+    return plan.store.folder(PIXELS, fingerprint_of(PIXELS, ingredients)).is_dir()
+
+
+def check_output(path: Path, option: str, *, suffixes: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError unless the file (or, without `suffixes`, the folder) that `option` names can be written."""
+    where = f"{option} {path}"
+    if suffixes and path.suffix.lower() not in suffixes:
+        example = f"{option} {path.with_suffix(suffixes[0])}"
+        raise ConfigError(f"{where}: the name must end in {' or '.join(suffixes)}, such as {example}")
+    if suffixes and path.is_dir():
+        raise ConfigError(f"{where} is a folder: give the name of a file")
+    if not writable(path.parent if suffixes else path):
+        raise ConfigError(f"{where} cannot be written: give a path in a folder of your own")
+
+
+def writable(folder: Path) -> bool:
+    """Return True if files can be created in `folder`, or in the place where it has to be created first."""
+    there = _existing(folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def free_bytes(folder: Path) -> int:
     """Return the free bytes of the disk that `folder` is on, or will be."""
-    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    """Return `folder`, or the nearest folder above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def shown(size: float) -> str:

@@ -71,7 +71,7 @@ def test_home_may_stand_before_and_behind_the_verb_of_artifacts(words):
         ("people.gif", "the name must end in .png or .jpg or .jpeg, such as --out {at}/people.png"),
         ("people", "the name must end in .png or .jpg or .jpeg, such as --out {at}/people.png"),
         ("folder.png", "is a folder: give the name of a file"),
-        ("file/people.png", "cannot be written: give a place in a folder of your own"),
+        ("file/people.png", "cannot be written: give a path in a folder of your own"),
     ],
 )
 def test_where_a_sheet_goes_is_checked_before_anything_is_captioned(monkeypatch, tmp_path, capsys, out, problem):

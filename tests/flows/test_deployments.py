@@ -203,25 +203,6 @@ def test_serving_what_was_deployed_takes_it_off_the_pool_and_back(prefect_server
         assert pools() == ["clip-scgi", "clip-scgi"]
 
 
-def test_the_gpu_is_held_by_one_at_a_time_and_the_cpu_never_waits(prefect_server, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    from prefect.client.orchestration import get_client
-
-    from flows.execution.gpu import ensure_limit, gpu_slot
-
-    def held() -> int:
-        with get_client(sync_client=True) as client:
-            return client.read_global_concurrency_limit_by_name("gpu").active_slots
-
-    ensure_limit()
-    with gpu_slot("cuda", "train.device"):
-        assert held() == 1
-        with gpu_slot("cpu", "train.device"):
-            assert held() == 1
-    assert held() == 0
-
-
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

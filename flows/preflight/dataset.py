@@ -1,0 +1,82 @@
+"""Checks of the indexed images: do they fill a batch, and can they be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from flows.preflight.plan import Plan, message_of
+from reid.inputs.evaluation_rows import check_test_split, has_match
+from reid.inputs.training_rows import batch_problems, held_out_identities
+
+_SHOWN: Final = 5
+
+
+def identity_problems(plan: Plan) -> Iterator[str]:
+    """Yield a training split that does not fill a batch, after held-out identities, for all training processes."""
+    if "train" in plan.stages:
+        yield from batch_problems(plan.rows.of("train").pid, plan.train, plan.scale.train_processes)
+
+
+def validation_problems(plan: Plan) -> Iterator[str]:
+    """Yield an evaluation during training that could not measure anything."""
+    validation = plan.train.validation
+    if "train" in plan.stages and validation.every:
+        yield from _held_out_problems(plan) if validation.holds_out else _test_split_problems(plan)
+
+
+def _held_out_problems(plan: Plan) -> Iterator[str]:
+    pids = plan.rows.of("train").pid
+    if batch_problems(pids, plan.train):
+        return  # `identity_problems` reports these
+    held_out = held_out_identities(pids, plan.train)
+    _, counts = np.unique(pids[np.isin(pids, sorted(held_out))], return_counts=True)
+    if counts.max(initial=0) < 2:
+        yield (
+            f"train.validation.held_out={plan.train.validation.held_out:g} holds out identities with one image each, "
+            "which cannot be searched: set train.validation.every=0"
+        )
+
+
+def _test_split_problems(plan: Plan) -> Iterator[str]:
+    query, gallery = plan.rows.of("query"), plan.rows.of("gallery")
+    lacking = [name for name, part in (("query", query), ("gallery", gallery)) if not len(part.pid)]
+    remedy = "set train.validation.images=held_out, or train.validation.every=0"
+    if lacking:
+        yield (
+            "train.validation.images=test needs query and gallery images, and the dataset has none with split="
+            f"{' or split='.join(lacking)}: {remedy}"
+        )
+    elif not has_match(query.pid, query.camid, gallery.pid, gallery.camid, "none").any():
+        yield (
+            f"train.validation.images=test does not find a query with a gallery image of the same identity: {remedy}"
+        )
+
+
+def camera_problems(plan: Plan) -> Iterator[str]:
+    """Yield test cameras without an embedding (SIE) if test images will be encoded."""
+    during = plan.train.validation.every and not plan.train.validation.holds_out and "train" in plan.stages
+    if not plan.train.sie or not ("evaluate" in plan.stages or during):
+        return
+    known, wanted = (set(plan.rows.of(*splits).camid.tolist()) for splits in (("train",), ("query", "gallery")))
+    unseen = sorted(wanted - known)
+    if unseen:
+        shown = ", ".join(map(str, unseen[:_SHOWN])) + (", ..." if len(unseen) > _SHOWN else "")
+        yield (
+            f"train.sie={plan.train.sie:g} learns one embedding per camera, and {len(unseen)} camera(s) of the test "
+            f"images ({shown}) do not have a training image: set train.sie=0"
+        )
+
+
+def evaluation_problems(plan: Plan) -> Iterator[str]:
+    """Yield a test split that `evaluate` cannot use: without a query, a gallery, or a query with a match."""
+    if "evaluate" in plan.stages:
+        yield from message_of(lambda: check_test_split(plan.images, plan.evaluate))
+
+
+def evaluation_notices(plan: Plan) -> Iterator[str]:
+    """Yield notices about queries that `evaluate` will skip."""
+    if "evaluate" in plan.stages:
+        yield from check_test_split(plan.images, plan.evaluate)
