@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from captioning.config import CaptionConfig
 from data.errors import ConfigError, WeightsError, raise_problems
-from data.weights import INDEX, WEIGHTS, Stored, disguise, few, model_tensors, read_model_json, shard_names
+from data.weights import INDEX, WEIGHTS, StoredTensor, few, file_problem, model_tensors, read_model_json, shard_names
 
 WANTED: Final = ("config.json", "model*.safetensors", "tokenizer.json", "processor_config.json")
 """Files of a usable model folder (preprocessor_config.json serves as well as processor_config.json)."""
@@ -105,7 +105,7 @@ def _check_others(folder: Path) -> None:
         if (folder / name).is_file():
             read_model_json(folder / name)
     template = folder / _CHAT_TEMPLATE
-    problem = disguise(template) if template.is_file() else None
+    problem = file_problem(template) if template.is_file() else None
     if problem is not None:
         raise WeightsError(f"{template} {problem}")
     _check_normalization(folder)
@@ -144,7 +144,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _check_tensors(folder: Path) -> dict[str, Stored]:
+def _check_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Check that the weight files are whole and that no two of their tensors are meant for the same parameter."""
     tensors = model_tensors(folder)
     if not tensors:
@@ -197,7 +197,7 @@ def _disagreement(folder: Path, stored: str, wanted: str) -> str:
 def stored_quantization(folder: Path) -> str | None:
     """Return how the weights in `folder` are quantized already: "4bit", "8bit", another method's name, or None."""
     path = folder / _CONFIG
-    if not path.is_file() or disguise(path) is not None:
+    if not path.is_file() or file_problem(path) is not None:
         return None
     settings = read_model_json(path).get("quantization_config")
     if settings is None:

@@ -1,4 +1,4 @@
-"""The contract both stages share: data sets, schemas, fingerprints, the artefact store and synthetic people.
+"""Code that both stages share: readers, schemas, fingerprints, the artifact store and synthetic people.
 
 Nothing in this package imports torch or prefect.
 """

@@ -11,25 +11,25 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 
 from data.errors import ConfigError, SettingProblems, raise_problems
-from data.settings import Setting, nearest, settings_of, takes_true, unknown_key
+from data.settings import Setting, accepts_bool, nearest, settings_of, unknown_key
 
 
 @dataclass(frozen=True)
 class _Runtime:
-    """Marks a field that changes how a stage runs but never what it produces."""
+    """Mark of a field that changes how a stage runs, but never what it produces."""
 
 
-_LONGEST: Final = 100  # characters of a refused value that are repeated
+_MAX_SHOWN: Final = 100  # characters of a rejected value that a message repeats
 RUNTIME = _Runtime()
 SECRET: Final = "secret"
-"""In the context of a PydanticCustomError: what was given may be a secret, so the message must not repeat it."""
+"""Key in the context of a PydanticCustomError: the input may be a secret, so the message must not repeat it."""
 RuntimeInt = Annotated[int, RUNTIME]
 RuntimeBool = Annotated[bool, RUNTIME]
 RuntimeStr = Annotated[str, RUNTIME]
 
 
 class Config(BaseModel):
-    """A frozen config. The docstring under each field is its description, in Prefect's form too."""
+    """A frozen config. The docstring under each field is its description, also in Prefect's forms."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -37,19 +37,19 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse True and False for numbers, which pydantic takes for 1 and 0."""
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse True and False for numbers; pydantic would read them as 1 and 0."""
         given = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(one, bool) for one in given):
             field = cls.model_fields[info.field_name or ""]
-            if not takes_true(field.annotation):
+            if not accepts_bool(field.annotation):
                 raise ValueError("must be a number or text, not true or false")
         return value
 
     @field_validator("*", mode="before")
     @classmethod
-    def _text_is_unicode(cls, value: Any) -> Any:
-        """Refuse text with a lone surrogate, which neither JSON nor a message can hold."""
+    def _refuse_lone_surrogates(cls, value: Any) -> Any:
+        """Refuse text with a lone surrogate, which neither JSON nor a message can encode."""
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, str) and not _is_unicode(one):
                 raise ValueError("is not valid UTF-8 text; use a path or name that is, such as a symbolic link to it")
@@ -74,7 +74,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _is_runtime(field: FieldInfo) -> bool:
-    # In `RuntimeInt | None` pydantic leaves the mark on the member of the union.
+    # In `RuntimeInt | None`, pydantic leaves the mark on the member of the union.
     members = (getattr(member, "__metadata__", ()) for member in get_args(field.annotation))
     return RUNTIME in field.metadata or any(RUNTIME in marks for marks in members)
 
@@ -88,7 +88,7 @@ def _identity(value: Any, plain: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_identity(item, other) for item, other in zip(value, plain, strict=True)]
     if isinstance(value, set | frozenset):
-        return sorted(plain)  # the order of a set of texts differs from process to process
+        return sorted(plain)  # the order of a set of strings differs between processes
     return plain
 
 
@@ -106,9 +106,9 @@ def build_config(
 ) -> C:
     """Build a config from plain values, or raise one `ConfigError` that lists every problem by its dotted key.
 
-    base: values that work, nested as `values`. Where they are known, a value that does not work is replaced by its own
-    there for a moment, so that the problems it hides from the validation are listed too.
-    problems: found already; they are listed first.
+    base: valid values, nested like `values`. An invalid value is replaced by its base value for another round of
+    validation, so that the problems it hides are listed too.
+    problems: problems found earlier; listed first.
     """
     found = dict.fromkeys(problems)
     settings = settings_of(cls)
@@ -121,7 +121,7 @@ def build_config(
             items = [one for item in error.errors() for one in _explain(item, settings, base)]
         found |= dict.fromkeys(text for _, text in items)
         places = [path for path, _ in items]
-        if base is None or not (_put_all_back(tried, base, places) or _put_all_back(tried, base, _groups(places))):
+        if base is None or not (_reset_all(tried, base, places) or _reset_all(tried, base, _groups(places))):
             break
     raise_problems(subject, found, ConfigError)
     return made
@@ -131,12 +131,12 @@ def _groups(places: Iterable[Place]) -> list[Place]:
     return [place[:-1] for place in places if len(place) > 1]
 
 
-def _put_all_back(values: dict[str, Any], base: Mapping[str, Any], places: Iterable[Place]) -> bool:
-    return any([_put_back(values, base, place) for place in places])  # noqa: C419 - each of them
+def _reset_all(values: dict[str, Any], base: Mapping[str, Any], places: Iterable[Place]) -> bool:
+    return any([_reset(values, base, place) for place in places])  # noqa: C419 - no short circuit: every place is reset
 
 
-def _put_back(values: dict[str, Any], base: Mapping[str, Any], path: Place) -> bool:
-    """Give the setting at `path` its value in `base`, or drop it where there is none; return True if it changed."""
+def _reset(values: dict[str, Any], base: Mapping[str, Any], path: Place) -> bool:
+    """Reset the setting at `path` to its value in `base`, or remove it if it has none; return True if it changed."""
     here: Any = values
     there: Any = base
     for depth, part in enumerate(path):
@@ -156,7 +156,7 @@ def _put_back(values: dict[str, Any], base: Mapping[str, Any], path: Place) -> b
 
 
 def _explain(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> Iterator[tuple[Place, str]]:
-    """Yield the place of each problem that pydantic tells of, and what to say of it."""
+    """Yield the place and the message of each problem in one error of pydantic."""
     path: Place = item["loc"]
     key = ".".join(str(part) for part in path)
     cause = item.get("ctx", {}).get("error")
@@ -174,13 +174,13 @@ def _explain(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any]
 
 
 def _short(value: Any) -> str:
-    """Return a value as Python writes it, cut where it is long."""
+    """Return the repr of a value, truncated if it is long."""
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _remedy(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> str:
-    """Return how the setting is written, with a value that works; empty where none is known."""
+    """Return a hint with a value that works, as written for ``--set``; "" if none is known."""
     names = [part for part in item["loc"] if isinstance(part, str)]
     setting = settings.get(".".join(names))
     if setting is None or item["type"] == "value_error" or item.get("ctx", {}).get(SECRET):

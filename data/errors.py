@@ -1,8 +1,8 @@
-"""Errors by consequence: what a caller should do about them is in the type, not in the text.
+"""Errors by consequence: the type tells the caller what to do, the message tells the user.
 
-* ``RejectedRow``: this one image, caption or row is bad; record it with its reason and go on.
+* ``RejectedRow``: this one image, caption or row is unusable; record it with its reason and continue.
 * ``RetryableError``: the same call may succeed later (a server that restarts, a folder still being copied).
-* ``ClipScgiError``: stop; a person has to change something, and the message says what.
+* ``ClipScgiError``: stop; the user has to change something, and the message says what.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Iterable, Sequence
 
 
 class ClipScgiError(Exception):
-    """A person has to act. The message says what is wrong, where, and what to do."""
+    """An error that the user has to fix. The message says what is wrong, where, and what to do."""
 
 
 class ConfigError(ClipScgiError):
-    """A setting, or a combination of settings, cannot work."""
+    """A setting, or a combination of settings, that cannot work."""
 
 
-class SettingProblems(ConfigError, ValueError):  # noqa: N818 - it is several problems, each an error of one setting
-    """What is wrong with settings that a config holds: (key, problem) pairs.
+class SettingProblems(ConfigError, ValueError):  # noqa: N818 - a collection of problems, one per setting
+    """Problems of the settings of one config: (key, problem) pairs.
 
-    A key is relative to that config, and so is what follows "{at}" in a problem; `data.config.build_config`, which
-    knows where the config belongs, puts the full keys there. It is a ValueError, so that pydantic collects it.
+    Keys are relative to that config, and so are keys after "{at}" in a problem; `data.config.build_config` replaces
+    both by full keys. A ValueError, so that pydantic collects it.
     """
 
     def __init__(self, *problems: tuple[str, str]) -> None:
@@ -31,19 +31,19 @@ class SettingProblems(ConfigError, ValueError):  # noqa: N818 - it is several pr
 
 
 class DataError(ClipScgiError):
-    """A data set as a whole cannot be used: missing, empty, or contradicting itself."""
+    """A dataset that is unusable as a whole: missing, empty or contradictory."""
 
 
 class WeightsError(ClipScgiError):
-    """Model weights are absent or unusable; the message names the file wanted and where."""
+    """Missing or unusable model weights; the message names the file and its location."""
 
 
 class RetryableError(ClipScgiError):
-    """The same call may succeed if it is made again later."""
+    """An error that may be gone when the same call is repeated later."""
 
 
-class RejectedRow(Exception):  # noqa: N818 - it names a row's fate, not a failure of the program
-    """One image or row is unusable; ``reason`` goes into its row and the run goes on."""
+class RejectedRow(Exception):  # noqa: N818 - the outcome of a row, not a failure of the program
+    """An unusable image or row; ``reason`` is recorded in its row and the run continues."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -51,13 +51,13 @@ class RejectedRow(Exception):  # noqa: N818 - it names a row's fate, not a failu
 
 
 def raise_settings(problems: Sequence[tuple[str, str]]) -> None:
-    """Raise `SettingProblems` of (key, problem) pairs, or return when there is none."""
+    """Raise `SettingProblems` if there are any (key, problem) pairs."""
     if problems:
         raise SettingProblems(*problems)
 
 
 def raise_problems(subject: str, problems: Iterable[str], error: type[ClipScgiError] = ConfigError) -> None:
-    """Raise one `error` that lists every problem, or return when there is none."""
+    """Raise one `error` that lists every problem, if there are any."""
     found = list(problems)
     if not found:
         return

@@ -1,4 +1,4 @@
-"""Atomic writes and paths that cannot leave their root."""
+"""Atomic writes, JSON and Parquet files, and paths that cannot leave their root."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
 
-    A reader sees the old file or the new one, never a part. On an exception nothing is left behind.
+    Readers see the old file or the new one, never a part of it. On an exception, the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -47,7 +47,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush the entries of the folder at `path`, so that a rename in it survives a power cut."""
+    """Flush the entries of the folder at `path`, so that a rename in it survives a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -67,7 +67,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON file, naming the file when it is damaged."""
+    """Return the value in a JSON file; raise DataError, naming the file, if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -75,15 +75,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
-    """Write `table` as Parquet with exactly `schema`, atomically and with the same bytes for the same rows."""
+    """Write `table` as Parquet with exactly `schema`, atomically; equal rows give equal bytes."""
     with atomic_path(path) as temporary:
         pq.write_table(table.select(schema.names).cast(schema), temporary, compression="zstd")
 
 
 def inside(root: Path, relative: str) -> Path:
-    """Return the file `relative` under `root`, or reject it: absolute, `..` or a link that leads outside.
+    """Return the path `relative` under `root`.
 
-    Raises RejectedRow with reason ``outside_root``, or ``missing`` for links that go in circles.
+    Raises RejectedRow: ``outside_root`` if the path is absolute, contains `..` or follows a link that leaves the root,
+    ``missing`` if its links form a cycle.
     """
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
@@ -100,13 +101,13 @@ def inside(root: Path, relative: str) -> Path:
 
 @contextmanager
 def full_disk_explained(folder: Path, what: str) -> Iterator[None]:
-    """Turn "no space left" into a ClipScgiError that names the `folder`, `what` could not be done, and the remedy."""
+    """Turn "no space left" into a ClipScgiError that names the `folder`, `what` failed, and the remedy."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
         raise ClipScgiError(
-            f"the disk of {folder} is full: {what}. Free some space (`clip-scgi artifacts gc` removes what no kept run"
-            " needs) and run again; what was written before is kept"
+            f"the disk of {folder} is full: {what}. Free some space (`clip-scgi artifacts gc` removes artifacts that"
+            " no recent run needs) and run again; completed work is kept"
         ) from error

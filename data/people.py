@@ -1,7 +1,7 @@
-"""Who counts as a person: the one rule that the index, captioning, training, evaluation and the report share.
+"""The rule for which images show a person, shared by index, captioning, training, evaluation and report.
 
-Identity -1 is junk, a detection that shows no one. Identity 0 is a person in a dataset that numbers its people from 0,
-which shows where training or query images carry it; where only the gallery does, it stands for all distractors, as in
+Identity -1 is junk: a detection without a person. Identity 0 is a person if any training or query image has it, because
+the dataset then numbers its people from 0; if only gallery images have it, it stands for all distractors, as in
 Market-1501. Every other identity is a person.
 """
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from data.splits import GALLERY
 
 JUNK: Final = -1
-"""The identity of images that no measure counts."""
+"""The identity of images that no metric counts."""
 DISTRACTOR: Final = 0
-"""The identity of gallery images of people nobody searches for, unless it is a person (see the module)."""
+"""The identity of gallery images of people without a query, unless it is a person (see the module docstring)."""
 
 Labels = Sequence[Any] | NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -31,9 +31,9 @@ def is_junk(pids: Labels) -> Mask:
 
 
 def is_person(splits: Labels, pids: Labels) -> Mask:
-    """Return the mask [N] of images that show a known person: neither junk nor a distractor.
+    """Return the mask [N] of images that show a known person, neither junk nor a distractor.
 
-    splits, pids: split and identity of every image of the dataset, [N]. Part of a dataset cannot tell who 0 is.
+    splits, pids: split and identity of every image of the whole dataset, [N]; a part does not decide what 0 means.
     """
     split, pid = np.asarray(splits, dtype=object), np.asarray(pids, dtype=np.int64)
     zero_is_a_person = bool(((pid == DISTRACTOR) & (split != GALLERY)).any())

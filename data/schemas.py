@@ -1,6 +1,6 @@
-"""The Parquet schemas both stages share. Explicit and versioned: nothing is ever inferred from the rows.
+"""The Parquet schemas that both stages share: explicit and versioned, never inferred from rows.
 
-``captions.parquet`` is what users open in pandas, so it is flat: one row an image, plain column types.
+Users open ``captions.parquet`` in pandas, so it is flat: one row per image, plain column types.
 """
 
 from __future__ import annotations
@@ -20,38 +20,35 @@ def _schema(*fields: tuple[str, pa.DataType]) -> pa.Schema:
 
 
 IMAGES: Final = _schema(
-    ("path", pa.string()),  # relative to the data set's root, posix separators
+    ("path", pa.string()),  # relative to the dataset's root, posix separators
     ("split", pa.string()),  # train, query or gallery
-    ("pid", pa.int64()),  # identity; who is a person: data.people
-    ("camid", pa.int64()),  # camera, as the data set numbers it
+    ("pid", pa.int64()),  # identity; data.people decides which are people
+    ("camid", pa.int64()),  # camera, as numbered by the dataset
     ("sha256", pa.string()),  # of the file's bytes
     ("size", pa.int64()),  # bytes
     ("width", pa.int32()),  # pixels, after EXIF rotation
     ("height", pa.int32()),
 )
-"""images.parquet: one row a usable image, sorted by (split, path)."""
+"""images.parquet: one row per usable image, sorted by (split, path)."""
 
 REJECTED: Final = _schema(
     ("path", pa.string()),
-    (
-        "reason",
-        pa.string(),
-    ),  # a short code: bad_name, truncated, too_small, ... (data.images.decode.REASONS, data.index.rules)
-    ("detail", pa.string()),
+    ("reason", pa.string()),  # a code: bad_name, truncated, too_small, ... (data.images.decode, data.index.rules)
+    ("detail", pa.string()),  # a sentence for people
 )
-"""rejected.parquet: one row a file that was found and not used, with the reason."""
+"""rejected.parquet: one row per file that was found but not used, with the reason."""
 
 SHARD: Final = _schema(
     ("image_sha256", pa.string()),
-    ("raw_text", pa.string()),  # what the model wrote, untouched
-    ("first_text", pa.string()),  # its first reply, where a later one was kept; else null
-    ("n_replies", pa.int32()),  # how often it was asked
+    ("raw_text", pa.string()),  # the reply as generated
+    ("first_text", pa.string()),  # the first reply, if a later one was kept; else null
+    ("n_replies", pa.int32()),  # replies generated for this image
     ("status", pa.string()),  # ok, truncated
-    ("error", pa.string()),  # null when there is none
-    ("n_tokens", pa.int32()),  # generated tokens, the end-of-sequence token not counted (unless a server counts it)
-    ("truncated", pa.bool_()),  # no end of sequence within the limit
-    ("batch_size", pa.int32()),  # provenance: half-precision text can depend on it; null where a server decides
-    *((f"conf_{slot}", pa.float32()) for slot in SLOTS),  # log-probability of the slot, null in free decoding
+    ("error", pa.string()),  # null if there was none
+    ("n_tokens", pa.int32()),  # generated tokens without the end-of-sequence token (unless a server counts it)
+    ("truncated", pa.bool_()),  # no end-of-sequence token within the limit
+    ("batch_size", pa.int32()),  # provenance: half-precision text can depend on it; null if a server decides
+    *((f"conf_{slot}", pa.float32()) for slot in SLOTS),  # log-probability of the slot value, null in free decoding
 )
 """One append-only shard of the caption store, keyed by image_sha256 within one captioner fingerprint."""
 
@@ -61,9 +58,9 @@ CAPTIONS: Final = _schema(
     ("split", pa.string()),
     ("pid", pa.int64()),
     ("camid", pa.int64()),
-    ("caption", pa.string()),  # what training reads: raw_text tidied, or cleaned if cleaning is on
+    ("caption", pa.string()),  # the text for training: raw_text tidied, or cleaned if cleaning is on
     ("raw_text", pa.string()),
-    ("first_text", pa.string()),  # the malformed first reply, where the model was asked again; else null
+    ("first_text", pa.string()),  # the malformed first reply, if the model was re-prompted; else null
     ("n_replies", pa.int32()),
     ("status", pa.string()),  # ok, unparsed, truncated, image_error, server_error
     ("error", pa.string()),
@@ -73,13 +70,13 @@ CAPTIONS: Final = _schema(
     ("captioner_fingerprint", pa.string()),
     ("n_tokens", pa.int32()),
     ("truncated", pa.bool_()),
-    ("dtype", pa.string()),  # null where a server decides
+    ("dtype", pa.string()),  # null if a server decides
     ("quantization", pa.string()),
     ("batch_size", pa.int32()),
     *((f"attr_{slot}", pa.string()) for slot in SLOTS),
     *((f"conf_{slot}", pa.float32()) for slot in SLOTS),
 )
-"""captions.parquet: one row an image of one data set, in the order of images.parquet."""
+"""captions.parquet: one row per image of one dataset, in the order of images.parquet."""
 
 RANKINGS: Final = _schema(
     ("model", pa.string()),  # untrained or trained
@@ -96,4 +93,4 @@ RANKINGS: Final = _schema(
     ("top_camids", pa.list_(pa.int64())),
     ("top_scores", pa.list_(pa.float32())),  # cosine similarity
 )
-"""rankings.parquet: one row a valid query, model and inference mode."""
+"""rankings.parquet: one row per valid query, model and inference mode."""

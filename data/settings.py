@@ -1,4 +1,4 @@
-"""The settings of a config class by their dotted keys: what ``--set`` changes, and what messages name."""
+"""The settings of a config class by dotted key, for ``--set`` and for messages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from pydantic_core import PydanticUndefined
 
 _TEXT: Final = frozenset({str, Path})
 _SHOWN: Final = 3
-_MUCH_ALIKE: Final = 0.88
+_SIMILAR: Final = 0.88
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One setting, or a group of settings.
 
-    key: full dotted key. kinds: types of the values it takes, without None. optional: takes None too. choices: the
-    values, where it takes these alone. default: as plain JSON data; None where there is none. is_group: has settings
-    of its own.
+    key: full dotted key. kinds: types of its values, without None. optional: also accepts None. choices: the only
+    values it accepts, if limited. default: as plain JSON data; None if it has none. is_group: has settings of its own.
     """
 
     key: str
@@ -37,11 +36,11 @@ class Setting:
 
     @property
     def takes_text(self) -> bool:
-        """Whether every value is text."""
+        """True if every value is text."""
         return self.kinds <= _TEXT
 
     def example(self, value: Any = None) -> str:
-        """Return ``key=value`` as it is written for ``--set``; value: one that works, the default if None."""
+        """Return ``key=value`` as written for ``--set``; value: one that works, None for the default."""
         shown = self.default if value is None else value
         if shown is None and {int, float} & self.kinds:
             shown = 1
@@ -50,9 +49,9 @@ class Setting:
 
 
 def settings_of(cls: Any, prefix: str = "") -> dict[str, Setting]:
-    """Return every setting and group of a config class (or dataclass) by its dotted key, groups before their settings.
+    """Return dotted key -> setting or group of a config class or dataclass, groups before their settings.
 
-    prefix: what the keys begin with, such as "train.".
+    prefix: start of every key, such as "train.".
     """
     found: dict[str, Setting] = {}
     for name, annotation, default in _fields(cls):
@@ -77,15 +76,15 @@ def is_group(annotation: Any) -> bool:
     return isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation))
 
 
-def takes_true(annotation: Any) -> bool:
-    """Return True if a field of this type takes True and False, alone or inside a list."""
+def accepts_bool(annotation: Any) -> bool:
+    """Return True if a field of this type accepts True and False, alone or in a list."""
     members = list(_members(annotation))
     inner = [part for member in members if get_origin(member) is not Literal for part in get_args(member)]
-    return any(member is bool or member is Any for member in members) or any(takes_true(part) for part in inner)
+    return any(member is bool or member is Any for member in members) or any(accepts_bool(part) for part in inner)
 
 
 def unknown_key(key: str, settings: Mapping[str, Setting]) -> str:
-    """Return what to say of a key that does not exist: the nearest ones that do, and those beside it."""
+    """Return the message for a key that does not exist, with similar keys or else all keys of its group."""
     parent = key.rpartition(".")[0]
     while parent and parent not in settings:
         parent = parent.rpartition(".")[0]
@@ -100,32 +99,32 @@ def unknown_key(key: str, settings: Mapping[str, Setting]) -> str:
 
 
 def nearest_keys(key: str, settings: Iterable[str], start: str = "") -> list[str]:
-    """Return the existing keys that a mistyped or shortened one may mean, best first.
+    """Return the existing keys that a mistyped or shortened key may mean, best first.
 
-    start: what the key of its group that exists begins with; only keys of that group have ends alike.
+    start: prefix of the innermost group that exists; last parts are compared within that group only.
     """
     names, low = list(settings), key.lower()
     end = low.rpartition(".")[2]
     whole = [name for name in names if name.endswith(f".{low}")]
     same = [name for name in names if name.startswith(start) and name.endswith(f".{end}")]
-    alike = nearest(low, names, _MUCH_ALIKE)[:1]
+    alike = nearest(low, names, _SIMILAR)[:1]
     return (whole or alike or same or _nearest_ends(end, names, start))[:_SHOWN]
 
 
 def _nearest_ends(end: str, names: Iterable[str], start: str) -> list[str]:
-    """Return the keys below `start` whose last part is nearest to `end`."""
+    """Return the keys below `start` whose last part is most similar to `end`."""
     inside = [name for name in names if name.startswith(start)]
     best = nearest(end, {name.rpartition(".")[2] for name in inside})[:1]
     return [name for name in inside if name.rpartition(".")[2] in best]
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.75) -> list[str]:
-    """Return those of `names` that are spelled much like `name`, best first. cutoff: least similarity, 0 to 1."""
+    """Return the `names` spelled similarly to `name`, best first. cutoff: least similarity, 0 to 1."""
     return difflib.get_close_matches(name, sorted(names), n=_SHOWN, cutoff=cutoff)
 
 
 def _fields(cls: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name, type and default (plain JSON data; None where there is none) of each field."""
+    """Yield name, type and default (plain JSON data; None if there is none) of each field."""
     if issubclass(cls, BaseModel):
         for name, field in cls.model_fields.items():
             default = field.get_default(call_default_factory=True, validated_data={})
@@ -141,7 +140,7 @@ def _plain(value: Any) -> Any:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """Yield the types of a union, or the type itself, without annotations."""
+    """Yield the member types of a union, or the type itself, without annotations."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _members(get_args(annotation)[0])

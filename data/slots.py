@@ -1,11 +1,11 @@
 """The attribute slots of a person caption and their closed vocabularies.
 
-A *slot* is one question a caption answers about the person in a crop. A slot's value is a string from the
-closed vocabulary below where one exists, ``NONE`` when the caption says there is nothing of the kind ("not
-wearing glasses"), and ``None`` when the caption does not say.
+A *slot* is one question that a caption answers about the person in a crop. Its value is a string from the vocabulary
+below, ``NONE`` if the caption says that there is nothing of the kind ("not wearing glasses"), and ``None`` if the
+caption does not say.
 
-The vocabularies are what the synthetic people are drawn from and what closed-choice decoding may answer;
-free captions may hold other values (``captioning.attributes.parse`` normalises what it can).
+Synthetic people are drawn from these vocabularies, and closed-choice decoding answers with them; free captions may
+contain other values (``captioning.attributes.parse`` normalizes them where it can).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SLOTS: Final = (
     "glasses",
     "carrying",
 )
-"""Slot names in the order in which the paper's template asks for them (CLIP-SCGI, section 3.2)."""
+"""Slot names in the order of the paper's template (CLIP-SCGI, section 3.2)."""
 
 NONE: Final = "none"
-"""The value of a slot that is known to be empty: nothing carried, no glasses."""
+"""Value of a slot that is known to be empty: nothing carried, no glasses."""
 
 GENDERS: Final = ("female", "male")
 AGES: Final = ("young", "middle-aged", "elderly")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data.errors import ClipScgiError, WeightsError
 from data.files import atomic_path
-from data.weights import disguise, few
+from data.weights import few, file_problem
 
 # Where training scripts keep the weights in a checkpoint, beside the optimizer and counters.
 _NESTED: Final = ("state_dict", "model_state_dict", "model")
@@ -43,7 +43,7 @@ def convert(source: Path, target: Path) -> int:
         raise WeightsError(f"{target} must end in .safetensors")
     if target.exists():
         raise WeightsError(f"{target} exists already: give another name")
-    problem = disguise(source)
+    problem = file_problem(source)
     if problem is not None:
         raise WeightsError(f"{source} {problem}")
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in _tensors(source).items()}

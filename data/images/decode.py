@@ -1,7 +1,7 @@
-"""Decoding of image files that people hand in: any common kind, any mode, never a surprise.
+"""Decoding of image files of any common format and mode.
 
-One decoder for indexing, captioning and training, so that an image which the index accepted decodes the same way
-everywhere: upright, 8-bit RGB, transparent parts on white. Metadata never decides whether an image is used: the decoder
+Indexing, captioning and training share this decoder, so that an image accepted by the index decodes the same way
+everywhere: upright, 8-bit RGB, transparent parts on white. Metadata cannot make an image unusable, because the decoder
 does not see it (`data.images.metadata`).
 """
 
@@ -25,7 +25,7 @@ from data.images.metadata import without_metadata
 MAX_PIXELS: Final = 64_000_000
 """Default cap on width x height: a crop of a person has thousands of pixels, a decompression bomb has billions."""
 MOST_PIXELS: Final = 178_956_970
-"""Pillow's own limit, above which it opens no file."""
+"""Pillow's own limit, above which it refuses to open a file."""
 
 REASONS: Final = {
     "missing": "there is no such file",
@@ -39,15 +39,16 @@ REASONS: Final = {
     "changed": "its bytes are no longer those that were indexed",
     "outside_root": "leaves the data set's folder",
 }
-"""Reason of a RejectedRow -> what to tell people."""
+"""Reason of a RejectedRow -> sentence for people. The text is part of the index fingerprint: a change reruns the index
+of every dataset with such a file."""
 
-_MAX_BYTES: Final = 1 << 29  # no image within any sensible limit of pixels is a larger file, even uncompressed
-# The kinds a data set of photographs comes in. Fixed, so that no rarely used parser is ever reached.
+_MAX_BYTES: Final = 1 << 29  # even uncompressed, an image within any sensible pixel limit is smaller
+# The formats of photographs. Fixed, so that Pillow never tries its rarely used parsers.
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _HEADS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _MOST_SCANS: Final = 500  # of a progressive JPEG; each is a pass over all pixels, and encoders write about ten
-_TURNED: Final = {
+_TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -59,11 +60,11 @@ _TURNED: Final = {
 
 
 def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the image in `source` (a path or a file's bytes), upright and in 8-bit RGB; of several frames the first.
+    """Return the first frame of the image in `source` (a path or a file's bytes), upright and in 8-bit RGB.
 
-    Partly transparent pixels are blended with white. Raises RejectedRow, and for the content of a file nothing else,
-    with one of the `REASONS`: ``blank`` for an image whose every pixel is transparent, ``too_large`` for more than
-    `max_pixels` (found before anything is decoded), ``truncated`` for whatever a decoder cannot make sense of.
+    Partly transparent pixels are blended with white. Whatever the file contains, the only exception is RejectedRow with
+    one of the `REASONS`: ``blank`` if every pixel is transparent, ``too_large`` for more than `max_pixels` (checked
+    before decoding), ``truncated`` for anything else that a decoder cannot read.
     """
     content = source if isinstance(source, bytes) else read_bytes(source)
     if not content:
@@ -78,7 +79,7 @@ def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise RejectedRow("too_large") from error
     except UnidentifiedImageError as error:
         raise RejectedRow("truncated" if content.startswith(_HEADS) else "not_an_image") from error
-    except Exception as error:  # the decoders of seven formats document none of what they raise
+    except Exception as error:  # the decoders of the seven formats do not document their exceptions
         raise RejectedRow("truncated") from error
 
 
@@ -88,12 +89,12 @@ def _decoded(content: bytes, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels or _is_costly(image, bare.content, max_pixels):
         raise RejectedRow("too_large")
     image.load()
-    turn = _TURNED.get(bare.orientation)
+    turn = _TRANSPOSE.get(bare.orientation)
     return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _is_costly(image: Image.Image, content: bytes, max_pixels: int) -> bool:
-    """Return True for a file that unpacks to far more than its pixels: tiles larger than the image, endless scans."""
+    """Return True if decoding costs far more than the pixels: tiles larger than the image, or too many scans."""
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(_TILE_WIDTH, 1)) * int(image.tag_v2.get(_TILE_LENGTH, 1)) > max_pixels
     return image.format == "JPEG" and content.count(b"\xff\xda") > _MOST_SCANS
@@ -102,20 +103,20 @@ def _is_costly(image: Image.Image, content: bytes, max_pixels: int) -> bool:
 def open_indexed(root: Path, path: str, sha256: str | None) -> Image.Image:
     """Return the image at `path`, relative to `root`, as `open_rgb` does, if its bytes still have the digest `sha256`.
 
-    The digest is taken of the very bytes that are decoded. Raises RejectedRow with the reason ``changed``, or one of
-    those of `open_rgb` and of `data.files.inside`.
+    The bytes that are digested are the bytes that are decoded. Raises RejectedRow with the reason ``changed``, or one
+    of those of `open_rgb` and `data.files.inside`.
     """
     content = read_bytes(inside(root, path))
     if digest_bytes(content) != sha256:
         raise RejectedRow("changed")
-    return open_rgb(content, MOST_PIXELS)  # how many pixels are too many was the index's to decide
+    return open_rgb(content, MOST_PIXELS)  # the index has already applied the dataset's own limit
 
 
 def read_bytes(path: Path | str) -> bytes:
     """Return the bytes of the regular file at `path`.
 
-    Raises RejectedRow with the reason ``missing``, ``unreadable`` (no permission, a folder, a pipe or a device, none of
-    which is waited for) or ``too_large``.
+    Raises RejectedRow with the reason ``missing``, ``too_large``, ``out_of_memory`` or ``unreadable`` (no permission, a
+    folder, a pipe or a device; never blocks on one).
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -125,7 +126,7 @@ def read_bytes(path: Path | str) -> bytes:
             os.close(handle)
     except FileNotFoundError as error:
         raise RejectedRow("missing") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError: the path contains NUL
         raise RejectedRow("unreadable") from error
     except MemoryError as error:
         raise RejectedRow("out_of_memory") from error
@@ -154,7 +155,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_wide(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips 16-bit values at 255, which turns nearly every such image white.
+    # Pillow's own conversion clips 16-bit values at 255, which turns most such images white.
     values = np.asarray(image).astype(np.float64)
     hidden = values == image.info.get("transparency")
     if hidden.all():
@@ -165,5 +166,5 @@ def _from_wide(image: Image.Image) -> Image.Image:
     else:
         scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or highest > 255.0 else 1.0
     gray = np.nan_to_num(values * scale).clip(0, 255).round().astype(np.uint8)
-    gray[hidden] = 255  # on white, as every other transparent pixel
+    gray[hidden] = 255  # white, like every other transparent pixel
     return Image.fromarray(gray).convert("RGB")

@@ -1,10 +1,9 @@
-"""Image files without their metadata: the bytes that decide the pixels, and which way up they are to be shown.
+"""Removal of metadata from image files, keeping the bytes that decide the pixels, and the orientation.
 
-A decoder that meets odd metadata (a resolution that is text, a color profile cut short, a text block that unpacks to
-gigabytes) may raise, or take all memory, though every pixel is whole. So the decoder never sees any: what it gets has
-no EXIF, XMP, color profile, comment or text, and no second frame. Only the orientation is read, here, by code that
-takes anything else for "not given". The formats in which metadata and pixels lie apart are JPEG, PNG, WebP, TIFF
-and GIF.
+Malformed metadata (a resolution stored as text, a truncated color profile, a text block that unpacks to gigabytes) can
+make a decoder raise or exhaust memory although every pixel is intact. The decoder therefore gets files without EXIF,
+XMP, color profiles, comments, text and further frames. Only the orientation is read, by the code below, which treats
+anything unreadable as absent. Formats that store metadata apart from pixels: JPEG, PNG, WebP, TIFF and GIF.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ UPRIGHT: Final = 1
 
 _ORIENTATION: Final = 0x0112
 _XMP_ORIENTATION: Final = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\s*[\"'<]")
-_MOST_ENTRIES: Final = 0xFFFF  # of a directory, as many as one of a plain TIFF file can have
-_MAX_TEXT: Final = 1 << 20  # bytes that compressed metadata is unpacked to, at most
+_MOST_ENTRIES: Final = 0xFFFF  # of a directory; the most that a classic TIFF file can have
+_MAX_TEXT: Final = 1 << 20  # bytes, once unpacked
 
 _EXIF_HEAD: Final = b"Exif\0\0"
 _XMP_HEAD: Final = b"http://ns.adobe.com/xap/1.0/\0"
 _GIF_HEAD: Final = 13  # bytes
 _JFIF: Final = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
-_ADOBE_BYTES: Final = 12  # of an Adobe segment that tells the color transform
+_ADOBE_BYTES: Final = 12  # least length of an Adobe segment with the color transform
 
-# What decides the pixels of a TIFF file: size, layout, compression, and the meaning of the samples.
+# The TIFF tags that decide the pixels: size, layout, compression and the meaning of the samples.
 _TIFF_PIXELS: Final = frozenset(
     {
         *(254, 255, 256, 257, 258, 259, 262, 263, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
         *(332, 334, 338, 339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
     }
 )
-# TIFF type -> how one value is stored. 2 (text) and 5, 10 (fractions) are handled apart.
+# TIFF type -> struct format of one value. Types 2 (text) and 5, 10 (fractions) get special treatment.
 _TIFF_TYPES: Final = {
     **{1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "B", 8: "h", 9: "i", 10: "ii", 11: "f", 12: "d"},
     **{13: "I", 16: "Q", 17: "q", 18: "Q"},
@@ -44,14 +43,14 @@ _TIFF_TYPES: Final = {
 
 
 class Bare(NamedTuple):
-    """A file without metadata, and its orientation as EXIF numbers it: 1 (upright) to 8."""
+    """A file without metadata, and its orientation in EXIF's numbering: 1 (upright) to 8."""
 
     content: bytes
     orientation: int
 
 
 def without_metadata(content: bytes) -> Bare:
-    """Return an image file without its metadata; of another kind, or damaged beyond its metadata, as it is."""
+    """Return an image file without its metadata; other formats and damaged files are returned unchanged."""
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg(content)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -74,7 +73,7 @@ def _jpeg(content: bytes) -> Bare:
         elif marker == 0xE1 and body.startswith(_XMP_HEAD):
             xmp = body
         elif marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= len(_JFIF) - 4:
-            kept.append(_JFIF)  # the color space depends on its presence; its resolution may be odd
+            kept.append(_JFIF)  # its presence decides the color space; its resolution may be malformed
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or _is_adobe(marker, body):
             kept.append(content[start:end])
         at = end
@@ -86,7 +85,7 @@ def _is_adobe(marker: int, body: bytes) -> bool:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield marker, start and end of each whole segment before the first scan; what lies between them is skipped."""
+    """Yield marker, start and end of each complete segment before the first scan, skipping bytes between segments."""
     at = 2
     while (at := content.find(b"\xff", at)) >= 0 and at + 4 <= len(content):
         marker = content[at + 1]
@@ -121,7 +120,7 @@ def _png(content: bytes) -> Bare:
 
 
 def _png_metadata(kind: bytes, body: bytes) -> dict[str, bytes]:
-    """Return what one chunk of metadata holds: exif, xmp or raw (EXIF in hexadecimal, as ImageMagick writes it)."""
+    """Return the exif, xmp or raw (hexadecimal EXIF, as written by ImageMagick) content of one metadata chunk."""
     if kind == b"eXIf":
         return {"exif": body}
     keyword, _, rest = body.partition(b"\0")
@@ -166,14 +165,14 @@ def _webp(content: bytes) -> Bare:
 
 
 def _gif(content: bytes) -> bytes:
-    """Drop comments, texts and application data before the first image."""
-    at = _GIF_HEAD + (3 << (content[10] & 7) + 1 if content[10] & 0x80 else 0)  # after the colors
+    """Remove comments, texts and application data before the first frame."""
+    at = _GIF_HEAD + (3 << (content[10] & 7) + 1 if content[10] & 0x80 else 0)  # after the color table
     kept = [content[:at]]
     while content[at : at + 1] == b"!":
         end = at + 2
         while end < len(content) and content[end]:
             end += content[end] + 1
-        if content[at + 1 : at + 2] == b"\xf9":  # it tells which color is transparent
+        if content[at + 1 : at + 2] == b"\xf9":  # graphic control: names the transparent color
             kept.append(content[at : end + 1])
         at = end + 1
     return b"".join([*kept, content[at:]])
@@ -183,14 +182,14 @@ class _Entry(NamedTuple):
     tag: int
     kind: int
     length: int  # values
-    value: bytes  # 4 or 8: the values, or where they lie
+    value: bytes  # 4 or 8 bytes: the values, or their offset
     whole: bytes
 
 
 class _Tiff:
-    """The first directory of a TIFF file or an EXIF block; one that cannot be read has no entries.
+    """The first directory of a TIFF file or an EXIF block; without entries if it cannot be read.
 
-    start: where it begins.
+    start: its offset in the file.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -215,14 +214,14 @@ class _Tiff:
             yield _Entry(tag, kind, length, value, whole)
 
     def number(self, kind: str, at: int) -> int | None:
-        """Return the whole number at `at`, or None where the block ends before."""
+        """Return the integer of the struct format `kind` at offset `at`, or None beyond the end of the block."""
         if at + struct.calcsize(self.order + kind) > len(self._content):
             return None
         value: int = struct.unpack_from(self.order + kind, self._content, at)[0]
         return value
 
     def orientation(self) -> int | None:
-        """Return the orientation of the last entry that gives one from 1 to 8, whatever its type."""
+        """Return the orientation from the last entry with a value from 1 to 8, whatever its type; None if absent."""
         values = [self._first_value(entry) for entry in self.entries if entry.tag == _ORIENTATION]
         return next((int(value) for value in reversed(values) if value is not None and value in range(1, 9)), None)
 
@@ -247,9 +246,9 @@ class _Tiff:
 
 
 def _tiff(content: bytes) -> Bare:
-    """Write a directory of only the entries that decide the pixels, and without a next one, over the longer one.
+    """Overwrite the directory by a shorter one: only entries that decide the pixels, and no next directory.
 
-    Nothing is added at the end: pixels that are missing there must stay missing.
+    Nothing is appended, so that pixels missing at the end of a truncated file stay missing.
     """
     tiff = _Tiff(content)
     kept = [entry.whole for entry in tiff.entries if entry.tag in _TIFF_PIXELS]
@@ -264,7 +263,7 @@ def _tiff(content: bytes) -> Bare:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Return the orientation that an EXIF block gives or, where it gives none, an XMP packet; else upright."""
+    """Return the orientation of an EXIF block or else of an XMP packet; upright if neither has one."""
     found = _Tiff(exif).orientation()
     if found is None and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])

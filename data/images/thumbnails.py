@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs: small, re-encoded (nothing of the file but its pixels goes into the page), read once."""
+"""Thumbnails as data URIs: each image is read once and re-encoded, so that only its pixels reach the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data.images.decode import open_indexed
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """One picture of the page. `source` is its data URI, or None when `problem` says why there is none."""
+    """One picture of a page. `source`: its data URI, or None if `problem` says why it is unavailable."""
 
     source: str | None
     problem: str | None
@@ -25,10 +25,10 @@ class Thumbnail:
 
 
 class Thumbnails:
-    """Pictures of the images under `root`, at most `height` pixels high and never enlarged.
+    """Thumbnails of the images under `root`, at most `height` pixels high and never enlarged.
 
-    A file that is missing, unreadable, or no longer the one that was indexed (`digests`: path -> sha256) gives a
-    placeholder and is listed in `problems`.
+    A file that is missing, unreadable or changed since it was indexed (`digests`: path -> sha256) gives a placeholder
+    and is listed in `problems`.
     """
 
     def __init__(self, root: Path, digests: Mapping[str, str], height: int) -> None:

@@ -1,8 +1,8 @@
-"""Child processes: they end with their parent, however it ends, and Ctrl-C on a terminal is left to the parent.
+"""Child processes that end with their parent, however it ends, and leave Ctrl-C on a terminal to it.
 
     python -m data.process.children PARENT MODULE [ARGUMENT ...]
 
-runs a module that follows the process PARENT.
+runs MODULE as a child that ends with the process PARENT.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-_LOOK_SECONDS: Final = 1.0
-_PATIENCE_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 1.0
+_GRACE_SECONDS: Final = 10.0
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Block Ctrl-C for the processes and threads started in the block; their parent ends them itself."""
+    """Block Ctrl-C in the processes and threads started inside; their parent ends them itself."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -32,22 +32,22 @@ def shielded() -> Iterator[None]:
 
 
 def follow(parent: int) -> None:
-    """Watch `parent`, the process that started this one: once it is gone, end with SIGTERM, after 10 s with SIGKILL."""
+    """End this process once `parent`, which started it, is gone: with SIGTERM, and with SIGKILL 10 s later."""
     threading.Thread(target=_watch, args=(parent,), name="follow-parent", daemon=True).start()
 
 
 def _watch(parent: int) -> None:
-    # An orphan is given another parent at once, so its parent's id cannot be taken by another process unseen.
+    # An orphan gets another parent at once, so a new process that reuses the parent's id cannot be mistaken for it.
     while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_PATIENCE_SECONDS)
+    time.sleep(_GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(words: list[str]) -> None:
-    """Follow the process `words[0]` and run the module `words[1]` on the arguments after it."""
-    parent, module, *arguments = words
+def main(argv: list[str]) -> None:
+    """Follow the process `argv[0]` and run the module `argv[1]` with the remaining arguments."""
+    parent, module, *arguments = argv
     follow(int(parent))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,7 +1,7 @@
-"""What libraries would read from the environment, hidden or set while a stage computes, so that it changes no result.
+"""Isolation of stages from environment variables and global switches that could change a result.
 
-A variable that changes only the speed or the order of additions (OMP_NUM_THREADS, MKL_CBWR) stays as it is:
-docs/scaling.md says what is promised.
+Variables that change only the speed or the order of additions (OMP_NUM_THREADS, MKL_CBWR) are left alone;
+docs/scaling.md states the guarantees.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-# accelerate: precision, accumulation, compilation, sharding, device. Read whenever it is asked for something.
+# Read by accelerate: precision, accumulation, compilation, sharding, device.
 _ACCELERATE: Final = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
-# How launchers (torchrun, MPI, job schedulers) tell a process that it is one of several. Left over in the environment
-# of a single process they would make it wait for the others, or take another device.
+# Set by launchers (torchrun, MPI, job schedulers) for each of several processes. A single process that inherits them
+# would wait for the others, or use another device.
 _LAUNCHERS: Final = ("PET_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "ROLE_", "GROUP_")
 _LAUNCHER_NAMES: Final = {
     "FORK_LAUNCHED",
@@ -28,9 +28,9 @@ _LAUNCHER_NAMES: Final = {
 
 
 def own_environment(*, launched: bool = False) -> dict[str, str]:
-    """Return this process's environment without what accelerate and launchers read from it.
+    """Return this process's environment without the variables of accelerate and launchers.
 
-    launched: keep the launchers' variables, because this process is one of several that work together.
+    launched: keep the variables of launchers, because this process is one of several that work together.
     """
     hidden = _ACCELERATE if launched else _ACCELERATE + _LAUNCHERS
     names = set() if launched else _LAUNCHER_NAMES
@@ -39,7 +39,7 @@ def own_environment(*, launched: bool = False) -> dict[str, str]:
 
 @contextmanager
 def hidden_variables(*, launched: bool = False) -> Iterator[None]:
-    """Hide what `own_environment` leaves out from everything that runs inside."""
+    """Remove the variables that `own_environment` leaves out while the block runs."""
     kept = own_environment(launched=launched)
     hidden = {name: value for name, value in os.environ.items() if name not in kept}
     for name in hidden:
@@ -52,11 +52,11 @@ def hidden_variables(*, launched: bool = False) -> Iterator[None]:
 
 @contextmanager
 def exact_float32(torch: Any) -> Iterator[None]:
-    """Make float32 mean float32 inside, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or the caller has set.
+    """Compute float32 exactly while the block runs, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or the caller has set.
 
-    No TF32 or bf16 inside float32 products, no autocast around the code, float32 as default type.
+    Float32 products use neither TF32 nor bf16, autocast is off, and the default dtype is float32.
 
-    torch: the module, passed in because `data` does not import it.
+    torch: the module; passed in because `data` does not import it.
     """
     backends = torch.backends
     switches = [

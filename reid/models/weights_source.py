@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from data.errors import WeightsError
-from data.weights import Stored, is_pickle, read_tensors
+from data.weights import StoredTensor, is_pickle, read_tensors
 from reid.clip_files.grids import Grid, grid_of
 from reid.clip_files.names import (
     OPENAI_SCALARS,
@@ -123,7 +123,7 @@ def described(config: BackboneConfig) -> dict[str, Any]:
     }
 
 
-def _read_header(path: Path) -> dict[str, Stored]:
+def _read_header(path: Path) -> dict[str, StoredTensor]:
     """Return what the header of a weights file lists; raises WeightsError that says what else the file is."""
     if path.is_file() and is_pickle(path):
         raise WeightsError(pickle_remedy(path))
@@ -131,7 +131,7 @@ def _read_header(path: Path) -> dict[str, Stored]:
 
 
 def _activation(
-    config: BackboneConfig, path: Path, beside: FileConfig | None, tensors: dict[str, Stored], layout: Layout
+    config: BackboneConfig, path: Path, beside: FileConfig | None, tensors: dict[str, StoredTensor], layout: Layout
 ) -> tuple[Activation, str]:
     """Return the activation of a weights file, and what says so."""
     if not config.is_file:
@@ -159,7 +159,7 @@ def _activation(
 
 
 def _grid(
-    config: BackboneConfig, path: Path, beside: FileConfig | None, tensors: dict[str, Stored], layout: Layout
+    config: BackboneConfig, path: Path, beside: FileConfig | None, tensors: dict[str, StoredTensor], layout: Layout
 ) -> Grid:
     """Return the grid of a file's positions: its config's, the setting's, or the one that their number allows."""
     stored = next(

@@ -379,7 +379,7 @@ def test_activations_that_overflow_are_refused_before_anything_is_captioned(fold
 
 JSON = ("config.json", "tokenizer.json", "processor_config.json", "tokenizer_config.json", "generation_config.json")
 DAMAGE = {
-    "git_lfs": (lambda _: LFS, "is a git-LFS pointer, not the file it stands for: run `git lfs pull`"),
+    "git_lfs": (lambda _: LFS, "is a git-LFS pointer, not the file itself: run `git lfs pull`"),
     "html": (lambda _: "<!DOCTYPE html><html>Sign in</html>", "is an HTML page"),
     "empty": (lambda _: "", "is empty"),
     "cut": (lambda content: content[: len(content) // 2], "is cut off after"),

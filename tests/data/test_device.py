@@ -96,8 +96,8 @@ def test_what_a_device_means(device, count, wanted):
     [
         ("cuda", 0, "train.device=cuda: this machine has no usable CUDA device; set train.device=auto or train.dev"),
         ("cuda:0", 0, "train.device=cuda:0: this machine has no usable CUDA device"),
-        ("cuda:7", 2, "train.device=cuda:7: no such device; the CUDA devices here are cuda:0, cuda:1: set train.de"),
-        ("cuda:1", 1, "train.device=cuda:1: no such device; the CUDA devices here are cuda:0: set train.device=cuda:0"),
+        ("cuda:7", 2, "train.device=cuda:7: no such device; this machine has cuda:0, cuda:1: set train.device=cuda:1"),
+        ("cuda:1", 1, "train.device=cuda:1: no such device; this machine has cuda:0: set train.device=cuda:0"),
     ],
 )  # fmt: skip
 def test_only_auto_falls_back(device, count, message):

@@ -111,7 +111,7 @@ def test_any_exif_as_pillow_writes_it_leaves_the_pixels_as_they_are():
 
 
 def turned(kind, orientation):
-    return np.asarray(Image.fromarray(EXPECTED[kind]).transpose(images._TURNED[orientation]))
+    return np.asarray(Image.fromarray(EXPECTED[kind]).transpose(images._TRANSPOSE[orientation]))
 
 
 ORIENTED = [

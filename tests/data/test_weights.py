@@ -18,8 +18,8 @@ from data.weights import (
     WEIGHTS,
     check_weight_file,
     differences,
-    disguise,
     few,
+    file_problem,
     model_tensors,
     nonfinite,
     read_model_json,
@@ -31,7 +31,7 @@ DISGUISES = {
     "git_lfs": (LFS, "is a git-LFS pointer.*git lfs pull"),
     "git_annex": (b"/annex/objects/SHA256E-s12--ab.safetensors\n", "git-annex pointer.*git annex get"),
     "empty": (b"", "is empty: download or copy it again"),
-    "zeros": (bytes(4096), "zeros only.*interrupted download"),
+    "zeros": (bytes(4096), "nothing but zero bytes.*interrupted download"),
     "html": (b"\n<!DOCTYPE html><html><head><title>Sign in</title>", "is an HTML page"),
     "html_after_a_byte_order_mark": (b"\xef\xbb\xbf<HTML>", "is an HTML page"),
     "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "is an XML page"),
@@ -85,7 +85,7 @@ def test_absent_files_dead_links_and_folders(tmp_path):
 
 
 def test_whole_files_are_what_they_seem(weights):
-    assert disguise(weights) is None
+    assert file_problem(weights) is None
     check_weight_file(weights)
     stored = read_tensors(weights)
     assert {name: (entry.dtype, entry.shape) for name, entry in stored.items()} == {
@@ -232,7 +232,7 @@ def test_differences_name_a_few_and_count_all():
     assert differences(missing, ["x"], {"w": ((2, 3), (4, 3))}) == [
         "missing 9 tensors: layer.0, layer.1, layer.2 and 6 more",
         "unexpected 1 tensor: x",
-        "of another shape 1 tensor: w is [2, 3] and should be [4, 3]",
+        "wrong shape of 1 tensor: w is [2, 3] and should be [4, 3]",
     ]
     assert differences([], [], {}) == []
     assert few(["b", "a"]) == "a, b"
