@@ -7,7 +7,7 @@ the one shard that was being written.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -23,14 +23,25 @@ class Saver:
     """Writes rows to `captions` and releases each bucket of `claims` once all of its images are on disk.
 
     Close it when the work ends, successfully or not (`contextlib.closing`).
+
+    flush_rows: rows of a shard. clock: seconds of a monotonic clock.
     """
 
-    def __init__(self, captions: CaptionStore, claims: Claims) -> None:
+    def __init__(
+        self,
+        captions: CaptionStore,
+        claims: Claims,
+        *,
+        flush_rows: int = FLUSH_ROWS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._captions = captions
         self._claims = claims
         self._open: dict[int, set[str]] = {}  # claimed bucket -> its images that still lack a row
         self._rows: list[CaptionRow] = []
-        self._since = time.monotonic()
+        self._flush_rows = flush_rows
+        self._clock = clock
+        self._since = clock()
         self._thread = ThreadPoolExecutor(1)
         self._writing: tuple[Future[Any], list[CaptionRow]] | None = None
 
@@ -44,12 +55,12 @@ class Saver:
         Raises ClipScgiError if the disk is full.
         """
         self._rows += rows
-        if len(self._rows) >= FLUSH_ROWS or time.monotonic() - self._since > FLUSH_SECONDS:
+        if len(self._rows) >= self._flush_rows or self._clock() - self._since > FLUSH_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
         self._settle()
-        rows, self._rows, self._since = self._rows, [], time.monotonic()
+        rows, self._rows, self._since = self._rows, [], self._clock()
         written = [row for row in rows if row.reply is not None]
         self._writing = self._thread.submit(self._captions.append, written), rows
 

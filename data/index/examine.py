@@ -28,8 +28,10 @@ from data.progress import ProgressFn
 CHECK_VERSION: Final = 2
 """Raised when `data.images.decode.open_rgb` accepts or rejects other files than before."""
 
-_CHUNK: Final = 32  # files a thread takes at a time
-_REMEMBER_EVERY: Final = 4096  # files, so that a killed first run of a large set is not in vain
+CHUNK: Final = 32
+"""Files that a thread takes at a time."""
+REMEMBER_EVERY: Final = 4096
+"""Files after which their facts are kept, so that a killed first run of a large dataset is not in vain."""
 _MAX_THREADS: Final = 8
 
 _CHECKS: Final = (
@@ -105,6 +107,8 @@ def examine(
     workers: int,
     reread: bool,
     progress: ProgressFn,
+    chunk: int = CHUNK,
+    remember_every: int = REMEMBER_EVERY,
 ) -> Examination:
     """Return the facts of the files `paths` under `root`, reading only what is not remembered (all with `reread`).
 
@@ -119,15 +123,16 @@ def examine(
     checks = {fact.sha256: Check(*fact[4:]) for fact in known.values()} if todo else {}
     fresh: dict[str, Facts] = {}
     n_decoded = 0
-    with closing(_read_all(files, checks, max_pixels, workers or min(os.cpu_count() or 1, _MAX_THREADS))) as results:
+    threads = workers or min(os.cpu_count() or 1, _MAX_THREADS)
+    with closing(_read_all(files, checks, max_pixels, threads, chunk)) as results:
         for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
             facts[index] = result.facts
             n_decoded += result.decoded
             if result.settled:
                 fresh[file] = result.facts
-            if done % _CHUNK == 0 or done == len(todo):
+            if done % chunk == 0 or done == len(todo):
                 progress(done, len(todo), "images read")
-            if len(fresh) >= _REMEMBER_EVERY or done == len(todo):
+            if len(fresh) >= remember_every or done == len(todo):
                 _remember(memo, fresh, checker)
                 fresh.clear()
     return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded)
@@ -183,13 +188,13 @@ def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> Non
 
 
 def _read_all(
-    files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, workers: int
+    files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, threads: int, chunk: int
 ) -> Generator[_Result, None, None]:
-    def read(chunk: Sequence[str]) -> list[_Result]:
-        return [_read(file, checks, max_pixels) for file in chunk]
+    def read(some: Sequence[str]) -> list[_Result]:
+        return [_read(file, checks, max_pixels) for file in some]
 
-    chunks = (files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK))
-    with closing(map_ahead(read, chunks, threads=workers, ahead=4 * workers)) as results:
+    chunks = (files[start : start + chunk] for start in range(0, len(files), chunk))
+    with closing(map_ahead(read, chunks, threads=threads, ahead=4 * threads)) as results:
         for some in results:
             yield from some
 

@@ -30,8 +30,10 @@ Scores = NDArray[np.float32]
 TILE: Final = 64
 BLOCK_BYTES: Final = 256 << 20
 """Default size of one block of similarities: 800 rows at 82,161 gallery images."""
-_RESIDENT_BYTES: Final = 512 << 20
-_CHUNK_ROWS: Final = 8192
+RESIDENT_BYTES: Final = 512 << 20
+"""Default size up to which a gallery is read once and kept."""
+CHUNK_ROWS: Final = 8192
+"""Default number of rows that are read and normalized at a time."""
 
 
 class Rows:
@@ -42,13 +44,20 @@ class Rows:
         name: what an error calls them.
         keep: positions of the rows that count, in order; None is all of them.
         unit: whether the rows have length one already.
+        chunk_rows: rows read and normalized at a time; changes no result.
 
     Raises:
         DataError: not two-dimensional, no features, complex ones, or (when read) a NaN or infinity.
     """
 
     def __init__(
-        self, features: Features, name: str, keep: NDArray[np.int64] | None = None, *, unit: bool = False
+        self,
+        features: Features,
+        name: str,
+        keep: NDArray[np.int64] | None = None,
+        *,
+        unit: bool = False,
+        chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         if features.ndim != 2 or features.shape[1] == 0:
             raise DataError(f"{name} features have shape {tuple(features.shape)}; they must be [images, dimensions]")
@@ -59,6 +68,7 @@ class Rows:
         self._keep = keep
         self._unit = unit
         self.dim = int(features.shape[1])
+        self.chunk_rows = chunk_rows
 
     def __len__(self) -> int:
         """Return N, the rows that count."""
@@ -68,8 +78,8 @@ class Rows:
         """Return rows `start` to `stop` as unit vectors, float32 on the CPU, padded with zeros to a multiple of 64."""
         stop = min(stop, len(self))
         padded = torch.zeros(padded_to(stop - start), self.dim)
-        for first in range(start, stop, _CHUNK_ROWS):
-            last = min(first + _CHUNK_ROWS, stop)
+        for first in range(start, stop, self.chunk_rows):
+            last = min(first + self.chunk_rows, stop)
             rows = self._read(first, last)
             padded[first - start : last - start] = rows if self._unit else unit_rows(rows)
         return padded
@@ -106,19 +116,21 @@ def padded_to(rows: int) -> int:
     return max(1, -(-rows // TILE)) * TILE
 
 
-def similarity_blocks(queries: Rows, gallery: Rows, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Scores]]:
+def similarity_blocks(
+    queries: Rows, gallery: Rows, block_bytes: int = BLOCK_BYTES, *, resident_bytes: int = RESIDENT_BYTES
+) -> Iterator[tuple[int, Scores]]:
     """Yield (first query row, similarities float32 [b, W]) for consecutive blocks of query rows.
 
     W is G rounded up to whole tiles; the columns from G on hold -inf, so that they come last in any ranking. The array
     is contiguous (the compiled loops need it), the consumer's to change, and overwritten for the next block. A gallery
-    of up to 512 MiB is read once; a larger one is read again, 8,192 rows at a time, for every block.
+    of up to `resident_bytes` is read once; a larger one is read again, `gallery.chunk_rows` at a time, for every block.
     """
     if queries.dim != gallery.dim:
         raise DataError(f"{queries.name} features have {queries.dim} dimensions and {gallery.name} {gallery.dim}")
     width = padded_to(len(gallery))
     height = min(padded_to(len(queries)), max(TILE, block_bytes // (4 * width) // TILE * TILE))
     buffer = torch.empty(height, width)
-    resident = gallery.block(0, len(gallery)) if 4 * width * gallery.dim <= _RESIDENT_BYTES else None
+    resident = gallery.block(0, len(gallery)) if 4 * width * gallery.dim <= resident_bytes else None
     for start in range(0, len(queries), height):
         query_BD = queries.block(start, start + height)
         out = buffer[: len(query_BD)]
@@ -131,6 +143,6 @@ def similarity_blocks(queries: Rows, gallery: Rows, block_bytes: int = BLOCK_BYT
 
 
 def _multiply_streamed(query_BD: Tensor, gallery: Rows, out: Tensor) -> None:
-    for start in range(0, len(gallery), _CHUNK_ROWS):
-        chunk = gallery.block(start, start + _CHUNK_ROWS)
+    for start in range(0, len(gallery), gallery.chunk_rows):
+        chunk = gallery.block(start, start + gallery.chunk_rows)
         torch.mm(query_BD, chunk.T, out=out[:, start : start + len(chunk)])

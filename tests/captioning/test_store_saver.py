@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from captioning.prompts.replies import Reply
-from captioning.store import saver as store_saver
 from captioning.store.claims import BUCKETS, Claims, bucket_of, buckets_of_part
 from captioning.store.rows import CaptionRow
-from captioning.store.saver import Saver
+from captioning.store.saver import FLUSH_ROWS, FLUSH_SECONDS, Saver
 from data.errors import ClipScgiError, ConfigError
 
 
@@ -29,19 +28,17 @@ class Shards:
 
 
 class Clock:
-    """Stands in for the module `time`."""
+    """A clock that stands still until it is set."""
 
     now = 1000.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(store_saver, "time", clock)
-    return clock
+def clock():
+    return Clock()
 
 
 @pytest.fixture
@@ -67,9 +64,8 @@ def free(folder, bucket: int) -> bool:
     return taken
 
 
-def test_rows_are_written_in_shards_of_the_size_that_is_set(clock, shards, claims, monkeypatch):
-    monkeypatch.setattr(store_saver, "FLUSH_ROWS", 3)
-    saver = Saver(shards, claims)
+def test_rows_are_written_in_shards_of_the_size_that_is_set(clock, shards, claims):
+    saver = Saver(shards, claims, flush_rows=3, clock=clock)
     saver.expect(0xAB, {f"ab{n}" for n in range(9)})
     claims.take(0xAB)
     saver.add([row("ab0")])
@@ -83,16 +79,16 @@ def test_rows_are_written_in_shards_of_the_size_that_is_set(clock, shards, claim
 
 
 def test_rows_that_waited_longer_than_the_limit_are_written_with_the_next(clock, shards, claims):
-    saver = Saver(shards, claims)
+    saver = Saver(shards, claims, clock=clock)
     saver.expect(0xAB, {"ab0", "ab1", "ab2", "ab3"})
     claims.take(0xAB)
-    clock.now += store_saver.FLUSH_SECONDS
+    clock.now += FLUSH_SECONDS
     saver.add([row("ab0")])
     assert saver._writing is None
     clock.now += 0.5
     saver.add([row("ab1")])
     assert [r.image_sha256 for r in saver._writing[1]] == ["ab0", "ab1"]
-    clock.now += store_saver.FLUSH_SECONDS  # counted from the last shard
+    clock.now += FLUSH_SECONDS  # counted from the last shard
     saver.add([row("ab2")])
     clock.now += 0.5
     saver.add([row("ab3")])
@@ -101,12 +97,11 @@ def test_rows_that_waited_longer_than_the_limit_are_written_with_the_next(clock,
 
 
 def test_the_limits():
-    assert (store_saver.FLUSH_ROWS, store_saver.FLUSH_SECONDS) == (256, 5.0)
+    assert (FLUSH_ROWS, FLUSH_SECONDS) == (256, 5.0)
 
 
-def test_a_bucket_is_given_back_when_its_last_image_is_on_disk(clock, shards, claims, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_saver, "FLUSH_ROWS", 2)
-    saver = Saver(shards, claims)
+def test_a_bucket_is_given_back_when_its_last_image_is_on_disk(clock, shards, claims, tmp_path):
+    saver = Saver(shards, claims, flush_rows=2, clock=clock)
     for bucket, images in ((0x0A, {"0a1", "0a2", "0a3"}), (0x0B, {"0b1"})):
         assert claims.take(bucket)
         saver.expect(bucket, images)
@@ -123,7 +118,7 @@ def test_a_bucket_is_given_back_when_its_last_image_is_on_disk(clock, shards, cl
 
 
 def test_an_error_of_the_writing_thread_reaches_the_caller_and_all_is_given_back(clock, claims, tmp_path):
-    saver = Saver(Shards(OSError("gone")), claims)
+    saver = Saver(Shards(OSError("gone")), claims, clock=clock)
     for bucket in (1, 2):
         claims.take(bucket)
         saver.expect(bucket, {f"{bucket:02x}0"})

@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -21,8 +22,7 @@ from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import DataError, RetryableError
 from data.images import decode as images_module
-from data.index import examine
-from data.index import stage as index_module
+from data.index.examine import examine
 from data.index.stage import index, survey
 from data.schemas import IMAGES, REJECTED
 from tests.helpers.data_trees import MARKET, MARKET_JUNK, TURNED, market, picture, put, settle
@@ -266,7 +266,13 @@ def test_a_file_that_may_not_be_read_is_a_row(store, root, monkeypatch):
 def test_an_unchanged_folder_is_not_read_again(store, root, monkeypatch):
     add_bad(root)
     first = index(store, config=config_of(root))
-    monkeypatch.setattr(examine, "_read", lambda *_: pytest.fail("a file was read"))
+    real = os.open
+
+    def guarded(path, *args, **options):
+        assert root not in Path(path).parents, f"{path} was read"
+        return real(path, *args, **options)
+
+    monkeypatch.setattr("data.images.decode.os.open", guarded)
     second = index(store, config=config_of(root))
     assert (second.n_read, second.n_decoded, second.made.cached) == (0, 0, True)
     assert (second.made.ref, second.dataset_hash) == (first.made.ref, first.dataset_hash)
@@ -442,28 +448,29 @@ def test_the_memory_of_digests_can_be_lost(store, root, damage):
 def test_files_of_the_last_tick_are_read_again(store, tmp_path, monkeypatch):
     """A file written a moment ago may be written again without a change of its times: its digest is not kept."""
     root = market(tmp_path / "fresh")
-    monkeypatch.setattr("data.artifacts.digests._TICK_NS", 10**12)
+    monkeypatch.setattr(time, "time_ns", lambda: 0)  # long before the files' own times
     assert index(store, config=config_of(root)).n_read == 10
     assert index(store, config=config_of(root)).n_read == 10
 
 
-def test_a_killed_first_run_is_not_in_vain(store, root, monkeypatch):
-    monkeypatch.setattr(examine, "_REMEMBER_EVERY", 2)
-    monkeypatch.setattr(examine, "_CHUNK", 2)
+def examine_market(store, root, **options):
+    return examine(root, list(MARKET), memo=store.memo, max_pixels=DatasetConfig().max_pixels, reread=False, **options)
+
+
+def test_a_killed_first_run_is_not_in_vain(store, root):
 
     def die(done, total, note):
         if done >= 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        index(store, config=config_of(root, workers=2), progress=die)
+        examine_market(store, root, workers=2, progress=die, chunk=2, remember_every=2)
     assert index(store, config=config_of(root)).n_read == 6
 
 
-def test_progress_reaches_the_end(store, root, monkeypatch):
-    monkeypatch.setattr(examine, "_CHUNK", 3)
+def test_progress_reaches_the_end(store, root):
     calls = []
-    index(store, config=config_of(root), progress=lambda *call: calls.append(call))
+    examine_market(store, root, workers=0, progress=lambda *call: calls.append(call), chunk=3)
     assert [call[:2] for call in calls] == [(3, 10), (6, 10), (9, 10), (10, 10)]
 
 
@@ -652,18 +659,19 @@ def test_a_deleted_data_set_is_a_clear_failure_and_old_artefacts_stay(store, roo
 
 
 @pytest.fixture
-def meddle(monkeypatch):
+def meddle(monkeypatch, root):
     """Return a function that has `action(call)` done each time a file has been read, before it is looked at again."""
-    monkeypatch.setattr(index_module, "_SETTLE_SECONDS", 0)
-    real, calls = examine._stamp, []
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    real, calls = os.stat, []
 
     def install(action):
-        def stamp(file):
-            calls.append(file)
-            action(len(calls))
-            return real(file)
+        def stat(path, **options):
+            if isinstance(path, str) and root in Path(path).parents:
+                calls.append(path)
+                action(len(calls))
+            return real(path, **options)
 
-        monkeypatch.setattr(examine, "_stamp", stamp)
+        monkeypatch.setattr(os, "stat", stat)
 
     return install
 

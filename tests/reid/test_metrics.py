@@ -143,14 +143,12 @@ def test_equal_images_tie_exactly_and_stand_in_gallery_order():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_no_result_depends_on_blocks_threads_or_streaming(monkeypatch, threads):
+def test_no_result_depends_on_blocks_or_threads(threads):
     world = gaussian_world(q=200, g=1113, dim=48)
     before = torch.get_num_threads()
     expected = evaluate_ranking(*world)
     try:
         torch.set_num_threads(threads)
-        monkeypatch.setattr("reid.ranking.similarity._RESIDENT_BYTES", 0)
-        monkeypatch.setattr("reid.ranking.similarity._CHUNK_ROWS", 256)
         got = evaluate_ranking(*world, block_bytes=1)
     finally:
         torch.set_num_threads(before)

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from data.errors import DataError
-from reid.ranking import similarity
 from reid.ranking.similarity import TILE, Rows, padded_to, similarity_blocks
 
 
@@ -17,10 +16,9 @@ def unit(rows):
     return rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
 
 
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Chunks of two tiles, so that a few hundred rows make many."""
-    monkeypatch.setattr(similarity, "_CHUNK_ROWS", 2 * TILE)
+def chunked(features, name, keep=None):
+    """Return rows read two tiles at a time, so that a few hundred make many chunks."""
+    return Rows(features, name, keep, chunk_rows=2 * TILE)
 
 
 def test_rows_are_rounded_up_to_whole_tiles():
@@ -29,9 +27,9 @@ def test_rows_are_rounded_up_to_whole_tiles():
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_block_holds_unit_rows_and_zeros_behind_them(small_chunks, make, dtype):
+def test_a_block_holds_unit_rows_and_zeros_behind_them(make, dtype):
     values = rows_of(300, dtype=dtype)
-    rows = Rows(make(values), "image")
+    rows = chunked(make(values), "image")
     assert (len(rows), rows.dim, rows.name) == (300, 3, "image")
     for start, stop in ((0, 300), (0, 1), (64, 192), (130, 300), (290, 400), (5, 261)):
         block = rows.block(start, stop)
@@ -43,9 +41,9 @@ def test_a_block_holds_unit_rows_and_zeros_behind_them(small_chunks, make, dtype
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
-def test_the_rows_to_keep_are_read_in_their_order(small_chunks, make):
+def test_the_rows_to_keep_are_read_in_their_order(make):
     values, keep = rows_of(500), np.random.default_rng(1).permutation(500)[:290]
-    rows = Rows(make(values), "image", keep)
+    rows = chunked(make(values), "image", keep)
     assert len(rows) == 290
     np.testing.assert_allclose(rows.block(7, 288)[:281].numpy(), unit(values[keep[7:288]]), atol=1e-6)
     assert [rows.number(place) for place in (0, 7, 289)] == [keep[0], keep[7], keep[289]]
@@ -79,33 +77,35 @@ def test_shapes_that_cannot_be_rows(shape):
 
 
 @pytest.mark.parametrize("keep", [None, np.arange(299, -1, -1)])
-def test_the_first_row_that_is_not_finite_is_named(small_chunks, keep):
+def test_the_first_row_that_is_not_finite_is_named(keep):
     values = rows_of(300)
     values[[200, 260], 1] = np.nan, np.inf
     with pytest.raises(DataError) as error:
-        Rows(values, "gallery", keep).block(0, 300)
+        chunked(values, "gallery", keep).block(0, 300)
     first = 200 if keep is None else 260
     assert str(error.value) == (
         f"gallery features hold NaN or infinity, first in row {first}; the model that made them diverged"
     )
 
 
-def blocks_of(queries, gallery, block_bytes):
-    return [(start, block, block.copy()) for start, block in similarity_blocks(queries, gallery, block_bytes)]
+def blocks_of(queries, gallery, block_bytes, **options):
+    blocks = similarity_blocks(queries, gallery, block_bytes, **options)
+    return [(start, block, block.copy()) for start, block in blocks]
 
 
 @pytest.mark.parametrize(
     ("tiles", "starts"), [(0, [0, 64, 128, 192, 256]), (1, [0, 64, 128, 192, 256]), (2, [0, 128, 256]), (99, [0])]
 )
 @pytest.mark.parametrize("resident", [True, False])
-def test_blocks_of_any_size_hold_the_same_similarities(small_chunks, monkeypatch, tiles, starts, resident):
-    if not resident:
-        monkeypatch.setattr(similarity, "_RESIDENT_BYTES", 4 * 384 * 3 - 1)  # one byte less than the gallery needs
+def test_blocks_of_any_size_hold_the_same_similarities(monkeypatch, tiles, starts, resident):
+    limit = 4 * 384 * 3 - (0 if resident else 1)  # what the gallery needs, or one byte less
+    a, b = rows_of(290, seed=2), rows_of(350, seed=3)
+    ((_, whole),) = similarity_blocks(Rows(a, "query"), Rows(b, "gallery"))
     read = []
     monkeypatch.setattr(Rows, "block", _counted(Rows.block, read))
-    a, b = rows_of(290, seed=2), rows_of(350, seed=3)
     width = 384
-    found = blocks_of(Rows(a, "query"), Rows(b, "gallery"), 4 * width * TILE * tiles + 4 * width * TILE // 2)
+    budget = 4 * width * TILE * tiles + 4 * width * TILE // 2
+    found = blocks_of(chunked(a, "query"), chunked(b, "gallery"), budget, resident_bytes=limit)
     assert [start for start, *_ in found] == starts
     expected = unit(a) @ unit(b).T
     height = starts[1] if len(starts) > 1 else 290
@@ -114,6 +114,7 @@ def test_blocks_of_any_size_hold_the_same_similarities(small_chunks, monkeypatch
         assert block.shape == (min(290 - start, height), width)
         np.testing.assert_allclose(block[:, :350], expected[start : start + len(block)], atol=1e-6)
         assert (block[:, 350:] == -np.inf).all()
+        np.testing.assert_array_equal(block, whole[start : start + len(block)])
         assert np.shares_memory(view, found[0][1])
     gallery = [place for name, *place in read if name == "gallery"]
     assert gallery == ([[0, 350]] if resident else [[0, 128], [128, 256], [256, 384]] * len(starts))
@@ -129,9 +130,9 @@ def _counted(block, read):
 
 def test_a_gallery_that_just_fits_stays_in_memory(monkeypatch):
     read = []
-    monkeypatch.setattr(similarity, "_RESIDENT_BYTES", 4 * 64 * 3)
     monkeypatch.setattr(Rows, "block", _counted(Rows.block, read))
-    assert len(blocks_of(Rows(rows_of(200), "query"), Rows(rows_of(5), "gallery"), 1)) == 4
+    queries, gallery = Rows(rows_of(200), "query"), Rows(rows_of(5), "gallery")
+    assert len(blocks_of(queries, gallery, 1, resident_bytes=4 * 64 * 3)) == 4
     assert [place for name, *place in read if name == "gallery"] == [[0, 5]]
 
 

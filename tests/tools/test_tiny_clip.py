@@ -89,9 +89,8 @@ def test_the_stream_it_learns_from_is_not_the_one_it_is_judged_on():
     assert not 0 <= UNSEEN_SEED - STREAM_SEED < 1_000_000
 
 
-def test_the_script_trains_saves_and_measures(tmp_path, monkeypatch):
+def test_the_script_trains_saves_and_measures(tmp_path):
     threads = torch.get_num_threads()
-    monkeypatch.setattr("tools.tiny_clip.train.TinyRun.batch", 16)
     try:
         main(["train", "--out", str(tmp_path / "a"), "--steps", "2", "--seed", "5"])
     finally:
