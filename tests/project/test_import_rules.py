@@ -13,7 +13,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("data", "captioning", "reid", "flows")
 
-# flows -> captioning, reid -> data. captioning and reid meet in a Parquet schema and an artefact reference only.
+# flows -> captioning, reid -> data. captioning and reid meet in a Parquet schema and an artifact reference only.
 ALLOWED = {
     "data": {"data"},
     "captioning": {"captioning", "data"},
@@ -38,13 +38,13 @@ def modules() -> list[Path]:
     return sorted(path for package in PACKAGES for path in (REPO / package).rglob("*.py"))
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(REPO).as_posix()
+def name_of(path: Path, root: Path = REPO) -> str:
+    return path.relative_to(root).as_posix()
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path: Path, root: Path = REPO) -> set[str]:
     """Return the dotted names that the file imports anywhere, also inside functions; relative ones made absolute."""
-    package = list(path.relative_to(REPO).parent.parts)
+    package = list(path.relative_to(root).parent.parts)
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -60,54 +60,65 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def tops_of(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports_of(path)}
+def tops_of(path: Path, root: Path = REPO) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(path, root)}
 
 
 def test_there_is_something_to_check():
     assert {name_of(path).split("/")[0] for path in modules()} == set(PACKAGES)
 
 
+def check_direction(path: Path, root: Path = REPO) -> None:
+    package = name_of(path, root).split("/")[0]
+    foreign = tops_of(path, root) & (set(PACKAGES) | {"tests", "benchmarks"}) - ALLOWED[package]
+    assert not foreign, (
+        f"{name_of(path, root)} may not import {sorted(foreign)}; the direction is flows -> captioning, reid -> data"
+    )
+
+
+def check_owners(path: Path, root: Path = REPO) -> None:
+    name, tops = name_of(path, root), tops_of(path, root)
+    for library in tops & OWNERS.keys():
+        owner = OWNERS[library]
+        assert name == owner or name.startswith(f"{owner}/"), f"{name} imports {library}; only {owner} may"
+    if name.startswith("data/"):
+        assert "torch" not in tops, f"{name} imports torch; data must not"
+
+
+def check_pickle(path: Path, root: Path = REPO) -> None:
+    name = name_of(path, root)
+    is_converter = name == CONVERTER
+    assert not tops_of(path, root) & (BANNED - ({"pickle"} if is_converter else set()))
+    assert not [i for i in imports_of(path, root) if f"{i}.".startswith("reid.convert.")], "only people run it"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        target = ast.unparse(call.func)
+        assert not target.startswith("pickle."), f"{name}: {target}"
+        if is_converter and target == "torch.load":
+            assert [ast.unparse(w.value) for w in call.keywords if w.arg == "weights_only"] == ["True"]
+            continue
+        assert target not in ("torch.load", "torch.save", "pd.read_pickle"), f"{name}: {target}"
+        allowed = [word for word in call.keywords if word.arg == "allow_pickle" and ast.unparse(word.value) != "False"]
+        assert not allowed, f"{name} line {call.lineno}: allow_pickle"
+
+
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_import_direction(path):
-    package = name_of(path).split("/")[0]
-    foreign = tops_of(path) & (set(PACKAGES) | {"tests", "benchmarks"}) - ALLOWED[package]
-    assert not foreign, (
-        f"{name_of(path)} may not import {sorted(foreign)}; the direction is flows -> captioning, reid -> data"
-    )
+    check_direction(path)
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_libraries_have_one_owner(path):
-    name = name_of(path)
-    for library in tops_of(path) & OWNERS.keys():
-        owner = OWNERS[library]
-        assert name == owner or name.startswith(f"{owner}/"), f"{name} imports {library}; only {owner} may"
-    if name.startswith("data/"):
-        assert "torch" not in tops_of(path), f"{name} imports torch; data must not"
+    check_owners(path)
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_nothing_unpickles(path):
-    is_converter = name_of(path) == CONVERTER
-    assert not tops_of(path) & (BANNED - ({"pickle"} if is_converter else set()))
-    assert not [name for name in imports_of(path) if f"{name}.".startswith("reid.convert.")], "only people run it"
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    for call in calls:
-        target = ast.unparse(call.func)
-        assert not target.startswith("pickle."), f"{name_of(path)}: {target}"
-        if is_converter and target == "torch.load":
-            assert [ast.unparse(w.value) for w in call.keywords if w.arg == "weights_only"] == ["True"]
-            continue
-        assert target not in ("torch.load", "torch.save", "pd.read_pickle"), f"{name_of(path)}: {target}"
-        allowed = [word for word in call.keywords if word.arg == "allow_pickle" and ast.unparse(word.value) != "False"]
-        assert not allowed, f"{name_of(path)} line {call.lineno}: allow_pickle"
+    check_pickle(path)
 
 
-def test_the_rules_catch_what_they_should(tmp_path, monkeypatch):
+def test_the_rules_catch_what_they_should(tmp_path):
     """The checker itself, on a module that breaks every rule."""
-    monkeypatch.setattr(sys.modules[__name__], "REPO", tmp_path)
     bad = tmp_path / "data" / "sub" / "bad.py"
     bad.parent.mkdir(parents=True)
     bad.write_text(
@@ -116,7 +127,7 @@ def test_the_rules_catch_what_they_should(tmp_path, monkeypatch):
         "from . import sibling\n"
         "def f():\n    from prefect import flow\n    import importlib; importlib.import_module('reid.models.heads')\n"
     )
-    assert imports_of(bad) == {
+    assert imports_of(bad, tmp_path) == {
         "torch.nn",
         "data.readers.base",
         "data.sub.sibling",
@@ -124,9 +135,9 @@ def test_the_rules_catch_what_they_should(tmp_path, monkeypatch):
         "importlib",
         "reid.models.heads",
     }
-    for rule in (test_import_direction, test_libraries_have_one_owner):
+    for check in (check_direction, check_owners):
         with pytest.raises(AssertionError):
-            rule(bad)
+            check(bad, tmp_path)
     converter = tmp_path / CONVERTER
     converter.parent.mkdir()
     for path, code in (
@@ -138,7 +149,7 @@ def test_the_rules_catch_what_they_should(tmp_path, monkeypatch):
     ):
         path.write_text(code)
         with pytest.raises(AssertionError):
-            test_nothing_unpickles(path)
+            check_pickle(path, tmp_path)
 
 
 # Loading one of these must load no engine: a fully cached run imports them all.
