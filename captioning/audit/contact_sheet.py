@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,22 @@ from data.config import Config
 from data.errors import DataError
 from data.people import is_person
 
-COLUMNS: Final = ("image_path", "split", "pid", "camid", "caption", "status", "image_sha256")
-"""What is read of captions.parquet."""
+
+class SheetRow(NamedTuple):
+    """One row of captions.parquet, as far as the sheet reads it. caption: None where there is no text."""
+
+    image_path: str
+    split: str
+    pid: int
+    camid: int
+    caption: str | None
+    status: str
+    image_sha256: str
+
+
+COLUMNS: Final = SheetRow._fields
+"""Columns of captions.parquet that the sheet reads."""
+Color = tuple[int, int, int]
 
 _INK: Final = (26, 33, 48)
 _SOFT: Final = (86, 96, 115)
@@ -30,35 +44,34 @@ _WORD_GAP: Final = 5  # pixels; the font's own space rounds to 2 or 3 at this si
 
 
 class SheetConfig(Config):
-    """How much is shown."""
+    """Size of the sheet and seed of its choices."""
 
     identities: Annotated[int, Field(ge=1)] = 6
-    """Rows."""
+    """Identities shown, one per row."""
     each: Annotated[int, Field(ge=1)] = 5
-    """Images of one identity."""
+    """Images shown of each identity."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Who is shown."""
+    """Seed that chooses identities and images."""
     height: Annotated[int, Field(ge=2 * _LINE)] = 176
-    """Height of an image in pixels; it is at most half as wide."""
+    """Height of an image in pixels; its width is at most half of that."""
     text: Annotated[int, Field(ge=_LINE)] = 160
     """Width of a caption in pixels."""
 
     @property
     def cell(self) -> int:
-        """Pixels from one image to the next."""
+        """Distance from one image to the next in pixels."""
         return self.height // 2 + self.text + 2 * _MARGIN
 
 
 def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig) -> Image.Image:
-    """Draw `config.identities` people with up to `config.each` images of each, the cameras in turn.
+    """Draw `config.identities` people with up to `config.each` images of each, taken from the cameras in turn.
 
-    captions: COLUMNS of captions.parquet. Who is shown follows the seed. Distractors and junk are left out.
-    An image that is gone or is no longer the captioned one becomes a gray field with the reason. Raises DataError
-    where there is nobody to show.
+    captions: COLUMNS of captions.parquet. Distractors and junk are left out. An image that is missing or has changed
+    since it was captioned becomes a gray field with the reason. Raises DataError if no identity has a caption.
     """
     people = chosen(captions, config)
     if not people:
-        raise DataError("no identity has a caption, so there is nothing to show")
+        raise DataError("captions.parquet has no caption of a known identity, so the sheet would be empty")
     band = config.height + _MARGIN
     widest = max(map(len, people))
     sheet = Image.new("RGB", (_MARGIN + widest * config.cell, _MARGIN + band * len(people)), "white")
@@ -75,7 +88,7 @@ def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig
 
 
 class Pen:
-    """Write lines of words on an image in Pillow's built-in font, with a gap between words that can be seen."""
+    """Writes lines of words on an image in Pillow's built-in font, with a visible gap between words."""
 
     def __init__(self, image: Image.Image) -> None:
         self._draw = ImageDraw.Draw(image)
@@ -85,14 +98,14 @@ class Pen:
         """Return the width of one line of `words` in pixels."""
         return sum(self._draw.textlength(word, font=self._font) for word in words) + _WORD_GAP * max(len(words) - 1, 0)
 
-    def write(self, left: float, top: float, words: Sequence[str], ink: tuple[int, int, int]) -> None:
+    def write(self, left: float, top: float, words: Sequence[str], ink: Color) -> None:
         """Write one line of `words` with its upper left corner at (`left`, `top`)."""
         for word in words:
             self._draw.text((left, top), word, fill=ink, font=self._font)
             left += self._draw.textlength(word, font=self._font) + _WORD_GAP
 
     def wrapped(self, words: Sequence[str], width: float) -> Iterator[list[str]]:
-        """Yield lines of `words` that are at most `width` pixels wide; a longer word goes on in the next line."""
+        """Yield lines of `words` that are at most `width` pixels wide; a wider word continues on the next line."""
         line: list[str] = []
         for word in words:
             for piece in self._pieces(word, width):
@@ -104,7 +117,7 @@ class Pen:
             yield line
 
     def _pieces(self, word: str, width: float) -> Iterator[str]:
-        """Yield `word`, cut where it is wider than `width`; a piece is at least one character."""
+        """Yield `word` in pieces that are at most `width` pixels wide but have at least one character."""
         while len(word) > 1 and self.length([word]) > width:
             size = next((n for n in range(len(word) - 1, 1, -1) if self.length([word[:n]]) <= width), 1)
             yield word[:size]
@@ -112,7 +125,7 @@ class Pen:
         yield word
 
 
-def chosen(captions: pd.DataFrame, config: SheetConfig) -> list[list[dict[str, Any]]]:
+def chosen(captions: pd.DataFrame, config: SheetConfig) -> list[list[SheetRow]]:
     """Return the rows to show, one list per identity: identities by a seeded draw, their images spread over cameras."""
     rng = np.random.default_rng(config.seed)
     mask = is_person(captions["split"].to_numpy(), captions["pid"].to_numpy())
@@ -122,21 +135,21 @@ def chosen(captions: pd.DataFrame, config: SheetConfig) -> list[list[dict[str, A
     return [_over_cameras(known[known["pid"] == pid], config.each, rng) for pid in drawn]
 
 
-def _over_cameras(rows: pd.DataFrame, count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _over_cameras(rows: pd.DataFrame, count: int, rng: np.random.Generator) -> list[SheetRow]:
     shuffled = rows.iloc[rng.permutation(len(rows))]
     turn = shuffled.groupby("camid").cumcount()
     order = turn.sort_values(kind="stable").index[:count]
-    records = shuffled.loc[order].sort_values(["camid", "image_path"]).to_dict("records")
-    return [{str(name): value for name, value in record.items()} for record in records]
+    shown = shuffled.loc[order, list(COLUMNS)].sort_values(["camid", "image_path"]).astype(object)
+    return [SheetRow(*values) for values in shown.where(shown.notna(), None).itertuples(index=False, name=None)]
 
 
-def _picture(item: dict[str, Any], root: Path, config: SheetConfig) -> Image.Image:
+def _picture(item: SheetRow, root: Path, config: SheetConfig) -> Image.Image:
     def scaled(image: Image.Image) -> Image.Image:
         scale = min(config.height / image.height, config.height / 2 / image.width)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         return image.resize(size, Image.Resampling.LANCZOS)
 
-    loaded = load(Pending(sha256=item["image_sha256"], paths=(item["image_path"],)), root, scaled)
+    loaded = load(Pending(sha256=item.image_sha256, paths=(item.image_path,)), root, scaled)
     if loaded.image is not None:
         return loaded.image
     field = Image.new("RGB", (config.height // 2, config.height), _EMPTY)
@@ -146,14 +159,12 @@ def _picture(item: dict[str, Any], root: Path, config: SheetConfig) -> Image.Ima
     return field
 
 
-def _lines(item: dict[str, Any], pen: Pen, config: SheetConfig) -> list[tuple[list[str], tuple[int, int, int]]]:
-    """Return the lines beside one picture with their colors: who, a status that is not ok, and what was written."""
-    lines = [
-        (words, _SOFT) for words in pen.wrapped(f"identity {item['pid']}, camera {item['camid']}".split(), config.text)
-    ]
-    if item["status"] != "ok":
-        lines += [(words, _WRONG) for words in pen.wrapped(item["status"].split("_"), config.text)]
-    lines += [(words, _INK) for words in pen.wrapped((item["caption"] or "").split(), config.text)]
+def _lines(item: SheetRow, pen: Pen, config: SheetConfig) -> list[tuple[list[str], Color]]:
+    """Return the lines beside one picture with their colors: identity and camera, a failed status, the caption."""
+    lines = [(words, _SOFT) for words in pen.wrapped(f"identity {item.pid}, camera {item.camid}".split(), config.text)]
+    if item.status != "ok":
+        lines += [(words, _WRONG) for words in pen.wrapped(item.status.split("_"), config.text)]
+    lines += [(words, _INK) for words in pen.wrapped((item.caption or "").split(), config.text)]
     room = config.height // _LINE
     if len(lines) > room:
         lines[room - 1 :] = [(["…"], _INK)]

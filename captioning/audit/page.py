@@ -1,24 +1,25 @@
-"""captions.audit.html: one self-contained page that says where to look. All text of captions is escaped."""
+"""captions.audit.html: a self-contained page with the figures of the audit and the captions to look at first."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from captioning.audit.flags import FLAGS, degrading_words
 from captioning.config import AuditConfig
 from data.slots import SLOTS
+from data.splits import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from data.images.thumbnails import Thumbnail
 
-TEMPLATE: Final = Path(__file__).parents[1] / "pages/audit.html.j2"
-SPLITS: Final = ("train", "query", "gallery")
+TEMPLATE: Final = Path(__file__).with_name("audit.html.j2")
 _TOP_VALUES: Final = 8
 _IMAGES: Final = 8  # of one identity
 _COLUMNS: Final = ["image_path", "pid", "camid", "split", "raw_text", "error", *(f"attr_{slot}" for slot in SLOTS)]
@@ -29,19 +30,91 @@ Majorities = Mapping[Any, str]
 """(pid, slot) -> the value that most captions of the identity give."""
 
 
+class Count(NamedTuple):
+    """A value and the number of captions that give it."""
+
+    value: str
+    captions: int
+
+
+class Note(NamedTuple):
+    """A remark on one caption. doubtful: it stands out on the page."""
+
+    text: str
+    doubtful: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One attribute over all captions. top: its most frequent values; more: how many other values it has."""
+
+    name: str
+    agreement: float
+    coverage: float
+    entropy: float
+    top: Sequence[Count]
+    more: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One caption with its image. image: None on a page without pictures."""
+
+    path: str
+    pid: int
+    camid: int
+    split: str
+    text: str
+    notes: Sequence[Note]
+    image: Thumbnail | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One flag: how many captions have it in each split, and some of them."""
+
+    name: str
+    title: str
+    meaning: str
+    count: int
+    by_split: Mapping[str, int]
+    examples: Sequence[Card]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """An attribute on which the captions of one identity differ."""
+
+    name: str
+    agreement: float
+    tally: Sequence[Count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """An identity whose captions differ. shown: some of its captions."""
+
+    pid: int
+    agreement: float
+    n_images: int
+    splits: Sequence[str]
+    rows: Sequence[Disagreement]
+    shown: Sequence[Card]
+
+
 def audit_page(
     captions: pd.DataFrame,
     identities: pd.DataFrame,
     flags: pd.DataFrame,
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     config: AuditConfig,
     *,
     dataset: str | None = None,
     picture: Picture | None = None,
 ) -> str:
-    """Return the page as HTML; the same rows and pictures give the same bytes.
+    """Return the page as HTML, all text of captions escaped; the same rows and pictures give the same bytes.
 
-    dataset: its name. picture: gives the thumbnail of an image; without it the page shows text only.
+    dataset: its name. picture: returns the thumbnail of an image; without it the page shows text only.
     """
     from jinja2 import Environment
 
@@ -61,48 +134,53 @@ def audit_page(
     )
 
 
-def _slot(slot: str, figures: dict[str, Any]) -> dict[str, Any]:
+def _slot(slot: str, figures: Mapping[str, Any]) -> Slot:
     tally = _tally(figures["values"])
-    return {**figures, "name": _title(slot), "top": tally[:_TOP_VALUES], "more": len(tally[_TOP_VALUES:])}
+    return Slot(
+        name=_title(slot),
+        agreement=figures["agreement"],
+        coverage=figures["coverage"],
+        entropy=figures["entropy"],
+        top=tally[:_TOP_VALUES],
+        more=len(tally[_TOP_VALUES:]),
+    )
 
 
-def _worst(
-    identities: pd.DataFrame, captions: pd.DataFrame, count: int, picture: Picture | None
-) -> list[dict[str, Any]]:
-    """Describe the identities with the least mean agreement over the slots that two captions or more answer."""
-    told = identities[identities["n_named"] >= 2]
-    mean = told.groupby("pid")["agreement"].mean()
+def _worst(identities: pd.DataFrame, captions: pd.DataFrame, count: int, picture: Picture | None) -> list[Identity]:
+    """Return the identities with the least mean agreement over the slots that at least two captions answer."""
+    answered = identities[identities["n_named"] >= 2]
+    mean = answered.groupby("pid")["agreement"].mean()
     # Stable, and groupby sorts by identity: equals stay in the order of their numbers.
     worst = mean[mean < 1].sort_values(kind="stable")[:count]
     return [
-        _person(pid, agreement, told[told["pid"] == pid], captions[captions["pid"] == pid], picture)
+        _identity(pid, agreement, answered[answered["pid"] == pid], captions[captions["pid"] == pid], picture)
         for pid, agreement in worst.to_dict().items()
     ]
 
 
-def _person(
-    pid: Any, agreement: float, rows: pd.DataFrame, captions: pd.DataFrame, picture: Picture | None
-) -> dict[str, Any]:
-    differing = rows[rows["agreement"] < 1].sort_values("agreement", kind="stable").to_dict("records")
+def _identity(
+    pid: Any, agreement: float, slots: pd.DataFrame, captions: pd.DataFrame, picture: Picture | None
+) -> Identity:
+    differing = slots[slots["agreement"] < 1].sort_values("agreement", kind="stable").to_dict("records")
     majorities = {str(row["slot"]): row["majority"] for row in differing}
-    shown = captions.loc[_in_turn(captions, _IMAGES)]
-    return {
-        "pid": int(pid),
-        "agreement": agreement,
-        "n_images": int(rows["n_images"].iloc[0]),
-        "splits": [split for split in SPLITS if split in set(captions["split"])],
-        "rows": [
-            {"name": _title(row["slot"]), "agreement": row["agreement"], "tally": _tally(json.loads(row["values"]))}
+    shown = _records(captions.loc[_in_turn(captions, _IMAGES)])
+    return Identity(
+        pid=int(pid),
+        agreement=agreement,
+        n_images=int(slots["n_images"].iloc[0]),
+        splits=[split for split in SPLITS if split in set(captions["split"])],
+        rows=[
+            Disagreement(name=_title(row["slot"]), agreement=row["agreement"], tally=_tally(json.loads(row["values"])))
             for row in differing
         ],
-        "shown": [_card(row, _answers(row, majorities), picture) for row in _records(shown)],
-    }
+        shown=[_card(row, _answers(row, majorities), picture) for row in shown],
+    )
 
 
-def _answers(row: Mapping[str, Any], majorities: Mapping[str, str]) -> list[tuple[str, bool]]:
-    """Return what a caption answers in the slots of `majorities`, and whether that is against the majority."""
+def _answers(row: Mapping[str, Any], majorities: Mapping[str, str]) -> list[Note]:
+    """Return what a caption answers in the slots of `majorities`; an answer against the majority is doubtful."""
     answers = ((slot, row[f"attr_{slot}"]) for slot in majorities)
-    return [(f"{_title(slot)}: {value}", value != majorities[slot]) for slot, value in answers if value]
+    return [Note(f"{_title(slot)}: {value}", value != majorities[slot]) for slot, value in answers if value]
 
 
 def _flag(
@@ -113,26 +191,26 @@ def _flag(
     *,
     shown: int,
     picture: Picture | None,
-) -> dict[str, Any]:
+) -> Flag:
     marked = captions[flags[flag]]
     chosen = _in_turn(marked, shown)
     counts = marked["split"].value_counts()
     dissent = flags["dissent_slots"].loc[chosen].tolist()
-    return {
-        "name": flag,
-        "title": _title(flag),
-        "meaning": FLAGS[flag],
-        "count": len(marked),
-        "by_split": {split: int(counts.get(split, 0)) for split in SPLITS},
-        "examples": [
-            _card(row, [(note, True) for note in _notes(flag, row, slots, majorities)], picture)
+    return Flag(
+        name=flag,
+        title=_title(flag),
+        meaning=FLAGS[flag],
+        count=len(marked),
+        by_split={split: int(counts.get(split, 0)) for split in SPLITS},
+        examples=[
+            _card(row, _notes(flag, row, slots, majorities), picture)
             for row, slots in zip(_records(marked.loc[chosen]), dissent, strict=True)
         ],
-    }
+    )
 
 
 def _in_turn(rows: pd.DataFrame, count: int) -> list[Any]:
-    """Return the index of up to `count` rows, the splits in turn, in each one row of each identity before a second."""
+    """Return the index of up to `count` rows: splits take turns, and each shows every identity before any twice."""
     turn = rows.groupby("pid").cumcount().sort_values(kind="stable").index
     ordered = rows["split"].loc[turn]
     groups: Sequence[Sequence[Any]] = [ordered.index[ordered == split].tolist() for split in SPLITS]
@@ -141,32 +219,38 @@ def _in_turn(rows: pd.DataFrame, count: int) -> list[Any]:
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows of captions.parquet as dictionaries, an empty text for every null."""
     columns = rows[_COLUMNS].astype(object)
     return [
         {str(key): value for key, value in row.items()} for row in columns.where(columns.notna(), "").to_dict("records")
     ]
 
 
-def _card(row: Mapping[str, Any], notes: list[tuple[str, bool]], picture: Picture | None) -> dict[str, Any]:
-    return {
-        "path": row["image_path"],
-        "pid": row["pid"],
-        "camid": row["camid"],
-        "split": row["split"],
-        "text": row["raw_text"] or row["error"] or "no text",
-        "notes": notes,
-        "image": picture(row["image_path"]) if picture else None,
-    }
+def _card(row: Mapping[str, Any], notes: Sequence[Note], picture: Picture | None) -> Card:
+    return Card(
+        path=row["image_path"],
+        pid=row["pid"],
+        camid=row["camid"],
+        split=row["split"],
+        text=row["raw_text"] or row["error"] or "no text",
+        notes=notes,
+        image=picture(row["image_path"]) if picture else None,
+    )
 
 
-def _notes(flag: str, row: Mapping[str, Any], dissent: Sequence[str], majorities: Majorities) -> list[str]:
+def _notes(flag: str, row: Mapping[str, Any], dissent: Sequence[str], majorities: Majorities) -> list[Note]:
+    """Return what is doubtful about a caption with `flag`. dissent: its slots that contradict the majority."""
+    texts: list[str] = []
     if flag == "dissent":
-        return [f"{_title(slot)}: {row[f'attr_{slot}']}, most say {majorities[row['pid'], slot]}" for slot in dissent]
-    return list(degrading_words(row["raw_text"])) if flag == "degrading" else []
+        texts = [f"{_title(slot)}: {row[f'attr_{slot}']}, most say {majorities[row['pid'], slot]}" for slot in dissent]
+    elif flag == "degrading":
+        texts = [*degrading_words(row["raw_text"])]
+    return [Note(text, doubtful=True) for text in texts]
 
 
-def _tally(values: dict[str, int]) -> list[tuple[str, int]]:
-    return sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
+def _tally(values: Mapping[str, int]) -> list[Count]:
+    """Return the counts, the most frequent first, equal ones by name."""
+    return [Count(*pair) for pair in sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))]
 
 
 def _title(name: str) -> str:

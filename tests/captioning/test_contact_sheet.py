@@ -38,9 +38,9 @@ def pixels(sheet: Image.Image, color: tuple[int, int, int]) -> int:
 def test_identities_are_drawn_by_the_seed_and_cameras_take_turns(people):
     shown = chosen(people, SMALL)
     assert shown == chosen(people.sample(frac=1, random_state=1), SMALL), "the order of the table does not matter"
-    assert all(item["pid"] > 0 for person in shown for item in person)
-    assert [[item["camid"] for item in person] for person in shown] == [[1, 1, 2, 2]] * 3
-    draws = {tuple(person[0]["pid"] for person in chosen(people, SheetConfig(identities=2, seed=s))) for s in range(20)}
+    assert all(item.pid > 0 for person in shown for item in person)
+    assert [[item.camid for item in person] for person in shown] == [[1, 1, 2, 2]] * 3
+    draws = {tuple(person[0].pid for person in chosen(people, SheetConfig(identities=2, seed=s))) for s in range(20)}
     assert len(draws) > 3
     everybody = chosen(people, SheetConfig(identities=99, each=99))
     assert [len(person) for person in everybody] == [6] * 4
@@ -48,7 +48,7 @@ def test_identities_are_drawn_by_the_seed_and_cameras_take_turns(people):
 
 def test_identity_zero_is_shown_where_it_is_a_person(people):
     people.loc[people["pid"] == 0, "split"] = "train"
-    assert [person[0]["pid"] for person in chosen(people, SheetConfig(identities=99))] == [0, 3, 5, 8, 9]
+    assert [person[0].pid for person in chosen(people, SheetConfig(identities=99))] == [0, 3, 5, 8, 9]
 
 
 def test_images_keep_their_shape_and_stand_in_rows(people, tmp_path):
@@ -59,7 +59,7 @@ def test_images_keep_their_shape_and_stand_in_rows(people, tmp_path):
 
 
 def test_what_is_no_longer_the_captioned_image_is_a_gray_field(people, tmp_path):
-    first, second, third = (item["image_path"] for person in chosen(people, SMALL) for item in person[:1])
+    first, second, third = (item.image_path for person in chosen(people, SMALL) for item in person[:1])
     (tmp_path / first).unlink()
     Image.new("RGB", (30, 60), "blue").save(tmp_path / second)
     people.loc[people["image_path"] == third, "image_path"] = "../outside.png"
@@ -71,7 +71,7 @@ def test_what_is_no_longer_the_captioned_image_is_a_gray_field(people, tmp_path)
 
 def test_a_failed_caption_says_why(people, tmp_path):
     plain = contact_sheet(people, tmp_path, SMALL)
-    people["status"], people["caption"] = "image_error", None
+    people["status"], people["caption"] = "image_error", pd.Series([None] * len(people), dtype="str")
     assert pixels(contact_sheet(people, tmp_path, SMALL), (192, 38, 38)) > pixels(plain, (192, 38, 38)) == 0
 
 
@@ -135,5 +135,5 @@ def test_nothing_of_a_caption_reaches_the_next_picture(people, tmp_path):
 
 
 def test_nobody_to_show_is_an_error(people, tmp_path):
-    with pytest.raises(DataError, match="no identity"):
+    with pytest.raises(DataError, match="no caption of a known identity"):
         contact_sheet(people[people["pid"] < 1], tmp_path, SMALL)
