@@ -15,7 +15,7 @@ from pathlib import Path
 from data.files import read_json
 from flows.execution.server import prefect_server
 from flows.recipes import build_recipe
-from flows.study.table import Spread, spread
+from flows.study.table import SeedMean, seed_mean
 from flows.summary import RunSummary
 
 PRECISIONS = ("no", "bf16")
@@ -50,12 +50,12 @@ def scores(options: argparse.Namespace, seed: int, precision: str) -> dict[str, 
 
 def line(mode: str, float32: Sequence[float], bf16: Sequence[float]) -> str:
     """Return one line of the table; the two lists are of the same seeds, in order."""
-    paired = spread([low - full for low, full in zip(bf16, float32, strict=True)])
+    paired = seed_mean([low - full for low, full in zip(bf16, float32, strict=True)])
     interval = f"{paired.mean:+.2f} ({paired.low:+.2f} to {paired.high:+.2f})"
-    return f"| {mode} | {told(spread(float32))} | {told(spread(bf16))} | {interval} |\n"
+    return f"| {mode} | {told(seed_mean(float32))} | {told(seed_mean(bf16))} | {interval} |\n"
 
 
-def told(values: Spread) -> str:
+def told(values: SeedMean) -> str:
     """Return mean and deviation, and the value of each seed."""
     each = ", ".join(f"{value:.1f}" for value in values.values)
     return f"{values.mean:.1f} ± {values.deviation:.1f} ({each})"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from flows.report.charts import PALETTE, Chart, Curve, Estimate, Key, interval_chart, line_chart
-from flows.study.table import Difference, Line, Spread, spread
+from flows.study.table import Difference, Line, SeedMean, seed_mean
 
 _MODE_COLORS: Final = {"image": PALETTE[0], "fused": PALETTE[1]}
 _OTHER: Final = PALETTE[2]
@@ -46,7 +46,7 @@ def accuracy_chart(lines: Sequence[Line]) -> Chart | None:
 
 
 def _estimate(
-    label: str, mode: str, part: Spread, *, within: tuple[float, float] = (float("-inf"), float("inf"))
+    label: str, mode: str, part: SeedMean, *, within: tuple[float, float] = (float("-inf"), float("inf"))
 ) -> Estimate:
     """Return a row of an interval chart. within: where the interval is cut; that of two seeds may reach far beyond."""
     interval = None
@@ -78,7 +78,7 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], group: str) -> Chart | None:
     curves = [
         curve
         for mode, points in found.items()
-        for curve in _curves(mode, {value: spread(points[value]) for value in sorted(points)})
+        for curve in _curves(mode, {value: seed_mean(points[value]) for value in sorted(points)})
     ]
     shown = [y for curve in curves for _, y in curve.points]
     title, x_label = _SWEEPS[group]
@@ -93,7 +93,7 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], group: str) -> Chart | None:
     )
 
 
-def _curves(mode: str, spreads: Mapping[int, Spread]) -> list[Curve]:
+def _curves(mode: str, spreads: Mapping[int, SeedMean]) -> list[Curve]:
     """Return the means as a curve with dots, and the edges of their intervals as faint dashed ones."""
     color = _MODE_COLORS.get(mode, _OTHER)
     edges = [

@@ -7,6 +7,7 @@ little a deviation of three numbers is worth.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,7 +45,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
+class SeedMean:
     """Numbers over seeds. deviation: of the sample (n - 1); it and the interval of the mean are None of one number."""
 
     mean: float
@@ -62,8 +63,8 @@ class Line:
     title: str
     group: str
     mode: str
-    metrics: Mapping[str, Spread]
-    seconds: Spread | None
+    metrics: Mapping[str, SeedMean]
+    seconds: SeedMean | None
     seeds: int
 
 
@@ -74,48 +75,21 @@ class Difference:
     comparison: Comparison
     left: str
     right: str
-    metrics: Mapping[str, Spread]
+    metrics: Mapping[str, SeedMean]
     better: int
     seeds: int
 
 
-def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
-    """Return mean, sample deviation and the t-interval of the mean of at least one number."""
-    n = len(values)
-    mean = math.fsum(values) / n
+def seed_mean(values: Sequence[float]) -> SeedMean:
+    """Return mean, sample deviation and the 95 % t-interval of the mean of at least one number."""
+    from scipy import stats  # takes a second
+
+    n, mean = len(values), statistics.fmean(values)
     if n < 2:
-        return Spread(mean=mean, deviation=None, low=None, high=None, values=tuple(values))
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    reach = t_quantile((1 + confidence) / 2, n - 1) * deviation / math.sqrt(n)
-    return Spread(mean=mean, deviation=deviation, low=mean - reach, high=mean + reach, values=tuple(values))
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """Return the value that Student's t with `freedom` >= 1 degrees stays below with `probability`, in 0.5 to 1."""
-    low, high = 0.0, 1.0
-    while t_probability(high, freedom) < probability:
-        low, high = high, 2 * high
-    for _ in range(80):  # halving: far below the last digit of a double
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_probability(middle, freedom) < probability else (low, middle)
-    return high
-
-
-def t_probability(value: float, freedom: int) -> float:
-    """Return the probability that Student's t with `freedom` degrees is below `value` >= 0.
-
-    The finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, for whole degrees of freedom.
-    """
-    angle = math.atan(value / math.sqrt(freedom))
-    odd = freedom % 2
-    factor = math.cos(angle) ** 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0
-    for step in range(1 + odd, freedom, 2):
-        total += term
-        term *= factor * step / (step + 1)
-    inside = (angle + math.sin(angle) * total) * 2 / math.pi if odd else math.sin(angle) * total
-    return (1 + inside) / 2
+        return SeedMean(mean=mean, deviation=None, low=None, high=None, values=tuple(values))
+    deviation = statistics.stdev(values, mean)
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
+    return SeedMean(mean=mean, deviation=deviation, low=mean - reach, high=mean + reach, values=tuple(values))
 
 
 def table(rows: Iterable[Row]) -> list[Line]:
@@ -134,8 +108,8 @@ def _line(mode: str, rows: Sequence[Row]) -> Line:
         title=rows[0]["title"],
         group=rows[0]["group"],
         mode=mode,
-        metrics={key: spread([100 * row[key] for row in rows]) for key, _ in METRICS},
-        seconds=spread(seconds) if seconds else None,
+        metrics={key: seed_mean([100 * row[key] for row in rows]) for key, _ in METRICS},
+        seconds=seed_mean(seconds) if seconds else None,
         seeds=len(rows),
     )
 
@@ -161,7 +135,7 @@ def _difference(comparison: Comparison, pairs: Sequence[tuple[Row, Row]]) -> Dif
         comparison=comparison,
         left=_name(pairs[0][0]),
         right=_name(pairs[0][1]),
-        metrics={key: spread(values) for key, values in points.items()},
+        metrics={key: seed_mean(values) for key, values in points.items()},
         better=sum(value > 0 for value in points["mAP"]),
         seeds=len(pairs),
     )

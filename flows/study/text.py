@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.report.scores import signed
-from flows.study.table import METRICS, Difference, Line, Row, Spread, unfinished
+from flows.study.table import METRICS, Difference, Line, Row, SeedMean, unfinished
 
 _LABELS = tuple(label for _, label in METRICS)
 
 
-def mean_text(part: Spread | None, digits: int = 1) -> str:
+def mean_text(part: SeedMean | None, digits: int = 1) -> str:
     """Return "67.7 ± 1.2", or the number alone without a deviation."""
     if part is None:
         return "–"
@@ -21,14 +21,14 @@ def mean_text(part: Spread | None, digits: int = 1) -> str:
     return text if part.deviation is None else f"{text} ± {part.deviation:.{digits}f}"
 
 
-def difference_text(part: Spread) -> str:
+def difference_text(part: SeedMean) -> str:
     """Return "+2.1 (+0.4 to +3.8)", or the difference alone without an interval."""
     if part.low is None or part.high is None:
         return signed(part.mean)
     return f"{signed(part.mean)} ({signed(part.low)} to {signed(part.high)})"
 
 
-def verdict(part: Spread) -> str:
+def verdict(part: SeedMean) -> str:
     """Say on which side of zero an interval lies."""
     if part.low is None or part.high is None:
         return "one seed cannot say"
@@ -88,7 +88,7 @@ def differences_csv(answers: Sequence[Difference]) -> str:
     return _csv(rows)
 
 
-def _spreads(metrics: Mapping[str, Spread]) -> dict[str, float | None]:
+def _spreads(metrics: Mapping[str, SeedMean]) -> dict[str, float | None]:
     names = ("mean", "deviation", "low", "high")
     return {f"{key}_{name}": getattr(part, name) for key, part in metrics.items() for name in names}
 

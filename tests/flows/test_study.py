@@ -23,7 +23,7 @@ from flows.study.page import write_results
 from flows.study.plan import COMPARISONS, GROUPS, PRESETS, VARIANTS, Comparison, StudyConfig, variants_of
 from flows.study.plots import accuracy_chart, sweep_chart
 from flows.study.run import do, plan
-from flows.study.table import RUNS, differences, spread, t_quantile, table, unfinished
+from flows.study.table import RUNS, differences, seed_mean, table, unfinished
 from flows.study.text import difference_text, mean_text
 from flows.study.training import recipe_of, training_of
 
@@ -116,31 +116,36 @@ def test_presets_build_and_what_the_user_sets_wins(preset):
 
 
 @pytest.mark.parametrize(
-    ("probability", "freedom", "expected"),  # printed tables of Student's t
+    ("freedom", "quantile"),  # Abramowitz and Stegun, 26.7.3 and 26.7.4: finite sums, at a probability of 0.975
     [
-        (0.975, 1, 12.706),
-        (0.975, 2, 4.303),
-        (0.975, 3, 3.182),
-        (0.975, 4, 2.776),
-        (0.975, 9, 2.262),
-        (0.975, 30, 2.042),
-        (0.975, 120, 1.980),
-        (0.995, 7, 3.499),
-        (0.95, 5, 2.015),
-        (0.9, 10, 1.372),
+        (1, 12.706204736174678),
+        (2, 4.30265272974946),
+        (3, 3.1824463052837064),
+        (4, 2.7764451051977934),
+        (7, 2.3646242515927836),
+        (30, 2.0422724563012418),
+        (120, 1.979930405082446),
     ],
 )
-def test_t_quantiles_are_those_of_the_tables(probability, freedom, expected):
-    assert t_quantile(probability, freedom) == pytest.approx(expected, abs=5e-4)
+def test_intervals_are_those_of_student(freedom, quantile):
+    found = seed_mean([float(number) for number in range(freedom + 1)])
+    reach = quantile * found.deviation / math.sqrt(freedom + 1)
+    assert (found.low, found.high) == pytest.approx((found.mean - reach, found.mean + reach), rel=1e-9)
 
 
-def test_spread_worked_by_hand():
-    found = spread([1.0, 2.0, 3.0, 4.0])
+def test_equal_numbers_have_an_interval_without_width():
+    found = seed_mean([7.0, 7.0, 7.0])
+    assert found.deviation == 0
+    assert (found.low, found.high) == (found.mean, found.mean)
+
+
+def test_a_mean_over_seeds_worked_by_hand():
+    found = seed_mean([1.0, 2.0, 3.0, 4.0])
     assert found.mean == 2.5
     assert found.deviation == pytest.approx(math.sqrt(5 / 3))
     assert found.high == pytest.approx(2.5 + 3.18245 * math.sqrt(5 / 3) / 2, abs=1e-4)
     assert found.low == pytest.approx(5.0 - found.high)
-    alone = spread([7.0])
+    alone = seed_mean([7.0])
     assert (alone.mean, alone.deviation, alone.low, alone.high) == (7.0, None, None, None)
 
 
@@ -180,7 +185,7 @@ def test_differences_are_paired_by_seed():
     # Mean 3, deviation sqrt(2), reach 12.7062 * sqrt(2) / sqrt(2).
     assert (found.mean, found.low, found.high) == pytest.approx((3.0, 3 - 12.7062, 3 + 12.7062), abs=1e-3)
     assert difference_text(found) == "+3.0 (−9.7 to +15.7)"
-    assert mean_text(spread([1.0])) == "1.0"
+    assert mean_text(seed_mean([1.0])) == "1.0"
 
 
 # What is left -----------------------------------------------------------------------------------------
