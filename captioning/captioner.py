@@ -15,13 +15,13 @@ from data.artifacts.fingerprint import digest
 from data.errors import ConfigError, WeightsError
 
 ENGINE_VERSION: Final = 1
-"""Raised whenever the engine would write other captions from the same ingredients."""
+"""Raise it whenever the engine would write other captions from the same ingredients."""
 
 SERVER_ENGINE_VERSION: Final = 1
-"""The same for the engine that asks a server."""
+"""The same for the engine that uses a server."""
 
 TINY_FOLDER: Final = Path(__file__).parent / "weights" / "tiny_llava"
-# What transformers reads out of a model folder; a README does not change a caption.
+# The files that transformers reads from a model folder; a README does not change a caption.
 _MODEL_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 _HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -30,9 +30,9 @@ _HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 class Captioner:
     """The identity of a captioner.
 
-    fingerprint: 32 hex digits, the key of its caption store. model_id, model_revision: for people (revision is a commit
-    or branch of the hub, the digest of a folder, or what the user says of a server). ingredients: what the fingerprint
-    was made of, plain JSON.
+    fingerprint: 32 hex digits, the key of its caption store. model_id, model_revision: for display; the revision is a
+    commit or branch on the hub, the digest of a folder, or the user's label for a server. ingredients: plain JSON, of
+    which the fingerprint is the digest.
     """
 
     fingerprint: str
@@ -42,9 +42,9 @@ class Captioner:
 
 
 def local_folder(model: str) -> Path | None:
-    """Return the folder that `model` means, or None for a hub id.
+    """Return the folder that `model` names, or None for a hub id.
 
-    Raises WeightsError when it can only be a folder and there is none.
+    Raises WeightsError if it can only be a folder and does not exist.
     """
     if model == TINY:
         return TINY_FOLDER
@@ -54,25 +54,25 @@ def local_folder(model: str) -> Path | None:
     if _HUB_ID.match(model) and not model.startswith((".", "~")):
         return None
     raise WeightsError(
-        f"caption.model: there is no folder {folder}. Put a LLaVA-1.5 model there ({', '.join(WANTED)}), "
-        f"or give a hub id such as llava-hf/llava-1.5-7b-hf, or {TINY!r} for the embedded model"
+        f"caption.model: folder {folder} does not exist. Put a LLaVA-1.5 model there ({', '.join(WANTED)}), or set a "
+        f"hub id such as caption.model=llava-hf/llava-1.5-7b-hf, or caption.model={TINY} for the embedded model"
     )
 
 
 def folder_of(config: CaptionConfig) -> Path | None:
-    """Return what `local_folder` returns for the model of `config`; raises ConfigError if a folder has a revision."""
+    """Return the folder of the model, or None for a hub id. Raises ConfigError for a folder with a revision."""
     folder = local_folder(config.model)
     if folder is not None and config.revision is not None:
         raise ConfigError(
-            f"caption.revision={config.revision} is for hub ids; {folder} is a folder, whose content is its revision: "
-            "leave caption.revision unset"
+            f"caption.revision={config.revision} applies to hub ids; {folder} is a folder, identified by its content: "
+            "set caption.revision=null"
         )
     return folder
 
 
 def identify(config: CaptionConfig, memo: DigestMemo) -> Captioner:
-    """Return the identity of the captioner that `config` describes; a model folder is read only where it changed."""
-    model_id, revision, model = _served(config) if config.engine == "openai" else _local(config, memo)
+    """Return the identity of the captioner of `config`; only changed files of a model folder are read."""
+    model_id, revision, model = _on_server(config) if config.engine == "openai" else _local(config, memo)
     ingredients = {
         "template": config.prompt_template.digest,
         "max_new_tokens": config.token_limit if config.decoding == "free" else None,
@@ -98,7 +98,7 @@ def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str,
         revision,
         {
             "engine": ENGINE_VERSION,
-            # The digest says all about a folder; its name and place do not matter.
+            # A folder is identified by its content; its name and location do not matter.
             "model": revision if folder is not None else f"{model_id}@{revision}",
             "framing": [config.framing, FRAMING_VERSION],
             "dtype": config.number_format,
@@ -108,10 +108,10 @@ def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str,
     )
 
 
-def _served(config: CaptionConfig) -> tuple[str, str, dict[str, Any]]:
-    """Return id, revision and ingredients of a model that a server runs, wherever that is.
+def _on_server(config: CaptionConfig) -> tuple[str, str, dict[str, Any]]:
+    """Return id, revision and ingredients of a model on a server, whatever its address.
 
-    The name is all that a server tells of its model: what else matters to the captions has to be said in the revision.
+    A server reports only the name of its model: whatever else changes the captions must be part of the revision.
     """
     revision = config.revision or "unpinned"
     return (
@@ -128,5 +128,5 @@ def _served(config: CaptionConfig) -> tuple[str, str, dict[str, Any]]:
 def _folder_digest(folder: Path, memo: DigestMemo) -> str:
     names = sorted({path.name for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
     if not names:
-        raise WeightsError(f"{folder} holds no model; wanted there: {', '.join(WANTED)}")
+        raise WeightsError(f"caption.model: {folder} does not contain a model; expected {', '.join(WANTED)}")
     return digest(memo.digest_folder(folder, names))[:32]

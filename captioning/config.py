@@ -16,7 +16,7 @@ from data.device import CPU, Device
 from data.errors import ConfigError, raise_settings
 
 TINY = "tiny"
-"""The name of the embedded default model."""
+"""Name of the embedded default model."""
 
 Framing = Literal["pad", "stretch", "center_crop"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -75,44 +75,45 @@ class ServerConfig(Config):
 
 
 class CaptionConfig(Config):
-    """Which model captions, how it sees the image and how it writes."""
+    """The captioning model, how images are prepared for it, and how it writes captions."""
 
     engine: EngineName = "transformers"
-    """transformers: the model runs in this process. openai: a server with the OpenAI chat API runs it."""
+    """transformers: run the model in this process. openai: use a server with the OpenAI chat API."""
     model: str = Field(default=TINY, min_length=1)
     """"tiny" (embedded), a folder with a LLaVA-1.5 model, or a hub id such as llava-hf/llava-1.5-7b-hf. With engine
-    openai: the name under which the server offers it."""
+    openai: the model's name on the server."""
     revision: str | None = None
-    """Commit, tag or branch of a hub id; None is the main branch. What this machine's hub cache has of a branch is used
-    and recorded as its commit (`hf download` brings a newer one); pin a commit to caption alike everywhere. With engine
-    openai: any word for what the server runs (commit, dtype, quantization), as it does not tell; another word captions
-    anew."""
+    """Commit, tag or branch of a hub id; None is the main branch. A branch means the commit in this machine's hub cache
+    (`hf download` updates it), which the captions record; set a commit for the same captions on every machine. With
+    engine openai: any label for what the server runs (commit, dtype, quantization), which it does not report; another
+    label captions all images again."""
     server: ServerConfig = ServerConfig()
-    """The server, for engine openai."""
+    """The server; used with engine openai."""
     template: str = "scgi"
-    """What the model is asked: scgi (the paper's), port45, free, closed, or the path of a .toml file."""
+    """The instruction to the model: scgi (the paper's), port45, free, closed, or the path of a .toml file."""
     framing: Framing = "pad"
-    """How a crop becomes the model's square: pad (whole body, in the mean colour), stretch (whole body, distorted), or
-    center_crop (the stock processor: of a 1:2 crop half the rows are lost; for comparison only)."""
+    """How to fit a crop to the model's square input: pad (whole body, padded with the mean color), stretch (whole body,
+    distorted), or center_crop (as the stock processor: a 1:2 crop loses half of its rows; for comparison only)."""
     dtype: Dtype = "auto"
     """Number format of the weights. auto is float32 for the embedded model and bfloat16 for any other."""
     quantization: Quantization = "none"
-    """8bit or 4bit (nf4) by bitsandbytes: less memory, slower, slightly different text."""
+    """none, or 8bit or 4bit (nf4) with bitsandbytes: less memory, slower, slightly different text."""
     decoding: Decoding = "free"
-    """free: greedy text until the end token. slots: the template's words are given and only its slots are chosen,
-    from the closed vocabularies, each with a log-probability."""
+    """free: greedy text until the end token. slots: the template's words are fixed and the model only chooses its
+    slots, from closed vocabularies, each with a log-probability."""
     max_new_tokens: int | None = Field(default=None, ge=1, le=1024)
-    """Limit of generated tokens in free decoding; a reply without an end is marked truncated. None: the template's."""
+    """Maximum number of generated tokens in free decoding; a reply without an end token is marked truncated. None: the
+    template's."""
     regenerate: RegenerateConfig = RegenerateConfig()
-    """When the model is asked again because its reply is malformed (free decoding). The first reply stays beside."""
+    """When to re-prompt the model because its reply is malformed (free decoding). The first reply is kept as well."""
     cleaning: CleaningConfig = CleaningConfig()
-    """What is left out of the column caption; raw_text and the attr_ columns stay as the model wrote. Changing it
-    captions nothing again."""
+    """What to leave out of the column caption; raw_text and the attr_ columns stay as generated. A change does not
+    caption any image again."""
     compile: Annotated[bool, RUNTIME] = False
-    """Compile the vision tower and the language model with torch.compile, over a cache of fixed size. The
-    first batch waits for the compiler, so it is for many images."""
+    """Compile the vision tower and the language model with torch.compile, with a cache of fixed size. The first batch
+    waits for the compiler, so it pays off only for many images."""
     batch_size: Annotated[int, RUNTIME] = Field(default=32, ge=1, le=4096)
-    """Images per batch; halved when the device runs out of memory. Written into each row as provenance."""
+    """Images per batch; halved when the device runs out of memory. Recorded in each row as provenance."""
     device: Device = "auto"
     """auto (the first CUDA device if there is one, else the CPU), cpu, cuda or cuda:N."""
     workers: Annotated[int, RUNTIME] = Field(default=4, ge=1, le=256)
@@ -131,7 +132,9 @@ class CaptionConfig(Config):
     def _agrees(self) -> Self:
         problems = [*self._server_problems(), *self._decoding_problems()]
         if self.model == TINY and self.revision is not None:
-            problems.append(("revision", "only hub ids have one, the embedded model does not; set {at}revision=null"))
+            problems.append(
+                ("revision", "only hub ids have a revision, the embedded model does not; set {at}revision=null")
+            )
         raise_settings(problems)
         return self
 
@@ -140,11 +143,11 @@ class CaptionConfig(Config):
             return []
         problems = []
         if self.model == TINY:
-            told = "engine openai needs the name under which the server offers the model, such as {at}model=llava"
+            told = "engine openai needs the model's name on the server; for example {at}model=llava"
             problems.append(("model", told))
         if self.decoding == "slots":
             problems.append(("decoding", "engine openai cannot decode slots; set {at}decoding=free"))
-        told = "with engine openai the server decides it; set {at}%s, and name what the server runs in {at}revision"
+        told = "with engine openai the server decides this; set {at}%s, and describe the server in {at}revision"
         if self.dtype != "auto":
             problems.append(("dtype", told % "dtype=auto"))
         if self.quantization != "none":
@@ -155,37 +158,37 @@ class CaptionConfig(Config):
         problems = []
         slots = self.decoding == "slots"
         if slots and self.max_new_tokens is not None:
-            told = "is for free decoding, with slots the template sets the length; set {at}max_new_tokens=null"
+            told = "applies to free decoding; with slots the template sets the length; set {at}max_new_tokens=null"
             problems.append(("max_new_tokens", told))
         if slots and self.regenerate.times:
-            told = "is for free decoding, with slots every reply is well-formed; set {at}regenerate.times=0"
+            told = "applies to free decoding; with slots every reply is well-formed; set {at}regenerate.times=0"
             problems.append(("regenerate.times", told))
         if slots and not self.prompt_template.pattern:
-            told = f"slots needs a template with a pattern, and {self.template} has none; set {{at}}decoding=free"
+            told = f"slots needs a template with a pattern, which {self.template} lacks; set {{at}}decoding=free"
             problems.append(("decoding", told))
         if not slots and self.cleaning.drop_below > 0:
-            told = "needs the probabilities that slots give; set {at}decoding=slots or {at}cleaning.drop_below=0"
+            told = "needs the probabilities of slot filling; set {at}decoding=slots or {at}cleaning.drop_below=0"
             problems.append(("cleaning.drop_below", told))
         return problems
 
     @property
     def prompt_template(self) -> Template:
-        """The template object."""
+        """The template that `template` names."""
         return get_template(self.template)
 
     @property
     def token_limit(self) -> int:
-        """Limit of generated tokens."""
+        """Maximum number of generated tokens."""
         return self.max_new_tokens or self.prompt_template.max_new_tokens
 
     @property
     def local_device(self) -> str:
-        """The device this process computes on: with a server none, so that no GPU is held."""
+        """The device that this process computes on: the CPU with a server, so that it does not occupy a GPU."""
         return self.device if self.engine == "transformers" else CPU
 
     @property
     def number_format(self) -> str:
-        """The dtype with auto resolved; it depends on the model alone, so that a key never depends on the machine."""
+        """The dtype with auto resolved; depends only on the model, so that no fingerprint depends on the machine."""
         if self.dtype != "auto":
             return self.dtype
         return "float32" if self.model == TINY else "bfloat16"

@@ -1,8 +1,8 @@
-"""How a crop of a person becomes the square a LLaVA sees, without losing head or feet.
+"""Framing: fits the crop of a person to the square input of a LLaVA without losing head or feet.
 
-The stock processor of LLaVA-1.5 resizes the short side and cuts a square out of the middle: of a 64 x 128 crop half
-the rows are lost, and with them hair, glasses and shoes, which the template then asks for. Here the whole body is kept.
-The result already has the model's size, so the processor has nothing left to resize or to cut.
+The stock processor of LLaVA-1.5 resizes the short side and crops the center: a 64 x 128 crop loses half of its rows,
+and with them hair, glasses and shoes, which the template asks for. Framing keeps the whole body. Its result has the
+model's input size, so the processor neither resizes nor crops it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from PIL import Image
 from captioning.config import Framing
 
 FRAMING_VERSION: Final = 1
-"""Raised whenever the pixels of a framing change; part of the captioner fingerprint."""
+"""Raise it whenever the pixels of a framing change; part of the captioner fingerprint."""
 
 
 def frame(image: Image.Image, framing: Framing, side: int, mean: Sequence[float]) -> Image.Image:
     """Return `image` (RGB, any size) as a square of `side` x `side` pixels.
 
-    mean: the processor's mean colour as fractions, which pads; after normalisation padding is 0.
+    mean: the processor's mean color as fractions, used for padding; the normalized padding is 0.
     """
     if framing == "stretch":
         return image.resize((side, side), Image.Resampling.BICUBIC)
@@ -31,13 +31,13 @@ def frame(image: Image.Image, framing: Framing, side: int, mean: Sequence[float]
     scale = side / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     inner = image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-    square = Image.new("RGB", (side, side), pad_colour(mean))
+    square = Image.new("RGB", (side, side), pad_color(mean))
     square.paste(inner, ((side - size[0]) // 2, (side - size[1]) // 2))
     return square
 
 
-def pad_colour(mean: Sequence[float]) -> tuple[int, int, int]:
-    """Return the mean colour in 0..255."""
+def pad_color(mean: Sequence[float]) -> tuple[int, int, int]:
+    """Return the mean color in 0..255."""
     red, green, blue = (round(255 * value) for value in mean)
     return red, green, blue
 

@@ -1,4 +1,4 @@
-"""The files of a LLaVA folder, checked before anything heavy is imported: which are wanted, and which are unfit.
+"""Checks of the files in a LLaVA folder, before anything heavy is imported.
 
 Used by `captioner`, which identifies a folder, and `llava_load`, which loads it.
 """
@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from captioning.config import CaptionConfig
 from data.errors import ConfigError, WeightsError, raise_problems
-from data.weights import INDEX, WEIGHTS, StoredTensor, few, file_problem, model_tensors, read_model_json, shard_names
+from data.weights import INDEX, WEIGHTS, few, file_problem, model_tensors, read_model_json, shard_names
 
 WANTED: Final = ("config.json", "model*.safetensors", "tokenizer.json", "processor_config.json")
-"""Files of a usable model folder (preprocessor_config.json serves as well as processor_config.json)."""
+"""Files of a usable model folder; preprocessor_config.json can replace processor_config.json."""
 
 _CONFIG: Final = "config.json"
 _PROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
-# What transformers reads where it is there.
+# Files that transformers reads if they exist.
 _OPTIONAL: Final = (
     "generation_config.json",
     "tokenizer_config.json",
@@ -28,7 +28,7 @@ _OPTIONAL: Final = (
 )
 _CHAT_TEMPLATE: Final = "chat_template.jinja"
 _ADAPTERS: Final = "adapter_*"  # adapter_config.json, adapter_model.safetensors or .bin
-# Older and newer names of one tensor, which transformers maps to the same parameter.
+# Older and newer names that transformers maps to the same parameter.
 _RENAMED: Final = (
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "language_model."),
@@ -37,9 +37,9 @@ _RENAMED: Final = (
 
 
 def check_folder(folder: Path) -> None:
-    """Raise WeightsError unless `folder` holds the files of a LLaVA, each of them what its name says.
+    """Raise WeightsError unless `folder` contains the files of a LLaVA, and each is what its name says.
 
-    Reads the JSON files and the headers of the weights. Names every file that is missing at once.
+    Reads the JSON files and the headers of the weights. Lists all missing files at once.
     """
     missing = missing_files(folder)
     if missing:
@@ -50,7 +50,7 @@ def check_folder(folder: Path) -> None:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return the names of the files that a LLaVA needs and `folder` lacks, with a note where that helps."""
+    """Return the names of the files that `folder` lacks, with a note where that helps."""
     missing = _absent(folder, _CONFIG, "tokenizer.json")
     if len(_absent(folder, *_PROCESSORS)) == len(_PROCESSORS):
         missing.append(" or ".join(_PROCESSORS))
@@ -81,8 +81,8 @@ def _check_config(path: Path) -> None:
     config = read_model_json(path)
     kind = config.get("model_type")
     if kind != "llava":
-        raise WeightsError(f"{path} describes a model of type {kind!r}; wanted is a LLaVA-1.5: llava")
-    problems = [f"{part} is not there" for part in ("text_config", "vision_config") if part not in config]
+        raise WeightsError(f"{path}: model_type is {kind!r}; expected a LLaVA-1.5: 'llava'")
+    problems = [f"{part} is missing" for part in ("text_config", "vision_config") if part not in config]
     problems += [
         f"{part} must be an object, not {config[part]!r}"
         for part in ("text_config", "vision_config")
@@ -91,15 +91,15 @@ def _check_config(path: Path) -> None:
     other = config.get("transformers_weights")
     if other not in (None, WEIGHTS, INDEX):
         problems.append(f"transformers_weights names {other!r}; the weights must be in {WEIGHTS} or {INDEX}")
-    raise_problems(f"{path} does not describe a whole LLaVA", problems, WeightsError)
+    raise_problems(f"{path} does not describe a complete LLaVA", problems, WeightsError)
 
 
 def _check_others(folder: Path) -> None:
     adapter = sorted(path.name for path in folder.glob(_ADAPTERS))
     if adapter:
         raise WeightsError(
-            f"{folder} holds a PEFT adapter ({', '.join(adapter)}), not a whole model: merge it into its base model "
-            "(`merge_and_unload` of peft) and save that as safetensors in a folder of its own"
+            f"{folder} contains a PEFT adapter ({', '.join(adapter)}), not a complete model: merge it into its base "
+            "model (`merge_and_unload` of peft) and save the result as safetensors in another folder"
         )
     for name in ("tokenizer.json", *_PROCESSORS, *_OPTIONAL):
         if (folder / name).is_file():
@@ -112,21 +112,21 @@ def _check_others(folder: Path) -> None:
 
 
 def _check_normalization(folder: Path) -> None:
-    """Raise WeightsError unless the file that transformers reads says how pixels are normalized.
+    """Raise WeightsError unless the file that transformers reads gives the normalization of pixels.
 
-    It would take a default in silence, whatever the other file says.
+    transformers would silently use a default, whatever the other file says.
     """
     path, settings = _image_settings(folder)
     if _is_rgb(settings.get("image_mean")) and _is_rgb(settings.get("image_std")) and min(settings["image_std"]) > 0:
         return
     raise WeightsError(
-        f"{path} must give image_mean and image_std, three numbers each, of the images that the model was trained on "
-        "(of CLIP: [0.48145466, 0.4578275, 0.40821073] and [0.26862954, 0.26130258, 0.27577711])"
+        f"{path} must give image_mean and image_std of the model's training images, three numbers each (CLIP: "
+        "[0.48145466, 0.4578275, 0.40821073] and [0.26862954, 0.26130258, 0.27577711])"
     )
 
 
 def _image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the settings of the image processor and their file: nested in the newer one, or the whole older one."""
+    """Return the file with the image processor's settings, and the settings: nested in the newer file, or the older."""
     newer, older = (folder / name for name in _PROCESSORS)
     nested = read_model_json(newer).get("image_processor") if newer.is_file() else None
     if isinstance(nested, dict):
@@ -144,11 +144,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _check_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Check that the weight files are whole and that no two of their tensors are meant for the same parameter."""
+def _check_tensors(folder: Path) -> None:
+    """Raise WeightsError if a weight file is incomplete or two tensors belong to the same parameter."""
     tensors = model_tensors(folder)
     if not tensors:
-        raise WeightsError(f"the weights in {folder} hold no tensors: download or copy them again")
+        raise WeightsError(f"the weights in {folder} do not contain any tensors: download or copy them again")
     places: dict[str, str] = {}
     twice = []
     for name in tensors:
@@ -157,14 +157,13 @@ def _check_tensors(folder: Path) -> dict[str, StoredTensor]:
             twice.append(f"{first} and {name}")
     if twice:
         raise WeightsError(
-            f"the weights in {folder} hold tensors under an older and a newer name, and only one can be used: "
+            f"the weights in {folder} contain tensors under an older and a newer name, and only one can be used: "
             f"{few(twice)}; save the model again with one of them"
         )
-    return tensors
 
 
 def place(name: str) -> str:
-    """Return one name for all the names under which a LLaVA's tensor has been saved over the years."""
+    """Return the newest name of a LLaVA's tensor, whichever version saved it."""
     name = name.removeprefix("model.")
     for old, new in _RENAMED:
         if name.startswith(old):
@@ -173,9 +172,9 @@ def place(name: str) -> str:
 
 
 def check_settings(folder: Path, config: CaptionConfig) -> None:
-    """Raise ConfigError if caption.quantization contradicts the folder, since the setting is what captions record.
+    """Raise ConfigError if caption.quantization contradicts the folder, because captions record the setting.
 
-    Needs config.json only; does nothing where that is missing or damaged, which `check_folder` tells.
+    Reads only config.json; does nothing if it is missing or damaged, which `check_folder` reports.
     """
     stored = stored_quantization(folder)
     if stored is not None and stored != config.quantization:
@@ -185,8 +184,8 @@ def check_settings(folder: Path, config: CaptionConfig) -> None:
 def _disagreement(folder: Path, stored: str, wanted: str) -> str:
     if stored in ("4bit", "8bit"):
         return (
-            f"caption.quantization={wanted}, but the weights in {folder} are saved in {stored} (quantization_config in "
-            f"config.json): set caption.quantization={stored}"
+            f"caption.quantization={wanted}, but the weights in {folder} are stored in {stored} (quantization_config "
+            f"in config.json): set caption.quantization={stored}"
         )
     return (
         f"the weights in {folder} are quantized by {stored} (quantization_config in config.json), which is not "
@@ -195,7 +194,7 @@ def _disagreement(folder: Path, stored: str, wanted: str) -> str:
 
 
 def stored_quantization(folder: Path) -> str | None:
-    """Return how the weights in `folder` are quantized already: "4bit", "8bit", another method's name, or None."""
+    """Return how the weights in `folder` are quantized: "4bit", "8bit", the name of another method, or None."""
     path = folder / _CONFIG
     if not path.is_file() or file_problem(path) is not None:
         return None

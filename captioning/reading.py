@@ -1,6 +1,6 @@
-"""Reading of image files for captioning, ahead of the model, in threads.
+"""Reading of image files in threads, ahead of the captioning model.
 
-A file is read once into memory; its digest is checked on the same bytes that are decoded, so a caption is never
+Each file is read once into memory, and its digest is checked on the same bytes that are decoded, so a caption is never
 attached to an image that changed after it was indexed.
 """
 
@@ -19,7 +19,7 @@ from data.process.read_ahead import map_ahead
 
 @dataclass(frozen=True, kw_only=True)
 class Pending:
-    """One image to be captioned: the digest of its bytes, and every path (relative to the root) that should hold it."""
+    """An image to caption. sha256: of its bytes. paths: all files with these bytes, relative to the root."""
 
     sha256: str
     paths: tuple[str, ...]
@@ -27,7 +27,7 @@ class Pending:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """An image as the model sees it, or the reason why there is none."""
+    """An image framed for the model, or the reason why it cannot be read."""
 
     sha256: str
     image: Image.Image | None
@@ -35,7 +35,7 @@ class Loaded:
 
 
 def load(item: Pending, root: Path, prepare: Callable[[Image.Image], Image.Image]) -> Loaded:
-    """Read, check, decode and prepare one image; the first of its paths that works counts."""
+    """Read, check, decode and prepare one image from the first of its paths that works."""
     reason = "missing"
     for path in item.paths:
         try:

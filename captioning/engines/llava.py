@@ -1,4 +1,4 @@
-"""The captioning engine: images in, rows of the caption store out, in batches as large as the device allows.
+"""The in-process captioning engine: turns images into rows of the caption store, in batches.
 
 Shape legend: B batch, L prompt tokens, G generated tokens, H and W pixels.
 """
@@ -32,11 +32,11 @@ from data.process.environment import exact_float32
 log = logging.getLogger(__name__)
 
 _SPAN: Final = (0.5, 20.0)
-"""Bounds of what lies between black and white once normalized: 1 without image_std, 2 for 0.5, 3.7 for CLIP's."""
+"""Bounds of the difference between normalized white and black: 1 without image_std, 2 for 0.5, 3.7 for CLIP."""
 
 
 class Engine:
-    """A loaded LLaVA with one prompt and one way of decoding."""
+    """A loaded LLaVA with one prompt and one decoding method."""
 
     def __init__(self, llava: Llava, config: CaptionConfig) -> None:
         self.llava = llava
@@ -49,9 +49,9 @@ class Engine:
 
     @classmethod
     def load(cls, config: CaptionConfig) -> Engine:
-        """Load the model of `config` and try it out once.
+        """Load the model of `config` and run it once.
 
-        Raises WeightsError if it cannot be used, ConfigError if its settings do not fit it.
+        Raises WeightsError if the model is unusable, ConfigError if the settings do not fit it.
         """
         engine = cls(load_llava(config), config)
         engine._try_out()
@@ -61,7 +61,7 @@ class Engine:
 
     @property
     def width(self) -> int:
-        """Images of a batch."""
+        """Images per batch."""
         return self._batch_size
 
     def _check_tokens(self) -> None:
@@ -69,21 +69,21 @@ class Engine:
         ids = self.prompt_1L[0].tolist() + (self._grammar.tokens.tolist() if self._grammar is not None else [])
         if max(ids) >= rows:
             raise WeightsError(
-                f"{self.llava.folder / 'tokenizer.json'} writes the template with token {max(ids)}, and the weights "
-                f"embed {rows} tokens (0 to {rows - 1}): the tokenizer belongs to another model"
+                f"{self.llava.folder / 'tokenizer.json'} encodes the template with token {max(ids)}, but the weights "
+                f"embed {rows} tokens (0 to {rows - 1}): the tokenizer belongs to another model; copy the model's own"
             )
 
     @torch.inference_mode()
     def _try_out(self) -> None:
-        """Raise WeightsError if the model cannot caption a blank image: what is wrong shows before images are read."""
+        """Raise WeightsError if the model cannot caption a blank image, before any image is read."""
         llava = self.llava
         with explained(llava.folder, llava.device):
             pixels_13HW = self.pixels([self.prepare(Image.new("RGB", (64, 128)))])
             wanted = (1, 3, llava.side, llava.side)
             if pixels_13HW.shape != wanted:
                 raise WeightsError(
-                    f"the image processor in {llava.folder} makes pixels {list(pixels_13HW.shape)} where the model "
-                    f"takes {list(wanted)}: use the model's own preprocessor_config.json or processor_config.json"
+                    f"the image processor in {llava.folder} returns pixels of shape {list(pixels_13HW.shape)}, but the "
+                    f"model takes {list(wanted)}: use the model's own preprocessor_config.json or processor_config.json"
                 )
             self._check_span()
             logits = llava.model(
@@ -94,20 +94,20 @@ class Engine:
             ).logits
         if not logits.isfinite().all():
             raise WeightsError(
-                f"the model in {llava.folder} computes NaN or infinity in {self.config.number_format}, though its "
+                f"the model in {llava.folder} computes NaN or infinity in {self.config.number_format}, although its "
                 f"weights are finite: {overflow_remedy(self.config.number_format)}"
             )
 
     def _check_span(self) -> None:
-        """Raise WeightsError if the processor's numbers for black and white are not as far apart as any model's are."""
+        """Raise WeightsError if normalized black and white are closer or farther apart than for any known model."""
         side = self.llava.side
         black, white = self.pixels([Image.new("RGB", (side, side), color) for color in ("black", "white")]).float()
         span = white - black
-        if not (span.min() > _SPAN[0] and span.max() < _SPAN[1]):  # NaN is in no span
+        if not (span.min() > _SPAN[0] and span.max() < _SPAN[1]):  # also for NaN
             raise WeightsError(
-                f"the image processor in {self.llava.folder} makes {float(black.mean()):.4g} of black and "
-                f"{float(white.mean()):.4g} of white (CLIP's: -1.675 and 2.05), which no model is trained on: check "
-                "do_rescale, rescale_factor, image_mean and image_std"
+                f"the image processor in {self.llava.folder} normalizes black to {float(black.mean()):.4g} and white "
+                f"to {float(white.mean()):.4g} (CLIP: -1.675 and 2.05), which fits no model: check do_rescale, "
+                "rescale_factor, image_mean and image_std"
             )
 
     def _check_length(self) -> None:
@@ -115,20 +115,20 @@ class Engine:
         wanted = self.prompt_1L.shape[1] + self.config.token_limit
         if wanted > longest:
             raise ConfigError(
-                f"prompt and reply together can take {wanted} tokens, the model has room for {longest}: "
-                "lower caption.max_new_tokens or shorten the template"
+                f"prompt and reply can take {wanted} tokens together, but the model has room for {longest}: lower "
+                "caption.max_new_tokens or shorten the template"
             )
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """Frame one RGB image for this model; safe in threads."""
+        """Frame one RGB image for this model; thread-safe."""
         return frame(image, self.config.framing, self.llava.side, self.llava.processor.image_processor.image_mean)
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return framed images as the processor normalises them [B, 3, H, W]; nothing is left to resize or to cut."""
+        """Return framed images, normalized by the processor, which neither resizes nor crops them [B, 3, H, W]."""
         made = self.llava.processor.image_processor(
             list(images), do_resize=False, do_center_crop=False, return_tensors="pt"
         )
-        # The convolutions of a CPU are faster with the channels last.
+        # Convolutions on a CPU are faster with channels last.
         return made["pixel_values"].to(self.llava.device, self.llava.dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -187,7 +187,7 @@ class Engine:
     def _generation(self) -> GenerationConfig:
         own = self.llava.model.generation_config
         ends = self._ends()
-        # The model's own settings are its token ids alone (`load_llava`).
+        # `load_llava` has removed all settings of the model but its token ids.
         return GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -195,7 +195,7 @@ class Engine:
             bos_token_id=own.bos_token_id,
             eos_token_id=ends,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else ends[0],
-            # Compiled code wants tensors that keep their shapes. What there is to compile has been when it was loaded.
+            # Compiled code needs tensors of constant shape. The model was compiled when it was loaded.
             cache_implementation="static" if self.config.compile else None,
             disable_compile=True,
         )
@@ -234,24 +234,24 @@ class Engine:
     def _halve(self, size: int, error: BaseException) -> None:
         if size == 1:
             raise ClipScgiError(
-                f"{self.llava.device} has not enough memory for a single image; "
-                "use caption.quantization 4bit or 8bit, another device, or a smaller model"
+                f"{self.llava.device} does not have enough memory for a single image: set caption.quantization=4bit, "
+                "caption.device=cpu, or a smaller caption.model"
             ) from error
         self._batch_size = size // 2
-        log.warning("out of memory at %d images a batch; going on with %d", size, self._batch_size)
+        log.warning("out of memory with %d images per batch; continuing with %d", size, self._batch_size)
         torch.cuda.empty_cache()
 
 
 def encode_prompt(llava: Llava, prompt: str) -> torch.Tensor:
-    """Return the token ids [1, L] of `prompt` with one token for each image feature, on the model's device."""
+    """Return the token ids [1, L] of `prompt`, with one token per image feature, on the model's device."""
     processor = llava.processor
     text = prompt.replace("<image>", processor.image_token * llava.image_tokens)
     ids = processor.tokenizer(text, return_tensors="pt").input_ids
     found = int((ids == llava.model.config.image_token_id).sum())
     if found != llava.image_tokens:
         raise WeightsError(
-            f"the tokenizer in {llava.folder} makes {found} image tokens where the model has {llava.image_tokens} "
-            "image features; its files do not belong together"
+            f"the tokenizer in {llava.folder} returns {found} image tokens, but the model has {llava.image_tokens} "
+            "image features: the files belong to different models; copy the whole folder again"
         )
     return ids.to(llava.device)
 

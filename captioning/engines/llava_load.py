@@ -1,6 +1,6 @@
-"""Load any LLaVA-1.5: the embedded one, a folder, or a hub id. Safetensors only, no code from the model's folder.
+"""Loading of any LLaVA-1.5: the embedded one, a folder, or a hub id. Only safetensors, no code from the folder.
 
-One path for all of them: find the folder (a hub id becomes its snapshot), check its files, load it, check the result.
+All take the same path: find the folder (the snapshot of a hub id), check its files, load it, check the result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from data.errors import ClipScgiError, ConfigError, WeightsError
 _WITH_CLASS_TOKEN: Final = frozenset({"clip_vision_model", "dpt"})
 _MOST_SHAPES: Final = 256
 _LOADING: Final = Lock()
-# Named by full path, as transformers >= 5 wants them. What is small or touches pixels stays in full precision.
+# Full paths, as transformers >= 5 requires. Parts that are small or process pixels stay in full precision.
 _NOT_QUANTIZED: Final = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
@@ -46,7 +46,7 @@ _NOT_QUANTIZED: Final = ["model.vision_tower", "model.multi_modal_projector", "l
 class Llava:
     """A loaded model.
 
-    side: pixels of its square input. image_tokens: positions one image takes in the prompt. folder: where it came from.
+    side: pixels of its square input. image_tokens: positions of one image in the prompt. folder: where it is stored.
     """
 
     model: Any
@@ -59,11 +59,11 @@ class Llava:
 
 
 def load_llava(config: CaptionConfig) -> Llava:
-    """Load the model and the processor that `config` names, onto its device.
+    """Load the model and the processor of `config` onto its device.
 
-    The model is whole: every parameter and buffer comes from the folder, is finite, and has the format that `config`
-    says. Leaves torch's random state as it was. Raises WeightsError when files are missing, damaged, unfit or out of
-    reach, ConfigError for an unusable device or settings that contradict the folder.
+    Every parameter and buffer comes from the folder, is finite, and has the format that `config` sets. Torch's random
+    state does not change. Raises WeightsError if files are missing, damaged, unsuitable or unavailable, and ConfigError
+    for an unusable device or settings that contradict the folder.
     """
     device = pick_device(config.device)
     folder = ensure_folder(config)
@@ -73,7 +73,7 @@ def load_llava(config: CaptionConfig) -> Llava:
         model, processor = _load(folder, config, device)
         check_processor(model, processor, folder)
     model.eval()
-    # Replies are greedy: transformers would apply whatever else the folder's generation_config.json asks for.
+    # Replies are greedy: transformers would apply all other settings of the folder's generation_config.json.
     model.generation_config = token_ids_only(model.generation_config)
     return Llava(
         model=model,
@@ -87,10 +87,10 @@ def load_llava(config: CaptionConfig) -> Llava:
 
 
 def _load(folder: Path, config: CaptionConfig, device: torch.device) -> tuple[Any, Any]:
-    """Return the checked model and its processor, which is not checked yet."""
+    """Return the checked model and its processor, still unchecked."""
     dtype: torch.dtype = getattr(torch, config.number_format)
     check_tensors(folder)
-    if config.quantization != "none":  # a NaN may be lost when it is quantized
+    if config.quantization != "none":  # quantization may hide a NaN
         check_files_finite(folder)
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model, found = LlavaForConditionalGeneration.from_pretrained(
@@ -99,7 +99,7 @@ def _load(folder: Path, config: CaptionConfig, device: torch.device) -> tuple[An
         device_map={"": device},
         use_safetensors=True,
         local_files_only=True,
-        # SDPA attention is transformers' default wherever a part of the model has it.
+        # transformers uses SDPA attention by default for every part that supports it.
         quantization_config=quantization_settings(folder, config.quantization, dtype),
         output_loading_info=True,
     )
@@ -111,7 +111,7 @@ def _load(folder: Path, config: CaptionConfig, device: torch.device) -> tuple[An
 
 @contextmanager
 def explained(folder: Path, device: torch.device) -> Iterator[None]:
-    """Turn whatever the libraries raise over a folder into one error that names it."""
+    """Turn any error of the libraries into one that names the folder and the remedy."""
     try:
         yield
     except ClipScgiError:
@@ -125,30 +125,30 @@ def explained(folder: Path, device: torch.device) -> Iterator[None]:
         raise ConfigError(
             f"the model in {folder} needs a package that is not installed: {first_line(error)}"
         ) from error
-    except Exception as error:  # tokenizers raises bare Exception, transformers what its parts raise
+    except Exception as error:  # tokenizers raises bare Exception, transformers passes on any error
         raise WeightsError(
-            f"the LLaVA model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
-            f"wanted there: {', '.join(WANTED)}, all of one model"
+            f"the LLaVA model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}); the folder "
+            f"needs {', '.join(WANTED)}, all of the same model"
         ) from error
 
 
 @contextmanager
 def _same_random_state(device: torch.device) -> Iterator[None]:
-    """Leave torch's generators as they were: transformers draws initial weights even where it then loads others."""
+    """Restore torch's random state: transformers draws initial weights even if it then loads others."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def compile_llava(llava: Llava) -> None:
-    """Compile the two parts that take the time. On a CPU with the weights as constants, packed as its kernels like."""
+    """Compile the two slow parts; on a CPU with the weights as constants, packed for its kernels."""
     llava.model.requires_grad_(False)
     for part in (llava.model.model.vision_tower, llava.model.model.language_model):
         part.forward = _set_for(torch.compile(part.forward), freezing=llava.device.type == "cpu")
 
 
 def _set_for(compiled: Callable[..., Any], *, freezing: bool) -> Callable[..., Any]:
-    # Both are read while a call of a new shape is traced; as an option of torch.compile `freezing` would come too late
-    # and be ignored. Above its limit, which all models of a process share, torch goes on without compiling.
+    # Torch reads both while it traces a call of a new shape; as an option of torch.compile, `freezing` is ignored.
+    # Above the limit, which all models of a process share, torch continues without compiling.
     @wraps(compiled)
     def forward(*args: Any, **kwargs: Any) -> Any:
         with inductor_config.patch(freezing=freezing), dynamo_config.patch(recompile_limit=_MOST_SHAPES):
@@ -166,9 +166,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def quantization_settings(folder: Path, quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """Return bitsandbytes' settings; everything but the language model's layers stays as it is.
+    """Return the settings of bitsandbytes, which quantize only the layers of the language model.
 
-    None where nothing is to be quantized, or the folder is quantized already: its own config.json then says how.
+    None if nothing is to be quantized, or if the folder is already quantized, as its config.json describes.
     """
     if quantization == "none" or stored_quantization(folder) is not None:
         return None
@@ -189,9 +189,9 @@ def ensure_folder(config: CaptionConfig) -> Path:
 
 
 def _match_processor(model: Any, processor: Any) -> int:
-    """Give the processor the model's own image settings and return how many tokens an image takes.
+    """Copy the model's image settings to the processor and return the number of tokens per image.
 
-    Old processor files lack them, and then prompt and image features disagree by one token (575 against 576).
+    Old processor files lack these settings, and then prompt and image features differ by one token (575 and 576).
     """
     config = model.config
     vision = config.vision_config
@@ -206,7 +206,7 @@ def _match_processor(model: Any, processor: Any) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' own loading bars and load report off the terminal for a moment: one message says it all."""
+    """Suppress the progress bars and the load report of transformers; the errors raised here contain all of it."""
     shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(max(verbosity, transformers_logging.ERROR))

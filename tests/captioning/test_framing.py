@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from captioning.framing import frame, pad_colour
+from captioning.framing import frame, pad_color
 from tools.tiny_llava.model import IMAGE_SIZE
 
 SIDES = (336, IMAGE_SIZE)  # of llava-1.5-7b and of the embedded model
@@ -55,7 +55,7 @@ def test_center_crop_is_what_the_stock_processor_does():
     smooth = person().resize((16, 32)).resize((64, 128), Image.Resampling.BICUBIC)
     stock = processor(336)(smooth, return_tensors="np")["pixel_values"][0]
     difference = np.abs(pixels(smooth, 336, "center_crop") - stock)
-    assert difference.mean() < 0.02  # resampling at the cut, in units of normalised colour
+    assert difference.mean() < 0.02  # resampling at the cut, in units of normalized color
 
 
 def test_a_crop_of_the_models_height_keeps_every_pixel():
@@ -84,5 +84,5 @@ def test_wide_images_are_padded_above_and_below():
     assert (framed[48:] == 255).all()
 
 
-def test_pad_colour_of_clip():
-    assert pad_colour(processor(336).image_mean) == (123, 117, 104)
+def test_pad_color_of_clip():
+    assert pad_color(processor(336).image_mean) == (123, 117, 104)

@@ -42,7 +42,7 @@ def captions(engine: Engine, people) -> list[Reply]:
 
 
 def test_an_absent_folder_is_named(tmp_path):
-    with pytest.raises(WeightsError, match=r"no folder .*nowhere.*model\*.safetensors"):
+    with pytest.raises(WeightsError, match=r"folder .*nowhere does not exist.*model\*.safetensors"):
         load_llava(config(tmp_path / "nowhere"))
 
 

@@ -164,5 +164,5 @@ def test_settings_that_change_nothing_while_it_is_off(mini, tmp_path):
 
 
 def test_slots_are_always_well_formed():
-    with pytest.raises(ConfigError, match=r"regenerate.times: is for free decoding.*; set regenerate.times=0"):
+    with pytest.raises(ConfigError, match=r"regenerate.times: applies to free decoding.*; set regenerate.times=0"):
         build_config(CaptionConfig, {"decoding": "slots", "regenerate": {"times": 1}}, "caption")

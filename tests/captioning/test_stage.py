@@ -223,7 +223,7 @@ def test_config_problems_are_listed_together():
         build_config(CaptionConfig, {"batch_size": 0, "framing": "crop", "template": "nope", "colour": 1}, "caption")
     for wanted in ("batch_size", "framing", "'nope' is not known", "colour: no such setting"):
         assert wanted in str(caught.value)
-    with pytest.raises(ConfigError, match="only hub ids have one"):
+    with pytest.raises(ConfigError, match="only hub ids have a revision"):
         build_config(CaptionConfig, {"revision": "main"}, "caption")
 
 

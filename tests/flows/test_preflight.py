@@ -336,7 +336,7 @@ def test_a_tensor_that_is_missing_or_not_a_number_is_found_before_captioning(tol
 
 def test_the_captioning_model(told, tmp_path):
     (problem,) = told(market(), f"caption.model={tmp_path / 'none'}")
-    assert problem.startswith(f"caption.model: there is no folder {tmp_path / 'none'}")
+    assert problem.startswith(f"caption.model: folder {tmp_path / 'none'} does not exist")
     folder = tmp_path / "llava"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
