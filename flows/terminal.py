@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import humanize
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
@@ -23,6 +25,11 @@ from flows.report.scores import METRICS, Score, duration, scores, signed
 
 LOG_INTERVAL: Final = 5.0
 """Seconds between two progress lines where the output is no terminal."""
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes as text, such as "12.3 MB"."""
+    return re.sub(r" Bytes?$", " B", humanize.naturalsize(n_bytes))
 
 
 def plain_console(*, stderr: bool = False) -> Console:

@@ -9,17 +9,16 @@ pickle.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import shlex
-import sys
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
+import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -100,20 +99,25 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m reid.convert", description="PyTorch weights to safetensors.")
-    parser.add_argument("source", type=Path, help="a .pt, .pth or .bin file of a source that you trust")
-    parser.add_argument("target", type=Path, help="the .safetensors file to write; it must not exist")
-    parsed = parser.parse_args(arguments)
+_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@_app.command()
+def _command(
+    source: Annotated[Path, typer.Argument(metavar="IN.pt", help="A .pt, .pth or .bin file from a trusted source.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write; it must not exist.")],
+) -> None:
+    """Convert PyTorch weights to safetensors.
+
+    Example: python -m reid.convert ViT-B-16.pt ViT-B-16.safetensors
+    """
     try:
-        count = convert(parsed.source, parsed.target)
+        count = convert(source, target)
     except ClipScgiError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{count} tensors written; set train.backbone.weights={shlex.quote(str(parsed.target))}\n")
-    return 0
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{count} tensors written; set train.backbone.weights={shlex.quote(str(target))}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _app(prog_name="python -m reid.convert")

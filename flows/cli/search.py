@@ -1,11 +1,10 @@
-"""``clip-scgi search``: the gallery images nearest to a sentence or to an image, by a model that is trained already."""
+"""What ``clip-scgi search`` does: find the gallery images nearest to a sentence or an image with a trained model."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,8 @@ from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
 from data.errors import ClipScgiError, ConfigError
 from data.index.stage import STAGE as INDEX
 from data.index.stage import index
+from flows.cli.home import artifact_store
+from flows.cli.run import flow_of
 from flows.execution.gpu import uses_gpu
 from flows.recipes import Recipe, build_recipe
 from flows.summary import RunSummary
@@ -31,8 +32,6 @@ from reid.training.stage import train_ingredients
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 _EXAMPLE: Final = "'a woman in a red coat'"
 
-RunFlow = Callable[[Recipe, ArtifactStore, StageName], RunSummary]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Searchable:
@@ -43,32 +42,21 @@ class Searchable:
     images_root: Path
 
 
-def add_parser(commands: Any, named: argparse.ArgumentParser, run_flow: RunFlow) -> None:
-    """Add ``search`` to the subparsers of ``clip-scgi``. run_flow: runs a recipe up to a stage, for ``--train``."""
-    parser = commands.add_parser("search", parents=[named], help="find people by a sentence or an image")
-    parser.add_argument("query", nargs="?", metavar="QUERY", help="the path of an image, or else a sentence")
-    parser.add_argument("--image", metavar="FILE", help="search for the person in this image")
-    parser.add_argument("--text", metavar="SENTENCE", help=f"search for these words, such as {_EXAMPLE}")
-    parser.add_argument("--top", type=int, default=10, help="number of images (default 10)")
-    parser.add_argument("--train", action="store_true", help="run the stages up to train first if any is missing")
-    # argparse takes an optional positional that comes after options for an unknown argument.
-    parser.set_defaults(handler=lambda arguments: _search(arguments, run_flow), late_positional="query")
-
-
-def _search(arguments: argparse.Namespace, run_flow: RunFlow) -> int:
-    if arguments.top < 1:
-        raise ConfigError(f"search: --top must be at least 1 (given: {arguments.top})")
-    query = read_query(arguments.query, image=arguments.image, text=arguments.text)
-    recipe = build_recipe(arguments.recipe, arguments.overrides)
+def find_people(
+    name: str, overrides: Sequence[str], query: str | Path, *, top: int, train: bool, home: Path | None
+) -> None:
+    """Print the `top` gallery images nearest to `query`. train: run the stages up to train first if any is missing."""
+    recipe = build_recipe(name, overrides)
     uses_gpu(recipe.evaluate.device, "evaluate.device")  # before anything runs: the search needs it
-    store = ArtifactStore(arguments.home) if arguments.home else ArtifactStore.default()
+    store = artifact_store(home)
     found = find_trained(store, recipe)
-    if not isinstance(found, Searchable) and arguments.train:
-        found = _trained(run_flow(recipe, store, "train"))
+    if not isinstance(found, Searchable) and train:
+        with flow_of(recipe, store, "train") as flow:
+            summary = flow()
+        found = _trained(RunSummary.model_validate(summary))
     if not isinstance(found, Searchable):
-        raise ClipScgiError(_missing(found, arguments))
-    _show(store, recipe, found, query, arguments.top)
-    return 0
+        raise ClipScgiError(_missing(found, name, overrides, home))
+    _show(store, recipe, found, query, top)
 
 
 def read_query(given: str | None, *, image: str | None, text: str | None) -> str | Path:
@@ -162,13 +150,13 @@ def _trained(summary: RunSummary) -> Searchable:
     )
 
 
-def _missing(stages: Sequence[str], arguments: argparse.Namespace) -> str:
-    home = ["--home", str(arguments.home)] if arguments.home else []
-    settings = [part for override in arguments.overrides for part in ("--set", override)]
-    command = shlex.join(["clip-scgi", "train", arguments.recipe, *home, *settings])
+def _missing(stages: Sequence[str], recipe: str, overrides: Sequence[str], home: Path | None) -> str:
+    place = ["--home", str(home)] if home else []
+    settings = [part for override in overrides for part in ("--set", override)]
+    command = shlex.join(["clip-scgi", "train", recipe, *place, *settings])
     return (
-        f"search: recipe {arguments.recipe} has no trained model here for its images and settings; {', '.join(stages)}"
-        f" would have to run. Run `{command}` first, or add --train to this command to do both"
+        f"search: recipe {recipe} has no trained model here for its images and settings; missing stages: "
+        f"{', '.join(stages)}. Run `{command}` first, or add --train to this command to do both"
     )
 
 

@@ -1,8 +1,7 @@
-"""``clip-scgi study``: train every method and control over seeds, and say what makes a difference."""
+"""What ``clip-scgi study`` does: train every method and control over seeds, and compare them."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,71 +9,62 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.errors import ConfigError, raise_problems
+from flows.cli.home import artifact_store
 from flows.preflight.check import problems_of
 from flows.preflight.disk import check_output
 from flows.preflight.plan import Plan
 from flows.recipes import Recipe, build_recipe
 from flows.report.scores import duration
 from flows.scale import ScaleConfig
-from flows.study.plan import GROUPS, PRESETS, StudyConfig
+from flows.study.plan import PRESETS, StudyConfig
 from flows.study.run import Done, Row, Run, do, plan
 from flows.terminal import plain_console, progress_bar
 
-BENCHMARK = "benchmark"
-"""The recipe that is studied unless another is named."""
-_LOG_INTERVAL = 30.0  # seconds between two lines of progress where the output is no terminal
+_LOG_INTERVAL = 30.0  # seconds between two lines of progress where the output is not a terminal
 
 
-def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
-    """Add the command to the subparsers of ``clip-scgi``; `shared` holds --home and --set."""
-    parser = commands.add_parser("study", parents=[shared], help="train every method and control over seeds")
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", default=BENCHMARK, help=f"default: {BENCHMARK}")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="quick", help="how much is run (default quick)")
-    parser.add_argument("--seeds", type=int, help="repetitions of every variant, instead of the preset's")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, help="parts of the study, instead of the preset's")
-    parser.add_argument("--same-people", action="store_true", help="seeds change the training, not the people")
-    parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder of the results")
-    parser.add_argument("--dry-run", action="store_true", help="say what it will cost, and stop")
-    parser.set_defaults(handler=_handle)
-
-
-def _handle(arguments: argparse.Namespace) -> int:
-    preset = PRESETS[arguments.preset]
-    recipe = preset_recipe(arguments.recipe, arguments.preset, arguments.overrides)
-    changes = {"seeds": arguments.seeds, "groups": arguments.groups, "resample": not arguments.same_people}
-    chosen = {name: value for name, value in changes.items() if value is not None}
-    config = build_config(StudyConfig, preset.config.model_dump() | chosen, "study")
-    store = ArtifactStore(arguments.home) if arguments.home else ArtifactStore.default()
-    return study(store, recipe, config, out=arguments.out, dry_run=arguments.dry_run)
+def study_config(preset: str, *, seeds: int | None, groups: Sequence[str], resample: bool) -> StudyConfig:
+    """Return the study of a preset; `seeds` and `groups` replace the preset's own unless they are None or empty."""
+    changes: dict[str, Any] = {"resample": resample}
+    if seeds is not None:
+        changes["seeds"] = seeds
+    if groups:
+        changes["groups"] = groups
+    return build_config(StudyConfig, PRESETS[preset].config.model_dump() | changes, "study")
 
 
 def preset_recipe(name: str, preset: str, overrides: Sequence[str]) -> Recipe:
-    """Return the recipe `name` in the size of a preset; what the user has set wins."""
+    """Return the recipe `name` in the size of a preset; `overrides` win over the preset."""
     size = PRESETS[preset]
     draws = build_recipe(name, overrides)
     world = size.world if draws.synthetic is not None and not draws.data.root else ()
     return build_recipe(name, overrides, size=[*size.settings, *world])
 
 
-def study(store: ArtifactStore, recipe: Recipe, config: StudyConfig, *, out: Path, dry_run: bool = False) -> int:
-    """Run a study and write its results into `out`, anew after each run; return 1 when a run failed."""
-    from flows.study.page import MARKDOWN, PAGE, write_results
-
+def run_study(recipe: Recipe, config: StudyConfig, *, home: Path | None, out: Path, dry_run: bool = False) -> int:
+    """Run a study, rewrite its results in `out` after each run, and return the exit status: 1 if a run failed."""
     check_output(out, "--out")
-    console = plain_console()
-    console.print(
-        Text.assemble((f"clip-scgi study {recipe.name}", "bold"), f": artefacts in {store.root}"), soft_wrap=True
-    )
+    console, store = plain_console(), artifact_store(home)
+    title = Text.assemble((f"clip-scgi study {recipe.name}", "bold"), f": artifacts in {store.root}")
+    console.print(title, soft_wrap=True)
     with progress_bar("prepare") as progress:
         runs = list(plan(store, recipe, config, progress))
     _check(runs)
-    _say_cost(console, runs)
+    _print_cost(console, runs)
     if dry_run:
         return 0
-    settings = {"recipe": recipe.model_dump(mode="json"), "study": config.model_dump(mode="json")}
+    rows = _train(
+        console, runs, out, {"recipe": recipe.model_dump(mode="json"), "study": config.model_dump(mode="json")}
+    )
+    return 1 if any(row["status"] == "failed" for row in rows) else 0
+
+
+def _train(console: Console, runs: Sequence[Run], out: Path, settings: dict[str, Any]) -> list[Row]:
+    """Do the runs one after the other, write and print the results, and return their rows."""
+    from flows.study.page import MARKDOWN, PAGE, write_results
+
     rows_of: dict[str, Sequence[Row]] = {}
     rows: list[Row] = []
     with progress_bar("study", interval=_LOG_INTERVAL) as progress:
@@ -84,15 +74,14 @@ def study(store: ArtifactStore, recipe: Recipe, config: StudyConfig, *, out: Pat
             if not done.cached or len(rows_of) == len(runs):
                 rows = [row for run in runs for row in rows_of.get(run.label, ())]
                 write_results(out, rows, settings)
-    console.print((out / MARKDOWN).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    console.print((out / MARKDOWN).read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
     console.print(f"page      {(out / PAGE).resolve()}", highlight=False, soft_wrap=True)
-    return 1 if any(row["status"] == "failed" for row in rows) else 0
+    return rows
 
 
 def _check(runs: Sequence[Run]) -> None:
-    """Raise ConfigError for all that is known to fail in the runs that are to do."""
-    left = [run for run in runs if not run.obstacle and run.find() is None]
-    found = dict.fromkeys(problem for run in left for problem in problems_of(_plan_of(run)))
+    """Raise ConfigError for everything that is known to fail in the pending runs."""
+    found = dict.fromkeys(problem for run in _pending(runs) for problem in problems_of(_plan_of(run)))
     raise_problems("study", found, ConfigError)
 
 
@@ -110,29 +99,34 @@ def _plan_of(run: Run) -> Plan:
     )
 
 
-def _say_cost(console: Console, runs: Sequence[Run]) -> None:
-    """Say how many runs there are and about how long those will take that have not been done."""
-    left = [run for run in runs if not run.obstacle and run.find() is None]
-    console.print(f"{len(runs)} runs, {len(left)} of them to do", highlight=False)
-    if not left:
+def _print_cost(console: Console, runs: Sequence[Run]) -> None:
+    """Print the number of runs and an estimate of the time that the pending ones take."""
+    pending = _pending(runs)
+    console.print(f"{len(runs)} runs, {len(pending)} of them pending", highlight=False)
+    if not pending:
         console.print("nothing to train: about 0 s", highlight=False)
         return
     from flows.study.cost import estimate
 
-    cost = estimate(left)
+    cost = estimate(pending)
     console.print(
         f"about {duration(cost.seconds)} of training: {cost.steps:,} steps in {cost.runs} runs, "
-        f"{1000 * cost.seconds / cost.steps:.0f} ms a step on this machine as busy as it is",
+        f"{1000 * cost.seconds / cost.steps:.0f} ms per step under the current load",
         highlight=False,
         soft_wrap=True,
     )
-    uncaptioned = {plan.images.fingerprint for plan in map(_plan_of, left) if "caption" in plan.stages}
-    captioning = f"captioning {len(uncaptioned)} dataset(s) and " if uncaptioned else ""
+    uncaptioned = {plan.images.fingerprint for plan in map(_plan_of, pending) if "caption" in plan.stages}
+    captioning = f"captioning of {len(uncaptioned)} dataset(s) and " if uncaptioned else ""
     console.print(
-        f"{captioning}evaluating come on top; their time is not known before a first run",
+        f"not included: {captioning}evaluation; their time is unknown before the first run",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _pending(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that can be done and have no result yet."""
+    return [run for run in runs if not run.obstacle and run.find() is None]
 
 
 def _line(done: Done) -> Text:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,34 +12,36 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.main import get_command
 
 from data.artifacts.store import ArtifactStore
 from data.files import write_json
+from flows.cli import artifacts as commands_artifacts
 from flows.cli import run as commands
-from flows.cli.app import main, parse
+from flows.cli.app import main
+from flows.cli.commands import StudyGroup, app
+from flows.study.plan import GROUPS, PRESETS
 from flows.summary import RunSummary, StageRun
 from tests.helpers.places import REPO
 
 
 def test_the_version_is_that_of_the_package(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--version"])
-    assert stopped.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"clip-scgi {version('clip-scgi')}\n"
 
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.EROFS, "give it other permissions, or name a folder of your own"),
-        (errno.EACCES, "give it other permissions, or name a folder of your own"),
-        (errno.ENOSPC, "free some space and run the same command again; what is finished is kept"),
-        (errno.ENOTDIR, "a file stands where a folder is wanted"),
+        (errno.EROFS, "change its permissions, or name a folder of your own"),
+        (errno.EACCES, "change its permissions, or name a folder of your own"),
+        (errno.ENOSPC, "free some space and run the same command again; finished work is kept"),
+        (errno.ENOTDIR, "this path needs a folder where a file exists"),
     ],
 )
 @pytest.mark.parametrize("name", ["/data/locks/a", None])
 def test_an_error_of_the_file_system_is_one_message(monkeypatch, capsys, number, remedy, name):
-    def fail() -> int:
+    def fail() -> None:
         raise OSError(number, os.strerror(number), name)
 
     monkeypatch.setattr(commands, "list_recipes", fail)
@@ -49,7 +52,7 @@ def test_an_error_of_the_file_system_is_one_message(monkeypatch, capsys, number,
 
 
 def test_an_error_that_nobody_can_act_on_keeps_its_traceback(monkeypatch):
-    def fail() -> int:
+    def fail() -> None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     monkeypatch.setattr(commands, "list_recipes", fail)
@@ -57,12 +60,138 @@ def test_an_error_that_nobody_can_act_on_keeps_its_traceback(monkeypatch):
         main(["recipes"])
 
 
-@pytest.mark.parametrize("words", [["ls"], ["show", "x"], ["verify"], ["gc"]])
-def test_home_may_stand_before_and_behind_the_verb_of_artifacts(words):
-    assert parse(["artifacts", *words]).home is None
-    assert parse(["artifacts", "--home", "/a", *words]).home == Path("/a")
-    assert parse(["artifacts", *words, "--home", "/b"]).home == Path("/b")
-    assert parse(["artifacts", "--home", "/a", *words, "--home", "/b"]).home == Path("/b")
+@pytest.mark.parametrize(
+    ("words", "action"),
+    [
+        (["ls"], "list_artifacts"),
+        (["show", "x"], "show_artifact"),
+        (["verify"], "verify_artifacts"),
+        (["gc"], "collect_garbage"),
+    ],
+)
+def test_home_may_stand_before_and_behind_the_verb_of_artifacts(monkeypatch, words, action):
+    given = []
+
+    def note(home: Path | None, *_, **__) -> int:
+        given.append(home)
+        return 0
+
+    monkeypatch.setattr(commands_artifacts, action, note)
+    for before, behind in [((), ()), (("/a",), ()), ((), ("/b",)), (("/a",), ("/b",))]:
+        options = [[part for place in places for part in ("--home", place)] for places in (before, behind)]
+        assert main(["artifacts", *options[0], *words, *options[1]]) == 0
+    assert given == [None, Path("/a"), Path("/b"), Path("/b")]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["runs"], "No such command 'runs'"),
+        (["run", "demo", "--untl", "train"], "No such option"),
+        (["run", "demo", "--until", "trian"], "Invalid value for '--until'"),
+        (["run", "demo", "extra"], "unexpected extra argument"),
+        (["recipes", "x"], "unexpected extra argument"),
+        (["search", "demo", "--top", "0"], "Invalid value for '--top'"),
+        (["study", "--groups", "rest"], "Invalid value for '--groups'"),
+        (["artifacts", "gc", "--keep", "-1"], "Invalid value for '--keep'"),
+        (["artifacts", "gc", "--days", "-1"], "must be 0 or more"),
+        (["artifacts", "gc", "--days", "nan"], "must be 0 or more"),
+        (["artifacts", "gc", "--days", "inf"], "must be 0 or more"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_status_2(capsys, words, told):
+    assert main(words) == 2
+    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert error.startswith(f"Usage: clip-scgi{' artifacts gc' if 'gc' in words else ''}")
+    assert told.lower() in error.lower()
+
+
+@pytest.mark.parametrize("words", [[], ["run"], ["train"], ["search"], ["sheet"], ["show"], ["deploy"], ["artifacts"]])
+def test_without_arguments_a_command_shows_its_help(capsys, words):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert " ".join(["Usage: clip-scgi", *words]) in captured.out + captured.err
+
+
+def _commands(group, *path: str):
+    """Yield the words and the command of every command below `group`."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *path, name)
+        else:
+            yield [*path, name], command
+
+
+ALL_COMMANDS = {" ".join(words): command for words, command in _commands(get_command(app))}
+
+
+def test_there_are_commands():
+    assert len(ALL_COMMANDS) == 18
+
+
+@pytest.mark.parametrize("name", ALL_COMMANDS)
+def test_each_command_has_an_example_that_parses(name):
+    examples = re.findall(r"clip-scgi .*", ALL_COMMANDS[name].help)
+    assert examples
+    for example in examples:
+        assert len(example) < 75, "it would be wrapped at 80 columns"
+        words = shlex.split(example.partition("clip-scgi ")[2])
+        assert words[: len(name.split())] == name.split()
+        ALL_COMMANDS[name].make_context(name, words[len(name.split()) :])
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", ["", "artifacts", *ALL_COMMANDS])
+def test_help_fits_the_terminal(monkeypatch, capsys, name, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*name.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "…" not in "".join(lines)
+    if name in ALL_COMMANDS:
+        for example in re.findall(r"clip-scgi .*", ALL_COMMANDS[name].help):
+            assert any(example in line for line in lines), "an example can be copied"
+
+
+def test_the_choices_of_a_study_are_those_of_its_plan():
+    assert tuple(group.value for group in StudyGroup) == GROUPS
+    (preset,) = (option for option in ALL_COMMANDS["study"].params if option.name == "preset")
+    assert preset.default in PRESETS
+    for name in PRESETS:
+        ALL_COMMANDS["study"].make_context("study", ["--preset", name])
+
+
+@pytest.mark.parametrize("text", ["[red]x[/]", "[/]", "[bold", ":car:"])
+def test_text_of_the_user_is_not_read_as_markup(capsys, text):
+    assert main([text]) == 2
+    assert f"'{text}'" in capsys.readouterr().err
+    assert main(["run", text]) == 1
+    assert f"there is no recipe '{text}'" in capsys.readouterr().err
+    assert main(["show", "demo", "--set", f"data.name={text}"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["name"] == text
+
+
+def test_a_shell_completes_commands_options_and_recipes():
+    def complete(line: str) -> set[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        environment = {**os.environ, "_CLIP_SCGI_COMPLETE": "complete_bash", **words}
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli.app"],
+            cwd=REPO,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return set(done.stdout.split())
+
+    assert complete("clip-scgi re") == {"report", "recipes"}
+    assert complete("clip-scgi run msmt17_cl") == {
+        "msmt17_clip_reid",
+        "msmt17_clip_reid_rn50",
+        "msmt17_clip_reid_sie_olp",
+    }
+    assert complete("clip-scgi run demo --un") == {"--until"}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +204,7 @@ def test_home_may_stand_before_and_behind_the_verb_of_artifacts(words):
     ],
 )
 def test_where_a_sheet_goes_is_checked_before_anything_is_captioned(monkeypatch, tmp_path, capsys, out, problem):
-    monkeypatch.setattr(commands, "_run", lambda *_, **__: pytest.fail("the stages have begun"))
+    monkeypatch.setattr(commands, "flow_of", lambda *_: pytest.fail("the stages have begun"))
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     assert main(["sheet", "demo", "--home", str(tmp_path / "home"), "--out", str(tmp_path / out)]) == 1
@@ -156,3 +285,10 @@ def test_a_signal_is_watched_for_before_slow_imports():
     loaded = subprocess.run([sys.executable, "-S", "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     slow = {"psutil", "importlib.metadata", "pydantic", "numpy", "pyarrow", "torch", "prefect", "rich", "httpx"}
     assert not slow & set(loaded.stdout.split())
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys; from flows.cli.app import main; main(['--help']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    heavy = {"numpy", "pandas", "pyarrow", "torch", "prefect", "transformers", "httpx", "numba", "PIL"}
+    assert not heavy & set(loaded.stdout.split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ import yaml
 
 from data.errors import ConfigError
 from flows.cli import deploy as commands_deploy
+from flows.cli.app import main
 from flows.recipes import RECIPES, Recipe, build_recipe
 
 REPO = Path(__file__).resolve().parents[2]
@@ -140,7 +140,7 @@ def test_names_that_prefect_cannot_hold_are_refused():
 
     with pytest.raises(ConfigError, match="cannot name a deployment"):
         recipe_deployment(build_recipe("demo", ["data.name=a/b"]))
-    with pytest.raises(ConfigError, match="two recipes for the data set 'x'"):
+    with pytest.raises(ConfigError, match="2 recipes use the dataset name 'x'"):
         commands_deploy.deploy(["demo", "pku_reid"], ["data.name=x"])
 
 
@@ -154,12 +154,9 @@ def test_without_a_server_the_message_says_how_to_get_one(monkeypatch):
 def test_deploying_twice_leaves_one_of_everything(prefect_server, tmp_path, capsys):
     from prefect.client.orchestration import get_client
 
-    parser = argparse.ArgumentParser()
-    commands_deploy.add_parsers(parser.add_subparsers())
     words = ["deploy", "demo", "--home", str(tmp_path), "--set", "data.name=people", "--cron", "0 3 * * *"]
     for _ in range(2):
-        arguments = parser.parse_args(words)
-        assert arguments.handler(arguments) == 0
+        assert main(words) == 0
     assert "prefect deployment run 'caption-and-train/people' --watch" in capsys.readouterr().out
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("caption-and-train/people")
@@ -209,13 +206,11 @@ def test_serving_what_was_deployed_takes_it_off_the_pool_and_back(prefect_server
         ((), "recipe pku_reid has no images: set data.root to their folder, such as data.root=/data/images"),
         (
             ("--set", "data.root=people"),
-            "data.root=people is relative, and runs begin elsewhere: set data.root={at}/people",
+            "data.root=people is relative, but runs start in other folders: set data.root={at}/people",
         ),
     ],
 )
 def test_a_deployment_that_could_never_find_its_images_is_refused(settings, problem, capsys, monkeypatch, tmp_path):
-    from flows.cli.app import main
-
     monkeypatch.chdir(tmp_path)
     for verb in ("deploy", "serve"):
         assert main([verb, "pku_reid", *settings, "--home", str(tmp_path)]) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
@@ -21,6 +20,7 @@ from data.errors import ClipScgiError, RetryableError
 from data.files import read_json, write_json, write_table
 from data.schemas import IMAGES
 from flows.cli import artifacts as commands_artifacts
+from flows.cli.app import main
 
 LONG_AGO = 100  # days
 
@@ -193,7 +193,7 @@ def test_the_list_shows_dataset_recipe_date_and_score_in_100_columns(store, caps
     for ref in (evaluation.ref, control):
         store.record_use(ref, dataset="market1501-small", recipe="market1501_clip_reid")
     store.record_use(evaluation.ref, dataset="people", recipe="demo")
-    assert commands_artifacts.artifacts_ls(store) == 0
+    commands_artifacts.list_artifacts(store.root)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["artifact", "dataset", "recipe", "made", "size", "mAP"]
     assert max(map(len, lines[:-1])) <= 100
@@ -203,34 +203,32 @@ def test_the_list_shows_dataset_recipe_date_and_score_in_100_columns(store, caps
     assert cells[key][-1] == "67.9"
     assert cells[f"caption_control/{control.fingerprint[:8]}"][1:3] == ["market1501-small", "market1501_clip_reid"]
     assert cells[f"train/{run['train'].fingerprint[:8]}"][1:3] == ["-", "-"]
-    assert commands_artifacts.artifacts_show(store, evaluation.ref.fingerprint) == 0
+    commands_artifacts.show_artifact(store.root, evaluation.ref.fingerprint)
     shown = json.loads(capsys.readouterr().out)
     assert shown["mAP"] == "67.9"
     assert shown["recipes"][-1] == {"dataset": "people", "recipe": "demo"}
     sidecar = evaluation.ref.folder / "artifact.json"
     sidecar.write_text("{")
     (control.folder / "file").unlink()
-    assert commands_artifacts.artifacts_ls(store, stage="evaluate") == 0
+    commands_artifacts.list_artifacts(store.root, stage="evaluate")
     assert "damaged" in capsys.readouterr().out
 
 
 def test_the_commands_speak_to_people(store, capsys):
     run = _run(store, "demo", 1)
-    parser = argparse.ArgumentParser()
-    commands_artifacts.add_parsers(parser.add_subparsers())
 
     def say(*words: str) -> tuple[int, str]:
-        arguments = parser.parse_args(["artifacts", "--home", str(store.root), *words])
-        return arguments.handler(arguments), capsys.readouterr().out
+        status = main(["artifacts", "--home", str(store.root), *words])
+        return status, capsys.readouterr().out
 
     status, text = say("ls")
     assert status == 0
     assert f"train/{run['train'].fingerprint[:8]} " in text
     assert (datetime.now(UTC) - timedelta(days=LONG_AGO)).astimezone().strftime("%Y-%m-%d") in text
-    assert "6 artefacts" in text
+    assert "6 artifacts" in text
     status, text = say("show", run["train"].fingerprint)
     assert json.loads(text)["used_by"] == [f"report/{run['report'].fingerprint}"]
-    assert say("verify") == (0, "6 artefacts, 0 damaged\n")
+    assert say("verify") == (0, "6 artifacts, 0 damaged\n")
     (run["caption"].folder / "file").unlink()
     status, text = say("verify", f"caption/{run['caption'].fingerprint}")
     assert status == 1
@@ -243,11 +241,6 @@ def test_the_commands_speak_to_people(store, capsys):
     status, text = say("gc", "--keep", "0", "--delete")
     assert "removed 6 of 6" in text
     assert not run["train"].folder.exists()
-
-
-@pytest.mark.parametrize(("n_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e15, "2500.0 TB")])
-def test_sizes_are_for_people(n_bytes, text):
-    assert commands_artifacts.size(n_bytes) == text
 
 
 def test_an_absent_root_is_empty(tmp_path):
@@ -280,6 +273,6 @@ def test_a_root_that_cannot_be_written_can_be_listed(store, capsys, monkeypatch)
         return opened(self, mode, *rest, **options)
 
     monkeypatch.setattr(Path, "open", read_only)
-    assert commands_artifacts.artifacts_ls(store) == 0
-    assert commands_artifacts.artifacts_gc(store, keep=5, days=0.0, delete=False) == 0
-    assert "6 artefacts" in capsys.readouterr().out
+    commands_artifacts.list_artifacts(store.root)
+    commands_artifacts.collect_garbage(store.root, keep=5, days=0.0, delete=False)
+    assert "6 artifacts" in capsys.readouterr().out

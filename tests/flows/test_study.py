@@ -391,9 +391,9 @@ def test_a_dry_run_says_the_cost_and_trains_nothing(tmp_path, capsys):
     arguments = ["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), "--dry-run"]
     assert main([*arguments, *settings]) == 0
     shown = capsys.readouterr().out
-    assert "7 runs, 7 of them to do" in shown
+    assert "7 runs, 7 of them pending" in shown
     assert "steps in 7 runs" in shown
-    assert "captioning 1 dataset(s) and evaluating come on top; their time is not known before a first run" in shown
+    assert "not included: captioning of 1 dataset(s) and evaluation; their time is unknown before the first run" in shown
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "stages" / "train").exists()
 
@@ -408,8 +408,8 @@ def test_what_no_run_can_do_is_said_before_the_first(tmp_path, capsys):
 
 
 def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
-    assert main(["study", "--home", str(tmp_path), "--seeds", "0"]) == 1
-    assert "seeds" in capsys.readouterr().err
+    assert main(["study", "--home", str(tmp_path), "--seeds", "0"]) == 2
+    assert "--seeds" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no recipe"):
         preset_recipe("nothing", "quick", [])
     assert set(PRESETS["full"].config.groups) == set(GROUPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from data.artifacts.store import ArtifactStore
 from flows.cli import artifacts as commands_artifacts
 from flows.cli import run as commands
-from flows.terminal import progress_bar, results_table, stage_line, waiting
+from flows.terminal import progress_bar, results_table, size, stage_line, waiting
 
 
 def row(model: str, mode: str, value: float) -> dict:
@@ -143,17 +144,23 @@ def test_an_error_inside_passes_through():
         raise ValueError("inside")
 
 
+@pytest.mark.parametrize(
+    ("n_bytes", "text"), [(0, "0 B"), (1, "1 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e15, "2.5 PB")]
+)
+def test_sizes_are_in_units_that_fit(n_bytes, text):
+    assert size(n_bytes) == text
+
+
 ODD = "[/red] [bold]x :car: \\[y]"
 
 
 def test_a_path_with_brackets_and_colons_is_printed_as_it_is(tmp_path, capsys, monkeypatch):
     store = ArtifactStore(tmp_path / ODD)
-    assert commands_artifacts.artifacts_ls(store) == 0
+    commands_artifacts.list_artifacts(store.root)
     assert f"in {store.root}\n" in capsys.readouterr().out
-    monkeypatch.setattr(commands, "_run", lambda *_, **__: None)
-    monkeypatch.setattr(commands, "show_results", lambda *_: None)
-    assert commands.run_recipe("demo", [], home=store.root, until="index", reread=False) == 0
-    assert f"clip-scgi demo: artefacts in {store.root}\n" in capsys.readouterr().out
+    monkeypatch.setattr(commands, "flow_of", lambda *_: nullcontext())
+    with commands.pipeline("demo", [], store.root, "index"):
+        assert f"clip-scgi demo: artifacts in {store.root}\n" in capsys.readouterr().out
     with progress_bar("index", interval=0, clock=iter(range(9)).__next__) as progress:
         progress(1, 2, ODD)
     assert capsys.readouterr().err.rstrip().endswith(f", {ODD}")

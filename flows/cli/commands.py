@@ -1,0 +1,392 @@
+"""The commands of ``clip-scgi`` and their options.
+
+This module imports nothing heavy, so that help and shell completion are quick. Each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import typer
+
+from data.artifacts.stages import STAGES, StageName
+
+_RUN: Final = "Run the pipeline"
+_RESULTS: Final = "Compare and search"
+_RECIPES: Final = "Recipes"
+_SERVE: Final = "Deploy and clean up"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+artifacts = typer.Typer(no_args_is_help=True)
+
+
+class StudyGroup(StrEnum):
+    """The parts of a study (`flows.study.plan.GROUPS`)."""
+
+    MAIN = "main"
+    QUERIES = "queries"
+    DEPTH = "depth"
+    WHY = "why"
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """Complete the name of a recipe in a shell."""
+    from flows.recipes import RECIPES
+
+    return sorted(name for name in RECIPES if name.startswith(incomplete))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"clip-scgi {version('clip-scgi')}")
+        raise typer.Exit
+
+
+def _finite(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter("must be 0 or more")
+    return value
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="Name of a recipe; clip-scgi recipes lists them.", autocompletion=_recipe_names
+    ),
+]
+RecipeNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE", help="Names of recipes; clip-scgi recipes lists them.", autocompletion=_recipe_names
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        default_factory=list,
+        show_default=False,
+        help="Change one setting, such as data.root=/data/images. Repeatable.",
+    ),
+]
+Home = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Artifact root (default: $CLIP_SCGI_HOME, else ./artifacts).")
+]
+Reread = Annotated[bool, typer.Option("--reread", help="Hash every image again, even if its size and times match.")]
+Cron = Annotated[
+    str | None,
+    typer.Option(metavar="SCHEDULE", help="Also run on a schedule, such as '0 3 * * *', not only when data change."),
+]
+WatchCron = Annotated[
+    str | None,
+    typer.Option(metavar="SCHEDULE", help="When to look for changed datasets (default: every five minutes)."),
+]
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Person re-identification supervised by language: caption, train, evaluate and report."""
+
+
+@app.command(rich_help_panel=_RUN)
+def demo(*, overrides: Overrides, home: Home = None, reread: Reread = False) -> None:
+    """Run the whole pipeline on synthetic people.
+
+    The models are embedded; nothing is downloaded.
+
+    Example: clip-scgi demo
+    """
+    from flows.cli.run import pipeline, show_results
+
+    with pipeline("demo", overrides, home, STAGES[-1]) as flow:
+        summary = flow(reread=reread)
+    show_results(summary)
+
+
+@app.command(rich_help_panel=_RUN, no_args_is_help=True)
+def run(
+    *,
+    recipe: RecipeName,
+    until: Annotated[StageName, typer.Option(help="Stop after this stage.")] = STAGES[-1],
+    overrides: Overrides,
+    home: Home = None,
+    reread: Reread = False,
+) -> None:
+    """Run a recipe from index to report.
+
+    Stages whose inputs and settings are unchanged are not run again.
+
+    Examples:
+    clip-scgi run pku_reid --set data.root=/data/PKU-Reid
+    clip-scgi run market1501 --set data.root=/data/Market-1501 --until audit
+    """
+    from flows.cli.run import pipeline, show_results
+
+    with pipeline(recipe, overrides, home, until) as flow:
+        summary = flow(reread=reread)
+    show_results(summary)
+
+
+def _up_to(stage: StageName) -> Callable[..., None]:
+    """Return the command that runs a recipe up to and including `stage`."""
+
+    def command(*, recipe: RecipeName, overrides: Overrides, home: Home = None, reread: Reread = False) -> None:
+        from flows.cli.run import pipeline, show_results
+
+        with pipeline(recipe, overrides, home, stage) as flow:
+            summary = flow(reread=reread)
+        show_results(summary)
+
+    command.__doc__ = f"""Run a recipe up to and including the stage {stage}.
+
+    Example: clip-scgi {stage} market1501 --set data.root=/data/Market-1501
+    """
+    return command
+
+
+for _stage in STAGES[1:]:
+    app.command(_stage, rich_help_panel=_RUN, no_args_is_help=True)(_up_to(_stage))
+
+
+@app.command(rich_help_panel=_RESULTS)
+def study(
+    *,
+    recipe: RecipeName = "benchmark",
+    preset: Annotated[Literal["quick", "full"], typer.Option(help="How much to run.")] = "quick",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Repetitions of each variant; the preset's if not given.")
+    ] = None,
+    groups: Annotated[
+        list[StudyGroup],
+        typer.Option(
+            default_factory=list, show_default=False, help="Part of the study; the preset's if not given. Repeatable."
+        ),
+    ],
+    same_people: Annotated[
+        bool, typer.Option("--same-people", help="Let seeds change the training only, not the people.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the results.")] = Path("runs/study"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cost and stop.")] = False,
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Train and compare methods and controls over several seeds.
+
+    Examples:
+    clip-scgi study --dry-run
+    clip-scgi study --preset full --groups main --groups why --out runs/study
+    """
+    from flows.cli.study import preset_recipe, run_study, study_config
+
+    config = study_config(preset, seeds=seeds, groups=[group.value for group in groups], resample=not same_people)
+    studied = preset_recipe(recipe, preset, overrides)
+    raise typer.Exit(run_study(studied, config, home=home, out=out, dry_run=dry_run))
+
+
+@app.command(rich_help_panel=_RESULTS, no_args_is_help=True)
+def search(
+    *,
+    recipe: RecipeName,
+    query: Annotated[
+        str | None, typer.Argument(metavar="QUERY", help="The path of an image, or else a sentence.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="Search for the person in this image.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="SENTENCE", help="Search for these words.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of images to list.")] = 10,
+    train: Annotated[bool, typer.Option("--train", help="Train the model first if it is missing.")] = False,
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Find people in the gallery by a sentence or an image.
+
+    Give the recipe and the --set options of the run that trained the model.
+
+    Examples:
+    clip-scgi search demo 'a woman in a red coat'
+    clip-scgi search demo --image query.jpg --top 5
+    """
+    from flows.cli.search import find_people, read_query
+
+    wanted = read_query(query, image=image, text=text)
+    find_people(recipe, overrides, wanted, top=top, train=train, home=home)
+
+
+@app.command(rich_help_panel=_RESULTS, no_args_is_help=True)
+def sheet(
+    *,
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .png or .jpg file to write.")] = Path("captions.png"),
+    identities: Annotated[int, typer.Option(min=1, help="Number of rows, one per person.")] = 6,
+    each: Annotated[int, typer.Option(min=1, help="Images per person.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the people.")] = 0,
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Draw people with their captions beside them, one row per person.
+
+    Example: clip-scgi sheet demo --identities 4 --each 4 --out sheet.jpg
+    """
+    from flows.cli.run import draw_sheet
+
+    draw_sheet(recipe, overrides, home, out, identities=identities, each=each, seed=seed)
+
+
+@app.command(rich_help_panel=_RECIPES)
+def recipes() -> None:
+    """List the recipes.
+
+    Example: clip-scgi recipes
+    """
+    from flows.cli.run import list_recipes
+
+    list_recipes()
+
+
+@app.command(rich_help_panel=_RECIPES, no_args_is_help=True)
+def show(*, recipe: RecipeName, overrides: Overrides) -> None:
+    """Print every setting of a recipe as JSON.
+
+    Example: clip-scgi show demo --set train.schedule.epochs=20
+    """
+    from flows.cli.run import show_recipe
+
+    show_recipe(recipe, overrides)
+
+
+@app.command(rich_help_panel=_SERVE, no_args_is_help=True)
+def deploy(
+    *,
+    recipes: RecipeNames,
+    pool: Annotated[str, typer.Option(metavar="NAME", help="Work pool; created if it does not exist.")] = "clip-scgi",
+    cron: Cron = None,
+    watch_cron: WatchCron = None,
+    crashed_after: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Silence after which a run counts as crashed (heartbeat: 30 s).")
+    ] = 540.0,
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Register recipes as deployments of a Prefect server.
+
+    Each deployment is named caption-and-train/DATASET.
+
+    Example: clip-scgi deploy market1501 --set data.root=/data/Market-1501
+    """
+    from flows.cli.deploy import deploy as register
+
+    register(recipes, overrides, home=home, pool=pool, cron=cron, watch_cron=watch_cron, crashed_after=crashed_after)
+
+
+@app.command(rich_help_panel=_SERVE, no_args_is_help=True)
+def serve(
+    *,
+    recipes: RecipeNames,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
+    cron: Cron = None,
+    watch_cron: WatchCron = None,
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Run recipes as deployments in this process.
+
+    They need a Prefect server, but no work pool.
+
+    Example: clip-scgi serve demo --cron '0 3 * * *'
+    """
+    from flows.cli.deploy import serve as run_here
+
+    run_here(recipes, overrides, home=home, cron=cron, watch_cron=watch_cron, limit=limit)
+
+
+app.add_typer(artifacts, name="artifacts", rich_help_panel=_SERVE)
+
+
+@artifacts.callback()
+def _artifact_root(context: typer.Context, home: Home = None) -> None:
+    """List, check and clean up what runs have stored.
+
+    Example: clip-scgi artifacts ls --stage evaluate
+    """
+    context.obj = home
+
+
+ArtifactName = Annotated[
+    str,
+    typer.Argument(metavar="FINGERPRINT", help="Fingerprint or stage/fingerprint; the first few letters are enough."),
+]
+
+
+@artifacts.command("ls")
+def artifacts_ls(
+    context: typer.Context,
+    stage: Annotated[str | None, typer.Option(metavar="STAGE", help="List this stage only.")] = None,
+    home: Home = None,
+) -> None:
+    """List the artifacts with dataset, recipe, date, size and mAP.
+
+    Example: clip-scgi artifacts ls --stage evaluate
+    """
+    from flows.cli.artifacts import list_artifacts
+
+    list_artifacts(home or context.obj, stage=stage)
+
+
+@artifacts.command("show", no_args_is_help=True)
+def artifacts_show(context: typer.Context, name: ArtifactName, home: Home = None) -> None:
+    """Print one artifact: its files and ingredients, what it uses and what uses it.
+
+    Example: clip-scgi artifacts show train/3fa1
+    """
+    from flows.cli.artifacts import show_artifact
+
+    show_artifact(home or context.obj, name)
+
+
+@artifacts.command("verify")
+def artifacts_verify(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="FINGERPRINT", help="Check this artifact only.")] = None,
+    home: Home = None,
+) -> None:
+    """Compare every file with its digest; the exit status is 1 if any artifact is damaged.
+
+    Example: clip-scgi artifacts verify
+    """
+    from flows.cli.artifacts import verify_artifacts
+
+    raise typer.Exit(verify_artifacts(home or context.obj, name))
+
+
+@artifacts.command("gc")
+def artifacts_gc(
+    context: typer.Context,
+    keep: Annotated[int, typer.Option(min=0, help="Newest runs to keep of each recipe.")] = 5,
+    days: Annotated[float, typer.Option(callback=_finite, help="Keep what was used in so many days.")] = 30.0,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the folders; without it they are only listed.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """List artifacts that nothing needs any more, and remove them with --delete.
+
+    Example: clip-scgi artifacts gc --keep 3 --days 14 --delete
+    """
+    from flows.cli.artifacts import collect_garbage
+
+    collect_garbage(home or context.obj, keep=keep, days=days, delete=delete)
