@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reid.config.augment import AugmentConfig
+from reid.config.train import AugmentConfig
 from reid.inputs.augment import augment, draw_plan
 from reid.inputs.loading import load_batches
 from reid.inputs.sampler import IdentitySampler

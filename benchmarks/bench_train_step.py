@@ -18,7 +18,8 @@ from functools import partial
 import torch
 from matrix_rate import has_bf16
 
-from reid.config.train import BackboneConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import TrainConfig
 from reid.models.backbone import build_backbone
 from reid.tasks.base import Batch
 from reid.tasks.build import build_task

@@ -24,7 +24,8 @@ import torch
 from matrix_rate import DEVICE, ON_GPU, device_name, has_bf16, matrix_rate
 from torch.utils.flop_counter import FlopCounterMode
 
-from reid.config.train import BackboneConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import TrainConfig
 from reid.inputs.batches import TrainingBatches, TrainingSet
 from reid.tasks.build import build_task
 from reid.training.trainer import fit

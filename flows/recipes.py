@@ -17,10 +17,9 @@ from data.synthetic.world import WorldConfig
 from flows.overrides import apply_overrides
 from flows.report.stage import ReportConfig
 from flows.scale import ScaleConfig
-from reid.config.augment import AugmentConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.published import published_training, with_sie_and_olp
-from reid.config.train import LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
+from reid.config.train import AugmentConfig, LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
 
 _LLAVA: Final = "llava-hf/llava-1.5-7b-hf"
 

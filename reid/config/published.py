@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from reid.config.train import BackboneConfig, LossConfig, Method, PromptConfig, ScheduleConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import LossConfig, Method, PromptConfig, ScheduleConfig, TrainConfig
 
 PublishedBackbone = Literal["vit_b16", "rn50"]
 

@@ -1,121 +1,28 @@
-"""Configs of stage 2. Every field says its unit; fields that cannot change a result are marked RUNTIME."""
+"""Config of a training run: method, losses, batches, schedule, augmentation, validation."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from data.config import RUNTIME, Config, RuntimeStr
 from data.device import Device
 from data.errors import raise_settings
-from reid.clip_files.grids import Grid, patch_grid
-from reid.clip_files.pickles import PICKLES, pickle_remedy
-from reid.config.augment import AugmentConfig
+from reid.config.backbone import BackboneConfig, Size
 from reid.config.renamed import RenamedConfig
-from reid.config.validation import ValidationConfig
 
-Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 Method = Literal["clip_scgi", "clip_reid", "clip_baseline"]
-Activation = Literal["quick_gelu", "gelu"]
-
-PATCH: Final = 16
-"""Pixels per side of a patch, or of a position of the ResNet, in every backbone."""
-
-SHIPPED = "shipped"
-OPENAI = "openai"
-RANDOM = "random"
 
 FP16_PROBLEM = "train.precision=fp16 needs a GPU; set train.precision=bf16, or train.precision=no"
 """What is wrong with this precision on the CPU."""
-
-
-class BackboneConfig(Config):
-    """Which CLIP, from which weights, at which input size."""
-
-    name: Literal["tiny", "vit_b16", "rn50"] = "tiny"
-    """Architecture: the embedded tiny CLIP, or CLIP's ViT-B/16 or ResNet-50."""
-    weights: str = SHIPPED
-    """"shipped" (tiny only), "openai" (vit_b16 and rn50, from the local hub cache or the hub), "random" (tests and
-    benchmarks), or a path: a .safetensors file with open_clip's or Hugging Face's names, a folder that holds one, or
-    a train artifact of ours, whose CLIP is trained further."""
-    activation: Literal["auto", "quick_gelu", "gelu"] = "auto"
-    """Activation that a weights file was trained with. "auto" reads it from the config beside the file
-    (open_clip_config.json, config.json). OpenAI's weights want quick_gelu, most others of open_clip gelu."""
-    source_grid: tuple[Size, Size] | None = None
-    """Rows and columns of the position embeddings in a weights file, where their number fits several grids; a file of
-    256 x 128 pixels has [16, 8]."""
-    height: Size = 128
-    """Input height, pixels. Published: 256."""
-    width: Size = 64
-    """Input width, pixels. Published: 128."""
-    stride: Annotated[int, Field(ge=0)] = 0
-    """Step between patches, pixels; 0 is the patch size. CLIP-ReID's overlapping patches (OLP) use 12."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return the fields that can change a result.
-
-        Of a weights file only that it is one; its digest, activation and grid are in `weights_identity`.
-        """
-        fields = {**super().identity(), "weights": "file" if self.is_file else self.weights}
-        return {name: value for name, value in fields.items() if name not in ("activation", "source_grid")}
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the weights are a file or folder of the user's."""
-        return self.weights not in (SHIPPED, OPENAI, RANDOM)
-
-    @property
-    def own_activation(self) -> Activation:
-        """The activation that the architecture was published with."""
-        return "gelu" if self.name == "tiny" else "quick_gelu"
-
-    @property
-    def grid(self) -> Grid:
-        """Rows and columns of the image tower's positions at this input size."""
-        if self.name == "rn50":
-            return self.height // PATCH, self.width // PATCH  # stage 4 keeps its resolution, as in CLIP-ReID
-        return patch_grid((self.height, self.width), PATCH, self.stride)
-
-    @model_validator(mode="after")
-    def _check(self) -> BackboneConfig:
-        raise_settings([*self._weights_problems(), *self._file_setting_problems(), *self._size_problems()])
-        return self
-
-    def _weights_problems(self) -> Iterator[tuple[str, str]]:
-        path = Path(self.weights)
-        if self.name == "tiny" and self.weights == OPENAI:
-            yield "weights", "openai has no weights for the tiny CLIP; set {at}weights=shipped"
-        if self.name != "tiny" and self.weights == SHIPPED:
-            told = "set {at}weights=openai or the path of a .safetensors file"
-            yield "weights", f"no weights are shipped for {self.name}; {told}"
-        if path.suffix in PICKLES:
-            yield "weights", pickle_remedy(path)
-        elif self.is_file and path.suffix != ".safetensors" and "/" not in self.weights:
-            told = f"must be shipped, openai, random, a .safetensors file or a folder, not {self.weights}"
-            yield "weights", f"{told} (for a folder set {{at}}weights=./{self.weights})"
-
-    def _file_setting_problems(self) -> Iterator[tuple[str, str]]:
-        if self.weights in (SHIPPED, OPENAI) and self.activation not in ("auto", self.own_activation):
-            told = f"weights={self.weights} were trained with {self.own_activation}"
-            yield "activation", f"{told}; set {{at}}activation=auto"
-        if self.source_grid is not None and not self.is_file:
-            yield "source_grid", "describes a weights file of your own; set {at}source_grid=null"
-
-    def _size_problems(self) -> Iterator[tuple[str, str]]:
-        if self.name == "rn50" and self.stride:
-            yield "stride", "overlapping patches need a vision transformer; set {at}stride=0 for rn50"
-        for side, length in (("height", self.height), ("width", self.width)):
-            if length < PATCH:
-                yield side, f"{length} pixels are less than a patch; set {{at}}{side} to at least {PATCH}"
 
 
 class ScgiConfig(RenamedConfig):
@@ -227,6 +134,69 @@ class ScheduleConfig(RenamedConfig):
         if given != increasing:
             shown = json.dumps(increasing, separators=(",", ":"))
             raise_settings([("milestones", f"must increase, unlike {given}; set {{at}}milestones={shown}")])
+        return self
+
+
+class AugmentConfig(Config):
+    """Variation of training images; the defaults are CLIP-ReID's (flip, pad and crop, random erasing)."""
+
+    flip_probability: Share = 0.5
+    """Chance that an image is mirrored left to right."""
+    pad: Annotated[int, Field(ge=0)] = 10
+    """Black pixels added on every side before a crop of the original size is taken at a random place."""
+    erase_probability: Share = 0.5
+    """Chance that one rectangle of an image is replaced by normal noise, drawn pixel by pixel."""
+    erase_min_area: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Smallest erased share of the image."""
+    erase_max_area: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
+    """Largest erased share of the image."""
+    erase_min_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Height over width of the rectangle lies between this and its inverse, evenly in the logarithm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AugmentConfig:
+        if self.erase_min_area > self.erase_max_area:
+            most = self.erase_max_area
+            told = f"is above {{at}}erase_max_area={most:g}; set {{at}}erase_min_area={most!r}"
+            raise_settings([("erase_min_area", told)])
+        return self
+
+
+class ValidationConfig(Config):
+    """Evaluating while training: to watch a run and, if wanted, to keep its best epoch.
+
+    An epoch chosen on the test set is dishonest: its score is the best of many tries on the very images that it is
+    then reported on. So the default ranks identities of the training set that are held out and not trained on.
+    ``images="test"`` is there to look at the curve as published logs show it; where it also chooses the model, the
+    evaluation says so beside its figures.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Epochs between evaluations; the last epoch is always evaluated. 0 never evaluates, and holds nothing out."""
+    images: Literal["held_out", "test"] = "held_out"
+    """What is ranked: images of held-out training identities, each against all others, or the test set."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training identities that is held out (at least two)."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the draw of held-out identities; apart from the run's, so that runs of several seeds share them."""
+    mode: Literal["image", "fused"] = "image"
+    """Inference mode that is evaluated."""
+    keep: Literal["last", "best"] = "last"
+    """Epoch that becomes the model: the last, as published, or the one with the highest mAP (the first of equals)."""
+
+    def due(self, done: int, epochs: int) -> bool:
+        """Say whether to evaluate after `done` of `epochs` epochs."""
+        return bool(self.every) and (done % self.every == 0 or done == epochs)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether part of the training identities is kept for the evaluation."""
+        return bool(self.every) and self.images == "held_out"
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationConfig:
+        if self.keep == "best" and not self.every:
+            raise_settings([("keep", '"best" needs evaluations to choose by; set {at}every=5 or {at}keep=last')])
         return self
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.config.augment import AugmentConfig
+from reid.config.train import AugmentConfig
 
 _ATTEMPTS: Final = 10
 _SEEDS: Final = 2**62

@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.files import write_json
 from data.process.environment import exact_float32
 from data.progress import ProgressFn, silent
-from reid.config.train import RANDOM, BackboneConfig
+from reid.config.backbone import RANDOM, BackboneConfig
 from reid.models.pretrained import weights_files
 from reid.models.weights_source import source_identity
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from data.files import read_json
 from data.process.environment import exact_float32
-from reid.config.train import BackboneConfig
+from reid.config.backbone import BackboneConfig
 from reid.models.loading import load_clip, refuse_other_model, resize_positions
 from reid.models.pretrained import TINY_CONFIG, TINY_FOLDER, TINY_TOKENIZER
 from reid.models.tokens import BpeTokenizer, TextTokenizer, with_ends

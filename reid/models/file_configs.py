@@ -15,7 +15,7 @@ from data.errors import WeightsError
 from data.weights import read_model_json
 from reid.clip_files.grids import Grid, patch_grid
 from reid.clip_files.names import Layout
-from reid.config.train import RANDOM, Activation, BackboneConfig
+from reid.config.backbone import RANDOM, Activation, BackboneConfig
 
 OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 CONFIG: Final = "config.json"

@@ -8,7 +8,7 @@ from typing import Final
 from data.errors import WeightsError
 from data.weights import INDEX
 from reid.clip_files.pickles import PICKLES, pickle_remedy
-from reid.config.train import OPENAI, RANDOM, SHIPPED, BackboneConfig
+from reid.config.backbone import OPENAI, RANDOM, SHIPPED, BackboneConfig
 from reid.models.file_configs import OPEN_CLIP_CONFIG
 
 TINY_FOLDER: Final = Path(__file__).parents[1] / "weights" / "tiny_clip"

@@ -24,7 +24,7 @@ from reid.clip_files.names import (
     layout_of,
 )
 from reid.clip_files.pickles import pickle_remedy
-from reid.config.train import RANDOM, Activation, BackboneConfig
+from reid.config.backbone import RANDOM, Activation, BackboneConfig
 from reid.models.file_configs import OPEN_CLIP_CONFIG, FileConfig, config_beside
 from reid.models.pretrained import weights_file
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import DataError
-from reid.config.train import BackboneConfig, LossConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import TrainConfig
 from reid.models.backbone import Backbone, ImageFeatures
-from reid.models.heads import IdentityHead
-from reid.tasks.losses import identity_loss, triplet_loss
 
 
 class Encoder(Protocol):
@@ -134,40 +133,3 @@ class Task(nn.Module, ABC):
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of `terms`."""
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-
-
-def image_embedding(features: ImageFeatures) -> Tensor:
-    """Return CLIP-ReID's test feature: last layer and joint feature side by side, before any norm."""
-    return torch.cat([features.last_BV.float(), features.joint_BD.float()], dim=1)
-
-
-class ImageHeads(nn.Module):
-    """CLIP-ReID's supervision of the image tower: two identity heads, three triplet features."""
-
-    def __init__(self, backbone: Backbone, identities: int) -> None:
-        super().__init__()
-        self.last = IdentityHead(backbone.last_width, identities)
-        self.joint = IdentityHead(backbone.joint_width, identities)
-
-    def forward(self, features: ImageFeatures, labels_G: Tensor, loss: LossConfig) -> dict[str, Tensor]:
-        """Return the terms `id` and `tri` of gathered features."""
-        identity = identity_loss(self.last(features.last_BV), labels_G, loss.smoothing) + identity_loss(
-            self.joint(features.joint_BD), labels_G, loss.smoothing
-        )
-        shown = (features.penultimate_BV, features.last_BV, features.joint_BD)
-        triplet = torch.stack([triplet_loss(x, labels_G, loss.margin) for x in shown]).sum()
-        return {"id": identity, "tri": triplet}
-
-
-def gather_features(features: ImageFeatures, gather: Gather) -> ImageFeatures:
-    """Gather the class vectors of all processes; the patches stay behind, no loss looks at them."""
-    return ImageFeatures(gather(features.penultimate_BV), gather(features.last_BV), gather(features.joint_BD)[:, None])
-
-
-def image_encoder(task: Task) -> Encoder:
-    """Return the encoder of the image tower alone: `image_embedding` of what the task sees."""
-
-    def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        return image_embedding(task.encode_image(images_BCHW, cameras_B))
-
-    return encode

@@ -8,12 +8,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from reid.config.train import TrainConfig
-from reid.models.backbone import Backbone
-from reid.tasks.base import Batch, Encoder, Gather, ImageHeads, Task, gather_features, image_encoder, no_gather
-from reid.tasks.losses import prompt_loss
+from reid.config.train import LossConfig, TrainConfig
+from reid.models.backbone import Backbone, ImageFeatures
+from reid.models.heads import IdentityHead
+from reid.tasks.base import Batch, Encoder, Gather, Task, no_gather
+from reid.tasks.losses import identity_loss, prompt_loss, triplet_loss
+
+
+class ImageHeads(nn.Module):
+    """CLIP-ReID's supervision of the image tower: two identity heads, three triplet features.
+
+    Every method trains with these terms; `weights` is their part of `Task.weights`.
+    """
+
+    def __init__(self, backbone: Backbone, identities: int, loss: LossConfig) -> None:
+        super().__init__()
+        self.loss = loss
+        self.weights = {"id": loss.id_weight, "tri": loss.triplet_weight}
+        self.last = IdentityHead(backbone.last_width, identities)
+        self.joint = IdentityHead(backbone.joint_width, identities)
+
+    def forward(self, features: ImageFeatures, labels_G: Tensor) -> dict[str, Tensor]:
+        """Return the terms `id` and `tri` of gathered features."""
+        smoothing, margin = self.loss.smoothing, self.loss.margin
+        identity = identity_loss(self.last(features.last_BV), labels_G, smoothing) + identity_loss(
+            self.joint(features.joint_BD), labels_G, smoothing
+        )
+        compared = (features.penultimate_BV, features.last_BV, features.joint_BD)
+        triplet = torch.stack([triplet_loss(x, labels_G, margin) for x in compared]).sum()
+        return {"id": identity, "tri": triplet}
+
+
+def gather_features(features: ImageFeatures, gather: Gather) -> ImageFeatures:
+    """Gather the class vectors of all processes. The patches are not gathered, because no loss reads them."""
+    return ImageFeatures(gather(features.penultimate_BV), gather(features.last_BV), gather(features.joint_BD)[:, None])
+
+
+def image_embedding(features: ImageFeatures) -> Tensor:
+    """Return CLIP-ReID's test feature [B, V + D]: last layer and joint feature side by side, before any norm."""
+    return torch.cat([features.last_BV.float(), features.joint_BD.float()], dim=1)
+
+
+def image_encoder(task: Task) -> Encoder:
+    """Return the encoder of the image tower without text: `image_embedding` of `Task.encode_image`."""
+
+    def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        return image_embedding(task.encode_image(images_BCHW, cameras_B))
+
+    return encode
 
 
 class BaselineTask(Task):
@@ -24,13 +68,13 @@ class BaselineTask(Task):
     ) -> None:
         super().__init__(backbone, config, cameras=cameras)
         self.loss = config.loss
-        self.heads = ImageHeads(backbone, identities)
-        self.weights = {"id": self.loss.id_weight, "tri": self.loss.triplet_weight}
+        self.heads = ImageHeads(backbone, identities, config.loss)
+        self.weights = self.heads.weights
 
     def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
-        """Return the terms id and tri."""
+        """Return the terms of `ImageHeads`."""
         features = gather_features(self.encode_image(batch.images_BCHW, batch.cameras_B), gather)
-        return self.heads(features, gather(batch.labels_B), self.loss)
+        return self.heads(features, gather(batch.labels_B))
 
     def encoders(self) -> dict[str, Encoder]:
         """Return `image`, the only mode."""
@@ -40,7 +84,7 @@ class BaselineTask(Task):
 class ClipReidTask(BaselineTask):
     """The baseline plus a cross entropy of the image's similarities to every identity's learned prompt.
 
-    The prompts' features are frozen: they come from the first stage (reid.training.prompt_learning).
+    The prompts' features are frozen: they come from the first stage (`reid.training.prompt_learning`).
     """
 
     texts_CD: Tensor
@@ -55,14 +99,13 @@ class ClipReidTask(BaselineTask):
         texts_CD: Tensor | None = None,
     ) -> None:
         super().__init__(backbone, config, identities=identities, cameras=cameras)
-        empty = torch.zeros(identities, backbone.joint_width)  # of a model about to be loaded
+        empty = torch.zeros(identities, backbone.joint_width)  # replaced when a saved model is loaded
         self.register_buffer("texts_CD", empty if texts_CD is None else texts_CD)
-        self.weights = {**self.weights, "i2t": self.loss.contrast_weight}
+        self.weights = {**self.heads.weights, "i2t": self.loss.contrast_weight}
 
     def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
-        """Return the terms id, tri and i2t."""
+        """Return the terms of `ImageHeads` and i2t."""
         features = gather_features(self.encode_image(batch.images_BCHW, batch.cameras_B), gather)
         labels_G = gather(batch.labels_B)
-        terms = self.heads(features, labels_G, self.loss)
         image_to_text = prompt_loss(features.joint_BD, self.texts_CD, labels_G, self.loss.smoothing)
-        return {**terms, "i2t": image_to_text}
+        return {**self.heads(features, labels_G), "i2t": image_to_text}

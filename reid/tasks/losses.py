@@ -1,14 +1,18 @@
-"""The losses of person re-identification, in float32 whatever the precision of the features.
+"""The loss terms of person re-identification, in float32 whatever the precision of the features, and their values.
 
 Shapes: B batch, C classes, D feature width.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.errors import ClipScgiError
 from reid.precision import full_precision, unit_rows
 
 
@@ -76,3 +80,24 @@ def cosine_image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, te
 def prompt_loss(image_BD: Tensor, texts_CD: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
     """`identity_loss` of the products of images with the prompts of all identities (CLIP-ReID, second stage)."""
     return identity_loss(image_BD @ texts_CD.T, labels_B, smoothing)
+
+
+class DivergedError(ClipScgiError):
+    """A loss term is NaN or infinite. The optimizer has not moved since the last finite step."""
+
+
+def finite_values(total: Tensor, terms: Mapping[str, Tensor], where: str) -> dict[str, float]:
+    """Return the total as "loss", and the terms, as Python numbers, copied from the device at once.
+
+    where: what would have come next, for the message. Raises DivergedError that names every term that is not finite.
+    """
+    numbers = torch.stack([total.detach().float(), *(term.detach().float() for term in terms.values())]).tolist()
+    values = dict(zip(["loss", *terms], numbers, strict=True))
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergedError(
+            f"training stopped before {where}: {', '.join(bad)}. The weights are those of the last finite step. Lower "
+            "the learning rates (train.schedule.lr_clip, train.schedule.lr_new), raise train.schedule.warmup_epochs, "
+            "or set train.precision=no"
+        )
+    return values

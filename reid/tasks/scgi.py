@@ -19,7 +19,8 @@ from reid.models.backbone import Backbone, ImageFeatures
 from reid.models.heads import IdentityHead
 from reid.models.prompts import ComposedPrompt, plain_prompt
 from reid.models.scgi import CaptionGuidedInversion, ContextualFeatureFusion
-from reid.tasks.base import Batch, Encoder, Gather, ImageHeads, Task, gather_features, image_encoder, no_gather
+from reid.tasks.base import Batch, Encoder, Gather, Task, no_gather
+from reid.tasks.image import ImageHeads, gather_features, image_encoder
 from reid.tasks.losses import cosine_image_text_loss, identity_loss, triplet_loss
 
 
@@ -34,9 +35,9 @@ class ScgiTask(Task):
         super().__init__(backbone, config, cameras=cameras)
         self.settings, self.loss = config.scgi, config.loss
         width = backbone.joint_width
-        self.heads = ImageHeads(backbone, identities)
+        self.heads = ImageHeads(backbone, identities, config.loss)
         self.prompt = ComposedPrompt(backbone)
-        self.weights = {"id": self.loss.id_weight, "tri": self.loss.triplet_weight, "con": self.loss.contrast_weight}
+        self.weights = {**self.heads.weights, "con": self.loss.contrast_weight}
         if self.settings.cgi:
             self.cgi = CaptionGuidedInversion(
                 width, backbone.text_width, inversion_tokens=self.settings.inversion_tokens, depth=self.settings.depth
@@ -54,10 +55,10 @@ class ScgiTask(Task):
         features = self.encode_image(batch.images_BCHW, batch.cameras_B)
         prompt_BTD, tokens_BLD = self._prompt(features, batch.captions_BD)
         labels_G = gather(batch.labels_B)
-        shown = gather_features(features, gather)
-        terms = self.heads(shown, labels_G, self.loss)
+        gathered = gather_features(features, gather)
+        terms = self.heads(gathered, labels_G)
         text_BD = prompt_BTD[:, -1] if self.settings.cgi else batch.captions_BD
-        terms["con"] = self._contrast(shown.joint_BD, gather(text_BD), labels_G, gather(batch.items_B))
+        terms["con"] = self._contrast(gathered.joint_BD, gather(text_BD), labels_G, gather(batch.items_B))
         if self.settings.cff:
             fused_GD = gather(self._fuse(prompt_BTD, tokens_BLD))
             terms["id_fused"] = identity_loss(self.fused_head(fused_GD), labels_G, self.loss.smoothing)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from data.errors import DataError, WeightsError
 from data.files import atomic_path, read_json, sync_file, sync_folder, write_json
-from reid.config.train import RANDOM, BackboneConfig, TrainConfig
+from reid.config.backbone import RANDOM, BackboneConfig
+from reid.config.train import TrainConfig
 from reid.models.loading import check_finite
 from reid.tasks.base import Task
 from reid.tasks.build import build_task

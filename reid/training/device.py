@@ -1,20 +1,19 @@
-"""Where a process trains. Imports torch; stages import it when they run."""
+"""The device that a process trains on. Imports torch: stages import this module when they run."""
 
 from __future__ import annotations
 
-import os
-
 import torch
+from torch import distributed
 
 from data.device import devices_together
 from reid.config.train import TrainConfig
 
 
 def training_device(config: TrainConfig) -> torch.device:
-    """Return where this process trains: the device of `config` or, of several processes, its own.
+    """Return the device of `config` or, in a process group on this machine, the device of this process.
 
-    Raises ConfigError where that device does not exist.
+    Raises ConfigError if that device does not exist.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by the launcher, as is the rank
-    rank = int(os.environ.get("LOCAL_RANK", "0")) if processes > 1 else 0
+    grouped = distributed.is_initialized()
+    processes, rank = (distributed.get_world_size(), distributed.get_rank()) if grouped else (1, 0)
     return torch.device(devices_together(config.device, processes, torch.cuda, "train.device")[rank])

@@ -1,10 +1,10 @@
-"""The record of a training run: metrics.jsonl, one JSON object a line, and TensorBoard scalars on request.
+"""The log of a training run: metrics.jsonl, one JSON object per line, and TensorBoard scalars on request.
 
-{"kind": "step", "step", "epoch", "loss", "terms": {name: value}, "lr": {group: rate}}     every log_every steps
+{"kind": "step", "epoch", "step", "loss", "terms": {name: value}, "lr": {group: rate}}     every log_every steps
 {"kind": "epoch", "epoch", "step", "loss", "terms" (means), "seconds", "images_per_second"}
 {"kind": "eval", "epoch", "step", "mAP", "mINP", "rank1", "seconds"}     after the epochs that are evaluated
 
-Epochs count from 0 and steps from 1. TensorBoard gets every number under kind/name, or kind/name/key, at its step.
+Epochs count from 0 and steps from 1. TensorBoard shows every number as kind/name or kind/name/key, at its step.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 METRICS: Final = "metrics.jsonl"
+Value = float | Mapping[str, float]
 
 
 class MetricsLog:
-    """Appends lines to the file at `path`, and scalars to a TensorBoard folder if one is given.
+    """Append lines to the file at `path`, and scalars to a TensorBoard folder if one is given.
 
     Only the main process of a distributed run (`main`) writes.
     """
@@ -32,24 +33,25 @@ class MetricsLog:
             self._writer = SummaryWriter(tensorboard)
 
     def truncate(self, size: int) -> None:
-        """Forget what was written after the checkpoint that training goes on from."""
+        """Drop what was written after the checkpoint that training continues from."""
         if self._main:
             with self._path.open("ab") as stream:
                 stream.truncate(size)
 
     def size(self) -> int:
-        """Return the bytes written so far."""
+        """Return the number of bytes written so far."""
         return self._path.stat().st_size if self._main else 0
 
-    def write(self, line: Mapping[str, Any]) -> None:
+    def write(self, kind: Literal["step", "epoch", "eval"], *, epoch: int, step: int, **values: Value) -> None:
         """Append one line."""
         if not self._main:
             return
         with self._path.open("a", encoding="utf-8") as stream:
+            line = {"kind": kind, "epoch": epoch, "step": step, **values}
             stream.write(json.dumps(line, allow_nan=False) + "\n")
         if self._writer is not None:
-            for name, value in _scalars(line):
-                self._writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+            for name, value in _scalars(values):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Flush TensorBoard."""
@@ -57,10 +59,10 @@ class MetricsLog:
             self._writer.close()
 
 
-def _scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a line, those in a group as "group/name", its counters left out."""
-    for name, value in line.items():
+def _scalars(values: Mapping[str, Value]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a line, those in a group as "group/name"."""
+    for name, value in values.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}/{key}", number) for key, number in value.items())
-        elif name not in ("kind", "epoch", "step"):
+        else:
             yield name, value

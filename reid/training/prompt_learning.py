@@ -31,9 +31,8 @@ from reid.inputs.embed import embed
 from reid.models.backbone import Backbone, build_backbone, seeded
 from reid.models.prompts import ComposedPrompt, prompt_problems
 from reid.tasks.base import Preprocess, preprocess_of
-from reid.tasks.losses import contrastive_loss
+from reid.tasks.losses import contrastive_loss, finite_values
 from reid.training.checkpoint import restore_checkpoint, save_checkpoint
-from reid.training.finite import finite_values
 
 STAGE: Final = "prompts"
 STAGE_VERSION: Final = 2

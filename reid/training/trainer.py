@@ -1,7 +1,7 @@
-"""The training loop. It knows tasks, batches and steps; it names no method and no loss.
+"""The training loop. It works on tasks, batches and steps, whatever the method and its losses.
 
-Everything random (batches, augmentation) is a function of (seed, epoch, batch), so a resumed run needs counters only,
-and goes on bit for bit where the checkpoint was taken.
+Everything random (batches, augmentation) is a function of (seed, epoch, batch), so a resumed run only needs counters
+and continues bit for bit from its checkpoint.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from data.progress import ProgressFn, silent
 from reid.config.train import FP16_PROBLEM, TrainConfig
 from reid.inputs.batches import TrainingBatches, TrainingSet
 from reid.tasks.base import Batch, Task, no_gather
+from reid.tasks.losses import finite_values
 from reid.training.checkpoint import drop_best, load_best, restore_checkpoint, save_best, save_checkpoint
 from reid.training.device import training_device
 from reid.training.distributed import gather_batch
-from reid.training.finite import finite_values
 from reid.training.metrics_log import METRICS, MetricsLog
 from reid.training.optim import build_optimizer, set_rates
 
 Measures = dict[str, float]
 """Name of a measure -> its value; "mAP" decides which epoch is the best."""
 Validate = Callable[[Task], Measures]
-"""A task as it is, in the middle of its training -> how good it is. The same on every process."""
+"""Evaluates a task during its training. Every process must get the same measures."""
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Everything a resumed run needs besides tensors."""
+    """Everything that a resumed run needs besides tensors."""
 
     epoch: int = 0
-    """Epoch in progress, from 0."""
+    """Current epoch, from 0."""
     batch: int = 0
-    """Batches of it that are done."""
+    """Finished batches of this epoch."""
     step: int = 0
-    """Optimiser steps taken in all."""
+    """Optimizer steps since the start of the run."""
     seconds: float = 0.0
-    """Time spent on the epoch so far."""
+    """Time spent on the steps of this epoch."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sum over the epoch's steps of each term and of the total, under "loss"."""
+    """Sum over the steps of this epoch of each term and of the total ("loss")."""
     steps_in_epoch: int = 0
-    """Steps in `sums`."""
+    """Number of steps in `sums`."""
     metrics_bytes: int = 0
     """Length of metrics.jsonl when this state was saved."""
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +61,21 @@ class TrainState:
     measured: Measures = field(default_factory=dict)
     """The last evaluation: "epoch" (from 0), "step" and the measures. Empty before the first."""
     best: Measures = field(default_factory=dict)
-    """The evaluation with the highest mAP, the earliest of equals."""
+    """The evaluation with the highest mAP, the first of equals."""
+
+    def add_step(self, values: Mapping[str, float], *, batches: int, seconds: float) -> None:
+        """Count a finished step."""
+        self.step += 1
+        self.batch += batches
+        self.steps_in_epoch += 1
+        self.seconds += seconds
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def start_epoch(self) -> None:
+        """Move on to the next epoch."""
+        self.epoch, self.batch, self.steps_in_epoch, self.seconds = self.epoch + 1, 0, 0, 0.0
+        self.sums = {}
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -70,18 +84,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ConfigError: the device does not exist, or fp16 without a GPU.
     """
-    device = training_device(config)
-    cpu = device.type == "cpu"
+    cpu = training_device(config).type == "cpu"
     if config.precision == "fp16" and cpu:
         raise ConfigError(FP16_PROBLEM)
     # accelerate keeps its settings in a process-wide singleton and refuses a second precision or device: a process that
     # trains twice (tests, studies) starts from a clean one. A process group stays.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    PartialState(cpu=cpu).device = device  # by itself it takes the first GPU
+    state = PartialState(cpu=cpu)  # joins the process group, if a launcher has started several processes
+    state.device = training_device(config)  # accelerate would choose the first GPU
     return Accelerator(
         cpu=cpu,
         mixed_precision=config.precision,
-        # Left out, these two are read from the environment; `fit` hides what else is.
+        # Given here, because accelerate would read these two from the environment; `fit` hides the rest.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
     )
@@ -97,48 +111,46 @@ def fit(
     validate: Validate | None = None,
     launched: bool = False,
 ) -> TrainState:
-    """Train `task` in place. What the environment says to accelerate or torch changes nothing.
+    """Train `task` in place, whatever accelerate or torch would read from the environment.
 
     Args:
-        task: on the CPU; it is moved.
+        task: on the CPU; it is moved to the device of the config and back.
         data: the training set.
         config: the run.
-        folder: where metrics.jsonl and checkpoints live; a run killed there goes on from its last checkpoint.
-        progress: called with (steps done, steps in all, loss).
-        validate: called after the epochs that ``config.validation`` names; it must leave the task as it was.
-        launched: this process is one of several that a launcher (such as torchrun) has started together.
+        folder: where metrics.jsonl and checkpoints are written; a run that was killed continues from its last
+            checkpoint there.
+        progress: called with (finished steps, steps of the run, loss).
+        validate: called after the epochs that ``config.validation`` names; it must not change the task.
+        launched: whether this process is one of several that a launcher (such as torchrun) has started together.
 
     Returns:
         The final state. The task has the weights of the last epoch, or of ``state.best`` if the config keeps the best.
 
     Raises:
-        DivergedError: a loss term became infinite or not a number.
+        ConfigError: the device does not exist, or the training set does not fill a batch.
+        DataError: the checkpoint in `folder` is damaged or of another model.
+        DivergedError: a loss term became infinite or NaN.
     """
     with hidden_variables(launched=launched), exact_float32(torch):
         folder.mkdir(parents=True, exist_ok=True)
-        return _fit(_Run(task, data, config, folder), config, progress, validate)
-
-
-def _fit(run: _Run, config: TrainConfig, progress: ProgressFn, validate: Validate | None) -> TrainState:
-    state = run.resume()
-    while state.epoch < config.schedule.epochs:
-        rates = set_rates(run.optimizer, config.schedule, state.epoch)
-        for group in run.batches.groups(state.epoch, state.batch):
-            start = time.perf_counter()
-            values = run.step(group, state)
-            run.count(state, values, len(group), time.perf_counter() - start)
-            run.report(state, values, rates, progress)
-            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
-                run.save(state)
-        run.finish_epoch(state)
-        if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
-            run.measure(state, validate)
-    run.close(state)
-    return state
+        run = _Run(task, data, config, folder)
+        state = run.resume()
+        while state.epoch < config.schedule.epochs:
+            rates = set_rates(run.optimizer, config.schedule, state.epoch)
+            for group in run.batches.groups(state.epoch, state.batch):
+                values = run.step(group, state)
+                run.report(state, values, rates, progress)
+                if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                    run.save(state)
+            run.finish_epoch(state)
+            if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
+                run.evaluate(state, validate)
+        run.close(state)
+        return state
 
 
 class _Run:
-    """The objects of one run: model, optimiser, batches, records."""
+    """The objects of one run: model, optimizer, batches, log and checkpoints."""
 
     def __init__(self, task: Task, data: TrainingSet, config: TrainConfig, folder: Path) -> None:
         self.task, self.config, self.folder = task, config, folder
@@ -161,77 +173,74 @@ class _Run:
     # Steps --------------------------------------------------------------------------------------------
 
     def step(self, group: Sequence[Batch], state: TrainState) -> dict[str, float]:
-        """Take one optimiser step on the mean loss of `group`; return its terms and the total as "loss"."""
+        """Take one optimizer step on the mean loss of `group`; return its terms, and the total as "loss"."""
+        start = time.perf_counter()
         self.model.train()
-        sums: dict[str, float] = {}
+        means: dict[str, float] = {}
         for number, batch in enumerate(group, start=1):
             last = number == len(group)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                terms = self.model(batch, self.gather)  # under autocast: accelerate prepared it so
+                terms = self.model(batch, self.gather)  # under autocast, which `prepare_model` has added
                 total = self.task.total(terms)
                 where = f"step {state.step + 1} (epoch {state.epoch + 1})"
                 for name, value in finite_values(total, terms, where).items():
-                    sums[name] = sums.get(name, 0.0) + value / len(group)
+                    means[name] = means.get(name, 0.0) + value / len(group)
                 self.accelerator.backward(total / len(group))
         self.prepared.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return sums
-
-    def count(self, state: TrainState, values: Mapping[str, float], batches: int, seconds: float) -> None:
-        """Add one finished step to `state`."""
-        state.step += 1
-        state.batch += batches
-        state.steps_in_epoch += 1
-        state.seconds += seconds
-        for name, value in values.items():
-            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.add_step(means, batches=len(group), seconds=time.perf_counter() - start)
+        return means
 
     def report(
         self, state: TrainState, values: Mapping[str, float], rates: Mapping[str, float], progress: ProgressFn
     ) -> None:
-        """Log a step if it is due."""
-        if state.step % self.config.log_every == 0:
+        """Log the last step and report progress, every `log_every` steps."""
+        due = state.step % self.config.log_every == 0
+        if due:
             terms = {name: value for name, value in values.items() if name != "loss"}
             self.metrics.write(
-                {"kind": "step", "step": state.step, "epoch": state.epoch, "loss": values["loss"], "terms": terms}
-                | {"lr": dict(rates)}
+                "step", epoch=state.epoch, step=state.step, loss=values["loss"], terms=terms, lr=dict(rates)
             )
         total = self.batches.steps_per_epoch * self.config.schedule.epochs
-        if state.step % self.config.log_every == 0 or state.step == total:
+        if due or state.step == total:
             progress(state.step, total, f"epoch {state.epoch + 1} loss {values['loss']:.3f}")
 
     def finish_epoch(self, state: TrainState) -> None:
-        """Log the epoch's means and move `state` to the next one."""
+        """Log the epoch's means and move `state` to the next epoch."""
         means = {name: value / state.steps_in_epoch for name, value in state.sums.items()}
         images = state.batch * self.batches.batch_size
         self.metrics.write(
-            {"kind": "epoch", "epoch": state.epoch, "step": state.step, "loss": means.pop("loss"), "terms": means}
-            | {"seconds": round(state.seconds, 3), "images_per_second": round(images / state.seconds, 1)}
+            "epoch",
+            epoch=state.epoch,
+            step=state.step,
+            loss=means.pop("loss"),
+            terms=means,
+            seconds=round(state.seconds, 3),
+            images_per_second=round(images / state.seconds, 1),
         )
-        state.epoch, state.batch, state.steps_in_epoch, state.seconds = state.epoch + 1, 0, 0, 0.0
-        state.sums = {}
+        state.start_epoch()
 
-    def measure(self, state: TrainState, validate: Validate) -> None:
+    def evaluate(self, state: TrainState, validate: Validate) -> None:
         """Evaluate the epoch just finished, and keep its weights if they are the best so far and wanted."""
-        start = time.perf_counter()
-        # One process speaks for all: what is best must not hang on another device's rounding.
-        measures = broadcast_object_list([validate(self.task)])[0]
-        state.measured = {"epoch": state.epoch - 1, "step": state.step, **measures}
+        start, epoch = time.perf_counter(), state.epoch - 1
+        # The first process decides for all: the best epoch must not depend on another device's rounding.
+        measures: Measures = broadcast_object_list([validate(self.task)])[0]
+        state.measured = {"epoch": epoch, "step": state.step, **measures}
         seconds = round(time.perf_counter() - start, 3)
-        self.metrics.write({"kind": "eval", **state.measured, "seconds": seconds})
-        if state.best and state.measured["mAP"] <= state.best["mAP"]:
+        self.metrics.write("eval", epoch=epoch, step=state.step, **measures, seconds=seconds)
+        if state.best and measures["mAP"] <= state.best["mAP"]:
             return
         state.best = state.measured
         if self.config.validation.keep == "best" and self.accelerator.is_main_process:
-            save_best(self.folder, self.task, state.epoch - 1)
+            save_best(self.folder, self.task, epoch)
             if not self.config.checkpoint_every:
-                drop_best(self.folder, but=state.epoch - 1)
+                drop_best(self.folder, but=epoch)
         self.accelerator.wait_for_everyone()
 
     # Checkpoints --------------------------------------------------------------------------------------
 
     def resume(self) -> TrainState:
-        """Return the state of the newest checkpoint, loaded, or a fresh one."""
+        """Load the newest checkpoint and return its state, or a new state without one."""
         found = restore_checkpoint(self.folder, self.task, self.optimizer)
         state = TrainState(**found) if found else TrainState()
         if state.scaler and self.accelerator.scaler is not None:
@@ -240,18 +249,18 @@ class _Run:
         return state
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint of everything as it is after `state.step` steps."""
+        """Write a checkpoint of the run after `state.step` steps."""
         state.metrics_bytes = self.metrics.size()
         if self.accelerator.scaler is not None:
             state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder, self.task, self.optimizer, asdict(state))
-            # Not before: a run killed now goes on from this checkpoint, and needs the best weights that it knows of.
+            # Only now: a run killed earlier continues from the previous checkpoint and needs its best weights.
             drop_best(self.folder, but=int(state.best.get("epoch", -1)))
         self.accelerator.wait_for_everyone()
 
     def close(self, state: TrainState) -> None:
-        """Leave the task on the CPU with the weights that are to be kept, and close the records."""
+        """Move the task to the CPU, load the weights to keep, and close the log."""
         self.task.to("cpu")
         if self.config.validation.keep == "best" and state.best:
             load_best(self.folder, self.task, int(state.best["epoch"]))

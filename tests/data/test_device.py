@@ -166,10 +166,18 @@ def test_training_is_on_exactly_the_device_named(gpus, device, wanted):
 
 def test_of_several_processes_each_trains_on_its_own_gpu(gpus, monkeypatch):
     gpus(2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    for rank in ("0", "1"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         assert str(training_device(TrainConfig())) == f"cuda:{rank}"
+
+
+def test_launcher_variables_do_not_choose_the_device(gpus, monkeypatch):
+    gpus(2)
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert str(training_device(TrainConfig())) == "cuda:0"
 
 
 def test_fp16_training_needs_a_gpu(gpus):

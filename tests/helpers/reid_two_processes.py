@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from reid.config.validation import ValidationConfig
+from reid.config.train import ValidationConfig
 from reid.tasks.build import build_task
 from reid.training.checkpoint import save_model
 from reid.training.trainer import fit

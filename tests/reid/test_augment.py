@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from reid.config.augment import AugmentConfig
+from reid.config.train import AugmentConfig
 from reid.inputs.augment import augment, draw_plan, normalise
 from reid.inputs.loading import load_batches
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from data.errors import WeightsError
-from reid.config.train import BackboneConfig
+from reid.config.backbone import BackboneConfig
 from reid.models.backbone import Backbone, OpenClipTokenizer, build_backbone, build_clip, load_clip, resize_positions
 from reid.models.pretrained import TINY_FOLDER, weights_file, weights_files
 from reid.models.prompts import PREFIX, SUFFIX

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from data.errors import DataError, WeightsError
 from data.files import write_json
-from reid.config.train import BackboneConfig, ScgiConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import ScgiConfig, TrainConfig
 from reid.tasks.base import Batch
 from reid.tasks.build import build_task
 from reid.training.checkpoint import load_task, load_untrained, restore_checkpoint, save_checkpoint, save_model

@@ -12,13 +12,13 @@ from data.datasets import DatasetConfig
 from data.errors import DataError
 from data.index.stage import index
 from data.synthetic.world import WorldConfig, write_market1501
-from reid.config.train import BackboneConfig, LossConfig, PromptConfig, ScheduleConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import LossConfig, PromptConfig, ScheduleConfig, TrainConfig
 from reid.models.backbone import build_backbone
 from reid.tasks.base import Batch
 from reid.tasks.build import build_task
-from reid.tasks.losses import identity_loss, triplet_loss
+from reid.tasks.losses import DivergedError, identity_loss, triplet_loss
 from reid.training.checkpoint import load_task, load_untrained, save_model
-from reid.training.finite import DivergedError
 from reid.training.prompt_learning import PromptData, PromptLearner, all_texts, learn_prompts, prompt_rate, prompt_terms
 from reid.training.stage import train
 from tests.helpers.reid_worlds import small_config

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reid.config.train import BackboneConfig, ScgiConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import ScgiConfig, TrainConfig
 from reid.models.backbone import ImageFeatures
 from reid.precision import full_precision, unit_rows
 from reid.tasks.base import Batch
@@ -206,7 +207,7 @@ def _task(method, monkeypatch, leaves):
         if hasattr(head, "classifier"):  # as large as trained ones
             head.classifier.weight.data = _randn(8, *head.classifier.weight.shape) * 0.1
     seen = ImageFeatures(leaves[0], leaves[1], leaves[2][:, None])
-    monkeypatch.setattr(task, "see", lambda *_: seen)
+    monkeypatch.setattr(task, "encode_image", lambda *_: seen)
     if method == "clip_scgi":
         monkeypatch.setattr(task, "_prompt", lambda *_: (leaves[3][:, None], seen.tokens_BLD))
         monkeypatch.setattr(task, "_fuse", lambda *_: leaves[4])

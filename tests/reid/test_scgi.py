@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from reid.config.train import BackboneConfig, LossConfig, ScgiConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import LossConfig, ScgiConfig, TrainConfig
 from reid.models.backbone import build_backbone
 from reid.models.prompts import ComposedPrompt, plain_prompt
 from reid.models.scgi import Attention, CaptionGuidedInversion, ContextualFeatureFusion

@@ -26,14 +26,14 @@ from data.index.stage import index
 from data.schemas import IMAGES
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.stage_tasks import _started_from
-from reid.config.augment import AugmentConfig
-from reid.config.train import BackboneConfig, BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import AugmentConfig, BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
 from reid.inputs.sampler import IdentitySampler
 from reid.inputs.training_rows import training_rows
 from reid.tasks.base import Batch
 from reid.tasks.build import build_task
+from reid.tasks.losses import DivergedError
 from reid.training.checkpoint import load_task, load_untrained
-from reid.training.finite import DivergedError
 from reid.training.metrics_log import METRICS
 from reid.training.optim import parameter_groups, rate_factor
 from reid.training.stage import train, train_ingredients

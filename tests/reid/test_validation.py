@@ -14,8 +14,7 @@ from data.errors import ConfigError, DataError
 from data.index.stage import index
 from data.synthetic.world import WorldConfig, write_market1501
 from reid.config.evaluate import EvaluateConfig
-from reid.config.train import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
-from reid.config.validation import ValidationConfig
+from reid.config.train import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig, ValidationConfig
 from reid.evaluation.stage import evaluate
 from reid.inputs.pixel_cache import load_pixels, pixels
 from reid.inputs.training_rows import read_rows, training_rows

@@ -17,7 +17,8 @@ from data.artifacts.store import ArtifactStore
 from data.errors import WeightsError
 from reid.clip_files.grids import grid_of, plausible_grids
 from reid.clip_files.names import Layout, architecture
-from reid.config.train import BackboneConfig, PromptConfig, TrainConfig
+from reid.config.backbone import BackboneConfig
+from reid.config.train import PromptConfig, TrainConfig
 from reid.convert import convert
 from reid.inputs.captions import weights_identity
 from reid.models.backbone import build_backbone, build_clip

@@ -10,7 +10,7 @@ import torch
 
 from captioning.prompts.templates import compose
 from data.slots import NONE, SLOTS, VOCABULARY
-from reid.config.train import BackboneConfig
+from reid.config.backbone import BackboneConfig
 from reid.models.backbone import build_backbone
 from reid.models.pretrained import TINY_FOLDER
 from tools.tiny_clip.__main__ import load_tiny, main
