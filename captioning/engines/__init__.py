@@ -1,1 +1,1 @@
-"""Captioning engines: a LLaVA in this process, or a server; both turn images into replies."""
+"""Captioning engines: a LLaVA in this process, or a server. Both turn images into rows of the caption store."""

@@ -1,7 +1,7 @@
-"""The engine that asks a server with the OpenAI chat API, as vLLM and SGLang serve LLaVA.
+"""The captioning engine that uses a server with the OpenAI chat API, such as vLLM or SGLang.
 
-Images are framed here, as for the engine in this process, and sent as PNG: the server has nothing to resize or to cut.
-The server writes the prompt by the chat template of its model; for LLaVA-1.5 that is `Template.prompt`.
+Images are framed here, as for the in-process engine, and sent as PNG, so the server neither resizes nor crops them. The
+server builds the prompt from its model's chat template; for LLaVA-1.5 that is `Template.prompt`.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ from data.errors import RetryableError
 
 log = logging.getLogger(__name__)
 
-_PATIENCE: Final = 8  # images without an answer, one after the other, that are never enough to give up
+_PATIENCE: Final = 8  # the run never stops for fewer images in a row without a response
 
 
 class ServerEngine:
-    """A model that a server runs, with one prompt."""
+    """A model on a server, with one prompt."""
 
     def __init__(self, config: CaptionConfig, client: ChatClient) -> None:
         self.config = config
         self._client = client
-        self._unanswered = 0  # images in a row
+        self._unanswered = 0  # images in a row without a response
 
     @classmethod
     def load(cls, config: CaptionConfig) -> ServerEngine:
-        """Return the engine once the server answers.
+        """Return the engine if the server responds.
 
-        Raises RetryableError while it does not, ConfigError when the key's variable is not set, and
-        `server_client.RefusalError` when the server wants something else.
+        Raises RetryableError if it does not respond, ConfigError if the environment variable of the key is not set, and
+        `server_client.RefusalError` if the server rejects the request.
         """
         client = ChatClient(config.server)
         try:
             served = client.models()
         except Unanswered as error:
             raise RetryableError(
-                f"the server {config.server.url} (caption.server.url) gives no usable answer: {error}. Is it running, "
-                "and does the address end where the API begins, usually in /v1?"
+                f"caption.server.url={config.server.url}: no usable response from the server: {error}. Check that it "
+                "runs and that the address is the base of the API, which usually ends in /v1"
             ) from error
         if served is not None and config.model not in served:
-            # No error: some servers load what they are asked for.
+            # Not an error: some servers load a model on request.
             names = ", ".join(served) or "no model"
-            log.warning("the server %s offers %s; it is asked for %s", config.server.url, names, config.model)
+            log.warning("the server %s lists %s, not caption.model=%s", config.server.url, names, config.model)
         return cls(config, client)
 
     @property
     def width(self) -> int:
-        """Requests under way at a time."""
+        """Number of concurrent requests."""
         return self.config.server.concurrency
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """Frame one RGB image for the served model; safe in threads."""
+        """Frame one RGB image for the model on the server; thread-safe."""
         return frame(image, self.config.framing, self.config.server.image_side, self.config.server.image_mean)
 
     def rows(self, images: Iterable[Loaded]) -> Generator[list[CaptionRow], None, None]:
-        """Caption a stream of images and yield their rows as the answers come, in no order.
+        """Caption a stream of images and yield their rows as the responses arrive, in any order.
 
-        An image whose requests all fail becomes a row with status ``server_error``. Raises RetryableError when as many
-        as are under way at a time fail one after the other: then it is the server that fails.
+        An image whose requests all fail becomes a row with status ``server_error``. Raises RetryableError if as many
+        images in a row fail as there are concurrent requests: then the server has failed.
         """
         threads = ThreadPoolExecutor(self.width)
         try:
@@ -79,17 +79,18 @@ class ServerEngine:
                 running.add(threads.submit(self._row, item))
                 if len(running) >= self.width:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield self._watched(done)
+                    yield self._checked(done)
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield self._watched(done)
+                yield self._checked(done)
         except BaseException:
-            self._client.close()  # or the requests under way would be waited for
+            self._client.close()  # otherwise the running requests would be awaited
             raise
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _watched(self, done: Iterable[Future[CaptionRow]]) -> list[CaptionRow]:
+    def _checked(self, done: Iterable[Future[CaptionRow]]) -> list[CaptionRow]:
+        """Return the finished rows; raise RetryableError if too many in a row lack a response."""
         rows = [future.result() for future in done]
         for row in rows:
             if row.reply is not None:
@@ -97,8 +98,8 @@ class ServerEngine:
             self._unanswered += row.status == "server_error"
             if self._unanswered >= max(self.width, _PATIENCE):
                 raise RetryableError(
-                    f"the server {self.config.server.url} left the last {self._unanswered} images unanswered: "
-                    f"{row.error}. Captions made before are kept; run again when it answers"
+                    f"the server {self.config.server.url} did not respond to the last {self._unanswered} images: "
+                    f"{row.error}. Earlier captions are kept; run again when the server responds"
                 )
         return rows
 
@@ -134,7 +135,7 @@ class ServerEngine:
 
 
 def data_url(image: Image.Image) -> str:
-    """Return an image as a PNG in a data URL: every pixel as it was framed."""
+    """Return an image as a PNG in a data URL, lossless."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

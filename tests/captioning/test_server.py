@@ -162,12 +162,12 @@ def test_the_fingerprint_follows_the_model_and_not_the_way_to_it(store, tmp_path
 
 FAULTS = {
     "error_500": "HTTP 500: .*CUDA error.* (3 attempts)",
-    "hang": "no answer within 2 s (3 attempts)",
-    "trickle": "no answer within 2 s (3 attempts)",
-    "endless": "an answer of more than 8 MiB (3 attempts)",
+    "hang": "no response within 2 s (3 attempts)",
+    "trickle": "no response within 2 s (3 attempts)",
+    "endless": "a response of more than 8 MiB (3 attempts)",
     "drop": "RemoteProtocolError",
-    "html": "an answer of text/html that is not the API's JSON: <!DOCTYPE html>",
-    "half_json": "an answer of application/json that is not the API's JSON",
+    "html": "a response of type text/html that is not the API's JSON: <!DOCTYPE html>",
+    "half_json": "a response of type application/json that is not the API's JSON",
     "no_choices": "not the API's JSON",
     "no_text": "not the API's JSON",
     "deep_json": "not the API's JSON",
@@ -240,7 +240,7 @@ def test_a_server_that_breaks_stops_the_run_and_what_was_captioned_stays(store, 
 
     with serving(fault=break_down) as server:
         config = asking(server.url)
-        with pytest.raises(RetryableError, match=r"last 8 images unanswered: HTTP 500.*are kept"):
+        with pytest.raises(RetryableError, match=r"did not respond to the last 8 images: HTTP 500.*are kept"):
             caption(store, images=images, images_root=root, config=config)
         assert len(server.requests) < 20 + 3 * (8 + 3 + 3)
     kept = written(captions_folder(store, config))
@@ -261,7 +261,7 @@ def test_a_server_that_answers_no_image_at_all_is_no_matter_of_the_folder(store,
 
 def test_no_server_says_where_it_was_looked_for(store, tmp_path):
     root = draw(tmp_path / "people", 1)
-    with pytest.raises(RetryableError, match=r"http://127\.0\.0\.1:9/v1 .*ConnectError"):
+    with pytest.raises(RetryableError, match=r"http://127\.0\.0\.1:9/v1: .*ConnectError"):
         run(store, root, asking("http://127.0.0.1:9/v1"))
 
 
@@ -269,7 +269,7 @@ def test_no_server_says_where_it_was_looked_for(store, tmp_path):
 def test_something_else_at_the_address_is_found_before_an_image_is_sent(store, tmp_path, fault):
     root = draw(tmp_path / "people", 1)
     with serving(models_fault=fault) as server:
-        with pytest.raises(RetryableError, match=r"caption\.server\.url.* no usable answer.*/v1"):
+        with pytest.raises(RetryableError, match=r"caption\.server\.url.* no usable response.*/v1"):
             run(store, root, asking(server.url, timeout=0.3))
         assert not server.requests
 
@@ -283,8 +283,8 @@ def test_a_model_that_is_not_offered_is_named_and_asked_for_all_the_same(store, 
     root = draw(tmp_path / "people", 2)
     with serving(model="other/model") as server:
         assert run(store, root, asking(server.url)).generated == 2
-    assert "offers other/model; it is asked for served/llava" in caplog.text
-    told = pytest.raises(RefusalError, match=r"HTTP 404.*is caption\.model served there")
+    assert "lists other/model, not caption.model=served/llava" in caplog.text
+    told = pytest.raises(RefusalError, match=r"HTTP 404.*that the server has caption\.model")
     with serving(model="other/model", fault=lambda *_: "absent_404") as server, told:
         run(store, root, asking(server.url, revision="new"))
 
@@ -348,7 +348,7 @@ def test_a_server_that_repeats_the_key_does_not_spread_it(store, tmp_path, monke
 
 def test_a_key_that_is_not_set_is_asked_for(store, tmp_path, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
-    with pytest.raises(ConfigError, match="MY_KEY is not set"):
+    with pytest.raises(ConfigError, match="key_variable=MY_KEY: this environment variable is not set"):
         run(store, draw(tmp_path / "people", 1), asking("http://127.0.0.1:9/v1", key_variable="MY_KEY"))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from captioning.engines.slots.decoding import Filling, _chunks, choose
+from captioning.engines.slots.decoding import Filling, _plan_chunks, choose
 from captioning.engines.slots.grammar import Grammar, Node, Option, State
 from captioning.engines.slots.row_cache import RowCache
 from captioning.prompts.pattern import PAPER_PATTERN, PORT_PATTERN, Clause, Sentence, compose
@@ -181,8 +181,8 @@ def test_a_tokenizer_that_joins_words_is_refused():
     with pytest.raises(ConfigError) as error:
         joined.decision(State())
     assert str(error.value) == (
-        "this model's tokenizer joins ' A young woman' with the word before it, so slots cannot be filled one by one; "
-        "use decoding free"
+        "caption.decoding=slots: this model's tokenizer joins ' A young woman' with the word before it, so slots "
+        "cannot be filled one by one; set caption.decoding=free"
     )
 
 
@@ -213,7 +213,7 @@ def test_chunks_are_padded_to_the_longest_or_to_a_power_of_two(words, fixed, wid
             self.chunk = [last] * self.length
 
     for length, width in enumerate(widths, start=1):
-        chunk = _chunks([Row(1), Row(length), Row(3, done=True)], words, fixed=fixed)
+        chunk = _plan_chunks([Row(1), Row(length), Row(3, done=True)], words, fixed=fixed)
         assert chunk.tolist() == [[9] + [0] * (width - 1), [9] * length + [0] * (width - length), [0] * width]
         assert chunk.dtype == np.int64
 

@@ -1,1 +1,1 @@
-"""Slot-filling decoding: fixed text around values that the model chooses."""
+"""Slot-filling decoding: fixed words around values that the model chooses."""

@@ -1,11 +1,11 @@
-"""Slot-filling decoding: greedy, held to the template's grammar, with far fewer passes through the model than tokens.
+"""Slot-filling decoding: greedy decoding within the template's grammar, with far fewer model passes than tokens.
 
-Whatever needs no choice is fed in one chunk onto the key-value cache, for the whole batch at once. Where most options
-go one way (" and" rather than "."), that way is fed along as a guess and checked against the model's own choice in the
-same pass; a wrong guess is written over. So only real choices, such as a colour, cost a pass. The tokens are
-those of plain greedy decoding in which every token that leads to no legal caption is forbidden.
+Tokens without a choice are fed to the key-value cache in one chunk, for the whole batch at once. If most options
+continue the same way (" and" rather than "."), that way is fed as a guess and compared with the model's choice in the
+same pass; a wrong guess is overwritten. So only real choices, such as a color, cost a pass. The tokens equal those of
+plain greedy decoding in which all tokens that lead to no legal caption are forbidden.
 
-Shape legend: B batch, L prompt tokens, C tokens of a chunk, D width, K tokens that any legal caption can hold.
+Shape legend: B batch, L prompt tokens, C tokens per chunk, D width, K tokens that any legal caption can contain.
 """
 
 # ruff: noqa: N803, N806 - shape suffixes are upper case
@@ -24,10 +24,10 @@ from captioning.engines.slots.row_cache import RowCache
 
 @dataclass(kw_only=True)
 class Filling:
-    """One caption being written.
+    """A caption in progress.
 
-    tokens: decided so far, the end token included once `done`. chunk: what is fed next; its first `sure` tokens are
-    decided, the rest guessed. confidence: slot -> sum of the log-probabilities of the choices that narrowed it.
+    tokens: chosen so far, including the end token once `done`. chunk: the tokens to feed next, the first one chosen and
+    the others guessed. confidence: slot -> sum of the log-probabilities of the choices that narrowed it.
     """
 
     node: Node
@@ -37,7 +37,7 @@ class Filling:
     done: bool = False
 
     def take(self, token: int, log_probability: float, grammar: Grammar) -> None:
-        """Go on with `token`, chosen with `log_probability` among the legal ones."""
+        """Append `token`, chosen with `log_probability` among the legal tokens."""
         for slot in self.node.narrowed[token]:
             self.confidence[slot] = self.confidence.get(slot, 0.0) + log_probability
         self.node = self.node.children[token]
@@ -51,7 +51,7 @@ class Filling:
         self.node = grammar.decision(option.after)
 
     def plan(self, last: int, grammar: Grammar) -> None:
-        """Put the token that was decided `last` and, behind it, the way most options go into `chunk`."""
+        """Set `chunk` to the token that was chosen `last` and the guesses after it."""
         self.chunk = [last]
         node = self.node
         while node.guess is not None:
@@ -60,12 +60,12 @@ class Filling:
             option = node.option
             if option is not None:
                 if option.after is None:
-                    return  # the end is not fed: nothing comes after it
+                    return  # nothing follows the end token, so it is not fed
                 node = grammar.decision(option.after)
             self.chunk.append(token)
 
-    def read(self, logits_CK: np.ndarray, grammar: Grammar) -> int:
-        """Choose tokens as long as the chunk's logits reach, and return how many of the chunk's tokens were right."""
+    def accept(self, logits_CK: np.ndarray, grammar: Grammar) -> int:
+        """Choose tokens from the logits of the chunk until a guess is wrong; return how many tokens were right."""
         used = 0
         while not self.done:
             token, log_probability = choose(self.node, logits_CK[used])
@@ -77,7 +77,7 @@ class Filling:
 
 
 def choose(node: Node, logits_K: np.ndarray) -> tuple[int, float]:
-    """Return the likeliest legal token (of equal ones the smallest id) and its log-probability among the legal ones."""
+    """Return the most likely legal token (for ties the smallest id) and its log-probability among the legal tokens."""
     if len(node.legal) == 1:
         return int(node.legal[0]), 0.0
     values = logits_K[node.columns].astype(np.float64)
@@ -90,9 +90,10 @@ def choose(node: Node, logits_K: np.ndarray) -> tuple[int, float]:
 def fill_slots(
     model: Any, prompt_BL: torch.Tensor, pixels_B3HW: torch.Tensor, grammar: Grammar, *, fixed: bool = False
 ) -> list[Filling]:
-    """Write one caption for each image of a batch, all in step.
+    """Write one caption per image of a batch, in parallel.
 
-    fixed: let few shapes occur, for a compiled model: chunks of 1, 2, 4, 8.. tokens, attention over the whole cache.
+    fixed: use few tensor shapes, for a compiled model: chunks of 1, 2, 4, 8, ... tokens, and attention over the whole
+    cache.
     """
     batch, length = prompt_BL.shape
     device = prompt_BL.device
@@ -102,7 +103,7 @@ def fill_slots(
     for row in rows:
         row.plan(int(prompt_BL[0, -1]), grammar)
     guess_G = torch.tensor(rows[0].chunk[1:], dtype=prompt_BL.dtype, device=device)
-    # No padding, so no mask: attention is causal by itself.
+    # Without padding no mask is needed: attention is causal.
     out = model.model(
         input_ids=torch.cat([prompt_BL, guess_G.expand(batch, -1)], dim=1),
         pixel_values=pixels_B3HW,
@@ -110,10 +111,10 @@ def fill_slots(
         use_cache=True,
     )
     logits_BCK = _logits(model, out.last_hidden_state[:, length - 1 :], tokens_K)
-    # What was guessed wrong is written over by the next chunk.
-    lengths_B = length - 1 + np.array([row.read(logits_BCK[i], grammar) for i, row in enumerate(rows)])
+    # The next chunk overwrites wrong guesses.
+    lengths_B = length - 1 + np.array([row.accept(logits_BCK[i], grammar) for i, row in enumerate(rows)])
     while not all(row.done for row in rows):
-        chunk_BC = _chunks(rows, grammar, fixed=fixed)
+        chunk_BC = _plan_chunks(rows, grammar, fixed=fixed)
         places_BC = lengths_B[:, None] + np.arange(chunk_BC.shape[1])
         places = torch.from_numpy(places_BC).to(device)
         hidden_BCD = model.model.language_model(
@@ -124,18 +125,18 @@ def fill_slots(
             use_cache=True,
         ).last_hidden_state
         logits_BCK = _logits(model, hidden_BCD, tokens_K)
-        lengths_B += [0 if row.done else row.read(logits_BCK[i], grammar) for i, row in enumerate(rows)]
+        lengths_B += [0 if row.done else row.accept(logits_BCK[i], grammar) for i, row in enumerate(rows)]
     return rows
 
 
 def _logits(model: Any, hidden_BCD: torch.Tensor, tokens_K: torch.Tensor) -> np.ndarray:
-    # Only what can be chosen leaves the device: a small part of a vocabulary (of LLaVA's, 32,064 tokens).
+    # Only the tokens that can be chosen leave the device, a small part of the vocabulary (32,064 tokens for LLaVA).
     logits_BCK: np.ndarray = model.lm_head(hidden_BCD)[:, :, tokens_K].float().cpu().numpy()
     return logits_BCK
 
 
-def _chunks(rows: list[Filling], grammar: Grammar, *, fixed: bool) -> np.ndarray:
-    """Return the chunks [B, C] of all rows, padded on the right; fixed: C is a power of two."""
+def _plan_chunks(rows: list[Filling], grammar: Grammar, *, fixed: bool) -> np.ndarray:
+    """Plan the next chunk of every row and return them [B, C], padded on the right; fixed: C is a power of two."""
     for row in rows:
         if row.done:
             row.chunk = []

@@ -1,8 +1,8 @@
-"""Which texts a template's pattern allows, as tokens: the rails that slot-filling decoding runs on.
+"""The grammar of slot-filling decoding: the texts that a template's pattern allows, as tokens.
 
-A caption is written as a chain of *decisions*. Each decision picks one *option*: the fixed words and the phrase up to
-the next decision, or the end. Options are token sequences, kept in a trie, so that the model only ever chooses between
-tokens that lead to a legal caption, and what needs no choice is given to it. Imports nothing heavy.
+A caption is a chain of *decisions*. Each decision chooses one *option*: the fixed words and the phrase up to the next
+decision, or the end. The options are token sequences in a trie, so the model chooses only between tokens that lead to a
+legal caption, and tokens without a choice are given. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from data.errors import ConfigError
 Slots = Mapping[str, str | None]
 Encode = Callable[[str], list[int]]
 
-# A word to tokenise an option behind: an option begins with a space or a full stop, where every tokeniser starts anew.
+# The word before an option when it is tokenized: options begin with a space or a full stop, where tokenizers split.
 _BEFORE: Final = "person"
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where in the caption a decision stands.
+    """The position of a decision in the caption.
 
-    sentence, clause: what may come next. started: whether the sentence has its subject and a clause. gender: decides
-    the subject of later sentences.
+    sentence, clause: the next ones allowed. started: whether the sentence has its subject and a clause. gender:
+    determines the subject of later sentences.
     """
 
     sentence: int = -1
@@ -41,7 +41,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One answer to a decision: its text, the slots it settles, and the state after it (None: the caption is done)."""
+    """One choice of a decision: its text, the slots that it decides, and the state after it (None: the end)."""
 
     text: str
     values: dict[str, str | None]
@@ -50,11 +50,11 @@ class Option:
 
 @dataclass(kw_only=True)
 class Node:
-    """A place in the trie of a decision.
+    """A node in the trie of a decision.
 
-    children: token -> node. option: set where a sequence ends. possible: slot -> the values still possible below.
-    guess: the token that most options below continue with, where that is at least half of them; else None.
-    legal: the tokens that lead on, in ascending order. columns: where they stand in `Grammar.tokens`.
+    children: token -> node. option: set at the end of a sequence. possible: slot -> the values still possible below.
+    guess: the next token of at least half of the options below, or None. legal: the allowed next tokens, ascending.
+    columns: their indices in `Grammar.tokens`.
     """
 
     children: dict[int, Node] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Node:
 
     @cached_property
     def narrowed(self) -> dict[int, tuple[str, ...]]:
-        """Token -> the slots that have fewer possible values after it."""
+        """Token -> the slots that it leaves fewer possible values."""
         return {
             token: tuple(slot for slot, values in child.possible.items() if values != self.possible[slot])
             for token, child in self.children.items()
@@ -75,7 +75,7 @@ class Node:
 
 
 class Grammar:
-    """The decisions of one pattern in the tokens of one tokeniser."""
+    """The decisions of one pattern in the tokens of one tokenizer."""
 
     def __init__(self, pattern: Pattern, encode: Encode, end_token: int) -> None:
         self.pattern = pattern
@@ -95,7 +95,7 @@ class Grammar:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest legal caption, the end token included."""
+        """Number of tokens of the longest legal caption, including the end token."""
         longest: dict[State | None, int] = {None: 0}
         for state, steps in reversed(self._steps.items()):
             longest[state] = max(len(tokens) + longest[after] for tokens, after in steps)
@@ -103,12 +103,12 @@ class Grammar:
 
     @cached_property
     def tokens(self) -> NDArray[np.int64]:
-        """Every token that a legal caption can hold, in ascending order."""
+        """All tokens that a legal caption can contain, ascending."""
         return _ids({token for steps in self._steps.values() for tokens, _ in steps for token in tokens})
 
     @cached_property
     def _steps(self) -> dict[State, list[tuple[list[int], State | None]]]:
-        """Every state that can be reached -> its options as (tokens, state after them), in the order of the text."""
+        """Every reachable state -> its options as (tokens, next state), in text order."""
         todo, found = {State()}, dict[State, list[tuple[list[int], State | None]]]()
         while todo:
             state = todo.pop()
@@ -119,7 +119,7 @@ class Grammar:
     def _options(self, state: State) -> Iterator[Option]:
         if state.sentence < 0:
             yield from self._introductions()
-        elif state.started or state.sentence == 0:  # the first sentence has been introduced
+        elif state.started or state.sentence == 0:  # the first sentence has its subject
             yield from self._within(state)
         else:
             yield from self._next_sentence(state)
@@ -131,25 +131,25 @@ class Grammar:
             yield Option(text=SPACE + choice.text, values=values, after=after)
 
     def _within(self, state: State) -> Iterator[Option]:
-        """A further clause of the sentence, or its full stop."""
+        """Yield the further clauses of the sentence, and its full stop."""
         clauses = self.pattern[state.sentence].clauses
         for i in range(state.clause, len(clauses)):
             words = clauses[i].later if state.started else clauses[i].first
             after = State(sentence=state.sentence, clause=i + 1, started=True, gender=state.gender)
-            yield from _said(clauses[i], words, _unsaid(clauses[state.clause : i]), after)
+            yield from _clause_options(clauses[i], words, _skipped(clauses[state.clause : i]), after)
         beyond = State(sentence=state.sentence + 1, gender=state.gender)
-        yield Option(text=END, values=_unsaid(clauses[state.clause :]), after=beyond)
+        yield Option(text=END, values=_skipped(clauses[state.clause :]), after=beyond)
 
     def _next_sentence(self, state: State) -> Iterator[Option]:
-        """The first clause of any later sentence, with its subject, or the end of the caption."""
+        """Yield the first clauses of all later sentences, with their subject, and the end of the caption."""
         subject = SPACE + back_reference({"gender": state.gender})
         passed: dict[str, str | None] = {}
         for k in range(state.sentence, len(self.pattern)):
             clauses = self.pattern[k].clauses
             for i, clause in enumerate(clauses):
                 after = State(sentence=k, clause=i + 1, started=True, gender=state.gender)
-                yield from _said(clause, subject + clause.first, passed | _unsaid(clauses[:i]), after)
-            passed |= _unsaid(clauses)
+                yield from _clause_options(clause, subject + clause.first, passed | _skipped(clauses[:i]), after)
+            passed |= _skipped(clauses)
         yield Option(text="", values=passed, after=None)
 
     def _trie(self, options: Sequence[Option]) -> Node:
@@ -162,7 +162,7 @@ class Grammar:
                 node = node.children.setdefault(token, Node())
                 reached.append((node, option))
             node.option = option
-        _summarise(reached, self._values)
+        _summarize(reached, self._values)
         for node in {id(node): node for node, _ in reached}.values():
             node.legal = _ids(node.children)
             node.columns = np.searchsorted(self.tokens, node.legal)
@@ -174,8 +174,8 @@ class Grammar:
         ids = self._encode(_BEFORE + option.text)
         if ids[: len(self._before)] != self._before:
             raise ConfigError(
-                f"this model's tokenizer joins {option.text!r} with the word before it, "
-                "so slots cannot be filled one by one; use decoding free"
+                f"caption.decoding=slots: this model's tokenizer joins {option.text!r} with the word before it, so "
+                "slots cannot be filled one by one; set caption.decoding=free"
             )
         return ids[len(self._before) :]
 
@@ -184,18 +184,18 @@ def _ids(tokens: Iterable[int]) -> NDArray[np.int64]:
     return np.array(sorted(tokens), dtype=np.int64)
 
 
-def _said(clause: Clause, words: str, passed: Slots, after: State) -> Iterator[Option]:
+def _clause_options(clause: Clause, words: str, passed: Slots, after: State) -> Iterator[Option]:
     for choice in PHRASES[clause.phrase].choices():
         if choice.text:
             yield Option(text=words + choice.text, values={**passed, **dict(choice.values)}, after=after)
 
 
-def _unsaid(clauses: Sequence[Clause]) -> dict[str, str | None]:
+def _skipped(clauses: Sequence[Clause]) -> dict[str, str | None]:
     return {slot: None for clause in clauses for slot in PHRASES[clause.phrase].slots}
 
 
-def _summarise(reached: Sequence[tuple[Node, Option]], values: Mapping[str, frozenset[str | None]]) -> None:
-    """Fill in, for every node, what its options leave possible and which way most of them go."""
+def _summarize(reached: Sequence[tuple[Node, Option]], values: Mapping[str, frozenset[str | None]]) -> None:
+    """Set `possible`, `size` and `guess` of every node from the options below it."""
     below: dict[int, tuple[Node, list[Option]]] = {}
     for node, option in reached:
         below.setdefault(id(node), (node, []))[1].append(option)
@@ -203,10 +203,10 @@ def _summarise(reached: Sequence[tuple[Node, Option]], values: Mapping[str, froz
         node.size = len(options)
         slots = {slot for option in options for slot in option.values}
         for slot in slots:
-            # An option that does not settle a slot leaves all of its values possible.
+            # An option that does not decide a slot leaves all of its values possible.
             left_open = any(slot not in option.values for option in options)
-            settled = frozenset(option.values.get(slot) for option in options)
-            node.possible[slot] = values[slot] if left_open else settled
+            decided = frozenset(option.values.get(slot) for option in options)
+            node.possible[slot] = values[slot] if left_open else decided
     for node, options in below.values():
         if node.children:
             token, child = max(node.children.items(), key=lambda item: (item[1].size, -item[0]))

@@ -1,9 +1,9 @@
-"""The key-value cache of slot filling: each row of a batch writes at a place of its own.
+"""The key-value cache of slot filling: each row of a batch writes at its own position.
 
-A row that guessed wrong writes over the wrong tokens, so no column is ever wasted and the cache holds just the caption;
-room for the longest one is taken once, so no pass copies the cache, as transformers' growing one does.
+A row overwrites its wrong guesses, so the cache contains only the caption. Memory for the longest caption is allocated
+once, so no pass copies the cache, as the growing cache of transformers does.
 
-Shape legend: B batch, H heads, D width of a head, L prompt tokens, C tokens of a chunk, R room, U columns in use.
+Shape legend: B batch, H heads, D width of a head, L prompt tokens, C tokens per chunk, R room, U columns in use.
 """
 
 # ruff: noqa: N803, N806 - shape suffixes are upper case
@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 class _Target:
     """Where all layers write.
 
-    columns: [B, C], of each token; None while the prompt is read. used: columns that anybody sees.
+    columns: the column of each token [B, C]; None for the prompt. used: number of columns that attention reads.
     """
 
     columns: torch.Tensor | None = None
@@ -29,7 +29,7 @@ class _Target:
 
 
 class RowCache(Cache):
-    """Room for `room` tokens in each row of each of `layers` layers. The prompt comes first, then chunks."""
+    """A cache for `room` tokens per row in each of `layers` layers. The prompt is written first, then chunks."""
 
     def __init__(self, layers: int, room: int) -> None:
         self._room = room
@@ -37,10 +37,10 @@ class RowCache(Cache):
         super().__init__(layers=[_RowLayer(self._target, room) for _ in range(layers)])
 
     def aim(self, places_BC: torch.Tensor, dtype: torch.dtype, used: int | None) -> torch.Tensor:
-        """Let the next chunk be written at `places_BC` and return its attention mask [B, 1, C, U], to be added.
+        """Set the positions `places_BC` of the next chunk and return its additive attention mask [B, 1, C, U].
 
-        A token sees the columns up to its own. Places without room are those of padding, which nobody ever sees.
-        used: columns that are read, all of them by default.
+        A token attends to the columns up to its own. Positions beyond the room belong to padding, which no token
+        attends to. used: number of columns to read; all of them by default.
         """
         used = min(used or self._room, self._room)
         self._target.used = used
@@ -58,7 +58,7 @@ class _RowLayer(DynamicLayer):
         self._room = room
 
     def update(self, keys_BHCD: torch.Tensor, values_BHCD: torch.Tensor, *_: Any, **__: Any) -> Any:
-        """Write a chunk and return the keys and values that it may look at."""
+        """Write a chunk and return the keys and values that it attends to."""
         columns_BC = self._target.columns
         if columns_BC is None:
             self.keys, self.values = (self._with_room(prompt) for prompt in (keys_BHCD, values_BHCD))
@@ -71,11 +71,11 @@ class _RowLayer(DynamicLayer):
 
     def _with_room(self, prompt_BHLD: torch.Tensor) -> torch.Tensor:
         batch, heads, length, width = prompt_BHLD.shape
-        # Zeros: what a masked column holds is multiplied by 0, which no NaN survives.
+        # Zeros, because a masked column is multiplied by 0, and 0 times NaN is NaN.
         whole = prompt_BHLD.new_zeros(batch, heads, self._room, width)
         whole[:, :, :length] = prompt_BHLD
         return whole
 
     def get_seq_length(self) -> int:
-        """Return 0: positions are given with every chunk."""
+        """Return 0: every chunk comes with its positions."""
         return 0
