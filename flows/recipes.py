@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
 
 from captioning.audit.stage import AuditConfig
 from captioning.config import CaptionConfig
@@ -16,12 +18,22 @@ from data.settings import nearest
 from data.synthetic.world import WorldConfig
 from flows.overrides import apply_overrides
 from flows.report.stage import ReportConfig
-from flows.scale import ScaleConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.published import published_training, with_sie_and_olp
 from reid.config.train import AugmentConfig, LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
 
 _LLAVA: Final = "llava-hf/llava-1.5-7b-hf"
+
+
+class ScaleConfig(Config):
+    """The number of processes that caption and train. It changes no result, so it belongs to no cache key."""
+
+    caption_workers: int = Field(default=1, ge=1, le=1024)
+    """Workers that caption one dataset at the same time; each loads the captioner itself. 1: a single task."""
+    runner: Literal["threads", "processes", "ray"] = "processes"
+    """Prefect's task runner for these workers. Threads share one process; ray needs the extra of that name."""
+    train_processes: int = Field(default=1, ge=1, le=1024)
+    """Processes of `accelerate launch` that train together on this machine, one per GPU. 1: train in the task."""
 
 
 class Recipe(Config):

@@ -15,9 +15,8 @@ from flows.cli.home import artifact_store
 from flows.preflight.check import problems_of
 from flows.preflight.disk import check_output
 from flows.preflight.plan import Plan
-from flows.recipes import Recipe, build_recipe
+from flows.recipes import Recipe, ScaleConfig, build_recipe
 from flows.report.scores import duration
-from flows.scale import ScaleConfig
 from flows.study.plan import PRESETS, StudyConfig
 from flows.study.run import Done, Row, Run, do, plan
 from flows.terminal import plain_console, progress_bar

@@ -1,8 +1,8 @@
-"""Deployments: what makes `prefect deployment run caption-and-train/<dataset>` work, on a work pool or served here.
+"""Deployments for `prefect deployment run caption-and-train/<dataset>`, on a work pool or served by this process.
 
-A worker imports the flow from the installed package (a module path), so no code is stored or fetched anywhere. One
-run of a data set at a time: a second one is cancelled, because an unchanged data set is a no-op and a changed one is
-announced again by ``watch-datasets`` until it has been indexed.
+A worker imports the flow from the installed package (a module path), so code is neither stored nor fetched. One run per
+dataset at a time: a second one is cancelled, because a run of an unchanged dataset does nothing, and ``watch-datasets``
+announces a changed one until it has been indexed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 
-from data.artifacts.store import HOME_VARIABLE, ArtifactStore
+from data.artifacts.store import HOME_VARIABLE
 from data.errors import ConfigError
 from flows.deploy.watch import CHANGED, WATCH_FLOW, resource_id, watch_datasets
 from flows.execution.gpu import ensure_limit
@@ -33,22 +33,22 @@ POOL: Final = "clip-scgi"
 TAG: Final = "clip-scgi"
 WATCH_CRON: Final = "*/5 * * * *"
 CRASHED_AFTER: Final = timedelta(seconds=540)
-"""Without a heartbeat for so long, a run counts as crashed; short enough to matter, long enough for a busy machine."""
+"""A run without a heartbeat for this long counts as crashed; a busy machine may delay heartbeats for minutes."""
 HEARTBEAT_SECONDS: Final = "30"
 _FORBIDDEN: Final = "/%"
 _ZOMBIES: Final = "clip-scgi: runs without a heartbeat have crashed"
 
 
 def deployment_name(recipe: Recipe) -> str:
-    """Return what the deployment of `recipe` is called: the name of its data set."""
+    """Return the name of the deployment of `recipe`: the name of its dataset."""
     name = recipe.data.label
     if any(letter in name for letter in _FORBIDDEN):
-        raise ConfigError(f"data.name {name!r} cannot name a deployment: leave out {' and '.join(_FORBIDDEN)}")
+        raise ConfigError(f"data.name={name!r} cannot name a deployment: use a name without {' and '.join(_FORBIDDEN)}")
     return name
 
 
 def recipe_parameters(recipe: Recipe) -> dict[str, Any]:
-    """Return `recipe` as plain data without what is default anyway; Prefect's form fills that in from the schema."""
+    """Return `recipe` as plain data without its defaults; Prefect's form fills them in from the schema."""
     return recipe.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -57,8 +57,8 @@ def recipe_deployment(
 ) -> RunnerDeployment:
     """Return the deployment ``caption-and-train/<dataset>`` of `recipe`.
 
-    cron: a schedule besides the change trigger, None for none. pool: work pool; None to serve it. home: artefact root
-    of the worker that runs it; None for what the worker's own environment says.
+    cron: a schedule in addition to the change trigger. pool: work pool; None to serve it. home: artifact root of the
+    worker; None for the one that the worker's own environment names.
     """
     name = deployment_name(recipe)
     made = RunnerDeployment.from_flow(
@@ -83,7 +83,7 @@ def watch_deployment(
     made = RunnerDeployment.from_flow(
         watch_datasets,
         WATCH_FLOW,
-        description="Look at every data set with a deployment and announce those that changed.",
+        description="Look at every dataset with a deployment and announce those that changed.",
         tags=[TAG],
         cron=cron,
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
@@ -94,17 +94,17 @@ def watch_deployment(
 
 
 def change_trigger(name: str) -> DeploymentEventTrigger:
-    """Return the trigger that starts a run when data set `name` is announced as changed."""
+    """Return the trigger that starts a run when dataset `name` is announced as changed."""
     return DeploymentEventTrigger(
         name=f"{name} changed", expect={CHANGED}, match={"prefect.resource.id": resource_id(name)}
     )
 
 
 def register(*deployments: RunnerDeployment, crashed_after: timedelta = CRASHED_AFTER) -> list[str]:
-    """Register `deployments` with the server, with the work pool, GPU limit and crash automation they rely on.
+    """Register `deployments` with the server, and the work pool, GPU limit and crash automation that they need.
 
-    Safe to repeat. crashed_after: silence after which a run counts as crashed. Returns their full names,
-    ``<flow>/<deployment>``.
+    Return their full names, ``<flow>/<deployment>``. Safe to repeat. crashed_after: time without a heartbeat after
+    which a run counts as crashed.
     """
     for pool in sorted({item.work_pool_name for item in deployments if item.work_pool_name}):
         ensure_pool(pool)
@@ -116,9 +116,10 @@ def register(*deployments: RunnerDeployment, crashed_after: timedelta = CRASHED_
 
 
 def serve_here(*deployments: RunnerDeployment, limit: int) -> None:
-    """Register `deployments` and run them in subprocesses of this process until it is stopped; no work pool.
+    """Register `deployments` and run them in subprocesses of this process until it is stopped, without a work pool.
 
-    limit: runs at a time. Schedules stay on when this process stops: what comes due meanwhile runs when it is back.
+    limit: runs at the same time. Schedules stay active after this process stops; runs that become due then wait for the
+    next one.
     """
     ensure_limit()
     ensure_crash_automation()
@@ -126,7 +127,7 @@ def serve_here(*deployments: RunnerDeployment, limit: int) -> None:
 
 
 def ensure_pool(name: str) -> None:
-    """Create the work pool `name` of the kind "process" unless it is there; one that is there stays as it is."""
+    """Create the work pool `name` of type "process" unless it exists; an existing pool is not changed."""
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(name)
@@ -140,16 +141,16 @@ def ensure_pool(name: str) -> None:
 
 
 def crash_automation(within: timedelta = CRASHED_AFTER) -> AutomationCore:
-    """Return the automation that marks a run crashed when its heartbeats stop without a final state.
+    """Return the automation that marks a run as crashed when its heartbeats stop without a final state.
 
-    A worker that loses power says nothing; without this its run would be Running for ever and, with a concurrency
-    limit of 1, block every later run of its data set. Runs send heartbeats where
-    ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` (seconds) is set, as it is in the deployments made here.
+    A worker that loses power cannot report it. Without the automation its run would stay Running and, with a
+    concurrency limit of 1, block every later run of its dataset. Runs send heartbeats if ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``
+    (seconds) is set, as it is in these deployments.
     """
     ends = {"Completed", "Failed", "Cancelled", "Crashed"}
     return AutomationCore(
         name=_ZOMBIES,
-        description="The process that ran it is gone. Run the deployment again: finished stages are found, not redone.",
+        description="The process of the run ended. Run the deployment again: finished stages are found, not repeated.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ends)},
@@ -164,14 +165,14 @@ def crash_automation(within: timedelta = CRASHED_AFTER) -> AutomationCore:
                 name="Crashed",
                 state=StateType.CRASHED,
                 force=False,
-                message="No heartbeat any more: the process that ran it is gone. Run it again to go on where it was.",
+                message="No heartbeat: the process of the run ended. Run the deployment again to continue the run.",
             )
         ],
     )
 
 
 def ensure_crash_automation(within: timedelta = CRASHED_AFTER) -> None:
-    """Create the crash automation, or bring the one that is there up to date."""
+    """Create the crash automation, or update the existing one."""
     wanted = crash_automation(within)
     with get_client(sync_client=True) as client:
         present = client.read_automations_by_name(_ZOMBIES)
@@ -184,24 +185,19 @@ def ensure_crash_automation(within: timedelta = CRASHED_AFTER) -> None:
 
 
 def environment(home: str | None) -> dict[str, str]:
-    """Return the environment that runs of a deployment get on top of the worker's own."""
+    """Return the environment variables that a deployment adds to the worker's own."""
     fixed = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT_SECONDS, "DO_NOT_TRACK": "1"}
-    # Never a relative root: a worker runs each flow in a temporary folder of its own.
+    # The root is absolute: a worker runs each flow in a temporary folder.
     return fixed | ({HOME_VARIABLE: home} if home else {})
 
 
-def default_home() -> str:
-    """Return the absolute artefact root of this process."""
-    return str(ArtifactStore.default().root)
-
-
 def _off_pools(deployment: RunnerDeployment) -> RunnerDeployment:
-    """Take a served deployment off the work pool that an earlier `deploy` gave it, or its runs would go there."""
-    deployment.work_pool_name = None  # set, not only None by default: Prefect sends what has been set
+    """Remove a served deployment from the work pool of an earlier `deploy`, which would get its runs."""
+    deployment.work_pool_name = None  # assigned, because Prefect sends only fields that were set
     return deployment
 
 
 def _where(pool: str | None, home: str | None) -> dict[str, Any]:
-    if pool is None:  # a served run inherits the environment of `clip-scgi serve`
+    if pool is None:  # a served run inherits the environment of this process
         return {}
     return {"work_pool_name": pool, "job_variables": {"env": environment(home)}}

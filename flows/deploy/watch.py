@@ -1,27 +1,32 @@
-"""The Prefect flow ``watch-datasets``: looks at every registered data set and says which of them changed.
+"""The Prefect flow ``watch-datasets``: announce the datasets whose images changed.
 
-Registered is what has a deployment of caption-and-train. A change is announced as the event
-``clip-scgi.dataset.changed``, to which that deployment listens. It is announced again at every look until some run has
-indexed it, because a run that was busy with the old state has the announced one cancelled.
+It watches every dataset that has a deployment of caption-and-train. A change is announced as the event
+``clip-scgi.dataset.changed``, which starts that deployment. The event is repeated on every look until a run has indexed
+the change, because the run that an event starts is cancelled while another run of that dataset is busy.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal, NamedTuple, TypedDict
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from prefect import flow, get_run_logger
 from prefect.events import emit_event
 
+from data.artifacts.fingerprint import digest
+from data.artifacts.inventory import take_inventory
 from data.artifacts.store import ArtifactStore, fingerprint_of
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError, DataError, RetryableError, raise_problems
+from data.files import atomic_path, read_json, write_json
 from data.index.stage import STAGE, Survey, index_ingredients, survey
-from flows.deploy.watch_memory import Memory, compare, from_index, rows_of
 from flows.pipeline import FLOW_NAME
 from flows.recipes import Recipe
 from flows.worlds import world_folder
@@ -32,88 +37,90 @@ SETTLE_SECONDS: Final = 60.0
 
 Status = Literal["new", "unchanged", "changed", "announced again", "not settled"]
 
+_LOG = logging.getLogger(__name__)
+
+
+class WatchedImage(NamedTuple):
+    """An image and its labels."""
+
+    path: str
+    split: str
+    pid: int
+    camid: int
+
+
+Images = dict[WatchedImage, str]
+"""The digest of each image's bytes."""
+
+
+class Counts(NamedTuple):
+    """Numbers of images that were added, removed, or got other bytes or labels."""
+
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+
+
+NO_CHANGES: Final = Counts()
+
+
+class LookPayload(TypedDict):
+    """What the event carries: the fields of a `Look`."""
+
+    dataset: str
+    status: Status
+    old: str
+    new: str
+    added: int
+    removed: int
+    changed: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one look at one data set found.
+    """The result of one look at one dataset.
 
-    old, new: dataset hashes. added, removed, changed: images, against the last look that took the set for finished.
+    old, new: dataset hashes. counts: changes since the last look that found the dataset settled.
     """
 
     dataset: str
     status: Status
     old: str = ""
     new: str = ""
-    added: int = 0
-    removed: int = 0
-    changed: int = 0
+    counts: Counts = NO_CHANGES
 
     @property
     def is_news(self) -> bool:
-        """Say whether there is something to announce."""
+        """Return True if there is something to announce."""
         return self.status in ("changed", "announced again")
 
-    def payload(self) -> dict[str, Any]:
-        """Return what the event carries."""
-        return asdict(self)
+    def payload(self) -> LookPayload:
+        """Return the content of the event."""
+        added, removed, changed = self.counts
+        return {
+            "dataset": self.dataset,
+            "status": self.status,
+            "old": self.old,
+            "new": self.new,
+            "added": added,
+            "removed": removed,
+            "changed": changed,
+        }
 
 
 def resource_id(dataset: str) -> str:
-    """Return the id under which Prefect knows a data set: what events are about and triggers wait for."""
+    """Return the id of a dataset in Prefect, which its events and triggers share."""
     return f"clip-scgi.dataset.{dataset}"
-
-
-def look_at(
-    store: ArtifactStore,
-    *,
-    dataset: str,
-    config: DatasetConfig,
-    settle_seconds: float = SETTLE_SECONDS,
-    now: float | None = None,
-) -> Look:
-    """Compare a data set with how it was at the last look, and remember how it is now.
-
-    The first look at a set compares with its newest index; a set that no run has seen yet is only remembered. While
-    anything in it is younger than `settle_seconds` it is taken for unfinished, and nothing is remembered. Raises
-    DataError when there is no such data set any more. now: seconds since 1970, for tests.
-    """
-    try:
-        found = survey(store, config=config)
-    except RetryableError:
-        return Look(dataset=dataset, status="not settled")
-    if _youngest(found) > (time.time() if now is None else now) - settle_seconds:
-        return Look(dataset=dataset, status="not settled", new=found.dataset_hash)
-    memory = Memory(store, dataset)
-    known = memory.read() or from_index(store, config.label)
-    rows = rows_of(found)
-    if known is None:
-        memory.write(found.dataset_hash, rows, announced=False)
-        return Look(dataset=dataset, status="new", new=found.dataset_hash)
-    if known.dataset_hash != found.dataset_hash:
-        counts = compare(known.rows, rows)
-        memory.write(found.dataset_hash, rows, announced=True, counts=counts, old=known.dataset_hash)
-        return Look(dataset=dataset, status="changed", old=known.dataset_hash, new=found.dataset_hash, **counts)
-    if known.announced and not _is_indexed(store, found):
-        return Look(dataset=dataset, status="announced again", old=known.old, new=found.dataset_hash, **known.counts)
-    if known.announced or not memory.exists():
-        memory.write(found.dataset_hash, rows, announced=False)
-    return Look(dataset=dataset, status="unchanged", old=found.dataset_hash, new=found.dataset_hash)
-
-
-def announce(look: Look) -> None:
-    """Emit the event that starts the deployment of the data set."""
-    resource = {"prefect.resource.id": resource_id(look.dataset), "prefect.resource.name": look.dataset}
-    emit_event(event=CHANGED, resource=resource, payload=look.payload())
 
 
 @flow(name=WATCH_FLOW, flow_run_name=WATCH_FLOW, persist_result=False, retries=0)
 def watch_datasets(
     home: str | None = None, settle_seconds: float = SETTLE_SECONDS, only: list[str] | None = None
-) -> list[dict[str, Any]]:
-    """Look at every data set that has a deployment of caption-and-train, and announce those that changed.
+) -> list[LookPayload]:
+    """Look at every dataset that has a deployment of caption-and-train, and announce those that changed.
 
-    home: artefact root (default ``CLIP_SCGI_HOME``, else ``./artifacts``). settle_seconds: a set with anything younger
-    is looked at next time. only: names of data sets; all by default.
+    home: artifact root (default ``CLIP_SCGI_HOME``, else ``./artifacts``). settle_seconds: a dataset with a younger
+    change is left for the next look. only: names of datasets; all by default.
     """
     store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
     log = get_run_logger()
@@ -123,32 +130,23 @@ def watch_datasets(
             continue
         config = watched_config(store, recipe)
         if config is None:
-            log.info("%s: its synthetic images are not drawn yet; its first run does that", name)
+            log.info("%s: its synthetic images do not exist yet; its first run draws them", name)
             continue
         try:
             look = look_at(store, dataset=name, config=config, settle_seconds=settle_seconds)
         except ClipScgiError as error:
-            # The others are looked at all the same; what was made from this one stays.
-            problems.append(f"{name}: {error}")
+            problems.append(f"{name}: {error}")  # and go on with the other datasets
             continue
-        log.info("%s: %s (+%d -%d ~%d)", name, look.status, look.added, look.removed, look.changed)
+        log.info("%s: %s (+%d -%d ~%d)", name, look.status, *look.counts)
         if look.is_news:
             announce(look)
         looks.append(look.payload())
-    raise_problems("data sets that cannot be watched", problems, DataError)
+    raise_problems("datasets that cannot be watched", problems, DataError)
     return looks
 
 
-def watched_config(store: ArtifactStore, recipe: Recipe) -> DatasetConfig | None:
-    """Return what to look at for `recipe`, or None while its synthetic images have not been drawn."""
-    if recipe.synthetic is None or recipe.data.root:
-        return recipe.data
-    folder = world_folder(store, recipe.synthetic)
-    return recipe.data.model_copy(update={"root": str(folder)}) if folder.is_dir() else None
-
-
 def _registered() -> dict[str, Recipe]:
-    """Return deployment name -> recipe of every deployment of caption-and-train on the server."""
+    """Return the recipe of every deployment of caption-and-train on the server, by deployment name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
@@ -160,26 +158,192 @@ def _registered() -> dict[str, Recipe]:
     }
 
 
+def watched_config(store: ArtifactStore, recipe: Recipe) -> DatasetConfig | None:
+    """Return the dataset to look at for `recipe`, or None while its synthetic images do not exist."""
+    if recipe.synthetic is None or recipe.data.root:
+        return recipe.data
+    folder = world_folder(store, recipe.synthetic)
+    return recipe.data.model_copy(update={"root": str(folder)}) if folder.is_dir() else None
+
+
+def announce(look: Look) -> None:
+    """Emit the event that starts the deployment of the dataset."""
+    resource = {"prefect.resource.id": resource_id(look.dataset), "prefect.resource.name": look.dataset}
+    emit_event(event=CHANGED, resource=resource, payload=dict(look.payload()))
+
+
+def look_at(
+    store: ArtifactStore,
+    *,
+    dataset: str,
+    config: DatasetConfig,
+    settle_seconds: float = SETTLE_SECONDS,
+    now: float | None = None,
+) -> Look:
+    """Compare a dataset with its state at the last look, and remember its state now.
+
+    The first look compares with the newest index; a dataset that no run has indexed is only remembered. While its last
+    change is younger than `settle_seconds`, a dataset counts as incomplete and is not remembered. now: seconds since
+    1970, for tests.
+
+    Raises:
+        DataError: the dataset does not exist any more.
+    """
+    try:
+        found = survey(store, config=config)
+    except RetryableError:
+        return Look(dataset=dataset, status="not settled")
+    new = found.dataset_hash
+    if _last_change(found) > (time.time() if now is None else now) - settle_seconds:
+        return Look(dataset=dataset, status="not settled", new=new)
+    memory = Memory(store, dataset)
+    known = memory.read() or _newest_index(store, config.label)
+    images = _images_of(found)
+    if known is None:
+        memory.write(State(new, images))
+        return Look(dataset=dataset, status="new", new=new)
+    if known.dataset_hash != new:
+        counts = count_changes(known.images, images)
+        memory.write(State(new, images, announced=True, old=known.dataset_hash, counts=counts))
+        return Look(dataset=dataset, status="changed", old=known.dataset_hash, new=new, counts=counts)
+    if known.announced and not _is_indexed(store, found):
+        return Look(dataset=dataset, status="announced again", old=known.old, new=new, counts=known.counts)
+    if known.announced or not memory.exists():
+        memory.write(State(new, images))
+    return Look(dataset=dataset, status="unchanged", old=new, new=new)
+
+
+def count_changes(old: Images, new: Images) -> Counts:
+    """Count the images, by path, that differ between two states of a dataset."""
+    before = {image.path: (image, sha256) for image, sha256 in old.items()}
+    after = {image.path: (image, sha256) for image, sha256 in new.items()}
+    return Counts(
+        added=len(after.keys() - before.keys()),
+        removed=len(before.keys() - after.keys()),
+        changed=sum(before[path] != after[path] for path in before.keys() & after.keys()),
+    )
+
+
+def _images_of(found: Survey) -> Images:
+    return {
+        WatchedImage(record.path, record.split, record.pid, record.camid): fact.sha256
+        for record, fact in zip(found.records, found.facts, strict=True)
+    }
+
+
 def _is_indexed(store: ArtifactStore, found: Survey) -> bool:
     return store.find(STAGE, fingerprint_of(STAGE, index_ingredients(found))) is not None
 
 
-def _youngest(found: Survey) -> float:
-    """Return when anything in the data set last changed (seconds since 1970), the folders of its files included.
+def _last_change(found: Survey) -> float:
+    """Return when a file of the dataset or a folder of its files last changed, in seconds since 1970.
 
-    A removed file shows only in its folder's time. Times in the future, as after the clock was set back, say nothing
-    about a copy in progress and are left out.
+    Only the folder's time shows that a file was removed. Times in the future, as after the clock was set back, do not
+    tell whether a copy is in progress and are left out.
     """
     horizon = time.time() + 1
     files = [fact.ctime_ns / 1e9 for fact in found.facts]
-    files += list(_changes(found.root / row.path for row in found.rejected))
+    files += list(_change_times(found.root / row.path for row in found.rejected))
     folders = {(found.root / record.path).parent for record in found.records} | {found.root}
-    return max((moment for moment in [*files, *_changes(folders)] if moment <= horizon), default=0.0)
+    return max((moment for moment in [*files, *_change_times(folders)] if moment <= horizon), default=0.0)
 
 
-def _changes(paths: Iterable[Path]) -> Iterable[float]:
+def _change_times(paths: Iterable[Path]) -> Iterator[float]:
     for path in paths:
         try:
-            yield os.stat(path).st_ctime  # noqa: PTH116 - a folder or a file, whichever is there
+            yield os.stat(path).st_ctime  # noqa: PTH116 - a file or a folder
         except OSError:
             continue
+
+
+class State(NamedTuple):
+    """A dataset at the last look that found it settled. old, counts: the change that was announced."""
+
+    dataset_hash: str
+    images: Images
+    announced: bool = False
+    old: str = ""
+    counts: Counts = NO_CHANGES
+
+
+class Memory:
+    """The remembered state of one dataset: watch/NAME.json, and its images in watch/NAME.HASH.parquet."""
+
+    def __init__(self, store: ArtifactStore, dataset: str) -> None:
+        # Names are free text; a short digest keeps them apart on every file system.
+        plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in dataset)
+        self.state = store.root / "watch" / f"{plain}-{digest(dataset)[:8]}.json"
+        self.dataset = dataset
+
+    def exists(self) -> bool:
+        """Return True if a state is remembered."""
+        return self.state.exists()
+
+    def read(self) -> State | None:
+        """Return the remembered state, or None if it does not exist or cannot be used."""
+        try:
+            stored = read_json(self.state)
+            return State(
+                dataset_hash=stored["dataset_hash"],
+                images=_read_images(self.state.with_name(stored["rows"]), dataset_hash=stored["dataset_hash"]),
+                announced=bool(stored["announced"]),
+                old=stored["old"],
+                counts=Counts(**{name: int(stored["counts"][name]) for name in Counts._fields}),
+            )
+        except FileNotFoundError:
+            return None
+        except (DataError, OSError, KeyError, TypeError, ValueError) as error:
+            _LOG.warning("%s cannot be used (%s) and is replaced", self.state, error)
+            return None
+
+    def write(self, state: State) -> None:
+        """Remember `state`. The small file is written last, so that a kill leaves the older state intact."""
+        stem = self.state.stem
+        target = self.state.with_name(f"{stem}.{state.dataset_hash[:12]}.parquet")
+        _write_images(target, state.images, dataset_hash=state.dataset_hash)
+        write_json(
+            self.state,
+            {
+                "dataset": self.dataset,
+                "dataset_hash": state.dataset_hash,
+                "rows": target.name,
+                "announced": state.announced,
+                "old": state.old,
+                "counts": state.counts._asdict(),
+            },
+        )
+        for stale in self.state.parent.glob(f"{stem}.*.parquet"):
+            if stale != target:
+                stale.unlink(missing_ok=True)
+
+
+def _write_images(path: Path, images: Images, *, dataset_hash: str) -> None:
+    columns = [("image", pa.string()), ("sha256", pa.string())]
+    schema = pa.schema(columns, metadata={b"dataset_hash": dataset_hash.encode()})
+    keys = ["\0".join(map(str, image)) for image in images]
+    with atomic_path(path) as temporary:
+        table = pa.table({"image": keys, "sha256": list(images.values())}, schema=schema)
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _read_images(path: Path, *, dataset_hash: str) -> Images:
+    table = pq.read_table(path)
+    if (table.schema.metadata or {}).get(b"dataset_hash") != dataset_hash.encode():
+        raise ValueError(f"{path} belongs to another state of the dataset")
+    keys = (key.split("\0") for key in table["image"].to_pylist())
+    images = (WatchedImage(name, split, int(pid), int(camid)) for name, split, pid, camid in keys)
+    return dict(zip(images, table["sha256"].to_pylist(), strict=True))
+
+
+def _newest_index(store: ArtifactStore, label: str) -> State | None:
+    """Return the dataset as its newest intact index has it, or None if no run has indexed it."""
+    entries = [entry for entry in take_inventory(store, STAGE).entries if entry.label == label]
+    for entry in reversed(entries):
+        if store.problems(STAGE, entry.fingerprint):
+            continue
+        columns = [*WatchedImage._fields, "sha256"]
+        table = pq.read_table(entry.folder / "images.parquet", columns=columns)
+        rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+        images = {WatchedImage(*row[:-1]): row[-1] for row in rows}
+        return State(read_json(entry.folder / "dataset.json")["dataset_hash"], images)
+    return None

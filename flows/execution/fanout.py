@@ -22,7 +22,7 @@ from data.process.children import follow, shielded
 from flows.execution.gpu import gpu_slot, uses_gpu
 from flows.execution.ui import progress_artifact
 from flows.interrupts import stop_on_terminate
-from flows.scale import ScaleConfig
+from flows.recipes import ScaleConfig
 from flows.terminal import progress_bar
 
 

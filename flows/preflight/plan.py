@@ -16,7 +16,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.device import Cuda, cuda_devices
 from data.errors import ClipScgiError
 from data.people import is_junk
-from flows.scale import ScaleConfig
+from flows.recipes import ScaleConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 

@@ -12,8 +12,7 @@ from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError
 from data.index.stage import index
-from flows.deploy.watch import look_at, resource_id, watched_config
-from flows.deploy.watch_memory import Memory
+from flows.deploy.watch import Counts, Memory, look_at, resource_id, watched_config
 from flows.recipes import build_recipe
 from tests.helpers.data_trees import market, picture, put
 
@@ -52,7 +51,7 @@ def test_counts_are_what_was_done_to_the_folder(store, config, tmp_path):
     (root / TRAIN).write_bytes(picture(99))
     look = _look(store, config)
     assert look.status == "changed"
-    assert (look.added, look.removed, look.changed) == (2, 1, 1)
+    assert look.counts == Counts(added=2, removed=1, changed=1)
     assert look.old == before.new != look.new
     assert look.payload()["dataset"] == "people"
 
@@ -64,7 +63,7 @@ def test_a_change_is_announced_until_a_run_has_indexed_it(store, config, tmp_pat
     again = _look(store, config)
     assert again.status == "announced again"
     assert again.is_news
-    assert again.added == 1
+    assert again.counts.added == 1
     index(store, config=config)
     assert _look(store, config).status == "unchanged"
     assert _look(store, config).status == "unchanged"
@@ -75,7 +74,7 @@ def test_the_first_look_compares_with_the_newest_index(store, config, tmp_path):
     shutil.copytree(store.root, tmp_path / "kept")
     put(tmp_path / "images", "bounding_box_train/0002_c4s1_000999_01.jpg", first_seed=50)
     look = _look(store, config)
-    assert (look.status, look.added, look.removed, look.changed) == ("changed", 1, 0, 0)
+    assert (look.status, look.counts) == ("changed", Counts(added=1))
     # Nothing changed since that index: nothing to say.
     (tmp_path / "images/bounding_box_train/0002_c4s1_000999_01.jpg").unlink()
     assert _look(ArtifactStore(tmp_path / "kept"), config).status == "unchanged"
