@@ -144,8 +144,8 @@ def crash_automation(within: timedelta = CRASHED_AFTER) -> AutomationCore:
     """Return the automation that marks a run as crashed when its heartbeats stop without a final state.
 
     A worker that loses power cannot report it. Without the automation its run would stay Running and, with a
-    concurrency limit of 1, block every later run of its dataset. Runs send heartbeats if ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY``
-    (seconds) is set, as it is in these deployments.
+    concurrency limit of 1, block every later run of its dataset. Runs send heartbeats if
+    ``PREFECT_FLOWS_HEARTBEAT_FREQUENCY`` (seconds) is set, as it is in these deployments.
     """
     ends = {"Completed", "Failed", "Cancelled", "Crashed"}
     return AutomationCore(
