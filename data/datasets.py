@@ -1,4 +1,4 @@
-"""The data sets this project reads: one config, and two functions that turn it into image records.
+"""The supported datasets: their config, and the functions that turn it into image records.
 
 >>> records = load_dataset("market1501", "/data/Market-1501-v15.09.15")  # doctest: +SKIP
 """
@@ -35,11 +35,11 @@ Reader = Literal[
 ]
 
 _VERSIONS: Final[dict[str, tuple[str, ...]]] = {
-    "msmt17": ("v1", "v2"),  # "": whichever is there
+    "msmt17": ("v1", "v2"),  # default: whichever exists
     "cuhk03_np": ("labeled", "detected"),
     "vehicleid": ("800", "1600", "2400"),
 }
-# Which readers an option means something to; set to something else than its default elsewhere, it is a mistake.
+# Option -> readers that use it. A value other than the default with any other reader is an error.
 _OPTIONS: Final[dict[str, tuple[str, ...]]] = {
     "version": tuple(_VERSIONS),
     "manifest": ("manifest",),
@@ -51,68 +51,68 @@ _OPTIONS: Final[dict[str, tuple[str, ...]]] = {
 
 
 class DatasetConfig(Config):
-    """Which images to use, and how their folder is to be understood."""
+    """Which images to use, and how to read their folder."""
 
     name: str = Field(default="", max_length=100)
-    """What people see this data set called in tables and reports; empty: the name of the reader."""
+    """Name of this dataset in tables and reports; empty: the name of the reader."""
     reader: Reader = "market1501"
-    """How the folder is laid out. `manifest`: any set with a Parquet or CSV file of path, split, pid and camid."""
+    """Layout of the folder. `manifest`: any dataset with a Parquet or CSV file of path, split, pid and camid."""
     root: RuntimeStr = ""
-    """The data set's folder, or the folder that holds it."""
+    """The dataset's folder, or the folder that contains it."""
     manifest: RuntimeStr = ""
     """manifest: the Parquet or CSV file; empty: manifest.parquet or manifest.csv in the root, or the root itself."""
     version: str = ""
-    """msmt17: v1 or v2, empty: whichever is there. cuhk03_np: labeled (default) or detected. vehicleid: size of the
-    test list in identities, 800 (default), 1600 or 2400."""
+    """msmt17: v1 or v2, empty: whichever exists. cuhk03_np: labeled (default) or detected. vehicleid: size of the test
+    list in identities, 800 (default), 1600 or 2400."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of the identity split (pku_reid) or of the drawn gallery (vehicleid)."""
     train_fraction: float = Field(default=0.5, gt=0, lt=1)
-    """pku_reid: share of the identities that train; the others are the test."""
+    """pku_reid: share of the identities in the train split; the others are query and gallery."""
     include_val: bool = True
     """msmt17: train on list_train and list_val, as CLIP-ReID does, or on list_train alone, as torchreid does."""
     keep_junk: bool = False
-    """Keep images with identity -1, which no measure counts; captioning them is wasted time."""
+    """Keep images with identity -1. No metric counts them, so captioning them wastes time."""
     require_splits: tuple[SplitName, ...] = SPLITS
-    """Splits that must not be empty. All three to train and evaluate; none to caption a folder only."""
+    """Splits that must not be empty: all three to train and evaluate, none to only caption a folder."""
     allow_identical: bool = False
-    """Only warn, instead of stopping, when one and the same file has two identities."""
+    """Warn, instead of stopping, if identical files have different identities."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=MOST_PIXELS)
     """Images with more pixels (width x height) are rejected as too_large before they are decoded."""
     min_side: int = Field(default=8, ge=1)
-    """Images with a shorter side than this, in pixels, are rejected as too_small: no person can be described in them,
-    and yet a captioner would."""
+    """Images with a side shorter than this, in pixels, are rejected as too_small: they cannot show a person, but a
+    captioner would still describe one."""
     max_aspect: float = Field(default=10, ge=1)
     """Images whose longer side is more than this many times the shorter one are rejected as bad_aspect: slivers, not
-    crops of a person (who is three to four times as tall as wide)."""
+    crops of a person, who is three to four times as tall as wide."""
     workers: Annotated[RuntimeInt, Field(ge=0, le=256)] = 0
-    """Threads that read and check images; 0: as many as there are CPU cores, at most 8."""
+    """Threads that read and check images; 0: one per CPU core, at most 8."""
 
     @property
     def label(self) -> str:
-        """What to call this data set: the name, or the reader's."""
+        """Name to show: `name`, or else the reader's."""
         return self.name or self.reader
 
     @model_validator(mode="after")
     def _options_fit_the_reader(self) -> Self:
         fields = type(self).model_fields
         problems = [
-            (option, f"means nothing to the reader {self.reader}, only to {', '.join(readers)}; leave it out")
+            (option, f"has no effect with the reader {self.reader}, only with {', '.join(readers)}; remove it")
             for option, readers in _OPTIONS.items()
             if self.reader not in readers and getattr(self, option) != fields[option].default
         ]
         known = _VERSIONS.get(self.reader, ())
         if known and self.version and self.version not in known:
-            told = f"{self.version!r} is not an edition of {self.reader}; set {{at}}version={known[0]}"
-            problems.append(("version", told + f" (editions: {', '.join(known)})"))
+            hint = f"set {{at}}version to one of {', '.join(known)}, such as {{at}}version={known[0]}"
+            problems.append(("version", f"{self.version!r} is not an edition of {self.reader}; {hint}"))
         raise_settings(problems)
         return self
 
 
 def load_dataset(name: str, root: str | Path, **options: Any) -> list[ImageRecord]:
-    """Return the images of the data set that reader `name` finds at `root`, sorted by (split, path).
+    """Return the images that the reader `name` finds at `root`, sorted by (split, path).
 
-    options: further fields of `DatasetConfig`, such as version or split_seed. Notices and the number of rejected
-    files go to the log. No image is opened: `data.index.stage` does that.
+    options: other fields of `DatasetConfig`, such as version or split_seed. Notices and the number of rejected files
+    are logged. Images are not opened; `data.index.stage` does that.
     """
     config = build_config(DatasetConfig, {"reader": name, "root": str(root), **options}, "load_dataset")
     scan = scan_dataset(config)
@@ -124,9 +124,12 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> list[ImageRecor
 
 
 def scan_dataset(config: DatasetConfig) -> Scan:
-    """List and parse the data set of `config`; raises DataError when its folder cannot be such a set."""
+    """Return the images that the config's reader finds; raises DataError if its folder does not have that layout."""
     if not config.root:
-        raise ConfigError(f"the data set {config.label} has no folder yet; set data.root to it")
+        raise ConfigError(
+            f"data.root is empty; set data.root to the folder of the dataset {config.label}, such as"
+            f" data.root=/data/{config.reader}"
+        )
     root = Path(config.root)
     match config.reader:
         case "market1501":

@@ -1,7 +1,7 @@
-"""What the bytes of image files say: digest, size in pixels, whether anything is drawn, or why a file is unusable.
+"""Facts about image files: digest, size in pixels, whether it is of one color, or why a file is unusable.
 
-Each file is read once and decoded once; after that it is recalled by its stamp (size, mtime, ctime), and its decoding
-by its digest, from the SQLite file that `data.artifacts.digests` keeps.
+Each file is read and decoded once. Later, its digest is recalled by its stamp (size, mtime, ctime) and the result of
+decoding by its digest, from the SQLite file of `data.artifacts.digests`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
 
 CHECK_VERSION: Final = 2
-"""Raised when `data.images.decode.open_rgb` accepts or rejects other files than before."""
+"""Version of the decoder; increment it when `data.images.decode.open_rgb` accepts or rejects other files."""
 
 CHUNK: Final = 32
-"""Files that a thread takes at a time."""
+"""Files per task of a thread."""
 REMEMBER_EVERY: Final = 4096
-"""Files after which their facts are kept, so that a killed first run of a large dataset is not in vain."""
+"""Files after which their facts are saved, so that a killed first run of a large dataset loses little work."""
 _MAX_THREADS: Final = 8
 
 _CHECKS: Final = (
@@ -46,26 +46,29 @@ _RECALL: Final = (
 
 
 class ChangedError(Exception):
-    """A file changed or vanished while it was being read. The message names it."""
+    """A file that changed or vanished while it was being read; the message names it."""
 
 
-class Check(NamedTuple):
-    """Result of decoding: pixels after rotation, "" or the reason why the file is unusable, and if it is one color."""
+class Decoding(NamedTuple):
+    """Result of decoding one file.
+
+    width, height: pixels after rotation. reason: why the file is unusable, or "". flat: it is of one color.
+    """
 
     width: int
     height: int
     reason: str
-    flat: int  # 1 or 0, as SQLite keeps it
+    flat: int  # 1 or 0, as stored in SQLite
 
 
-_UNKNOWN: Final = Check(0, 0, "", 0)
-_FLAT_LEVELS: Final = 2  # of 255: the most that the values of a channel differ in an image of one color
+_UNKNOWN: Final = Decoding(0, 0, "", 0)
+_FLAT_LEVELS: Final = 2  # of 255; largest range of each channel in an image of one color
 
 
 class Facts(NamedTuple):
-    """What is known of one file: its `Stamp`, the digest ("" where it was not even read) and its `Check`.
+    """The known facts of one file: its `Stamp`, its digest ("" if it could not be read) and its `Decoding`.
 
-    One tuple, for there are 200,000 of them; in the order of `_RECALL`.
+    A flat tuple in the order of `_RECALL`, because there are 200,000 of them.
     """
 
     size: int
@@ -79,13 +82,13 @@ class Facts(NamedTuple):
 
     @property
     def stamp(self) -> Stamp:
-        """Return what must be unchanged for these facts to hold."""
+        """Size and times that must be unchanged for these facts to hold."""
         return Stamp(self.size, self.mtime_ns, self.ctime_ns)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """facts: one a path, in their order. n_read, n_decoded: files whose bytes were read, and decoded, this time."""
+    """Result of `examine`. facts: one per path, in order. n_read, n_decoded: files read and decoded this time."""
 
     facts: list[Facts]
     n_read: int
@@ -110,21 +113,22 @@ def examine(
     chunk: int = CHUNK,
     remember_every: int = REMEMBER_EVERY,
 ) -> Examination:
-    """Return the facts of the files `paths` under `root`, reading only what is not remembered (all with `reread`).
+    """Return the facts of the files `paths` under `root`; reads and remembers the files that `memo` does not know.
 
-    workers: threads; 0 for as many as there are cores. Raises ChangedError.
+    workers: threads; 0 for one per core. reread: read every file. chunk: files per task of a thread. remember_every:
+    files after which their facts are saved. Raises ChangedError.
     """
-    # Another Pillow may accept other files: its version is part of what a remembered check was made by.
+    # Another version of Pillow may accept other files.
     checker = f"{CHECK_VERSION} {pillow_version} {max_pixels}"
     known = _recall(memo, root, checker)
     facts = [_remembered(f"{root}/{path}", known) for path in paths]
     todo = [index for index, fact in enumerate(facts) if reread or not fact.sha256]
     files = [f"{root}/{paths[index]}" for index in todo]
-    checks = {fact.sha256: Check(*fact[4:]) for fact in known.values()} if todo else {}
+    decodings = {fact.sha256: Decoding(*fact[4:]) for fact in known.values()} if todo else {}
     fresh: dict[str, Facts] = {}
     n_decoded = 0
     threads = workers or min(os.cpu_count() or 1, _MAX_THREADS)
-    with closing(_read_all(files, checks, max_pixels, threads, chunk)) as results:
+    with closing(_read_all(files, decodings, max_pixels, threads, chunk)) as results:
         for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
             facts[index] = result.facts
             n_decoded += result.decoded
@@ -139,7 +143,7 @@ def examine(
 
 
 def stamps_of(root: Path, paths: Iterable[str]) -> list[Stamp]:
-    """Return the stamps of the files `paths` under `root` as they are now; raises ChangedError if one is gone."""
+    """Return the current stamps of the files `paths` under `root`; raises ChangedError if one is gone."""
     return [_stamp(f"{root}/{path}") for path in paths]
 
 
@@ -156,10 +160,9 @@ def _remembered(file: str, known: Mapping[bytes, Facts]) -> Facts:
     return found if found is not None and found[:3] == stamp else _facts(stamp, "", _UNKNOWN)
 
 
-def _facts(stamp: Stamp, sha256: str, check: Check) -> Facts:
-    return Facts(
-        stamp.size, stamp.mtime_ns, stamp.ctime_ns, sha256, check.width, check.height, check.reason, check.flat
-    )
+def _facts(stamp: Stamp, sha256: str, decoding: Decoding) -> Facts:
+    size, mtime_ns, ctime_ns = stamp
+    return Facts(size, mtime_ns, ctime_ns, sha256, decoding.width, decoding.height, decoding.reason, decoding.flat)
 
 
 def _recall(memo: DigestMemo, root: Path, checker: str) -> dict[bytes, Facts]:
@@ -188,10 +191,10 @@ def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> Non
 
 
 def _read_all(
-    files: Sequence[str], checks: Mapping[str, Check], max_pixels: int, threads: int, chunk: int
+    files: Sequence[str], decodings: Mapping[str, Decoding], max_pixels: int, threads: int, chunk: int
 ) -> Generator[_Result, None, None]:
     def read(some: Sequence[str]) -> list[_Result]:
-        return [_read(file, checks, max_pixels) for file in some]
+        return [_read(file, decodings, max_pixels) for file in some]
 
     chunks = (files[start : start + chunk] for start in range(0, len(files), chunk))
     with closing(map_ahead(read, chunks, threads=threads, ahead=4 * threads)) as results:
@@ -199,8 +202,8 @@ def _read_all(
             yield from some
 
 
-def _read(file: str, checks: Mapping[str, Check], max_pixels: int) -> _Result:
-    """Read one file, and decode it unless a file of the same bytes is known."""
+def _read(file: str, decodings: Mapping[str, Decoding], max_pixels: int) -> _Result:
+    """Read one file, and decode it unless the result for the same bytes is known."""
     read_ns = time.time_ns()
     stamp = _stamp(file)
     try:
@@ -208,21 +211,21 @@ def _read(file: str, checks: Mapping[str, Check], max_pixels: int) -> _Result:
     except RejectedRow as error:
         if error.reason == "missing":
             raise ChangedError(f"{file} vanished") from error
-        return _Result(_facts(stamp, "", Check(0, 0, error.reason, 0)), False, False)
+        return _Result(_facts(stamp, "", Decoding(0, 0, error.reason, 0)), False, False)
     if len(content) != stamp.size or _stamp(file) != stamp:
         raise ChangedError(f"{file} changed")
     sha256 = digest_bytes(content)
-    known = checks.get(sha256)
-    check = _decode(content, max_pixels) if known is None else known
-    # Another day the memory may suffice.
-    remembered = stamp.settled(read_ns) and check.reason != "out_of_memory"
-    return _Result(_facts(stamp, sha256, check), known is None, remembered)
+    known = decodings.get(sha256)
+    decoding = _decode(content, max_pixels) if known is None else known
+    # A decoding that ran out of memory may succeed next time.
+    settled = stamp.settled(read_ns) and decoding.reason != "out_of_memory"
+    return _Result(_facts(stamp, sha256, decoding), known is None, settled)
 
 
-def _decode(content: bytes, max_pixels: int) -> Check:
+def _decode(content: bytes, max_pixels: int) -> Decoding:
     try:
         image = open_rgb(content, max_pixels)
     except RejectedRow as error:
-        return Check(0, 0, error.reason, 0)
+        return Decoding(0, 0, error.reason, 0)
     spans = np.ptp(np.array(image.getextrema()), axis=1)
-    return Check(*image.size, "", int(spans.max() <= _FLAT_LEVELS))
+    return Decoding(*image.size, "", int(spans.max() <= _FLAT_LEVELS))

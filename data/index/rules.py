@@ -1,7 +1,12 @@
-"""What makes an index unusable as a whole, and what a person should be told about a usable one."""
+"""Rules of the index: which images are rejected, what makes a dataset unusable, and notices about a usable one.
+
+Notices and the details of rejected images are part of the index fingerprint: another wording reruns the index of every
+dataset that has them.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import compress
@@ -19,7 +24,7 @@ _EXAMPLES: Final = 3
 
 
 def identities(records: Sequence[ImageRecord]) -> dict[str, set[int]]:
-    """Return split -> identities that are people, as `data.people` tells."""
+    """Return split -> identities that are people, by the rule of `data.people`."""
     found: dict[str, set[int]] = {split: set() for split in SPLITS}
     for record in compress(records, _people(records)):
         found[record.split].add(record.pid)
@@ -32,7 +37,7 @@ def _people(records: Sequence[ImageRecord]) -> list[bool]:
 
 
 def unusable(config: DatasetConfig, fact: Facts) -> tuple[str, str] | None:
-    """Return the reason and the detail of a rejected image, or None if it can be used."""
+    """Return the reason and the detail why an image is rejected, or None if it is usable."""
     if fact.reason:
         return fact.reason, REASONS[fact.reason]
     shape = f"{fact.width} x {fact.height} pixels"
@@ -50,15 +55,15 @@ def check_index(
     facts: Sequence[Facts],
     rejected: Sequence[Rejected],
 ) -> list[str]:
-    """Return the notices of an index; raise one DataError with all problems if it is unusable.
+    """Return the notices of an index; raise one DataError with all problems if the dataset is unusable.
 
-    records, facts: the usable images, side by side.
+    records, facts: the usable images, index by index.
     """
     sha256s = [fact.sha256 for fact in facts]
-    subject = f"the data set {config.label} in {scan.root}"
+    subject = f"the dataset {config.label} in {scan.root}"
     if not records:
-        found = _tally(rejected) or "no file with a fitting name"
-        raise DataError(f"{subject} has no usable image: {found}. Check data.root and data.reader ({scan.name})")
+        found = _tally(rejected) or "no file name matches"
+        raise DataError(f"{subject} has no usable images: {found}. Check data.root and data.reader ({scan.name})")
     identical = list(_identical(records, sha256s))
     problems = [*_empty_splits(config, records, rejected), *_shared_identities(records)]
     notices = [*scan.notices, *_junk(scan), *_rejected(rejected), *_copies(records, sha256s), *_flat(records, facts)]
@@ -66,14 +71,14 @@ def check_index(
         notices.append(_show_identical(identical))
     elif identical:
         problems.append(
-            f"{_show_identical(identical)}. Correct the labels, or set data.allow_identical=true to be warned only"
+            f"{_show_identical(identical)}. Correct the labels, or set data.allow_identical=true to only get a notice"
         )
     raise_problems(subject, problems, DataError)
     return notices
 
 
 def _tally(rejected: Sequence[Rejected]) -> str:
-    """Say how many rows were rejected for what, with an example of each reason."""
+    """Return the number of rejected rows per reason, with an example of each."""
     counts = Counter(row.reason for row in rejected)
     example = {row.reason: row for row in reversed(rejected)}
     return "; ".join(
@@ -83,14 +88,15 @@ def _tally(rejected: Sequence[Rejected]) -> str:
 
 
 def _empty_splits(config: DatasetConfig, records: Sequence[ImageRecord], rejected: Sequence[Rejected]) -> Iterator[str]:
-    there = {record.split for record in records}
-    empty = [split for split in SPLITS if split in config.require_splits and split not in there]
+    found = {record.split for record in records}
+    empty = [split for split in SPLITS if split in config.require_splits and split not in found]
     if not empty:
         return
-    lost = f" Not used were: {_tally(rejected)}." if rejected else ""
+    unused = f" Rejected: {_tally(rejected)}." if rejected else ""
+    remaining = json.dumps([split for split in SPLITS if split in found], separators=(",", ":"))
     yield (
-        f"no image in {', '.join(empty)}.{lost} Add images there, or, to caption only, set data.require_splits to the"
-        " splits there are"
+        f"no usable image in {', '.join(empty)}.{unused} Add images there, or, to caption only, set"
+        f" data.require_splits={remaining}"
     )
 
 
@@ -102,10 +108,15 @@ def _shared_identities(records: Sequence[ImageRecord]) -> Iterator[str]:
     shared = sorted(example["train"].keys() & example["test"].keys())
     if shared:
         shown = "; ".join(f"{pid} ({example['train'][pid]}, {example['test'][pid]})" for pid in shared[:_EXAMPLES])
-        zero = f". {DISTRACTOR} is a distractor only where the gallery alone has it" if DISTRACTOR in shared else ""
+        zero = (
+            f". {DISTRACTOR} is a distractor only if it occurs nowhere but in the gallery"
+            if DISTRACTOR in shared
+            else ""
+        )
         yield (
-            f"{len(shared)} identities are both in training and in query or gallery, such as {shown}. Test people must"
-            f" be unseen: move each identity to one side, or number two different people differently{zero}"
+            f"{len(shared)} identities are both in training and in query or gallery, such as {shown}. Test"
+            f" identities must not occur in training: move each to one side, or give different people different"
+            f" numbers{zero}"
         )
 
 
@@ -119,28 +130,28 @@ def _identical(records: Sequence[ImageRecord], sha256s: Sequence[str]) -> Iterat
 
 
 def _copies(records: Sequence[ImageRecord], sha256s: Sequence[str]) -> Iterator[str]:
-    """Yield notices about equal bytes that make a test easier, or wrong, without two people being confused."""
+    """Yield notices about identical files that make the evaluation too easy or wrong without a conflict of labels."""
     people, junk = _people(records), is_junk([record.pid for record in records]).tolist()
     first: dict[str, dict[str, ImageRecord]] = {"query": {}, "person": {}}
     for record, sha256 in compress(zip(records, sha256s, strict=True), people):
         first["person"].setdefault(sha256, record)
         if record.split == QUERY:
             first["query"].setdefault(sha256, record)
-    in_query, of_nobody = [], []
+    in_query, of_others = [], []
     for record, sha256, person, ignored in zip(records, sha256s, people, junk, strict=True):
         if person and record.split == GALLERY and sha256 in first["query"]:
             in_query.append((record, first["query"][sha256]))
         elif not person and not ignored and sha256 in first["person"]:
-            of_nobody.append((record, first["person"][sha256]))
+            of_others.append((record, first["person"][sha256]))
     if in_query:
         yield (
             f"{len(in_query):,} gallery image(s) are, byte for byte, a query, such as {_show(in_query[0])}: finding"
             " them proves nothing. Remove one of each"
         )
-    if of_nobody:
+    if of_others:
         yield (
-            f"{len(of_nobody):,} distractor(s) are, byte for byte, an image of a known person, such as"
-            f" {_show(of_nobody[0])}: finding that person there counts as an error. Remove them, or correct their pid"
+            f"{len(of_others):,} distractor(s) are, byte for byte, an image of a known person, such as"
+            f" {_show(of_others[0])}: finding that person there counts as an error. Remove them, or correct their pid"
         )
 
 

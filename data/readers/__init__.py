@@ -1,4 +1,4 @@
-"""Readers: one module a family of data sets, each turning a folder into a `Scan`. They open no image.
+"""Readers, one module per family of datasets: each turns a folder into a `Scan` without opening an image.
 
-`data.datasets` is the entry point.
+`data.datasets` selects the reader.
 """

@@ -1,6 +1,6 @@
-"""What every reader returns, and how readers list folders and take paths out of list files.
+"""Types that readers return, and shared code for listing folders and checking paths of list files.
 
-Order never comes from the file system: records are sorted by (split, path) before anybody sees them.
+Records are sorted by (split, path), so that their order never depends on the file system.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from data.files import inside
 from data.people import JUNK, is_person
 from data.splits import SPLITS
 
-_LARGEST: Final = (1 << 63) - 1  # of a 64-bit integer, as Parquet stores identities and cameras
-# What file managers leave behind. Hidden files (".DS_Store", "._0002_c1.jpg") are litter too.
+MAX_INT64: Final = (1 << 63) - 1
+"""Largest identity or camera that Parquet can store."""
+
+# Left behind by file managers, as are hidden files (".DS_Store", "._0002_c1.jpg").
 _LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})
-# Below this share of the published images a folder is taken for a part of the set, not for a damaged copy of it.
-_CLAIMS_TO_BE_WHOLE: Final = 0.5
-# Below this one it is somebody's own set in the same layout, and nothing is said.
-_CLAIMS_TO_BE_A_PART: Final = 0.1
+# With a smaller share of the published images, a folder counts as a part of the dataset, not as a damaged copy.
+_LEAST_COPY: Final = 0.5
+# With a smaller share than this, it counts as another dataset in the same layout, and gets no notice.
+_LEAST_PART: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """One image: `path` relative to the data set's folder (posix), its `split`, identity and camera."""
+    """One image: `path` relative to the dataset's folder (posix), `split`, identity and camera."""
 
     path: str
     split: str
@@ -38,7 +40,10 @@ class ImageRecord:
 
 
 class Rejected(NamedTuple):
-    """One file or row that is not used. `reason` is a short code, `detail` a sentence for people (may be empty)."""
+    """One file or row that is not used. reason: a short code. detail: a sentence for people; may be empty.
+
+    Both are part of the index fingerprint: another wording reruns the index of every dataset with such a file.
+    """
 
     path: str
     reason: str
@@ -47,11 +52,11 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What a reader found, before any image is opened.
+    """Result of a reader; no image has been opened.
 
-    name: the reader. version: which split or edition, as text. root: absolute folder the paths are relative to.
-    records: sorted by (split, path), junk left out. rejected: sorted. n_junk: files with pid -1 that were left out.
-    notices: sentences a person should see.
+    name: the reader. version: split or edition, as text. root: absolute folder that the paths are relative to. records:
+    sorted by (split, path), without junk. rejected: sorted. n_junk: files with pid -1 that were left out. notices:
+    sentences for the user; part of the index fingerprint, like the details of `Rejected`.
     """
 
     name: str
@@ -72,7 +77,7 @@ class Counts(NamedTuple):
 
 @dataclass
 class Collector:
-    """Gathers what one reader finds and closes into a `Scan`."""
+    """Collects the findings of one reader for its `Scan`."""
 
     name: str
     root: Path
@@ -84,8 +89,8 @@ class Collector:
     n_junk: int = 0
 
     def add(self, path: str, split: str, pid: int, camid: int) -> None:
-        """Keep one image; a junk one is only counted unless junk was asked for."""
-        if max(pid, camid) > _LARGEST:
+        """Add one image; junk is only counted, unless `keep_junk` is set."""
+        if max(pid, camid) > MAX_INT64:
             self.reject(path, "bad_name", f"identity {pid} or camera {camid} is a larger number than can be stored")
         elif pid == JUNK and not self.keep_junk:
             self.n_junk += 1
@@ -93,39 +98,38 @@ class Collector:
             self.records.append(ImageRecord(path=path, split=split, pid=pid, camid=camid))
 
     def reject(self, path: str, reason: str, detail: str = "") -> None:
-        """Record one file or row that is not used."""
+        """Add one file or row that is not used."""
         self.rejected.append(Rejected(printable(path), reason, printable(detail)))
 
     def finish(self, published: Mapping[str, Counts] | None = None) -> Scan:
-        """Sort, compare with the `published` counts, and return the scan."""
-        if published:
-            self.notices += compare_counts(self.name, self.records, published)
+        """Return the scan: sorted, with notices on counts that differ from the `published` ones."""
+        notices = compare_counts(self.name, self.records, published) if published else []
         return Scan(
             name=self.name,
             version=self.version,
             root=self.root,
             records=sorted(self.records, key=lambda record: (record.split, record.path)),
             rejected=sorted(self.rejected),
-            notices=self.notices,
+            notices=self.notices + notices,
             n_junk=self.n_junk,
         )
 
 
 def printable(text: str) -> str:
-    """Return `text` with bytes that are no UTF-8 written as escapes, so that it can be stored and shown."""
+    """Return `text` with bytes that are not UTF-8 as escapes, so that it can be stored and shown."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def is_litter(name: str) -> bool:
-    """Say whether `name` is something a file manager left, to be passed over in silence."""
+    """Return True if `name` is a file that file managers leave behind; such files are ignored without a notice."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def list_files(collector: Collector, folder: str) -> Iterator[str]:
-    """Yield the names of the files in `folder` (relative to the root), sorted; anything else there is rejected.
+def accepted_files(collector: Collector, folder: str) -> Iterator[str]:
+    """Yield the sorted names of the files in `folder`, relative to the root; `collector` rejects anything else there.
 
-    An absent folder is a notice: whether its split is needed is decided later, where all splits are known. Links pass
-    the same gate as the paths of a manifest, since later stages follow none that leads out of the root.
+    A missing folder is only a notice, because the index decides later whether its split is required. Links get the same
+    check as the paths of a manifest, because later stages do not follow links that leave the root.
     """
     where, gate = collector.root / folder, PathGate(collector.root)
     try:
@@ -135,33 +139,33 @@ def list_files(collector: Collector, folder: str) -> Iterator[str]:
         collector.notices.append(f"there is no folder {folder} in {collector.name}")
         return
     except OSError as error:
-        raise DataError(f"the folder {where} may not be read ({error.strerror}); check its permissions") from error
+        raise DataError(f"the folder {where} cannot be read ({error.strerror}); check its permissions") from error
     is_inside = not gate.refusal(folder)
     for name, is_plain in sorted(entry for entry in listed if not is_litter(entry[0])):
         try:
             if not (is_plain and is_inside):
                 gate.admit(join(folder, name))
         except RejectedRow as error:
-            collector.reject(join(folder, name), *_listed_but_refused(error.reason))
+            collector.reject(join(folder, name), *_refused_entry(error.reason))
         else:
             yield name
 
 
-def _listed_but_refused(reason: str) -> tuple[str, str]:
+def _refused_entry(reason: str) -> tuple[str, str]:
     if reason in ("missing", "not_a_file"):
         return "not_a_file", "a folder, a broken link or a device"
     return reason, PATH_DETAILS[reason]
 
 
 def join(folder: str, name: str) -> str:
-    """Join two relative posix paths; `folder` may be "" or "."."""
+    """Return the relative posix path of `name` in `folder`, which may be "" or "."."""
     return f"{folder}/{name}" if folder not in ("", ".") else name
 
 
 def locate(root: Path, markers: Iterable[str], layout: str) -> Path:
-    """Return the data set's folder: `root` itself, or the one folder in it that holds one of the `markers`.
+    """Return the dataset's folder: `root` itself, or the only folder in it that contains one of the `markers`.
 
-    layout: sentence that says what is expected, for the error when there is none, or more than one.
+    layout: sentence on the expected layout, for the error if there is no such folder.
     """
     base = existing_folder(root)
     wanted = tuple(markers)
@@ -173,37 +177,41 @@ def locate(root: Path, markers: Iterable[str], layout: str) -> Path:
         return found[0]
     if found:
         names = ", ".join(child.name for child in found)
-        raise DataError(f"{base} holds more than one data set ({names}); give the folder of one of them as data.root")
-    raise DataError(f"{base} is not such a data set: {layout}. Give the folder that holds these as data.root")
+        raise DataError(
+            f"{base} contains more than one dataset ({names}); set data.root to one of them, such as {found[0]}"
+        )
+    raise DataError(
+        f"{base} does not have the layout of this dataset: {layout}. Set data.root to the folder that contains these"
+    )
 
 
 def existing_folder(root: Path) -> Path:
-    """Return `root` as an absolute folder, or say what is wrong with it."""
+    """Return `root` as an absolute path; raises DataError unless it is a readable folder."""
     base = root.expanduser().absolute()
     if not base.exists():
-        raise DataError(f"the folder {base} does not exist; set data.root to the folder of the data set")
+        raise DataError(f"the folder {base} does not exist; set data.root to the folder of the dataset")
     if not base.is_dir():
-        raise DataError(f"{base} is a file, not a folder; set data.root to the folder of the data set")
+        raise DataError(f"{base} is a file, not a folder; set data.root to the folder of the dataset")
     if not os.access(base, os.R_OK | os.X_OK):
-        raise DataError(f"the folder {base} may not be read; check its permissions")
-    # Resolved, so that the same folder reached through a link is remembered once.
+        raise DataError(f"the folder {base} cannot be read; check its permissions")
+    # Resolved, so that digests of the same folder reached through a link are remembered once.
     return base.resolve()
 
 
 class PathGate:
-    """Lets only paths through that stay inside `root`, as text for text: `data.files.inside` for many paths.
+    """Checks that paths stay inside `root`, as `data.files.inside` does, but fast for many paths.
 
-    Folders are resolved once and remembered, so that 200,000 rows cost 200,000 `lstat` calls and not a million.
+    Each folder is resolved once, so that 200,000 rows cost 200,000 `lstat` calls instead of a million.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._refused: dict[str, str] = {}  # folder -> why its files are refused, "" if they are not
+        self._refused: dict[str, str] = {}  # folder -> reason why its files are refused, or ""
 
     def admit(self, relative: str) -> str:
-        """Return `relative` normalised, if it names a regular file inside the root.
+        """Return `relative`, normalized; raises RejectedRow unless it is a regular file inside the root.
 
-        Raises RejectedRow with one of the reasons in `PATH_DETAILS`.
+        The reason is one of `PATH_DETAILS`.
         """
         path = _normal(relative)
         refused = self.refusal(path.rpartition("/")[0])
@@ -222,7 +230,7 @@ class PathGate:
         return path
 
     def refusal(self, folder: str) -> str:
-        """Return why the files in `folder`, relative to the root, are refused; "" if they are not."""
+        """Return the reason why files in `folder`, relative to the root, are refused, or ""."""
         if folder not in self._refused:
             try:
                 inside(self.root, folder)
@@ -252,14 +260,14 @@ PATH_DETAILS: Final[dict[str, str]] = {
     "not_a_file": "a folder or a device",
     "unreadable": "may not be read",
 }
-"""What to tell people about the reasons of `PathGate.admit`."""
+"""Reason of `PathGate.admit` -> sentence for people; part of the index fingerprint, see `Rejected`."""
 
 
 def compare_counts(name: str, records: Sequence[ImageRecord], published: Mapping[str, Counts]) -> list[str]:
     """Return notices where the counts of `records` differ from the published ones.
 
-    A folder with less than half of the published images is a part of the set: one mild notice. One with less than
-    a tenth is another set in the same layout: none.
+    A folder with less than half of the published images is a part of the dataset and gets one notice. With less than a
+    tenth it is another dataset in the same layout and gets none.
     """
     images: Counter[str] = Counter()
     identities: dict[str, set[int]] = {split: set() for split in SPLITS}
@@ -270,9 +278,9 @@ def compare_counts(name: str, records: Sequence[ImageRecord], published: Mapping
             identities[record.split].add(record.pid)
     total = sum(counts.images for counts in published.values())
     found = sum(images[split] for split in published)
-    if found < _CLAIMS_TO_BE_A_PART * total:
+    if found < _LEAST_PART * total:
         return []
-    if found < _CLAIMS_TO_BE_WHOLE * total:
+    if found < _LEAST_COPY * total:
         return [f"{found:,} of the {total:,} images published as {name}: results do not compare with published ones"]
     return [
         f"{name} {split}: {images[split]:,} images of {len(identities[split]):,} identities; published are"

@@ -1,6 +1,6 @@
-"""Data sets in the layout Market-1501 began: bounding_box_train, bounding_box_test and query, labels in the names.
+"""Datasets in the layout of Market-1501: bounding_box_train, bounding_box_test and query, labels in the file names.
 
-Market-1501, CUHK03-NP, DukeMTMC-reID, Occluded-Duke, and with its own folder names VeRi-776.
+Market-1501, CUHK03-NP, DukeMTMC-reID, Occluded-Duke and, with its own folder names, VeRi-776.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from data.readers.base import Collector, Counts, Scan, join, list_files, locate
+from data.readers.base import Collector, Counts, Scan, accepted_files, join, locate
 from data.splits import GALLERY, QUERY, TRAIN
 
 _FOLDERS: Final = {TRAIN: "bounding_box_train", QUERY: "query", GALLERY: "bounding_box_test"}
@@ -24,7 +24,7 @@ WITHDRAWN: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """folders: split -> folder. pattern: with groups pid and cam. example: a good name, for people."""
+    """A layout. folders: split -> folder. pattern: of file names, with groups pid and cam. example: a valid name."""
 
     folders: dict[str, str]
     pattern: re.Pattern[str]
@@ -33,11 +33,11 @@ class _Layout:
 
     @property
     def sentence(self) -> str:
-        """Say what is expected, for an error."""
+        """Description of the layout, for error messages."""
         return f"it needs the folders {', '.join(self.folders.values())}, with files such as {self.example}"
 
 
-_EXTENSION: Final = r"(?:\.(?:jpg|jpeg|png|bmp))+\Z"  # some copies of Market-1501 hold names such as x.jpg.jpg
+_EXTENSION: Final = r"(?:\.(?:jpg|jpeg|png|bmp))+\Z"  # some copies of Market-1501 have names such as x.jpg.jpg
 
 # Published gallery of Market-1501: 19,732 files, of which 3,819 are junk (pid -1) and 2,798 distractors (pid 0).
 _MARKET1501: Final = _Layout(
@@ -58,7 +58,7 @@ _OCCLUDED_DUKE: Final = _Layout(
     folders=_FOLDERS,
     pattern=_DUKE.pattern,
     example=_DUKE.example,
-    # Counted from its lists: one public docstring repeats Duke's own counts here.
+    # Counted from its lists; one public loader documents the counts of DukeMTMC-reID instead.
     published={TRAIN: Counts(702, 15618), QUERY: Counts(519, 2210), GALLERY: Counts(1110, 17661)},
 )
 
@@ -87,9 +87,9 @@ _VERI776: Final = _Layout(
 
 
 def market1501(root: Path, *, keep_junk: bool) -> Scan:
-    """Read Market-1501, or any set in its layout and with its names.
+    """Read Market-1501, or any dataset with its layout and file names.
 
-    Junk (pid -1) is left out and counted unless `keep_junk`; distractors (0000) stay in the gallery with pid 0.
+    Junk (pid -1) is left out and counted unless `keep_junk` is set; distractors (0000) stay in the gallery with pid 0.
     Source: Zheng et al., "Scalable person re-identification: a benchmark", ICCV 2015.
     """
     version = "with junk" if keep_junk else "without junk"
@@ -112,9 +112,9 @@ def occluded_duke(root: Path) -> Scan:
 
 
 def cuhk03_np(root: Path, *, version: str) -> Scan:
-    """Read CUHK03 in its new protocol, `version` labeled or detected (boxes by hand or by a detector).
+    """Read CUHK03 in its new protocol; `version`: labeled or detected (boxes drawn by hand or by a detector).
 
-    `root` holds the two folders, or is one of them. Source: Zhong et al., CVPR 2017.
+    `root` contains the two folders, or is one of them. Source: Zhong et al., CVPR 2017.
     """
     layout = _CUHK03_NP[version]
     base = locate(root, [version, *_FOLDERS.values()], f"it needs the folder {version}; there, {layout.sentence}")
@@ -141,7 +141,7 @@ def _read(
     if notice:
         collector.notices.append(notice)
     for split, folder in layout.folders.items():
-        for file_name in list_files(collector, folder):
+        for file_name in accepted_files(collector, folder):
             match = layout.pattern.match(file_name)
             if match is None:
                 collector.reject(join(folder, file_name), "bad_name", f"expected a name such as {layout.example}")

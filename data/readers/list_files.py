@@ -1,6 +1,6 @@
-"""Data sets whose labels stand in list files: MSMT17 and VehicleID.
+"""Datasets with labels in list files: MSMT17 and VehicleID.
 
-The lists are data from outside, so their paths pass the same gate as those of a manifest.
+The lists are untrusted, so their paths get the same check as those of a manifest.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MSMT17_LISTS: Final = {
 _MSMT17_FOLDERS: Final = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
 _MSMT17_TEST: Final = {QUERY: Counts(3060, 11659), GALLERY: Counts(3060, 82161)}
 _MSMT17_TRAIN: Final = Counts(1041, 32621)  # list_train and list_val together
-# Both halves of MSMT17 number their identities from 0. Kept positive (0 would mean a distractor) and apart.
+# Both halves of MSMT17 number their identities from 0; shifted to be positive (0 is a distractor) and distinct.
 _MSMT17_TRAIN_BASE: Final = 1
 _MSMT17_TEST_BASE: Final = 10_001
 
-# Training images and identities, then the test images by size of the test list, as counted in fast-reid's docstrings.
+# Training identities and images, then test images per size of the test list, as documented in fast-reid.
 _VEHICLEID_TRAIN: Final = Counts(13164, 113346)
 _VEHICLEID_TEST: Final = {"800": 6493, "1600": 13377, "2400": 19777}
-_MOST_DIGITS: Final = 18  # of a number that fits 64 bits
+_MOST_DIGITS: Final = 18  # of a number that certainly fits 64 bits
 
 
 class _Line(NamedTuple):
@@ -41,10 +41,10 @@ class _Line(NamedTuple):
 
 
 def msmt17(root: Path, *, version: str, include_val: bool) -> Scan:
-    """Read MSMT17; `version` v1, v2 (faces blurred) or "" for whichever is there.
+    """Read MSMT17; `version`: v1, v2 (faces blurred) or "" for whichever exists.
 
-    include_val: train on list_train and list_val as CLIP-ReID does, or on list_train alone as torchreid does.
-    Identities of training get 1.., those of the test 10001... Source: Wei et al., CVPR 2018.
+    include_val: train on list_train and list_val, as CLIP-ReID does, or on list_train alone, as torchreid does.
+    Training identities are numbered from 1, test identities from 10001. Source: Wei et al., CVPR 2018.
     """
     base = locate(root, _MSMT17_LISTS, f"it needs {', '.join(_MSMT17_LISTS)} and the folders train and test")
     edition = version or _msmt17_edition(base)
@@ -73,8 +73,11 @@ def _msmt17_edition(base: Path) -> str:
     if len(there) == 1:
         return there[0]
     if there:
-        raise DataError(f"{base} holds both editions of MSMT17; set data.version to v1 or v2")
-    raise DataError(f"{base} holds the lists of MSMT17 but not its images: neither train/test nor mask_*_v2")
+        raise DataError(f"{base} contains both editions of MSMT17; set data.version=v1 or data.version=v2")
+    raise DataError(
+        f"{base} contains the lists of MSMT17 but not its images: put the folders train and test (v1) or mask_train_v2"
+        " and mask_test_v2 (v2) there"
+    )
 
 
 def _msmt17_camera(path: str) -> int | None:
@@ -90,9 +93,9 @@ def _is_number(text: str) -> bool:
 def vehicleid(root: Path, *, version: str, split_seed: int) -> Scan:
     """Read VehicleID with the test list of `version` 800, 1600 or 2400 identities.
 
-    One image an identity, drawn with `split_seed`, is the gallery and the others are queries. That is one of the many
-    splits there are: evaluation draws ten from the same images, as the protocol says. The set tells no cameras: queries
-    get camera 0 and gallery images camera 1, so that nothing is dropped as a same-camera match.
+    One image per identity, drawn with `split_seed`, is the gallery; the others are queries. This is one of many
+    possible splits: evaluation draws ten from the same images, as the protocol demands. The dataset has no camera
+    labels, so queries get camera 0 and gallery images camera 1, and no match is dropped for sharing a camera.
 
     Source: Liu et al., CVPR 2016.
     """
@@ -137,16 +140,14 @@ def _admitted(collector: Collector, gate: PathGate, relative: str, where: str) -
 
 
 def _read_list(collector: Collector, name: str) -> Iterator[_Line]:
-    """Yield the lines "path identity" of one list file; a line that is none is rejected."""
+    """Yield the lines "path identity" of one list file; `collector` rejects malformed lines."""
     try:
         stream = (collector.root / name).open(encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError:
         collector.notices.append(f"there is no {name} in {collector.name}")
         return
     except OSError as error:
-        raise DataError(
-            f"{collector.root / name} cannot be read ({error.strerror}); put the list file there"
-        ) from error
+        raise DataError(f"{collector.root / name} cannot be read ({error.strerror}); check its permissions") from error
     with stream:
         for number, text in enumerate(stream, start=1):
             fields = text.split()

@@ -1,7 +1,7 @@
-"""Any data set at all: a Parquet or CSV file with the columns path, split, pid and camid.
+"""Any dataset with a manifest: a Parquet or CSV file with the columns path, split, pid and camid.
 
-Read in batches, so that its size in memory is that of the records. Every row either becomes a record or is rejected
-with its row number; only what makes the file as a whole unusable is an error.
+The file is read in batches, so that only the records are kept in memory. A row becomes a record or is rejected with its
+row number; only a problem of the whole file is an error.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from data.errors import DataError, RejectedRow
-from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, existing_folder
+from data.readers.base import MAX_INT64, PATH_DETAILS, Collector, PathGate, Scan, existing_folder
 from data.splits import SPLITS
 
 COLUMNS: Final = ("path", "split", "pid", "camid")
 _NAMES: Final = ("manifest.parquet", "manifest.csv")
 _BATCH_ROWS: Final = 16_384
-_INT64: Final = 1 << 63
-# Whole numbers as text; "3.0" is how pandas writes an integer column that once held a gap.
+# Integers as text; pandas writes "3.0" for integer columns that had missing values.
 _INTEGER: Final = re.compile(r"\s*([+-]?\d{1,19})(?:\.0*)?\s*", re.ASCII)
 
-Row = tuple[Any, Any, Any, Any]
+_RawRow = tuple[Any, Any, Any, Any]  # path, split, pid and camid as stored; any type
 
 
 def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
-    """Read a manifest. Its paths are relative to `root`.
+    """Read a manifest with paths relative to `root`.
 
-    `manifest` is the file (relative names are looked for under `root` first, then here). When it is empty, `root` is
-    either the file itself, whose folder the paths are then relative to, or a folder with a manifest.parquet or
-    manifest.csv in it.
+    manifest: the file; a relative name is searched under `root` first, then in the working directory. If it is empty,
+    `root` is either a folder with a manifest.parquet or manifest.csv, or the file itself, with paths relative to its
+    folder.
 
     Rejected rows: ``outside_root`` (absolute, .. or a link that leads outside), ``bad_path``, ``missing``,
     ``bad_split``, ``bad_pid``, ``bad_camid``, ``duplicate_row``. One path with two different labels is a DataError.
@@ -60,7 +59,7 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
             collector.reject(text, error.reason, f"row {number}: {error.detail}")
     if clashes:
         shown = "\n".join(f"  - {clash}" for clash in clashes[:5])
-        raise DataError(f"{file} gives {len(clashes)} path(s) more than one label; keep one row of each:\n{shown}")
+        raise DataError(f"{file} has more than one label for {len(clashes)} path(s); keep one row per path:\n{shown}")
     return collector.finish()
 
 
@@ -87,21 +86,21 @@ def _find(root: Path, manifest: str) -> tuple[Path, Path]:
         if candidate.is_file():
             return candidate, base
     raise DataError(
-        f"there is no manifest {' or '.join(wanted)} in {base}; set data.manifest to a Parquet or CSV file with the"
-        f" columns {', '.join(COLUMNS)}"
+        f"no manifest found: {' or '.join(wanted)} does not exist in {base}; set data.manifest to a Parquet or CSV file"
+        f" with the columns {', '.join(COLUMNS)}"
     )
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    """Yield (path, split, pid, camid) as they stand in the file."""
+def _rows(file: Path) -> Iterator[_RawRow]:
+    """Yield (path, split, pid, camid) as stored in the file."""
     try:
         batches = _parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _csv(file)
         for batch in batches:
             yield from zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{file} cannot be read as a manifest: {error}. Write it again, as Parquet or CSV") from error
+        raise DataError(f"{file} cannot be read as a manifest: {error}. Write it as Parquet or CSV") from error
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+        raise DataError(f"{file} cannot be read: {error}. Check its permissions") from error
 
 
 def _parquet(file: Path) -> Iterator[pa.RecordBatch]:
@@ -131,12 +130,12 @@ def _need_columns(file: Path, names: list[str]) -> None:
         problem = f"lacks the column(s) {', '.join(absent)}" if absent else f"has {', '.join(twice)} twice"
         raise DataError(
             f"{file} {problem}; it needs {', '.join(COLUMNS)} (others are ignored)."
-            f" Found: {', '.join(map(repr, names))}. A CSV file is separated by commas and begins with the names,"
-            " without blanks around them"
+            f" Found: {', '.join(map(repr, names))}. Separate a CSV file by commas, and put the names in its first"
+            " line, without spaces around them"
         )
 
 
-def _parse(gate: PathGate, row: Row) -> tuple[str, tuple[str, int, int]]:
+def _parse(gate: PathGate, row: _RawRow) -> tuple[str, tuple[str, int, int]]:
     text, split, pid, camid = row
     if split not in SPLITS:
         raise _Unusable("bad_split", f"split {split!r} is none of {', '.join(SPLITS)}")
@@ -150,7 +149,7 @@ def _parse(gate: PathGate, row: Row) -> tuple[str, tuple[str, int, int]]:
 
 
 def _integer(value: Any, column: str, lowest: int) -> int:
-    """Return `value` as an integer that Parquet can hold and that is at least `lowest`."""
+    """Return `value` as an integer from `lowest` up that Parquet can store."""
     number: int | None = None
     if isinstance(value, str):
         match = _INTEGER.fullmatch(value)
@@ -159,6 +158,6 @@ def _integer(value: Any, column: str, lowest: int) -> int:
         number = value
     elif isinstance(value, float) and value.is_integer():
         number = int(value)
-    if number is None or not lowest <= number < _INT64:
+    if number is None or not lowest <= number <= MAX_INT64:
         raise _Unusable(f"bad_{column}", f"{column} {value!r} is no whole number from {lowest} up")
     return number

@@ -496,7 +496,7 @@ def test_no_usable_image(store, tmp_path):
     root = tmp_path / "set"
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (root / folder).mkdir(parents=True)
-    assert "no file with a fitting name. Check data.root" in refusal(store, config_of(root))
+    assert "no file name matches. Check data.root" in refusal(store, config_of(root))
     add_bad(root)
     text = refusal(store, config_of(root))
     assert "1 empty_file (such as bounding_box_train/0002_c1s1_000451_90.jpg" in text
@@ -507,7 +507,7 @@ def test_no_usable_image(store, tmp_path):
 )
 def test_an_empty_split(store, root, folder, split):
     shutil.rmtree(root / folder)
-    assert f"no image in {split}." in refusal(store, config_of(root))
+    assert f"no usable image in {split}." in refusal(store, config_of(root))
     (root / folder).mkdir()
     (root / folder / "0001_c1s1_001051_90.jpg").write_bytes(b"")
     text = refusal(store, config_of(root))
@@ -523,7 +523,7 @@ def test_a_folder_to_caption_only_needs_no_splits(store, tmp_path):
     pd.DataFrame(rows, columns=["path", "split", "pid", "camid"]).to_csv(tmp_path / "set" / "manifest.csv", index=False)
     outcome = index(store, config=config_of(tmp_path / "set", "manifest", require_splits=()))
     assert outcome.n_images == 2
-    assert "no image in query, gallery" in refusal(
+    assert "no usable image in query, gallery" in refusal(
         ArtifactStore(tmp_path / "other"), config_of(tmp_path / "set", "manifest")
     )
 
@@ -603,7 +603,7 @@ def test_identity_zero_is_checked_like_any_other_unless_only_the_gallery_has_it(
     if refused:
         text = refusal(store, config)
         assert "1 identities are both in training and in query or gallery, such as 0 (train: d.jpg," in text
-        assert "0 is a distractor only where the gallery alone has it" in text
+        assert "0 is a distractor only if it occurs nowhere but in the gallery" in text
         return
     counts = described(index(store, config=config))["counts"]
     zeros = {split: 0 in {row[3] for row in rows if row[2] == split} for split in counts}
@@ -643,7 +643,7 @@ def test_all_problems_are_told_at_once(store, root):
     put(root, "bounding_box_train/0003_c1s1_000451_03.jpg", first_seed=50)
     text = refusal(store, config_of(root))
     assert "2 problems" in text
-    assert "no image in query" in text
+    assert "no usable image in query" in text
     assert "1 identities are both" in text
 
 

@@ -103,21 +103,21 @@ def test_notices_of_the_reader_junk_and_rejected_files_in_this_order():
 
 def test_no_usable_image_at_all():
     assert refused(rows=[]) == (
-        "the data set People in /data/set has no usable image: no file with a fitting name. Check data.root and "
+        "the dataset People in /data/set has no usable images: no file name matches. Check data.root and "
         "data.reader (manifest)"
     )
     assert refused(rows=[], rejected=[Rejected("x.jpg", "blank", "see-through")]) == (
-        "the data set People in /data/set has no usable image: 1 blank (such as x.jpg: see-through). Check data.root "
+        "the dataset People in /data/set has no usable images: 1 blank (such as x.jpg: see-through). Check data.root "
         "and data.reader (manifest)"
     )
 
 
 def test_empty_splits():
-    end = " Add images there, or, to caption only, set data.require_splits to the splits there are"
-    start = "the data set People in /data/set: no image in "
-    assert refused(rows=WHOLE[:1]) == f"{start}query, gallery.{end}"
+    end = " Add images there, or, to caption only, set data.require_splits="
+    start = "the dataset People in /data/set: no usable image in "
+    assert refused(rows=WHOLE[:1]) == f'{start}query, gallery.{end}["train"]'
     assert refused(rows=WHOLE[1:], rejected=[Rejected("x.jpg", "blank", "see-through")]) == (
-        f"{start}train. Not used were: 1 blank (such as x.jpg: see-through).{end}"
+        f'{start}train. Rejected: 1 blank (such as x.jpg: see-through).{end}["query","gallery"]'
     )
     assert checked(rows=WHOLE[:1], config=CONFIG.model_copy(update={"require_splits": ("train",)})) == []
 
@@ -126,17 +126,17 @@ def test_identities_on_both_sides_are_shown_up_to_three():
     more = [(f"t{pid}", "train", pid) for pid in (9, 8, 7, 6)] + [(f"g{pid}", "gallery", pid) for pid in (7, 8, 9)]
     more.append(("t6 again", "train", 6))
     assert refused(*more) == (
-        "the data set People in /data/set: 4 identities are both in training and in query or gallery, such as "
-        "6 (train: t6, query: b); 7 (train: t7, gallery: g7); 8 (train: t8, gallery: g8). Test people must be unseen: "
-        "move each identity to one side, or number two different people differently"
+        "the dataset People in /data/set: 4 identities are both in training and in query or gallery, such as "
+        "6 (train: t6, query: b); 7 (train: t7, gallery: g7); 8 (train: t8, gallery: g8). Test identities must not "
+        "occur in training: move each to one side, or give different people different numbers"
     )
 
 
 def test_identity_zero_on_both_sides_is_explained():
     text = refused(("t0", "train", 0), ("g0", "gallery", 0))
     assert text.endswith(
-        "such as 0 (train: t0, gallery: g0). Test people must be unseen: move each identity to one side, or number two "
-        "different people differently. 0 is a distractor only where the gallery alone has it"
+        "such as 0 (train: t0, gallery: g0). Test identities must not occur in training: move each to one side, or "
+        "give different people different numbers. 0 is a distractor only if it occurs nowhere but in the gallery"
     )
 
 
@@ -149,8 +149,8 @@ def test_equal_bytes_of_two_people_are_refused_or_told():
         "b (pid 6) and f (pid 7)"
     )
     assert refused(*more) == (
-        f"the data set People in /data/set: {told}. Correct the labels, or set data.allow_identical=true to be warned "
-        "only"
+        f"the dataset People in /data/set: {told}. Correct the labels, or set data.allow_identical=true to only get "
+        "a notice"
     )
     assert checked(*more, config=CONFIG.model_copy(update={"allow_identical": True}))[-1] == told
 
@@ -185,9 +185,9 @@ def test_images_of_one_color_are_told():
 def test_all_problems_are_raised_together_and_notices_are_not_mixed_in():
     text = refused(rows=[("a", "train", 6), ("b", "query", 6, "x"), ("c", "query", 7, "x")], n_junk=3)
     assert [line[:20] for line in text.splitlines()] == [
-        "the data set People ",
-        "  - no image in gall",
+        "the dataset People i",
+        "  - no usable image ",
         "  - 1 identities are",
         "  - 1 image(s) are, ",
     ]
-    assert text.startswith("the data set People in /data/set: 3 problems\n")
+    assert text.startswith("the dataset People in /data/set: 3 problems\n")

@@ -108,10 +108,10 @@ def test_wrong_roots_get_one_clear_error(tmp_path):
         scan_dataset(DatasetConfig(reader="market1501"))
 
 
-def test_two_data_sets_in_the_parent_are_not_guessed_between(tmp_path):
+def test_two_datasets_in_the_parent_are_not_guessed_between(tmp_path):
     market(tmp_path / "one")
     market(tmp_path / "two")
-    with pytest.raises(DataError, match=r"more than one data set \(one, two\)"):
+    with pytest.raises(DataError, match=r"more than one dataset \(one, two\)"):
         scan("market1501", tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_counts_are_the_published_ones(reader, options, published, tmp_path, mon
     for split, (identities, images) in published.items():
         joint = "" if name.endswith("f000") else "_"
         listing[folders[split]] = [f"{n % identities + 1:04d}_{name}{joint}{n}.jpg" for n in range(images)]
-    monkeypatch.setattr("data.readers.bounding_box.list_files", lambda collector, folder: iter(listing[folder]))
+    monkeypatch.setattr("data.readers.bounding_box.accepted_files", lambda collector, folder: iter(listing[folder]))
     told = [WITHDRAWN] if "duke" in reader else []
     assert scan(reader, tmp_path, **options).notices == told
     listing[folders["train"]].pop()
@@ -176,7 +176,7 @@ def test_counts_of_junk_when_it_is_kept(tmp_path, monkeypatch):
         "query": people[:3368],
         "bounding_box_test": people + others,
     }
-    monkeypatch.setattr("data.readers.bounding_box.list_files", lambda collector, folder: iter(listing[folder]))
+    monkeypatch.setattr("data.readers.bounding_box.accepted_files", lambda collector, folder: iter(listing[folder]))
     left_out, kept = scan("market1501", tmp_path), scan("market1501", tmp_path, keep_junk=True)
     assert (left_out.notices, left_out.n_junk, len(left_out.records)) == ([], 3819, 12936 + 3368 + 15913)
     assert (kept.notices, kept.n_junk, len(kept.records)) == ([], 0, 12936 + 3368 + 19732)
@@ -295,7 +295,7 @@ def test_msmt17_lists_are_not_trusted(tmp_path):
 def test_msmt17_with_both_editions_or_none_asks(tmp_path):
     msmt(tmp_path / "both")
     (tmp_path / "both" / "mask_train_v2").mkdir()
-    with pytest.raises(DataError, match=r"set data\.version to v1 or v2"):
+    with pytest.raises(DataError, match=r"set data\.version=v1 or data\.version=v2"):
         scan("msmt17", tmp_path / "both")
     assert scan("msmt17", tmp_path / "both", version="v1").version == "v1 train+val"
     (tmp_path / "none").mkdir()
@@ -405,7 +405,7 @@ def test_pku_wrong_names_and_cameras(tmp_path):
 @pytest.mark.parametrize("pids", [[], [4]])
 def test_pku_needs_two_people(tmp_path, pids):
     pku(tmp_path, pids)
-    with pytest.raises(DataError, match="at least two people") as error:
+    with pytest.raises(DataError, match="fewer than two people") as error:
         scan("pku_reid", tmp_path)
     assert str(tmp_path) in str(error.value)
 
@@ -575,11 +575,11 @@ def test_manifest_that_is_none(tmp_path):
     put(tmp_path, *GOOD["path"])
     cases = {
         "lacks.csv": (GOOD.drop(columns="camid").to_csv(index=False), r"lacks the column\(s\) camid"),
-        "semicolon.csv": (GOOD.to_csv(index=False, sep=";"), "separated by commas"),
+        "semicolon.csv": (GOOD.to_csv(index=False, sep=";"), "Separate a CSV file by commas"),
         "nothing.csv": ("", "lacks the column"),
         "blanks.csv": (
             "path, split ,pid,camid\na/1.jpg,train,1,1\n",
-            "lacks .* split.* Found: .*' split '.* without blanks",
+            "lacks .* split.* Found: .*' split '.* without spaces",
         ),
         "utf16.csv": ("\udcff\udcfep\0a\0t\0h\0", r"utf16\.csv is UTF-16 text; save it as UTF-8"),
         "twice.csv": ("path,split,pid,pid,camid\n", "has pid twice"),
@@ -594,7 +594,7 @@ def test_manifest_that_is_none(tmp_path):
             scan("manifest", tmp_path / name)
         assert name in str(error.value)
     for options in ({}, {"manifest": "absent.csv"}):
-        with pytest.raises(DataError, match=r"there is no manifest.*data\.manifest"):
+        with pytest.raises(DataError, match=r"no manifest found.*data\.manifest"):
             scan("manifest", tmp_path, **options)
     write(GOOD.drop(columns=["pid"]), tmp_path / "lacks.parquet")
     with pytest.raises(DataError, match=r"lacks the column\(s\) pid"):
@@ -661,7 +661,7 @@ def test_load_dataset_reports_all_problems_of_its_options():
         load_dataset("market1502", Path("x"), color=1)
     with pytest.raises(
         ConfigError,
-        match=r"(?s)train_fraction: means nothing.*version: 'v9' is not an edition of msmt17; set version=v1",
+        match=r"(?s)train_fraction: has no effect.*version: 'v9' is not an edition of msmt17; set version to one of v1",
     ):
         load_dataset("msmt17", Path("x"), train_fraction=0.2, version="v9")
 
@@ -718,7 +718,7 @@ def test_a_folder_that_leads_out_of_the_root_is_refused_at_once(tmp_path):
     }
     (root / "query").unlink()
     (root / "query").symlink_to(root / "query")
-    with pytest.raises(DataError, match="query may not be read"):
+    with pytest.raises(DataError, match="query cannot be read"):
         scan("market1501", root)
 
 

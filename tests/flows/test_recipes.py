@@ -278,7 +278,7 @@ def test_a_study_preset_gives_way_to_what_the_user_sets():
         ("train.backbone.name=vit_b16", "backbone.weights: no weights are shipped for vit_b16; set train.backbone."),
         ("train.backbone.weights=a.pt", "backbone.weights: a.pt is a PyTorch pickle"),
         ("caption.revision=main", "revision: only hub ids have a revision, the embedded model does not; set"),
-        ("data.split_seed=3", "split_seed: means nothing to the reader market1501, only to pku_reid, vehicleid"),
+        ("data.split_seed=3", "split_seed: has no effect with the reader market1501, only with pku_reid, vehicleid"),
     ],
 )  # fmt: skip
 def test_messages_of_inner_configs_name_full_keys(text, told):
