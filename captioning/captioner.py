@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from captioning.config import TINY, CaptionConfig
 from captioning.framing import FRAMING_VERSION
@@ -72,20 +72,29 @@ def folder_of(config: CaptionConfig) -> Path | None:
 
 def identify(config: CaptionConfig, memo: DigestMemo) -> Captioner:
     """Return the identity of the captioner of `config`; only changed files of a model folder are read."""
-    model_id, revision, model = _on_server(config) if config.engine == "openai" else _local(config, memo)
+    model = _on_server(config) if config.engine == "openai" else _local(config, memo)
     ingredients = {
         "template": config.prompt_template.digest,
         "max_new_tokens": config.token_limit if config.decoding == "free" else None,
         "regenerate": config.regenerate.identity() if config.regenerate.times else None,
-        **model,
+        **model.ingredients,
     }
     return Captioner(
-        fingerprint=digest(ingredients)[:32], model_id=model_id, model_revision=revision, ingredients=ingredients
+        fingerprint=digest(ingredients)[:32],
+        model_id=model.id,
+        model_revision=model.revision,
+        ingredients=ingredients,
     )
 
 
-def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str, Any]]:
-    """Return id, revision and ingredients of a model that runs in this process."""
+class _Model(NamedTuple):
+    id: str
+    revision: str
+    ingredients: dict[str, Any]
+
+
+def _local(config: CaptionConfig, memo: DigestMemo) -> _Model:
+    """Return the model that runs in this process."""
     folder = folder_of(config)
     if folder is None:
         model_id, revision = config.model, config.revision or "main"
@@ -93,7 +102,7 @@ def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str,
         model_id = "clip-scgi/tiny-llava" if config.model == TINY else folder.resolve().name
         revision = _folder_digest(folder, memo)
         check_settings(folder, config)
-    return (
+    return _Model(
         model_id,
         revision,
         {
@@ -108,13 +117,13 @@ def _local(config: CaptionConfig, memo: DigestMemo) -> tuple[str, str, dict[str,
     )
 
 
-def _on_server(config: CaptionConfig) -> tuple[str, str, dict[str, Any]]:
-    """Return id, revision and ingredients of a model on a server, whatever its address.
+def _on_server(config: CaptionConfig) -> _Model:
+    """Return the model on a server, whatever its address.
 
     A server reports only the name of its model: whatever else changes the captions must be part of the revision.
     """
     revision = config.revision or "unpinned"
-    return (
+    return _Model(
         config.model,
         revision,
         {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from captioning.captioner import folder_of
 from captioning.config import CaptionConfig
@@ -87,11 +87,11 @@ def fetch_snapshot(model: str, revision: str | None) -> Path:
     cached = cached_snapshot(model, revision)
     if cached is not None and not missing_files(cached):
         return cached
-    options: dict[str, Any] = {"revision": revision, "allow_patterns": list(_FILES)}
     try:
-        folder = Path(snapshot_download(model, etag_timeout=_TIMEOUT, **options))
+        found = snapshot_download(model, revision=revision, allow_patterns=list(_FILES), etag_timeout=_TIMEOUT)
     except Exception as error:  # from the hub, its HTTP library or the disk; each means that there is no model
         raise _unavailable(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
+    folder = Path(found)
     missing = missing_files(folder)  # offline, the hub returns what an interrupted download left
     if missing:
         raise _unavailable(model, revision, f"{folder} lacks {', '.join(missing)}")

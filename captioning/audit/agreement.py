@@ -1,9 +1,9 @@
-"""How far the captions of one identity agree, slot by slot. Pure functions of the rows of captions.parquet."""
+"""Agreement of the captions of one identity, slot by slot. Pure functions of the rows of captions.parquet."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from data.artifacts.fingerprint import canonical_json
 from data.people import is_person
@@ -13,8 +13,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class SlotSummary(TypedDict):
+    """The figures of one slot.
+
+    coverage: share of all captions that answer it. agreement: share of the answers that equal the majority of their
+    identity; 1 if there are none. entropy: mean bits per identity. values: value -> number of images, in all captions.
+    Agreement and entropy cover the identities of known people with at least two answers, weighted by answers.
+    """
+
+    coverage: float
+    agreement: float
+    entropy: float
+    values: dict[str, int]
+
+
 def people(captions: pd.DataFrame) -> pd.Series[bool]:
-    """Return a mask of the rows that show a known person, as `data.people` tells."""
+    """Return a mask of the rows that show a known person, as `data.people` defines it."""
     import pandas as pd
 
     known = is_person(captions["split"].to_numpy(), captions["pid"].to_numpy())
@@ -22,11 +36,11 @@ def people(captions: pd.DataFrame) -> pd.Series[bool]:
 
 
 def identity_table(captions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an identity and slot, sorted by identity and slot order.
+    """Return one row per identity and slot, sorted by identity and slot order.
 
     captions: rows of known people. Columns: pid, slot, n_images, n_named (images whose caption answers the slot),
-    majority (the most frequent value, the first in the alphabet of equals), agreement (its share of the named; null
-    where none is), entropy (bits), values (JSON object value -> images).
+    majority (the most frequent value; for ties the first in alphabetical order), agreement (its share of n_named; null
+    if n_named is 0), entropy (bits), values (JSON object value -> images).
     """
     import pandas as pd
 
@@ -45,7 +59,7 @@ def _slot_table(captions: pd.DataFrame, slot: str, images: pd.Series[int]) -> pd
     by_pid = counts.groupby("pid", sort=False)["n"]
     named = by_pid.sum().reindex(images.index, fill_value=0)
     share = counts["n"] / by_pid.transform("sum")
-    # Sorted by falling count and value, the first row of an identity is its majority.
+    # Sorted by descending count, then value, the first row of an identity is its majority.
     first = counts.sort_values(["pid", "n", "value"], ascending=[True, False, True]).groupby("pid", sort=False).first()
     tallies: defaultdict[int, dict[str, int]] = defaultdict(dict)
     for pid, value, n in zip(counts["pid"], counts["value"], counts["n"].tolist(), strict=True):
@@ -65,19 +79,14 @@ def _slot_table(captions: pd.DataFrame, slot: str, images: pd.Series[int]) -> pd
 
 
 def value_counts(captions: pd.DataFrame, slot: str) -> pd.DataFrame:
-    """Return pid, value, n: how many images of each identity have each value of a slot."""
+    """Return pid, value, n: the number of images of each identity with each value of a slot."""
     named = captions[["pid", f"attr_{slot}"]].dropna().rename(columns={f"attr_{slot}": "value"})
     return named.groupby(["pid", "value"], sort=True).size().rename("n").reset_index()
 
 
-def slot_summary(captions: pd.DataFrame, identities: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Return slot -> coverage, agreement, entropy and values.
-
-    coverage: share of all captions that answer. agreement: of the images of known people that answer, in identities
-    with at least two of them, the share that gives the majority's value; 1 where there are none. entropy: mean bits of
-    those identities, weighted the same. values: value -> images, over all captions.
-    """
-    summary: dict[str, dict[str, Any]] = {}
+def slot_summary(captions: pd.DataFrame, identities: pd.DataFrame) -> dict[str, SlotSummary]:
+    """Return slot -> its figures."""
+    summary: dict[str, SlotSummary] = {}
     for slot in SLOTS:
         values = captions[f"attr_{slot}"].dropna().value_counts()
         several = identities[(identities["slot"] == slot) & (identities["n_named"] >= 2)]

@@ -1,4 +1,4 @@
-"""Flags: what is wrong, or doubtful, with single captions. Pure functions of the rows of captions.parquet."""
+"""Flags on single captions that are wrong or doubtful. Pure functions of the rows of captions.parquet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS: Final = {
     "duplicate": "the same text is said of other identities, so it cannot tell them apart",
     "low_confidence": "the model was unsure of a slot",
 }
-"""Flag -> what it means. Each is a bool column of flags.parquet."""
+"""Flag -> its meaning. Each flag is a bool column of flags.parquet."""
 
 _WORD: Final = re.compile(r"[a-z0-9'-]+")
 _ATTRIBUTES: Final = [f"attr_{slot}" for slot in SLOTS]
@@ -38,9 +38,9 @@ _CONFIDENCES: Final = [f"conf_{slot}" for slot in SLOTS]
 def flag_table(
     captions: pd.DataFrame, identities: pd.DataFrame, people: pd.Series[bool], config: AuditConfig
 ) -> pd.DataFrame:
-    """Return one row a caption, in order: its keys, a bool column a flag, flags (their names) and dissent_slots.
+    """Return one row per caption, in order: its keys, one bool column per flag, flags (the names) and dissent_slots.
 
-    captions: all rows of captions.parquet. identities: of `identity_table`. people: mask of rows of known people.
+    captions: all rows of captions.parquet. identities: from `identity_table`. people: mask of the rows of known people.
     """
     import pandas as pd
 
@@ -70,12 +70,12 @@ def flag_table(
 
 @lru_cache(maxsize=65536)
 def degrading_words(text: str) -> tuple[str, ...]:
-    """Return the words of a reply that judge a person, each once, in order."""
+    """Return the demeaning words of a reply, each once, in order."""
     return tuple(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word in DEGRADING))
 
 
 def _mask(values: pd.Series[Any], test: Callable[[Any], object]) -> pd.Series[bool]:
-    """Return where `test` holds. Unlike `map`, the answer is boolean even where there are no rows."""
+    """Return where `test` is true. Unlike `map`, the result is boolean even without rows."""
     import pandas as pd
 
     return pd.Series([bool(test(value)) for value in values], index=values.index, dtype=bool)
@@ -86,7 +86,8 @@ def dissenting_slots(
 ) -> pd.Series[list[str]]:
     """Return for each caption the slots in which it contradicts a clear majority of its identity.
 
-    Clear: at least `min_images` captions answer, and more than half and at least the share `majority` of them agree.
+    A majority is clear if at least `min_images` captions answer the slot and at least the share `majority` of them
+    agree.
     """
     import pandas as pd
 
@@ -103,9 +104,10 @@ def dissenting_slots(
 
 
 def suspects(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
-    """Mark the captions with a carried thing that at most `rare_images` of `rare_of` or more captions share.
+    """Mark captions with a carried item that appears in at most `rare_images` of an identity's captions.
 
-    Only captions that answer the slot count. Bags of all kinds count as one thing: the same bag gets many names.
+    Applies to identities with at least `rare_of` captions that answer the slot. All kinds of bags are one item, because
+    the same bag gets many names.
     """
     import pandas as pd
 
@@ -131,12 +133,12 @@ def _family(thing: str) -> str:
 
 
 def duplicates(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
-    """Mark the captions whose text is said of at least `duplicate_identities` known people."""
+    """Mark the captions whose text is used for at least `duplicate_identities` known people."""
     return people & (shared_by(captions, people) >= config.duplicate_identities)
 
 
 def shared_by(captions: pd.DataFrame, people: pd.Series[bool]) -> pd.Series[int]:
-    """Return for each caption of how many known people its text is said; 0 where there is no text."""
+    """Return for each caption the number of known people that its text is used for; 0 without text."""
     import pandas as pd
 
     text = captions["raw_text"].fillna("")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import compress
 from operator import not_
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,15 @@ def _check_numbers(model: nn.Module, folder: Path) -> None:
         )
 
 
-def check_loading(folder: Path, found: dict[str, Any]) -> None:
+class LoadingInfo(TypedDict):
+    """What transformers reports about the tensors of a loaded model; mismatched: (name, stored shape, model shape)."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]
+
+
+def check_loading(folder: Path, found: LoadingInfo) -> None:
     """Raise WeightsError if transformers' loading info `found` names a missing, unexpected or misshapen tensor."""
     unexpected = set(found["unexpected_keys"])
     packed = {name for name, _, _ in found["mismatched_keys"] if f"{name}.absmax" in unexpected}  # 4 bits, flattened

@@ -11,7 +11,7 @@ import io
 import logging
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
@@ -119,7 +119,7 @@ class ServerEngine:
         drawn = [None] * len(urls) if seeds is None else seeds
         return [self._client.complete(self.request(url, seed)) for url, seed in zip(urls, drawn, strict=True)]
 
-    def request(self, url: str, seed: int | None) -> dict[str, Any]:
+    def request(self, url: str, seed: int | None) -> dict[str, object]:
         """Return the chat request for the image at `url`: greedy, or sampled with `seed`."""
         template = self.config.prompt_template
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": template.instruction}]

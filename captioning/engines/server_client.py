@@ -80,11 +80,11 @@ class ChatClient:
                 return None
             raise
 
-    def complete(self, request: Mapping[str, Any]) -> Reply:
+    def complete(self, request: Mapping[str, object]) -> Reply:
         """Return the reply to a chat request."""
         return self._request("POST", "/chat/completions", request, _completion)
 
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T]) -> T:
+    def _request(self, method: str, path: str, body: Mapping[str, object] | None, read: Callable[[Any], T]) -> T:
         """Send a request until its response can be read. Raises Unanswered or RefusalError."""
         pause = self._config.backoff
         for left in reversed(range(self._config.attempts)):
@@ -97,7 +97,7 @@ class ChatClient:
                 pause *= 2
         raise AssertionError("unreachable: attempts is at least 1")
 
-    def _attempt(self, method: str, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T]) -> T:
+    def _attempt(self, method: str, path: str, body: Mapping[str, object] | None, read: Callable[[Any], T]) -> T:
         try:
             with self._http.stream(method, self._config.url + path, json=body) as response:
                 content = self._content(response)

@@ -1,1 +1,1 @@
-"""What the captioner is asked, and what its reply must look like."""
+"""Prompts of the captioning model, and the form and cleaning of its replies."""

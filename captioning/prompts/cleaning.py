@@ -1,7 +1,7 @@
-"""Optional cleaning: leave out of a caption what is doubtful. Pure functions; the raw text always stays beside it.
+"""Optional cleaning of captions: doubtful answers are dropped, and the raw text is kept next to the result.
 
-Nothing is ever replaced by what other captions say: an identity's majority is a reason to drop an answer, not a
-better answer. And as it needs the identity, it is for training images only.
+An answer is never replaced by that of other captions: the majority of an identity is a reason to drop an answer, not a
+better answer. Since the majority requires the identity, it applies to training images only.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from data.slots import SLOTS
 
 
 class CleaningConfig(Config):
-    """What is left out of captions. The default leaves every caption as the model wrote it."""
+    """What to leave out of captions. By default every caption stays as the model wrote it."""
 
     drop_below: float = Field(default=0.0, ge=0, lt=1)
-    """Answers decoded with a probability (0 to 1) below this are left out; 0 keeps all. Needs slot filling."""
+    """Leave out answers decoded with a probability (0 to 1) below this; 0 keeps all. Requires slot filling."""
     drop_dissent: bool = False
-    """Leave out answers that contradict the clear majority of the identity's captions (training images only)."""
+    """Leave out answers that contradict a clear majority of the identity's captions (training images only)."""
     min_images: int = Field(default=3, ge=2)
-    """Captions of an identity that must answer a slot before its majority counts."""
+    """Captions of an identity that must answer a slot before their majority counts."""
     majority: float = Field(default=0.6, gt=0.5, le=1)
     """Share (0.5 to 1) of those captions that must agree."""
     recompose: bool = False
-    """Write every caption anew from its attributes, also where nothing is left out. That removes negations, repeated
-    clauses and judging words, and with them all that is no attribute (a hat, a pattern)."""
+    """Rewrite every caption from its attributes, even if nothing is left out. This removes negations, repeated clauses
+    and demeaning words, but also everything that is not an attribute (a hat, a pattern)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """A cleaned caption. dropped: the slots that were left out, in slot order."""
+    """A cleaned caption. dropped: the slots that were left out, in the order of `data.slots`."""
 
     text: str
     slots: dict[str, str | None]
@@ -44,9 +44,9 @@ class Cleaned:
 
 
 def clear_majorities(rows: Iterable[tuple[int, Slots]], config: CleaningConfig) -> dict[int, dict[str, str]]:
-    """Return identity -> slot -> value for the slots in which an identity's captions clearly agree.
+    """Return identity -> slot -> value of the slots on which the captions of an identity clearly agree.
 
-    rows: (identity, slots) of the training captions. Empty when `drop_dissent` is off.
+    rows: (identity, slots) of the training captions. Empty if `drop_dissent` is off.
     """
     if not config.drop_dissent:
         return {}
@@ -58,7 +58,7 @@ def clear_majorities(rows: Iterable[tuple[int, Slots]], config: CleaningConfig) 
                 tallies[pid, slot][value] += 1
     clear: dict[int, dict[str, str]] = {}
     for (pid, slot), tally in tallies.items():
-        value, votes = tally.most_common(1)[0]  # no tie can be clear: the share is above one half
+        value, votes = tally.most_common(1)[0]  # a tie is never clear: the share must exceed one half
         if tally.total() >= config.min_images and votes >= config.majority * tally.total():
             clear.setdefault(pid, {})[slot] = value
     return clear
@@ -73,25 +73,26 @@ def clean_caption(
     config: CleaningConfig,
     pattern: Pattern = PAPER_PATTERN,
 ) -> Cleaned:
-    """Return the caption without its doubtful answers; `raw_text` itself when there are none and `recompose` is off.
+    """Return the caption without its doubtful answers; `raw_text` itself if there are none and `recompose` is off.
 
-    confidence: slot -> log-probability, None or absent where it is not known. majority: slot -> value, of
-    `clear_majorities` for the identity; empty for images that are not for training.
+    confidence: slot -> log-probability, None or absent if unknown. majority: slot -> value, from `clear_majorities` for
+    the identity; empty for images outside the training split.
     """
-    told = {slot: slots.get(slot) for slot in SLOTS}
+    answers = {slot: slots.get(slot) for slot in SLOTS}
     dropped = tuple(
         slot
-        for slot, value in told.items()
-        if value is not None and (_unsure(confidence.get(slot), config) or _dissents(value, majority.get(slot), config))
+        for slot, value in answers.items()
+        if value is not None
+        and (_is_unsure(confidence.get(slot), config) or _is_dissent(value, majority.get(slot), config))
     )
-    kept = {slot: None if slot in dropped else value for slot, value in told.items()}
+    kept = {slot: None if slot in dropped else value for slot, value in answers.items()}
     text = compose(kept, pattern) if dropped or config.recompose else raw_text
     return Cleaned(text=text, slots=kept, dropped=dropped)
 
 
-def _unsure(logprob: float | None, config: CleaningConfig) -> bool:
+def _is_unsure(logprob: float | None, config: CleaningConfig) -> bool:
     return logprob is not None and config.drop_below > 0 and logprob < math.log(config.drop_below)
 
 
-def _dissents(value: str, majority: str | None, config: CleaningConfig) -> bool:
+def _is_dissent(value: str, majority: str | None, config: CleaningConfig) -> bool:
     return config.drop_dissent and majority is not None and value != majority

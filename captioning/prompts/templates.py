@@ -1,12 +1,12 @@
-"""Caption templates: what the model is asked, and the shape its answer is held to.
+"""Caption templates: the instruction to the model and the pattern of its reply.
 
-A user's own template is a small TOML file::
+A custom template is a small TOML file::
 
     id = "two-sentences"
     instruction = "Describe the person in two sentences."
     max_new_tokens = 60                                   # optional
 
-    [[pattern]]                                           # optional; without it slot filling is not offered
+    [[pattern]]                                           # optional; required for decoding=slots
     introduces = true
     clauses = [{phrase = "upper", first = " is wearing ", later = " and "}]
 """
@@ -31,24 +31,24 @@ LLAVA_SYSTEM: Final = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
-"""The system sentence that the original LLaVA repository prepends and transformers does not."""
+"""The system sentence that the original LLaVA repository prepends, unlike transformers."""
 
 _RESERVED: Final = ("<image>", "USER:", "ASSISTANT:")
 
 
 class Template(Config):
-    """One way to ask for a caption."""
+    """An instruction for captioning, with the pattern of the reply."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    """Name of the template; goes into the column template_id."""
+    """Name of the template, written to the column template_id."""
     instruction: str
-    """What the model is asked, without image token and roles. Line breaks are kept."""
+    """Instruction to the model, without image token and roles. Line breaks are kept."""
     system: str | None = None
-    """Sentence before the conversation, or None for the plain form that transformers uses."""
+    """Sentence before the conversation, or None for the form that transformers uses."""
     max_new_tokens: int = Field(default=77, ge=1, le=1024)
-    """Limit of generated tokens; a reply without an end within it is marked truncated. 77 is what CLIP reads."""
+    """Maximum number of generated tokens; a reply without an end token is marked truncated. CLIP reads 77 tokens."""
     pattern: Pattern = ()
-    """The sentences slot-filling decoding holds the answer to; empty when only free generation makes sense."""
+    """The sentences that slot-filling decoding may write; empty if the template supports only free decoding."""
 
     @field_validator("instruction", "system")
     @classmethod
@@ -59,7 +59,7 @@ class Template(Config):
             raise ValueError("must not be empty")
         found = [word for word in _RESERVED if word in text]
         if found:
-            raise ValueError(f"must not hold {', '.join(found)}: the prompt form adds it")
+            raise ValueError(f"must not contain {', '.join(found)}: the prompt adds it")
         return text.strip()
 
     @field_validator("pattern")
@@ -67,27 +67,27 @@ class Template(Config):
     def _speakable(cls, pattern: Pattern) -> Pattern:
         problems = []
         if pattern and [sentence.introduces for sentence in pattern] != [True] + [False] * (len(pattern) - 1):
-            problems.append("exactly the first sentence must have introduces = true")
+            problems.append("the first sentence, and no other, must have introduces = true")
         phrases = [clause.phrase for sentence in pattern for clause in sentence.clauses]
         twice = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
         if twice:
-            problems.append(f"phrase used twice: {', '.join(twice)}")
+            problems.append(f"each phrase may occur only once, but {', '.join(twice)} occurs twice")
         if problems:
             raise ValueError("; ".join(problems))
         return pattern
 
     def prompt(self) -> str:
-        """Return the final prompt of LLaVA-1.5, exactly as it is tokenised; `<image>` stands for the image."""
+        """Return the final prompt of LLaVA-1.5, exactly as it is tokenized, with `<image>` in place of the image."""
         conversation = f"USER: <image>\n{self.instruction} ASSISTANT:"
         return f"{self.system} {conversation}" if self.system else conversation
 
     @property
     def digest(self) -> str:
-        """The sha256 (64 hex digits) of all that can change a caption: prompt, token limit, pattern and vocabularies.
+        """The sha256 (64 hex digits) of everything that can change a caption: prompt, limit, pattern and vocabularies.
 
-        The id is left out: renaming a template must not caption anything again.
+        The id is left out, because renaming a template must not caption any image again.
         """
-        parts: dict[str, Any] = {"prompt": self.prompt(), "max_new_tokens": self.max_new_tokens, "pattern": None}
+        parts: dict[str, object] = {"prompt": self.prompt(), "max_new_tokens": self.max_new_tokens, "pattern": None}
         if self.pattern:
             parts["pattern"] = [sentence.model_dump(mode="json") for sentence in self.pattern]
             parts["pattern_version"] = PATTERN_VERSION
@@ -148,14 +148,14 @@ _BUILTIN: Final = (
 
 
 def builtin_templates() -> tuple[Template, ...]:
-    """Return the templates that need no file: the paper's, the port's, a free description and closed choice."""
+    """Return the built-in templates: the paper's, the public port's, a free description and a closed choice."""
     return _BUILTIN
 
 
 def get_template(name_or_path: str | Path) -> Template:
-    """Return a built-in template by its id, or read the TOML file of a user's own.
+    """Return a built-in template by its id, or read a custom template from its TOML file.
 
-    Raises ConfigError for an unknown id, an unreadable file, or a file with problems (all of them listed).
+    Raises ConfigError for an unknown id, an unreadable file, or an invalid one (with all its problems).
     """
     by_id = {template.id: template for template in _BUILTIN}
     if name_or_path in by_id:
@@ -163,11 +163,11 @@ def get_template(name_or_path: str | Path) -> Template:
     path = Path(name_or_path).expanduser()
     if path.suffix != ".toml":
         raise ConfigError(
-            f"template {str(name_or_path)!r} is not known; give one of {', '.join(by_id)} or the path of a .toml file"
+            f"unknown template {str(name_or_path)!r}: expected {', '.join(by_id)}, or the path of a .toml file"
         )
     template = build_config(Template, _read_toml(path), f"template {path}")
     if template.id in by_id:
-        raise ConfigError(f"template {path}: id {template.id!r} is that of a built-in template; choose another")
+        raise ConfigError(f"template {path}: id {template.id!r} belongs to a built-in template; choose another one")
     return template
 
 
@@ -175,7 +175,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"template {path}: there is no such file") from error
+        raise ConfigError(f"template {path}: the file does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"template {path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:

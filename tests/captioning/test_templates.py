@@ -206,7 +206,7 @@ def test_every_problem_of_a_toml_file_is_told(tmp_path):
         (
             "[[pattern]]\nintroduces = true\nclauses = [{phrase = 'hair', first = ' ', later = ' '},"
             " {phrase = 'hair', first = ' ', later = ' '}]",
-            "twice: hair",
+            "hair occurs twice",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_patterns_that_cannot_be_spoken(tmp_path, pattern, told):
     ("name", "content", "told"),
     [
         ("nobody", None, "scgi, port45, free, closed"),
-        ("absent.toml", None, "no such file"),
+        ("absent.toml", None, "does not exist"),
         ("broken.toml", b"id = ", "not valid TOML"),
         ("latin.toml", b'id = "\xe9"', "cannot be read"),
         ("empty.toml", b"", "2 problems"),
