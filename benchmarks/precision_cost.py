@@ -8,6 +8,7 @@ Not part of `make bench`: six trainings of the demo take half an hour on two idl
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,8 @@ def scores(options: argparse.Namespace, seed: int, precision: str) -> dict[str, 
 def line(mode: str, float32: Sequence[float], bf16: Sequence[float]) -> str:
     """Return one line of the table; the two lists are of the same seeds, in order."""
     paired = seed_mean([low - full for low, full in zip(bf16, float32, strict=True)])
-    interval = f"{paired.mean:+.2f} ({paired.low:+.2f} to {paired.high:+.2f})"
+    low, high = paired.interval or (math.nan, math.nan)
+    interval = f"{paired.mean:+.2f} ({low:+.2f} to {high:+.2f})"
     return f"| {mode} | {told(seed_mean(float32))} | {told(seed_mean(bf16))} | {interval} |\n"
 
 

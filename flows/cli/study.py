@@ -18,7 +18,8 @@ from flows.preflight.plan import Plan
 from flows.recipes import Recipe, ScaleConfig, build_recipe
 from flows.report.scores import duration
 from flows.study.plan import PRESETS, StudyConfig
-from flows.study.run import Done, Row, Run, do, plan
+from flows.study.rows import RunRow
+from flows.study.run import Done, Run, do, plan
 from flows.terminal import plain_console, progress_bar
 
 _LOG_INTERVAL = 30.0  # seconds between two lines of progress where the output is not a terminal
@@ -57,15 +58,15 @@ def run_study(recipe: Recipe, config: StudyConfig, *, home: Path | None, out: Pa
     rows = _train(
         console, runs, out, {"recipe": recipe.model_dump(mode="json"), "study": config.model_dump(mode="json")}
     )
-    return 1 if any(row["status"] == "failed" for row in rows) else 0
+    return 1 if any(row.status == "failed" for row in rows) else 0
 
 
-def _train(console: Console, runs: Sequence[Run], out: Path, settings: dict[str, Any]) -> list[Row]:
+def _train(console: Console, runs: Sequence[Run], out: Path, settings: dict[str, Any]) -> list[RunRow]:
     """Do the runs one after the other, write and print the results, and return their rows."""
     from flows.study.page import MARKDOWN, PAGE, write_results
 
-    rows_of: dict[str, Sequence[Row]] = {}
-    rows: list[Row] = []
+    rows_of: dict[str, Sequence[RunRow]] = {}
+    rows: list[RunRow] = []
     with progress_bar("study", interval=_LOG_INTERVAL) as progress:
         for done in do(runs, progress):
             console.print(_line(done), soft_wrap=True)
@@ -130,9 +131,9 @@ def _pending(runs: Sequence[Run]) -> list[Run]:
 
 def _line(done: Done) -> Text:
     """Return one line about a finished run."""
-    status = "cached" if done.cached else done.rows[0]["status"]
+    status = "cached" if done.cached else done.rows[0].status
     line = Text().append("✗ " if status == "failed" else "✓ ", "red" if status == "failed" else "green")
     line.append(f"{done.run.label:<28}", "bold").append(f"{status:<8}").append(f"{duration(done.seconds):>10}  ")
-    shown = [row for row in done.rows if row["status"] == "ok" and row["variant"] == done.run.variant.name]
-    scores = ", ".join(f"{row['mode']} mAP {100 * row['mAP']:.1f}" for row in shown)
-    return line.append(scores or str(done.rows[0]["error"]), "dim")
+    shown = [row for row in done.rows if row.status == "ok" and row.variant == done.run.variant.name]
+    scores = ", ".join(f"{row.mode} mAP {100 * row.scores['mAP']:.1f}" for row in shown)
+    return line.append(scores or str(done.rows[0].error), "dim")

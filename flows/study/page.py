@@ -1,4 +1,4 @@
-"""What a study leaves in its folder: every run as Parquet, tables, drawings, and one self-contained page."""
+"""Results of a study in its folder: every run as Parquet, tables, charts, and one self-contained page."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
-
 from data.files import write_table, write_text
+from flows.report.intervals import verdict
 from flows.report.page import page_environment
 from flows.report.scores import duration
 from flows.report.stage import without_places
 from flows.study.plots import Plot, plots
-from flows.study.table import METRICS, RUNS, Difference, Line, Row, differences, table, unfinished
-from flows.study.text import difference_text, differences_csv, markdown, mean_text, means_csv, verdict
+from flows.study.rows import RUNS, RunRow, finished, runs_table, unfinished
+from flows.study.table import COLUMNS, Difference, VariantScores, differences, variant_scores
+from flows.study.text import difference_text, differences_csv, markdown, mean_text, means_csv, verdict_text
 
 PAGE: Final = "study.html"
 MARKDOWN: Final = "study.md"
@@ -27,38 +27,50 @@ _GROUP_TITLES: Final = {
 }
 
 
-def write_results(folder: Path, rows: Sequence[Row], settings: Mapping[str, Any]) -> None:
+def write_results(folder: Path, rows: Sequence[RunRow], settings: Mapping[str, Any]) -> None:
     """Write runs.parquet, table.csv, differences.csv, study.md, study.html and plots/*.svg.
 
-    rows: of runs.parquet. settings: plain JSON of the recipe and the study's config, shown on the page.
+    settings: plain JSON of the recipe and the study's config, shown on the page.
     """
-    lines, answers = table(rows), differences(rows)
-    drawings = plots(rows, lines, answers)
-    write_table(folder / RUNS_FILE, pa.Table.from_pylist([dict(row) for row in rows], schema=RUNS), RUNS)
-    write_text(folder / "table.csv", means_csv(lines))
+    variants, answers = variant_scores(rows), differences(rows)
+    drawn = plots(rows, variants, answers)
+    write_table(folder / RUNS_FILE, runs_table(rows), RUNS)
+    write_text(folder / "table.csv", means_csv(variants))
     write_text(folder / "differences.csv", differences_csv(answers))
-    write_text(folder / MARKDOWN, markdown(lines, answers, rows))
-    write_text(folder / PAGE, _page(rows, lines, answers, drawings, without_places(settings)))
-    for drawing in drawings:
-        write_text(folder / "plots" / f"{drawing.name}.svg", drawing.chart.as_file())
+    write_text(folder / MARKDOWN, markdown(variants, answers, rows))
+    write_text(folder / PAGE, _page(rows, variants, answers, drawn, without_places(settings)))
+    for plot in drawn:
+        write_text(folder / "plots" / f"{plot.name}.svg", plot.chart.as_file())
 
 
 def _page(
-    rows: Sequence[Row], lines: Sequence[Line], answers: Sequence[Difference], drawings: Sequence[Plot], settings: Any
+    rows: Sequence[RunRow],
+    variants: Sequence[VariantScores],
+    answers: Sequence[Difference],
+    drawn: Sequence[Plot],
+    settings: Any,
 ) -> str:
     environment = page_environment()
-    environment.filters.update(mean=mean_text, difference=difference_text, verdict=verdict)
-    finished = [row for row in rows if row["status"] == "ok"]
+    environment.filters.update(mean=mean_text, difference=difference_text, verdict=verdict, verdict_text=verdict_text)
+    seconds = {row.train: row.seconds or 0.0 for row in finished(rows) if row.train}
     return environment.get_template("study.html.j2").render(
-        metric_names=METRICS,
+        columns=COLUMNS,
         group_titles=_GROUP_TITLES,
-        groups=list(dict.fromkeys(line.group for line in lines)),
-        lines=lines,
+        groups=list(dict.fromkeys(each.group for each in variants)),
+        variants=variants,
         answers=answers,
-        drawings=drawings,
+        charts=[plot.chart for plot in drawn],
         settings=settings,
         unfinished=unfinished(rows),
-        data=list({row["dataset_hash"]: row for row in reversed(finished)}.values())[::-1],
-        duration=duration(sum({row["train"]: row["seconds"] or 0.0 for row in finished if row["train"]}.values())),
-        n_runs=len({row["train"] for row in finished if row["train"]}),
+        datasets=_datasets(rows),
+        duration=duration(sum(seconds.values())),
+        n_runs=len(seconds),
     )
+
+
+def _datasets(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Return the first row of every dataset that has a result."""
+    found: dict[str | None, RunRow] = {}
+    for row in finished(rows):
+        found.setdefault(row.dataset_hash, row)
+    return list(found.values())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from dataclasses import replace
+from typing import Final, Literal, NamedTuple
 
 from flows.report.charts import PALETTE, Chart, Curve, Estimate, Key, interval_chart, line_chart
-from flows.study.table import Difference, Line, SeedMean, seed_mean
+from flows.study.rows import RunRow, finished
+from flows.study.table import Difference, SeedMean, VariantScores, seed_mean
 
 _MODE_COLORS: Final = {"image": PALETTE[0], "fused": PALETTE[1]}
 _OTHER: Final = PALETTE[2]
 _KEYS: Final = tuple(Key(label=mode, color=color) for mode, color in _MODE_COLORS.items())
 _SWEEPS: Final = {
-    "queries": ("CLIP-SCGI over K", "K, learnable queries"),
+    "queries": ("CLIP-SCGI over K", "K, inversion tokens"),
     "depth": ("CLIP-SCGI over depth", "depth, cross-attention blocks"),
 }
 
@@ -24,20 +26,21 @@ class Plot(NamedTuple):
     chart: Chart
 
 
-def plots(rows: Sequence[Mapping[str, Any]], lines: Sequence[Line], answers: Sequence[Difference]) -> list[Plot]:
-    """Return the charts that the results allow. rows: of runs.parquet, which the others were made from."""
+def plots(rows: Sequence[RunRow], variants: Sequence[VariantScores], answers: Sequence[Difference]) -> list[Plot]:
+    """Return the charts that the results allow. variants, answers: the statistics of `rows`."""
     found = {
-        "accuracy": accuracy_chart([line for line in lines if line.group in ("main", "why")]),
+        "accuracy": accuracy_chart([each for each in variants if each.group in ("main", "why")]),
         "differences": difference_chart(answers),
-        **{group: sweep_chart(rows, group) for group in _SWEEPS},
+        "queries": sweep_chart(rows, "queries"),
+        "depth": sweep_chart(rows, "depth"),
     }
     return [Plot(name, chart) for name, chart in found.items() if chart is not None]
 
 
-def accuracy_chart(lines: Sequence[Line]) -> Chart | None:
-    """Return the mAP of every line with its seeds."""
+def accuracy_chart(variants: Sequence[VariantScores]) -> Chart | None:
+    """Return the mAP of every variant and mode with its seeds."""
     return interval_chart(
-        [_estimate(line.title, line.mode, line.metrics["mAP"], within=(0.0, 100.0)) for line in lines],
+        [_estimate(each.title, each.mode, _within_percent(each.metrics["mAP"])) for each in variants],
         title="Accuracy",
         x_label="mAP, percent",
         keys=_KEYS,
@@ -45,15 +48,17 @@ def accuracy_chart(lines: Sequence[Line]) -> Chart | None:
     )
 
 
-def _estimate(
-    label: str, mode: str, part: SeedMean, *, within: tuple[float, float] = (float("-inf"), float("inf"))
-) -> Estimate:
-    """Return a row of an interval chart. within: where the interval is cut; that of two seeds may reach far beyond."""
-    interval = None
-    if part.low is not None and part.high is not None:
-        interval = max(within[0], part.low), min(within[1], part.high)
+def _within_percent(part: SeedMean) -> SeedMean:
+    """Cut the interval of a percentage at 0 and 100; with two seeds it may reach far beyond."""
+    if part.interval is None:
+        return part
+    low, high = part.interval
+    return replace(part, interval=(max(0.0, low), min(100.0, high)))
+
+
+def _estimate(label: str, mode: str, part: SeedMean) -> Estimate:
     color = _MODE_COLORS.get(mode, _OTHER)
-    return Estimate(label=label, color=color, values=part.values, mean=part.mean, interval=interval)
+    return Estimate(label=label, color=color, values=part.values, mean=part.mean, interval=part.interval)
 
 
 def difference_chart(answers: Sequence[Difference]) -> Chart | None:
@@ -69,19 +74,20 @@ def difference_chart(answers: Sequence[Difference]) -> Chart | None:
     )
 
 
-def sweep_chart(rows: Sequence[Mapping[str, Any]], group: str) -> Chart | None:
-    """Return mAP over the setting that the variants of `group` change ("queries" or "depth"), one curve per mode."""
+def sweep_chart(rows: Sequence[RunRow], setting: Literal["queries", "depth"]) -> Chart | None:
+    """Return mAP over the setting that the variants of the group of that name change, one curve per mode."""
     found: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        if row["group"] == group and row["status"] == "ok":
-            found.setdefault(row["mode"], {}).setdefault(row[group], []).append(100 * row["mAP"])
+    for row in finished(rows):
+        value = row.inversion_tokens if setting == "queries" else row.depth
+        if row.group == setting and row.mode and value is not None:
+            found.setdefault(row.mode, {}).setdefault(value, []).append(100 * row.scores["mAP"])
     curves = [
         curve
         for mode, points in found.items()
         for curve in _curves(mode, {value: seed_mean(points[value]) for value in sorted(points)})
     ]
     shown = [y for curve in curves for _, y in curve.points]
-    title, x_label = _SWEEPS[group]
+    title, x_label = _SWEEPS[setting]
     return line_chart(
         curves,
         title=title,
@@ -93,12 +99,11 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], group: str) -> Chart | None:
     )
 
 
-def _curves(mode: str, spreads: Mapping[int, SeedMean]) -> list[Curve]:
+def _curves(mode: str, means: Mapping[int, SeedMean]) -> list[Curve]:
     """Return the means as a curve with dots, and the edges of their intervals as faint dashed ones."""
     color = _MODE_COLORS.get(mode, _OTHER)
     edges = [
-        [(value, part.low) for value, part in spreads.items() if part.low is not None],
-        [(value, part.high) for value, part in spreads.items() if part.high is not None],
+        [(value, part.interval[end]) for value, part in means.items() if part.interval is not None] for end in (0, 1)
     ]
-    means = Curve(label=mode, points=[(value, part.mean) for value, part in spreads.items()], color=color, dots=True)
-    return [means, *(Curve(label=mode, points=edge, color=color, faint=True, dash=(3, 3)) for edge in edges)]
+    middle = Curve(label=mode, points=[(value, part.mean) for value, part in means.items()], color=color, dots=True)
+    return [middle, *(Curve(label=mode, points=edge, color=color, faint=True, dash=(3, 3)) for edge in edges)]

@@ -1,17 +1,17 @@
-"""The loop of a study: every variant of every seed trained and judged, each run an artefact, no failure the last.
+"""The loop of a study: train and evaluate every variant of every seed, each run an artifact; failures do not end it.
 
-A run that has been done is found by its fingerprint and costs nothing; one that was killed goes on from its last
-checkpoint. Seeds come in the outer loop, so that a study that is stopped has as much of every variant.
+A finished run is found by its fingerprint and costs nothing; a killed one resumes from its last checkpoint. The outer
+loop is over seeds, so a study that is stopped has equally many seeds of every variant.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 
 from data.artifacts.inventory import try_lock
 from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
@@ -21,6 +21,7 @@ from data.progress import ProgressFn
 from flows.recipes import Recipe
 from flows.study.inputs import SeedInputs, open_inputs
 from flows.study.plan import StudyConfig, Variant, variants_of
+from flows.study.rows import SCORES, RunRow
 from flows.study.training import recipe_of, training_of
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
@@ -35,15 +36,23 @@ STAGE: Final = "study_run"
 STAGE_VERSION: Final = 1
 TURN: Final = "study_turn"
 _FILE: Final = "run.json"
-_METRICS: Final = ("mAP", "mINP", "rank1", "rank5", "rank10")
 
-Row = dict[str, Any]
-"""One line of runs.parquet (`flows.study.table.RUNS`)."""
+
+class RunResult(TypedDict):
+    """Contents of run.json. results: the scores of each model and mode. captions, train, evaluation: fingerprints."""
+
+    seconds: float | None
+    steps: int
+    train: str
+    evaluation: str
+    captions: str | None
+    protocol: dict[str, Any]
+    results: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training of a study, ready to be done or found."""
+    """One training of a study with its evaluation, done or not."""
 
     variant: Variant
     seed: int
@@ -53,7 +62,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What people see this run called."""
+        """Name of the run in the terminal and in messages."""
         return f"{self.variant.name}, seed {self.seed}"
 
     def ingredients(self, captions: ArtifactRef | None) -> dict[str, Any]:
@@ -70,7 +79,7 @@ class Run:
         }
 
     def fingerprint(self) -> str | None:
-        """Return the fingerprint of the run's artefact, None while the captions that it wants are not there."""
+        """Return the fingerprint of the run's artifact, None while the captions that it needs do not exist."""
         kind = self.variant.captions
         captions = self.inputs.find(kind)
         if captions is None and kind != "none":
@@ -78,37 +87,37 @@ class Run:
         return fingerprint_of(STAGE, self.ingredients(captions))
 
     def find(self) -> ArtifactRef | None:
-        """Return the finished run if it is there; loads nothing and makes nothing."""
+        """Return the artifact of the finished run, or None; start nothing."""
         fingerprint = self.fingerprint()
         return self.inputs.store.find(STAGE, fingerprint) if fingerprint else None
 
     @property
     def turn(self) -> str:
-        """What one process at a time may do: this training on these images, whether its captions are there or not."""
+        """Name of the lock that one process holds for this training on these images, before its captions exist too."""
         config = {"train": self.train.identity(), "evaluate": self.evaluate.identity()}
         what = {"images": self.inputs.images.fingerprint, "captions": self.variant.captions, "seed": self.seed}
         return fingerprint_of(TURN, what | config)
 
     @property
     def obstacle(self) -> str:
-        """Why this run means nothing on this data set; empty when it does."""
+        """Reason why this dataset does not support the run, or an empty text."""
         if self.variant.captions == "true" and not self.inputs.has_truth:
-            return "the true attributes are known of synthetic images only"
+            return "only synthetic images have true attributes"
         return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """How one run ended. rows: of runs.parquet, one an inference mode, or one that says why there is no result."""
+    """Outcome of one run. rows: one per inference mode, or one with the reason why there is no result."""
 
     run: Run
-    rows: Sequence[Row]
+    rows: Sequence[RunRow]
     cached: bool
     seconds: float
 
 
 def plan(store: ArtifactStore, recipe: Recipe, config: StudyConfig, progress: ProgressFn) -> Iterator[Run]:
-    """Yield every run of the study, the seeds one after the other; draws and indexes each seed's images."""
+    """Yield every run of the study, one seed after the other; draw and index the images of each seed."""
     for seed in range(config.seeds):
         own = recipe_of(recipe, config, seed)
         inputs = open_inputs(store, own, seed, progress)
@@ -123,26 +132,26 @@ def plan(store: ArtifactStore, recipe: Recipe, config: StudyConfig, progress: Pr
 
 
 def do(runs: Sequence[Run], progress: ProgressFn) -> Iterator[Done]:
-    """Do one run after the other; each is done when it is yielded.
+    """Do one run after the other and yield each when it is done.
 
-    A run that another process is doing is left for the end, so that several processes share a study. progress: called
-    with runs done, runs in all, and what the one in progress is at. An exception makes the run a row with status
-    ``failed``; only an interruption from the keyboard ends the study.
+    A run that another process is doing comes last, so that several processes share a study. progress: receives the
+    number of finished runs, the number of all runs and the state of the current one. An exception becomes a row with
+    status ``failed``; only an interruption from the keyboard ends the study.
     """
     later: list[Run] = []
     for number, run in enumerate(runs):
-        # Held until it is done, captions included: two processes that only looked would walk in step.
+        # Held until the run is done, captions included: two processes that only looked would do the same run.
         with try_lock(run.inputs.store, TURN, run.turn) as is_mine:
             if is_mine:
-                yield _attempt(run, _telling(run, number - len(later), len(runs), progress))
+                yield _attempt(run, _reporting(run, number - len(later), len(runs), progress))
             else:
                 later.append(run)
     for number, run in enumerate(later, start=len(runs) - len(later)):
-        yield _attempt(run, _telling(run, number, len(runs), progress))
+        yield _attempt(run, _reporting(run, number, len(runs), progress))
 
 
-def _telling(run: Run, number: int, runs: int, progress: ProgressFn) -> ProgressFn:
-    """Return a progress function that says what `run` is at, of `runs` of which `number` are done."""
+def _reporting(run: Run, number: int, runs: int, progress: ProgressFn) -> ProgressFn:
+    """Return a progress function that reports the state of `run` while `number` of `runs` runs are done."""
 
     def show(done: int, total: int, note: str) -> None:
         progress(number, runs, f"{run.label}: {done}/{total} {note}")
@@ -153,20 +162,20 @@ def _telling(run: Run, number: int, runs: int, progress: ProgressFn) -> Progress
 def _attempt(run: Run, progress: ProgressFn) -> Done:
     started = time.perf_counter()
     if run.obstacle:
-        return Done(run=run, rows=[_row(run, status="skipped", error=run.obstacle)], cached=False, seconds=0.0)
+        return Done(run=run, rows=[_row(run, "skipped", error=run.obstacle)], cached=False, seconds=0.0)
     try:
         found = run.find()
         result = read_json((found or _make(run, progress)).folder / _FILE)
     except Exception as error:
-        # What a person can mend explains itself; anything else needs its traceback.
+        # Errors of our own explain themselves; any other needs its traceback.
         log.error("study: %s failed: %s", run.label, error, exc_info=not isinstance(error, ClipScgiError))
-        rows = [_row(run, status="failed", error=f"{type(error).__name__}: {error}")]
+        rows = [_row(run, "failed", error=f"{type(error).__name__}: {error}")]
         return Done(run=run, rows=rows, cached=False, seconds=time.perf_counter() - started)
     return Done(run=run, rows=_rows(run, result), cached=found is not None, seconds=time.perf_counter() - started)
 
 
 def _make(run: Run, progress: ProgressFn) -> ArtifactRef:
-    """Caption, train and evaluate, each found if it has been done, and write the results as one artefact."""
+    """Caption, train and evaluate where that is not done yet, and write the results as one artifact."""
     inputs = run.inputs
     captions = inputs.make(run.variant.captions, progress)
 
@@ -176,21 +185,18 @@ def _make(run: Run, progress: ProgressFn) -> ArtifactRef:
         started = time.perf_counter()
         model = train(inputs.store, captions=captions, config=run.train, **place)
         seconds = time.perf_counter() - started
-        judged = evaluate(inputs.store, model=model.ref, config=run.evaluate, **place)
-        metrics = read_json(judged.ref.folder / "metrics.json")
-        write_json(
-            folder / _FILE,
-            {
-                # Of a training that was found, or went on from a checkpoint, it is not known.
-                "seconds": round(seconds, 1) if whole and not model.cached else None,
-                "steps": read_json(model.ref.folder / "config.json")["training"]["steps"],
-                "train": model.ref.fingerprint,
-                "evaluation": judged.ref.fingerprint,
-                "captions": captions.fingerprint if captions else None,
-                "protocol": metrics["protocol"],
-                "results": [{name: row[name] for name in ("model", "mode", *_METRICS)} for row in metrics["results"]],
-            },
+        evaluation = evaluate(inputs.store, model=model.ref, config=run.evaluate, **place)
+        metrics = read_json(evaluation.ref.folder / "metrics.json")
+        result = RunResult(
+            seconds=round(seconds, 1) if whole and not model.cached else None,  # unknown of a part of a training
+            steps=read_json(model.ref.folder / "config.json")["training"]["steps"],
+            train=model.ref.fingerprint,
+            evaluation=evaluation.ref.fingerprint,
+            captions=captions.fingerprint if captions else None,
+            protocol=metrics["protocol"],
+            results=[{name: row[name] for name in ("model", "mode", *SCORES)} for row in metrics["results"]],
         )
+        write_json(folder / _FILE, result)
 
     return inputs.store.make(STAGE, run.ingredients(captions), produce).ref
 
@@ -199,48 +205,52 @@ def _train_fingerprint(run: Run, captions: ArtifactRef | None) -> str:
     return fingerprint_of(TRAIN, run.ingredients(captions)["train"])
 
 
-def _rows(run: Run, result: Mapping[str, Any]) -> list[Row]:
-    """Return a row an inference mode of the trained model and, once a seed, one of the untrained model."""
+def _rows(run: Run, result: RunResult) -> list[RunRow]:
+    """Return one row per inference mode of the trained model and, once per seed, one of the untrained model."""
     protocol = result["protocol"]
-    common = {name: result[name] for name in ("steps", "train", "evaluation")} | {
-        "caption_artifact": result["captions"],
-        "dataset": protocol["dataset"],
-        "dataset_hash": read_json(run.inputs.images.folder / "dataset.json")["dataset_hash"],
-        "n_query": protocol["n_query"],
-        "n_gallery": protocol["n_gallery"],
-    }
+    common = replace(
+        _row(run, "ok"),
+        steps=result["steps"],
+        seconds=result["seconds"],
+        train=result["train"],
+        evaluation=result["evaluation"],
+        caption_artifact=result["captions"],
+        dataset=protocol["dataset"],
+        dataset_hash=read_json(run.inputs.images.folder / "dataset.json")["dataset_hash"],
+        n_query=protocol["n_query"],
+        n_gallery=protocol["n_gallery"],
+    )
     rows = []
-    for judged in result["results"]:
-        scores = {name: judged[name] for name in ("mode", *_METRICS)}
-        if judged["model"] == "trained":
-            rows.append(_row(run, status="ok") | common | scores | {"seconds": result["seconds"]})
+    for scored in result["results"]:
+        row = replace(common, mode=scored["mode"], scores={name: scored[name] for name in SCORES})
+        if scored["model"] == "trained":
+            rows.append(row)
         elif run.variant.method == "clip_baseline" and run.variant.group == "main":
-            rows.append(_untrained(run) | common | scores | {"steps": 0, "train": None})
+            rows.append(_untrained(row))
     return rows
 
 
-def _row(run: Run, *, status: str, error: str | None = None) -> Row:
-    variant, train_config = run.variant, run.train
-    is_scgi = train_config.method == "clip_scgi"
-    scgi = train_config.scgi
-    return {
-        "variant": variant.name,
-        "title": variant.title,
-        "group": variant.group,
-        "method": train_config.method,
-        "captions": variant.captions,
-        "seed": run.seed,
-        "cgi": scgi.cgi if is_scgi else None,
-        "cff": scgi.cff if is_scgi else None,
-        "queries": scgi.inversion_tokens if is_scgi and scgi.cgi else None,
-        "depth": scgi.depth if is_scgi and scgi.cgi else None,
-        "epochs": train_config.schedule.epochs,
-        "status": status,
-        "error": error,
-    }
+def _row(run: Run, status: Literal["ok", "failed", "skipped"], *, error: str | None = None) -> RunRow:
+    variant, config = run.variant, run.train
+    scgi = config.scgi if config.method == "clip_scgi" else None
+    return RunRow(
+        variant=variant.name,
+        title=variant.title,
+        group=variant.group,
+        method=config.method,
+        captions=variant.captions,
+        seed=run.seed,
+        cgi=scgi.cgi if scgi else None,
+        cff=scgi.cff if scgi else None,
+        inversion_tokens=scgi.inversion_tokens if scgi and scgi.cgi else None,
+        depth=scgi.depth if scgi and scgi.cgi else None,
+        epochs=config.schedule.epochs,
+        status=status,
+        error=error,
+    )
 
 
-def _untrained(run: Run) -> Row:
-    unset = dict.fromkeys(("cgi", "cff", "queries", "depth"))
-    row = _row(run, status="ok") | unset
-    return row | {"variant": "untrained", "title": "CLIP, not trained", "method": "none", "epochs": 0}
+def _untrained(row: RunRow) -> RunRow:
+    """Return the row of the model that the baseline's training started from."""
+    named = replace(row, variant="untrained", title="CLIP, not trained", method="none")
+    return replace(named, epochs=0, steps=0, seconds=None, train=None)

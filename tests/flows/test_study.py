@@ -22,8 +22,9 @@ from flows.study.inputs import open_inputs
 from flows.study.page import write_results
 from flows.study.plan import COMPARISONS, GROUPS, PRESETS, VARIANTS, Comparison, StudyConfig, variants_of
 from flows.study.plots import accuracy_chart, sweep_chart
+from flows.study.rows import RUNS, SCORES, RunRow, unfinished
 from flows.study.run import do, plan
-from flows.study.table import RUNS, differences, seed_mean, table, unfinished
+from flows.study.table import differences, seed_mean, variant_scores
 from flows.study.text import difference_text, mean_text
 from flows.study.training import recipe_of, training_of
 
@@ -130,34 +131,42 @@ def test_presets_build_and_what_the_user_sets_wins(preset):
 def test_intervals_are_those_of_student(freedom, quantile):
     found = seed_mean([float(number) for number in range(freedom + 1)])
     reach = quantile * found.deviation / math.sqrt(freedom + 1)
-    assert (found.low, found.high) == pytest.approx((found.mean - reach, found.mean + reach), rel=1e-9)
+    assert found.interval == pytest.approx((found.mean - reach, found.mean + reach), rel=1e-9)
 
 
 def test_equal_numbers_have_an_interval_without_width():
     found = seed_mean([7.0, 7.0, 7.0])
     assert found.deviation == 0
-    assert (found.low, found.high) == (found.mean, found.mean)
+    assert found.interval == (found.mean, found.mean)
 
 
 def test_a_mean_over_seeds_worked_by_hand():
     found = seed_mean([1.0, 2.0, 3.0, 4.0])
     assert found.mean == 2.5
     assert found.deviation == pytest.approx(math.sqrt(5 / 3))
-    assert found.high == pytest.approx(2.5 + 3.18245 * math.sqrt(5 / 3) / 2, abs=1e-4)
-    assert found.low == pytest.approx(5.0 - found.high)
+    reach = 3.18245 * math.sqrt(5 / 3) / 2
+    assert found.interval == pytest.approx((2.5 - reach, 2.5 + reach), abs=1e-4)
     alone = seed_mean([7.0])
-    assert (alone.mean, alone.deviation, alone.low, alone.high) == (7.0, None, None, None)
+    assert (alone.mean, alone.deviation, alone.interval) == (7.0, None, None)
 
 
 def row(variant, seed, score, *, mode="image", status="ok", **changes):
     """One row of runs.parquet with `score` percent in every metric."""
-    values = dict.fromkeys(RUNS.names)
-    values |= {"variant": variant, "title": variant.upper(), "group": "main", "method": "clip_scgi", "seed": seed}
-    values |= {"mode": mode, "status": status, "dataset": "toy", "dataset_hash": "abc", "captions": "captioner"}
-    values |= {"train": f"{variant}{seed}", "n_query": 8, "n_gallery": 9, "seconds": 60.0 + seed}
-    if status == "ok":
-        values |= dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), score / 100)
-    return values | changes
+    values = {
+        "title": variant.upper(),
+        "group": "main",
+        "method": "clip_scgi",
+        "captions": "captioner",
+        "scores": dict.fromkeys(SCORES, score / 100) if status == "ok" else {},
+        "epochs": 1,
+        "seconds": 60.0 + seed,
+        "dataset": "toy",
+        "dataset_hash": "abc",
+        "n_query": 8,
+        "n_gallery": 9,
+        "train": f"{variant}{seed}",
+    }
+    return RunRow(variant=variant, seed=seed, mode=mode, status=status, **values | changes)
 
 
 ROWS = [
@@ -168,12 +177,12 @@ QUESTION = Comparison(question="a | b?", left=("a", "image"), right=("b", "image
 
 
 def test_table_leaves_failed_runs_out():
-    first, second = table(ROWS)
+    first, second = variant_scores(ROWS)
     assert (first.variant, first.seeds, second.seeds) == ("a", 3, 2)
     assert first.metrics["mAP"].mean == pytest.approx(62.0)
     assert first.metrics["mAP"].deviation == pytest.approx(2.0)
     assert first.seconds.mean == pytest.approx(61.0)
-    assert [item["seed"] for item in unfinished(ROWS)] == [2]
+    assert [item.seed for item in unfinished(ROWS)] == [2]
 
 
 def test_differences_are_paired_by_seed():
@@ -183,7 +192,7 @@ def test_differences_are_paired_by_seed():
     found = answer.metrics["mAP"]
     assert found.values == pytest.approx((2.0, 4.0))
     # Mean 3, deviation sqrt(2), reach 12.7062 * sqrt(2) / sqrt(2).
-    assert (found.mean, found.low, found.high) == pytest.approx((3.0, 3 - 12.7062, 3 + 12.7062), abs=1e-3)
+    assert (found.mean, *found.interval) == pytest.approx((3.0, 3 - 12.7062, 3 + 12.7062), abs=1e-3)
     assert difference_text(found) == "+3.0 (−9.7 to +15.7)"
     assert mean_text(seed_mean([1.0])) == "1.0"
 
@@ -193,7 +202,7 @@ def test_differences_are_paired_by_seed():
 
 def test_results_can_be_read_by_people_and_programs(tmp_path):
     sweep = [
-        row(f"queries_{k}", seed, 50 + k + seed, mode=mode, group="queries", queries=k)
+        row(f"queries_{k}", seed, 50 + k + seed, mode=mode, group="queries", inversion_tokens=k)
         for k in (1, 2, 4, 8)
         for seed in (0, 1)
         for mode in ("image", "fused")
@@ -229,7 +238,7 @@ def styled(element) -> dict[str, str]:
 
 @pytest.mark.parametrize("drawn", ["wide", "narrow"])
 def test_dots_are_seen_on_their_bars(drawn):
-    lines = table([row(variant, seed, 60) for variant in ("a", "b") for seed in (0, 1, 2)])
+    lines = variant_scores([row(variant, seed, 60) for variant in ("a", "b") for seed in (0, 1, 2)])
     elements = [*ElementTree.fromstring(str(getattr(accuracy_chart(lines), drawn))).iter()]
     bars = [path for path in elements if path.tag == "path" and "fill-opacity" in styled(path)]
     dots = [use for use in elements if use.tag == "use" and "#ffffff" in styled(use).values()]
@@ -246,7 +255,7 @@ def test_dots_are_seen_on_their_bars(drawn):
 
 
 def test_the_narrow_drawing_is_as_wide_as_a_phone():
-    chart = accuracy_chart(table([row("a", seed, 60 + seed) for seed in (0, 1)]))
+    chart = accuracy_chart(variant_scores([row("a", seed, 60 + seed) for seed in (0, 1)]))
     narrow, wide = (ElementTree.fromstring(str(svg)).get("viewBox").split() for svg in (chart.narrow, chart.wide))
     assert (narrow[2], wide[2]) == ("330", "760")
 
@@ -286,16 +295,16 @@ def test_runs_become_rows_and_are_found_again(home, tmp_path, monkeypatch):
     assert [run.find() for run in runs] == [None] * 4
     finished = list(do(runs, silent))
     rows = [item for done in finished for item in done.rows]
-    assert {item["status"] for item in rows} == {"ok"}, rows
-    assert [(item["variant"], item["mode"]) for item in rows if item["seed"] == 0] == [
+    assert {item.status for item in rows} == {"ok"}, rows
+    assert [(item.variant, item.mode) for item in rows if item.seed == 0] == [
         ("untrained", "image"),
         ("baseline", "image"),
         ("true", "image"),
         ("true", "fused"),
     ]
-    assert all(0 <= item["mAP"] <= 1 for item in rows)
-    assert all(item["seconds"] > 0 for item in rows if item["variant"] != "untrained")
-    assert len({item["dataset_hash"] for item in rows}) == 2, "each seed has people of its own"
+    assert all(0 <= item.scores["mAP"] <= 1 for item in rows)
+    assert all(item.seconds > 0 for item in rows if item.variant != "untrained")
+    assert len({item.dataset_hash for item in rows}) == 2, "each seed has people of its own"
     write_results(tmp_path, rows, {})
     assert {answer.comparison.left[0] for answer in differences(rows)} == set(), "nothing to compare here"
 
@@ -321,9 +330,9 @@ def test_a_failed_run_is_a_row_and_the_others_go_on(home, monkeypatch, caplog):
     monkeypatch.setattr(study_run, "train", train)
     runs = some_runs(home, "long_baseline", "true", groups=("main", "why"))
     first, second = do(sorted(runs, key=lambda run: run.variant.name), silent)
-    assert first.rows[0]["status"] == "failed"
-    assert first.rows[0]["error"] == "DataError: too dark to see"
-    assert second.rows[0]["status"] == "ok"
+    assert first.rows[0].status == "failed"
+    assert first.rows[0].error == "DataError: too dark to see"
+    assert second.rows[0].status == "ok"
     assert "long_baseline, seed 0 failed" in caplog.text
 
 
@@ -367,8 +376,8 @@ def test_without_truth_the_ceiling_is_skipped(home, monkeypatch):
     runs = some_runs(home, "true")
     monkeypatch.setattr("flows.study.inputs.TRUTH", "absent.parquet")
     (done,) = do(runs, silent)
-    assert done.rows[0]["status"] == "skipped"
-    assert "synthetic" in done.rows[0]["error"]
+    assert done.rows[0].status == "skipped"
+    assert "synthetic" in done.rows[0].error
 
 
 def test_captions_of_every_kind(home, monkeypatch):
@@ -416,9 +425,10 @@ def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
 
 
 def test_a_bar_of_percentages_stays_between_0_and_100():
-    two_seeds = table([row("a", seed, score) for seed, score in enumerate((54.2, 65.1))])
-    assert two_seeds[0].metrics["mAP"].low < 0
-    assert two_seeds[0].metrics["mAP"].high > 100
+    two_seeds = variant_scores([row("a", seed, score) for seed, score in enumerate((54.2, 65.1))])
+    low, high = two_seeds[0].metrics["mAP"].interval
+    assert low < 0
+    assert high > 100
     elements = ElementTree.fromstring(str(accuracy_chart(two_seeds).wide)).iter("path")
     (bar,) = [path for path in elements if "fill-opacity" in styled(path)]
     ends = {float(x) for x in re.findall(r"[ML] (\S+) ", bar.get("d"))}
