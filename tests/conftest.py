@@ -1,4 +1,4 @@
-"""What several test files share: folders, a small synthetic data set, and Prefect's test server."""
+"""Fixtures of all tests: a home of its own per test, one thread of torch, and Prefect's test server."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path, monkeypatch):
-    """No test touches the artefacts or the Prefect settings of the person who runs it."""
+    """Keep every test away from the artifacts and the hub of the person who runs it."""
     monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """One thread of torch, so that sums are taken in one order."""
+    """Use one thread of torch, so that sums are taken in a fixed order."""
     import torch
 
     before = torch.get_num_threads()
@@ -25,7 +25,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def prefect_server():
-    """Prefect's own server on a database of its own. Whoever uses it carries the mark ``xdist_group("flow")``."""
+    """Run Prefect's server on a temporary database. Tests that use it need the mark ``xdist_group("flow")``."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):

@@ -1,4 +1,4 @@
-"""A captioning process for tests that kill it: everything heavy is imported here, once, by the fork server."""
+"""A captioning process for tests that kill it. The fork server imports this module, and everything heavy, once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 
 
 def caption_in_child(home: str, images: dict[str, str], root: str, settings: str) -> None:
-    """Run the stage, writing a shard after every batch, so that a kill finds some."""
+    """Run the stage and write a shard per batch, so that a killed process leaves some."""
     store_saver.FLUSH_ROWS = 4
     stage.caption(
         ArtifactStore(Path(home)),

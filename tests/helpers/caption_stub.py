@@ -1,11 +1,11 @@
-"""An engine without a model, and workers that use it: for tests of how work is shared, killed and taken up again."""
+"""An engine without a model and workers that use it, for tests of how work is shared, interrupted and resumed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 
 
 class StubEngine:
-    """Writes a sentence that follows from the image's digest, after `seconds` a batch, and logs what it was asked."""
+    """Engine whose sentences depend on the digest of the image alone.
+
+    log: file with one line per image, in the order of the requests. seconds: duration of a batch.
+    """
 
     width = 8
 
@@ -31,9 +34,11 @@ class StubEngine:
         self.seconds = seconds
 
     def prepare(self, image: Image.Image) -> Image.Image:
+        """Return the image as it is."""
         return image
 
-    def rows(self, images: Iterable[Loaded]) -> Iterator[list[CaptionRow]]:
+    def rows(self, images: Iterable[Loaded]) -> Generator[list[CaptionRow], None, None]:
+        """Yield the rows of one batch at a time."""
         batch: list[Loaded] = []
         for item in images:
             batch.append(item)
@@ -44,10 +49,11 @@ class StubEngine:
             yield self.batch(batch)
 
     def batch(self, items: list[Loaded]) -> list[CaptionRow]:
+        """Return the rows of one batch, and log its images."""
         time.sleep(self.seconds)
         line = "".join(f"{os.getpid()} {item.sha256}\n" for item in items).encode()
         handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(handle, line)  # one write: lines of several processes do not mix
+        os.write(handle, line)  # a single write: lines of several processes do not mix
         os.close(handle)
         return [
             CaptionRow.of(item.sha256, stub_reply(item))
@@ -58,12 +64,13 @@ class StubEngine:
 
 
 def stub_reply(item: Loaded) -> Reply:
-    colour = ("red", "blue", "green", "black")[hashlib.sha256(item.sha256.encode()).digest()[0] % 4]
-    return Reply(text=f"A man is wearing a {colour} shirt.", n_tokens=8, truncated=False, batch_size=8)
+    """Return the sentence of an image."""
+    color = ("red", "blue", "green", "black")[hashlib.sha256(item.sha256.encode()).digest()[0] % 4]
+    return Reply(text=f"A man is wearing a {color} shirt.", n_tokens=8, truncated=False, batch_size=8)
 
 
 def fake_model(folder: Path) -> CaptionConfig:
-    """Settings that name a folder which only looks like a model: enough for a fingerprint."""
+    """Return settings whose model is a folder with nothing but a config.json: enough for a fingerprint."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     return CaptionConfig(model=str(folder), batch_size=8, workers=2, device="cpu")
@@ -71,9 +78,9 @@ def fake_model(folder: Path) -> CaptionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker in another process is to do; plain data, whatever carries it there.
+    """Work for a process, as plain data.
 
-    log: one line a captioned image, with the process. seconds: a batch of eight takes. flush_rows: rows of a shard.
+    log: file with one line per captioned image. seconds: duration of a batch of eight. flush_rows: rows per shard.
     """
 
     home: str
@@ -87,7 +94,7 @@ class Job:
     flush_rows: int = 16
 
     def run(self) -> tuple[int, int]:
-        """Caption the part and return the process and how many captions it made."""
+        """Caption the part; return the id of the process and the number of captions it made."""
         store_saver.FLUSH_ROWS = self.flush_rows
         stage_work.load_engine = lambda _: StubEngine(Path(self.log), self.seconds)
         outcome = stage.caption_part(
@@ -102,9 +109,10 @@ class Job:
 
 
 def run_job(job: Job) -> tuple[int, int]:
+    """Run a job, as a function that another process can import."""
     return job.run()
 
 
 def asked(log: Path) -> list[tuple[int, str]]:
-    """Process and image of every caption that was made, in order."""
+    """Return (process, image) per caption, in the order in which they were made."""
     return [(int(pid), image) for pid, image in (line.split() for line in log.read_text().splitlines())]

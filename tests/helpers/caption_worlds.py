@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from data.schemas import IMAGES
 
 
 def draw(root: Path, count: int, start: int = 0) -> Path:
-    """Write `count` images of noise, numbered from `start` on; the same number is the same image."""
+    """Write `count` images of noise, numbered from `start`. A number always gives the same image."""
     root.mkdir(exist_ok=True)
     for number in range(start, start + count):
         rng = np.random.default_rng(number)
@@ -29,8 +30,8 @@ def draw(root: Path, count: int, start: int = 0) -> Path:
 
 
 def index(store: ArtifactStore, root: Path) -> ArtifactRef:
-    """A plain index of the folder, as the stage before would write it; nothing is looked at but the bytes."""
-    rows = [
+    """Make the index artifact of a folder without decoding an image."""
+    rows: list[dict[str, Any]] = [
         {
             "path": path.name,
             "split": "train",
@@ -53,17 +54,17 @@ def index(store: ArtifactStore, root: Path) -> ArtifactRef:
 
 
 def captions_of(made: Made) -> pd.DataFrame:
-    """The rows of captions.parquet."""
+    """Return the rows of captions.parquet."""
     return pd.read_parquet(made.ref.folder / "captions.parquet")
 
 
 def captions_folder(store: ArtifactStore, config: CaptionConfig) -> Path:
-    """The folder of the captioner's shards."""
+    """Return the folder of the captioner's shards."""
     return CaptionStore(store.root, identify(config, store.memo)).folder
 
 
 def written(folder: Path) -> list[str]:
-    """The images of all shards, as often as they were written."""
+    """Return the images of all shards, each as often as it was written."""
     found: list[str] = []
     for path in sorted(folder.glob("part-*.parquet")):
         found += pq.read_table(path)["image_sha256"].to_pylist()

@@ -1,4 +1,4 @@
-"""A small real HTTP server that speaks the OpenAI chat API, and misbehaves where it is told to."""
+"""A small HTTP server with the OpenAI chat API that misbehaves on request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ HTML = b"<!DOCTYPE html><html><body><h1>Please log in</h1></body></html>"
 
 
 def plain_answer(_: Image.Image, __: dict[str, Any]) -> dict[str, Any]:
+    """Answer every request with the same text."""
     return {"text": TEXT}
 
 
 def choices(text: str | None, tokens: int | None = 8, finish: str = "stop") -> dict[str, Any]:
-    """A chat completion as vLLM writes it."""
+    """Return a chat completion in vLLM's form."""
     return {
         "object": "chat.completion",
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
@@ -35,10 +36,11 @@ def choices(text: str | None, tokens: int | None = 8, finish: str = "stop") -> d
 
 @dataclass
 class ChatServer:
-    """What the server is told, and what it saw.
+    """Settings of the server, and a record of its requests.
 
-    answer: image and request -> the arguments of `choices`. fault: image and how often it was asked for before -> the
-    name of a method of `Handler`, or None to behave. models_fault: the same for the list of models.
+    answer: (image, request) -> arguments of `choices`. fault: (image, earlier requests for it) -> name of the method of
+    `Handler` that answers instead, or None. models_fault: the same for the list of models. keys: authorization headers
+    received. busiest: most requests at a time. ended: set when the server shuts down.
     """
 
     model: str = "served/llava"
@@ -55,6 +57,7 @@ class ChatServer:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def enter(self, image: Image.Image, request: dict[str, Any]) -> int:
+        """Record the start of a request; return how many requests there were for the image before."""
         with self._lock:
             self.requests.append(request)
             self._busy += 1
@@ -64,16 +67,19 @@ class ChatServer:
             return before
 
     def leave(self) -> None:
+        """Record the end of a request."""
         with self._lock:
             self._busy -= 1
 
 
 class Handler(BaseHTTPRequestHandler):
+    """One request: the documented answers, then one method per fault."""
+
     protocol_version = "HTTP/1.1"
     state: ChatServer
 
     def log_message(self, *_: Any) -> None:
-        """Nothing on the terminal."""
+        """Keep the terminal quiet."""
 
     def send(self, status: int, content: bytes, kind: str = "application/json", **headers: str) -> None:
         self.send_response(status)
@@ -167,16 +173,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Says nothing about clients that give up: making them do so is its purpose."""
+    """A server that does not report the clients that disconnect, because the faults make them do so."""
 
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """Nothing on the terminal."""
+        """Keep the terminal quiet."""
 
 
 def image_of(request: dict[str, Any]) -> Image.Image:
-    """The image of a chat request, which must be a PNG in a data URL."""
+    """Return the image of a chat request, which must be a PNG in a data URL."""
     (url,) = [part["image_url"]["url"] for part in parts_of(request) if part["type"] == "image_url"]
     head, content = url.split(",", 1)
     assert head == "data:image/png;base64"
@@ -184,13 +190,14 @@ def image_of(request: dict[str, Any]) -> Image.Image:
 
 
 def parts_of(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of the only user message."""
     (message,) = [message for message in request["messages"] if message["role"] == "user"]
     return message["content"]
 
 
 @contextmanager
 def serving(**told: Any) -> Iterator[ChatServer]:
-    """Run a server on a free port of this machine."""
+    """Run a server on a free port of this machine. told: fields of `ChatServer`."""
     state = ChatServer(**told)
     server = QuietServer(("127.0.0.1", 0), type("Told", (Handler,), {"state": state}))
     state.url = f"http://127.0.0.1:{server.server_address[1]}/v1"

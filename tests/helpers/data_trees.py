@@ -1,4 +1,4 @@
-"""Small image folders with the true names and quirks of the public data sets."""
+"""Small image folders with the file names and quirks of the public datasets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LITTER = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "desktop.ini")
 
 
 def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (8, 16)) -> bytes:
-    """Return the bytes of a small image; each seed gives other pixels."""
+    """Return the bytes of a small image. Each seed gives different pixels."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 2, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).resize(size).save(stream, kind)
@@ -22,12 +22,12 @@ def picture(seed: int, kind: str = "JPEG", size: tuple[int, int] = (8, 16)) -> b
 
 
 TURNED = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sHHI4sI", 8, 2, 0x0112, 3, 1, b"\6\0\0\0", 0x011A, 2, 3, b"72\0\0", 0)
-"""EXIF that asks for a turn by 90 degrees, and with a resolution that is text: Pillow cannot follow the one because it
-cannot write the other again."""
+"""EXIF with a rotation by 90 degrees and a resolution that is text. Pillow cannot apply the rotation, because it cannot
+write the resolution back."""
 
 
 def put(root: Path, *paths: str, first_seed: int = 0) -> None:
-    """Write an image of its own under each path."""
+    """Write a different image to each path."""
     for seed, path in enumerate(paths, start=first_seed):
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def put(root: Path, *paths: str, first_seed: int = 0) -> None:
 
 
 def litter(*folders: Path) -> None:
-    """Leave in each folder what file managers leave."""
+    """Write to each folder the files that file managers leave behind."""
     for folder in folders:
         for name in LITTER:
             (folder / name).write_bytes(b"not an image")
@@ -58,7 +58,7 @@ MARKET_JUNK = ("bounding_box_test/-1_c1s1_000401_03.jpg", "bounding_box_test/-1_
 
 
 def market(root: Path) -> Path:
-    """Write a Market-1501 tree of ten images, two junk boxes and litter."""
+    """Write a Market-1501 tree of ten images, two junk images and litter."""
     put(root, *MARKET, *MARKET_JUNK)
     litter(*(root / folder for folder in MARKET_FOLDERS))
     (root / "readme.txt").write_text("as in the archive")
@@ -66,5 +66,5 @@ def market(root: Path) -> Path:
 
 
 def settle() -> None:
-    """Wait until files written so far are old enough to be remembered."""
+    """Wait until the files written so far are old enough for their digests to be kept."""
     time.sleep(0.12)

@@ -1,4 +1,4 @@
-"""What the processes of tests/data/test_environment.py run: a short training, or a list of what Prefect was told."""
+"""Program of the processes of tests/data/test_environment.py: a short training, or the options given to Prefect."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def train_shortly(folder: Path) -> None:
     sys.stdout.write(json.dumps({"steps": steps, "weights": weights.hexdigest()}))
 
 
-def told_to_prefect(_: Path) -> None:
-    """Print what decides on caching, results and retries, for every flow and task of the project."""
+def print_options(_: Path) -> None:
+    """Print the options for caching, results and retries of every flow and task of the project."""
     from prefect import Flow, Task
 
     from flows import pipeline, stage_tasks
     from flows.deploy import watch
     from flows.execution import fanout
 
-    found = {}
+    found: dict[str, list[object]] = {}
     for module in (fanout, pipeline, stage_tasks, watch):
         for value in vars(module).values():
             if isinstance(value, Flow):
                 found[value.name] = [value.retries, value.persist_result]
             elif isinstance(value, Task):
-                told = value.with_options(refresh_cache=False)  # as the pipeline calls it
-                found[value.name] = [told.retries, told.persist_result, told.refresh_cache, told.result_serializer]
+                task = value.with_options(refresh_cache=False)  # as the pipeline calls it
+                found[value.name] = [task.retries, task.persist_result, task.refresh_cache, task.result_serializer]
     sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":
-    {"train": train_shortly, "prefect": told_to_prefect}[sys.argv[1]](Path(sys.argv[2]))
+    {"train": train_shortly, "prefect": print_options}[sys.argv[1]](Path(sys.argv[2]))

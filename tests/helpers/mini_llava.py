@@ -1,4 +1,4 @@
-"""A LLaVA with random weights, small enough to build in a test: the real transformers classes, saved as they save."""
+"""A LLaVA with random weights, small enough to build in a test, made of the real transformers classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATCH = 8
 
 
 def save_mini_llava(folder: Path, seed: int = 0) -> Path:
-    """Build the model from `seed` and write it to `folder` as `save_pretrained` does."""
+    """Build the model from `seed`, write it to `folder` with `save_pretrained` and return the folder."""
     text = compose({"gender": "female", "upper_color": "red", "upper_type": "coat", "hair": "long"})
     tokenizer = build_tokenizer([text, get_template("scgi").prompt()], [], vocab_size=320)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<pad>", "<s>", "</s>", "<image>")}
@@ -47,7 +47,7 @@ def save_mini_llava(folder: Path, seed: int = 0) -> Path:
             bos_token_id=ids["<s>"],
             eos_token_id=ids["</s>"],
             pad_token_id=ids["<pad>"],
-            initializer_range=0.5,  # large, so that what is written depends on the image
+            initializer_range=0.5,  # large, so that the text depends on the image
         ),
         image_token_index=ids["<image>"],
         image_seq_length=(SIDE // PATCH) ** 2,
@@ -57,12 +57,12 @@ def save_mini_llava(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
-    # A model's own file may ask for sampling, as LLaMA's does; the engine must not follow it.
+    # The generation config of a model may ask for sampling, as LLaMA's does. The engine must ignore it.
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.9, top_p=0.6, eos_token_id=ids["</s>"], pad_token_id=ids["<pad>"], bos_token_id=1
     )
     model.save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    # Like the oldest published processors, this one does not know the model's patch size.
+    # Like the oldest published processors, this one does not contain the model's patch size.
     LlavaProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
     return folder

@@ -1,4 +1,6 @@
-"""What the public CLIP-ReID gave on tools/parity_peer/world.py, and how ours is compared with it."""
+"""Results of the public CLIP-ReID on tools/parity_peer/world.py, and the comparison with ours."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -15,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 def same(got: Tensor | float, golden: Any) -> None:
-    """Assert that a number or a tensor is what the golden file keeps of it, to 1e-4."""
+    """Assert that a number or a tensor agrees with its description in the golden file to 1e-4."""
     if not isinstance(golden, dict):
         np.testing.assert_allclose(float(torch.as_tensor(got).detach()), golden, rtol=TOLERANCE, atol=TOLERANCE)
         return

@@ -1,4 +1,4 @@
-"""Where the repository lies, and real data beside it that some tests use if it is there."""
+"""The folder of the repository, and folders of real data that some tests use where they exist."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def shared_folder(*parts: str) -> Path:
-    """Return a folder of real data that lies outside the project, or skip the test with the reason."""
+    """Return a folder of real data outside the project; skip the test if it does not exist."""
     root = Path(os.environ.get("CLIP_SCGI_SHARED") or REPO.parent / "shared")
     folder = root.joinpath(*parts)
     if not folder.exists():
-        pytest.skip(f"real data is not here: {'/'.join(parts)} (set CLIP_SCGI_SHARED to the folder that holds it)")
+        pytest.skip(f"real data not found: {'/'.join(parts)} (set CLIP_SCGI_SHARED to the folder that contains it)")
     return folder

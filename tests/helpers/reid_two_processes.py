@@ -1,7 +1,9 @@
-"""What each process of tests/reid/test_distributed.py runs: a short training, its records into the folder named.
+"""Program of each process of tests/reid/test_distributed.py: a short training that writes its records to a folder.
 
-The processes disagree about which of the two epochs is better; the first one's word counts.
+The processes score the two epochs in opposite orders. The scores of the first process count.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -18,6 +20,7 @@ from tests.helpers.reid_worlds import small_config, training_set
 
 
 def main(folder: Path) -> None:
+    """Train two epochs, and write the model and the best epoch that this process knows of."""
     torch.set_num_threads(1)
     config = small_config(checkpoint_every=3, validation=ValidationConfig(every=1, keep="best"))
     task = build_task(config, identities=8)

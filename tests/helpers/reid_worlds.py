@@ -1,10 +1,17 @@
-"""Small training sets for the tests of stage 2: synthetic people and their true captions, no captioner."""
+"""Small training sets for the tests of stage 2: synthetic people with their true captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor, nn
 
-from data.artifacts.store import ArtifactStore
+from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.files import write_table
 from data.schemas import CAPTIONS
 from data.slots import SLOTS
@@ -17,8 +24,8 @@ from tools.tiny_clip.text import template_sentences
 SEED = 55_000
 
 
-def training_set(count=32):
-    """The first `count` images of a synthetic stream (4 of each person) with the captions of what is visible."""
+def training_set(count: int = 32) -> TrainingSet:
+    """Return the first `count` images of a synthetic stream, 4 per person, with captions of what is visible."""
     samples = [training_sample(SEED, index) for index in range(count)]
     texts = [template_sentences({s: x.attributes[s] for s in SLOTS if x.visible[s]}) for x in samples]
     labels = np.array([sample.identity for sample in samples])
@@ -32,9 +39,9 @@ def training_set(count=32):
     )
 
 
-def small_config(**changes):
-    """Two steps an epoch on `training_set`, on the CPU."""
-    values = {
+def small_config(**changes: Any) -> TrainConfig:
+    """Return settings that give two steps per epoch on `training_set`, on the CPU."""
+    values: dict[str, Any] = {
         "batch": BatchConfig(identities=4, images=4),
         "schedule": ScheduleConfig(epochs=2, lr_clip=1e-4, lr_new=3e-4, warmup_epochs=2, milestones=()),
         "device": "cpu",
@@ -45,21 +52,23 @@ def small_config(**changes):
 
 
 class KilledError(Exception):
-    """What a test raises in the middle of a run, to stop it there."""
+    """Raised by a test to stop a run in the middle."""
 
 
-def weights_of(task):
-    """A copy of everything that a task holds, by name."""
+def weights_of(task: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the state of a task."""
     return {name: value.clone() for name, value in task.state_dict().items()}
 
 
-def same_weights(first, second):
-    """Whether two such copies are the same, bit for bit."""
+def same_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Return True if two states are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def write_captions(store: ArtifactStore, rows, text_of):
-    """Make a caption artefact for the image `rows` (dicts of images.parquet) with `text_of(row)` as captions."""
+def write_captions(
+    store: ArtifactStore, rows: Iterable[Mapping[str, Any]], text_of: Callable[[Mapping[str, Any]], str | None]
+) -> ArtifactRef:
+    """Make a caption artifact for `rows` of images.parquet, with the captions `text_of(row)`."""
     records = []
     for row in rows:
         text = text_of(row)
@@ -71,7 +80,7 @@ def write_captions(store: ArtifactStore, rows, text_of):
         )
     table = pa.Table.from_pylist(records, schema=CAPTIONS)
 
-    def produce(folder):
+    def produce(folder: Path) -> None:
         write_table(folder / "captions.parquet", table, CAPTIONS)
 
     return store.make("caption", {"texts": [record["caption"] for record in records]}, produce).ref

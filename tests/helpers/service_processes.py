@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
@@ -22,37 +23,40 @@ PASSWORD = "a-password-that-must-show-up-nowhere"
 AUTH = f"clip:{PASSWORD}"
 POOL = "clip-scgi"
 
+T = TypeVar("T")
+
 
 def find_program(name: str) -> str | None:
-    """Return a program, in Debian's folder of PostgreSQL too."""
+    """Return the path of a program, or None. Debian's folders of PostgreSQL are searched too."""
     places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
     return shutil.which(name) or (str(places[-1]) if places else None)
 
 
 def missing_programs() -> list[str]:
-    """Return which programs of the topology are not installed."""
+    """Return the programs of the topology that are not installed."""
     return [name for name in ("initdb", "postgres", "redis-server", "faketime") if find_program(name) is None]
 
 
-def wait_for(what: str, check: Callable[[], object], seconds: float = 120, pause: float = 0.5):
-    """Return the first true value of `check`."""
+def wait_for(what: str, check: Callable[[], T], seconds: float = 120, pause: float = 0.5) -> T:
+    """Return the first true value of `check`; raise TimeoutError after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = check()
         if value:
             return value
         time.sleep(pause)
-    raise TimeoutError(f"waited {seconds:.0f} s in vain: {what}")
+    raise TimeoutError(f"no result after {seconds:.0f} s: {what}")
 
 
 def free_port() -> int:
+    """Return a port that no process listens on."""
     with socket.socket() as stream:
         stream.bind(("127.0.0.1", 0))
         return stream.getsockname()[1]
 
 
 class Topology:
-    """Starts, stops, kills and restarts the processes; each writes <name>.log into the folder."""
+    """Starts, stops, kills and restarts the processes. Each writes <name>.log to the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +94,7 @@ class Topology:
             "PREFECT_REDIS_MESSAGING_HOST": "127.0.0.1",
             "PREFECT_REDIS_MESSAGING_PORT": str(self.ports["redis"]),
             "PREFECT_SERVER_DOCKET_URL": redis,
-            # Prefect's own pace is for large sites; here somebody waits.
+            # Prefect's default intervals are for large sites; a test waits for these.
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT2S",
         }
@@ -148,7 +152,7 @@ class Topology:
             return False
 
     def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
-        """End one process and wait; PostgreSQL's way to end at once is SIGQUIT."""
+        """End one process and wait. SIGQUIT makes PostgreSQL stop at once."""
         process = self.processes.pop(name)
         process.send_signal(how)
         try:
@@ -158,7 +162,7 @@ class Topology:
             process.wait()
 
     def kill_tree(self, name: str) -> None:
-        """Kill a process and all it has started, as when a machine loses power."""
+        """Kill a process and its descendants, as when a machine loses power."""
         process = self.processes.pop(name)
         for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             victim.kill()
@@ -180,7 +184,7 @@ class Topology:
                 self.stop(name, signal.SIGQUIT if name == "postgres" else signal.SIGTERM)
 
     def run(self, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run one command line as a user of this topology would."""
+        """Run a command as a user of this topology does."""
         return subprocess.run(
             [str(word) for word in words],
             env=self.environment,

@@ -1,4 +1,4 @@
-"""A disk that is soon full, for tests."""
+"""A small disk, for tests of full ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a tmpfs of `size` (such as 64k) on the new `folder`; skips the test where that is not allowed."""
+    """Mount a tmpfs of `size` (such as 64k) on the new `folder`; skip the test where that is not allowed."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("no right to mount a small tmpfs here")
+        pytest.skip("mounting a tmpfs is not permitted")
     try:
         yield folder
     finally:
@@ -26,5 +26,5 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def grow(folder: Path, size: str) -> None:
-    """Give the disk on `folder` another size."""
+    """Change the size of the disk on `folder`."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
