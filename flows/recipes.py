@@ -20,6 +20,7 @@ from flows.overrides import apply_overrides
 from flows.report.stage import ReportConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.published import published_training, with_sie_and_olp
+from reid.config.renamed import RENAMED
 from reid.config.train import AugmentConfig, LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
 
 _LLAVA: Final = "llava-hf/llava-1.5-7b-hf"
@@ -176,17 +177,29 @@ RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
 """Name -> recipe. A data set's bare name is CLIP-SCGI; its other methods have their name behind it."""
 
 
-def build_recipe(name: str, overrides: Sequence[str] = (), *, size: Sequence[str] = ()) -> Recipe:
+def build_recipe(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    size: Sequence[str] = (),
+    notify: Callable[[str], object] = lambda notice: None,
+) -> Recipe:
     """Return the recipe `name` with settings changed by ``key=value`` texts.
 
-    overrides: see `flows.overrides`. size: further ones, which `overrides` win over. Raises ConfigError that lists
-    every problem.
+    overrides: see `flows.overrides`. size: further ones, which `overrides` win over. notify: called with a notice for
+    each override that uses the old key of a renamed setting.
+
+    Raises:
+        ConfigError: it lists every problem.
     """
     if name not in RECIPES:
         near = nearest(name.lower(), RECIPES)
         guess = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ConfigError(f"there is no recipe {name!r}; {guess}known: {', '.join(sorted(RECIPES))}")
+        raise ConfigError(f"recipe {name!r} does not exist; {guess}known: {', '.join(sorted(RECIPES))}")
     base = RECIPES[name]().model_dump(mode="json")
     values = copy.deepcopy(base)
-    problems = [*apply_overrides(Recipe, values, size), *apply_overrides(Recipe, values, overrides)]
-    return build_config(Recipe, values, f"recipe {name}", base=base, problems=problems)
+    sized = apply_overrides(Recipe, values, size, RENAMED)
+    applied = apply_overrides(Recipe, values, overrides, RENAMED)
+    for notice in applied.notices:
+        notify(notice)
+    return build_config(Recipe, values, f"recipe {name}", base=base, problems=[*sized.problems, *applied.problems])

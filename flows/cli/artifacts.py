@@ -15,7 +15,7 @@ from data.artifacts.inventory import Entry, folder_size, take_inventory
 from data.artifacts.store import SIDECAR, read_uses
 from data.errors import DataError
 from data.files import read_json
-from flows.cli.home import artifact_store
+from flows.cli.inputs import artifact_store
 from flows.report.retrieval import leading_row
 from flows.terminal import plain_console, size
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from data.artifacts.store import HOME_VARIABLE
 from data.errors import ConfigError, raise_problems
-from flows.cli.home import artifact_store
+from flows.cli.inputs import artifact_store, recipe_of
 from flows.execution.server import api_url, check_server
 from flows.interrupts import leave_to_asyncio
-from flows.recipes import Recipe, build_recipe
+from flows.recipes import Recipe
 from flows.terminal import plain_console
 
 
@@ -74,7 +74,7 @@ def serve(
 
 def _recipes(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
     """Build the recipes; raise ConfigError for two with one dataset name, which would share a deployment."""
-    recipes = [build_recipe(name, overrides) for name in names]
+    recipes = [recipe_of(name, overrides) for name in names]
     for label, count in Counter(recipe.data.label for recipe in recipes).items():
         if count > 1:
             raise ConfigError(

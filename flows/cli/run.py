@@ -18,11 +18,11 @@ from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.files import atomic_path, read_json
-from flows.cli.home import artifact_store
+from flows.cli.inputs import artifact_store, recipe_of
 from flows.execution.server import prefect_server
 from flows.preflight.check import check_devices
 from flows.preflight.disk import check_output
-from flows.recipes import RECIPES, Recipe, build_recipe
+from flows.recipes import RECIPES, Recipe
 from flows.summary import RunSummary
 from flows.terminal import plain_console, results_table
 
@@ -33,7 +33,7 @@ Flow = Callable[..., dict[str, Any]]
 @contextmanager
 def pipeline(name: str, overrides: Sequence[str], home: Path | None, until: StageName) -> Iterator[Flow]:
     """Print what will run, and yield the flow of recipe `name`, while a Prefect server is there."""
-    recipe, store = build_recipe(name, overrides), artifact_store(home)
+    recipe, store = recipe_of(name, overrides), artifact_store(home)
     title = Text.assemble((f"clip-scgi {name}", "bold"), f": artifacts in {store.root}")
     plain_console().print(title, soft_wrap=True)
     with flow_of(recipe, store, until) as flow:
@@ -61,7 +61,7 @@ def list_recipes() -> None:
 
 def show_recipe(name: str, overrides: Sequence[str]) -> None:
     """Print every setting of one recipe as JSON."""
-    recipe = build_recipe(name, overrides)
+    recipe = recipe_of(name, overrides)
     plain_console().print_json(json.dumps(recipe.model_dump(mode="json")))
 
 
@@ -75,7 +75,7 @@ def draw_sheet(
 
     config = build_config(SheetConfig, {"identities": identities, "each": each, "seed": seed}, "sheet")
     check_output(out, "--out", suffixes=(".png", ".jpg", ".jpeg"))
-    with flow_of(build_recipe(name, overrides), artifact_store(home), "caption") as flow:
+    with flow_of(recipe_of(name, overrides), artifact_store(home), "caption") as flow:
         summary = RunSummary.model_validate(flow())
     captions = pd.read_parquet(summary["caption"].artifact.folder / "captions.parquet", columns=list(COLUMNS))
     sheet = contact_sheet(captions, Path(summary["index"].images_root or ""), config)

@@ -19,10 +19,10 @@ from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
 from data.errors import ClipScgiError, ConfigError
 from data.index.stage import STAGE as INDEX
 from data.index.stage import index
-from flows.cli.home import artifact_store
+from flows.cli.inputs import artifact_store, recipe_of
 from flows.cli.run import flow_of
 from flows.execution.gpu import uses_gpu
-from flows.recipes import Recipe, build_recipe
+from flows.recipes import Recipe
 from flows.summary import RunSummary
 from flows.terminal import plain_console, progress_bar
 from flows.worlds import world_folder
@@ -46,7 +46,7 @@ def find_people(
     name: str, overrides: Sequence[str], query: str | Path, *, top: int, train: bool, home: Path | None
 ) -> None:
     """Print the `top` gallery images nearest to `query`. train: run the stages up to train first if any is missing."""
-    recipe = build_recipe(name, overrides)
+    recipe = recipe_of(name, overrides)
     uses_gpu(recipe.evaluate.device, "evaluate.device")  # before anything runs: the search needs it
     store = artifact_store(home)
     found = find_trained(store, recipe)

@@ -11,11 +11,11 @@ from rich.text import Text
 
 from data.config import build_config
 from data.errors import ConfigError, raise_problems
-from flows.cli.home import artifact_store
+from flows.cli.inputs import artifact_store, recipe_of
 from flows.preflight.check import problems_of
 from flows.preflight.disk import check_output
 from flows.preflight.plan import Plan
-from flows.recipes import Recipe, ScaleConfig, build_recipe
+from flows.recipes import Recipe, ScaleConfig
 from flows.report.scores import duration
 from flows.study.plan import PRESETS, StudyConfig
 from flows.study.rows import RunRow
@@ -38,9 +38,9 @@ def study_config(preset: str, *, seeds: int | None, groups: Sequence[str], resam
 def preset_recipe(name: str, preset: str, overrides: Sequence[str]) -> Recipe:
     """Return the recipe `name` in the size of a preset; `overrides` win over the preset."""
     size = PRESETS[preset]
-    draws = build_recipe(name, overrides)
+    draws = recipe_of(name, overrides)
     world = size.world if draws.synthetic is not None and not draws.data.root else ()
-    return build_recipe(name, overrides, size=[*size.settings, *world])
+    return recipe_of(name, overrides, size=[*size.settings, *world])
 
 
 def run_study(recipe: Recipe, config: StudyConfig, *, home: Path | None, out: Path, dry_run: bool = False) -> int:

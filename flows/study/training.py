@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from data.config import C, build_config
+from flows.overrides import set_key
 from flows.recipes import Recipe, tiny_clip_reid
 from flows.study.plan import StudyConfig, Variant
 from reid.config.published import published_training
@@ -59,9 +60,5 @@ def _changed(config: C, changes: Mapping[str, Any]) -> C:
     """Return `config` with dotted keys set, validated anew."""
     values = config.model_dump(mode="json")
     for key, value in changes.items():
-        *path, last = key.split(".")
-        here = values
-        for part in path:
-            here = here[part]
-        here[last] = value
+        set_key(values, key, value)
     return build_config(type(config), values, "study")

@@ -166,9 +166,26 @@ def test_text_of_the_user_is_not_read_as_markup(capsys, text):
     assert main([text]) == 2
     assert f"'{text}'" in capsys.readouterr().err
     assert main(["run", text]) == 1
-    assert f"there is no recipe '{text}'" in capsys.readouterr().err
+    assert f"recipe '{text}' does not exist" in capsys.readouterr().err
     assert main(["show", "demo", "--set", f"data.name={text}"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["name"] == text
+
+
+def test_the_old_key_of_a_renamed_setting_works_with_one_notice(capsys):
+    settings = [
+        part for text in ("train.schedule.rate_clip=0.5", 'train.scgi={"queries":3}') for part in ("--set", text)
+    ]
+    notices = [
+        "! setting 'train.schedule.rate_clip' is now 'train.schedule.lr_clip'",
+        "! setting 'train.scgi.queries' is now 'train.scgi.inversion_tokens'",
+    ]
+    assert main(["show", "demo", *settings]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == notices
+    train = json.loads(captured.out)["train"]
+    assert (train["schedule"]["lr_clip"], train["scgi"]["inversion_tokens"]) == (0.5, 3)
+    assert main(["show", "demo", *settings]) == 0
+    assert capsys.readouterr().err == "", "each notice is printed once"
 
 
 def test_a_shell_completes_commands_options_and_recipes():

@@ -6,10 +6,14 @@ import json
 
 import pytest
 
+from data.config import Config
 from data.errors import ConfigError
+from data.settings import settings_of
 from flows.cli.study import preset_recipe
+from flows.overrides import apply_overrides
 from flows.recipes import RECIPES, Recipe, build_recipe
 from reid.config.evaluate import RerankConfig
+from reid.config.renamed import RENAMED
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -302,8 +306,80 @@ def test_an_unknown_recipe_lists_the_known_ones():
         build_recipe("market")
     with pytest.raises(ConfigError, match=r"did you mean demo_clip_reid"):
         build_recipe("demo_clipreid")
-    with pytest.raises(ConfigError, match=r"'xyz'; known: "):
+    with pytest.raises(ConfigError, match=r"'xyz' does not exist; known: "):
         build_recipe("xyz")
+
+
+class Inner(Config):
+    """A group."""
+
+    size: int = 3
+    """A setting."""
+    name: str = "x"
+    """A setting."""
+
+
+class Outer(Config):
+    """A config."""
+
+    inner: Inner = Inner()
+    """A group."""
+    seed: int = 0
+    """A setting."""
+
+
+OLD_KEYS = {"inner.width": "inner.size", "random": "seed"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "values", "notices"),
+    [
+        (["inner.width=5"], {"inner": {"size": 5}}, ["setting 'inner.width' is now 'inner.size'"]),
+        (["random=7", "inner.size=4"], {"seed": 7, "inner": {"size": 4}}, ["setting 'random' is now 'seed'"]),
+        (
+            ['inner={"width":5,"name":"y"}'],
+            {"inner": {"size": 5, "name": "y"}},
+            ["setting 'inner.width' is now 'inner.size'"],
+        ),
+        (["inner.size=5"], {"inner": {"size": 5}}, []),
+    ],
+)
+def test_the_old_key_of_a_renamed_setting_sets_the_new_one(texts, values, notices):
+    found: dict = {}
+    assert apply_overrides(Outer, found, texts, OLD_KEYS) == ([], notices)
+    assert found == values
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        (["inner.width=5", "inner.size=5"], "inner.size: set twice; give it once"),
+        (["inner.width=true"], "inner.size: must be a number or text, not true or false; for example inner.size=3"),
+        (["inner.sizes=5"], "inner.sizes: no such setting; did you mean inner.size?"),
+    ],
+)
+def test_problems_name_the_new_key(texts, problem):
+    assert apply_overrides(Outer, {}, texts, OLD_KEYS).problems == [problem]
+
+
+def test_every_renamed_setting_exists_and_its_old_key_does_not():
+    settings = settings_of(Recipe)
+    assert RENAMED
+    assert set(RENAMED.values()) <= set(settings)
+    assert not set(RENAMED) & set(settings)
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_parameters_of_a_deployment_with_old_keys_still_load(old):
+    """Prefect keeps a recipe's parameters; a deployment of an earlier release has the old keys in them."""
+    recipe = build_recipe("demo")
+    parameters = recipe.model_dump(mode="json")
+    *path, new = RENAMED[old].split(".")
+    group = parameters
+    for part in path:
+        group = group[part]
+    group[old.rpartition(".")[2]] = group.pop(new)
+    assert Recipe.model_validate(parameters) == recipe
 
 
 def test_configs_are_frozen():

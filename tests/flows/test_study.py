@@ -419,7 +419,7 @@ def test_what_no_run_can_do_is_said_before_the_first(tmp_path, capsys):
 def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
     assert main(["study", "--home", str(tmp_path), "--seeds", "0"]) == 2
     assert "--seeds" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no recipe"):
+    with pytest.raises(ConfigError, match="recipe 'nothing' does not exist"):
         preset_recipe("nothing", "quick", [])
     assert set(PRESETS["full"].config.groups) == set(GROUPS)
 
