@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 NEED_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format services lowest soak bench mutants clean
+.PHONY: help install demo test check docs format services lowest soak bench mutants clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,10 @@ check: $(VENV)/.installed ## Lint, formatting, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	$(MAKE) --no-print-directory docs
+
+docs: $(VENV)/.installed ## Build the documentation as a site in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.installed ## Apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .

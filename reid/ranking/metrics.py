@@ -91,10 +91,13 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
     """Rank the gallery for every query and return the metrics.
 
     Args:
-        query_features, gallery_features: [Q, D] and [G, D]; arrays, memory maps or tensors, of any scale. A row of
-            zeros has similarity 0 with all others.
-        query_pids, gallery_pids: identities, [Q] and [G]; -1 in the gallery is junk.
-        query_camids, gallery_camids: cameras, [Q] and [G].
+        query_features: [Q, D]; array, memory map or tensor, of any scale. A row of zeros has similarity 0 with all
+            others.
+        gallery_features: the same, [G, D].
+        query_pids: identities, [Q].
+        gallery_pids: identities, [G]; -1 is junk.
+        query_camids: cameras, [Q].
+        gallery_camids: cameras, [G].
         max_rank: length of the CMC curve.
         top_k: nearest images kept for each query.
         exclude: "same_camera" as the protocol says, or "none" for data sets without cameras.
