@@ -1,1 +1,1 @@
-"""Stage 2: captions and images become a trained model, and the model becomes metrics."""
+"""Stage 2: train a model on images and captions, evaluate it, and search with it."""

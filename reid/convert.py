@@ -36,12 +36,12 @@ def convert(source: Path, target: Path) -> int:
     Names and number formats stay as they are.
 
     Raises:
-        WeightsError: `source` is absent, is not a PyTorch file, or holds more than tensors; or `target` exists.
+        WeightsError: `source` is missing, is not a PyTorch file, or contains more than tensors; or `target` exists.
     """
     if target.suffix != ".safetensors":
         raise WeightsError(f"{target} must end in .safetensors")
     if target.exists():
-        raise WeightsError(f"{target} exists already: give another name")
+        raise WeightsError(f"{target} already exists: choose another name")
     problem = file_problem(source)
     if problem is not None:
         raise WeightsError(f"{source} {problem}")

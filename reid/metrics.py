@@ -1,4 +1,4 @@
-"""The public name of ranking metrics: `reid.metrics.evaluate_ranking`."""
+"""Public import path of the ranking metrics: `reid.metrics.evaluate_ranking`."""
 
 from reid.ranking.metrics import Ranking, evaluate_ranking
 

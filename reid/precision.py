@@ -1,6 +1,6 @@
-"""Float32 arithmetic for everything that compares features, whatever the precision of the encoders.
+"""Float32 arithmetic for every comparison of features, whatever the precision of the encoders.
 
-The losses, the identity heads, the ranking and the search use it.
+Used by the losses, the identity heads, the ranking and the search.
 
 Shapes: N rows, D features.
 """
@@ -19,14 +19,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _SHORTEST: Final = 1e-12
-"""Length that rows are divided by at least, after scaling: only a row of zeros is shorter."""
+"""Smallest divisor of a row after scaling; only a row of zeros is shorter."""
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function of tensors so that it computes in float32 even under autocast.
+    """Return `function` so that it computes in float32 even under autocast.
 
-    Floating-point arguments, also those in tuples, arrive as float32. A cast alone is not enough: autocast rounds the
-    operands of every matrix product to half precision again.
+    Floating-point arguments, also inside tuples, are cast to float32. The cast is not enough, because autocast rounds
+    the operands of matrix products to half precision again; so autocast is off inside.
     """
 
     @wraps(function)
@@ -52,10 +52,10 @@ def _as_float32(value: Any, given: list[Tensor]) -> Any:
 
 
 def unit_rows(x_ND: Tensor) -> Tensor:
-    """Return the rows at length one, float32 [N, D], differentiable; a row of zeros stays one of zeros.
+    """Return the rows scaled to length one, float32 [N, D], differentiable; a row of zeros stays zero.
 
-    Takes any floating-point type and any scale that it can hold: each row is first multiplied by the power of two that
-    brings its largest entry to 0.5..1. That is exact, and no square overflows or vanishes. The entries must be finite.
+    Takes any floating-point type and any scale: each row is first multiplied by the power of two that brings its
+    largest entry to 0.5..1, which is exact and keeps squares from overflow and underflow. Entries must be finite.
     """
     x_ND = x_ND if x_ND.dtype == torch.float64 else x_ND.float()
     for factor_N1 in _factors(x_ND.detach()):
@@ -67,7 +67,7 @@ def unit_rows(x_ND: Tensor) -> Tensor:
 def _factors(x_ND: Tensor) -> Iterator[Tensor]:
     """Yield two powers of two [N, 1] whose product brings the largest entry of each row to 0.5..1.
 
-    Two, because their product may be beyond the largest number: 2 ** 149 for the smallest entry of float32.
+    Two, because their product may exceed the largest float32: it is 2 ** 149 for the smallest entry.
     """
     largest_N1 = torch.linalg.vector_norm(x_ND, ord=torch.inf, dim=1, keepdim=True)
     exponent_N1 = -torch.frexp(largest_N1).exponent

@@ -1,7 +1,7 @@
-"""On which grid of rows and columns a CLIP's position embeddings were learned. Imports nothing heavy.
+"""The grid of rows and columns on which position embeddings of CLIP were learned. Imports no torch.
 
-A file stores a list of positions and not their grid: 64 positions are 8 x 8 or 16 x 4. Read in the wrong grid they are
-scrambled without an error, so a count that fits several grids is asked for.
+A file stores a list of positions without their grid: 64 positions are 8 x 8 or 16 x 4. The wrong grid would scramble
+them without an error, so for a count that fits several grids the user must set the grid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Grid = tuple[int, int]
 SETTING: Final = "train.backbone.source_grid"
 CLIP_GRIDS: Final[tuple[Grid, ...]] = ((14, 14), (7, 7))
 """Published grids of CLIP at 224 x 224 pixels: ViT-B/16, and ViT-B/32 or ResNet-50."""
-# People are upright: beyond 4 to 1 a grid is taken for impossible, not for likely.
+# Crops of people are upright rectangles; no grid steeper than 4 to 1 is considered.
 _STEEPEST: Final = 4
 
 
@@ -38,9 +38,9 @@ def grid_of(count: int, wanted: Grid, *, given: Grid | None = None, published: t
 
     Args:
         count: positions in the file, without the class position.
-        wanted: grid of the model that they are for; a count that fits it is taken as it is.
-        given: what the file's own config or the setting says.
-        published: grids that are known for this architecture.
+        wanted: grid of the model to load; a count that fits it needs no other hint.
+        given: the grid of the file's config or of the setting.
+        published: known grids of this architecture.
 
     Raises:
         WeightsError: `given` has another count, or the count fits several grids.

@@ -1,6 +1,6 @@
-"""The names under which files store CLIP: open_clip's and OpenAI's, Hugging Face's, and those of our train artifacts.
+"""Tensor names of CLIP in files: those of open_clip and OpenAI, of Hugging Face, and of train artifacts.
 
-Everything here works on names and shapes, so that a file can be judged by its header. Imports nothing heavy.
+Works on names and shapes only, so that the header of a file is enough. Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Naming = Literal["open_clip", "hugging_face"]
 Shape = Sequence[int]
 
 ARTIFACT_PREFIX: Final = "backbone.clip."
-"""Where a task of ours holds CLIP."""
+"""Prefix of CLIP's tensors in a train artifact."""
 POSITIONS: Final = "visual.positional_embedding"
 POOL_POSITIONS: Final = "visual.attnpool.positional_embedding"
 OPENAI_SCALARS: Final = ("input_resolution", "context_length", "vocab_size")
-"""Buffers of OpenAI's own archives; they hold settings, not weights."""
+"""Buffers of OpenAI's original archives; they are settings, not weights."""
 
-# A name that only this naming has, in the image tower and in the text tower: either shows naming and prefix.
+# Names that only one naming has, in the image tower and in the text tower: each one reveals naming and prefix.
 _ANCHORS: Final[tuple[tuple[str, Naming], ...]] = (
     ("visual.conv1.weight", "open_clip"),
     ("ln_final.weight", "open_clip"),
@@ -31,7 +31,7 @@ _ANCHORS: Final[tuple[tuple[str, Naming], ...]] = (
 )
 _HARMLESS: Final = {
     *OPENAI_SCALARS,
-    "logit_bias",  # of SigLIP's loss; features do not depend on it
+    "logit_bias",  # belongs to SigLIP's loss; features do not depend on it
     "text_model.embeddings.position_ids",
     "vision_model.embeddings.position_ids",
 }
@@ -62,23 +62,23 @@ _HF_LAYER_PARTS: Final = (
     ("attn.out_proj.", "self_attn.out_proj."),
 )
 TRANSPOSED: Final = frozenset({"visual.proj", "text_projection"})
-"""Stored by Hugging Face as the weight of a linear layer: [out, in] instead of [in, out]."""
+"""Hugging Face stores these as weights of linear layers: [out, in] instead of [in, out]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a file names its tensors: whose names, and what stands before each of them."""
+    """How a file names its tensors: the naming and the prefix of every name."""
 
     naming: Naming
     prefix: str
 
     @property
     def is_artifact(self) -> bool:
-        """Whether the file is the model of a train artifact of ours."""
+        """Whether the file is the model of a train artifact."""
         return self.prefix == ARTIFACT_PREFIX
 
     def sources(self, name: str) -> list[str]:
-        """Return the tensors of the file that make CLIP's tensor `name`, in order: one, or query, key and value."""
+        """Return the tensors of the file that form CLIP's tensor `name`, in order: one, or query, key and value."""
         if self.naming == "open_clip":
             return [self.prefix + name]
         return [self.prefix + source for source in _hugging_face(name)]
@@ -93,12 +93,12 @@ class Layout:
         return dict.fromkeys(sources, tuple(shape))
 
     def without_harmless(self, names: Collection[str]) -> set[str]:
-        """Return `names` less those that change no feature and, of an artifact, those beside CLIP."""
+        """Return `names` without those that change no feature and, in an artifact, without those outside CLIP."""
         harmless = {*_HARMLESS, *(self.prefix + name for name in _HARMLESS)}
         return {name for name in names if name not in harmless and not self.is_left_out(name)}
 
     def is_left_out(self, name: str) -> bool:
-        """Whether `name` belongs to what an artifact of ours learned beside CLIP: heads, prompts, cameras."""
+        """Return True if `name` belongs to a part of an artifact outside CLIP: heads, prompts, cameras."""
         return self.is_artifact and not name.startswith(self.prefix)
 
 
@@ -121,7 +121,7 @@ def _hugging_face_layer(part: str) -> list[str]:
 
 
 def layout_of(names: Collection[str], source: str) -> Layout:
-    """Return how `source` names its tensors. Raises WeightsError if it holds no CLIP, or several."""
+    """Return how `source` names its tensors. Raises WeightsError if it contains no CLIP or several."""
     found = {
         (naming, name.removesuffix(anchor))
         for anchor, naming in _ANCHORS
@@ -157,7 +157,7 @@ _KNOWN_TOWERS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The sizes that tell one CLIP from another; None for what a file does not show. A ResNet has no patch."""
+    """The sizes that distinguish CLIP models; None if a file does not show one. A ResNet has no patch."""
 
     vision_width: int | None
     patch: int | None
@@ -167,7 +167,7 @@ class Architecture:
     joint_width: int | None
 
     def __str__(self) -> str:
-        """Return it in words, with the name of the image tower if it has one."""
+        """Return a description, with the name of the image tower if it is known."""
         known = _KNOWN_TOWERS.get((self.vision_width or 0, self.vision_blocks, self.patch))
         kind = "a vision transformer" if len(self.vision_blocks) == 1 else "a ResNet"
         patch = "" if self.patch is None else f", patch {self.patch}"
@@ -178,9 +178,9 @@ class Architecture:
         )
 
     def differences(self, other: Architecture) -> list[str]:
-        """Return the sizes that both have and that differ.
+        """Return the names of the sizes that both show and that differ.
 
-        The number of blocks is not among them: a block that is absent is a list of missing tensors.
+        The number of blocks is not compared: loading reports a missing block as missing tensors.
         """
         shown = any(self.vision_blocks) and any(other.vision_blocks)
         same_kind = not shown or len(self.vision_blocks) == len(other.vision_blocks)

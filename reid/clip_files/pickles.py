@@ -1,4 +1,4 @@
-"""What to do about weights in PyTorch's pickle format, which nothing but `reid.convert` reads."""
+"""Advice for weights in PyTorch's pickle format, which only `reid.convert` reads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-"""Suffixes of files that `torch.save` and TorchScript write."""
+"""Suffixes of files from `torch.save` and TorchScript."""
 
 
 def pickle_remedy(path: Path) -> str:
-    """Return what the file at `path` is and the one command that converts it."""
+    """Return a message about the pickle at `path`, with the command that converts it."""
     target = path.with_suffix(".safetensors" if path.suffix != ".safetensors" else ".converted.safetensors")
     command = f"python -m reid.convert {shlex.quote(str(path))} {shlex.quote(str(target))}"
     return (

@@ -31,32 +31,32 @@ class BackboneConfig(Config):
     """Architecture: the embedded tiny CLIP, or CLIP's ViT-B/16 or ResNet-50."""
     weights: str = SHIPPED
     """"shipped" (tiny only), "openai" (vit_b16 and rn50, from the local hub cache or the hub), "random" (tests and
-    benchmarks), or a path: a .safetensors file with open_clip's or Hugging Face's names, a folder that holds one, or
-    a train artifact of ours, whose CLIP is trained further."""
+    benchmarks), or a path: a .safetensors file with open_clip's or Hugging Face's names, a folder with one such file,
+    or a train artifact of this project, whose CLIP is trained further."""
     activation: Literal["auto", "quick_gelu", "gelu"] = "auto"
-    """Activation that a weights file was trained with. "auto" reads it from the config beside the file
-    (open_clip_config.json, config.json). OpenAI's weights want quick_gelu, most others of open_clip gelu."""
+    """Activation that the weights were trained with. "auto" reads it from the config beside the file
+    (open_clip_config.json, config.json). OpenAI's weights want quick_gelu, most other open_clip weights gelu."""
     source_grid: tuple[Size, Size] | None = None
-    """Rows and columns of the position embeddings in a weights file, where their number fits several grids; a file of
+    """Rows and columns of the position embeddings in a weights file, if their number fits several grids; a model for
     256 x 128 pixels has [16, 8]."""
     height: Size = 128
     """Input height, pixels. Published: 256."""
     width: Size = 64
     """Input width, pixels. Published: 128."""
     stride: Annotated[int, Field(ge=0)] = 0
-    """Step between patches, pixels; 0 is the patch size. CLIP-ReID's overlapping patches (OLP) use 12."""
+    """Step between patches, pixels; 0 means the patch size. CLIP-ReID's overlapping patches (OLP) use 12."""
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that can change a result.
 
-        Of a weights file only that it is one; its digest, activation and grid are in `weights_identity`.
+        A weights file appears only as "file": its digest, activation and grid are in `weights_identity`.
         """
         fields = {**super().identity(), "weights": "file" if self.is_file else self.weights}
         return {name: value for name, value in fields.items() if name not in ("activation", "source_grid")}
 
     @property
     def is_file(self) -> bool:
-        """Whether the weights are a file or folder of the user's."""
+        """Whether the weights are a file or folder of the user."""
         return self.weights not in (SHIPPED, OPENAI, RANDOM)
 
     @property
@@ -81,18 +81,18 @@ class BackboneConfig(Config):
         if self.name == "tiny" and self.weights == OPENAI:
             yield "weights", "openai has no weights for the tiny CLIP; set {at}weights=shipped"
         if self.name != "tiny" and self.weights == SHIPPED:
-            told = "set {at}weights=openai or the path of a .safetensors file"
-            yield "weights", f"no weights are shipped for {self.name}; {told}"
+            message = "set {at}weights=openai or the path of a .safetensors file"
+            yield "weights", f"no weights are shipped for {self.name}; {message}"
         if path.suffix in PICKLES:
             yield "weights", pickle_remedy(path)
         elif self.is_file and path.suffix != ".safetensors" and "/" not in self.weights:
-            told = f"must be shipped, openai, random, a .safetensors file or a folder, not {self.weights}"
-            yield "weights", f"{told} (for a folder set {{at}}weights=./{self.weights})"
+            message = f"must be shipped, openai, random, a .safetensors file or a folder, not {self.weights}"
+            yield "weights", f"{message} (for a folder set {{at}}weights=./{self.weights})"
 
     def _file_setting_problems(self) -> Iterator[tuple[str, str]]:
         if self.weights in (SHIPPED, OPENAI) and self.activation not in ("auto", self.own_activation):
-            told = f"weights={self.weights} were trained with {self.own_activation}"
-            yield "activation", f"{told}; set {{at}}activation=auto"
+            message = f"weights={self.weights} were trained with {self.own_activation}"
+            yield "activation", f"{message}; set {{at}}activation=auto"
         if self.source_grid is not None and not self.is_file:
             yield "source_grid", "describes a weights file of your own; set {at}source_grid=null"
 

@@ -1,4 +1,4 @@
-"""Configs of the evaluate stage. Kept apart from the code, which needs torch."""
+"""Config of the evaluate stage."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ class RerankConfig(Config):
     """k-reciprocal re-ranking (Zhong et al., CVPR 2017): 20 / 6 / 0.3. CLIP-ReID and TransReID use 50 / 15 / 0.3."""
 
     k1: Annotated[int, Field(ge=1)] = 20
-    """Neighbours among which reciprocal ones are looked for."""
+    """Nearest neighbors among which reciprocal neighbors are searched."""
     k2: Annotated[int, Field(ge=1)] = 6
-    """Neighbours whose neighbour sets are averaged (local query expansion); 1 is off."""
+    """Neighbors whose neighbor sets are averaged (local query expansion); 1 turns it off."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the original distance in the result (lambda); the rest is the Jaccard distance of neighbour sets."""
+    """Share of the original distance in the result (lambda); the rest is the Jaccard distance of neighbor sets."""
 
 
 class EvaluateConfig(Config):
-    """How a trained model is judged."""
+    """How a trained model is evaluated."""
 
     flip: bool = False
-    """Average each image's features with those of its mirror image. Published figures do not."""
+    """Average each image's features with those of its mirror image. Published results do not."""
     exclude: Literal["same_camera", "none"] = "same_camera"
-    """Gallery images left out of a query's ranking: those of its identity seen by its camera, or none (data sets
+    """Gallery images left out of a query's ranking: those of its identity seen by its camera, or none (datasets
     without cameras)."""
     rerank: RerankConfig | None = None
     """Re-ranking of the results; off by default, as in published tables."""
     gallery_draws: Annotated[int, Field(ge=0)] | None = None
-    """Galleries of one image an identity that are drawn from all test images, the others being queries; figures are
-    their means, with the spread. Unset: ten for VehicleID, as its protocol says; 0: the data set's own gallery."""
+    """Random galleries of one image per identity, drawn from all test images; the other images are queries, and results
+    are means with their deviation. Unset: ten for VehicleID, as its protocol says; 0: the dataset's own gallery."""
     top_k: Annotated[int, Field(ge=1, le=50)] = 50
     """Nearest gallery images kept for every query in rankings.parquet."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -41,4 +41,4 @@ class EvaluateConfig(Config):
     device: Device = "auto"
     """auto (the first CUDA device if there is one, else the CPU), cpu, cuda or cuda:N."""
     batch_size: Annotated[int, Field(ge=1), RUNTIME] = 64
-    """Images encoded at a time."""
+    """Images per batch of the encoder."""

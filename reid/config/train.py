@@ -26,16 +26,16 @@ FP16_PROBLEM = "train.precision=fp16 needs a GPU; set train.precision=bf16, or t
 
 
 class ScgiConfig(RenamedConfig):
-    """What CLIP-SCGI's description leaves to choose (arXiv:2410.09382; reference in brackets where it says)."""
+    """Settings of CLIP-SCGI (arXiv:2410.09382), with the published value where the paper gives one."""
 
     group = "train.scgi"
 
     cgi: bool = True
-    """Caption-guided inversion: put a pseudo-word made of image and caption into the prompt. Off, the prompt is the
-    fixed "A photo of a person" and L_con contrasts images with their captions."""
+    """Caption-guided inversion: put a pseudo-word, computed from image and caption, into the prompt. If off, the prompt
+    is the fixed "A photo of a person" and L_con contrasts images with their captions."""
     cff: bool = True
-    """Contextual feature fusion: an embedding from the prompt's tokens looking at the image's. Off, there is no
-    fused embedding and only the image embedding is trained."""
+    """Contextual feature fusion: an embedding from prompt tokens that attend to image tokens. If off, there is no fused
+    embedding and only the image embedding is trained."""
     inversion_tokens: Size = 2
     """K, learnable tokens that attend to the patches in CGI (published best of 1, 2, 4, 8: 2)."""
     depth: Size = 1
@@ -43,43 +43,43 @@ class ScgiConfig(RenamedConfig):
     fusion_depth: Count = 2
     """Self-attention blocks in CFF (published: 2)."""
     fusion_tokens: Literal["raw", "refined"] = "raw"
-    """Keys and values of CFF: image tokens as they are, or times the caption feature. The paper does not say; at test
-    time there is no caption, so "refined" trains what fused inference cannot use."""
+    """Keys and values of CFF: image tokens as they are, or multiplied by the caption feature. The paper does not say.
+    Inference has no caption, so it cannot use what "refined" trains."""
     pairing: Literal["identity", "image"] = "identity"
-    """Positives of L_con: the prompts of all images of the identity, or the image's own. The paper does not say."""
+    """Positives of L_con: the prompts of all images of the identity, or of the image itself. The paper does not say."""
     temperature: Rate = 0.07
     """Divides the cosine similarities of L_con. The paper does not say; CLIP starts at 0.07."""
     fixed_prompt_ratio: Share = 0.0
-    """Share of the training images whose CFF prompt is the fixed one of test time instead of the composed one."""
+    """Share of the training images for which CFF gets the fixed prompt of test time instead of the composed prompt."""
 
 
 class PromptConfig(Config):
-    """CLIP-ReID's first stage: words learned for each identity while both towers are frozen."""
+    """First stage of CLIP-ReID: learnable words for each identity, with both towers frozen."""
 
     words: Size = 4
-    """Learnable tokens of an identity in "A photo of a [X].. person."."""
+    """Learnable tokens per identity in "A photo of a [X].. person."."""
     noun: Annotated[str, Field(min_length=1)] = "person"
-    """What the identities are; CLIP-ReID: "vehicle" for VeRi-776 and VehicleID."""
+    """Noun for an identity; CLIP-ReID uses "vehicle" for VeRi-776 and VehicleID."""
     epochs: Size = 120
     """Passes over the cached image features."""
     batch: Annotated[int, Field(ge=2)] = 64
-    """Images in a batch, drawn without regard to identity."""
+    """Images per batch, drawn regardless of identity."""
     rate: Rate = 3.5e-4
-    """Adam's learning rate after the warm-up; it falls along a cosine."""
+    """Adam's learning rate after the warm-up; it decays along a cosine."""
     rate_min: Weight = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the decay."""
     warmup_epochs: Count = 5
     """Epochs of linear warm-up."""
     warmup_rate: Weight = 1e-5
-    """Learning rate that the warm-up starts from."""
+    """Learning rate at the start of the warm-up."""
     weight_decay: Weight = 1e-4
     """Adam's L2 term."""
     temperature: Rate = 1.0
-    """Divides the dot products of features, which are not normalised."""
+    """Divides the dot products of features, which are not normalized."""
 
 
 class LossConfig(Config):
-    """Weights and constants of the loss terms. A weight of 0 leaves its term out."""
+    """Weights and constants of the loss terms. A weight of 0 turns a term off."""
 
     id_weight: Weight = 1.0
     """Weight of the label-smoothed cross entropy (CLIP-ReID stage 2: 0.25)."""
@@ -88,24 +88,24 @@ class LossConfig(Config):
     contrast_weight: Weight = 1.0
     """Weight of the image-text term: L_con of CLIP-SCGI, the image-to-text cross entropy of CLIP-ReID."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Label smoothing, share of the target spread over all identities."""
+    """Label smoothing: share of the target that is distributed over all identities."""
     margin: Annotated[float, Field(ge=0)] | None = 0.3
-    """Triplet margin in feature units; none is the soft-margin form."""
+    """Triplet margin in feature units; null selects the soft-margin form."""
 
 
 class BatchConfig(Config):
-    """What one optimiser step sees."""
+    """Batches of one optimizer step."""
 
     identities: Annotated[int, Field(ge=2)] = 16
-    """P, different identities in a batch."""
+    """P, different identities per batch."""
     images: Size = 4
-    """K, images of each identity."""
+    """K, images per identity."""
     accumulate: Size = 1
-    """P x K batches whose gradients make one step. Losses stay within a batch, so 2 x 32 is not 1 x 64."""
+    """P x K batches per step; their gradients are averaged. Losses compare images within a batch only."""
 
 
 class ScheduleConfig(RenamedConfig):
-    """Adam's learning rates, set once an epoch: linear warm-up, then a factor at each milestone."""
+    """Adam's learning rates, set once per epoch: linear warm-up, then a factor at each milestone."""
 
     group = "train.schedule"
 
@@ -116,15 +116,15 @@ class ScheduleConfig(RenamedConfig):
     lr_new: Rate = 5e-5
     """Learning rate of everything that starts from random weights."""
     bias_factor: Rate = 2.0
-    """Learning rate of biases over that of weights."""
+    """Ratio of the learning rate of biases to that of weights."""
     weight_decay: Weight = 1e-4
     """Adam's L2 term, of weights and biases."""
     warmup_epochs: Count = 10
     """Epochs of linear warm-up."""
     warmup_factor: Share = 0.1
-    """Learning rate at the start of the warm-up over the full one."""
+    """Ratio of the learning rate at the start of the warm-up to the full one."""
     milestones: tuple[Size, ...] = (20, 40)
-    """Epochs (the first is 1) from which the rate is multiplied by `gamma` once more."""
+    """Epochs (the first is 1) from which on the rate is multiplied by `gamma`, once per milestone."""
     gamma: Rate = 0.1
     """Factor at a milestone."""
 
@@ -133,87 +133,86 @@ class ScheduleConfig(RenamedConfig):
         given, increasing = list(self.milestones), sorted(set(self.milestones))
         if given != increasing:
             shown = json.dumps(increasing, separators=(",", ":"))
-            raise_settings([("milestones", f"must increase, unlike {given}; set {{at}}milestones={shown}")])
+            raise_settings([("milestones", f"must increase (given: {given}); set {{at}}milestones={shown}")])
         return self
 
 
 class AugmentConfig(Config):
-    """Variation of training images; the defaults are CLIP-ReID's (flip, pad and crop, random erasing)."""
+    """Augmentation of training images; the defaults are CLIP-ReID's (flip, pad and crop, random erasing)."""
 
     flip_probability: Share = 0.5
-    """Chance that an image is mirrored left to right."""
+    """Probability that an image is mirrored left to right."""
     pad: Annotated[int, Field(ge=0)] = 10
-    """Black pixels added on every side before a crop of the original size is taken at a random place."""
+    """Black pixels added on every side before a crop of the original size is taken at a random position."""
     erase_probability: Share = 0.5
-    """Chance that one rectangle of an image is replaced by normal noise, drawn pixel by pixel."""
+    """Probability that one rectangle of an image is replaced by normal noise, drawn per pixel."""
     erase_min_area: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Smallest erased share of the image."""
+    """Smallest share of the image that is erased."""
     erase_max_area: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
-    """Largest erased share of the image."""
+    """Largest share of the image that is erased."""
     erase_min_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Height over width of the rectangle lies between this and its inverse, evenly in the logarithm."""
+    """The ratio of height to width is drawn between this and its inverse, uniformly in the logarithm."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
         if self.erase_min_area > self.erase_max_area:
             most = self.erase_max_area
-            told = f"is above {{at}}erase_max_area={most:g}; set {{at}}erase_min_area={most!r}"
-            raise_settings([("erase_min_area", told)])
+            message = f"is above {{at}}erase_max_area={most:g}; set {{at}}erase_min_area={most!r}"
+            raise_settings([("erase_min_area", message)])
         return self
 
 
 class ValidationConfig(Config):
-    """Evaluating while training: to watch a run and, if wanted, to keep its best epoch.
+    """Evaluation during training, to watch a run and, optionally, to keep its best epoch.
 
-    An epoch chosen on the test set is dishonest: its score is the best of many tries on the very images that it is
-    then reported on. So the default ranks identities of the training set that are held out and not trained on.
-    ``images="test"`` is there to look at the curve as published logs show it; where it also chooses the model, the
-    evaluation says so beside its figures.
+    The score of an epoch that was chosen on the test set is inflated: it is the best of many on the same images. So
+    the default ranks identities of the training set that are held out and not trained on. ``images="test"`` shows the
+    curve of published logs; if it also chooses the model, the evaluation says so beside its results.
     """
 
     every: Annotated[int, Field(ge=0)] = 0
-    """Epochs between evaluations; the last epoch is always evaluated. 0 never evaluates, and holds nothing out."""
+    """Epochs between evaluations; the last epoch is always evaluated. 0 never evaluates and holds nothing out."""
     images: Literal["held_out", "test"] = "held_out"
     """What is ranked: images of held-out training identities, each against all others, or the test set."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the training identities that is held out (at least two)."""
+    """Share of the training identities that are held out (at least two identities)."""
     split_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the draw of held-out identities; apart from the run's, so that runs of several seeds share them."""
+    """Seed for drawing held-out identities; not the seed of the run, so that runs with several seeds share them."""
     mode: Literal["image", "fused"] = "image"
-    """Inference mode that is evaluated."""
+    """Inference mode to evaluate."""
     keep: Literal["last", "best"] = "last"
     """Epoch that becomes the model: the last, as published, or the one with the highest mAP (the first of equals)."""
 
     def due(self, done: int, epochs: int) -> bool:
-        """Say whether to evaluate after `done` of `epochs` epochs."""
+        """Return True if the model is evaluated after `done` of `epochs` epochs."""
         return bool(self.every) and (done % self.every == 0 or done == epochs)
 
     @property
     def holds_out(self) -> bool:
-        """Whether part of the training identities is kept for the evaluation."""
+        """Whether some training identities are held out for the evaluation."""
         return bool(self.every) and self.images == "held_out"
 
     @model_validator(mode="after")
     def _check(self) -> ValidationConfig:
         if self.keep == "best" and not self.every:
-            raise_settings([("keep", '"best" needs evaluations to choose by; set {at}every=5 or {at}keep=last')])
+            raise_settings([("keep", '"best" needs evaluations during training; set {at}every=5 or {at}keep=last')])
         return self
 
 
 class TrainConfig(Config):
-    """One training run. Which parts matter depends on `method`."""
+    """Settings of a training run. Which groups matter depends on `method`."""
 
     method: Method = "clip_scgi"
-    """What is trained: CLIP-SCGI, CLIP-ReID (both stages), or the image tower alone with ID and triplet losses."""
+    """Method: CLIP-SCGI, CLIP-ReID (both stages), or only the image tower with ID and triplet losses."""
     backbone: BackboneConfig = BackboneConfig()
-    """The CLIP that is fine-tuned, and the input size."""
+    """The CLIP to fine-tune, and the input size."""
     scgi: ScgiConfig = ScgiConfig()
     """Settings of CLIP-SCGI; other methods ignore them."""
     prompts: PromptConfig = PromptConfig()
     """The first stage of CLIP-ReID; other methods ignore it."""
     sie: Weight = 0.0
-    """Coefficient of a learned camera embedding added to the class token (SIE of TransReID; CLIP-ReID: 1). 0 is none.
-    The cameras at test time must then be those of training."""
+    """Coefficient of a learned camera embedding added to the class token (SIE of TransReID; CLIP-ReID: 1). 0 turns it
+    off. A model with it only encodes images of the cameras it was trained on."""
     loss: LossConfig = LossConfig()
     """Weights and constants of the loss terms."""
     batch: BatchConfig = BatchConfig()
@@ -221,20 +220,20 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     """Epochs and learning rates."""
     augment: AugmentConfig = AugmentConfig()
-    """Variation of the training images."""
+    """Augmentation of the training images."""
     validation: ValidationConfig = ValidationConfig()
     """Evaluation during training, and which epoch becomes the model. Off by default."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the new modules' weights, the batches and the augmentation."""
+    """Seed of the new modules' weights, the batches and the augmentation."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the encoders; weights, identity heads and losses stay float32. fp16 needs a GPU."""
     max_uncaptioned: Share = 0.05
-    """Largest share of training images that may be left out because they have no caption."""
+    """Largest share of the training images that may be skipped because they have no caption."""
     device: Device = "auto"
     """auto (the first CUDA device if there is one, else the CPU), cpu, cuda or cuda:N. Several processes
-    (scale.train_processes) take one CUDA device each, so with them only auto, cpu or cuda."""
+    (scale.train_processes) use one CUDA device each: set auto, cpu or cuda."""
     checkpoint_every: Annotated[int, Field(ge=0), RUNTIME] = 200
-    """Steps between checkpoints that a killed run goes on from; 0 writes none."""
+    """Steps between checkpoints, from which a killed run continues; 0 writes none."""
     log_every: Annotated[int, Field(ge=1), RUNTIME] = 10
     """Steps between lines of metrics.jsonl and progress reports."""
     tensorboard: RuntimeStr = ""
@@ -245,7 +244,7 @@ class TrainConfig(Config):
         ignored = {"clip_scgi": {"prompts"}, "clip_reid": {"scgi", "max_uncaptioned"}}
         skip = ignored.get(self.method, {"prompts", "scgi", "max_uncaptioned"})
         if not self.validation.every:
-            skip = {*skip, "validation"}  # nothing is held out and the last epoch kept: as before there was one
+            skip = {*skip, "validation"}  # without evaluations it changes nothing
         return {name: value for name, value in super().identity().items() if name not in skip}
 
     @property
@@ -257,13 +256,13 @@ class TrainConfig(Config):
     def _check(self) -> TrainConfig:
         problems = []
         if self.method == "clip_scgi" and self.scgi.fusion_tokens == "refined" and not self.scgi.cgi:
-            told = "refined tokens are made by CGI; set {at}scgi.cgi=true or {at}scgi.fusion_tokens=raw"
-            problems.append(("scgi.fusion_tokens", told))
+            message = "refined tokens are made by CGI; set {at}scgi.cgi=true or {at}scgi.fusion_tokens=raw"
+            problems.append(("scgi.fusion_tokens", message))
         if self.sie and self.backbone.name == "rn50":
             problems.append(("sie", "camera embeddings need a vision transformer; set {at}sie=0 for rn50"))
         if self.validation.mode == "fused" and not (self.method == "clip_scgi" and self.scgi.cff):
-            told = '"fused" needs {at}method=clip_scgi and {at}scgi.cff=true; set {at}validation.mode=image'
-            problems.append(("validation.mode", told))
+            message = '"fused" needs {at}method=clip_scgi and {at}scgi.cff=true; set {at}validation.mode=image'
+            problems.append(("validation.mode", message))
         raise_settings([*problems, *self._loss_problems()])
         return self
 
@@ -271,5 +270,7 @@ class TrainConfig(Config):
         loss = self.loss
         contrast = 0.0 if self.method == "clip_baseline" else loss.contrast_weight
         if not (loss.id_weight or loss.triplet_weight or contrast):
-            told = f"every loss term of {self.method} has weight 0, so nothing is trained; set {{at}}loss.id_weight=1"
-            yield "loss.id_weight", told
+            message = (
+                f"every loss term of {self.method} has weight 0, so nothing is trained; set {{at}}loss.id_weight=1"
+            )
+            yield "loss.id_weight", message

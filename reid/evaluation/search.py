@@ -60,7 +60,7 @@ def search(
     import torch
 
     from reid.inputs.embed import embed
-    from reid.ranking.similarity import Rows, similarity_blocks
+    from reid.ranking.similarity import FeatureRows, similarity_blocks
     from reid.training.checkpoint import load_task
 
     if top < 1:
@@ -89,7 +89,7 @@ def search(
             cameras=task.camera_numbers([rows[number]["camid"] for number in gallery]),
             progress=progress,
         )
-        similarities = similarity_blocks(Rows(wanted_1D.cpu(), "query"), Rows(features_ND, "gallery"))
+        similarities = similarity_blocks(FeatureRows(wanted_1D.cpu(), "query"), FeatureRows(features_ND, "gallery"))
         scores_N = next(similarities)[1][0, : len(gallery)]
     best = np.argsort(-scores_N, kind="stable")[:top]
     found = [(float(scores_N[place]), rows[gallery[place]]) for place in best]
@@ -135,7 +135,7 @@ def _by_image(task: Task, image: Image.Image, device: str) -> tuple[Tensor, Enco
     """Return the image's retrieval feature [1, D] and what encodes the others."""
     import torch
 
-    from reid.inputs.augment import normalise
+    from reid.inputs.augment import normalize
 
     if task.sie:
         raise ConfigError("search: this model has camera embeddings, and the camera of the image is not known")
@@ -143,4 +143,4 @@ def _by_image(task: Task, image: Image.Image, device: str) -> tuple[Tensor, Enco
     pixels_HWC = np.array(image.resize((shape.width, shape.height), Image.Resampling.BICUBIC))
     images_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(device)
     with torch.inference_mode():
-        return encode(normalise(images_BCHW, shape.mean, shape.std)).float(), encode
+        return encode(normalize(images_BCHW, shape.mean, shape.std)).float(), encode

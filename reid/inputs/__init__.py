@@ -1,1 +1,1 @@
-"""What training and evaluation read: rows, pixels, batches, augmentation, caption features, embeddings."""
+"""Inputs of training and evaluation: rows, pixels, batches, augmentation, caption features, embeddings."""

@@ -1,12 +1,12 @@
-"""Augmentation of a whole batch on its device: mirror, pad and crop, normalise, erase.
+"""Augmentation of a batch on its device: mirror, pad and crop, normalize, erase.
 
-What happens to each image is drawn first, on the CPU, as a plan; then the plan is carried out. So the same seed gives
-the same training images on every device and, because every image of the plan has its own noise seed, for every number
-of processes: each draws the plan of the global batch and carries out its slice.
+A plan for every image is drawn first, on the CPU, and then applied. So the same seed gives the same training images on
+every device and for every number of processes: each process draws the plan of the global batch, in which every image
+has its own noise seed, and applies its slice.
 
 The order and the rules are those of CLIP-ReID's loader (``T.RandomHorizontalFlip``, ``T.Pad(10)``, ``T.RandomCrop``,
-``T.Normalize``, timm's ``RandomErasing(mode="pixel", max_count=1)``): padding is black *before* normalisation, so -1
-after it with mean and std 0.5; erased pixels are standard normal noise *after* normalisation.
+``T.Normalize``, timm's ``RandomErasing(mode="pixel", max_count=1)``): padding is black *before* normalization, so -1
+after it with mean and std 0.5; erased pixels are standard normal noise *after* normalization.
 
 Shapes: B images, C = 3 channels (RGB), H rows, W columns.
 """
@@ -30,10 +30,10 @@ _SEEDS: Final = 2**62
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentPlan:
-    """What happens to each of B images; all tensors live on the CPU.
+    """The augmentation of each of B images; all tensors are on the CPU.
 
     flip_B: bool. shift_B2: top and left of the crop in the padded image, pixels. erase_B4: top, left, height and width
-    of the erased rectangle, pixels; height 0 where nothing is erased. noise_seed_B: seed of the rectangle's noise.
+    of the erased rectangle, pixels; height 0 if nothing is erased. noise_seed_B: seed of the rectangle's noise.
     """
 
     flip_B: Tensor
@@ -46,7 +46,7 @@ class AugmentPlan:
         return len(self.flip_B)
 
     def slice(self, start: int, stop: int) -> AugmentPlan:
-        """Return the plan of the images from `start` to `stop`: one process's share of a global batch."""
+        """Return the plan of the images from `start` to `stop`, one process's part of a global batch."""
         return AugmentPlan(
             flip_B=self.flip_B[start:stop],
             shift_B2=self.shift_B2[start:stop],
@@ -56,9 +56,9 @@ class AugmentPlan:
 
 
 def draw_plan(count: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator) -> AugmentPlan:
-    """Draw what happens to `count` images of `height` x `width` pixels.
+    """Draw the plan of `count` images of `height` x `width` pixels.
 
-    Takes the same number of draws from `generator` (on the CPU) whatever comes out.
+    Always takes the same number of draws from `generator`, which is on the CPU.
     """
     flip_B = torch.rand(count, generator=generator) < config.flip_probability
     shift_B2 = torch.randint(0, 2 * config.pad + 1, (count, 2), generator=generator)
@@ -77,21 +77,21 @@ def augment(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Tensor:
-    """Carry out `plan` on uint8 images and return them normalised, float32 [B, 3, H, W], on their device.
+    """Apply `plan` to uint8 images and return them normalized, float32 [B, 3, H, W], on their device.
 
     Args:
         pixels_BCHW: uint8, in any memory order (a permuted [B, H, W, 3] needs no copy).
-        plan: of the same B images, drawn with `config` for this H and W.
-        config: the settings the plan was drawn with.
+        plan: for these B images, drawn with `config` for this H and W.
+        config: the settings with which the plan was drawn.
         mean, std: per channel, of pixels scaled to 0..1.
     """
     cropped_BCHW = _crop(pixels_BCHW, plan.shift_B2, config.pad)
     mirrored = torch.nonzero(plan.flip_B).flatten().to(pixels_BCHW.device)
     cropped_BCHW[mirrored] = cropped_BCHW[mirrored].flip(3)
-    return _erase(normalise(cropped_BCHW, mean, std), plan)
+    return _erase(normalize(cropped_BCHW, mean, std), plan)
 
 
-def normalise(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return ``(pixels / 255 - mean) / std`` as contiguous float32 [B, 3, H, W]."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=pixels_BCHW.device).view(1, -1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=pixels_BCHW.device).view(1, -1, 1, 1)
@@ -115,12 +115,12 @@ def _draw_rectangles(count: int, height: int, width: int, config: AugmentConfig,
 
 
 def _crop(pixels_BCHW: Tensor, shift_B2: Tensor, pad: int) -> Tensor:
-    """Return a fresh tensor with the H x W window at `shift_B2` of each black-padded image."""
+    """Return a new tensor with the H x W window at `shift_B2` of each black-padded image."""
     if not pad:
         return pixels_BCHW.clone()
     height, width = pixels_BCHW.shape[2:]
     padded = F.pad(pixels_BCHW, (pad, pad, pad, pad))
-    # A view of every window there is, [B, 2 pad + 1, 2 pad + 1, C, H, W]; indexing copies one window an image.
+    # A view of all windows, [B, 2 pad + 1, 2 pad + 1, C, H, W]; indexing copies one window per image.
     b, c, y, x = padded.stride()
     places = 2 * pad + 1
     windows = padded.as_strided((len(padded), places, places, padded.shape[1], height, width), (b, y, x, c, y, x))
@@ -139,7 +139,7 @@ def _erase(images_BCHW: Tensor, plan: AugmentPlan) -> Tensor:
     if not chosen:
         return images_BCHW
     sizes = [len(noise) for noise in noises]
-    on_device = torch.cat(noises).to(images_BCHW.device, non_blocking=True)  # one transfer, not one an image
+    on_device = torch.cat(noises).to(images_BCHW.device, non_blocking=True)  # one transfer instead of one per image
     for index, noise in zip(chosen, on_device.split(sizes), strict=True):
         top, left, height, width = plan.erase_B4[index].tolist()
         images_BCHW[index, :, top : top + height, left : left + width] = noise.view(-1, height, width)

@@ -1,6 +1,6 @@
-"""Training batches: which images, augmented how, with what is known of each.
+"""Training batches: augmented images with their labels, cameras and caption features.
 
-Everything random is a function of (seed, epoch, batch), so a resumed run asks for the batch it stopped at and gets it.
+Everything random is a function of (seed, epoch, batch), so a resumed run gets exactly the batch at which it stopped.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from reid.inputs.loading import load_batches
 from reid.inputs.sampler import IdentitySampler
 from reid.tasks.base import Batch, Preprocess
 
-# Keeps augmentation apart from the sampler, which also starts from (seed, epoch).
+# Separates the random stream of augmentation from the sampler's, which is also seeded by (seed, epoch).
 _AUGMENT_STREAM: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """Decoded training images and what is known of each."""
+    """Decoded training images with their labels, cameras and caption features."""
 
     pixels: NDArray[np.uint8]
-    """[M, H, W, 3]; may hold other images too, and may be a memory map."""
+    """[M, H, W, 3]; may contain other images too, and may be a memory map."""
     positions_N: NDArray[np.int64]
-    """Place of each training image in `pixels`."""
+    """Row of each training image in `pixels`."""
     labels_N: NDArray[np.int64]
-    """Identity of each training image as a class number, 0 .. identities - 1."""
+    """Class number of each training image's identity, 0 .. identities - 1."""
     cameras_N: NDArray[np.int64]
-    """Camera of each training image as a number, 0 .. cameras - 1."""
+    """Camera number of each training image, 0 .. cameras - 1."""
     caption_rows_N: NDArray[np.int64] | None = None
     """Row of each training image's caption in `captions_MD`."""
     captions_MD: NDArray[np.float32] | None = None
@@ -45,17 +45,17 @@ class TrainingSet:
 
 
 class TrainingBatches:
-    """The batches of every epoch, on a device; of several processes each gets its share of every batch.
+    """The batches of every epoch, on a device. Each of several processes gets its part of every batch.
 
     Args:
         data: the training set.
-        config: the run; its batch, augmentation and seed count here.
-        preprocess: what the model wants to see.
-        device: where the batches go.
+        config: the run; only its batch, augmentation and seed are used.
+        preprocess: the preprocessing of the model.
+        device: the device of the batches.
         rank, world: this process and the number of processes.
 
     Raises:
-        ConfigError: fewer identities than a batch wants.
+        ConfigError: fewer identities than a batch needs.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class TrainingBatches:
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch of all processes together."""
+        """Images per batch of all processes together."""
         return self._sampler.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in every epoch."""
+        """Optimizer steps per epoch."""
         return math.ceil(len(self._sampler) / self._config.batch.accumulate)
 
     def groups(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """Yield the batches of `epoch` from number `start` on, `accumulate` at a time: one group a step."""
+        """Yield the batches of `epoch` from number `start` on, `accumulate` at a time: one group per step."""
         batches = self._batches(epoch, start)
         while group := list(islice(batches, self._config.batch.accumulate)):
             yield group

@@ -1,4 +1,4 @@
-"""Features of many images: cached pixels in, one float32 row an image out.
+"""Encode many images: cached pixels to features, one float32 row per image.
 
 Shapes: N images, B of a batch, D features.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from data.process.environment import exact_float32
 from data.progress import ProgressFn, silent
-from reid.inputs.augment import normalise
+from reid.inputs.augment import normalize
 from reid.inputs.loading import load_batches
 
 Encoder = Callable[..., Tensor]
 """(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; see reid.tasks.base.Encoder."""
-FeatureRows = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 
 @exact_float32(torch)
@@ -38,31 +38,31 @@ def embed(
     dtype: torch.dtype = torch.float32,
     out: Path | None = None,
     progress: ProgressFn = silent,
-) -> FeatureRows:
+) -> Floats:
     """Return the features of ``pixels[indices]``, [N, D], in that order, without gradients.
 
     Args:
-        encode: normalised float32 [B, 3, H, W] on `device` -> features [B, D]; in evaluation mode already, and such
-            that an image's row does not depend on the others of its batch.
+        encode: normalized float32 [B, 3, H, W] on `device` -> features [B, D]; already in evaluation mode; the
+            row of an image must not depend on the other images of its batch.
         pixels: uint8 [all images, H, W, 3].
-        indices: rows of `pixels` that are wanted.
-        batch_size: images encoded at a time; changes no result beyond rounding.
-        device: where `encode` works.
+        indices: rows of `pixels` to encode.
+        batch_size: images per batch; changes results by rounding only.
+        device: the device of `encode`.
         mean, std: of pixels in 0..1, per channel.
-        cameras: camera numbers of the wanted images, [N], for encoders that take them (``Task.camera_numbers``).
-        flip: average with the features of the mirrored image, before any normalisation.
+        cameras: camera numbers of the images to encode, [N], for encoders that need them (``Task.camera_numbers``).
+        flip: average with the features of the mirrored image, before any normalization.
         dtype: bfloat16 or float16 runs `encode` under autocast.
-        out: a .npy file to stream the features to; the result is then its memory map.
-        progress: called with the images done after every batch.
+        out: a .npy file that the features are written to; the result is then its memory map.
+        progress: called after every batch with (encoded images, all images, note).
     """
     device = torch.device(device)
-    features: FeatureRows | None = None
+    features: Floats | None = None
     starts = range(0, len(indices), batch_size)
     batches = (indices[start : start + batch_size] for start in starts)
     for start, pixels_BCHW in zip(starts, load_batches(pixels, batches, device), strict=True):
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             more = () if cameras is None else (cameras[start : start + len(pixels_BCHW)].to(device),)
-            rows_BD = _encode(encode, normalise(pixels_BCHW, mean, std), more, flip)
+            rows_BD = _encode(encode, normalize(pixels_BCHW, mean, std), more, flip)
         if features is None:
             features = _allocate(len(indices), rows_BD.shape[1], out)
         features[start : start + len(rows_BD)] = rows_BD.cpu().numpy()
@@ -75,9 +75,9 @@ def _encode(encode: Encoder, images_BCHW: Tensor, more: tuple[Tensor, ...], flip
     return (features_BD + encode(images_BCHW.flip(3), *more).float()) / 2 if flip else features_BD
 
 
-def _allocate(rows: int, width: int, out: Path | None) -> FeatureRows:
+def _allocate(rows: int, width: int, out: Path | None) -> Floats:
     if out is None:
         return np.empty((rows, width), np.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
-    mapped: FeatureRows = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=(rows, width))
+    mapped: Floats = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=(rows, width))
     return mapped

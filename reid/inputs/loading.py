@@ -1,4 +1,4 @@
-"""Batches of cached pixels on a device, read ahead of the work that uses them."""
+"""Batches of cached pixels on a device, read ahead in a thread."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def load_batches(
 ) -> Iterator[Tensor]:
     """Yield uint8 images [B, 3, H, W] on `device` for each batch of positions in `pixels` [N, H, W, 3].
 
-    One thread reads up to `ahead` batches in advance (the copy out of the memory map lets go of the interpreter
-    lock), so the disk works while the model does. The memory order stays that of the cache; see `reid.inputs.augment`.
+    One thread reads up to `ahead` batches in advance (copying from the memory map releases the interpreter lock),
+    so disk and model work at the same time. The memory order is that of the cache; see `reid.inputs.augment`.
     """
     pinned = torch.device(device).type == "cuda"
 

@@ -1,16 +1,16 @@
-"""P x K identity batches: P different identities in a batch, K images of each.
+"""P x K identity batches: P different identities per batch, K images of each.
 
-The batches of an epoch are a pure function of (labels, P, K, seed, epoch). Nothing is drawn from a global generator
-and nothing is remembered between epochs, so a run resumes at any batch of any epoch by asking for it. Every process
-of a distributed run draws the same global batches and takes its own slice of each.
+The batches of an epoch are a pure function of (labels, P, K, seed, epoch). No global generator and no state between
+epochs is used, so a run can resume at any batch of any epoch. In a distributed run every process draws the same
+global batches and takes its own slice of each.
 
 An epoch
-    An identity with n >= K images gives floor(n / K) groups of K different images; the n mod K left over are others
-    every epoch. An identity with n < K images gives one group: each image at least once, filled up by draws with
-    replacement. A batch holds P groups of P different identities. With g_i groups for identity i, an epoch has the
+    An identity with n >= K images gives floor(n / K) groups of K different images; the n mod K images left over differ
+    from epoch to epoch. An identity with n < K images gives one group: each image at least once, filled up by draws
+    with replacement. A batch has P groups of P different identities. With g_i groups for identity i, an epoch has the
     largest number of batches B with ``sum_i min(g_i, B) >= P * B``: usually all groups but the last (sum g_i) mod P.
-    So its length is fixed by the data set, unlike that of the field's usual sampler, which stops as soon as fewer
-    than P identities are left and so ends at another step in every epoch.
+    So the dataset fixes the length of an epoch. The usual sampler of the field stops when fewer than P identities
+    are left, so its epochs differ in length.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from numpy.typing import ArrayLike, NDArray
 from data.errors import ConfigError, raise_problems
 
 Indices = NDArray[np.int64]
-# Far above any Gumbel key (they stay below 50), and small enough to keep their order.
+# Larger than any Gumbel key (below 50), and small enough that float64 keeps their order.
 _FIRST: Final = 1e6
 
 
 class IdentitySampler:
-    """Draws P x K batches of image indices; see the module for what an epoch is.
+    """Sampler of P x K batches of image positions; the module docstring defines an epoch.
 
     Args:
-        pids: identity of each training image, [N]; the batches hold positions in this list.
+        pids: identity of each training image, [N]; batches are positions in this list.
         identities: P, different identities in a global batch.
         images: K, images of each identity.
         seed: any non-negative integer.
@@ -65,7 +65,7 @@ class IdentitySampler:
         return self.batches_per_epoch
 
     def epoch(self, epoch: int) -> Indices:
-        """Return all global batches of an epoch, [batches_per_epoch, P * K]; the K of an identity stand together."""
+        """Return all global batches of an epoch, [batches_per_epoch, P * K], the images of an identity side by side."""
         rng = np.random.default_rng([self.seed, epoch])
         groups = [
             self._draw_groups(members, count, rng) for members, count in zip(self._members, self._groups, strict=True)
@@ -80,7 +80,7 @@ class IdentitySampler:
         return batches.reshape(len(schedule), self.batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Indices]:
-        """Yield this process's share, [P * K / world], of each batch of an epoch from batch `start` on."""
+        """Yield this process's part, [P * K / world], of each batch of an epoch, from batch `start` on."""
         share = self.batch_size // self.world
         for batch in self.epoch(epoch)[start:]:
             yield batch[self.rank * share : (self.rank + 1) * share]
@@ -96,7 +96,7 @@ class IdentitySampler:
             problems.append(f"seed is {self.seed}; it must not be negative")
         if found < self.identities:
             problems.append(
-                f"a batch wants {self.identities} different identities and the training split has {found}; "
+                f"a batch needs {self.identities} different identities and the training split has {found}; "
                 f"set train.batch.identities={max(found, 2)} or lower, or add training identities"
             )
         if self.world < 1 or not 0 <= self.rank < self.world or self.identities % self.world:
@@ -112,17 +112,16 @@ class IdentitySampler:
         return drawn[: count * self.images].reshape(count, self.images)
 
     def _schedule(self, rng: np.random.Generator) -> Indices:
-        """Choose the identities of each batch, [batches, P], at random, weighted by the groups they have left.
+        """Draw the identities of each batch, [batches, P], weighted by the number of groups they have left.
 
-        An identity with as many groups left as there are batches left must be in all of them, so it is taken at once.
-        With that rule the sum of groups that can still be placed never falls below what is needed (induction over the
-        batches), and no batch comes out short.
+        An identity with as many groups left as there are batches left must be in all of them, so it is always chosen.
+        By induction over the batches, the groups that can still be placed are then always enough to fill every batch.
         """
         left = self._groups.astype(np.float64)
         schedule = np.empty((self.batches_per_epoch, self.identities), dtype=np.int64)
         for index in range(self.batches_per_epoch):
             with np.errstate(divide="ignore"):
-                # Gumbel keys: the P largest are a draw without replacement with these weights.
+                # Gumbel keys: the P largest are a weighted draw without replacement.
                 keys = np.log(left) + rng.gumbel(size=len(left))
             keys[left >= self.batches_per_epoch - index] += _FIRST
             chosen = np.argpartition(-keys, self.identities - 1)[: self.identities]

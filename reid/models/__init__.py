@@ -1,1 +1,1 @@
-"""CLIP backbones and the modules on top: CGI, CFF, prompts, heads."""
+"""CLIP backbones and the modules on top of them: CGI, CFF, prompts, heads."""

@@ -1,4 +1,4 @@
-"""One adapter over open_clip's CLIP: image tokens, text tokens at their real length, weights from safetensors.
+"""An adapter for open_clip's CLIP: image tokens, text tokens at their real length, weights from safetensors.
 
 This is the only module that imports open_clip.
 
@@ -39,15 +39,15 @@ __all__ = [
     "seeded",
 ]
 
-# OpenAI's models were trained with QuickGELU; open_clip's plain ViT-B-16 config is not the right one for them.
+# OpenAI's models were trained with QuickGELU, which open_clip's plain ViT-B-16 config does not use.
 _OPEN_CLIP_NAMES: Final = {"vit_b16": "ViT-B-16-quickgelu", "rn50": "RN50-quickgelu"}
 
 
 class ImageFeatures(NamedTuple):
-    """What the image tower gives. For a ResNet the two class vectors are average-pooled stages 3 and 4."""
+    """Outputs of the image tower. For a ResNet, the two class vectors are average-pooled stages 3 and 4."""
 
     penultimate_BV: Tensor
-    """Class token after the last block but one (layer 11 of ViT-B/16), not normalised."""
+    """Class token after the second-to-last block (layer 11 of ViT-B/16), not normalized."""
     last_BV: Tensor
     """Class token after the last block and the final layer norm (layer 12)."""
     tokens_BLD: Tensor
@@ -60,7 +60,7 @@ class ImageFeatures(NamedTuple):
 
 
 class OpenClipTokenizer:
-    """OpenAI's BPE, whose vocabulary open_clip ships."""
+    """OpenAI's BPE tokenizer, with the vocabulary that open_clip ships."""
 
     def __init__(self) -> None:
         self._tokenizer = SimpleTokenizer()
@@ -73,9 +73,9 @@ class OpenClipTokenizer:
 
 
 class Backbone(nn.Module):
-    """CLIP seen through the few calls that the re-identification methods need.
+    """CLIP with the calls that the re-identification methods need.
 
-    Input images are [B, 3, H, W] floats, already normalised with mean and deviation 0.5 (CLIP-ReID, datasets).
+    Input images are [B, 3, H, W] floats, already normalized with mean and deviation 0.5 (CLIP-ReID, datasets).
     """
 
     def __init__(self, clip: CLIP, tokenizer: TextTokenizer, *, is_resnet: bool) -> None:
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return ids [B, T], padded with 0 to the longest text, and the position [B] of each end token.
 
-        Texts beyond the context lose their last words, never their end token.
+        Texts longer than the context lose their last words, but keep their end token.
         """
         rows = [with_ends(self.tokenizer, self.tokenizer.words(text), self.context) for text in texts]
         ends = torch.tensor([len(row) - 1 for row in rows])
@@ -117,7 +117,7 @@ class Backbone(nn.Module):
     def text_tokens(self, embeddings_BTW: Tensor) -> Tensor:
         """Encode token embeddings (no positions yet) and return every token projected: [B, T, D].
 
-        T may be anything up to the context: the tower is causal, so what would follow the end token cannot matter.
+        T may be any length up to the context: the tower is causal, so tokens after the end token would change nothing.
         """
         clip, length = self.clip, embeddings_BTW.shape[1]
         x_BTW = embeddings_BTW + clip.positional_embedding[:length]
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         return clip.ln_final(x_BTW) @ clip.text_projection
 
     def text(self, texts: Sequence[str]) -> Tensor:
-        """Return CLIP's text features [B, D]: the projected end tokens, not normalised."""
+        """Return CLIP's text features [B, D]: the projected end tokens, not normalized."""
         ids, ends = self.token_ids(texts)
         device = self.clip.positional_embedding.device
         return self.text_from_ids(ids.to(device), ends.to(device))
@@ -140,7 +140,7 @@ class Backbone(nn.Module):
         return ((f"clip.visual.{name}", value) for name, value in self.clip.visual.named_parameters())
 
     def freeze_text(self) -> None:
-        """Stop gradients into everything but the image tower. They still flow *through* the text tower."""
+        """Freeze all parameters outside the image tower. Gradients still flow *through* the text tower."""
         for name, parameter in self.clip.named_parameters():
             if not name.startswith("visual."):
                 parameter.requires_grad_(False)
@@ -170,7 +170,7 @@ def _resnet_features(visual: Any, images_BCHW: Tensor) -> ImageFeatures:
 
 
 def _attention_pool(pool: Any, x_BVHW: Tensor) -> Tensor:
-    """CLIP's attention pooling, kept at every position [B, 1 + H * W, D] instead of the first alone."""
+    """Return CLIP's attention pooling at every position [B, 1 + H * W, D], not only at the first."""
     patches_BPV = x_BVHW.flatten(2).transpose(1, 2)
     x_BLV = torch.cat([patches_BPV.mean(1, keepdim=True), patches_BPV], dim=1) + pool.positional_embedding
     heads = (-1, x_BLV.shape[1], pool.num_heads, x_BLV.shape[2] // pool.num_heads)
@@ -180,7 +180,7 @@ def _attention_pool(pool: Any, x_BVHW: Tensor) -> Tensor:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw PyTorch's default initial weights from `seed` and leave the global generator as it was."""
+    """Seed PyTorch's default initial weights with `seed`, and restore the global generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -188,9 +188,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 @exact_float32(torch)
 def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
-    """Build the backbone of `config` on the CPU in float32. `seed` matters for random weights only.
+    """Build the backbone of `config` on the CPU in float32. `seed` only matters for random weights.
 
-    Raises WeightsError when the weights are absent, damaged, of another architecture, or do not say how to read them.
+    Raises WeightsError if the weights are missing, damaged, of another architecture, or have an unknown activation or
+    grid.
     """
     source = read_source(config)
     shape = {**_shape_of(config), "quick_gelu": activation_of(config, source) == "quick_gelu"}
@@ -213,7 +214,7 @@ def _shape_of(config: BackboneConfig) -> dict[str, Any]:
 
 
 def _with_defaults(shape: dict[str, Any]) -> dict[str, Any]:
-    """Return `shape` with the settings that open_clip fills in."""
+    """Return `shape` completed with open_clip's defaults."""
     return {
         **shape,
         "vision_cfg": asdict(CLIPVisionCfg(**shape["vision_cfg"])),
@@ -232,12 +233,12 @@ def tokenizer_of(config: BackboneConfig) -> TextTokenizer:
 
 
 def context_of(config: BackboneConfig) -> int:
-    """Return how many tokens, start and end included, a backbone's text tower takes."""
+    """Return the context length of a backbone's text tower in tokens, start and end included."""
     return int(_shape_of(config)["text_cfg"]["context_length"])
 
 
 def build_clip(shape: dict[str, Any], height: int, width: int, stride: int = 0) -> CLIP:
-    """Build open_clip's CLIP of `shape` for images of `height` x `width` pixels with default initial weights."""
+    """Build open_clip's CLIP of `shape` for images of `height` x `width` pixels, with default initial weights."""
     vision = dict(shape["vision_cfg"])
     is_resnet = isinstance(vision["layers"], list)
     if not is_resnet:

@@ -1,7 +1,7 @@
-"""What the config beside a CLIP file says: the activation, the image size, and the settings that no shape shows.
+"""The config beside a CLIP file: the activation, the image size, and settings that tensor shapes do not show.
 
-Read are open_clip's open_clip_config.json, Hugging Face's config.json, and the config.json of a train artifact of ours.
-Imports nothing heavy.
+Reads open_clip's open_clip_config.json, Hugging Face's config.json, and the config.json of a train artifact. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reid.config.backbone import RANDOM, Activation, BackboneConfig
 
 OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
 CONFIG: Final = "config.json"
-# Defaults of transformers' CLIPVisionConfig and CLIPTextConfig, which a saved config may leave out.
+# Defaults of transformers' CLIPVisionConfig and CLIPTextConfig, which saved configs may omit.
 _HF_VISION: Final = {
     "hidden_act": "quick_gelu",
     "hidden_size": 768,
@@ -48,8 +48,8 @@ _HF_ACTIVATIONS: Final[dict[str, Activation]] = {"quick_gelu": "quick_gelu", "ge
 class FileConfig:
     """The config of a weights file.
 
-    path: where it was read. activation: of all blocks. grid: of the image size that it names, None if it names none.
-    model: its settings in open_clip's form, to be compared with the model that is built.
+    path: the config file. activation: of all blocks. grid: for its image size; None if it has no image size. model: its
+    settings in open_clip's form, to be compared with the model that is built.
     """
 
     path: Path
@@ -59,10 +59,10 @@ class FileConfig:
 
 
 def config_beside(file: Path, layout: Layout) -> FileConfig | None:
-    """Return what the config in the folder of `file` says, the one of the file's own naming first; None without one.
+    """Return the config in the folder of `file`, preferring the one of the file's naming; None without one.
 
-    A config.json that belongs to something else says nothing. Raises WeightsError if a config cannot be read, asks for
-    something that is not supported, or two of them name different activations.
+    A config.json of something else is ignored. Raises WeightsError if a config cannot be read, describes an unsupported
+    model, or two configs disagree on the activation.
     """
     named = {"open_clip": (OPEN_CLIP_CONFIG, CONFIG), "hugging_face": (CONFIG, OPEN_CLIP_CONFIG)}[layout.naming]
     paths = [path for name in named if (path := file.parent / name).is_file() or path.is_symlink()]
@@ -85,8 +85,8 @@ def _read(path: Path) -> FileConfig | None:
             return _open_clip(path, model)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise WeightsError(
-            f"{path} cannot be understood ({type(error).__name__}: {error}): correct it, or move the weights to a "
-            "folder without it and set train.backbone.activation"
+            f"{path} cannot be read ({type(error).__name__}: {error}): correct it, or move the weights to a folder "
+            "without it and set train.backbone.activation"
         ) from error
     if path.name == OPEN_CLIP_CONFIG:
         raise WeightsError(f'{path} has no "model_cfg": it is not the config of an open_clip model')
@@ -123,7 +123,7 @@ def _hugging_face(path: Path, content: Mapping[str, Any]) -> FileConfig:
     kind = content.get("model_type", "clip")
     if kind != "clip":
         raise WeightsError(f"{path} describes a model of type {kind!r}; only Hugging Face models of type 'clip' fit")
-    # Old files carry overrides under a second name, which transformers prefers.
+    # Old files have overrides under a second name, which transformers prefers.
     vision, text = (
         {**defaults, **(content.get(f"{part}_config") or {}), **(content.get(f"{part}_config_dict") or {})}
         for part, defaults in (("vision", _HF_VISION), ("text", _HF_TEXT))
@@ -142,7 +142,7 @@ def _hugging_face(path: Path, content: Mapping[str, Any]) -> FileConfig:
 
 
 def _as_open_clip(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a Hugging Face config's settings under open_clip's names, as far as no tensor's shape shows them."""
+    """Return the settings of a Hugging Face config that tensor shapes do not show, with open_clip's names."""
     return {
         "vision_cfg": {
             "head_width": vision["hidden_size"] // vision["num_attention_heads"],
@@ -171,9 +171,9 @@ def _norm(epsilon: float) -> dict[str, float] | None:
 
 
 def _pooling(text: Mapping[str, Any]) -> str:
-    """Return where the text feature is read: "argmax" is the end token, the highest id of the vocabulary.
+    """Return where the text feature is read; "argmax" is the end token, the highest id of the vocabulary.
 
-    Id 2 stands for the same in old files, whatever it means in the vocabulary (transformers, CLIPTextModel).
+    In old files id 2 means the same, whatever it is in the vocabulary (transformers, CLIPTextModel).
     """
     end = text["eos_token_id"]
     highest = int(text["vocab_size"]) - 1
@@ -184,6 +184,6 @@ def _artifact(path: Path, backbone: Mapping[str, Any]) -> FileConfig:
     trained = BackboneConfig(
         weights=RANDOM, **{name: backbone[name] for name in ("name", "height", "width", "stride") if name in backbone}
     )
-    # Before there was a setting, every model had the activation of its architecture.
+    # Older models have no such setting and the activation of their architecture.
     stated = backbone.get("activation", "auto")
     return FileConfig(path=path, activation=trained.own_activation if stated == "auto" else stated, grid=trained.grid)

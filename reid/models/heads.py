@@ -11,9 +11,9 @@ from reid.precision import full_precision
 
 
 class IdentityHead(nn.Module):
-    """Batch norm without a trained bias, then a linear classifier without bias, both in float32.
+    """Batch norm with a frozen bias, then a linear classifier without bias, both in float32.
 
-    The classifier sees normalized features, the triplet loss and retrieval see those before the norm.
+    The classifier gets normalized features; the triplet loss and retrieval use features before the norm.
     """
 
     def __init__(self, width: int, identities: int) -> None:
@@ -25,5 +25,5 @@ class IdentityHead(nn.Module):
 
     @full_precision
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Return the scores [B, C]. In training mode the norm uses the batch, so B is the global batch."""
+        """Return the logits [B, C]. In training mode the norm uses batch statistics, so B must be the global batch."""
         return self.classifier(self.neck(features_BD))

@@ -1,4 +1,4 @@
-"""Load a CLIP file into a model: every parameter comes from the file, or one error lists what does not fit."""
+"""Load a CLIP file into a model. Every parameter comes from the file, or one error lists what does not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reid.clip_files.names import POOL_POSITIONS, POSITIONS, TRANSPOSED, Layout,
 from reid.models.file_configs import FileConfig
 
 _COUNTER: Final = "num_batches_tracked"
-"""Buffer of a batch norm that no result depends on; older files lack it."""
+"""Buffer of a batch norm that changes no result; older files lack it."""
 
 
 def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_grid: Grid | None = None) -> None:
@@ -24,9 +24,9 @@ def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_
 
     Args:
         clip: open_clip's CLIP, as `reid.models.backbone.build_clip` builds it.
-        state: tensors under the names of open_clip, Hugging Face or a train artifact of ours, in any floating format.
-        source: what the errors name.
-        source_grid: rows and columns of the positions in `state`; None reads them from their number, if that is clear.
+        state: tensors named as in open_clip, Hugging Face or a train artifact, in any floating-point format.
+        source: the name of the file in errors.
+        source_grid: rows and columns of the positions in `state`; None derives them from their number.
 
     Raises:
         WeightsError: tensors are missing, unexpected, of another shape, not floating point, not finite, or matrices
@@ -44,18 +44,18 @@ def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_
     loaded = {name: _tensor(name, state, layout) for name in wanted if _is_stored(name, state, layout)}
     loaded = {name: value.reshape(wanted[name]) if value.numel() == 1 else value for name, value in loaded.items()}
     loaded[key] = resize_positions(loaded[key], clip.visual.grid_size, source_grid)  # type: ignore[union-attr, arg-type]
-    clip.load_state_dict(loaded, strict=False)  # what is absent was checked above
+    clip.load_state_dict(loaded, strict=False)  # missing tensors were checked above
 
 
 def _problems(
     wanted: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], layout: Layout, positions: str
 ) -> Iterator[str]:
-    """Yield one line per kind of disagreement between the model and the file, in the file's own names."""
+    """Yield one line per kind of difference between the model and the file, with the names of the file."""
     expected = {
         name: shape for ours, theirs in wanted.items() for name, shape in layout.source_shapes(ours, theirs).items()
     }
     found = {name: tuple(state[name].shape) for name in expected.keys() & state.keys()}
-    free = layout.sources(positions)[0]  # the number of positions may differ: they are resized
+    free = layout.sources(positions)[0]  # the number of positions may differ, because they are resized
     shapes = {
         name: (shape, expected[name])
         for name, shape in found.items()
@@ -78,7 +78,7 @@ def _problems(
 
 
 def _alike(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether two shapes are equal; a single number may be stored with or without an axis."""
+    """Return True if two shapes are equal; a scalar may be stored with or without an axis."""
     return found == wanted or (set(found) <= {1} and set(wanted) <= {1})
 
 
@@ -91,7 +91,7 @@ def _is_stored(name: str, state: Mapping[str, Tensor], layout: Layout) -> bool:
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise WeightsError that names the tensors of `state` with a NaN or an infinity (in float32)."""
+    """Raise WeightsError that names the tensors of `state` with NaN or infinity (in float32)."""
     bad = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
     if bad:
         raise WeightsError(
@@ -101,7 +101,7 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _check_nonzero(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise WeightsError that names the matrices of `state` that an interrupted download has left as zeros."""
+    """Raise WeightsError that names the matrices of `state` with zeros only, as after an interrupted download."""
     zero = [name for name, value in state.items() if value.dim() > 1 and value.numel() > 1 and not value.any()]
     if zero:
         raise WeightsError(
@@ -111,7 +111,7 @@ def _check_nonzero(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _tensor(name: str, state: Mapping[str, Tensor], layout: Layout) -> Tensor:
-    """Return CLIP's tensor `name`, put together from those of the file."""
+    """Return CLIP's tensor `name`, assembled from the tensors of the file."""
     parts = [state[stored] for stored in layout.sources(name)]
     if name.endswith(_COUNTER):
         return parts[0]
@@ -120,9 +120,10 @@ def _tensor(name: str, state: Mapping[str, Tensor], layout: Layout) -> Tensor:
 
 
 def refuse_other_model(beside: FileConfig, shape: Mapping[str, Any]) -> None:
-    """Raise WeightsError if the config beside a file asks for another model than `shape`, defaults of ours filled in.
+    """Raise WeightsError if the config beside a file describes another model than `shape`, defaults included.
 
-    Heads, pooling and the epsilon of norms show in no tensor: ignored, they would change every feature unseen.
+    Tensors do not show the number of heads, the pooling and the epsilon of norms; a wrong value would silently change
+    every feature.
     """
     stated = {part: beside.model.get(part) or {} for part in ("vision_cfg", "text_cfg")}
     other = [
@@ -143,8 +144,8 @@ def refuse_other_model(beside: FileConfig, shape: Mapping[str, Any]) -> None:
 def resize_positions(positions_LV: Tensor, grid: Grid, source_grid: Grid | None = None) -> Tensor:
     """Resize position embeddings (class position first) from `source_grid` to `grid` rows x columns.
 
-    Bilinear without antialiasing, as CLIP-ReID does (clip/model.py, resize_pos_embed). Without `source_grid` a number
-    that fits `grid` is taken as it is. Raises WeightsError if the number fits several grids.
+    Bilinear without antialiasing, as in CLIP-ReID (clip/model.py, resize_pos_embed). Without `source_grid`, positions
+    whose number fits `grid` are not resized. Raises WeightsError if the number fits several grids.
     """
     rows, columns = grid_of(len(positions_LV) - 1, (grid[0], grid[1]), given=source_grid)
     if (rows, columns) == tuple(grid):

@@ -1,4 +1,4 @@
-"""Where the weights of a backbone are. Imports nothing heavy: stages call it to fingerprint the file."""
+"""Find the weights files of a backbone. Imports no torch: stages call this to compute fingerprints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TINY_WEIGHTS: Final = "model.safetensors"
 TINY_CONFIG: Final = "config.json"
 TINY_TOKENIZER: Final = "tokenizer.json"
 
-# open_clip's own safetensors of OpenAI's models; the .pt originals are pickles and are never read.
+# open_clip's safetensors of OpenAI's models. The original .pt files are pickles and are never read.
 HUB_FILE: Final = "open_clip_model.safetensors"
 HUB_REPOSITORIES: Final = {
     "vit_b16": "timm/vit_base_patch16_clip_224.openai",
@@ -30,19 +30,19 @@ _HUB_SECONDS: Final = 5.0
 def weights_file(config: BackboneConfig) -> Path | None:
     """Return the file that holds the backbone's weights, or None for random weights.
 
-    Raises WeightsError, naming the file and where it is wanted, when it is neither here nor to be had.
+    Raises WeightsError with the missing file and its place if it is not here and cannot be downloaded.
     """
     if config.weights == RANDOM:
         return None
     if config.weights == SHIPPED:
-        return _existing(TINY_FOLDER / TINY_WEIGHTS, "it is part of this package: install it again")
+        return _existing(TINY_FOLDER / TINY_WEIGHTS, "it is part of this package: install the package again")
     if config.weights == OPENAI:
         return _from_hub(config.name)
     return _own_file(Path(config.weights).expanduser())
 
 
 def weights_files(config: BackboneConfig) -> list[Path]:
-    """Return every file that a backbone depends on: weights first and, for the tiny CLIP, shape and tokenizer."""
+    """Return every file that a backbone depends on: its weights and, for the tiny CLIP, config and tokenizer."""
     weights = weights_file(config)
     files = [] if weights is None else [weights]
     if config.name == "tiny":
@@ -51,7 +51,7 @@ def weights_files(config: BackboneConfig) -> list[Path]:
 
 
 def _own_file(path: Path) -> Path:
-    """Return the weights file that the user's `path`, a file or a folder, stands for."""
+    """Return the weights file at the user's `path`, a file or a folder."""
     if not path.is_dir():
         if path.suffix in PICKLES:
             raise WeightsError(pickle_remedy(path))
@@ -90,12 +90,12 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(hf_hub_download(repository, HUB_FILE, local_files_only=True))
     except LocalEntryNotFoundError:
-        pass  # not in the local cache: ask the hub
+        pass  # not in the local cache: try the hub
     try:
-        # One question first: a download tries a hub that cannot be reached six times, in half a minute.
+        # Ask for the model first: a download retries an unreachable hub for half a minute.
         HfApi().model_info(repository, timeout=_HUB_SECONDS)
         return Path(hf_hub_download(repository, HUB_FILE))
-    except Exception as error:  # of the hub, its HTTP library or the disk: none of them leaves a file
+    except Exception as error:  # of the hub, its HTTP client or the disk: in every case there is no file
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}"
         raise WeightsError(
             f"train.backbone.weights=openai wants {HUB_FILE} of {repository}: it is not in the hub cache of this "

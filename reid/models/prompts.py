@@ -1,7 +1,7 @@
-"""Prompts with learnable words in them, run at their real length.
+"""Prompts around learnable words, encoded at their real length.
 
-A composed prompt is start + prefix + words + suffix + end. CLIP's text tower is causal, so the 77-token result and the
-result at the real length (9 tokens with one word) are the same up to rounding.
+A composed prompt is start + prefix + words + suffix + end. CLIP's text tower is causal, so the result
+at the real length (9 tokens with one word) equals that at 77 tokens up to rounding.
 
 Shapes: B batch, N learnable words, T tokens of the whole prompt, W text width, D joint width.
 """
@@ -20,11 +20,11 @@ from reid.models.backbone import Backbone, context_of, tokenizer_of
 PREFIX: Final = "A photo of a"
 SUFFIX: Final = "person."
 PLAIN: Final = "A photo of a person"
-"""The fixed prompt of fused inference (CLIP-SCGI): no caption is used at test time."""
+"""The fixed prompt of fused inference (CLIP-SCGI), which uses no caption."""
 
 
 class ComposedPrompt(nn.Module):
-    """`PREFIX` + learnable words + `SUFFIX`, as frozen embeddings taken from the backbone once."""
+    """`PREFIX` + learnable words + `SUFFIX`; prefix and suffix are frozen embeddings of the backbone."""
 
     prefix_1TW: Tensor
     suffix_1TW: Tensor
@@ -42,12 +42,12 @@ class ComposedPrompt(nn.Module):
         return torch.cat([part.to(words_BNW.dtype) for part in parts], dim=1)
 
     def forward(self, backbone: Backbone, words_BNW: Tensor) -> Tensor:
-        """Return the encoded prompt [B, T, D]: every token projected; [:, -1] is CLIP's text feature."""
+        """Return the encoded prompt [B, T, D], every token projected; [:, -1] is CLIP's text feature."""
         return backbone.text_tokens(self.embeddings(words_BNW))
 
 
 def prompt_problems(config: TrainConfig) -> Iterator[str]:
-    """Yield a problem if the learned prompts of CLIP-ReID do not fit into the text tower; builds no model."""
+    """Yield a problem if the learned prompts of CLIP-ReID are too long for the text tower. Builds no model."""
     if config.method != "clip_reid":
         return
     prompts, tokenizer, context = config.prompts, tokenizer_of(config.backbone), context_of(config.backbone)
@@ -72,6 +72,6 @@ def _embed(backbone: Backbone, ids: list[int]) -> Tensor:
 
 @torch.no_grad()
 def plain_prompt(backbone: Backbone, text: str = PLAIN) -> Tensor:
-    """Return the encoded tokens [1, T, D] of a fixed text; constant, because the text tower is frozen."""
+    """Return the encoded tokens [1, T, D] of a fixed text. They are constant because the text tower is frozen."""
     ids, _ = backbone.token_ids([text])
     return backbone.text_tokens(backbone.embed_ids(ids.to(backbone.clip.positional_embedding.device)))

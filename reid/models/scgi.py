@@ -1,7 +1,7 @@
 """CLIP-SCGI's two modules: caption-guided inversion (CGI) and contextual feature fusion (CFF).
 
-arXiv:2410.09382 has no released code; the structure follows its description, and what it leaves open is a setting of
-`reid.config.train` with a stated default. All attention is over tokens of one image: nothing here mixes the batch axis.
+arXiv:2410.09382 has no released code; the structure follows its description, and what it leaves open is a setting in
+`ScgiConfig`. All attention is over the tokens of one image: no operation mixes images of a batch.
 
 Shapes: B batch, P patches, L image tokens (class token first), T text tokens, K inversion tokens, Q tokens that attend,
 D joint width, W text width, H heads, C width of one head.
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BQD: Tensor, context_BLD: Tensor) -> Tensor:
-        """Let every token of `x` look at all tokens of `context`: [B, Q, D]."""
+        """Return [B, Q, D]: every token of `x` attends to all tokens of `context`."""
         query_BHQC = self._split(self.query(x_BQD))
         key_BHLC = self._split(self.key(context_BLD))
         value_BHLC = self._split(self.value(context_BLD))
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with GELU between, four times as wide inside."""
+    """Two linear layers with GELU between them; the hidden width is four times the input width."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -83,19 +83,19 @@ class SelfBlock(nn.Module):
 
 
 def mlp3(width: int, out: int) -> nn.Sequential:
-    """Three linear layers with ReLU between: [.., width] -> [.., out]."""
+    """Return three linear layers with ReLU between them: [.., width] -> [.., out]."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
 
 
 class CaptionGuidedInversion(nn.Module):
-    """CGI: an image and the feature of its caption become one pseudo-word S* for the prompt.
+    """CGI: turn an image and the feature of its caption into one pseudo-word S* for the prompt.
 
     S* = MLP3(v~_cls) + MLP3(mean of K learnable tokens after cross-attention to v~_patches), where v~ = v * t.
     """
 
     def __init__(self, width: int, word_width: int, *, inversion_tokens: int, depth: int) -> None:
         super().__init__()
-        # The name is part of model.safetensors: models trained earlier have it.
+        # The attribute name is a key of model.safetensors, so it stays.
         self.queries_KD = nn.Parameter(torch.randn(inversion_tokens, width) * width**-0.5)
         self.blocks = nn.ModuleList(CrossBlock(width) for _ in range(depth))
         self.to_global = mlp3(width, word_width)
@@ -112,10 +112,10 @@ class CaptionGuidedInversion(nn.Module):
 
 
 class ContextualFeatureFusion(nn.Module):
-    """CFF: the prompt's tokens gather the image, then mix among themselves; the end token is the embedding.
+    """CFF: prompt tokens attend to the image, then to each other; the end token is the embedding.
 
-    One cross-attention block (Q prompt, K/V image) and `depth` self-attention blocks (published: 2). Reading the
-    embedding at the end token is our assumption (reference/method.md, confidence C).
+    One cross-attention block (Q prompt, K/V image) and `depth` self-attention blocks (published: 2). The paper
+    does not say where the embedding is read; here it is the end token.
     """
 
     def __init__(self, width: int, *, depth: int) -> None:

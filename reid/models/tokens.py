@@ -1,4 +1,4 @@
-"""Text to token ids. Both tokenizers put a start token first and an end token, the highest id, last."""
+"""Tokenizers: text to token ids. Texts begin with a start token and end with an end token, the highest id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ END: Final = "<|endoftext|>"
 
 
 class TextTokenizer(Protocol):
-    """What a backbone needs of its tokenizer."""
+    """The tokenizer interface of a backbone."""
 
     start: int
     """Id of the start token."""
@@ -26,7 +26,7 @@ class TextTokenizer(Protocol):
 
 
 class BpeTokenizer:
-    """The tiny CLIP's tokenizer: lower-case byte-level BPE, so that any text can be encoded."""
+    """Tokenizer of the tiny CLIP: lower-case byte-level BPE, so that any text can be encoded."""
 
     def __init__(self, path: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))
@@ -36,15 +36,17 @@ class BpeTokenizer:
     def _id(self, path: Path, token: str) -> int:
         found = self._tokenizer.token_to_id(token)
         if found is None:
-            raise WeightsError(f"{path} knows no {token}: it is not the tiny CLIP's tokenizer")
+            raise WeightsError(
+                f"{path} has no token {token}: it is not the tiny CLIP's tokenizer; install the package again"
+            )
         return found
 
     def words(self, text: str) -> list[int]:
         """Return the ids of `text`, without start and end tokens."""
-        # Split special tokens' own text too, so that no caption can hold an end token before its end.
+        # Split the text of special tokens too: a caption must not contain an end token before its end.
         return self._tokenizer.encode(text.replace("<|", "< |"), add_special_tokens=False).ids
 
 
 def with_ends(tokenizer: TextTokenizer, words: list[int], context: int) -> list[int]:
-    """Return start + words + end, words cut so that at most `context` ids remain and the end is kept."""
+    """Return start + words + end; words are cut so that at most `context` ids remain."""
     return [tokenizer.start, *words[: context - 2], tokenizer.end]

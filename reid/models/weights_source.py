@@ -1,6 +1,6 @@
-"""How a backbone's weights file is to be read, from its header and its config. Imports nothing heavy.
+"""How to read a backbone's weights file, decided by its header and its config. Imports no torch.
 
-What is decided here (activation, grid of the positions) is part of every fingerprint that depends on the weights.
+The decisions (activation, grid of the positions) are part of every fingerprint that depends on the weights.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ ARCHITECTURES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSource:
-    """A weights file, and how it is to be read.
+    """A weights file and how to read it.
 
-    activation, grid: what the weights were trained with. decided_by: where the activation comes from. config: what lies
-    beside the file, None for nothing. left_out: what a train artifact holds beside CLIP, name -> number of tensors.
+    activation, grid: those the weights were trained with. decided_by: where the activation comes from. config: the
+    config beside the file, None without one. left_out: parts of a train artifact besides CLIP, name -> number of
+    tensors.
     """
 
     path: Path
@@ -59,10 +60,10 @@ class WeightsSource:
 
 
 def read_source(config: BackboneConfig) -> WeightsSource | None:
-    """Return how the weights file of `config` is to be read, from its header and its config; None for random weights.
+    """Return how to read the weights file of `config`, from its header and its config; None for random weights.
 
-    Raises WeightsError if the file is absent or is something else, if its activation or its grid is unknown, or if its
-    own config contradicts the settings.
+    Raises WeightsError if the file is missing or is not a CLIP, if its activation or grid is unknown, or if its config
+    contradicts the settings.
     """
     path = weights_file(config)
     if path is None:
@@ -93,14 +94,14 @@ def activation_of(config: BackboneConfig, source: WeightsSource | None) -> Activ
 
 
 def resolved(config: BackboneConfig) -> BackboneConfig:
-    """Return `config` with the activation that its weights file was read with; without a file, `config` itself."""
+    """Return `config` with the activation of its weights file; without a file, `config` itself."""
     if not config.is_file:
         return config
     return config.model_copy(update={"activation": activation_of(config, read_source(config))})
 
 
 def source_identity(config: BackboneConfig) -> dict[str, Any]:
-    """Return what decides, beside the content of the files, which backbone is loaded; nothing where that is fixed."""
+    """Return what identifies the loaded backbone besides the content of its files; empty if nothing else does."""
     source = read_source(config)
     if config.is_file:
         assert source is not None
@@ -109,7 +110,7 @@ def source_identity(config: BackboneConfig) -> dict[str, Any]:
 
 
 def described(config: BackboneConfig) -> dict[str, Any]:
-    """Return how the weights were read, for the provenance of what is made from them."""
+    """Return how the weights were read, for the provenance of a trained model."""
     source = read_source(config)
     found = {"activation": activation_of(config, source)}
     if source is None:
@@ -124,7 +125,7 @@ def described(config: BackboneConfig) -> dict[str, Any]:
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return what the header of a weights file lists; raises WeightsError that says what else the file is."""
+    """Return what the header of a weights file lists; raises WeightsError if the file is something else."""
     if path.is_file() and is_pickle(path):
         raise WeightsError(pickle_remedy(path))
     return read_tensors(path)
@@ -133,7 +134,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 def _activation(
     config: BackboneConfig, path: Path, beside: FileConfig | None, tensors: dict[str, StoredTensor], layout: Layout
 ) -> tuple[Activation, str]:
-    """Return the activation of a weights file, and what says so."""
+    """Return the activation of a weights file, and where it comes from."""
     if not config.is_file:
         return config.own_activation, f"weights={config.weights}"
     stated = None if config.activation == "auto" else config.activation
@@ -161,7 +162,7 @@ def _activation(
 def _grid(
     config: BackboneConfig, path: Path, beside: FileConfig | None, tensors: dict[str, StoredTensor], layout: Layout
 ) -> Grid:
-    """Return the grid of a file's positions: its config's, the setting's, or the one that their number allows."""
+    """Return the grid of a file's positions: from its config, the setting, or their number."""
     stored = next(
         (tensors[name] for key in (POSITIONS, POOL_POSITIONS) if (name := layout.sources(key)[0]) in tensors), None
     )
@@ -183,9 +184,9 @@ def _grid(
 
 
 def _grid_beside(beside: FileConfig | None, count: int) -> Grid | None:
-    """Return the grid of the config beside a file, if its positions fill it.
+    """Return the grid of the config beside a file, if the file has that many positions.
 
-    A file that was fine-tuned at another size often keeps the config of its start, which then says nothing.
+    A file that was fine-tuned at another size often keeps its original config, which is then ignored.
     """
     if beside is None or beside.grid is None or prod(beside.grid) != count:
         return None
@@ -197,15 +198,15 @@ def _shown(grid: Grid | None) -> str:
 
 
 def _published(config: BackboneConfig) -> Grid:
-    """Return the grid that files of this architecture have unless they were changed."""
+    """Return the published grid of this architecture."""
     grids: dict[str, Grid] = {"tiny": BackboneConfig(weights=RANDOM).grid, "vit_b16": (14, 14), "rn50": (7, 7)}
     return grids[config.name]
 
 
 def _refuse_other_architecture(config: BackboneConfig, path: Path, found: Architecture) -> None:
-    """Raise WeightsError for a file that is plainly of another architecture.
+    """Raise WeightsError for a file that is clearly of another architecture.
 
-    One difference alone may be a single wrong tensor: loading lists those by name.
+    A single difference may be one wrong tensor, which loading reports by name.
     """
     if len(found.differences(ARCHITECTURES[config.name])) < 2:
         return

@@ -1,8 +1,8 @@
-"""The compiled loops of ranking: count what stands before each relevant image, keep the nearest few. No sort of a row.
+"""Compiled loops of ranking: count the images before each relevant one, and keep the nearest. No row is sorted.
 
-Compiled by numba on first use (about a second, then cached beside the source where that folder can be written). The
-loops let go of the interpreter lock and are run on slices of rows by a thread pool, not by numba's own threads, whose
-default layer must not be entered from two threads at once.
+numba compiles them on first use (about a second; cached beside the source if that folder is writable). The loops
+release the interpreter lock and run on slices of rows in a thread pool, not in numba's threads, whose default layer
+must not be entered by two threads at once.
 """
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0917
@@ -23,15 +23,15 @@ _GROUP: Final = 64
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` compiled on first use, without the interpreter lock, cached on disk where that is possible."""
+    """Return `function`, compiled on first use without the interpreter lock, and cached on disk if possible."""
     try:
         return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder for the cache can be written (a read-only install without a home)
+    except RuntimeError:  # no writable folder for the cache (a read-only install without a home)
         return njit(nogil=True)(function)
 
 
 def run_on_slices(rows: int, work: Callable[[slice], None]) -> None:
-    """Call `work` on slices that together cover `rows` rows, one a thread that torch would use."""
+    """Call `work` on slices that together cover `rows` rows, one per thread that torch would use."""
     threads = max(1, min(torch.get_num_threads(), rows))
     bounds = np.linspace(0, rows, threads + 1).astype(int).tolist()
     slices = [slice(a, b) for a, b in pairwise(bounds)]
@@ -43,8 +43,8 @@ def run_on_slices(rows: int, work: Callable[[slice], None]) -> None:
             pass
 
 
-# Counting in 32 bits, by index, is what lets the loops below run on whole vectors: 40 scores a nanosecond where the
-# plain `count += score > bound` does 2 to 20.
+# Counting in 32 bits, by index, lets the compiler vectorize the loops below: 40 scores per nanosecond, compared with 2
+# to 20 for the plain `count += score > bound`.
 @njit(nogil=True)
 def _count_above(line, bound):
     count = np.int32(0)
@@ -73,14 +73,14 @@ def _largest(line):
 
 @njit(nogil=True)
 def _ranks(line, relevant):
-    """Return the sorted 1-based ranks of the places `relevant` (ascending) in `line`."""
+    """Return the sorted 1-based ranks of the positions `relevant` (ascending) in `line`."""
     before = np.zeros(len(relevant), np.int64)
-    for start in range(0, len(line), _CHUNK):  # a chunk stays in the fastest cache while all bounds are counted
+    for start in range(0, len(line), _CHUNK):  # a chunk stays in the L1 cache while all bounds are counted
         chunk = line[start : start + _CHUNK]
         for i in range(len(relevant)):
             bound = line[relevant[i]]
             own = relevant[i] - start
-            if own >= len(chunk):  # an equal score counts where it stands earlier: the stable order
+            if own >= len(chunk):  # equal scores rank in gallery order, so earlier ones count
                 before[i] += _count_from(chunk, bound)
             elif own < 0:
                 before[i] += _count_above(chunk, bound)
@@ -92,11 +92,11 @@ def _ranks(line, relevant):
 
 @compiled
 def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera, ap, inp, first_hit, n_relevant):
-    """Fill in the results of each query row; `scores` [b, W] gets -inf where the gallery image does not count.
+    """Fill in the results of each query row; sets `scores` [b, W] to -inf where the gallery image does not count.
 
     by_pid: gallery positions sorted by identity; those of the query's identity are by_pid[begin:end].
-    same_camera: leave out images of the query's identity from its own camera.
-    ap, inp, first_hit (1-based), n_relevant: results, [b]; a row with n_relevant 0 is otherwise left alone.
+    same_camera: exclude images of the query's identity from its own camera.
+    ap, inp, first_hit (1-based), n_relevant: results, [b]; where n_relevant is 0 the others are not written.
     """
     for row in range(len(scores)):
         line = scores[row]
@@ -125,7 +125,7 @@ def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera,
 def top_rows(scores, index, value):
     """Write the best k columns of each row, best first, equal scores in column order; scores of -inf never count.
 
-    index: int64 [b, k], left at its filling where fewer than k count. value: float32 [b, k], likewise.
+    index: int64 [b, k]; value: float32 [b, k]. Both keep their initial values where fewer than k columns count.
     """
     size, k = scores.shape[1], index.shape[1]
     groups = size // _GROUP + (size % _GROUP > 0)
@@ -134,7 +134,7 @@ def top_rows(scores, index, value):
         line, where, best = scores[row], index[row], value[row]
         for group in range(groups):
             peaks[group] = _largest(line[group * _GROUP : (group + 1) * _GROUP])
-        # At least k scores reach the k-th largest peak, so a group below it holds none of the best k.
+        # At least k scores reach the k-th largest peak, so a group with a lower peak contains none of the best k.
         floor = np.partition(peaks, groups - k)[groups - k] if groups > k else np.float32(-np.inf)
         filled = 0
         for group in range(groups):

@@ -1,12 +1,12 @@
-"""Exact ReID metrics: mAP, CMC and mINP, in blocks, without ever sorting a row or holding the distance matrix.
+"""Exact ReID metrics (mAP, CMC, mINP), computed in blocks, without sorting rows or storing the distance matrix.
 
-Protocol (Market-1501 and its successors): similarity of L2-normalised features. Gallery images of identity -1 are junk
-and are dropped. For each query the gallery images of the same identity *and* the same camera are left out. A query
+Protocol (Market-1501 and its successors): similarity of L2-normalized features. Gallery images of identity -1 are junk
+and are dropped. For each query, gallery images of the same identity *and* the same camera are excluded. A query
 without a relevant image left is skipped and counted. AP is not interpolated; mINP is the mean of (number of relevant
-images) / (rank of the last one), as in Ye et al., TPAMI 2021. Equal scores stand in gallery order.
+images) / (rank of the last one), as in Ye et al., TPAMI 2021. Equal scores rank in gallery order.
 
-The rank of a relevant image is one more than the number of gallery images that count and are nearer (or equal and
-earlier), so counting is enough.
+The rank of a relevant image is one plus the number of counted gallery images that are nearer (or equal and earlier),
+so counting is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data.process.environment import exact_float32
 from reid.config.evaluate import RerankConfig
 from reid.ranking.kernel import rank_rows, run_on_slices, top_rows
 from reid.ranking.rerank import rerank_blocks
-from reid.ranking.similarity import BLOCK_BYTES, Features, Rows, Scores, similarity_blocks
+from reid.ranking.similarity import BLOCK_BYTES, FeatureRows, Features, Scores, similarity_blocks
 
 Exclude = Literal["same_camera", "none"]
 Ints = NDArray[np.int64]
@@ -33,12 +33,12 @@ Floats = NDArray[np.float64]
 
 _LARGEST: Final = np.iinfo(np.int64).max
 _MOST_EXACT: Final = 2.0**53
-"""Largest float up to which every whole number is one."""
+"""Up to this number, every whole number is a float."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Metrics as fractions, and what they were averaged from. V valid queries, k images kept for each."""
+    """Metrics as fractions, and the values per query behind them. V valid queries, k images kept per query."""
 
     mAP: float
     """Mean average precision over valid queries."""
@@ -57,9 +57,9 @@ class Ranking:
     n_relevant: Ints
     """[V]: relevant images in the gallery."""
     top_index: Ints
-    """[V, k]: positions of the nearest gallery images that count, nearest first; -1 where there are fewer."""
+    """[V, k]: positions of the nearest counted gallery images, nearest first; -1 if there are fewer."""
     top_score: Scores
-    """[V, k]: their cosine similarity, or one minus the re-ranked distance; NaN where there are fewer."""
+    """[V, k]: their cosine similarity, or one minus the re-ranked distance; NaN if there are fewer."""
     n_skipped: int
     """Queries without a relevant image."""
     n_gallery: int
@@ -69,12 +69,12 @@ class Ranking:
 
     @property
     def n_valid(self) -> int:
-        """V, the queries that count."""
+        """V, the number of queries that count."""
         return len(self.query_index)
 
 
 @exact_float32(torch)
-def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
+def evaluate_ranking(  # noqa: PLR0917 - the usual order in the field
     query_features: Features,
     gallery_features: Features,
     query_pids: ArrayLike,
@@ -91,7 +91,7 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
     """Rank the gallery for every query and return the metrics.
 
     Args:
-        query_features: [Q, D]; array, memory map or tensor, of any scale. A row of zeros has similarity 0 with all
+        query_features: [Q, D]; array, memory map or tensor, of any scale. A row of zeros has similarity 0 to all
             others.
         gallery_features: the same, [G, D].
         query_pids: identities, [Q].
@@ -99,9 +99,9 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
         query_camids: cameras, [Q].
         gallery_camids: cameras, [G].
         max_rank: length of the CMC curve.
-        top_k: nearest images kept for each query.
-        exclude: "same_camera" as the protocol says, or "none" for data sets without cameras.
-        rerank: k-reciprocal re-ranking over all queries and the gallery without junk; None is off.
+        top_k: nearest images to keep per query.
+        exclude: "same_camera" (the protocol), or "none" for datasets without cameras.
+        rerank: k-reciprocal re-ranking over all queries and the gallery without junk; None turns it off.
         block_bytes: memory for one block of similarities; changes no result.
 
     Raises:
@@ -115,15 +115,15 @@ def evaluate_ranking(  # noqa: PLR0917 - the order the whole field uses
     _check_shapes(query_features, gallery_features, labels)
     keep = np.flatnonzero(~is_junk(labels.gallery_pids))
     n_junk = len(labels.gallery_pids) - len(keep)
-    queries = Rows(query_features, "query")
-    gallery = Rows(gallery_features, "gallery", keep if n_junk else None)
+    queries = FeatureRows(query_features, "query")
+    gallery = FeatureRows(gallery_features, "gallery", keep if n_junk else None)
     if rerank is None:
         blocks = similarity_blocks(queries, gallery, block_bytes)
     else:
         blocks = _as_scores(rerank_blocks(queries, gallery, rerank, block_bytes))
     kept = labels._replace(gallery_pids=labels.gallery_pids[keep], gallery_camids=labels.gallery_camids[keep])
     table = _rank_blocks(blocks, kept, top_k=top_k, same_camera=exclude == "same_camera")
-    return _summarise(table, keep, n_junk=n_junk, max_rank=max_rank)
+    return _summarize(table, keep, n_junk=n_junk, max_rank=max_rank)
 
 
 def _as_scores(blocks: Iterable[tuple[int, Scores]]) -> Iterator[tuple[int, Scores]]:
@@ -140,7 +140,7 @@ class _Labels(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """Results of all queries, valid or not; positions are those of the gallery without junk."""
+    """Results of all queries, valid or not. Positions refer to the gallery without junk."""
 
     ap: Floats
     inp: Floats
@@ -179,7 +179,7 @@ def _rank_blocks(blocks: Iterable[tuple[int, Scores]], labels: _Labels, *, top_k
     return table
 
 
-def _summarise(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Ranking:
+def _summarize(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Ranking:
     valid = np.flatnonzero(table.n_relevant)
     if not len(valid):
         raise DataError(
@@ -222,9 +222,9 @@ def _is_count(value: Any) -> bool:
 
 
 def _whole(values: ArrayLike, name: str) -> Ints:
-    """Return labels as 64-bit integers; raises DataError where that would change one."""
+    """Return labels as 64-bit integers; raises DataError if that would change one."""
     given = np.asarray(values)
-    if given.dtype == object:  # as pandas gives columns that allow gaps
+    if given.dtype == object:  # pandas columns with missing values
         given = np.asarray(given.tolist())
     if given.dtype.kind in "iu" and (given <= _LARGEST).all():
         return given.astype(np.int64)

@@ -1,7 +1,7 @@
-"""The compiled loops of k-reciprocal re-ranking, on sparse rows. See `reid.ranking.rerank` for the algorithm.
+"""Compiled loops of k-reciprocal re-ranking on sparse rows. `reid.ranking.rerank` describes the algorithm.
 
-A sparse matrix is three arrays: row i holds the columns ``index[start[i]:start[i + 1]]`` with values ``value[...]``.
-Kernels that make one run twice: first to count the entries of each row, then to fill them in.
+A sparse matrix is three arrays: row i has the columns ``index[start[i]:start[i + 1]]`` with values ``value[...]``.
+Kernels that create a matrix run twice: first to count the entries of each row, then to write them.
 """
 # mypy: disable-error-code="no-untyped-def"
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0917
@@ -23,16 +23,16 @@ def _dot(a, b):
 
 
 @compiled
-def reciprocal_rows(neighbours, k, rows, found, count):
-    """Write the k-reciprocal neighbours of each row of `rows`: those of its first k + 1 that have it in theirs.
+def reciprocal_rows(neighbors, k, rows, found, count):
+    """Write the k-reciprocal neighbors of each of `rows`: those of its first k + 1 neighbors that have it among theirs.
 
-    neighbours: [N, >= k + 1], nearest first, the row itself included. found: [len(rows), k + 1]; count: [len(rows)].
+    neighbors: [N, >= k + 1], nearest first, the row itself included. found: [len(rows), k + 1]; count: [len(rows)].
     """
     for i in range(len(rows)):
         me = rows[i]
         n = 0
-        for other in neighbours[me, : k + 1]:
-            for back in neighbours[other, : k + 1]:
+        for other in neighbors[me, : k + 1]:
+            for back in neighbors[other, : k + 1]:
                 if back == me:
                     found[i, n] = other
                     n += 1
@@ -42,12 +42,12 @@ def reciprocal_rows(neighbours, k, rows, found, count):
 
 @compiled
 def expand_rows(full, full_count, half, half_count, rows, start, index):
-    """Add to each row's reciprocal set the half-sized sets of its members that lie in it by more than two thirds.
+    """Expand each row's reciprocal set by its members' half-sized sets of which more than two thirds lie in it.
 
-    full, half: reciprocal sets of all N images. start: [len(rows) + 1] offsets into `index`; with an empty `index` the
-    sizes are counted into start[1:] instead.
+    full, half: reciprocal sets of all N images. start: [len(rows) + 1] offsets into `index`; if `index` is empty, the
+    sizes are written to start[1:] instead.
     """
-    mark = np.full(len(full), -1, np.int64)  # mark[j] == 2 i: j is in row i's set; 2 i + 1: it was added to it
+    mark = np.full(len(full), -1, np.int64)  # mark[j] == 2 i: j is in row i's set; 2 i + 1: j was added to it
     for i in range(len(rows)):
         me = rows[i]
         members = full[me, : full_count[me]]
@@ -75,7 +75,7 @@ def expand_rows(full, full_count, half, half_count, rows, start, index):
 
 @compiled
 def weigh_rows(features, farthest, rows, start, index, value):
-    """Write exp(-d) of every entry, d the squared distance over the row's largest, scaled to sum to one in each row."""
+    """Write exp(-d) of every entry, scaled to sum to one per row; d is the squared distance over the row's largest."""
     for i in range(len(rows)):
         me = rows[i]
         total = np.float32(0)
@@ -88,18 +88,18 @@ def weigh_rows(features, farthest, rows, start, index, value):
 
 
 @compiled
-def average_rows(neighbours, k, rows, start, index, value, out_start, out_index, out_value):
-    """Average each row of a sparse matrix over the row's first k neighbours (itself among them).
+def average_rows(neighbors, k, rows, start, index, value, out_start, out_index, out_value):
+    """Average each row of a sparse matrix over the row's first k neighbors (itself included).
 
-    With an empty `out_index` the sizes are counted into out_start[1:].
+    If `out_index` is empty, the sizes are written to out_start[1:] instead.
     """
-    size = len(neighbours)
+    size = len(neighbors)
     total = np.zeros(size, np.float32)
     seen = np.full(size, -1, np.int64)
     touched = np.empty(size, np.int64)
     for i in range(len(rows)):
         n = 0
-        for other in neighbours[rows[i], :k]:
+        for other in neighbors[rows[i], :k]:
             for entry in range(start[other], start[other + 1]):
                 column = index[entry]
                 if seen[column] != i:
@@ -118,9 +118,9 @@ def average_rows(neighbours, k, rows, start, index, value, out_start, out_index,
 
 @compiled
 def columns_of(first_row, start, index, value, column_start, row, column_value):
-    """Turn the rows from `first_row` on into columns; row numbers then count from `first_row`.
+    """Turn the rows from `first_row` on into columns; row numbers count from `first_row`.
 
-    column_start: [N + 1], the offsets of the columns on entry and (as a running place) one further on return.
+    column_start: [N + 1], the offsets of the columns; on return each has moved to the start of the next column.
     """
     for i in range(first_row, len(start) - 1):
         for entry in range(start[i], start[i + 1]):
@@ -132,10 +132,10 @@ def columns_of(first_row, start, index, value, column_start, row, column_value):
 
 @compiled
 def jaccard_rows(rows, start, index, value, column_start, column_row, column_value, share, farthest, scores):
-    """Turn similarities `scores` [b, W] of the rows `rows` into re-ranked distances, in place.
+    """Turn similarities `scores` [b, W] of `rows` into re-ranked distances, in place.
 
     Distance = (1 - share) * Jaccard + share * squared distance / the row's largest. The Jaccard distance of two rows
-    that each sum to one is 1 - m / (2 - m), m the sum of the entry-wise minima.
+    that sum to one is 1 - m / (2 - m), where m is the sum of the entry-wise minima.
     """
     size = scores.shape[1]
     minima = np.empty(size, np.float32)

@@ -1,12 +1,11 @@
-"""Cosine similarities of many rows with many rows, a block of rows at a time, never the whole matrix.
+"""Cosine similarities of many rows with many rows, computed in blocks of rows, never as a whole matrix.
 
-The features may be arrays, memory maps or tensors of any scale; they are read in blocks and L2-normalized here, to
-float32 (reid.precision.unit_rows). A row of zeros has similarity 0 with all rows.
+The features may be arrays, memory maps or tensors of any scale; they are read in blocks and L2-normalized to
+float32 (`reid.precision.unit_rows`). A row of zeros has similarity 0 with all rows.
 
-Every block is padded to multiples of 64 rows before it is multiplied. Without edge tiles the product of two given rows
-comes out bit for bit the same wherever they stand and however large the blocks are (checked for D from 8 to 1280 and
-64 to 82,176 rows with MKL; a test watches over it). So two equal gallery images tie exactly, and no result depends on a
-block size.
+Every block is padded to a multiple of 64 rows before multiplication. Without edge tiles, the product of two given rows
+has the same bits at any position and in any block size (checked for D from 8 to 1280 and 64 to 82,176 rows with MKL,
+and by a test). So equal gallery images tie exactly, and no result depends on the block size.
 
 Shapes: Q query rows, G gallery rows, W the same in whole tiles, D features.
 """
@@ -36,14 +35,14 @@ CHUNK_ROWS: Final = 8192
 """Default number of rows that are read and normalized at a time."""
 
 
-class Rows:
+class FeatureRows:
     """Feature rows [N, D], read and normalized on demand.
 
     Args:
         features: array, memory map or tensor (any device, any float type).
-        name: what an error calls them.
-        keep: positions of the rows that count, in order; None is all of them.
-        unit: whether the rows have length one already.
+        name: their name in errors.
+        keep: positions of the rows to use, in order; None means all.
+        unit: whether the rows already have length one.
         chunk_rows: rows read and normalized at a time; changes no result.
 
     Raises:
@@ -71,7 +70,7 @@ class Rows:
         self.chunk_rows = chunk_rows
 
     def __len__(self) -> int:
-        """Return N, the rows that count."""
+        """Return N, the number of rows in use."""
         return int(self._features.shape[0]) if self._keep is None else len(self._keep)
 
     def block(self, start: int, stop: int) -> Tensor:
@@ -107,22 +106,22 @@ class Rows:
         )
 
     def number(self, place: int) -> int:
-        """Return which row of the given features the row at `place` is."""
+        """Return the position in the given features of the row at `place`."""
         return place if self._keep is None else int(self._keep[place])
 
 
 def padded_to(rows: int) -> int:
-    """Return `rows` rounded up to a whole number of tiles (at least one)."""
+    """Return `rows` rounded up to whole tiles (at least one)."""
     return max(1, -(-rows // TILE)) * TILE
 
 
 def similarity_blocks(
-    queries: Rows, gallery: Rows, block_bytes: int = BLOCK_BYTES, *, resident_bytes: int = RESIDENT_BYTES
+    queries: FeatureRows, gallery: FeatureRows, block_bytes: int = BLOCK_BYTES, *, resident_bytes: int = RESIDENT_BYTES
 ) -> Iterator[tuple[int, Scores]]:
     """Yield (first query row, similarities float32 [b, W]) for consecutive blocks of query rows.
 
-    W is G rounded up to whole tiles; the columns from G on hold -inf, so that they come last in any ranking. The array
-    is contiguous (the compiled loops need it), the consumer's to change, and overwritten for the next block. A gallery
+    W is G rounded up to whole tiles; the columns from G on are -inf, so that they come last in any ranking. The array
+    is contiguous (the compiled loops need that). The consumer may change it; the next block overwrites it. A gallery
     of up to `resident_bytes` is read once; a larger one is read again, `gallery.chunk_rows` at a time, for every block.
     """
     if queries.dim != gallery.dim:
@@ -142,7 +141,7 @@ def similarity_blocks(
         yield start, out.numpy()[: min(height, len(queries) - start)]
 
 
-def _multiply_streamed(query_BD: Tensor, gallery: Rows, out: Tensor) -> None:
+def _multiply_streamed(query_BD: Tensor, gallery: FeatureRows, out: Tensor) -> None:
     for start in range(0, len(gallery), gallery.chunk_rows):
         chunk = gallery.block(start, start + gallery.chunk_rows)
         torch.mm(query_BD, chunk.T, out=out[:, start : start + len(chunk)])

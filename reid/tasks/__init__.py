@@ -1,1 +1,1 @@
-"""Methods as tasks: a model together with its losses."""
+"""Methods as tasks: a model with its losses."""

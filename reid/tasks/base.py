@@ -1,8 +1,8 @@
-"""What is trained: a task joins a model and its losses, so that the loop names neither.
+"""Task, the base of every method: a model with its losses, so that the training loop depends on neither.
 
-A task is called with a batch and returns named loss terms; `weights` says how they add up. Each process computes its
-own images' features; `gather` puts the features of all processes together before anything looks across images, so
-losses (and batch norms) see the global batch whatever the number of processes.
+A task maps a batch to named loss terms; `weights` gives the weight of each. A process computes the features of its own
+images. `gather` joins the features of all processes before a loss or a batch norm compares images, so these see the
+global batch, whatever the number of processes.
 
 Shapes: B images of this process, G images of the global batch, C channels, D joint width.
 """
@@ -24,10 +24,10 @@ from reid.models.backbone import Backbone, ImageFeatures
 
 
 class Encoder(Protocol):
-    """Normalised images [B, 3, H, W] -> retrieval features [B, D'], not yet of unit length, batch-independent."""
+    """Normalized images [B, 3, H, W] -> retrieval features [B, D'], not yet of unit length, batch-independent."""
 
     def __call__(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        """Encode. `cameras_B` (see Task.camera_numbers) is needed if the task uses a camera embedding."""
+        """Return the features. `cameras_B` (`Task.camera_numbers`) is needed if the task has a camera embedding."""
 
 
 Gather = Callable[[Tensor], Tensor]
@@ -35,20 +35,20 @@ Gather = Callable[[Tensor], Tensor]
 
 MEAN: Final = (0.5, 0.5, 0.5)
 STD: Final = (0.5, 0.5, 0.5)
-"""Of pixels scaled to 0..1; CLIP-ReID's, not CLIP's."""
+"""Mean and deviation of pixels in 0..1. These are CLIP-ReID's, not CLIP's."""
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-"""What CLIP-ReID gives its ResNet (configs/person/cnn_clipreid.yml)."""
+"""CLIP-ReID's values for its ResNet (configs/person/cnn_clipreid.yml)."""
 
 
 def no_gather(x: Tensor) -> Tensor:
-    """The gather of a single process."""
+    """Return `x`: the gather of a single process."""
     return x
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How pixels become input: size in pixels, mean and deviation per channel of pixels in 0..1."""
+    """Preprocessing of images: size in pixels, and mean and deviation per channel of pixels in 0..1."""
 
     height: int
     width: int
@@ -57,7 +57,7 @@ class Preprocess:
 
 
 def preprocess_of(config: BackboneConfig) -> Preprocess:
-    """Return what a backbone wants to see, as CLIP-ReID has it."""
+    """Return CLIP-ReID's preprocessing for a backbone."""
     if config.name == "rn50":
         return Preprocess(height=config.height, width=config.width, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return Preprocess(height=config.height, width=config.width)
@@ -68,24 +68,24 @@ class Batch:
     """Training images of one process, on its device."""
 
     images_BCHW: Tensor
-    """float32, normalised and augmented."""
+    """float32, normalized and augmented."""
     labels_B: Tensor
-    """Identity as a class number."""
+    """Class number of each identity."""
     items_B: Tensor
-    """Number of the image in the training set."""
+    """Number of each image in the training set."""
     cameras_B: Tensor | None = None
-    """Camera as a number, for tasks with a camera embedding."""
+    """Number of each camera, for tasks with a camera embedding."""
     captions_BD: Tensor | None = None
     """CLIP's text feature of each image's caption, for methods that read captions."""
 
 
 class Task(nn.Module, ABC):
-    """A method: features at test time, named loss terms in training."""
+    """A method: named loss terms for training, and encoders for inference."""
 
     weights: Mapping[str, float]
-    """Name of a loss term -> its weight in the total."""
+    """Loss term -> weight in the total."""
     camera_ids_K: Tensor
-    """Data set cameras that have an embedding, in its order."""
+    """Cameras of the dataset that have an embedding, in the order of the embeddings."""
 
     def __init__(self, backbone: Backbone, config: TrainConfig, *, cameras: Sequence[int]) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ class Task(nn.Module, ABC):
         if not self.sie:
             return self.backbone.image(images_BCHW)
         if cameras_B is None:
-            raise ValueError("this task has a camera embedding: pass the cameras of the images")
+            raise ValueError("this task has a camera embedding: pass cameras_B (Task.camera_numbers)")
         return self.backbone.image(images_BCHW, self.sie * self.camera_shift_KV[cameras_B])
 
     def camera_numbers(self, camids: Sequence[int]) -> Tensor | None:
-        """Return the camera numbers [N] that encoders want for data set cameras `camids`, None if they want none.
+        """Return the camera numbers [N] of `camids` for the encoders, or None without a camera embedding.
 
-        Raises DataError for a camera that training has not seen: it has no embedding.
+        Raises DataError for a camera without an embedding, which training has not seen.
         """
         if not self.sie:
             return None
@@ -117,8 +117,8 @@ class Task(nn.Module, ABC):
         unknown = sorted(set(camids) - set(number))
         if unknown:
             raise DataError(
-                f"the model has an embedding for each of the cameras {sorted(number)} and none for {unknown}; "
-                "train with train.sie=0 to search across other cameras"
+                f"the model has camera embeddings for {sorted(number)} only, and the images include cameras {unknown}: "
+                "train with train.sie=0 to use other cameras"
             )
         return torch.tensor([number[camid] for camid in camids])
 
@@ -128,7 +128,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def encoders(self) -> dict[str, Encoder]:
-        """Return inference mode -> encoder. The first is the default."""
+        """Return inference mode -> encoder. The first mode is the default."""
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of `terms`."""

@@ -1,4 +1,4 @@
-"""From a config to the task it names."""
+"""Build the task of a config."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def build_task(
 
     Args:
         config: the run.
-        identities: people in the training set.
-        cameras: data set cameras of the training set; only tasks with a camera embedding (sie) read them.
+        identities: number of identities in the training set.
+        cameras: cameras of the training set; used by tasks with a camera embedding (sie) only.
         texts_CD: features of the learned prompts, [identities, D], for clip_reid.
 
     Raises:
-        WeightsError: the backbone's weights are not to be had.
+        WeightsError: the backbone's weights are unavailable or unusable.
     """
     backbone = build_backbone(config.backbone, seed=config.seed)
     with seeded(config.seed):

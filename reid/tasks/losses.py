@@ -18,13 +18,13 @@ from reid.precision import full_precision, unit_rows
 
 @full_precision
 def identity_loss(scores_BC: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
-    """Cross entropy towards (1 - e) * one-hot + e / C (Szegedy et al. 2016; CLIP-ReID, loss/softmax_loss.py)."""
+    """Return the cross entropy to (1 - e) * one-hot + e / C (Szegedy et al. 2016; CLIP-ReID, loss/softmax_loss.py)."""
     return F.cross_entropy(scores_BC, labels_B, label_smoothing=smoothing)
 
 
 @full_precision
 def pairwise_distances(x_BD: Tensor) -> Tensor:
-    """Return Euclidean distances [B, B], squares clamped at 1e-12 so that the gradient exists at zero."""
+    """Return Euclidean distances [B, B]; squares are clamped at 1e-12 so that the gradient exists at zero."""
     squares_B = x_BD.square().sum(1)
     squared_BB = squares_B[:, None] + squares_B[None] - 2 * (x_BD @ x_BD.T)
     return squared_BB.clamp(min=1e-12).sqrt()
@@ -32,11 +32,11 @@ def pairwise_distances(x_BD: Tensor) -> Tensor:
 
 @full_precision
 def triplet_loss(x_BD: Tensor, labels_B: Tensor, margin: float | None) -> Tensor:
-    """Batch-hard triplet loss: farthest image of the same identity against nearest of another (Hermans et al. 2017).
+    """Return the batch-hard triplet loss (Hermans et al. 2017): farthest positive, nearest negative of each image.
 
     With a margin: mean of max(0, d_ap - d_an + margin). Without: the soft form, mean of log(1 + exp(d_ap - d_an)).
-    Every batch must hold at least two identities; an identity's only image counts as its own positive, as in
-    CLIP-ReID's code.
+    The batch must contain two identities or more. The only image of an identity is its own positive, as in CLIP-ReID's
+    code.
     """
     distances_BB = pairwise_distances(x_BD)
     same_BB = labels_B[:, None] == labels_B[None]
@@ -51,10 +51,10 @@ def triplet_loss(x_BD: Tensor, labels_B: Tensor, margin: float | None) -> Tensor
 def contrastive_loss(
     anchors_BD: Tensor, targets_BD: Tensor, anchor_keys_B: Tensor, target_keys_B: Tensor, temperature: float
 ) -> Tensor:
-    """Supervised contrast (Khosla et al. 2020): targets with an anchor's key are its positives.
+    """Return the supervised contrastive loss (Khosla et al. 2020); targets with an anchor's key are its positives.
 
-    With keys = identities this is CLIP-ReID's loss at temperature 1 (loss/supcontrast.py); with unique keys it is
-    InfoNCE by image.
+    If keys are identities, this is CLIP-ReID's loss at temperature 1 (loss/supcontrast.py); if keys are unique, InfoNCE
+    by image.
     """
     logits_BB = anchors_BD @ targets_BD.T / temperature
     positive_BB = (anchor_keys_B[:, None] == target_keys_B[None]).float()
@@ -64,7 +64,7 @@ def contrastive_loss(
 
 @full_precision
 def image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, temperature: float) -> Tensor:
-    """L_i2t + L_t2i over a batch: `contrastive_loss` in both directions."""
+    """Return L_i2t + L_t2i: `contrastive_loss` in both directions."""
     return contrastive_loss(image_BD, text_BD, keys_B, keys_B, temperature) + contrastive_loss(
         text_BD, image_BD, keys_B, keys_B, temperature
     )
@@ -72,13 +72,13 @@ def image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, temperatu
 
 @full_precision
 def cosine_image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, temperature: float) -> Tensor:
-    """`image_text_loss` of L2-normalized features: L_con of CLIP-SCGI."""
+    """Return L_con of CLIP-SCGI: `image_text_loss` of L2-normalized features."""
     return image_text_loss(unit_rows(image_BD), unit_rows(text_BD), keys_B, temperature)
 
 
 @full_precision
 def prompt_loss(image_BD: Tensor, texts_CD: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
-    """`identity_loss` of the products of images with the prompts of all identities (CLIP-ReID, second stage)."""
+    """Return `identity_loss` of dot products of images and the prompts of all identities (CLIP-ReID, stage 2)."""
     return identity_loss(image_BD @ texts_CD.T, labels_B, smoothing)
 
 

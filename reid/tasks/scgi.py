@@ -1,4 +1,4 @@
-"""CLIP-SCGI as a task (arXiv:2410.09382; see ScgiConfig for what is known and what is assumed).
+"""CLIP-SCGI as a task (arXiv:2410.09382). `ScgiConfig` lists the settings that the paper leaves open.
 
 L = L_id + L_tri + L_con. L_id and L_tri supervise the image embedding as in CLIP-ReID's stage 2 and, with CFF, the
 fused embedding; L_con contrasts the image feature with the composed prompt's. The text tower is frozen; gradients
@@ -25,7 +25,7 @@ from reid.tasks.losses import cosine_image_text_loss, identity_loss, triplet_los
 
 
 class ScgiTask(Task):
-    """CGI and CFF, each switchable, over one backbone."""
+    """CLIP-SCGI: CGI and CFF, each optional, on one backbone."""
 
     plain_1TD: Tensor
 
@@ -51,7 +51,7 @@ class ScgiTask(Task):
     def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
         """Return the terms id, tri, con and, with CFF, id_fused and tri_fused."""
         if batch.captions_BD is None:
-            raise ValueError("CLIP-SCGI needs caption features in its batches")
+            raise ValueError("CLIP-SCGI needs caption features: set captions_BD of the batch")
         features = self.encode_image(batch.images_BCHW, batch.cameras_B)
         prompt_BTD, tokens_BLD = self._prompt(features, batch.captions_BD)
         labels_G = gather(batch.labels_B)
@@ -66,7 +66,7 @@ class ScgiTask(Task):
         return terms
 
     def encoders(self) -> dict[str, Encoder]:
-        """Return `image` (the image tower alone) and, with CFF, `fused` (CFF with the fixed prompt, no caption)."""
+        """Return `image` (image tower only) and, with CFF, `fused` (CFF with the fixed prompt, no caption)."""
         modes: dict[str, Encoder] = {"image": image_encoder(self)}
         if self.settings.cff:
             modes["fused"] = self._encode_fused
@@ -77,7 +77,7 @@ class ScgiTask(Task):
         return self.cff(self.plain_1TD.expand(len(tokens_BLD), -1, -1), tokens_BLD).float()
 
     def _prompt(self, features: ImageFeatures, captions_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the encoded prompt [B, T, D] and the image tokens that CFF looks at [B, L, D]."""
+        """Return the encoded prompt [B, T, D] and the image tokens [B, L, D] that CFF attends to."""
         tokens_BLD = features.tokens_BLD
         if not self.settings.cgi:
             return self.plain_1TD.expand(len(tokens_BLD), -1, -1), tokens_BLD
@@ -86,7 +86,7 @@ class ScgiTask(Task):
         return prompt_BTD, refined_BLD if self.settings.fusion_tokens == "refined" else tokens_BLD
 
     def _fuse(self, prompt_BTD: Tensor, tokens_BLD: Tensor) -> Tensor:
-        """Return fused embeddings [B, D], `fixed_prompt_ratio` of them, evenly spread, made with the fixed prompt."""
+        """Return fused embeddings [B, D]; `fixed_prompt_ratio` of them, evenly distributed, use the fixed prompt."""
         steps = torch.arange(len(prompt_BTD) + 1) * self.settings.fixed_prompt_ratio
         chosen_B = steps[1:].floor() > steps[:-1].floor()
         if not self.settings.cgi or not chosen_B.any():

@@ -1,12 +1,12 @@
-"""Models and checkpoints as safetensors and JSON; no pickle is written or read.
+"""Models and checkpoints, as safetensors and JSON without pickle.
 
-A checkpoint is a folder ``step-<number>`` that appears by renaming, so it is whole or absent:
+A checkpoint is a folder ``step-<number>``, renamed when finished, so that it is complete or absent:
 
-    model.safetensors      everything that training changes (frozen parameters come from the weights)
+    model.safetensors      what training changes (frozen parameters come from the weights)
     optimizer.safetensors  Adam's state, "<parameter>/<exp_avg | exp_avg_sq | step>"
-    state.json             counters, sums and the gradient scaler; floats survive exactly in JSON
+    state.json             counters, sums and the gradient scaler; JSON keeps floats exactly
 
-The weights of the best epoch so far, if a run keeps them, are in ``best-<epoch>.safetensors`` beside the checkpoints.
+If a run keeps its best epoch, the best weights so far are in ``best-<epoch>.safetensors`` beside the checkpoints.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_model(path: Path, task: nn.Module) -> None:
-    """Write all parameters and buffers of `task`, frozen ones too, so that the file stands alone."""
+    """Write all parameters and buffers of `task`, including frozen ones, so that the file is self-contained."""
     with atomic_path(path) as temporary:
         save_file(_tensors(task.state_dict()), temporary)
 
 
 def load_task(folder: Path, device: str = "cpu") -> Task:
-    """Load the trained task of a train artefact in evaluation mode. The original CLIP weights are not needed.
+    """Load the trained task of a train artifact in evaluation mode, without the original CLIP weights.
 
     Raises:
-        WeightsError: the file is absent, damaged, or of another model than config.json says.
+        WeightsError: the file is missing, damaged, or of another model than config.json describes.
     """
     described = read_json(folder / CONFIG)
     config = TrainConfig.model_validate(described["config"])
@@ -70,7 +70,7 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
 
 
 def load_untrained(config: TrainConfig, device: str = "cpu") -> Task:
-    """Return the task as it is before training; only its `image` encoder means anything."""
+    """Return the task before training. Only its `image` encoder is meaningful."""
     plain = config.model_copy(update={"method": "clip_baseline", "sie": 0.0})
     return build_task(plain, identities=2).to(device).eval()
 
@@ -95,7 +95,7 @@ def save_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimize
 
 
 def restore_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Load the newest checkpoint under `root` into `task` and `optimizer`; return its state, None without one.
+    """Load the newest checkpoint under `root` into `task` and `optimizer`; return its state, or None without one.
 
     Raises:
         DataError: the checkpoint belongs to another model or is damaged; the message names the folder to delete.
@@ -108,7 +108,7 @@ def restore_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optim
         state: dict[str, Any] = read_json(folder / STATE)
         missing, unknown = task.load_state_dict(load_file(folder / MODEL), strict=False)
         if unknown or set(missing) != _frozen(task):
-            raise DataError("it holds other parameters than the model")
+            raise DataError("its parameters differ from those of the model")
         _restore_optimizer(optimizer, load_file(folder / OPTIMIZER))
     except (DataError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         raise DataError(
@@ -118,7 +118,7 @@ def restore_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optim
 
 
 def save_best(root: Path, task: nn.Module, epoch: int) -> None:
-    """Write what training changes of `task`, as it is after `epoch`, beside the checkpoints under `root`."""
+    """Write what training changes in `task`, as of `epoch`, beside the checkpoints under `root`."""
     with atomic_path(_best(root, epoch)) as temporary:
         save_file(_changing(task), temporary)
 
@@ -129,7 +129,7 @@ def load_best(root: Path, task: nn.Module, epoch: int) -> None:
 
 
 def drop_best(root: Path, *, but: int) -> None:
-    """Delete the kept weights of all epochs but one."""
+    """Delete the best weights of all epochs except `but`."""
     for path in sorted(root.glob("best-*.safetensors")):
         if path != _best(root, but):
             path.unlink()
@@ -167,5 +167,5 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for full, value in tensors.items():
         name, key = full.rsplit("/", 1)
         parameter = parameters[name]
-        # The step count lives on the parameter's device too: fused Adam wants it there.
+        # Fused Adam needs the step count on the parameter's device, too.
         optimizer.state[parameter][key] = value.to(parameter.device)

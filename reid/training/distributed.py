@@ -1,4 +1,4 @@
-"""Putting the batch parts of several processes together, gradients included.
+"""Gather the batch parts of several processes, with gradients.
 
 Shapes: B items of this process, G = world x B items of all.
 """
@@ -23,8 +23,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Every process has the whole loss, so its gradient here is complete already; data-parallel training will
-        # divide the sum over processes by their number, which the sum taken here makes up for.
+        # Every process computes the whole loss, so this gradient is already complete. Data-parallel training divides
+        # the sum over processes by their number; the sum taken here compensates for that.
         (gradient_G,) = gradients
         total_G = gradient_G.contiguous()
         dist.all_reduce(total_G)
@@ -33,8 +33,8 @@ class _Gather(torch.autograd.Function):
 
 @full_precision
 def gather_batch(x_B: Tensor) -> Tensor:
-    """Return [G, ...]: the parts of all processes in the order of their ranks, differentiable.
+    """Return the parts of all processes in the order of their ranks, [G, ...], differentiable.
 
-    Floating-point parts are gathered as float32, because the gradients of all processes are summed on the way back.
+    Floating-point parts are gathered as float32, because the backward pass sums the gradients of all processes.
     """
     return _Gather.apply(x_B)

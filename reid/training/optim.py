@@ -1,4 +1,4 @@
-"""Adam with two learning rates (CLIP and new modules, biases apart) and the published schedule."""
+"""Adam with learning rates for CLIP, new modules and their biases, and the published schedule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLIP_PREFIX = "backbone."
 
 
 def parameter_groups(task: Task, schedule: ScheduleConfig) -> list[dict[str, Any]]:
-    """Return Adam's groups `clip`, `clip_bias`, `new`, `new_bias` (those that exist), frozen parameters left out.
+    """Return Adam's groups `clip`, `clip_bias`, `new`, `new_bias` (those that exist) without frozen parameters.
 
     Each group holds `name`, `names` of its parameters, `base_rate`, and what Adam reads.
     """
@@ -43,8 +43,8 @@ def build_optimizer(task: Task, schedule: ScheduleConfig) -> torch.optim.Adam:
 def rate_factor(epoch: int, schedule: ScheduleConfig) -> float:
     """Return the factor on every learning rate in `epoch` (the first is 0).
 
-    As in CLIP-ReID (solver/lr_scheduler.py), which counts the first epoch as 1: the warm-up never shows its first
-    value, and a milestone of 20 holds from the 20th epoch on.
+    As in CLIP-ReID (solver/lr_scheduler.py), epochs count from 1: the warm-up skips its first value, and a milestone of
+    20 applies from the 20th epoch on.
     """
     number = epoch + 1
     warmup = 1.0

@@ -277,8 +277,8 @@ def test_a_study_preset_gives_way_to_what_the_user_sets():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("train.schedule.milestones=[9,3]", "schedule.milestones: must increase, unlike [9, 3]; set train.schedule."),
-        ("train.validation.keep=best", 'validation.keep: "best" needs evaluations to choose by; set train.validatio'),
+        ("train.schedule.milestones=[9,3]", "schedule.milestones: must increase (given: [9, 3]); set train.schedule."),
+        ("train.validation.keep=best", 'validation.keep: "best" needs evaluations during training; set train.valida'),
         ("train.backbone.name=vit_b16", "backbone.weights: no weights are shipped for vit_b16; set train.backbone."),
         ("train.backbone.weights=a.pt", "backbone.weights: a.pt is a PyTorch pickle"),
         ("caption.revision=main", "revision: only hub ids have a revision, the embedded model does not; set"),

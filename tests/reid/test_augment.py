@@ -1,4 +1,4 @@
-"""Batch augmentation against a slow one-image-at-a-time reference, and the distribution of what is drawn."""
+"""Batch augmentation against a slow reference that works per image, and the distributions of the plan."""
 
 import math
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from reid.config.train import AugmentConfig
-from reid.inputs.augment import augment, draw_plan, normalise
+from reid.inputs.augment import augment, draw_plan, normalize
 from reid.inputs.loading import load_batches
 
 sizes = st.tuples(st.integers(4, 40), st.integers(4, 24))
@@ -26,12 +26,12 @@ def images(count, height, width, seed=0):
 
 
 def one_by_one(pixels, plan, pad):
-    """Do with Pillow and NumPy, image by image, what the plan says."""
+    """Apply the plan with Pillow and NumPy, image by image."""
     _, _, height, width = pixels.shape
     out = []
     for index, image in enumerate(pixels.numpy()):
         picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-        # The crop is taken first and mirrored after, so the left edge counts from the unmirrored image.
+        # The crop comes before the mirroring, so its left edge refers to the unmirrored image.
         padded = ImageOps.expand(picture, border=pad, fill=0)
         top, left = plan.shift_B2[index].tolist()
         crop = padded.crop((left, top, left + width, top + height))
@@ -85,16 +85,16 @@ def test_only_the_generator_given_is_used():
     assert torch.equal(first, second)
 
 
-def test_all_off_is_plain_normalisation_as_in_evaluation():
+def test_all_off_is_plain_normalization_as_in_evaluation():
     config = AugmentConfig(flip_probability=0, pad=0, erase_probability=0)
     pixels = images(4, 20, 10)
     got = augment(pixels, draw_plan(4, 20, 10, config, generator()), config, mean=MEAN, std=STD)
-    assert torch.equal(got, normalise(pixels, MEAN, STD))
+    assert torch.equal(got, normalize(pixels, MEAN, STD))
     expected = (pixels.numpy() / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
     np.testing.assert_allclose(got.numpy(), expected, atol=2e-6)
 
 
-def test_padding_is_black_before_normalisation():
+def test_padding_is_black_before_normalization():
     config = AugmentConfig(flip_probability=0, pad=3, erase_probability=0)
     pixels = torch.full((64, 3, 8, 8), 255, dtype=torch.uint8)
     plan = draw_plan(64, 8, 8, config, generator())
@@ -117,7 +117,7 @@ def test_what_is_drawn_follows_the_published_rules():
     area = (h * w)[erased] / (height * width)
     assert 0.018 < area.min() < 0.025
     assert 0.31 < area.max() < 0.345
-    # Wide rectangles of large area do not fit into a tall image and are drawn again, as in timm.
+    # Wide rectangles of large area exceed a tall image and are drawn again, as in timm.
     assert area.mean() < (0.02 + 1 / 3) / 2
     aspect = (h / w.clamp(min=1))[erased]
     assert 0.28 < aspect.min() < 0.33

@@ -1,4 +1,4 @@
-"""The adapter against open_clip's own calls, at real and full text length; weights that are absent or wrong."""
+"""The adapter against open_clip's own calls, at real and full text length; missing and wrong weights."""
 
 import numpy as np
 import open_clip
@@ -36,7 +36,7 @@ def test_image_features_equal_open_clips(tiny):
     images = _images(3)
     with torch.no_grad():
         features = tiny.image(images)
-        # open_clip's own walk through the tower: the block outputs, and the pooled feature.
+        # open_clip's own outputs of the tower: those of the blocks, and the pooled feature.
         steps = tiny.clip.visual.forward_intermediates(images, output_fmt="NLC", output_extra_tokens=True)
         pooled = tiny.clip.encode_image(images)
     torch.testing.assert_close(features.joint_BD, pooled, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, hold no pickle, and refuse another model."""
+"""Checkpoints are complete or absent, contain no pickle, and reject another model."""
 
 import json
 
@@ -19,7 +19,7 @@ CONFIG = TrainConfig(backbone=BackboneConfig(weights="random"))
 
 
 def _stepped(seed=0):
-    """A task and optimiser after one step, so that Adam has a state."""
+    """A task and optimizer after one step, so that Adam has a state."""
     task = build_task(CONFIG.model_copy(update={"seed": seed}), identities=2)
     optimizer = build_optimizer(task, CONFIG.schedule)
     generator = torch.Generator().manual_seed(0)

@@ -43,6 +43,8 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     for ours, theirs in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
     first, second = (load_file(tmp_path / "two" / f"model-{rank}.safetensors") for rank in (0, 1))
-    assert all(torch.equal(first[name], second[name]) for name in first), "the processes hold one model"
+    assert all(torch.equal(first[name], second[name]) for name in first), "the processes have the same model"
     kept = [json.loads((tmp_path / "two" / f"best-{rank}.json").read_text()) for rank in (0, 1)]
-    assert kept[0] == kept[1] == {"epoch": 0, "step": 2, "mAP": 0.9}, "the first process says which epoch is the best"
+    assert kept[0] == kept[1] == {"epoch": 0, "step": 2, "mAP": 0.9}, (
+        "the first process decides which epoch is the best"
+    )

@@ -1,4 +1,4 @@
-"""The evaluate stage on the real tiny model, and the test the field lacks: an embedding has no company."""
+"""The evaluate stage on the tiny model, and a test that an embedding does not depend on other images of its batch."""
 
 import io
 import json
@@ -37,7 +37,7 @@ PEOPLE = 6
 
 
 def write_world(store, root, *, cameras=4, reader="manifest"):
-    """Four images each of six people, one a query; one junk image, one distractor. Returns the index artefact."""
+    """Four images each of six people, one a query; one junk image, one distractor. Returns the index artifact."""
     rows = []
     for index in range(4 * PEOPLE):
         sample = training_sample(SEED, index)
@@ -64,7 +64,7 @@ def write_world(store, root, *, cameras=4, reader="manifest"):
 
 
 def write_model(store, config=None):
-    """Make a train artefact: a task whose new modules are random, as if trained for no step."""
+    """Make a train artifact: a task whose new modules are random, as after zero steps."""
     config = config or TrainConfig(device="cpu", seed=3)
 
     def produce(folder):
@@ -195,7 +195,7 @@ def test_reranking_flip_and_no_cameras_run_and_are_told(world):
 
 
 def _drawn(pids, seed):
-    """One image an identity: the first of each in a seeded shuffle."""
+    """One image per identity: the first of each in a seeded shuffle."""
     order = np.random.default_rng(seed).permutation(len(pids))
     first = {pid: place for place, pid in reversed([(place, pids[place]) for place in order])}
     gallery = np.array(sorted(first.values()))
@@ -219,7 +219,7 @@ def test_vehicleid_is_ten_random_galleries_with_mean_and_spread(tmp_path):
     expected = []
     for seed in range(10):
         query, gallery = _drawn(pids, seed)
-        assert sorted(pids[gallery]) == sorted(set(pids.tolist())), "one image an identity"
+        assert sorted(pids[gallery]) == sorted(set(pids.tolist())), "one image per identity"
         order = np.argsort(-(features[query] @ features[gallery].T), axis=1)
         places = 1 + (pids[gallery][order] == pids[query][:, None]).argmax(axis=1)
         expected.append({"mAP": (1 / places).mean(), "rank1": (places == 1).mean(), "rank5": (places <= 5).mean()})
@@ -295,7 +295,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def check_company(encode, people, cameras=None):
-    """Fail unless `encode` gives each image the same features alone, in any batch, order and company."""
+    """Fail unless `encode` gives an image the same features in any batch, at any position, with any other images."""
 
     def features(indices, batch_size, flip=False, pixels=people):
         own = None if cameras is None else cameras[torch.tensor(indices)]
@@ -309,7 +309,7 @@ def check_company(encode, people, cameras=None):
         np.testing.assert_allclose(features(range(12), batch_size), alone, **CLOSE)
     order = np.random.default_rng(0).permutation(12)
     np.testing.assert_allclose(features(order, 8), alone[order], **CLOSE)
-    # In the company of strangers (black images would show through a batch statistic), and of copies of itself.
+    # Among other images (black images would change a batch statistic), and among copies of itself.
     strangers = np.concatenate([people[:1], np.zeros_like(people[:3])])
     np.testing.assert_allclose(features(range(4), 4, pixels=strangers)[0], alone[0], **CLOSE)
     np.testing.assert_allclose(features([3] * 4, 4), np.repeat(alone[3:4], 4, axis=0), **CLOSE)
@@ -322,7 +322,7 @@ METHODS = [("clip_scgi", "image"), ("clip_scgi", "fused"), ("clip_reid", "image"
 @pytest.mark.parametrize("sie", [0.0, 1.0])
 @pytest.mark.parametrize(("method", "mode"), METHODS)
 def test_an_embedding_does_not_depend_on_batch_size_order_or_company(method, mode, sie, people):
-    """An encoder that mixes the batch axis lets an image see its neighbours, which are often the same person."""
+    """An encoder that mixes the batch axis leaks neighbors, which are often the same person, into an embedding."""
     config = TrainConfig(method=method, device="cpu", seed=1, sie=sie)
     task = build_task(config, identities=4, cameras=[1, 2, 3]).eval()
     numbers = task.camera_numbers([1 + index % 3 for index in range(12)])
@@ -331,7 +331,7 @@ def test_an_embedding_does_not_depend_on_batch_size_order_or_company(method, mod
 
 
 def test_that_check_finds_an_attention_over_the_batch(people):
-    # The suspected mistake: batch-first tensors given to an attention that expects the sequence first.
+    # A plausible bug: batch-first tensors passed to an attention that expects the sequence first.
     torch.manual_seed(0)
     attention = torch.nn.MultiheadAttention(24, 2).eval()
 
@@ -389,7 +389,7 @@ def test_flip_averages_with_the_mirror_image_and_streams_to_a_file(tmp_path, peo
     assert half.dtype == np.float32
 
 
-# The image that is searched with
+# The query image of a search
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_a_query_image_with_odd_exif_is_searched_with(world):
     assert [hit.path for hit in odd][:3] == [hit.path for hit in plain][:3]
 
 
-# What the split allows, before anything is computed
+# The test split, checked before anything is computed
 
 
 def split_of(tmp_path, rows, reader="manifest"):

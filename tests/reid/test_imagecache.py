@@ -1,4 +1,4 @@
-"""The decode-once cache: right pixels in the right order, right keys, and clear words when files have changed."""
+"""The pixel cache: correct pixels in the correct order, correct keys, and clear errors for changed files."""
 
 import hashlib
 import io
@@ -88,7 +88,7 @@ def test_found_again_without_the_images_and_whatever_they_are_called(world):
     assert again.ref.path == first.ref.path
 
 
-def test_another_size_or_order_is_another_artefact(world):
+def test_another_size_or_order_is_another_artifact(world):
     store, root, names = world
     refs = [
         build(store, root, index_artifact(store, root, names)).ref,

@@ -122,7 +122,7 @@ def test_distances_have_a_gradient_of_zero_between_equal_rows():
 
 
 def test_contrast_between_different_keys_on_either_side():
-    """Anchors of identities 0, 1, 1 against targets of 1, 1, 0: neither side's own keys nor their order will do."""
+    """Anchors of identities 0, 1, 1 against targets of 1, 1, 0: using one side's keys or another order fails."""
     a, b = _rows(6, 3, 4), _rows(7, 3, 4)
     anchor_keys, target_keys = [0, 1, 1], [1, 1, 0]
     logits = a @ b.T / 0.5

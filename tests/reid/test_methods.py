@@ -1,4 +1,4 @@
-"""The baseline and CLIP-ReID: loss terms written out, the first stage, camera embeddings, batch independence."""
+"""The baseline and CLIP-ReID: loss terms as formulas, the first stage, camera embeddings, batch independence."""
 
 import json
 import math
@@ -132,7 +132,7 @@ def test_camera_embeddings_shift_the_features_are_trained_and_saved(method, tmp_
     assert not torch.allclose(first, second)
     torch.testing.assert_close(first[:, -128:], shift.joint_BD)
     assert task.camera_numbers([6, 1, 3, 3]).tolist() == [2, 0, 1, 1]
-    with pytest.raises(DataError, match=r"cameras \[1, 3, 6\] and none for \[4\]"):
+    with pytest.raises(DataError, match=r"for \[1, 3, 6\] only, and the images include cameras \[4\]"):
         task.camera_numbers([1, 4])
     save_model(tmp_path / "model.safetensors", task)
     config = TrainConfig(method=method, backbone=RANDOM, sie=2.0).model_dump(mode="json")
@@ -227,7 +227,7 @@ def test_a_prompt_loss_that_is_not_finite_stops_before_the_optimizer_moves(promp
     assert not list(tmp_path.iterdir())
 
 
-def test_prompts_name_the_kind_of_thing_that_is_recognised(prompt_data):
+def test_prompts_name_the_kind_of_identity(prompt_data):
     backbone, _ = prompt_data
     ends = [PromptLearner(backbone, 4, 4, noun).prompt.suffix_1TW for noun in ("person", "vehicle")]
     words = [backbone.tokenizer.words(f"{noun}.") for noun in ("person", "vehicle")]
@@ -280,7 +280,7 @@ def test_clip_reid_and_the_baseline_train_without_captions(world):
     assert len(list((store.root / "stages" / "prompts").iterdir())) == 1
     changed = small_config(method="clip_reid", schedule=schedule, prompts=prompts, sie=0.0)
     train(store, images=images, captions=None, images_root=root, config=changed)
-    assert len(list((store.root / "stages" / "prompts").iterdir())) == 1, "the first stage is the same: found again"
+    assert len(list((store.root / "stages" / "prompts").iterdir())) == 1, "the first stage is the same, so it is reused"
 
 
 @pytest.mark.parametrize("method", METHODS)

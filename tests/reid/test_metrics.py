@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from reid.config.evaluate import RerankConfig
 from reid.ranking.metrics import evaluate_ranking
-from reid.ranking.similarity import Rows, similarity_blocks
+from reid.ranking.similarity import FeatureRows, similarity_blocks
 
 
 def brute_force(  # noqa: PLR0917
     query, gallery, q_pids, g_pids, q_cams, g_cams, same_camera=True
 ):
-    """Rank by sorting everything, in float64, following the words of the protocol one by one."""
+    """Rank by sorting everything in float64, following the text of the protocol step by step."""
     query = query / np.maximum(np.linalg.norm(query, axis=1, keepdims=True), 1e-12)
     gallery = gallery / np.maximum(np.linalg.norm(gallery, axis=1, keepdims=True), 1e-12)
     results = {}
@@ -51,7 +51,7 @@ def compare(ranking, expected, gallery_size, max_rank=50):
 
 
 def lattice(rng, rows):
-    """Rows of +-1 in 16 dimensions: of norm 4 and with similarities that are exact sixteenths, so ties abound."""
+    """Rows of +-1 in 16 dimensions: norm 4, and similarities are exact sixteenths, so there are many ties."""
     return rng.choice(np.array([-1, 1], np.float32), (rows, 16))
 
 
@@ -63,7 +63,7 @@ def worlds(draw):
     query, gallery = lattice(rng, q), lattice(rng, g)
     if draw(st.booleans()):  # copies of a few images everywhere: exact ties across identities
         gallery = gallery[rng.integers(0, min(g, 4), g)]
-    # -1 is junk, 0 a distractor that no query shows.
+    # -1 is junk, 0 a distractor that is in no query.
     labels = (
         rng.integers(1, people + 1, q),
         rng.integers(-1, people + 1, g),
@@ -91,10 +91,10 @@ def test_any_small_world_matches_the_brute_force(world, same_camera, top_k):
 
 def gaussian_world(seed=0, q=150, g=900, dim=64, people=30):
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((people + 1, dim))
+    centers = rng.standard_normal((people + 1, dim))
     q_pids, g_pids = rng.integers(1, people + 1, q), rng.integers(-1, people + 1, g)
-    query = (centres[q_pids] + 2 * rng.standard_normal((q, dim))).astype(np.float32) * 3
-    gallery = (centres[g_pids] + 2 * rng.standard_normal((g, dim))).astype(np.float32)
+    query = (centers[q_pids] + 2 * rng.standard_normal((q, dim))).astype(np.float32) * 3
+    gallery = (centers[g_pids] + 2 * rng.standard_normal((g, dim))).astype(np.float32)
     return query, gallery, q_pids, g_pids, rng.integers(1, 5, q), rng.integers(1, 5, g)
 
 
@@ -115,12 +115,12 @@ def test_a_realistic_world_matches_the_brute_force():
 
 
 def test_a_case_worked_by_hand():
-    # One query at 0 degrees; gallery at growing angles. Person 1 is looked for, from camera 1.
+    # One query at 0 degrees; gallery at growing angles. The query is identity 1 from camera 1.
     angles = np.deg2rad([5, 10, 20, 30, 40, 50, 60])
     gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     pids = [1, -1, 1, 2, 1, 0, 1]
     cams = [1, 2, 2, 2, 3, 2, 2]
-    # 5 deg: own camera, out. 10: junk, out. Left: 20 hit, 30 miss, 40 hit, 50 distractor, 60 hit.
+    # 5 deg: own camera, excluded. 10: junk, excluded. Others: 20 hit, 30 miss, 40 hit, 50 distractor, 60 hit.
     result = evaluate_ranking(np.array([[2.0, 0.0]]), gallery, [1], pids, [1], cams, max_rank=5, top_k=6)
     assert result.mAP == pytest.approx((1 / 1 + 2 / 3 + 3 / 5) / 3)
     assert result.mINP == pytest.approx(3 / 5)
@@ -338,7 +338,9 @@ def test_a_pairs_similarity_is_the_same_bits_wherever_it_stands(dim):
     query = np.repeat(rng.standard_normal((1, dim), dtype=np.float32), 333, axis=0)
     values = set()
     for rows, columns, size in ((1, 1, 1), (1, 1001, 1), (333, 1001, 1), (333, 1001, 1 << 30), (70, 65, 1 << 20)):
-        for _, block in similarity_blocks(Rows(query[:rows], "query"), Rows(gallery[:columns], "gallery"), size):
+        for _, block in similarity_blocks(
+            FeatureRows(query[:rows], "query"), FeatureRows(gallery[:columns], "gallery"), size
+        ):
             values.update(np.unique(block[:, :columns]).tolist())
             assert (block[:, columns:] == -np.inf).all()
     assert len(values) == 1

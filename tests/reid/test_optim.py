@@ -1,4 +1,4 @@
-"""Adam's groups and learning rates, on a module that is small enough to write the answer down."""
+"""Adam's groups and learning rates on a module small enough to write the expected values down."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SCHEDULE = ScheduleConfig(
 
 
 def module() -> torch.nn.Module:
-    """Two CLIP layers, one of them frozen, and two new ones; `other.backbone` is new in spite of its name."""
+    """Two CLIP layers, one of them frozen, and two new ones; `other.backbone` is new despite its name."""
     task = torch.nn.Module()
     task.backbone = torch.nn.ModuleDict({"frozen": torch.nn.Linear(2, 2), "free": torch.nn.Linear(3, 2)})
     task.backbone["frozen"].requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Our CLIP-ReID gives the numbers of the public code (Syliz517/CLIP-ReID), with the same weights and images.
+"""CLIP-ReID computes the numbers of the public code (Syliz517/CLIP-ReID), with the same weights and images.
 
 golden/clip_reid_parity.json holds what the public code gave; tools/parity_peer is the recipe that made it and
 tools/parity_peer/world.py draws the weights and images of both sides.
@@ -30,7 +30,7 @@ from tools.parity_peer import world
 from tools.parity_peer.world import CASES
 
 LABELS, CAMERAS = torch.tensor(world.LABELS), torch.tensor(world.CAMERA_NUMBERS)
-# The public code's names, the more special first.
+# Names of the public code, the more specific ones first.
 OUR_NAMES = {
     "image_encoder.": "backbone.clip.visual.",
     "bottleneck_proj.": "heads.joint.neck.",
@@ -40,7 +40,7 @@ OUR_NAMES = {
     "cv_embed": "camera_shift_KV",
 }
 
-# One process runs them all: each case is built once.
+# One process runs all tests of this file, so each case is built once.
 pytestmark = pytest.mark.xdist_group("parity")
 
 
@@ -77,7 +77,7 @@ def with_weights(task, case):
 
 
 class Ours(NamedTuple):
-    """One case: ours as it starts, the golden numbers, and the cameras if the case uses them."""
+    """One case: our task before training, the golden numbers, and the cameras if the case uses them."""
 
     case: world.Case
     backbone: Backbone

@@ -1,4 +1,4 @@
-"""Our evaluation gives the CMC, mAP and distances of the public CLIP-ReID (utils/metrics.py, utils/reranking.py).
+"""The evaluation computes the CMC, mAP and distances of the public CLIP-ReID (utils/metrics.py, utils/reranking.py).
 
 The golden file and its recipe are those of test_reid_parity.py. Equal scores are the one deliberate difference: the
 public code sorts them as they come, we keep gallery order; the features here have none.
@@ -11,7 +11,7 @@ import torch
 from reid.config.evaluate import RerankConfig
 from reid.ranking.metrics import evaluate_ranking
 from reid.ranking.rerank import rerank_blocks
-from reid.ranking.similarity import Rows, similarity_blocks
+from reid.ranking.similarity import FeatureRows, similarity_blocks
 from tests.helpers.parity_golden import GOLDEN, same
 from tools.parity_peer import world
 
@@ -20,7 +20,7 @@ RERANK = RerankConfig(**world.RERANK)
 
 @pytest.fixture(scope="module")
 def sides():
-    """Features, identities and cameras, each of the queries and of the gallery."""
+    """Features, identities and cameras, each for the queries and for the gallery."""
     rows = world.gallery()
     return [part for x in (rows.features, rows.pids, rows.camids) for part in (x[: rows.queries], x[rows.queries :])]
 
@@ -41,7 +41,7 @@ def test_the_public_half_precision_moves_re_ranking_a_little(sides):
 
 @pytest.mark.parametrize("name", ["plain", "reranked"])
 def test_distances_are_the_same(sides, name):
-    queries, gallery = Rows(sides[0], "query"), Rows(sides[1], "gallery")
+    queries, gallery = FeatureRows(sides[0], "query"), FeatureRows(sides[1], "gallery")
     if name == "plain":  # squared Euclidean distances of unit vectors
         blocks = [2 - 2 * torch.from_numpy(scores.copy()) for _, scores in similarity_blocks(queries, gallery)]
     else:

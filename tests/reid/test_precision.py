@@ -30,7 +30,7 @@ def _randn(seed, *shape):
 
 
 def _features(seed, width=128, noise=0.4):
-    """Features [16, width] of norm 50 around a center per identity and one of all, as a leaf of the graph."""
+    """Features [16, width] of norm 50 around one center per identity and a common one, as a leaf of the graph."""
     rows = _randn(seed, IDENTITIES, width)[LABELS] + noise * _randn(seed + 100, len(LABELS), width)
     rows = rows + 4 * noise * _randn(seed + 200, width)
     return (NORM * torch.nn.functional.normalize(rows, dim=1)).requires_grad_()

@@ -12,7 +12,7 @@ from reid.ranking.kernel import compiled, rank_rows, run_on_slices, top_rows
 
 @pytest.fixture
 def threads():
-    """Return the function that sets torch's threads, and put them back afterwards."""
+    """Return the function that sets torch's threads, and restore their number afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -45,7 +45,7 @@ def test_an_error_in_a_slice_is_raised(threads):
 
 
 def ranked(scores, relevant, left_out=()):
-    """Return what `rank_rows` finds for one query whose identity has the images `relevant` and `left_out`."""
+    """Return the results of `rank_rows` for one query whose identity has the images `relevant` and `left_out`."""
     line = np.array([scores], np.float32)
     members = np.array(sorted({*relevant, *left_out}), np.int64)
     cams = np.zeros(line.shape[1], np.int64)

@@ -1,4 +1,4 @@
-"""Sparse blocked re-ranking against a dense one written from the paper (Zhong et al., CVPR 2017)."""
+"""Sparse re-ranking in blocks against a dense implementation of the paper (Zhong et al., CVPR 2017)."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ from data.errors import DataError
 from reid.config.evaluate import RerankConfig
 from reid.ranking.metrics import evaluate_ranking
 from reid.ranking.rerank import rerank_blocks
-from reid.ranking.similarity import Rows
+from reid.ranking.similarity import FeatureRows
 
 
 def unit(rows):
@@ -53,15 +53,15 @@ def dense(query, gallery, config):
 
 def world(*, seed=0, q=40, g=150, dim=24, people=12, noise=0.9):
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((people, dim))
+    centers = rng.standard_normal((people, dim))
     q_pids, g_pids = rng.integers(0, people, q), rng.integers(0, people, g)
-    query = (centres[q_pids] + noise * rng.standard_normal((q, dim))).astype(np.float32)
-    gallery = (centres[g_pids] + noise * rng.standard_normal((g, dim))).astype(np.float32)
+    query = (centers[q_pids] + noise * rng.standard_normal((q, dim))).astype(np.float32)
+    gallery = (centers[g_pids] + noise * rng.standard_normal((g, dim))).astype(np.float32)
     return query, gallery, q_pids, g_pids, rng.integers(0, 3, q), rng.integers(0, 3, g)
 
 
 def sparse(query, gallery, config, block_bytes=1 << 28):
-    blocks = rerank_blocks(Rows(query, "query"), Rows(gallery, "gallery"), config, block_bytes)
+    blocks = rerank_blocks(FeatureRows(query, "query"), FeatureRows(gallery, "gallery"), config, block_bytes)
     return np.concatenate([block[:, : len(gallery)].copy() for _, block in blocks])
 
 
@@ -75,7 +75,7 @@ def test_equals_the_dense_reference(k1, k2, weight):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 5), (3, 2), (2, 1)])
-def test_sets_smaller_than_the_neighbourhoods(sizes):
+def test_sets_smaller_than_the_neighborhoods(sizes):
     query, gallery, *_ = world(q=sizes[0], g=sizes[1])
     config = RerankConfig()
     np.testing.assert_allclose(sparse(query, gallery, config), dense(query, gallery, config), atol=2e-5)
@@ -172,7 +172,7 @@ def public(query, gallery, k1, k2, weight):
 
 
 def lattice_world(seed, q, g):
-    """Rows of +-1 in 16 dimensions, some of them twice: cosines are exact, and equal ones abound."""
+    """Rows of +-1 in 16 dimensions, some of them twice: cosines are exact, and many are equal."""
     rng = np.random.default_rng(seed)
     rows = rng.choice(np.array([-1, 1], np.float32), (q + g, 16))
     rows[rng.integers(0, q + g, (q + g) // 4)] = rows[0]

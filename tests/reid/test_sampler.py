@@ -95,7 +95,7 @@ def test_an_epoch_of_equal_identities_uses_every_image_once():
 
 
 def test_one_large_identity_is_in_every_batch():
-    # 40 groups for one identity, one for each of five others: the large one bounds the epoch at 5 batches of 2.
+    # 40 groups for one identity and one for each of five others: the large identity limits the epoch to 5 batches of 2.
     sampler = IdentitySampler(labels([40, 1, 1, 1, 1, 1]), identities=2, images=1, seed=0)
     pids = labels([40, 1, 1, 1, 1, 1])
     batches = sampler.epoch(0)
@@ -139,7 +139,7 @@ def test_an_epoch_at_the_size_of_msmt17():
     assert len(sampler.epoch(0)) == 1041 * 7 // 16
 
 
-# What a seed stands for: a change here changes what every trained model has seen, so raise the stage's version with it.
+# A change of these batches changes every trained model: raise the version of the train stage with it.
 UNEVEN = labels([9, 1, 4, 2, 7, 5, 1, 12])
 
 
@@ -190,7 +190,7 @@ def test_every_problem_is_named_with_its_remedy():
         "batch sampler: 4 problems",
         "  - P x K is 4 x 0; both must be at least 1",
         "  - seed is -2; it must not be negative",
-        "  - a batch wants 4 different identities and the training split has 3; set train.batch.identities=3 "
+        "  - a batch needs 4 different identities and the training split has 3; set train.batch.identities=3 "
         "or lower, or add training identities",
         "  - rank 1 of 1 processes: their number must divide the 4 identities",
     ]

@@ -69,7 +69,7 @@ def _cross(module, prefix, query, context, heads):
 
 
 def _stirred(module, seed):
-    """The module with weights that make every part count: norms and biases start at 1 and 0."""
+    """The module with random norms and biases, so that every part matters; they start at 1 and 0."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -107,21 +107,21 @@ def test_inversion_equals_the_formula(count, depth):
 
 
 def _silent(module):
-    """The module with every weight at zero; its norms and attentions give nothing."""
+    """The module with all weights zero; its norms and attentions output zeros."""
     for parameter in module.parameters():
         parameter.data.zero_()
     return module
 
 
 def _pass_on(*layers):
-    """Make linear layers and norms hand on what they get."""
+    """Make linear layers and norms the identity."""
     for layer in layers:
         layer.weight.data = torch.ones_like(layer.weight) if layer.weight.ndim == 1 else torch.eye(len(layer.weight))
 
 
 def test_inversion_by_hand():
-    # Width 2 (one head). Attention that changes nothing (out = 0) and feed-forwards at 0 leave the tokens as they
-    # are; both MLPs pass positive numbers through: S* = v~_cls + mean of the tokens.
+    # Width 2 (one head). Attention and feed-forwards with zero output do not change the tokens; both MLPs are the
+    # identity for positive numbers: S* = v~_cls + mean of the tokens.
     module = _silent(CaptionGuidedInversion(2, 2, inversion_tokens=2, depth=1))
     for mlp in (module.to_global, module.to_local):
         _pass_on(mlp[0], mlp[2], mlp[4])
@@ -174,7 +174,7 @@ def test_inversion_weighs_the_refined_patches_by_hand():
 
 def test_fusion_gathers_the_image_by_hand():
     # The end token ALIKE takes 3/4 of the image token like it and 1/4 of the one across: as above it becomes
-    # (2, 1.5, -1.5, -2), whose variance is (4 + 2.25) / 2 = 3.125. The first prompt token has no say at depth 0.
+    # (2, 1.5, -1.5, -2), whose variance is (4 + 2.25) / 2 = 3.125. The first prompt token does not matter at depth 0.
     module = _silent(ContextualFeatureFusion(4, depth=0))
     _three_to_one(module.cross)
     module.norm.weight.data.fill_(1.0)
@@ -184,8 +184,8 @@ def test_fusion_gathers_the_image_by_hand():
 
 
 def test_fusion_mixes_the_prompt_by_hand():
-    # Cross-attention is silent. Self-attention with queries of zeros takes the mean of the tokens, (1, 0, 0, -1): the
-    # end token becomes (2, 1, -1, -2). The feed-forward adds 0.3 * GELU(10) = 3 to its last channel: (2, 1, -1, 1),
+    # Cross-attention outputs zeros. Self-attention with queries of zeros takes the mean of the tokens, (1, 0, 0, -1):
+    # the end token becomes (2, 1, -1, -2). The feed-forward adds 0.3 * GELU(10) = 3 to its last channel: (2, 1, -1, 1),
     # mean 0.75, deviations (1.25, 0.25, -1.75, 0.25), variance 4.75 / 4.
     module = _silent(ContextualFeatureFusion(4, depth=1))
     block = module.blocks[0]

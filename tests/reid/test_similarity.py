@@ -1,11 +1,11 @@
-"""Rows read in blocks, and blocks of similarities: where they begin, how they are padded, what an error says."""
+"""Feature rows read in blocks, and blocks of similarities: their starts, their padding and their errors."""
 
 import numpy as np
 import pytest
 import torch
 
 from data.errors import DataError
-from reid.ranking.similarity import TILE, Rows, padded_to, similarity_blocks
+from reid.ranking.similarity import TILE, FeatureRows, padded_to, similarity_blocks
 
 
 def rows_of(count, dim=3, seed=0, dtype=np.float32):
@@ -17,8 +17,8 @@ def unit(rows):
 
 
 def chunked(features, name, keep=None):
-    """Return rows read two tiles at a time, so that a few hundred make many chunks."""
-    return Rows(features, name, keep, chunk_rows=2 * TILE)
+    """Return rows read two tiles at a time, so that a few hundred rows are many chunks."""
+    return FeatureRows(features, name, keep, chunk_rows=2 * TILE)
 
 
 def test_rows_are_rounded_up_to_whole_tiles():
@@ -47,32 +47,34 @@ def test_the_rows_to_keep_are_read_in_their_order(make):
     assert len(rows) == 290
     np.testing.assert_allclose(rows.block(7, 288)[:281].numpy(), unit(values[keep[7:288]]), atol=1e-6)
     assert [rows.number(place) for place in (0, 7, 289)] == [keep[0], keep[7], keep[289]]
-    assert Rows(values, "image").number(41) == 41
+    assert FeatureRows(values, "image").number(41) == 41
 
 
 def test_float64_is_scaled_before_it_is_rounded():
-    """Numbers that float32 cannot hold, but whose direction it can."""
+    """Numbers beyond float32 whose direction float32 can represent."""
     values = np.array([[3e-200, 4e-200], [3e200, -4e200]])
     for given in (values, torch.from_numpy(values)):
-        np.testing.assert_allclose(Rows(given, "image").block(0, 2)[:2].numpy(), [[0.6, 0.8], [0.6, -0.8]], rtol=1e-6)
-    whole = Rows(np.array([[3, 4]]), "image").block(0, 1)
+        np.testing.assert_allclose(
+            FeatureRows(given, "image").block(0, 2)[:2].numpy(), [[0.6, 0.8], [0.6, -0.8]], rtol=1e-6
+        )
+    whole = FeatureRows(np.array([[3, 4]]), "image").block(0, 1)
     np.testing.assert_allclose(whole[:1].numpy(), [[0.6, 0.8]], rtol=1e-6)
 
 
 def test_rows_that_are_unit_rows_already_are_taken_as_they_are():
     values = np.array([[3.0, 4.0]], np.float32)
-    assert Rows(values, "image", unit=True).block(0, 1)[0].tolist() == [3.0, 4.0]
+    assert FeatureRows(values, "image", unit=True).block(0, 1)[0].tolist() == [3.0, 4.0]
 
 
 def test_tensors_that_want_a_gradient_can_be_read():
-    rows = Rows(torch.tensor([[3.0, 4.0]], requires_grad=True), "image")
+    rows = FeatureRows(torch.tensor([[3.0, 4.0]], requires_grad=True), "image")
     assert not rows.block(0, 1).requires_grad
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 0), (2, 3, 4)])
 def test_shapes_that_cannot_be_rows(shape):
     with pytest.raises(DataError) as error:
-        Rows(np.zeros(shape), "query")
+        FeatureRows(np.zeros(shape), "query")
     assert str(error.value) == f"query features have shape {shape}; they must be [images, dimensions]"
 
 
@@ -100,9 +102,9 @@ def blocks_of(queries, gallery, block_bytes, **options):
 def test_blocks_of_any_size_hold_the_same_similarities(monkeypatch, tiles, starts, resident):
     limit = 4 * 384 * 3 - (0 if resident else 1)  # what the gallery needs, or one byte less
     a, b = rows_of(290, seed=2), rows_of(350, seed=3)
-    ((_, whole),) = similarity_blocks(Rows(a, "query"), Rows(b, "gallery"))
+    ((_, whole),) = similarity_blocks(FeatureRows(a, "query"), FeatureRows(b, "gallery"))
     read = []
-    monkeypatch.setattr(Rows, "block", _counted(Rows.block, read))
+    monkeypatch.setattr(FeatureRows, "block", _counted(FeatureRows.block, read))
     width = 384
     budget = 4 * width * TILE * tiles + 4 * width * TILE // 2
     found = blocks_of(chunked(a, "query"), chunked(b, "gallery"), budget, resident_bytes=limit)
@@ -130,13 +132,13 @@ def _counted(block, read):
 
 def test_a_gallery_that_just_fits_stays_in_memory(monkeypatch):
     read = []
-    monkeypatch.setattr(Rows, "block", _counted(Rows.block, read))
-    queries, gallery = Rows(rows_of(200), "query"), Rows(rows_of(5), "gallery")
+    monkeypatch.setattr(FeatureRows, "block", _counted(FeatureRows.block, read))
+    queries, gallery = FeatureRows(rows_of(200), "query"), FeatureRows(rows_of(5), "gallery")
     assert len(blocks_of(queries, gallery, 1, resident_bytes=4 * 64 * 3)) == 4
     assert [place for name, *place in read if name == "gallery"] == [[0, 5]]
 
 
 def test_different_numbers_of_dimensions():
     with pytest.raises(DataError) as error:
-        list(similarity_blocks(Rows(rows_of(2, 3), "query"), Rows(rows_of(2, 4), "gallery")))
+        list(similarity_blocks(FeatureRows(rows_of(2, 3), "query"), FeatureRows(rows_of(2, 4), "gallery")))
     assert str(error.value) == "query features have 3 dimensions and gallery 4"

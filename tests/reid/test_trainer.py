@@ -1,6 +1,6 @@
-"""Schedules, steps, golden losses, and runs that are killed and go on bit for bit.
+"""Schedules, steps, golden losses, and killed runs that continue bit for bit.
 
-After a wanted change of the losses (or of the shipped tiny CLIP), renew the golden file:
+After an intended change of the losses (or of the shipped tiny CLIP), write the golden file again:
 CLIP_SCGI_WRITE_GOLDEN=1 pytest tests/reid/test_trainer.py -k golden
 """
 
@@ -154,7 +154,7 @@ def test_bf16_trains_with_losses_near_those_of_float32(data, tmp_path):
 def test_golden_losses_of_twenty_steps(data, tmp_path):
     config = small_config(
         scgi=ScgiConfig(fusion_tokens="refined", fixed_prompt_ratio=0.25),
-        # Small steps: at larger ones rounding, which differs between processors, grows past the tolerance.
+        # Small steps: at larger ones, rounding differences between CPUs grow beyond the tolerance.
         schedule=ScheduleConfig(epochs=10, lr_clip=2e-6, lr_new=1e-5, warmup_epochs=3, milestones=(7,)),
         checkpoint_every=0,
     )
@@ -167,7 +167,7 @@ def test_golden_losses_of_twenty_steps(data, tmp_path):
     expected = golden["losses"]
     assert len(got) == len(expected) == 20
     if _minor(torch.__version__) != golden["torch"]:
-        # Another release of torch rounds otherwise; then another example may be the hardest, and the runs part.
+        # Another release of torch rounds differently; then another example may be the hardest, and the runs diverge.
         assert got[0] == pytest.approx(expected[0], rel=5e-3)
         return
     for step, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
@@ -271,7 +271,7 @@ def test_the_stage_writes_a_model_that_loads_and_is_found_again(world):
     made = train(store, images=images, captions=captions, images_root=root, config=config)
     assert not made.cached
     again = train(store, images=images, captions=captions, images_root=root, config=_stage_config(log_every=5))
-    assert again.cached, "how often it logs is no reason to train again"
+    assert again.cached, "the logging interval does not change the fingerprint"
     assert again.ref == made.ref
     folder = made.ref.folder
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -365,7 +365,7 @@ def test_importing_the_stage_loads_no_model_library():
 
 
 def test_training_rows_stand_in_the_order_of_their_content_and_equal_bytes_stay(world):
-    """Renamed files, in another order, with one twice: the same labels, bytes and captions in the same order."""
+    """Renamed and reordered files, one of them twice, give the same labels, bytes and captions in the same order."""
     _, images, _, rows = world
     config, content = _stage_config(), ("pid", "camid", "sha256", "caption")
 

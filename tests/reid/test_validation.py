@@ -1,4 +1,4 @@
-"""Evaluation during training: what is held out, what is measured, which epoch is kept; nothing else changes."""
+"""Evaluation during training: holdout, measures and the epoch that is kept; nothing else changes."""
 
 import json
 
@@ -41,7 +41,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Twelve training identities seen by two cameras, two images a camera."""
+    """Twelve training identities from two cameras, two images per camera."""
     root = tmp_path_factory.mktemp("world") / "market"
     write_market1501(root, WorldConfig(seed=5, train_identities=12, test_identities=3, images_per_camera=2, cameras=2))
     store = ArtifactStore(tmp_path_factory.mktemp("home"))
@@ -59,7 +59,7 @@ def test_it_is_off_and_then_no_part_of_a_fingerprint():
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ValidationError, match="needs evaluations to choose by"):
+    with pytest.raises(ValidationError, match="needs evaluations during training"):
         ValidationConfig(keep="best")
     fused = ValidationConfig(every=1, mode="fused")
     TrainConfig(validation=fused)
@@ -91,14 +91,14 @@ def test_held_out_identities_are_drawn_by_their_seed_and_never_trained_on(world)
     assert not trained & held_out
     assert len(rows.trained["path"]) + len(rows.held_out["path"]) == 48
     assert set(rows.held_out["split"]) == {"train"}
-    assert _rows(images, validation=quarter, seed=7) == rows, "runs of other seeds hold out the same people"
+    assert _rows(images, validation=quarter, seed=7) == rows, "runs with other seeds hold out the same people"
     draws = {
         tuple(sorted(set(_rows(images, validation=quarter.model_copy(update={"split_seed": s})).held_out["pid"])))
         for s in range(6)
     }
     assert len(draws) > 3
     few = _rows(images, validation=ValidationConfig(every=1, held_out=0.01))
-    assert len(set(few.held_out["pid"])) == 2, "one identity alone ranks nothing"
+    assert len(set(few.held_out["pid"])) == 2, "one identity is not enough to rank"
     for settings in (ValidationConfig(), ValidationConfig(every=1, images="test")):
         assert _rows(images, validation=settings).held_out["path"] == []
 
@@ -113,7 +113,7 @@ def test_too_few_identities_for_a_batch_beside_those_held_out(world):
 
 
 class _Means(nn.Module):
-    """A stand-in for a task: its features are an image's mean colours."""
+    """A fake task whose features are the mean colors of an image."""
 
     def __init__(self):
         super().__init__()
@@ -151,14 +151,14 @@ def _brute_force(pixels, pids, excluded):
 
 @pytest.mark.parametrize("cameras", [3, 1])
 def test_held_out_images_are_ranked_each_against_the_others(data, cameras):
-    """With cameras, images of the query's own camera do not count; without, only the query itself does not."""
+    """With cameras, images of the query's camera are excluded; without cameras, only the query itself is."""
     pids, camids = data.labels_N, np.arange(len(data.labels_N)) % cameras
     rows = {"position": list(range(len(pids))), "pid": pids.tolist(), "camid": camids.tolist()}
     task = _Means().train()
     got = Validator(ranked_held_out(rows), data.pixels, TrainConfig(validation=EVERY_EPOCH), "cpu")(task)
     assert got["mAP"] == pytest.approx(_brute_force(data.pixels, pids, camids if cameras > 1 else np.arange(len(pids))))
     assert 0 < got["mINP"] < 1
-    assert task.training, "left as it was"
+    assert task.training, "the training mode is restored"
     assert task.modes == [False], "measured in evaluation mode"
 
 
@@ -179,7 +179,9 @@ def test_the_test_set_is_ranked_as_the_evaluation_does_it(world):
         assert metrics["results"][1][name] == pytest.approx(value, abs=1e-6)
     assert kept["chosen_on"] == "test"
     assert "chosen" not in metrics["protocol"]["description"]
-    assert "did best on these very images" in metrics["protocol"]["description"], "what is dishonest is told"
+    assert "did best on these very images" in metrics["protocol"]["description"], (
+        "the choice on the test set is reported"
+    )
     rows = read_rows(images)
     with pytest.raises(DataError, match="needs queries and a gallery"):
         ranked_test({**rows, "split": ["train"] * len(rows["path"])})
@@ -198,7 +200,7 @@ def test_a_test_set_without_cameras_is_ranked_without_their_rule():
 
 
 def _script(*scores):
-    """A validation that gives `scores` one after the other."""
+    """A validation that returns `scores` one after the other."""
     remaining = iter(scores)
     return lambda task: {"mAP": next(remaining), "rank1": 0.5}
 
@@ -259,7 +261,7 @@ CLASS_EMBEDDING = "backbone.clip.visual.class_embedding"
 
 @pytest.mark.parametrize(("stop", "every"), [(3, 1), (5, 3), (5, 4), (7, 0)])
 def test_a_killed_run_keeps_the_same_epoch(data, unwatched, tmp_path, stop, every):
-    """The scores are a function of the weights, so the second run must come to the same ones by itself."""
+    """The scores are a function of the weights, so the second run must arrive at the same ones."""
 
     def by_weights(task):
         same = torch.equal(task.backbone.clip.visual.class_embedding, unwatched[2][CLASS_EMBEDDING])
@@ -295,7 +297,7 @@ def test_the_stage_holds_out_keeps_the_best_and_says_so(world):
     assert kept["measures"]["mAP"] == best["mAP"]
     assert sorted(path.name for path in made.ref.folder.iterdir()) == [
         "artifact.json", "config.json", "metrics.jsonl", "model.safetensors"]  # fmt: skip
-    # The model that was kept gives the figures that it was kept for.
+    # The kept model has the measures for which it was kept.
     rows = training_rows(images, None, config)
     cache = load_pixels(pixels(store, images=images, images_root=root, height=128, width=64).ref)
     again = Validator(ranked_held_out(rows.held_out), cache, config, "cpu")(load_task(made.ref.folder))

@@ -1,4 +1,4 @@
-"""CLIP files of any origin: the same features whatever the names, and one message for what does not fit."""
+"""CLIP files of any origin: the same features for every naming, and one error for everything that does not fit."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def _same(backbone, expected, **how):
 
 
 def _own(folder, state, name="mine.safetensors", **settings):
-    """Write `state` to a file in `folder` and return the config of a backbone that starts from it."""
+    """Write `state` to a file in `folder` and return the config of a backbone with these weights."""
     path = folder / name
     path.parent.mkdir(exist_ok=True, parents=True)
     save_file({key: value.contiguous() for key, value in state.items()}, path)
@@ -208,7 +208,7 @@ SMALL = {
 
 @pytest.fixture(scope="module", params=SMALL.values(), ids=SMALL)
 def small(request):
-    """A small CLIP and its tensors, less the counters that no result depends on."""
+    """A small CLIP and its tensors, without the counters that change no result."""
     with torch.random.fork_rng():
         clip = build_clip({"embed_dim": 32, "vision_cfg": request.param, "text_cfg": SMALL_TEXT}, 32, 32)
     return clip, {name: value for name, value in clip.state_dict().items() if value.is_floating_point()}
@@ -317,7 +317,7 @@ def test_two_models_in_one_file_are_refused(state, tmp_path):
 
 
 def _header(*, vision=768, patch=16, blocks=12, text=512, joint=512, positions=196):
-    """What tells one architecture from another, little of it: other tensors are missing."""
+    """The few tensors that distinguish architectures; all others are missing."""
     tensors = {
         "visual.conv1.weight": torch.zeros(vision, 3, patch, patch, dtype=torch.float16),
         POSITIONS: torch.zeros(positions + 1, vision, dtype=torch.float16),
@@ -362,7 +362,7 @@ def test_the_large_architectures_too(name):
 
 
 def _positions(rows, columns, width=192):
-    """Positions whose numbers say where they belong: row in channel 0, column in channel 1."""
+    """Positions that contain their row in channel 0 and their column in channel 1."""
     grid = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), dim=-1).float()
     found = torch.zeros(1 + rows * columns, width)
     found[1:, :2] = grid.reshape(-1, 2)
@@ -421,7 +421,7 @@ def test_the_configs_image_size_says_the_grid(state, tmp_path):
     torch.testing.assert_close(found[0, :, 1], torch.tensor([0.5, 2.5, 4.5, 6.5]))
     with pytest.raises(WeightsError, match=r"source_grid=\[16,4\], but the image size .* grid of \[8,8\]"):
         build_backbone(square.model_copy(update={"source_grid": (16, 4)}))
-    # A config left from the start of a fine-tuning at another size has another count: it says nothing.
+    # The original config of a model fine-tuned at another size has another count and is ignored.
     _write_open_clip(tmp_path, image_size=224)
     assert torch.equal(build_backbone(square).clip.visual.positional_embedding, _positions(8, 8))
 
@@ -860,7 +860,7 @@ def test_what_cannot_be_converted_is_said(tmp_path, state):
     with pytest.raises(WeightsError, match="does not exist"):
         convert(tmp_path / "none.pt", target)
     target.write_bytes(b"mine")
-    with pytest.raises(WeightsError, match="exists already"):
+    with pytest.raises(WeightsError, match="already exists"):
         convert(whole, target)
     assert target.read_bytes() == b"mine"
 

@@ -1,12 +1,12 @@
-"""Runs the public CLIP-ReID (github.com/Syliz517/CLIP-ReID) on world.py and writes down its numbers.
+"""Run the public CLIP-ReID (github.com/Syliz517/CLIP-ReID) on world.py and write its numbers to a golden file.
 
     git clone https://github.com/Syliz517/CLIP-ReID FOLDER
     python -m tools.parity_peer --peer FOLDER --out tests/golden/clip_reid_parity.json
 
-Only numbers are kept. Its code runs as it is, on the CPU in float32: its models, losses, optimizers, schedulers and
-evaluator with its published configs/person/*.yml. What stands in for the rest: a namespace for yacs' config
-tree, a ``cuda()`` that does nothing, the world's small weights through its own build_model for its download of CLIP
-and, as it writes 768 and 512 into the model, heads of the same classes at the small widths.
+Its code runs unchanged, on the CPU in float32: models, losses, optimizers, schedulers and evaluator, with the published
+configs/person/*.yml. Four parts are replaced: yacs' config tree by a namespace, ``cuda()`` by a function that does
+nothing, the download of CLIP by the world's small weights (loaded with its build_model) and the heads, whose widths 768
+and 512 are hard-coded, by heads of the same classes at the small widths.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from tools.parity_peer.settings import BASELINES, SETTINGS, published, second_st
 from tools.parity_peer.world import CASES, Case, describe, rounded
 
 DATASETS = {"person": "market1501", "vehicle": "veri"}
-"""A data set whose prompts end in this noun."""
+"""Noun at the end of the prompts -> a dataset with it."""
 
 
 @contextmanager
 def peer_code(folder: Path, *, on_cpu: bool = True) -> Iterator[None]:
-    """Make the public code importable; on_cpu: what it would move to a GPU stays where it is."""
+    """Make the public code importable. on_cpu: `Tensor.cuda` returns the tensor itself."""
     yacs = ModuleType("yacs.config")
     yacs.CfgNode = SimpleNamespace  # type: ignore[attr-defined]
-    turtle = ModuleType("turtle")  # imported by loss/triplet_loss.py by accident; the real one needs a display
+    turtle = ModuleType("turtle")  # loss/triplet_loss.py imports it without need; the real one needs a display
     turtle.pd = None  # type: ignore[attr-defined]
     stand_ins = {"yacs": ModuleType("yacs"), "yacs.config": yacs, "turtle": turtle}
     with (
@@ -103,7 +103,7 @@ def first_stage(model: nn.Module) -> dict[str, Any]:
 
 
 def prompts(case: Case, dataset: str) -> dict[str, Any]:
-    """Return the token ids and embeddings, up to the end token, of the prompts for a data set."""
+    """Return the token ids and embeddings, up to the end token, of the prompts for a dataset."""
     embedding = nn.Embedding.from_pretrained(world.clip_state(case)["token_embedding.weight"])
     make = import_module("model.make_model_clipreid")
     learner = make.PromptLearner(world.IDENTITIES, dataset, torch.float32, embedding)
@@ -204,7 +204,7 @@ def _evaluate(rerank: bool) -> dict[str, Any]:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """Return everything, by case."""
+    """Return all numbers, by case."""
     cases: dict[str, Any] = {}
     for name, case in CASES.items():
         config = settings(folder, case)
@@ -232,10 +232,10 @@ def main() -> None:
     with peer_code(given.peer):
         found = numbers(given.peer)
     origin = {"peer": "Syliz517/CLIP-ReID", "commit": commit.stdout.strip(), "torch": torch.__version__}
-    given.out.write_text(_one_list_a_line(json.dumps({"origin": origin, **found}, indent=1)) + "\n")
+    given.out.write_text(_one_list_per_line(json.dumps({"origin": origin, **found}, indent=1)) + "\n")
 
 
-def _one_list_a_line(text: str) -> str:
+def _one_list_per_line(text: str) -> str:
     return re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
 
 

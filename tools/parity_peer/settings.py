@@ -1,4 +1,4 @@
-"""The public CLIP-ReID's published settings and schedules, read and run by its own code (see tools/parity_peer)."""
+"""Published settings and schedules of the public CLIP-ReID, read and run by its own code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(folder: Path, case: Case, files: dict[str, str] = SETTINGS) -> Any:
 
 
 def _merge(config: Any, changes: dict[str, Any]) -> None:
-    """Return the settings that the public code is given."""
+    """Set the values of `changes` in the namespaces of `config`."""
     for name, value in changes.items():
         if isinstance(value, dict):
             _merge(vars(config)[name], value)
@@ -39,7 +39,7 @@ def _merge(config: Any, changes: dict[str, Any]) -> None:
 
 
 def published(folder: Path, backbone: str) -> dict[str, Any]:
-    """Return the published settings of a backbone, and the learning rate of every epoch that they lead to."""
+    """Return the published settings of a backbone, with the learning rate of every epoch."""
     config = settings(folder, Case(backbone=backbone))
     first, second = config.SOLVER.STAGE1, config.SOLVER.STAGE2
     return {
@@ -53,7 +53,7 @@ def published(folder: Path, backbone: str) -> dict[str, Any]:
 
 
 def _stage(solver: Any) -> dict[str, Any]:
-    """Return the settings that the public code is given."""
+    """Return the settings that both stages have."""
     return {
         "epochs": solver.MAX_EPOCHS,
         "batch": solver.IMS_PER_BATCH,
@@ -63,12 +63,12 @@ def _stage(solver: Any) -> dict[str, Any]:
 
 
 def second_stage_settings(solver: Any) -> dict[str, Any]:
-    """Return the settings that the public code is given."""
+    """Return the settings of the second stage, with the learning rate of every epoch."""
     return _stage(solver) | {"bias_factor": solver.BIAS_LR_FACTOR, "rates": _second_rates(solver)}
 
 
 def _first_rates(solver: Any) -> list[float]:
-    """Return the settings that the public code is given."""
+    """Return the learning rate of every epoch of the first stage."""
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=solver.BASE_LR)
     schedule = import_module("solver.scheduler_factory").create_scheduler(
         optimizer, solver.MAX_EPOCHS, solver.LR_MIN, solver.WARMUP_LR_INIT, solver.WARMUP_EPOCHS
@@ -81,7 +81,7 @@ def _first_rates(solver: Any) -> list[float]:
 
 
 def _second_rates(solver: Any) -> list[float]:
-    """Return the settings that the public code is given."""
+    """Return the learning rate of every epoch of the second stage."""
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=solver.BASE_LR)
     schedule = import_module("solver.lr_scheduler").WarmupMultiStepLR(
         optimizer, solver.STEPS, solver.GAMMA, solver.WARMUP_FACTOR, solver.WARMUP_ITERS, solver.WARMUP_METHOD

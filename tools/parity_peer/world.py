@@ -1,7 +1,7 @@
-"""The small CLIPs, images and labels on which the public CLIP-ReID and ours must give the same numbers.
+"""Small CLIPs, images and labels on which the public CLIP-ReID and this project must compute the same numbers.
 
-Everything is drawn by name from raw PCG64 bits, whose stream NumPy guarantees, so that tools/parity_peer (which runs
-the public code) and tests/reid/test_parity.py (which runs ours) share weights without a file of weights.
+Everything is drawn by name from raw PCG64 bits, whose stream NumPy guarantees, so that tools/parity_peer (the public
+code) and tests/reid/test_parity.py (this project) use the same weights without a weights file.
 
 Shapes: B images, C identities, K cameras.
 """
@@ -24,7 +24,7 @@ IDENTITIES, CAMERAS, WORDS = 6, 3, 4
 LABELS = [0, 0, 2, 2, 3, 3, 5, 5]
 CAMERA_NUMBERS = [0, 1, 2, 0, 1, 2, 0, 1]
 PROMPT_LABELS = [0, 0, 0, 2, 3, 3, 5, 1]
-"""Identities of the same images in the first stage, whose batches are drawn without regard to identity."""
+"""Identities of the same images in the first stage, whose batches are drawn regardless of identity."""
 RERANK = {"k1": 50, "k2": 15, "weight": 0.3}
 
 # The public code fixes 12 vision blocks, 512 text channels and the vocabulary; the rest may be small.
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The shape of the small CLIP, as open_clip spells it."""
+        """The shape of the small CLIP in open_clip's format."""
         return {"embed_dim": 96, "quick_gelu": True, "vision_cfg": _SHAPES[self.backbone], "text_cfg": _TEXT}
 
     @property
@@ -65,7 +65,7 @@ CASES = {
 
 
 def uniform(name: str, *shape: int) -> Tensor:
-    """Return float32 numbers of mean 0 and deviation 1, the same for the same name for ever."""
+    """Return float32 numbers of mean 0 and deviation 1; the same name always gives the same numbers."""
     count = math.prod(shape)
     bits = np.random.PCG64([SEED, zlib.crc32(name.encode())]).random_raw(count // 2 + 1).view(np.uint32)[:count]
     unit = (bits >> 8).astype(np.float32) * np.float32(2**-23) - 1
@@ -73,7 +73,7 @@ def uniform(name: str, *shape: int) -> Tensor:
 
 
 def weight(name: str, *shape: int) -> Tensor:
-    """Return a weight that keeps the size of what flows through it and makes every part count."""
+    """Return a weight at a scale that preserves the size of activations, so that every part matters."""
     x = uniform(name, *shape)
     if name.endswith("running_var"):
         return (0.2 * x).exp()
@@ -86,7 +86,7 @@ def weight(name: str, *shape: int) -> Tensor:
 
 
 def clip_state(case: Case) -> dict[str, Tensor]:
-    """Return the weights of the small CLIP under OpenAI's names, its positions for square images as OpenAI's are."""
+    """Return the weights of the small CLIP with OpenAI's names; like OpenAI's, its positions are for square images."""
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in CLIP(**case.shape).state_dict().items()}
     return {
@@ -117,7 +117,7 @@ def camera_shift(case: Case) -> Tensor:
 
 
 def images() -> Tensor:
-    """Return normalised images [B, 3, 256, 128] that differ in coarse colours, not in noise alone."""
+    """Return normalized images [B, 3, 256, 128] that differ in coarse colors, not only in noise."""
     coarse = uniform("coarse", len(LABELS), 3, 8, 4).repeat_interleave(32, 2).repeat_interleave(32, 3)
     return 0.4 * coarse + 0.2 * uniform("fine", len(LABELS), 3, HEIGHT, WIDTH)
 
@@ -137,15 +137,15 @@ def gallery() -> Gallery:
     queries, total, people = 40, 240, 25
     pids = np.concatenate([np.arange(queries), np.arange(total - queries)]) % people
     camids = (uniform("camera", total).numpy() > 0.3).astype(np.int64) + (uniform("third", total).numpy() > 0.9)
-    pids[:2] = people + np.arange(2)  # nowhere in the gallery
+    pids[:2] = people + np.arange(2)  # not in the gallery
     alone = pids == people - 1
-    camids[alone] = 1  # in the gallery, but by the query's camera only
+    camids[alone] = 1  # in the gallery, but only from the query's camera
     features = uniform("people", people + 2, 32)[torch.from_numpy(pids)] + 1.8 * uniform("images", total, 32)
     return Gallery(features=features, pids=pids, camids=camids, queries=queries)
 
 
 def describe(x: Tensor) -> dict[str, Any]:
-    """Return what a golden file keeps of a tensor: its shape, norm, a checksum of all places, and 16 of its values."""
+    """Return what a golden file keeps of a tensor: shape, norm, a checksum of all positions, and 16 values."""
     flat = x.detach().double().flatten()
     wave = torch.cos(torch.arange(len(flat), dtype=torch.float64))
     chosen = torch.linspace(0, len(flat) - 1, min(16, len(flat))).round().long()
@@ -158,5 +158,5 @@ def describe(x: Tensor) -> dict[str, Any]:
 
 
 def rounded(x: Tensor | float) -> float:
-    """Return a number with eight digits that count."""
+    """Return a number rounded to eight significant digits."""
     return float(f"{float(x):.8g}")

@@ -18,29 +18,29 @@ from data.synthetic.world import WorldConfig, training_sample, write_market1501
 from reid.models.backbone import Backbone
 from reid.precision import unit_rows
 from tools.tiny_clip.text import template_sentences
-from tools.tiny_clip.train import normalise
+from tools.tiny_clip.train import normalize
 
-# Far from the training stream's seed; a stream's identities depend on its seed.
+# Not the seed of the training stream, so that the identities differ.
 UNSEEN_SEED: Final = 77_000_001
 _BATCH: Final = 256
 
 
 @torch.no_grad()
 def image_features(model: Backbone, images: np.ndarray) -> Tensor:
-    """Return normalised image features [N, D] of uint8 images [N, H, W, 3]."""
-    parts = [model.image(normalise(images[start : start + _BATCH])).joint_BD for start in range(0, len(images), _BATCH)]
+    """Return normalized image features [N, D] of uint8 images [N, H, W, 3]."""
+    parts = [model.image(normalize(images[start : start + _BATCH])).joint_BD for start in range(0, len(images), _BATCH)]
     return unit_rows(torch.cat(parts))
 
 
 @torch.no_grad()
 def text_features(model: Backbone, texts: Sequence[str]) -> Tensor:
-    """Return normalised text features [N, D]."""
+    """Return normalized text features [N, D]."""
     parts = [model.text(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
     return unit_rows(torch.cat(parts))
 
 
 def _prompts(slot: str, value: str) -> list[str]:
-    """Return sentences that tell `slot` = `value` and as little else as possible."""
+    """Return sentences that say `slot` = `value` and as little else as possible."""
     if slot == "upper_color":
         return [template_sentences({slot: value, "upper_type": kind}) for kind in UPPER_TYPES]
     if slot == "upper_type":
@@ -77,14 +77,14 @@ def retrieval(model: Backbone, features_ND: Tensor, facts: Sequence[Mapping[str,
 
 
 def unseen(count: int) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """Return images [N, H, W, 3] and visible facts of people in no training stream: one image a person."""
+    """Return images [N, H, W, 3] and visible facts of people outside the training stream, one image per person."""
     samples = [training_sample(UNSEEN_SEED, 4 * number + number % 4) for number in range(count)]
     facts = [{slot: s.attributes[slot] for slot in SLOTS if s.visible[slot]} for s in samples]
     return np.stack([s.image for s in samples]), facts
 
 
 def reid_scores(model: Backbone, world: WorldConfig) -> dict[str, float]:
-    """Return mAP and rank-1 of the plain image feature on the test part of a synthetic world."""
+    """Return mAP and rank-1 of CLIP's image feature on the test part of a synthetic world."""
     from data.datasets import load_dataset
     from data.images.decode import open_rgb
     from reid.ranking.metrics import evaluate_ranking
@@ -107,7 +107,7 @@ def reid_scores(model: Backbone, world: WorldConfig) -> dict[str, float]:
 
 
 def measure(model: Backbone, count: int = 2000) -> dict[str, Any]:
-    """Return every figure of the model card."""
+    """Return all measurements of the model card."""
     model.eval()
     images, facts = unseen(count)
     features = image_features(model, images)
@@ -130,7 +130,7 @@ def write_card(folder: Path, figures: Mapping[str, Any], history: Mapping[str, A
 _CARD: Final = """# Tiny CLIP
 
 open_clip's `CLIP` in a small shape (128 x 64 pixels, 16 x 16 patches; config.json), for demonstrations and tests.
-It knows procedural pedestrians only: do not expect anything of it on photographs.
+It was trained on procedural pedestrians only; it does not work on photographs.
 
 ## How it was made
 ```
@@ -138,7 +138,7 @@ It knows procedural pedestrians only: do not expect anything of it on photograph
 ```
 {history[steps]} steps of {history[batch]} images, seed {history[seed]}, {history[seconds]:.0f} s on one core; final
 loss {history[loss]:.3f}. Data: the stream of `training_sample` (seed {history[stream_seed]}), whose
-identities are in no world that `write_market1501` writes. Sentences: tools/tiny_clip/text.py. The
+identities no world of `write_market1501` contains. Sentences: tools/tiny_clip/text.py. The
 weights are float16 on disk and float32 in use.
 
 ## What it can do

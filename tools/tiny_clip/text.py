@@ -1,6 +1,6 @@
-"""Sentences about synthetic people for the tiny CLIP: the paper's template, its clauses alone, and plainer wordings.
+"""Sentences about synthetic people for the tiny CLIP: the paper's template, its single clauses, and simpler wordings.
 
-Each sentence comes with the slots it mentions, so that training knows which other images it is also true of.
+Each sentence comes with the slots it mentions, so that training knows for which other images it is true.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def article(phrase: str) -> str:
 
 
 def person(facts: Facts) -> str:
-    """Return "a young woman", "an elderly person", "a man": what is known, with its article."""
+    """Return the known age and gender with an article, such as "a young woman" or "an elderly person"."""
     noun = _NOUN.get(facts.get("gender", ""), "person")
     return article(f"{facts['age']} {noun}" if "age" in facts else noun)
 
@@ -68,7 +68,7 @@ def _join(*parts: str | None) -> str:
 
 
 def template_sentences(facts: Facts) -> str:
-    """Return the text of the paper's caption template, clauses without a fact dropped (CLIP-SCGI, section 3.2)."""
+    """Return the text of the paper's caption template, without clauses for unknown facts (CLIP-SCGI, section 3.2)."""
     subject = person(facts)
     worn = _join(_upper(facts), _lower(facts))
     sentences = [f"{subject[0].upper()}{subject[1:]}{f' is wearing {worn}' if worn else ''}."]
@@ -83,7 +83,7 @@ def template_sentences(facts: Facts) -> str:
 
 
 def _plain(facts: Facts, rng: random.Random) -> str:
-    """A one-line description such as a user types into a search box, clauses in random order."""
+    """Return a one-line description like a search query, with clauses in random order."""
     clauses = [
         f"{rng.choice(['wearing', 'in', 'dressed in'])} {_join(_upper(facts), _lower(facts))}",
         f"{rng.choice(['with', 'wearing'])} {facts.get('shoes', '')}",
@@ -91,9 +91,9 @@ def _plain(facts: Facts, rng: random.Random) -> str:
         f"with {_HAIR.get(facts.get('hair', ''), '')}",
         f"{rng.choice(['with', 'wearing'])} {_glasses(facts) or ''}",
     ]
-    told = [clause for clause in clauses if not clause.endswith(" ")]
-    rng.shuffle(told)
-    return f"{rng.choice(['', 'a photo of ', 'the image shows '])}{person(facts)} {', '.join(told)}".strip()
+    said = [clause for clause in clauses if not clause.endswith(" ")]
+    rng.shuffle(said)
+    return f"{rng.choice(['', 'a photo of ', 'the image shows '])}{person(facts)} {', '.join(said)}".strip()
 
 
 def _template(facts: Facts, _: random.Random) -> str:
@@ -101,7 +101,7 @@ def _template(facts: Facts, _: random.Random) -> str:
 
 
 _WORDINGS: Final[tuple[Callable[[Facts, random.Random], str], ...]] = (_template, _template, _plain)
-# Share of sentences that tell every visible fact; the others tell a random part of them.
+# Share of sentences that mention every visible fact; the others mention a random part.
 _COMPLETE: Final = 0.5
 
 
@@ -116,16 +116,16 @@ def training_text(facts: Facts, rng: random.Random) -> tuple[str, dict[str, str]
 
 
 def mentioned(facts: Facts) -> dict[str, str]:
-    """Return the facts that a sentence made of `facts` really tells: a colour needs its garment, "none" is silent."""
-    told = {slot: value for slot, value in facts.items() if value != NONE}
+    """Return the facts that a sentence about `facts` mentions: no color without its garment, and never "none"."""
+    said = {slot: value for slot, value in facts.items() if value != NONE}
     for part in ("upper", "lower"):
-        if f"{part}_type" not in told:
-            told.pop(f"{part}_color", None)
-    return told
+        if f"{part}_type" not in said:
+            said.pop(f"{part}_color", None)
+    return said
 
 
 def tokenizer_corpus(seed: int, size: int) -> list[str]:
-    """Return texts to learn the tokenizer's merges from: sentences about random people, and common words."""
+    """Return texts for training the tokenizer: sentences about random people, and common words."""
     rng = random.Random(seed)
     texts = []
     for _ in range(size):

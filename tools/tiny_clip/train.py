@@ -1,4 +1,4 @@
-"""Train the tiny CLIP on synthetic people: contrastive learning where a sentence may be true of several images.
+"""Train the tiny CLIP on synthetic people, with a contrastive loss in which a sentence may be true of several images.
 
 Shapes: B batch, D joint width, S slots.
 """
@@ -32,7 +32,7 @@ from tools.tiny_clip.text import mentioned, tokenizer_corpus, training_text
 HEIGHT: Final = 128
 WIDTH: Final = 64
 _VOCABULARY_SIZE: Final = 1000
-# Seed of the sample stream; data.synthetic.world keeps its identities apart from every world's.
+# Seed of the sample stream. No world of data.synthetic.world has these identities.
 STREAM_SEED: Final = 20_241_000
 
 
@@ -47,15 +47,15 @@ def shape(vocabulary: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyRun:
-    """Settings of one training run. `steps` and `seed` fix the result on one machine; the rest are costs."""
+    """Settings of one training run. `steps` and `seed` determine the result on one machine."""
 
     steps: int
     seed: int
     batch: int = 128
     fresh: int = 24
-    """New images a step; the others of the batch come out of the pool of earlier ones, augmented anew."""
+    """New images per step; the rest of the batch is drawn from the pool of earlier images and augmented again."""
     pool: int = 40_000
-    """Images kept, newest replace oldest (24 KiB each)."""
+    """Images in the pool (24 KiB each); new images replace the oldest."""
     rate: float = 1e-3
     warmup: int = 100
 
@@ -87,18 +87,18 @@ class Pool:
 
 
 def codes(facts: dict[str, str]) -> list[int]:
-    """Return one int per slot: 0 for not known or not told, else 1 + the place in the vocabulary."""
+    """Return one int per slot: 0 if it is unknown or not mentioned, else 1 + the position in the vocabulary."""
     return [VOCABULARY[slot].index(facts[slot]) + 1 if slot in facts else 0 for slot in SLOTS]
 
 
 def true_of(images_BS: Tensor, texts_BS: Tensor) -> Tensor:
-    """Return [B images, B texts]: whether every fact a text tells holds for (and is seen in) the image."""
-    told = texts_BS[None] != 0
-    return (~told | (texts_BS[None] == images_BS[:, None])).all(-1)
+    """Return [B images, B texts]: True if every fact of a text is true of, and visible in, the image."""
+    mentions = texts_BS[None] != 0
+    return (~mentions | (texts_BS[None] == images_BS[:, None])).all(-1)
 
 
 def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, true_BB: Tensor) -> Tensor:
-    """CLIP's symmetric loss, the target spread evenly over all texts that are true of an image (and back)."""
+    """Return CLIP's symmetric loss; the target is uniform over all texts that are true of an image, and vice versa."""
     logits = scale * unit_rows(image_BD) @ unit_rows(text_BD).T
     target = true_BB.float()
     to_text = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
@@ -107,17 +107,17 @@ def contrastive_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor, true_BB: 
 
 
 def augment(images: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Flip half of the images, shift each by up to 4 pixels, and normalise: [B, 3, H, W]."""
+    """Flip half of the images, shift each by up to 4 pixels, and normalize: [B, 3, H, W]."""
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="edge")
     out = np.empty_like(images)
     for index, (top, left) in enumerate(rng.integers(0, 9, (len(images), 2))):
         crop = padded[index, top : top + HEIGHT, left : left + WIDTH]
         out[index] = crop[:, ::-1] if rng.random() < 0.5 else crop
-    return normalise(out)
+    return normalize(out)
 
 
-def normalise(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] with mean and deviation 0.5."""
+def normalize(images: np.ndarray) -> Tensor:
+    """Return uint8 [B, H, W, 3] as float [B, 3, H, W] with mean and deviation 0.5."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
@@ -133,7 +133,7 @@ def train_tokenizer(path: Path, seed: int) -> None:
         vocab_size=_VOCABULARY_SIZE, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(tokenizer_corpus(seed, 4000), trainer)
-    # Added last, so that they get the highest ids: open_clip finds the end token as the largest id of a text.
+    # Added last to get the highest ids: open_clip finds the end token as the largest id of a text.
     tokenizer.add_special_tokens([START, END])
     write_text(path, tokenizer.to_str(pretty=False))
 
@@ -159,7 +159,7 @@ def new_model(folder: Path, seed: int) -> Backbone:
 
 
 def save_weights(model: Backbone, folder: Path) -> None:
-    """Write the weights as float16, half the size; they are used as float32."""
+    """Write the weights as float16 to halve the file; they are used as float32."""
     with atomic_path(folder / TINY_WEIGHTS) as temporary:
         save_file({name: value.half().contiguous() for name, value in model.clip.state_dict().items()}, temporary)
 
@@ -197,9 +197,9 @@ class Trainer:
         texts = [training_text(known, self.words) for known in facts]
         images = augment(self.pool.images[places], self.rng)
         true = true_of(
-            torch.tensor([codes(known) for known in facts]), torch.tensor([codes(mentioned(told)) for _, told in texts])
+            torch.tensor([codes(known) for known in facts]), torch.tensor([codes(mentioned(said)) for _, said in texts])
         )
-        # bfloat16 halves the time of the image tower on processors that have it; weights stay float32.
+        # bfloat16 halves the time of the image tower on CPUs that support it; weights stay float32.
         with torch.autocast("cpu", torch.bfloat16):
             image_BD = self.model.image(images).joint_BD.float()
         text_BD = self.model.text([text for text, _ in texts])
@@ -207,7 +207,7 @@ class Trainer:
 
 
 def steps_within(folder: Path, run: TinyRun, minutes: float) -> int:
-    """Return how many steps of `run` fit into `minutes` here and now, by timing a few."""
+    """Return how many steps of `run` take `minutes` under the current load, by timing a few."""
     trainer = Trainer(new_model(folder, run.seed), run)
     trainer.step(0)
     start = time.perf_counter()
@@ -217,7 +217,7 @@ def steps_within(folder: Path, run: TinyRun, minutes: float) -> int:
 
 
 def train(folder: Path, run: TinyRun) -> dict[str, float]:
-    """Train into `folder`; saves every 500 steps, so that a stopped run leaves usable weights."""
+    """Train and write to `folder`, every 500 steps, so that a stopped run leaves usable weights."""
     model = new_model(folder, run.seed)
     trainer = Trainer(model, run)
     start, mean = time.perf_counter(), float("nan")
