@@ -11,7 +11,7 @@ from pathlib import Path
 from data.artifacts.store import HOME_VARIABLE
 from data.errors import ConfigError, raise_problems
 from flows.cli.inputs import artifact_store, recipe_of
-from flows.execution.server import api_url, check_server
+from flows.execution.site_server import api_url, check_server
 from flows.interrupts import leave_to_asyncio
 from flows.recipes import Recipe
 from flows.terminal import plain_console

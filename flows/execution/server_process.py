@@ -1,4 +1,4 @@
-"""The process of a command's own Prefect server: serves on a socket that is handed over, and ends with its parent.
+"""The process of a command's own Prefect server: it serves on a socket it is given, and ends with its parent.
 
 python -m flows.execution.server_process SOCKET PARENT
 """
@@ -12,7 +12,7 @@ from data.process.children import follow
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serve Prefect's API on the bound TCP socket `descriptor` until SIGTERM, or until `parent` is gone."""
+    """Serve Prefect's API on the bound TCP socket `descriptor` until SIGTERM, or until the process `parent` ends."""
     follow(parent)
     import uvicorn
 

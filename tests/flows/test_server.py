@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import ConfigError
-from flows.execution import server
+from flows.execution.server import choose_defaults
+from flows.execution.site_server import check_server, masked
 from tests.helpers.places import REPO
 
 pytestmark = pytest.mark.xdist_group("flow")
@@ -90,7 +91,7 @@ def test_a_server_that_cannot_be_used_is_one_message(case):
 
     make, arguments, wanted = DEAD[case]
     with make(*arguments) as url, temporary_settings({PREFECT_API_URL: url}), pytest.raises(ConfigError) as caught:
-        server.check_server()
+        check_server()
     message = str(caught.value)
     assert wanted in message
     assert url in message
@@ -102,7 +103,7 @@ def test_a_password_in_the_address_is_not_shown():
 
     address = "http://me:secret@127.0.0.1:9/api"
     with temporary_settings({PREFECT_API_URL: address}), pytest.raises(ConfigError) as caught:
-        server.check_server()
+        check_server()
     assert "http://***@127.0.0.1:9/api" in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -120,7 +121,7 @@ def test_a_password_in_the_address_is_not_shown():
     ],
 )
 def test_no_part_of_an_address_that_may_be_secret_is_shown(address, shown):
-    assert server.masked(address) == shown
+    assert masked(address) == shown
 
 
 def command(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -245,7 +246,7 @@ def test_an_empty_prefect_home_is_none(tmp_path, monkeypatch, has_profile):
     for name in [name for name in os.environ if name.startswith("PREFECT") or name == "DO_NOT_TRACK"]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_HOME": "", "HOME": str(tmp_path)})
-    server._choose_defaults(tmp_path / "artifacts")
+    choose_defaults(tmp_path / "artifacts")
     assert os.environ.get("PREFECT_HOME") == (None if has_profile else str(tmp_path / "artifacts" / "prefect"))
 
 
