@@ -1,7 +1,7 @@
-"""What a person sees of a run in Prefect's UI: progress, small tables and pictures.
+"""A run in Prefect's UI: progress, log lines, small tables and pictures.
 
-All of it is for the eye. The disk is the truth, so a server that cannot be reached just now costs a picture and never
-the run. Called outside a run (a stage used as a library) every function here does nothing.
+All of it is a copy of what the disk holds, so a server that cannot be reached costs a picture and never the run.
+Outside a run (a stage used as a library) every function here does nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import base64
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import httpx
@@ -28,12 +28,11 @@ from prefect.artifacts import (
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 
-from data.artifacts.inventory import take_inventory
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.files import read_json
 from data.progress import ProgressFn, silent
-from flows.report.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
-from flows.report.scores import METRICS, Score, interval_text, scores, signed
+from flows.execution.ui_metrics import Cells, Evaluated, metrics_note, metrics_rows, previous_evaluation
+from flows.report.scores import METRICS, scores
 from flows.summary import StageRun
 from flows.terminal import stage_line
 
@@ -44,20 +43,20 @@ _LOG = logging.getLogger(__name__)
 
 
 def in_run() -> bool:
-    """Say whether a flow or task run is going on here, so that Prefect has somewhere to show things."""
+    """Return True inside a flow or task run, where Prefect has a page to show something on."""
     return FlowRunContext.get() is not None or TaskRunContext.get() is not None
 
 
 @contextmanager
 def progress_artifact(stage: str, show: ProgressFn = silent) -> Iterator[ProgressFn]:
     """Yield a progress callback that calls `show` and, every few seconds, moves the bar of `stage` in Prefect's UI."""
-    bar = _Bar(stage, show)
+    bar = Bar(stage, show)
     yield bar
     bar.finish()
 
 
-class _Bar:
-    """A `ProgressFn`. The bar appears with the first call, so that a stage that found everything shows none."""
+class Bar:
+    """A `ProgressFn`. The bar appears with the first call, so a stage that finds its artifact does not show one."""
 
     def __init__(self, stage: str, show: ProgressFn, clock: Callable[[], float] = time.monotonic) -> None:
         self.stage = stage
@@ -69,6 +68,7 @@ class _Bar:
         self.last = (0.0, "")
 
     def __call__(self, done: int, total: int, note: str) -> None:
+        """Call `show`, and move the bar if it has not moved for `UPDATE_SECONDS`."""
         self.show(done, total, note)
         if not self.active or not total:
             return
@@ -77,7 +77,7 @@ class _Bar:
             self._send()
 
     def finish(self) -> None:
-        """Show where it ended."""
+        """Show the last state."""
         if self.artifact is not None:
             self._send()
 
@@ -88,7 +88,7 @@ class _Bar:
         def send() -> None:
             if self.artifact is None:
                 key = f"{_key(self.stage)}-progress"
-                # Typed as a coroutine too, for callers within an event loop; stages run in none.
+                # Typed as a coroutine too, for callers inside an event loop; stages run outside of one.
                 self.artifact = create_progress_artifact(progress, key=key, description=text)  # type: ignore[assignment]
             else:
                 update_progress_artifact(self.artifact, progress=progress, description=text)
@@ -97,7 +97,7 @@ class _Bar:
 
 
 def name_run(name: str) -> None:
-    """Give the flow run that goes on here another name."""
+    """Rename the current flow run."""
     from prefect.client.orchestration import get_client
 
     context = FlowRunContext.get()
@@ -113,7 +113,7 @@ def name_run(name: str) -> None:
 
 
 def log_stage(stage: StageRun) -> None:
-    """Write into the run's log how a stage ended: its line, what the index noticed, the scores, where the page is."""
+    """Log how a stage ended: its line, the notices of the index, the scores, the paths of captions and report."""
     log = get_run_logger()
     log.info(stage_line(stage.stage, stage.status, stage.seconds, stage.note, stage.reason).plain)
     for line in _details(stage):
@@ -121,6 +121,7 @@ def log_stage(stage: StageRun) -> None:
 
 
 def _details(stage: StageRun) -> list[str]:
+    """Return the log lines of one stage beside the line that every stage has."""
     folder = stage.artifact.folder
     match stage.stage:
         case "index":
@@ -140,7 +141,7 @@ def _details(stage: StageRun) -> list[str]:
 
 
 def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:
-    """Show `count` captions, evenly spread over the data set, as a table."""
+    """Show `count` captions, evenly spread over the dataset, as a table."""
     columns = ["image_path", "caption", "status", "n_tokens"]
     table = pq.read_table(captions.folder / "captions.parquet", columns=columns)
     step = max(table.num_rows // count, 1)
@@ -165,58 +166,13 @@ def show_audit(audited: ArtifactRef) -> None:
 
 
 def show_metrics(store: ArtifactStore, evaluation: ArtifactRef) -> None:
-    """Show the scores as a table, with the difference to the run before on the same queries and gallery."""
+    """Show the scores as a table, with the difference from the previous run on the same dataset."""
     if not in_run():
         return
-    before = previous_evaluation(store, evaluation)
-    now = read_json(evaluation.folder / "metrics.json")
-    was = None if before is None else read_json(before / "metrics.json")
-    _table("metrics", metrics_rows(evaluation.folder, before), _metrics_note(now, was))
-
-
-def metrics_rows(now: Path, before: Path | None) -> list[dict[str, Any]]:
-    """Return one row per model and mode: percent, and the points gained since `before` with their interval.
-
-    now, before: folders of two evaluate artifacts.
-    """
-    metrics, queries = _evaluated(now)
-    old, old_queries = ({"results": []}, {}) if before is None else _evaluated(before)
-    if before is not None and not _same_images(metrics, old):
-        old_queries = {}
-    was = {(row.model, row.mode): row for row in scores(old)}
-    rows = []
-    for row in scores(metrics):
-        which = (row.model, row.mode)
-        found = intervals(queries.get(which), old_queries.get(which))
-        cells = {label: f"{row.percent[key]:.1f}{_gain(key, row, was.get(which), found)}" for key, label in METRICS}
-        rows.append({"model": row.model, "mode": row.mode, **cells})
-    return rows
-
-
-def _gain(key: str, now: Score, was: Score | None, found: Mapping[str, Interval] | None) -> str:
-    """Return the points gained in metric `key` with their interval, in brackets; empty without a row `was`."""
-    if was is None:
-        return ""
-    interval = f" {interval_text(found[key])}" if found else ""
-    return f" ({signed(now.percent[key] - was.percent[key])}{interval})"
-
-
-def _evaluated(folder: Path) -> tuple[dict[str, Any], dict[tuple[str, str], QueryScores]]:
-    """Return metrics.json of an evaluate artifact, and what each of its queries scored."""
-    metrics: dict[str, Any] = read_json(folder / "metrics.json")
-    return metrics, query_scores_of(metrics, folder / "rankings.parquet")
-
-
-def previous_evaluation(store: ArtifactStore, evaluation: ArtifactRef) -> Path | None:
-    """Return the folder of the newest other evaluation of the same dataset, or None."""
-    protocol = read_json(evaluation.folder / "metrics.json")["protocol"]
-    for entry in reversed(take_inventory(store, evaluation.stage).entries):
-        if entry.fingerprint == evaluation.fingerprint or store.problems(entry.stage, entry.fingerprint):
-            continue
-        found: dict[str, Any] = read_json(entry.folder / "metrics.json")
-        if found["protocol"]["dataset"] == protocol["dataset"]:
-            return entry.folder
-    return None
+    now = Evaluated.read(evaluation.folder)
+    previous = previous_evaluation(store, evaluation)
+    before = None if previous is None else Evaluated.read(previous)
+    _table("metrics", metrics_rows(now, before), metrics_note(now, before))
 
 
 def show_training(model: ArtifactRef) -> None:
@@ -238,7 +194,7 @@ def show_cmc(evaluation: ArtifactRef, *, ranks: int = 20) -> None:
 
 
 def show_rankings(evaluation: ArtifactRef, *, images_root: Path, queries: int = 6, top_k: int = 8) -> None:
-    """Show the nearest gallery images of a few queries as one picture: green frames are right, red ones wrong."""
+    """Show the nearest gallery images of a few queries as one picture, with green frames if right, red if wrong."""
     from flows.execution.ui_pictures import ranking_picture
 
     if not in_run():
@@ -248,26 +204,11 @@ def show_rankings(evaluation: ArtifactRef, *, images_root: Path, queries: int = 
         _show_image("rankings", picture, "query, then its nearest gallery images (green: same person)")
 
 
-def _metrics_note(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
-    protocol = now["protocol"]
-    note = f"{protocol['dataset']}: {protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images, percent"
-    if before is None:
-        return f"{note}; the first run of this data set"
-    note += "; in brackets the points gained since the run before"
-    if not _same_images(now, before):
-        return f"{note}, on other images, which gives no interval"
-    return f"{note}, with the {METHOD}; an interval that holds zero shows no difference"
-
-
-def _same_images(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    return bool(now["protocol"].get("test_hash") == before["protocol"].get("test_hash"))
-
-
 def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 1)
 
 
-def _table(name: str, rows: list[dict[str, Any]], description: str) -> None:
+def _table(name: str, rows: list[Cells], description: str) -> None:
     if in_run():
         _try(lambda: create_table_artifact(rows, key=_key(name), description=description))
 
@@ -283,11 +224,12 @@ def _show_image(name: str, source: str, description: str) -> None:
 
 
 def _key(name: str) -> str:
-    """Return an artefact key: lower case letters, digits and dashes."""
+    """Return `name` as the key of a Prefect artifact: lower case letters, digits and dashes."""
     return _NOT_KEY.sub("-", name.lower()).strip("-")
 
 
-def _try(send: Callable[[], Any]) -> None:
+def _try(send: Callable[[], object]) -> None:
+    """Call `send`, and log instead of raising if the server cannot be reached."""
     try:
         send()
     except _UNREACHABLE as error:

@@ -1,4 +1,4 @@
-"""What Prefect's UI is given: progress, tables and pictures; and that their absence never stops a run."""
+"""Progress, tables and pictures in Prefect's UI, and runs that go on without it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _evaluation(store: ArtifactStore, number: int, metrics: dict):
 def test_progress_is_sent_every_few_seconds_and_at_the_end(sent):
     now = [0.0]
     shown = []
-    bar = ui._Bar("caption", lambda *call: shown.append(call), clock=lambda: now[0])
+    bar = ui.Bar("caption", lambda *call: shown.append(call), clock=lambda: now[0])
     for done in range(1, 101):
         now[0] = done * 0.11
         bar(done, 100, "images")
@@ -104,9 +104,9 @@ def test_metrics_stand_beside_those_of_the_run_before(sent, tmp_path):
     ui.show_metrics(store, second)
     (_, (rows,), words), (_, (rows_2,), words_2) = sent
     assert rows[0]["mAP"] == "50.0"
-    assert "first run of this data set" in words["description"]
+    assert words["description"].endswith("percent; the first run of this dataset")
     assert rows_2[0]["mAP"] == "53.4 (+3.4)"
-    assert words_2["description"].endswith("since the run before, on other images, which gives no interval")
+    assert words_2["description"].endswith("since the previous run, without an interval, because its images differ")
 
 
 def _ranked(store: ArtifactStore, number: int, aps: list[float], dataset_hash: str = "h"):
@@ -131,7 +131,7 @@ def test_the_gain_since_the_run_before_has_its_interval(sent, tmp_path):
     ((_, (rows,), words),) = sent
     assert rows[0]["mAP"] == "55.0 (+5.0 [+5.0, +5.0])"
     assert rows[0]["R1"] == "50.0 (±0.0 [±0.0, ±0.0])"
-    assert "an interval that holds zero shows no difference" in words["description"]
+    assert words["description"].endswith("an interval that contains zero does not show a difference")
     ui.show_metrics(store, _ranked(store, 3, before, dataset_hash="others"))
     assert sent[-1][1][0][0]["mAP"] == "50.0 (−5.0)", "other images are no pairs, whatever their paths"
 
