@@ -12,8 +12,9 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec
 from uuid import UUID
 
 import httpx
@@ -41,10 +42,23 @@ _NOT_KEY: Final = re.compile(r"[^a-z0-9]+")
 _UNREACHABLE: Final = (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError, TimeoutError)
 _LOG = logging.getLogger(__name__)
 
+Given = ParamSpec("Given")
+
 
 def in_run() -> bool:
     """Return True inside a flow or task run, where Prefect has a page to show something on."""
     return FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+
+def _during_run(show: Callable[Given, None]) -> Callable[Given, None]:
+    """Return `show`, which does nothing, not even read its files, outside a run."""
+
+    @wraps(show)
+    def guarded(*args: Given.args, **kwargs: Given.kwargs) -> None:
+        if in_run():
+            show(*args, **kwargs)
+
+    return guarded
 
 
 @contextmanager
@@ -140,6 +154,7 @@ def _details(stage: StageRun) -> list[str]:
     return []
 
 
+@_during_run
 def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:
     """Show `count` captions, evenly spread over the dataset, as a table."""
     columns = ["image_path", "caption", "status", "n_tokens"]
@@ -149,6 +164,7 @@ def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:
     _table("captions", rows, f"{len(rows)} of {table.num_rows:,} captions")
 
 
+@_during_run
 def show_audit(audited: ArtifactRef) -> None:
     """Show coverage, agreement and entropy of every attribute as a table."""
     result = read_json(audited.folder / "audit.json")
@@ -165,16 +181,16 @@ def show_audit(audited: ArtifactRef) -> None:
     _table("audit", rows, f"{result['images']:,} captions of {result['identities']:,} identities; flagged: {flags}")
 
 
+@_during_run
 def show_metrics(store: ArtifactStore, evaluation: ArtifactRef) -> None:
     """Show the scores as a table, with the difference from the previous run on the same dataset."""
-    if not in_run():
-        return
     now = Evaluated.read(evaluation.folder)
     previous = previous_evaluation(store, evaluation)
     before = None if previous is None else Evaluated.read(previous)
     _table("metrics", metrics_rows(now, before), metrics_note(now, before))
 
 
+@_during_run
 def show_training(model: ArtifactRef) -> None:
     """Show the loss curve as a picture."""
     from flows.report.curves import training_charts
@@ -184,6 +200,7 @@ def show_training(model: ArtifactRef) -> None:
         _picture("loss", chart.as_file(), chart.title)
 
 
+@_during_run
 def show_cmc(evaluation: ArtifactRef, *, ranks: int = 20) -> None:
     """Show the CMC curves as a picture."""
     from flows.report.curves import cmc_chart
@@ -193,12 +210,11 @@ def show_cmc(evaluation: ArtifactRef, *, ranks: int = 20) -> None:
         _picture("cmc", chart.as_file(), chart.title)
 
 
+@_during_run
 def show_rankings(evaluation: ArtifactRef, *, images_root: Path, queries: int = 6, top_k: int = 8) -> None:
     """Show the nearest gallery images of a few queries as one picture, with green frames if right, red if wrong."""
     from flows.execution.ui_pictures import ranking_picture
 
-    if not in_run():
-        return
     picture = ranking_picture(evaluation.folder / "rankings.parquet", images_root, queries=queries, top_k=top_k)
     if picture is not None:
         _show_image("rankings", picture, "query, then its nearest gallery images (green: same person)")
@@ -209,8 +225,7 @@ def _percent(share: float | None) -> float | None:
 
 
 def _table(name: str, rows: list[Cells], description: str) -> None:
-    if in_run():
-        _try(lambda: create_table_artifact(rows, key=_key(name), description=description))
+    _try(lambda: create_table_artifact(rows, key=_key(name), description=description))
 
 
 def _picture(name: str, svg: str, description: str) -> None:
@@ -219,8 +234,7 @@ def _picture(name: str, svg: str, description: str) -> None:
 
 
 def _show_image(name: str, source: str, description: str) -> None:
-    if in_run():
-        _try(lambda: create_image_artifact(source, key=_key(name), description=description))
+    _try(lambda: create_image_artifact(source, key=_key(name), description=description))
 
 
 def _key(name: str) -> str:
