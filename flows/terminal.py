@@ -1,30 +1,25 @@
-"""What people see in the terminal: the table of results, one line a stage, and progress that also suits a log file."""
+"""Terminal output: consoles, sizes and time spans, one line per stage, and progress that also suits a log file."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import humanize
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
 from data.progress import ProgressFn
 from flows.interrupts import check
-from flows.report.intervals import METHOD, MIN_QUERIES
-from flows.report.scores import METRICS, Score, duration, scores, signed
 
 LOG_INTERVAL: Final = 5.0
-"""Seconds between two progress lines where the output is no terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 def size(n_bytes: float) -> str:
@@ -32,73 +27,30 @@ def size(n_bytes: float) -> str:
     return re.sub(r" Bytes?$", " B", humanize.naturalsize(n_bytes))
 
 
+def duration(seconds: float) -> str:
+    """Return a time span as short text: ``0.3 s``, ``48.2 s``, ``4 min 05 s``, ``2 h 13 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def plain_console(*, stderr: bool = False) -> Console:
-    """Return a console that prints text as it is: brackets and colons of a path mean nothing to it."""
+    """Return a console that prints text literally: brackets and colons in a path are not markup."""
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
-def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> Table:
-    """Return metrics.json as a table: one row per model and inference mode, in percent, trained rows with their gain.
-
-    rankings: rankings.parquet of the same evaluation, which the intervals of the gains come from.
-    """
-    protocol = metrics["protocol"]
-    version = f" ({protocol['version']})" if protocol["version"] else ""
-    sizes = f"{protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images"
-    title = Text(f"{protocol['dataset']}{version}: {sizes}")
-    rows = scores(metrics, rankings)
-    table = Table(
-        title=title,
-        caption=_caption(rows, ranked=rankings is not None),
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # room for the intervals on a terminal of 64 columns
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("model", no_wrap=True)
-    table.add_column("mode", no_wrap=True)
-    for _, label in METRICS:
-        table.add_column(label, justify="right", overflow="fold")
-    for row in rows:
-        style = "" if row.model == "untrained" else "bold"
-        table.add_row(Text(row.model, style), Text(row.mode, style), *(_cell(row, key, style) for key, _ in METRICS))
-    return table
-
-
-def _caption(rows: list[Score], *, ranked: bool) -> str | None:
-    """Return what the points below the figures are; ranked: intervals were looked for."""
-    if not any(row.points for row in rows):
-        return None
-    caption = "percent; below it the points gained over the untrained model"
-    others = sorted({f"{row.mode} against {row.against}" for row in rows if row.against not in (None, row.mode)})
-    if others:
-        caption += f" ({', '.join(others)} mode)"
-    if any(row.intervals for row in rows):
-        return f"{caption}, with the {METHOD}; colored only where it excludes zero"
-    return f"{caption}; no interval: drawn galleries, or fewer than {MIN_QUERIES} queries" if ranked else caption
-
-
-def _cell(row: Score, key: str, style: str) -> Text:
-    text = Text(f"{row.percent[key]:.1f}", style)
-    if key in row.spread:
-        text.append(f" ± {row.spread[key]:.1f}")
-    if row.points is not None:
-        color = {"up": "green", "down": "red"}.get(row.verdict(key), "dim")
-        text.append(f"\n{signed(row.points[key])}", color)
-        if row.intervals is not None:
-            text.append(f"\n{row.interval(key)}", color)
-    return text
-
-
 def notice_line(notice: str) -> Text:
-    """Return one line about something in the data set that a person should know, such as counts that are not right."""
+    """Return one line for a notice, such as an unexpected number of images in the dataset."""
     return Text().append("! ", "yellow").append(notice)
 
 
 def stage_line(stage: str, status: Literal["cached", "ran"], seconds: float, note: str, reason: str = "") -> Text:
-    """Return one line about a finished stage, such as ``✓ caption   ran      12.3 s  800 captions generated``.
+    """Return one line for a finished stage, such as ``✓ caption   ran      12.3 s  800 captions generated``.
 
-    reason: why it ran; shown behind the note.
+    reason: why it ran; shown after the note.
     """
     line = Text().append("✓ ", "green")
     line.append(f"{stage:<9} ", "bold")
@@ -117,9 +69,9 @@ def progress_bar(
 ) -> Iterator[ProgressFn]:
     """Yield the progress callback of one stage: a bar on a terminal, else a plain line every `interval` seconds.
 
-    The callback raises KeyboardInterrupt once the command is being stopped, in whichever thread it is called.
+    Once the command is being stopped, the callback raises KeyboardInterrupt in the thread that calls it.
 
-    console: where to write; standard error by default. clock: seconds, monotonic.
+    console: standard error by default. clock: seconds, monotonic.
     """
     console = console or plain_console(stderr=True)
     if not console.is_terminal:
@@ -144,9 +96,9 @@ def progress_bar(
 
 @contextmanager
 def waiting(what: str, console: Console | None = None) -> Iterator[None]:
-    """Tell that something takes seconds and cannot be counted: a spinner on a terminal, else one line at its start.
+    """Announce something that takes seconds and has no progress: a spinner on a terminal, else one line at its start.
 
-    console: where to write; standard error by default.
+    console: standard error by default.
     """
     console = console or plain_console(stderr=True)
     if console.is_terminal:
@@ -159,9 +111,9 @@ def waiting(what: str, console: Console | None = None) -> Iterator[None]:
 
 
 class _LogLines:
-    """A `ProgressFn` for log files: a line at most every `interval` seconds, with the time left.
+    """A `ProgressFn` for log files: at most one line per `interval` seconds, with the time left.
 
-    The speed is that since the first call, so what an earlier run had done does not count as done now.
+    The speed is measured from the first call, so that work of an earlier run does not count.
     """
 
     def __init__(self, stage: str, console: Console, interval: float, clock: Callable[[], float]) -> None:

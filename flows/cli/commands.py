@@ -112,7 +112,8 @@ def demo(*, overrides: Overrides, home: Home = None, reread: Reread = False) -> 
 
     Example: clip-scgi demo
     """
-    from flows.cli.run import pipeline, show_results
+    from flows.cli.results import show_results
+    from flows.cli.run import pipeline
 
     with pipeline("demo", overrides, home, STAGES[-1]) as flow:
         summary = flow(reread=reread)
@@ -136,7 +137,8 @@ def run(
     clip-scgi run pku_reid --set data.root=/data/PKU-Reid
     clip-scgi run market1501 --set data.root=/data/Market-1501 --until audit
     """
-    from flows.cli.run import pipeline, show_results
+    from flows.cli.results import show_results
+    from flows.cli.run import pipeline
 
     with pipeline(recipe, overrides, home, until) as flow:
         summary = flow(reread=reread)
@@ -147,7 +149,8 @@ def _up_to(stage: StageName) -> Callable[..., None]:
     """Return the command that runs a recipe up to and including `stage`."""
 
     def command(*, recipe: RecipeName, overrides: Overrides, home: Home = None, reread: Reread = False) -> None:
-        from flows.cli.run import pipeline, show_results
+        from flows.cli.results import show_results
+        from flows.cli.run import pipeline
 
         with pipeline(recipe, overrides, home, stage) as flow:
             summary = flow(reread=reread)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,14 +14,14 @@ from rich.text import Text
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
-from data.files import atomic_path, read_json
+from data.files import atomic_path
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.execution.server import prefect_server
 from flows.preflight.check import check_devices
 from flows.preflight.disk import check_output
 from flows.recipes import RECIPES, Recipe
 from flows.summary import RunSummary
-from flows.terminal import plain_console, results_table
+from flows.terminal import plain_console
 
 Flow = Callable[..., dict[str, Any]]
 """The flow ``caption-and-train``, bound to a recipe, an artifact root and a last stage."""
@@ -82,47 +79,3 @@ def draw_sheet(
     with atomic_path(out) as temporary:
         sheet.save(temporary, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=88, optimize=True)
     plain_console().print(f"sheet     {out.resolve()}", highlight=False, soft_wrap=True)
-
-
-def show_results(run: Mapping[str, Any]) -> None:
-    """Print the table of results, the paths of the artifacts, and commands that show them. run: the flow's result."""
-    console, summary = plain_console(), RunSummary.model_validate(run)
-    evaluation = summary.find("evaluate")
-    if evaluation is not None:
-        folder = evaluation.artifact.folder
-        metrics = read_json(folder / "metrics.json")
-        console.print(results_table(metrics, folder / "rankings.parquet"))
-        console.print(Text(metrics["protocol"]["description"], "dim"))
-    console.print(f"total stage time: {summary.seconds:.1f} s", highlight=False)
-    for name, place in _places(summary):
-        console.print(Text(f"{name:<9} {place}"), soft_wrap=True)
-
-
-def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
-    """Yield the name and the path of each result, and commands that show it."""
-    folders = {stage.stage: stage.artifact.folder for stage in summary.stages}
-    indexed = folders["index"]
-    yield "index", f"{indexed / 'images.parquet'}"
-    n_rejected = read_json(indexed / "dataset.json")["rejected"]
-    if n_rejected:
-        yield "rejected", f"{indexed / 'rejected.parquet'} ({n_rejected:,} files or rows, each with its reason)"
-    if "caption" in folders:
-        path = folders["caption"] / "captions.parquet"
-        yield "captions", f"{path}"
-        read = f"pd.read_parquet({json.dumps(str(path), ensure_ascii=False)})"
-        code = f'import pandas as pd; print({read}[["image_path", "caption"]].head().to_string())'
-        yield "look", f"{python_command()} -c {shlex.quote(code)}"
-    if "audit" in folders:
-        yield "audit", f"{folders['audit'] / 'captions.audit.html'}"
-    if "report" in folders:
-        page = folders["report"] / "report.html"
-        yield "report", f"{page}"
-        yield "look", f"{python_command()} -m webbrowser {shlex.quote(page.as_uri())}"
-
-
-def python_command() -> str:
-    """Return the shell command of this interpreter: ``python`` if that finds it, else its path (`make demo`)."""
-    found = shutil.which("python")
-    # Not resolved: the interpreters of two virtual environments are links to one file.
-    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
-    return "python" if same else shlex.quote(sys.executable)

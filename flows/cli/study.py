@@ -16,11 +16,10 @@ from flows.preflight.check import problems_of
 from flows.preflight.disk import check_output
 from flows.preflight.plan import Plan
 from flows.recipes import Recipe, ScaleConfig
-from flows.report.scores import duration
 from flows.study.plan import PRESETS, StudyConfig
 from flows.study.rows import RunRow
 from flows.study.run import Done, Run, do, plan
-from flows.terminal import plain_console, progress_bar
+from flows.terminal import duration, plain_console, progress_bar
 
 _LOG_INTERVAL = 30.0  # seconds between two lines of progress where the output is not a terminal
 

@@ -11,6 +11,7 @@ from typing import Final
 from data.artifacts.store import fingerprint_of
 from data.errors import ClipScgiError, ConfigError
 from flows.preflight.plan import Plan
+from flows.terminal import size
 from reid.config.train import TrainConfig
 from reid.inputs.pixel_cache import STAGE as PIXELS
 from reid.inputs.pixel_cache import pixels_ingredients
@@ -41,10 +42,10 @@ def disk_problems(plan: Plan) -> Iterator[str]:
     wanted = sizes(plan)
     total, free = sum(wanted.values()), free_bytes(root)
     if total > free:
-        parts = ", ".join(f"{name} {shown(size)}" for name, size in wanted.items() if size)
+        parts = ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in wanted.items() if n_bytes)
         yield (
-            f"the disk of the artifact root {root} has {shown(free)} free and this run writes up to "
-            f"{shown(total)} ({parts}): free {shown(total - free)}, or set --home to a folder on a larger disk"
+            f"the disk of the artifact root {root} has {size(free)} free and this run writes up to "
+            f"{size(total)} ({parts}): free {size(total - free)}, or set --home to a folder on a larger disk"
         )
 
 
@@ -117,12 +118,3 @@ def free_bytes(folder: Path) -> int:
 def _existing(folder: Path) -> Path:
     """Return `folder`, or the nearest folder above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def shown(size: float) -> str:
-    """Return a number of bytes as people read it, such as "1.2 GB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

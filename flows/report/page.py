@@ -17,8 +17,9 @@ from flows.report.gather import Row, counts, distinct, read_log, read_rows
 from flows.report.intervals import METHOD, MIN_QUERIES
 from flows.report.language import audit_section, caption_section, image_flags
 from flows.report.retrieval import leading_row, query_section
-from flows.report.scores import METRICS, duration, scores, signed
+from flows.report.scores import METRICS, scores, signed
 from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
+from flows.terminal import duration
 
 _CAPTIONER_COLUMNS = (
     "model_id",

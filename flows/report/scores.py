@@ -1,4 +1,4 @@
-"""The table of results, for the page and the terminal alike: percent, points gained, spans of time."""
+"""The table of results, for the page and the terminal alike: percent and points gained."""
 
 from __future__ import annotations
 
@@ -80,13 +80,3 @@ def signed(points: float) -> str:
 def interval_text(interval: Interval) -> str:
     """Return an interval of points such as ``[+4.1, +9.0]``."""
     return f"[{signed(interval[0])}, {signed(interval[1])}]"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span as people say it: ``0.3 s``, ``48.2 s``, ``4 min 05 s``, ``2 h 13 min``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

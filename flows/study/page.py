@@ -9,12 +9,12 @@ from typing import Any, Final
 from data.files import write_table, write_text
 from flows.report.intervals import verdict
 from flows.report.page import page_environment
-from flows.report.scores import duration
 from flows.report.stage import without_places
 from flows.study.plots import Plot, plots
 from flows.study.rows import RUNS, RunRow, finished, runs_table, unfinished
 from flows.study.table import COLUMNS, Difference, VariantScores, differences, variant_scores
 from flows.study.text import difference_text, differences_csv, markdown, mean_text, means_csv, verdict_text
+from flows.terminal import duration
 
 PAGE: Final = "study.html"
 MARKDOWN: Final = "study.md"

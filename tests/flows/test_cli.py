@@ -17,6 +17,7 @@ from typer.main import get_command
 from data.artifacts.store import ArtifactStore
 from data.files import write_json
 from flows.cli import artifacts as commands_artifacts
+from flows.cli import results
 from flows.cli import run as commands
 from flows.cli.app import main
 from flows.cli.commands import StudyGroup, app
@@ -262,7 +263,7 @@ def _captioned(root: Path, captions: list[str]) -> RunSummary:
 @pytest.mark.parametrize("folder", ["home", 'hö me\'s "own"'])
 def test_the_command_to_look_at_captions_shows_them_whole(tmp_path, folder):
     long = "A young woman with long brown hair is wearing a red shirt, blue jeans and white shoes, and carries a bag."
-    places = dict(commands._places(_captioned(tmp_path / folder, [long, "A man."])))
+    places = dict(results._places(_captioned(tmp_path / folder, [long, "A man."])))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         places["look"], shell=True, capture_output=True, text=True, env=environment, check=True, cwd=tmp_path
@@ -278,8 +279,8 @@ def test_the_commands_name_the_interpreter_that_has_the_packages(monkeypatch, tm
     own = tmp_path / "my venv" / "bin" / "python"
     where = {"same": str(own), "other": "/usr/bin/python", None: None}[found]
     monkeypatch.setattr(sys, "executable", str(own))
-    monkeypatch.setattr(commands.shutil, "which", lambda name: {"python": where}[name])
-    assert commands.python_command() == {"python": "python", "path": shlex.quote(str(own))}[expected]
+    monkeypatch.setattr(results.shutil, "which", lambda name: {"python": where}[name])
+    assert results.python_command() == {"python": "python", "path": shlex.quote(str(own))}[expected]
 
 
 def test_settings_are_shown_as_json(capsys):

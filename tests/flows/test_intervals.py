@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from flows.cli.results import results_table
 from flows.report.intervals import MIN_QUERIES, QueryScores, intervals, query_scores_of, read_query_scores, verdict
 from flows.report.scores import interval_text, scores
-from flows.terminal import results_table
 
 KEYS = ("mAP", "mINP", "rank1", "rank5", "rank10")
 

@@ -34,8 +34,9 @@ from flows.report.charts import Curve, line_chart, round_ticks, thin
 from flows.report.curves import cmc_chart, training_charts
 from flows.report.gather import read_log, spread, thirds
 from flows.report.page import method_name
-from flows.report.scores import duration, scores, signed
+from flows.report.scores import scores, signed
 from flows.report.stage import ReportConfig, ReportInputs, report, report_ingredients
+from flows.terminal import duration
 
 HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> '); </style></svg>{{ 7 * 7 }} &amp;"
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}

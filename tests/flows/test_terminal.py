@@ -11,7 +11,8 @@ from rich.console import Console
 from data.artifacts.store import ArtifactStore
 from flows.cli import artifacts as commands_artifacts
 from flows.cli import run as commands
-from flows.terminal import progress_bar, results_table, size, stage_line, waiting
+from flows.cli.results import results_table
+from flows.terminal import progress_bar, size, stage_line, waiting
 
 
 def row(model: str, mode: str, value: float) -> dict:

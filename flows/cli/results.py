@@ -1,0 +1,118 @@
+"""What a run prints at its end: the table of results, the paths of the artifacts, and commands that show them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from data.files import read_json
+from flows.report.intervals import METHOD, MIN_QUERIES
+from flows.report.scores import METRICS, Score, scores, signed
+from flows.summary import RunSummary
+from flows.terminal import plain_console
+
+
+def show_results(run: Mapping[str, Any]) -> None:
+    """Print the table of results, the paths of the artifacts, and commands that show them. run: the flow's result."""
+    console, summary = plain_console(), RunSummary.model_validate(run)
+    evaluation = summary.find("evaluate")
+    if evaluation is not None:
+        folder = evaluation.artifact.folder
+        metrics = read_json(folder / "metrics.json")
+        console.print(results_table(metrics, folder / "rankings.parquet"))
+        console.print(Text(metrics["protocol"]["description"], "dim"))
+    console.print(f"total stage time: {summary.seconds:.1f} s", highlight=False)
+    for name, place in _places(summary):
+        console.print(Text(f"{name:<9} {place}"), soft_wrap=True)
+
+
+def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
+    """Yield the name and the path of each result, and commands that show it."""
+    folders = {stage.stage: stage.artifact.folder for stage in summary.stages}
+    indexed = folders["index"]
+    yield "index", f"{indexed / 'images.parquet'}"
+    n_rejected = read_json(indexed / "dataset.json")["rejected"]
+    if n_rejected:
+        yield "rejected", f"{indexed / 'rejected.parquet'} ({n_rejected:,} files or rows, each with its reason)"
+    if "caption" in folders:
+        path = folders["caption"] / "captions.parquet"
+        yield "captions", f"{path}"
+        read = f"pd.read_parquet({json.dumps(str(path), ensure_ascii=False)})"
+        code = f'import pandas as pd; print({read}[["image_path", "caption"]].head().to_string())'
+        yield "look", f"{python_command()} -c {shlex.quote(code)}"
+    if "audit" in folders:
+        yield "audit", f"{folders['audit'] / 'captions.audit.html'}"
+    if "report" in folders:
+        page = folders["report"] / "report.html"
+        yield "report", f"{page}"
+        yield "look", f"{python_command()} -m webbrowser {shlex.quote(page.as_uri())}"
+
+
+def python_command() -> str:
+    """Return the shell command of this interpreter: ``python`` if that finds it, else its path (`make demo`)."""
+    found = shutil.which("python")
+    # Not resolved: the interpreters of two virtual environments are links to one file.
+    same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
+    return "python" if same else shlex.quote(sys.executable)
+
+
+def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> Table:
+    """Return metrics.json as a table: one row per model and inference mode, in percent, trained rows with their gain.
+
+    rankings: rankings.parquet of the same evaluation, which the intervals of the gains come from.
+    """
+    protocol = metrics["protocol"]
+    version = f" ({protocol['version']})" if protocol["version"] else ""
+    sizes = f"{protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images"
+    title = Text(f"{protocol['dataset']}{version}: {sizes}")
+    rows = scores(metrics, rankings)
+    table = Table(
+        title=title,
+        caption=_caption(rows, ranked=rankings is not None),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # room for the intervals on a terminal of 64 columns
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model", no_wrap=True)
+    table.add_column("mode", no_wrap=True)
+    for _, label in METRICS:
+        table.add_column(label, justify="right", overflow="fold")
+    for row in rows:
+        style = "" if row.model == "untrained" else "bold"
+        table.add_row(Text(row.model, style), Text(row.mode, style), *(_cell(row, key, style) for key, _ in METRICS))
+    return table
+
+
+def _caption(rows: list[Score], *, ranked: bool) -> str | None:
+    """Return what the points below the figures are; ranked: intervals were looked for."""
+    if not any(row.points for row in rows):
+        return None
+    caption = "percent; below it the points gained over the untrained model"
+    others = sorted({f"{row.mode} against {row.against}" for row in rows if row.against not in (None, row.mode)})
+    if others:
+        caption += f" ({', '.join(others)} mode)"
+    if any(row.intervals for row in rows):
+        return f"{caption}, with the {METHOD}; colored only where it excludes zero"
+    return f"{caption}; no interval: drawn galleries, or fewer than {MIN_QUERIES} queries" if ranked else caption
+
+
+def _cell(row: Score, key: str, style: str) -> Text:
+    text = Text(f"{row.percent[key]:.1f}", style)
+    if key in row.spread:
+        text.append(f" ± {row.spread[key]:.1f}")
+    if row.points is not None:
+        color = {"up": "green", "down": "red"}.get(row.verdict(key), "dim")
+        text.append(f"\n{signed(row.points[key])}", color)
+        if row.intervals is not None:
+            text.append(f"\n{row.interval(key)}", color)
+    return text
