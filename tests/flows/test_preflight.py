@@ -418,8 +418,9 @@ def test_a_disk_that_is_too_small(told, store, monkeypatch):
     assert told(market()) == []
     monkeypatch.setattr("flows.preflight.disk.free_bytes", lambda _: 2_000_000)
     (problem,) = told(market())
-    assert problem.startswith(f"the disk of the artifact root {store.root} has 2.0 MB free and this run writes up to 42.")
-    assert "pixels 1.28 MB" in problem
+    assert problem.startswith(f"the disk of the artifact root {store.root} has 2.0 MB free and this run writes up to ")
+    assert "up to 42." in problem
+    assert "pixels 1.3 MB" in problem
     assert "free 40." in problem
     assert "or set --home to a folder on a larger disk" in problem
 
