@@ -4,7 +4,6 @@ import hashlib
 import json
 import random
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,9 +13,9 @@ from captioning.attributes.lexicon import DEGRADING, LEXICON
 from captioning.attributes.parse import coverage, parse_caption
 from captioning.prompts.pattern import PAPER_PATTERN, PORT_PATTERN, compose
 from data.slots import NONE, SLOTS, VOCABULARY
-from tests.helpers.places import shared_folder
+from tests.helpers.places import GOLDEN, shared_folder
 
-GOLDEN = Path(__file__).parents[1].joinpath("golden", "real_captions.json")
+REAL_CAPTIONS = GOLDEN / "real_captions.json"
 GLUE = ("a", "no", "and", "or", "not", "is", "with", "carrying", "wearing", "red", ",", ".", "of")
 TEMPLATE = "{} person is wearing a {} shirt. The person is wearing black pants and carrying {}."
 
@@ -261,7 +260,7 @@ def real_captions():
 
 
 def test_two_hundred_hand_checked_real_captions():
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["slots"]
+    golden = json.loads(REAL_CAPTIONS.read_text(encoding="utf-8"))["slots"]
     by_digest = {hashlib.sha256(text.encode()).hexdigest(): text for text in real_captions()}
     assert len(golden) == 200
     wrong = [

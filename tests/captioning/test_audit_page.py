@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 from tests.captioning.test_audit import audited, caption
+from tests.helpers.places import GOLDEN
 
-GOLDEN = Path(__file__).parents[1].joinpath("golden", "audit_page.html")
+PAGE = GOLDEN / "audit_page.html"
 RED = "A man is wearing a red shirt and black pants. The man is carrying a backpack."
 BLUE = "A woman is wearing a blue shirt and black pants. The woman is carrying a pink handbag."
 
@@ -30,13 +31,13 @@ def page(folder: Path) -> str:
 
 
 def test_the_page_is_the_same(tmp_path):
-    assert page(tmp_path) == GOLDEN.read_text(encoding="utf-8")
+    assert page(tmp_path) == PAGE.read_text(encoding="utf-8")
 
 
 def main() -> None:
     """Write the golden file."""
     with tempfile.TemporaryDirectory() as folder:
-        GOLDEN.write_text(page(Path(folder)), encoding="utf-8")
+        PAGE.write_text(page(Path(folder)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,19 +13,18 @@ from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from tests.helpers.caption_stub import Job, asked, fake_model, run_job
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
+from tests.helpers.places import REPO
 
 ray = pytest.importorskip("ray", reason="ray is not installed here: pip install 'clip-scgi[ray]'")
 
 
 @pytest.fixture
 def cluster():
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent)])
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        runtime_env={"env_vars": {"PYTHONPATH": str(REPO)}},
     )
     yield
     ray.shutdown()

@@ -23,14 +23,14 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ConfigError
 from tests.helpers.caption_stub import Job, StubEngine, asked, fake_model, run_job
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
+from tests.helpers.places import REPO
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(autouse=True)
 def _tests_can_be_imported(monkeypatch):
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pydantic import Field
 from data.artifacts.fingerprint import canonical_json
 from data.config import RUNTIME, Config, RuntimeInt, build_config
 from data.errors import ConfigError
+from tests.helpers.places import REPO
 
 
 class Color(StrEnum):
@@ -88,7 +89,7 @@ def test_identity_is_the_same_in_every_process():
         subprocess.Popen(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=Path(__file__).parents[2],
+            cwd=REPO,
             stdout=subprocess.PIPE,
             text=True,
         )

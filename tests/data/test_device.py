@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,23 +20,11 @@ from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.training.device import training_device
 from reid.training.trainer import make_accelerator
+from tests.helpers.devices import Machine
+from tests.helpers.places import REPO
 
-REPO = Path(__file__).resolve().parents[2]
 CONFIGS: list[type[Config]] = [CaptionConfig, TrainConfig, EvaluateConfig]
 ODD = ["mps", "", "auto ", "cpu\n", 0]
-
-
-class Machine:
-    """A stand-in for ``torch.cuda`` of a machine with `count` devices and a driver that works or does not."""
-
-    def __init__(self, count: int, *, works: bool | None = None) -> None:
-        self._count, self._works = count, count > 0 if works is None else works
-
-    def is_available(self) -> bool:
-        return self._works
-
-    def device_count(self) -> int:
-        return self._count
 
 
 @pytest.fixture
@@ -190,9 +177,10 @@ ASKING = {"is_available", "device_count", "get_device_capability", "is_bf16_supp
 
 
 def cuda_questions(source: str) -> list[str]:
-    """Return what the source asks or takes of torch.cuda to find out which devices exist."""
+    """Return the expressions of a source that ask torch.cuda which devices exist; a class may ask itself."""
     tree = ast.parse(source)
-    found = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ASKING]
+    asked = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in ASKING]
+    found = [ast.unparse(node) for node in asked if ast.unparse(node.value) != "self"]
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "torch.cuda"]
     return found + [alias.name for node in froms for alias in node.names if alias.name in ASKING]
 

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +19,9 @@ from reid.ranking.metrics import evaluate_ranking
 from reid.tasks.build import build_task
 from reid.training.metrics_log import METRICS
 from reid.training.trainer import fit
+from tests.helpers.places import REPO
+from tests.helpers.rankings import gaussian_world
 from tests.helpers.reid_worlds import small_config, training_set
-from tests.reid.test_metrics import gaussian_world
-
-REPO = Path(__file__).resolve().parents[2]
 
 ACCELERATE = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "3",

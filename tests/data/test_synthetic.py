@@ -4,7 +4,6 @@ import ast
 import hashlib
 import re
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from data.synthetic.world import (
     training_samples,
     write_market1501,
 )
+from tests.helpers.places import REPO
 
 NAME = re.compile(r"^(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)\.jpg$")
 SMALL = WorldConfig(seed=5, train_identities=5, test_identities=4, images_per_camera=2, cameras=3,
@@ -261,7 +261,9 @@ def test_men_wear_no_skirts():
 
 def test_imports_stay_light():
     """Drawing needs neither torch nor prefect nor matplotlib, and never the global generator."""
-    for path in (Path(__file__).parent.parent / "data").glob("synthetic*.py"):
+    paths = sorted((REPO / "data" / "synthetic").glob("*.py"))
+    assert len(paths) > 5
+    for path in paths:
         text = path.read_text()
         names = {
             alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names

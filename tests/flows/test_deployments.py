@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import yaml
@@ -15,8 +14,8 @@ from data.errors import ConfigError
 from flows.cli import deploy as commands_deploy
 from flows.cli.app import main
 from flows.recipes import RECIPES, Recipe, build_recipe
+from tests.helpers.places import REPO
 
-REPO = Path(__file__).resolve().parents[2]
 PATHS = {
     "PKU_REID_ROOT": "/data/PKU-Reid",
     "MARKET1501_ROOT": "/data/Market-1501",

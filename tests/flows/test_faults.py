@@ -31,6 +31,7 @@ from data.errors import ClipScgiError
 from data.schemas import SHARD
 from flows.recipes import build_recipe
 from flows.worlds import world_folder
+from tests.helpers.places import REPO
 from tests.helpers.service_processes import AUTH, PASSWORD, Topology, find_program, missing_programs, wait_for
 from tests.helpers.small_disk import small_disk
 
@@ -43,7 +44,6 @@ SMALL = [
 ]
 # A site waits nine minutes for a heartbeat, these tests do not; and the watcher looks when they say so.
 DEPLOY = ["deploy", "demo", "--watch-cron", "0 0 1 1 *", "--crashed-after", "80"]
-REPO = Path(__file__).resolve().parents[2]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 services = [pytest.mark.services, pytest.mark.xdist_group("services"), pytest.mark.timeout(900)]

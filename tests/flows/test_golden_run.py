@@ -20,8 +20,9 @@ import pytest
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from tests.helpers.page_text import page_lines
+from tests.helpers.places import GOLDEN
 
-GOLDEN = Path(__file__).parents[1].joinpath("golden", "run")
+RUN = GOLDEN / "run"
 WORLD = [
     "synthetic.seed=7",
     "synthetic.train_identities=6",
@@ -110,11 +111,11 @@ def close(expected: Any) -> Any:
 
 
 def golden_json(name: str) -> Any:
-    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+    return json.loads((RUN / name).read_text(encoding="utf-8"))
 
 
 def golden_report() -> list[str]:
-    return (GOLDEN / "report.txt").read_text(encoding="utf-8").splitlines()
+    return (RUN / "report.txt").read_text(encoding="utf-8").splitlines()
 
 
 def test_every_caption_is_the_same(finished):
@@ -140,8 +141,8 @@ def write_golden(run: RunSummary) -> None:
         ("captions.json", {"columns": columns(run), "rows": captions(run)}),
         ("metrics.json", metrics(run)),
     ):
-        (GOLDEN / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (GOLDEN / "report.txt").write_text("\n".join(report(run)) + "\n", encoding="utf-8")
+        (RUN / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (RUN / "report.txt").write_text("\n".join(report(run)) + "\n", encoding="utf-8")
 
 
 def main() -> None:

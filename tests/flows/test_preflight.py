@@ -23,8 +23,8 @@ from reid.inputs.pixel_cache import STAGE as PIXELS
 from reid.inputs.pixel_cache import pixels, pixels_ingredients
 from reid.inputs.training_rows import batch_problems, training_rows
 from reid.models.pretrained import TINY_FOLDER, TINY_WEIGHTS
-from tests.data.test_device import Machine
 from tests.helpers.data_trees import put
+from tests.helpers.devices import Machine
 
 ALL = ("caption", "train", "evaluate")
 

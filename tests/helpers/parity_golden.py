@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tests.helpers.places import GOLDEN as GOLDEN_FOLDER
 from tools.parity_peer.world import describe
 
-GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden", "clip_reid_parity.json").read_text())
+GOLDEN = json.loads((GOLDEN_FOLDER / "clip_reid_parity.json").read_text())
 TOLERANCE = 1e-4
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
+GOLDEN = REPO / "tests" / "golden"
 
 
 def shared_folder(*parts: str) -> Path:

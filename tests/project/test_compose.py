@@ -16,7 +16,8 @@ import jsonschema
 import pytest
 import yaml
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.helpers.places import REPO
+
 SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "CLIP_SCGI_AUTH")
 OURS = ("server", "services", "worker-cpu", "worker-gpu", "deploy")
 

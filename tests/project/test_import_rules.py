@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.helpers.places import REPO
+
 PACKAGES = ("data", "captioning", "reid", "flows")
 
 # flows -> captioning, reid -> data. captioning and reid meet in a Parquet schema and an artifact reference only.

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from flows.execution.launch import launcher
 from reid.tasks.build import build_task
 from reid.training.metrics_log import METRICS
 from reid.training.trainer import fit
+from tests.helpers.places import REPO
 from tests.helpers.reid_worlds import small_config, training_set
-
-REPO = Path(__file__).parents[2]
 
 
 def _losses(folder):

@@ -10,6 +10,7 @@ from data.errors import DataError
 from reid.config.evaluate import RerankConfig
 from reid.ranking.metrics import evaluate_ranking
 from reid.ranking.similarity import FeatureRows, similarity_blocks
+from tests.helpers.rankings import gaussian_world
 
 
 def brute_force(  # noqa: PLR0917
@@ -87,15 +88,6 @@ def test_any_small_world_matches_the_brute_force(world, same_camera, top_k):
     assert ranking.n_skipped == len(world[0]) - len(expected)
     assert ranking.n_junk == (world[3] == -1).sum()
     assert ranking.n_gallery == (world[3] != -1).sum()
-
-
-def gaussian_world(seed=0, q=150, g=900, dim=64, people=30):
-    rng = np.random.default_rng(seed)
-    centers = rng.standard_normal((people + 1, dim))
-    q_pids, g_pids = rng.integers(1, people + 1, q), rng.integers(-1, people + 1, g)
-    query = (centers[q_pids] + 2 * rng.standard_normal((q, dim))).astype(np.float32) * 3
-    gallery = (centers[g_pids] + 2 * rng.standard_normal((g, dim))).astype(np.float32)
-    return query, gallery, q_pids, g_pids, rng.integers(1, 5, q), rng.integers(1, 5, g)
 
 
 def test_a_realistic_world_matches_the_brute_force():

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -38,9 +37,10 @@ from reid.training.metrics_log import METRICS
 from reid.training.optim import parameter_groups, rate_factor
 from reid.training.stage import train, train_ingredients
 from reid.training.trainer import fit
+from tests.helpers.places import GOLDEN, REPO
 from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of, write_captions
 
-GOLDEN = Path(__file__).parents[1].joinpath("golden", "losses.json")
+LOSSES = GOLDEN / "losses.json"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,8 +162,8 @@ def test_golden_losses_of_twenty_steps(data, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     got = [{"loss": line["loss"], **line["terms"]} for line in lines if line["kind"] == "step"]
     if os.environ.get("CLIP_SCGI_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps({"torch": _minor(torch.__version__), "losses": got}, indent=1) + "\n")
-    golden = json.loads(GOLDEN.read_text())
+        LOSSES.write_text(json.dumps({"torch": _minor(torch.__version__), "losses": got}, indent=1) + "\n")
+    golden = json.loads(LOSSES.read_text())
     expected = golden["losses"]
     assert len(got) == len(expected) == 20
     if _minor(torch.__version__) != golden["torch"]:
@@ -230,8 +230,8 @@ def test_a_process_killed_by_the_kernel_goes_on_bit_for_bit(data, unbroken, tmp_
         [sys.executable, "-c", _CHILD, str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
     )
     for line in child.stdout:
         if line.strip() == "2":
@@ -358,9 +358,7 @@ def test_importing_the_stage_loads_no_model_library():
         "import sys, reid.training.stage, reid.config.train; "
         "print([m for m in ('torch', 'transformers', 'open_clip', 'accelerate', 'prefect') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPO)
     assert done.stdout.strip() == "[]", done.stderr
 
 
