@@ -58,8 +58,8 @@ def _tensors(source: Path) -> dict[str, Tensor]:
     others = [str(name) for name, value in nested.items() if not isinstance(value, Tensor)]
     if others or not tensors:
         raise WeightsError(
-            f"{source} must hold a mapping of names to tensors and nothing else, but has {few(others) or 'no tensor'}: "
-            "load it where it was made and save `model.state_dict()` alone"
+            f"{source} must be a mapping of names to tensors and nothing else, but has {few(others) or 'no tensor'}: "
+            "load it where it was made and save only `model.state_dict()`"
         )
     return tensors
 
@@ -85,13 +85,13 @@ def _load(source: Path) -> Mapping[str, Any]:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{source} is not a pickle of tensors alone, and what else it holds is not read because it can run code "
-            f"({_first_line(error)}): load it where it was made and save `model.state_dict()` alone"
+            f"{source} contains more than tensors, and the rest is not read because it can run code "
+            f"({_first_line(error)}): load it where it was made and save only `model.state_dict()`"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{source} cannot be read as PyTorch weights: {_first_line(error)}") from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{source} holds a {type(content).__name__}; expected a mapping of names to tensors")
+        raise WeightsError(f"{source} contains a {type(content).__name__}; expected a mapping of names to tensors")
     return content
 
 

@@ -135,7 +135,7 @@ def layout_of(names: Collection[str], source: str) -> Layout:
         )
     if len(found) > 1:
         prefixes = sorted(f"{prefix}* ({naming})" for naming, prefix in found)
-        raise WeightsError(f"{source} holds several models: {', '.join(prefixes)}; save one of them to its own file")
+        raise WeightsError(f"{source} contains several models: {', '.join(prefixes)}; save one of them to its own file")
     naming, prefix = found.pop()
     return Layout(naming=naming, prefix=prefix)
 

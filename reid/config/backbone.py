@@ -35,7 +35,7 @@ class BackboneConfig(Config):
     or a train artifact of this project, whose CLIP is trained further."""
     activation: Literal["auto", "quick_gelu", "gelu"] = "auto"
     """Activation that the weights were trained with. "auto" reads it from the config beside the file
-    (open_clip_config.json, config.json). OpenAI's weights want quick_gelu, most other open_clip weights gelu."""
+    (open_clip_config.json, config.json). OpenAI's weights need quick_gelu, most other open_clip weights gelu."""
     source_grid: tuple[Size, Size] | None = None
     """Rows and columns of the position embeddings in a weights file, if their number fits several grids; a model for
     256 x 128 pixels has [16, 8]."""

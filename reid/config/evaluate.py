@@ -9,6 +9,8 @@ from pydantic import Field
 from data.config import RUNTIME, Config
 from data.device import Device
 
+Exclude = Literal["same_camera", "none"]
+
 
 class RerankConfig(Config):
     """k-reciprocal re-ranking (Zhong et al., CVPR 2017): 20 / 6 / 0.3. CLIP-ReID and TransReID use 50 / 15 / 0.3."""
@@ -26,7 +28,7 @@ class EvaluateConfig(Config):
 
     flip: bool = False
     """Average each image's features with those of its mirror image. Published results do not."""
-    exclude: Literal["same_camera", "none"] = "same_camera"
+    exclude: Exclude = "same_camera"
     """Gallery images left out of a query's ranking: those of its identity seen by its camera, or none (datasets
     without cameras)."""
     rerank: RerankConfig | None = None

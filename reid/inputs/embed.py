@@ -20,7 +20,7 @@ from reid.inputs.loading import load_batches
 
 Encoder = Callable[..., Tensor]
 """(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; see reid.tasks.base.Encoder."""
-Floats = NDArray[np.float32]
+Float32s = NDArray[np.float32]
 
 
 @exact_float32(torch)
@@ -38,7 +38,7 @@ def embed(
     dtype: torch.dtype = torch.float32,
     out: Path | None = None,
     progress: ProgressFn = silent,
-) -> Floats:
+) -> Float32s:
     """Return the features of ``pixels[indices]``, [N, D], in that order, without gradients.
 
     Args:
@@ -56,7 +56,7 @@ def embed(
         progress: called after every batch with (encoded images, all images, note).
     """
     device = torch.device(device)
-    features: Floats | None = None
+    features: Float32s | None = None
     starts = range(0, len(indices), batch_size)
     batches = (indices[start : start + batch_size] for start in starts)
     for start, pixels_BCHW in zip(starts, load_batches(pixels, batches, device), strict=True):
@@ -75,9 +75,9 @@ def _encode(encode: Encoder, images_BCHW: Tensor, more: tuple[Tensor, ...], flip
     return (features_BD + encode(images_BCHW.flip(3), *more).float()) / 2 if flip else features_BD
 
 
-def _allocate(rows: int, width: int, out: Path | None) -> Floats:
+def _allocate(rows: int, width: int, out: Path | None) -> Float32s:
     if out is None:
         return np.empty((rows, width), np.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
-    mapped: Floats = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=(rows, width))
+    mapped: Float32s = np.lib.format.open_memmap(out, mode="w+", dtype=np.float32, shape=(rows, width))
     return mapped

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from data.files import read_json
 from data.process.environment import exact_float32
 from reid.config.backbone import BackboneConfig
-from reid.models.loading import load_clip, refuse_other_model, resize_positions
+from reid.models.loading import ClipShape, load_clip, refuse_other_model, resize_positions
 from reid.models.pretrained import TINY_CONFIG, TINY_FOLDER, TINY_TOKENIZER
 from reid.models.tokens import BpeTokenizer, TextTokenizer, with_ends
 from reid.models.weights_source import activation_of, read_source
@@ -194,7 +194,7 @@ def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     grid.
     """
     source = read_source(config)
-    shape = {**_shape_of(config), "quick_gelu": activation_of(config, source) == "quick_gelu"}
+    shape: ClipShape = {**_shape_of(config), "quick_gelu": activation_of(config, source) == "quick_gelu"}
     if source is not None and source.config is not None:
         refuse_other_model(source.config, _with_defaults(shape))
     with seeded(seed):
@@ -205,15 +205,15 @@ def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
     return backbone
 
 
-def _shape_of(config: BackboneConfig) -> dict[str, Any]:
+def _shape_of(config: BackboneConfig) -> ClipShape:
     if config.name == "tiny":
-        shape: dict[str, Any] = read_json(TINY_FOLDER / TINY_CONFIG)["clip"]
+        shape: ClipShape = read_json(TINY_FOLDER / TINY_CONFIG)["clip"]
         return shape
-    found: dict[str, Any] = open_clip.get_model_config(_OPEN_CLIP_NAMES[config.name])
+    found: ClipShape = open_clip.get_model_config(_OPEN_CLIP_NAMES[config.name])
     return found
 
 
-def _with_defaults(shape: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(shape: ClipShape) -> ClipShape:
     """Return `shape` completed with open_clip's defaults."""
     return {
         **shape,
@@ -222,7 +222,7 @@ def _with_defaults(shape: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _backbone(config: BackboneConfig, shape: dict[str, Any]) -> Backbone:
+def _backbone(config: BackboneConfig, shape: ClipShape) -> Backbone:
     clip = build_clip(shape, config.height, config.width, config.stride)
     return Backbone(clip, tokenizer_of(config), is_resnet=config.name == "rn50")
 
@@ -237,7 +237,7 @@ def context_of(config: BackboneConfig) -> int:
     return int(_shape_of(config)["text_cfg"]["context_length"])
 
 
-def build_clip(shape: dict[str, Any], height: int, width: int, stride: int = 0) -> CLIP:
+def build_clip(shape: ClipShape, height: int, width: int, stride: int = 0) -> CLIP:
     """Build open_clip's CLIP of `shape` for images of `height` x `width` pixels, with default initial weights."""
     vision = dict(shape["vision_cfg"])
     is_resnet = isinstance(vision["layers"], list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,15 @@ from reid.models.file_configs import FileConfig
 
 _COUNTER: Final = "num_batches_tracked"
 """Buffer of a batch norm that changes no result; older files lack it."""
+
+
+class ClipShape(TypedDict):
+    """The architecture of a CLIP: the arguments of open_clip's `CLIP`."""
+
+    embed_dim: int
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+    quick_gelu: NotRequired[bool]
 
 
 def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_grid: Grid | None = None) -> None:
@@ -66,7 +75,7 @@ def _problems(
     plain = Layout(naming="open_clip", prefix="")
     have, want = architecture({n: t.shape for n, t in state.items()}, layout), architecture(wanted, plain)
     if have.differences(want):
-        yield f"it holds {have}, the backbone is {want}"
+        yield f"it contains {have}, the backbone is {want}"
     yield from differences(missing, unexpected, shapes)
     integers = {name for name in found if not _is_readable(name, state[name])}
     if integers:
@@ -95,8 +104,8 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
     bad = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
     if bad:
         raise WeightsError(
-            f"{source} holds NaN or infinity in {len(bad)} {'tensor' if len(bad) == 1 else 'tensors'}: {few(bad)}; the "
-            "file is damaged or its training diverged: use another one"
+            f"{source} contains NaN or infinity in {len(bad)} {'tensor' if len(bad) == 1 else 'tensors'}: {few(bad)}; "
+            "the file is damaged or its training diverged: use another one"
         )
 
 
@@ -105,7 +114,7 @@ def _check_nonzero(state: Mapping[str, Tensor], source: str) -> None:
     zero = [name for name, value in state.items() if value.dim() > 1 and value.numel() > 1 and not value.any()]
     if zero:
         raise WeightsError(
-            f"{source} holds nothing but zeros in {len(zero)} {'tensor' if len(zero) == 1 else 'tensors'}: "
+            f"{source} contains only zeros in {len(zero)} {'tensor' if len(zero) == 1 else 'tensors'}: "
             f"{few(zero)}. The file is probably of an interrupted download: download or copy it again"
         )
 
@@ -119,18 +128,18 @@ def _tensor(name: str, state: Mapping[str, Tensor], layout: Layout) -> Tensor:
     return value.T if layout.naming == "hugging_face" and name in TRANSPOSED else value
 
 
-def refuse_other_model(beside: FileConfig, shape: Mapping[str, Any]) -> None:
+def refuse_other_model(beside: FileConfig, shape: ClipShape) -> None:
     """Raise WeightsError if the config beside a file describes another model than `shape`, defaults included.
 
     Tensors do not show the number of heads, the pooling and the epsilon of norms; a wrong value would silently change
     every feature.
     """
-    stated = {part: beside.model.get(part) or {} for part in ("vision_cfg", "text_cfg")}
+    towers = {"vision_cfg": shape["vision_cfg"], "text_cfg": shape["text_cfg"]}
     other = [
-        f"{part}.{name} is {value!r} instead of {shape[part].get(name)!r}"
-        for part, settings in stated.items()
-        for name, value in settings.items()
-        if name != "image_size" and value != shape[part].get(name)
+        f"{part}.{name} is {value!r} instead of {tower.get(name)!r}"
+        for part, tower in towers.items()
+        for name, value in (beside.model.get(part) or {}).items()
+        if name != "image_size" and value != tower.get(name)
     ]
     if beside.model.get("embed_dim", shape["embed_dim"]) != shape["embed_dim"]:
         other.append(f"embed_dim is {beside.model['embed_dim']} instead of {shape['embed_dim']}")

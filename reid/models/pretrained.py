@@ -63,16 +63,18 @@ def _own_file(path: Path) -> Path:
         return found[0]
     if found and (path / INDEX).exists():
         raise WeightsError(
-            f"{path} holds a CLIP in shards ({INDEX}), which are not read here: save it in one file, with transformers "
-            "as save_pretrained(folder, max_shard_size='100GB'), and set train.backbone.weights to that file"
+            f"{path} contains a CLIP in shards ({INDEX}), which are not read here: save it in one file with "
+            "transformers, save_pretrained(folder, max_shard_size='100GB'), and set train.backbone.weights to that file"
         )
     if found:
         names = ", ".join(file.name for file in found)
-        raise WeightsError(f"{path} holds several weights files ({names}): set train.backbone.weights to one of them")
+        raise WeightsError(
+            f"{path} contains several weights files ({names}): set train.backbone.weights to one of them"
+        )
     pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
     if pickles:
-        raise WeightsError(f"{path} holds no .safetensors file. {pickle_remedy(pickles[0])}")
-    raise WeightsError(f"{path} holds no .safetensors file: set train.backbone.weights to the file or to its folder")
+        raise WeightsError(f"{path} contains no .safetensors file. {pickle_remedy(pickles[0])}")
+    raise WeightsError(f"{path} contains no .safetensors file: set train.backbone.weights to the file or to its folder")
 
 
 def _existing(path: Path, remedy: str) -> Path:
@@ -98,7 +100,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # of the hub, its HTTP client or the disk: in every case there is no file
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no details').splitlines()[0]}"
         raise WeightsError(
-            f"train.backbone.weights=openai wants {HUB_FILE} of {repository}: it is not in the hub cache of this "
+            f"train.backbone.weights=openai needs {HUB_FILE} of {repository}: it is not in the hub cache of this "
             f"machine and the hub cannot be reached ({reason}). "
             f"Where it can be reached, run `hf download {repository} {HUB_FILE}`; or copy the file and the "
             f"{OPEN_CLIP_CONFIG} beside it into a folder of this machine and set train.backbone.weights to that folder"

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypedDict
 
 from data.errors import WeightsError
 from data.weights import StoredTensor, is_pickle, read_tensors
@@ -59,6 +59,27 @@ class WeightsSource:
     left_out: dict[str, int]
 
 
+class SourceIdentity(TypedDict, total=False):
+    """What identifies a loaded backbone besides the content of its files; absent keys have the published value."""
+
+    activation: str
+    grid: list[int]
+
+
+class SourceRecord(TypedDict):
+    """How weights were read, in the provenance of a model; random weights have an activation only.
+
+    activation_from: where the activation comes from. names: the naming of the file. left_out: parts of a train artifact
+    besides CLIP -> number of tensors.
+    """
+
+    activation: Activation
+    activation_from: NotRequired[str]
+    grid: NotRequired[list[int]]
+    names: NotRequired[str]
+    left_out: NotRequired[dict[str, int]]
+
+
 def read_source(config: BackboneConfig) -> WeightsSource | None:
     """Return how to read the weights file of `config`, from its header and its config; None for random weights.
 
@@ -100,7 +121,7 @@ def resolved(config: BackboneConfig) -> BackboneConfig:
     return config.model_copy(update={"activation": activation_of(config, read_source(config))})
 
 
-def source_identity(config: BackboneConfig) -> dict[str, Any]:
+def source_identity(config: BackboneConfig) -> SourceIdentity:
     """Return what identifies the loaded backbone besides the content of its files; empty if nothing else does."""
     source = read_source(config)
     if config.is_file:
@@ -109,14 +130,14 @@ def source_identity(config: BackboneConfig) -> dict[str, Any]:
     return {} if activation_of(config, source) == config.own_activation else {"activation": config.activation}
 
 
-def described(config: BackboneConfig) -> dict[str, Any]:
+def described(config: BackboneConfig) -> SourceRecord:
     """Return how the weights were read, for the provenance of a trained model."""
     source = read_source(config)
-    found = {"activation": activation_of(config, source)}
+    activation = activation_of(config, source)
     if source is None:
-        return found
+        return {"activation": activation}
     return {
-        **found,
+        "activation": activation,
         "activation_from": source.decided_by,
         "grid": list(source.grid),
         "names": "train artifact" if source.layout.is_artifact else source.layout.naming,
@@ -213,5 +234,5 @@ def _refuse_other_architecture(config: BackboneConfig, path: Path, found: Archit
     fits = [name for name, known in ARCHITECTURES.items() if not found.differences(known)]
     remedy = f"set train.backbone.name={fits[0]}" if fits else f"supported are {', '.join(ARCHITECTURES)}"
     raise WeightsError(
-        f"{path} holds {found}; train.backbone.name={config.name} is {ARCHITECTURES[config.name]}: {remedy}"
+        f"{path} contains {found}; train.backbone.name={config.name} is {ARCHITECTURES[config.name]}: {remedy}"
     )

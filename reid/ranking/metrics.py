@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,12 +22,11 @@ from numpy.typing import ArrayLike, NDArray
 from data.errors import DataError, raise_problems
 from data.people import is_junk
 from data.process.environment import exact_float32
-from reid.config.evaluate import RerankConfig
+from reid.config.evaluate import Exclude, RerankConfig
 from reid.ranking.kernel import rank_rows, run_on_slices, top_rows
 from reid.ranking.rerank import rerank_blocks
 from reid.ranking.similarity import BLOCK_BYTES, FeatureRows, Features, Scores, similarity_blocks
 
-Exclude = Literal["same_camera", "none"]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 

@@ -28,13 +28,13 @@ from reid.ranking.rerank_kernel import average_rows, columns_of, expand_rows, ja
 from reid.ranking.similarity import BLOCK_BYTES, FeatureRows, Scores, similarity_blocks
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
+Float32s = NDArray[np.float32]
 
 
 class _Sparse(NamedTuple):
     starts: Ints
     columns: Ints
-    values: Floats
+    values: Float32s
 
 
 def rerank_blocks(
@@ -79,7 +79,7 @@ def _unit(rows: FeatureRows) -> torch.Tensor:
     return unit
 
 
-def _nearest(images: FeatureRows, k: int, block_bytes: int) -> tuple[Ints, Floats]:
+def _nearest(images: FeatureRows, k: int, block_bytes: int) -> tuple[Ints, Float32s]:
     """Return the k nearest images of each image (itself included), [N, k], and its largest squared distance, [N]."""
     k = min(k, len(images))
     neighbors = np.empty((len(images), k), np.int64)
@@ -96,12 +96,12 @@ def _nearest(images: FeatureRows, k: int, block_bytes: int) -> tuple[Ints, Float
     return neighbors, farthest
 
 
-def _encode(features: Floats, neighbors: Ints, farthest: Floats, k1: int) -> _Sparse:
+def _encode(features: Float32s, neighbors: Ints, farthest: Float32s, k1: int) -> _Sparse:
     # `round` rounds halves to even, like numpy.around in the public code.
     full, full_count = _reciprocal(neighbors, k1)
     half, half_count = _reciprocal(neighbors, round(k1 / 2))
 
-    def expand(rows: Ints, start: Ints, index: Ints, _: Floats) -> None:
+    def expand(rows: Ints, start: Ints, index: Ints, _: Float32s) -> None:
         expand_rows(full, full_count, half, half_count, rows, start, index)
 
     encoded = _counted_then_filled(len(neighbors), expand)
@@ -129,13 +129,13 @@ def _reciprocal(neighbors: Ints, k: int) -> tuple[Ints, Ints]:
 
 
 def _averaged(encoded: _Sparse, neighbors: Ints, k2: int) -> _Sparse:
-    def average(rows: Ints, start: Ints, index: Ints, value: Floats) -> None:
+    def average(rows: Ints, start: Ints, index: Ints, value: Float32s) -> None:
         average_rows(neighbors, k2, rows, *encoded, start, index, value)
 
     return _counted_then_filled(len(neighbors), average)
 
 
-def _counted_then_filled(rows: int, kernel: Callable[[Ints, Ints, Ints, Floats], None]) -> _Sparse:
+def _counted_then_filled(rows: int, kernel: Callable[[Ints, Ints, Ints, Float32s], None]) -> _Sparse:
     """Run `kernel(rows, start, index, value)` twice: to count each row's entries in `start`, and to write them."""
     start = np.zeros(rows + 1, np.int64)
     nothing = np.empty(0, np.int64), np.empty(0, np.float32)

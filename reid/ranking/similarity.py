@@ -101,7 +101,7 @@ class FeatureRows:
         if not len(bad):
             return
         raise DataError(
-            f"{self.name} features hold NaN or infinity, first in row {self.number(start + int(bad[0]))}; the model "
+            f"{self.name} features contain NaN or infinity, first in row {self.number(start + int(bad[0]))}; the model "
             "that made them diverged"
         )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any
+from typing import TypedDict
 
 import torch
+from torch import nn
 
 from reid.config.train import ScheduleConfig
 from reid.tasks.base import Task
@@ -13,12 +14,19 @@ from reid.tasks.base import Task
 _CLIP_PREFIX = "backbone."
 
 
-def parameter_groups(task: Task, schedule: ScheduleConfig) -> list[dict[str, Any]]:
-    """Return Adam's groups `clip`, `clip_bias`, `new`, `new_bias` (those that exist) without frozen parameters.
+class ParameterGroup(TypedDict):
+    """A parameter group of Adam, as `torch.optim` reads it; `names` and `params` are parallel."""
 
-    Each group holds `name`, `names` of its parameters, `base_rate`, and what Adam reads.
-    """
-    groups: dict[str, dict[str, Any]] = {}
+    name: str
+    names: list[str]
+    params: list[nn.Parameter]
+    base_rate: float
+    weight_decay: float
+
+
+def parameter_groups(task: Task, schedule: ScheduleConfig) -> list[ParameterGroup]:
+    """Return Adam's groups `clip`, `clip_bias`, `new`, `new_bias` (those that exist) without frozen parameters."""
+    groups: dict[str, ParameterGroup] = {}
     for name, parameter in task.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -26,8 +34,8 @@ def parameter_groups(task: Task, schedule: ScheduleConfig) -> list[dict[str, Any
         rate = schedule.lr_clip if part == "clip" else schedule.lr_new
         if "bias" in name:
             part, rate = f"{part}_bias", rate * schedule.bias_factor
-        empty = {"name": part, "names": [], "params": [], "base_rate": rate, "weight_decay": schedule.weight_decay}
-        group = groups.setdefault(part, empty)
+        new = ParameterGroup(name=part, names=[], params=[], base_rate=rate, weight_decay=schedule.weight_decay)
+        group = groups.setdefault(part, new)
         group["names"].append(name)
         group["params"].append(parameter)
     return [groups[part] for part in sorted(groups)]
@@ -35,7 +43,9 @@ def parameter_groups(task: Task, schedule: ScheduleConfig) -> list[dict[str, Any
 
 def build_optimizer(task: Task, schedule: ScheduleConfig) -> torch.optim.Adam:
     """Return Adam over `parameter_groups`, at the rates of the first epoch."""
-    optimizer = torch.optim.Adam(parameter_groups(task, schedule), lr=schedule.lr_new, fused=True)
+    optimizer = torch.optim.Adam(
+        [{**group} for group in parameter_groups(task, schedule)], lr=schedule.lr_new, fused=True
+    )
     set_rates(optimizer, schedule, 0)
     return optimizer
 

@@ -228,7 +228,7 @@ def test_one_bad_number_at_any_scale_is_named(bad, dtype):
     query, gallery, *labels = gaussian_world()
     query = query.astype(dtype)
     query[3, 5] = bad
-    with pytest.raises(DataError, match="query features hold NaN or infinity, first in row 3"):
+    with pytest.raises(DataError, match="query features contain NaN or infinity, first in row 3"):
         evaluate_ranking(query, gallery, *labels)
 
 
@@ -241,8 +241,14 @@ def test_one_bad_number_at_any_scale_is_named(bad, dtype):
         (lambda w: (w[0][:, 0], *w[1:]), "must be"),
         (lambda w: (w[0][:0], w[1], w[2][:0], w[3], w[4][:0], w[5]), "the query is empty"),
         (lambda w: (w[0], w[1], w[2] * 0 + 77, *w[3:]), "exclude='none'"),
-        (lambda w: (np.where(np.arange(150)[:, None] == 17, np.nan, w[0]), *w[1:]), "query features hold NaN.*row 17"),
-        (lambda w: (w[0], np.where(np.arange(900)[:, None] == 5, np.inf, w[1]), *w[2:]), "gallery features hold NaN"),
+        (
+            lambda w: (np.where(np.arange(150)[:, None] == 17, np.nan, w[0]), *w[1:]),
+            "query features contain NaN.*row 17",
+        ),
+        (
+            lambda w: (w[0], np.where(np.arange(900)[:, None] == 5, np.inf, w[1]), *w[2:]),
+            "gallery features contain NaN",
+        ),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -86,7 +86,7 @@ def test_the_first_row_that_is_not_finite_is_named(keep):
         chunked(values, "gallery", keep).block(0, 300)
     first = 200 if keep is None else 260
     assert str(error.value) == (
-        f"gallery features hold NaN or infinity, first in row {first}; the model that made them diverged"
+        f"gallery features contain NaN or infinity, first in row {first}; the model that made them diverged"
     )
 
 

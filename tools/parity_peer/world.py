@@ -138,8 +138,8 @@ def gallery() -> Gallery:
     pids = np.concatenate([np.arange(queries), np.arange(total - queries)]) % people
     camids = (uniform("camera", total).numpy() > 0.3).astype(np.int64) + (uniform("third", total).numpy() > 0.9)
     pids[:2] = people + np.arange(2)  # not in the gallery
-    alone = pids == people - 1
-    camids[alone] = 1  # in the gallery, but only from the query's camera
+    unmatched = pids == people - 1
+    camids[unmatched] = 1  # in the gallery, but only from the query's camera
     features = uniform("people", people + 2, 32)[torch.from_numpy(pids)] + 1.8 * uniform("images", total, 32)
     return Gallery(features=features, pids=pids, camids=camids, queries=queries)
 

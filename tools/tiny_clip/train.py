@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from data.files import atomic_path, write_json, write_text
 from data.slots import SLOTS, VOCABULARY
 from data.synthetic.world import training_sample
 from reid.models.backbone import Backbone, build_clip, seeded
+from reid.models.loading import ClipShape
 from reid.models.pretrained import TINY_CONFIG, TINY_TOKENIZER, TINY_WEIGHTS
 from reid.models.tokens import END, START, BpeTokenizer
 from reid.precision import unit_rows
@@ -36,7 +37,7 @@ _VOCABULARY_SIZE: Final = 1000
 STREAM_SEED: Final = 20_241_000
 
 
-def shape(vocabulary: int) -> dict[str, Any]:
+def shape(vocabulary: int) -> ClipShape:
     """Return the architecture in open_clip's terms: 33 image tokens, 77 text tokens."""
     return {
         "embed_dim": 128,
