@@ -1,4 +1,4 @@
-"""What is known before captioning: problems of settings, index and machine, each with a key and a value that works."""
+"""Checks before captioning: problems of settings, index and machine, each with a key and a value that works."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def store(tmp_path) -> ArtifactStore:
 
 
 @pytest.fixture
-def told(store):
+def check(store):
     """Return a function: rows, settings, GPUs, stages -> the problems of that plan."""
 
     def problems(
@@ -93,9 +93,9 @@ def plan_of(
     )
 
 
-def test_a_dataset_that_fits_has_no_problem(told):
-    assert told(market()) == []
-    assert told(market(), "train.method=clip_baseline", "train.sie=1", "train.validation.every=1") == []
+def test_a_dataset_that_fits_has_no_problem(check):
+    assert check(market()) == []
+    assert check(market(), "train.method=clip_baseline", "train.sie=1", "train.validation.every=1") == []
 
 
 # Identities -----------------------------------------------------------------------------------------------
@@ -137,27 +137,27 @@ def test_a_dataset_that_fits_has_no_problem(told):
         ),
     ],
 )  # fmt: skip
-def test_training_identities_fill_a_batch(told, people, settings, message):
+def test_training_identities_fill_a_batch(check, people, settings, message):
     rows = market(train=people)
-    assert told(rows, *settings) == [message]
-    assert told(rows, *settings, stages=("caption",)) == [], "a run up to the captions needs no batch"
+    assert check(rows, *settings) == [message]
+    assert check(rows, *settings, stages=("caption",)) == [], "a run up to the captions does not need a batch"
 
 
 @pytest.mark.parametrize("people", [2, 3, 7, 15])
-def test_the_value_that_the_message_names_works(told, people):
-    problem = told(market(train=people))[0]
+def test_the_value_that_the_message_names_works(check, people):
+    problem = check(market(train=people))[0]
     value = int(problem.rpartition("train.batch.identities=")[2].removesuffix(" or lower"))
-    assert told(market(train=people), f"train.batch.identities={value}") == []
+    assert check(market(train=people), f"train.batch.identities={value}") == []
 
 
-def test_junk_is_no_identity(told):
+def test_junk_does_not_count_as_an_identity(check):
     rows = [*market(train=15), *[("train", -1, 0)] * 9]
-    assert told(rows) == [
+    assert check(rows) == [
         "train.batch.identities=16 but the data set has 15 training identities: set train.batch.identities=15 or lower"
     ]
 
 
-def test_the_train_stage_says_the_same(store):
+def test_the_train_stage_raises_the_same_message(store):
     images = indexed(store, market(train=7))
     config = TrainConfig(method="clip_baseline")
     with pytest.raises(ConfigError, match=f"^training: {SEVEN}"):
@@ -172,59 +172,59 @@ ROOM = 77 - 5 - 3  # start and "A photo of a"; "person", "." and end
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "vit_b16"])
-def test_learned_prompts_fit_into_the_text_tower(told, backbone):
+def test_learned_prompts_fit_into_the_text_tower(check, backbone):
     clip = ("train.method=clip_reid", f"train.backbone.name={backbone}", "train.backbone.weights=random")
-    assert told(market(), *clip, f"train.prompts.words={ROOM}") == []
+    assert check(market(), *clip, f"train.prompts.words={ROOM}") == []
     for words in (ROOM + 1, 10**6):
-        (problem,) = told(market(), *clip, f"train.prompts.words={words}")
+        (problem,) = check(market(), *clip, f"train.prompts.words={words}")
         assert problem == (
             f"train.prompts.words={words} do not fit into the 77 tokens of the text tower: set train.prompts.words="
             f"{ROOM} or lower (published: 4)"
         )
-        assert told(market(), *clip, f"train.prompts.words={words}", stages=("caption", "evaluate")) == []
-    (problem,) = told(market(), *clip, f"train.prompts.noun={'a person and ' * 40}")
+        assert check(market(), *clip, f"train.prompts.words={words}", stages=("caption", "evaluate")) == []
+    (problem,) = check(market(), *clip, f"train.prompts.noun={'a person and ' * 40}")
     assert problem.startswith("train.prompts.noun makes a prompt of ")
     assert problem.endswith("set train.prompts.noun to one word, such as train.prompts.noun=person")
-    assert told(market(), "train.method=clip_scgi", f"train.prompts.words={ROOM + 1}") == []
+    assert check(market(), "train.method=clip_scgi", f"train.prompts.words={ROOM + 1}") == []
 
 
-def test_validation_on_the_test_set_needs_one(told):
+def test_validation_on_the_test_set_needs_one(check):
     settings = ("train.validation.every=1", "train.validation.images=test")
     without = [row for row in market() if row[0] == "train"]
-    (problem,) = told(without, *settings, stages=("train",))
+    (problem,) = check(without, *settings, stages=("train",))
     assert problem == (
         "train.validation.images=test needs query and gallery images, and the dataset has none with split=query or "
         "split=gallery: set train.validation.images=held_out, or train.validation.every=0"
     )
     strangers = [*without, ("query", 1001, 0), ("gallery", 1002, 1)]
-    (problem,) = told(strangers, *settings, stages=("train",))
+    (problem,) = check(strangers, *settings, stages=("train",))
     assert problem.startswith(
         "train.validation.images=test does not find a query with a gallery image of the same identity: set "
     )
-    assert told(market(), *settings, stages=("train",)) == []
+    assert check(market(), *settings, stages=("train",)) == []
 
 
-def test_held_out_identities_can_be_searched(told):
+def test_held_out_identities_can_be_searched(check):
     settings = ("train.validation.every=1", "train.batch.identities=4")
-    (problem,) = told(market(train=20, each=1), *settings)
+    (problem,) = check(market(train=20, each=1), *settings)
     assert problem == (
         "train.validation.held_out=0.1 holds out identities with one image each, which cannot be searched: "
         "set train.validation.every=0"
     )
-    assert told(market(train=20, each=2), *settings) == []
+    assert check(market(train=20, each=2), *settings) == []
 
 
-def test_camera_embeddings_know_the_test_cameras(told):
+def test_camera_embeddings_must_cover_the_test_cameras(check):
     rows = [*market(), ("query", 1001, 8), ("gallery", 1001, 9)]
     message = (
         "train.sie=1 learns one embedding per camera, and 2 camera(s) of the test images (8, 9) do not have a training "
         "image: set train.sie=0"
     )
-    assert told(rows, "train.sie=1") == [message]
-    assert told(rows, "train.sie=1", stages=("train",)) == []
+    assert check(rows, "train.sie=1") == [message]
+    assert check(rows, "train.sie=1", stages=("train",)) == []
     during = ("train.sie=1", "train.validation.every=1", "train.validation.images=test")
-    assert told(rows, *during, stages=("train",)) == [message]
-    assert told(rows) == []
+    assert check(rows, *during, stages=("train",)) == [message]
+    assert check(rows) == []
 
 
 @pytest.mark.parametrize(
@@ -237,16 +237,16 @@ def test_camera_embeddings_know_the_test_cameras(told):
         ([*market(test=0), ("query", 1001, 0), ("gallery", 1002, 1)], ("evaluate.gallery_draws=3",), "no query with a"),
     ],
 )
-def test_a_test_split_that_cannot_be_evaluated(told, rows, settings, part):
-    (problem,) = told(rows, *settings)
+def test_a_test_split_that_cannot_be_evaluated(check, rows, settings, part):
+    (problem,) = check(rows, *settings)
     assert part in problem
-    assert told(rows, *settings, stages=("caption", "train")) == []
+    assert check(rows, *settings, stages=("caption", "train")) == []
 
 
-def test_data_without_cameras_is_evaluated_without_the_camera_rule(told):
+def test_data_without_cameras_is_evaluated_without_the_camera_rule(check):
     rows = market(cameras=1)
-    assert "evaluate.exclude=none" in told(rows)[0]
-    assert told(rows, "evaluate.exclude=none") == []
+    assert "evaluate.exclude=none" in check(rows)[0]
+    assert check(rows, "evaluate.exclude=none") == []
 
 
 def test_queries_that_are_skipped_are_a_notice(store):
@@ -260,30 +260,30 @@ def test_queries_that_are_skipped_are_a_notice(store):
 # The machine ----------------------------------------------------------------------------------------------
 
 
-def test_devices_that_do_not_exist(told):
+def test_devices_that_do_not_exist(check):
     settings = [f"{stage}.device=cuda:2" for stage in ALL]
-    problems = told(market(), *settings, gpus=2)
+    problems = check(market(), *settings, gpus=2)
     assert [problem.partition("=")[0] for problem in problems] == [f"{stage}.device" for stage in ALL]
-    assert told(market(), *settings, gpus=3) == []
-    assert told(market(), *settings, gpus=2, stages=("train",)) == problems[1:2]
-    assert told(market(), "train.device=cuda")[0].startswith(
+    assert check(market(), *settings, gpus=3) == []
+    assert check(market(), *settings, gpus=2, stages=("train",)) == problems[1:2]
+    assert check(market(), "train.device=cuda")[0].startswith(
         "train.device=cuda: this machine has no usable CUDA device"
     )
 
 
-def test_processes_and_gpus(told):
-    assert told(market(), "scale.train_processes=4") == []
-    (problem,) = told(market(), "scale.train_processes=4", gpus=2)
+def test_processes_and_gpus(check):
+    assert check(market(), "scale.train_processes=4") == []
+    (problem,) = check(market(), "scale.train_processes=4", gpus=2)
     assert problem.endswith("this machine has 2; set scale.train_processes=2, or train.device=cpu")
-    (problem,) = told(market(), "scale.train_processes=2", "train.device=cuda:1", gpus=2)
+    (problem,) = check(market(), "scale.train_processes=2", "train.device=cuda:1", gpus=2)
     assert problem.endswith("set train.device=cuda, or scale.train_processes=1")
 
 
-def test_fp16_needs_a_gpu(told):
+def test_fp16_needs_a_gpu(check):
     message = "train.precision=fp16 needs a GPU; set train.precision=bf16, or train.precision=no"
-    assert told(market(), "train.precision=fp16") == [message]
-    assert told(market(), "train.precision=fp16", "train.device=cpu", gpus=1) == [message]
-    assert told(market(), "train.precision=fp16", gpus=1) == []
+    assert check(market(), "train.precision=fp16") == [message]
+    assert check(market(), "train.precision=fp16", "train.device=cpu", gpus=1) == [message]
+    assert check(market(), "train.precision=fp16", gpus=1) == []
 
 
 def test_workers_that_share_a_gpu_are_a_notice(store):
@@ -297,30 +297,30 @@ def test_workers_that_share_a_gpu_are_a_notice(store):
     assert notice == "scale.caption_workers=4 share 1 GPU(s); set scale.caption_workers=1"
 
 
-def test_a_runner_that_is_not_installed(told, monkeypatch):
+def test_a_runner_that_is_not_installed(check, monkeypatch):
     monkeypatch.setattr("flows.preflight.settings.find_spec", lambda _: None)
     settings = ("scale.caption_workers=2", "scale.runner=ray")
-    (problem,) = told(market(), *settings)
+    (problem,) = check(market(), *settings)
     assert problem.startswith("scale.runner=ray is not installed: ")
-    assert told(market(), *settings, stages=("train",)) == told(market(), "scale.runner=ray") == []
+    assert check(market(), *settings, stages=("train",)) == check(market(), "scale.runner=ray") == []
 
 
 # Files ----------------------------------------------------------------------------------------------------
 
 
-def test_weights_of_the_backbone(told, tmp_path):
+def test_weights_of_the_backbone(check, tmp_path):
     missing = tmp_path / "missing.safetensors"
-    (problem,) = told(market(), f"train.backbone.weights={missing}")
+    (problem,) = check(market(), f"train.backbone.weights={missing}")
     assert str(missing) in problem
     assert "train.backbone.weights" in problem
     pointer = tmp_path / "pointer.safetensors"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
-    (problem,) = told(market(), f"train.backbone.weights={pointer}")
+    (problem,) = check(market(), f"train.backbone.weights={pointer}")
     assert "git lfs pull" in problem
-    assert told(market(), f"train.backbone.weights={pointer}", stages=("caption",)) == []
+    assert check(market(), f"train.backbone.weights={pointer}", stages=("caption",)) == []
 
 
-def test_a_tensor_that_is_missing_or_not_a_number_is_found_before_captioning(told, tmp_path):
+def test_a_tensor_that_is_missing_or_not_a_number_is_found_before_captioning(check, tmp_path):
     tensors = load_file(TINY_FOLDER / TINY_WEIGHTS)
     name = "visual.ln_post.bias"
     file = tmp_path / "model.safetensors"
@@ -329,51 +329,51 @@ def test_a_tensor_that_is_missing_or_not_a_number_is_found_before_captioning(tol
         {k: v for k, v in tensors.items() if k != name},
     ):
         save_file(damaged, file)
-        (problem,) = told(market(), f"train.backbone.weights={file}")
+        (problem,) = check(market(), f"train.backbone.weights={file}")
         assert name in problem
         assert str(file) in problem
 
 
-def test_the_captioning_model(told, tmp_path):
-    (problem,) = told(market(), f"caption.model={tmp_path / 'none'}")
+def test_the_captioning_model(check, tmp_path):
+    (problem,) = check(market(), f"caption.model={tmp_path / 'none'}")
     assert problem.startswith(f"caption.model: folder {tmp_path / 'none'} does not exist")
     folder = tmp_path / "llava"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    (problem,) = told(market(), f"caption.model={folder}")
+    (problem,) = check(market(), f"caption.model={folder}")
     assert str(folder) in problem
     assert "tokenizer.json" in problem
-    assert told(market(), f"caption.model={folder}", stages=("train", "evaluate")) == []
+    assert check(market(), f"caption.model={folder}", stages=("train", "evaluate")) == []
 
 
-def test_a_captioning_model_that_no_hub_can_give(told):
-    """The tests are offline: neither the cache nor the hub has it, which is known without fetching anything."""
-    (problem,) = told(market(), "caption.model=nobody/no-such-llava")
+def test_a_captioning_model_that_the_hub_does_not_have(check):
+    """The tests are offline: neither the cache nor the hub has the model; the check downloads nothing."""
+    (problem,) = check(market(), "caption.model=nobody/no-such-llava")
     assert problem.startswith(
         "caption.model: the weights of nobody/no-such-llava (revision main) are not in this machine's hub cache"
     )
-    assert told(market(), "caption.model=nobody/no-such-llava", stages=("train",)) == []
+    assert check(market(), "caption.model=nobody/no-such-llava", stages=("train",)) == []
 
 
-def test_the_key_of_a_server(told, monkeypatch):
+def test_the_key_of_a_server(check, monkeypatch):
     settings = ("caption.engine=openai", "caption.model=llava", "caption.server.key_variable=MY_KEY")
     monkeypatch.delenv("MY_KEY", raising=False)
-    (problem,) = told(market(), *settings)
+    (problem,) = check(market(), *settings)
     assert problem.startswith("caption.server.key_variable=MY_KEY: that environment variable is not set")
     monkeypatch.setenv("MY_KEY", "hidden")
-    assert told(market(), *settings) == []
+    assert check(market(), *settings) == []
 
 
-def test_folders_that_cannot_be_written(told, store, monkeypatch, tmp_path):
+def test_folders_that_cannot_be_written(check, store, monkeypatch, tmp_path):
     file = tmp_path / "a file"
     file.write_text("")
-    (problem,) = told(market(), f"train.tensorboard={file}/logs")
+    (problem,) = check(market(), f"train.tensorboard={file}/logs")
     assert problem.startswith("train.tensorboard")
     indexed(store, market())  # a disk that is read-only from now on
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    (problem,) = told(market())
+    (problem,) = check(market())
     assert problem == f"the artifact root cannot be written ({store.root}): set --home to a folder of your own"
-    assert told(market(), stages=()) == [], "a run that finds everything writes nothing"
+    assert check(market(), stages=()) == [], "a run that finds everything does not write"
 
 
 # The disk -------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_what_a_run_will_write_is_estimated_from_the_index(store):
     assert wanted() == {}
 
 
-def test_pixels_that_are_there_need_no_space(store, tmp_path):
+def test_pixels_that_exist_do_not_need_space(store, tmp_path):
     root = tmp_path / "images"
     put(root, "a.jpg", "b.jpg")
     plan = plan_of(store, build_recipe("demo"), [("train", 1, 0), ("train", 2, 0)], stages=("train",))
@@ -414,10 +414,10 @@ def test_pixels_that_are_there_need_no_space(store, tmp_path):
     assert pixels(store, images=plan.images, images_root=root, **size).cached
 
 
-def test_a_disk_that_is_too_small(told, store, monkeypatch):
-    assert told(market()) == []
+def test_a_disk_that_is_too_small(check, store, monkeypatch):
+    assert check(market()) == []
     monkeypatch.setattr("flows.preflight.disk.free_bytes", lambda _: 2_000_000)
-    (problem,) = told(market())
+    (problem,) = check(market())
     assert problem.startswith(f"the disk of the artifact root {store.root} has 2.0 MB free and this run writes up to ")
     assert "up to 42." in problem
     assert "pixels 1.3 MB" in problem

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("flow")
 
 @contextmanager
 def answering(status: int, body: str, kind: str) -> Iterator[str]:
-    """Serve one answer to everything; yield the address."""
+    """Answer every request alike; yield the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -58,7 +58,7 @@ def silent() -> Iterator[str]:
 
 @contextmanager
 def refusing() -> Iterator[str]:
-    """Yield an address at which nobody listens."""
+    """Yield an address where no server listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/api"
@@ -120,12 +120,12 @@ def test_a_password_in_the_address_is_not_shown():
         ("http://host/api?token=secret", "http://host/api?***"),
     ],
 )
-def test_no_part_of_an_address_that_may_be_secret_is_shown(address, shown):
+def test_parts_of_an_address_that_may_be_secret_are_masked(address, shown):
     assert masked(address) == shown
 
 
 def command(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run one command line as a person whose home is `tmp_path`."""
+    """Run one command line as a user whose home is `tmp_path`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
     return subprocess.run(
         [sys.executable, "-m", "flows.cli.app", *words],
@@ -229,7 +229,7 @@ def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
 
 
 @pytest.mark.parametrize("verb", ["run", "deploy"])
-def test_certificates_that_are_not_there_are_named(tmp_path, verb):
+def test_certificates_that_do_not_exist_are_named(tmp_path, verb):
     file = tmp_path / "none.pem"
     done = command(tmp_path, verb, "demo", SSL_CERT_FILE=str(file))
     assert done.returncode == 1
@@ -238,8 +238,8 @@ def test_certificates_that_are_not_there_are_named(tmp_path, verb):
 
 
 @pytest.mark.parametrize("has_profile", [False, True])
-def test_an_empty_prefect_home_is_none(tmp_path, monkeypatch, has_profile):
-    """Prefect would put its database into the working folder."""
+def test_an_empty_prefect_home_counts_as_unset(tmp_path, monkeypatch, has_profile):
+    """Prefect itself would put its database into the working folder."""
     if has_profile:
         (tmp_path / ".prefect").mkdir()
         (tmp_path / ".prefect" / "profiles.toml").write_text("")

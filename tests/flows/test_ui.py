@@ -65,13 +65,13 @@ def test_progress_is_sent_every_few_seconds_and_at_the_end(sent):
     assert sent[-1][2]["description"] == "caption: 100 of 100 images"
 
 
-def test_a_stage_that_found_everything_shows_no_bar(sent):
+def test_a_stage_that_finds_its_artifact_does_not_show_a_bar(sent):
     with ui.progress_artifact("train"):
         pass
     assert sent == []
 
 
-def test_a_server_that_is_away_stops_nothing(sent, monkeypatch, caplog):
+def test_an_unreachable_server_does_not_stop_a_run(sent, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("no server")
 
@@ -95,7 +95,7 @@ def test_outside_a_run_nothing_is_sent(monkeypatch, tmp_path):
     ui.show_cmc(evaluation)
 
 
-def test_metrics_stand_beside_those_of_the_run_before(sent, tmp_path):
+def test_metrics_are_compared_with_the_previous_run(sent, tmp_path):
     store = ArtifactStore(tmp_path)
     _evaluation(store, 0, _metrics(0.9, dataset="others"))
     first = _evaluation(store, 1, _metrics(0.50))
@@ -110,7 +110,7 @@ def test_metrics_stand_beside_those_of_the_run_before(sent, tmp_path):
 
 
 def _ranked(store: ArtifactStore, number: int, aps: list[float], dataset_hash: str = "h"):
-    """An evaluation with one trained row whose queries have these APs; every first image is right."""
+    """Return an evaluate artifact with one trained row; its queries have these APs and a correct first image."""
     rows = [
         {"model": "trained", "mode": "image", "query_path": f"{at:03}.jpg", "ap": ap, "inp": 0.1, "first_hit": 1}
         for at, ap in enumerate(aps)
@@ -123,7 +123,7 @@ def _ranked(store: ArtifactStore, number: int, aps: list[float], dataset_hash: s
     return store.make("evaluate", {"n": number}, produce).ref
 
 
-def test_the_gain_since_the_run_before_has_its_interval(sent, tmp_path):
+def test_the_gain_since_the_previous_run_has_an_interval(sent, tmp_path):
     store = ArtifactStore(tmp_path)
     before = [0.3 + 0.4 * (at % 2) for at in range(40)]
     _ranked(store, 1, before)
@@ -133,10 +133,10 @@ def test_the_gain_since_the_run_before_has_its_interval(sent, tmp_path):
     assert rows[0]["R1"] == "50.0 (±0.0 [±0.0, ±0.0])"
     assert words["description"].endswith("an interval that contains zero does not show a difference")
     ui.show_metrics(store, _ranked(store, 3, before, dataset_hash="others"))
-    assert sent[-1][1][0][0]["mAP"] == "50.0 (−5.0)", "other images are no pairs, whatever their paths"
+    assert sent[-1][1][0][0]["mAP"] == "50.0 (−5.0)", "other images are not paired, even if their paths are the same"
 
 
-def test_captions_are_spread_over_the_data_set(sent, tmp_path):
+def test_captions_are_spread_over_the_dataset(sent, tmp_path):
     store = ArtifactStore(tmp_path)
     columns = {
         "image_path": [f"{number}.jpg" for number in range(100)],
@@ -190,7 +190,7 @@ def test_rankings_frame_right_green_and_wrong_red(tmp_path):
     assert sheet.getpixel((4 + 20, 50))[blue] > 200
 
 
-def test_no_rankings_give_no_picture(tmp_path):
+def test_without_rankings_a_picture_is_not_drawn(tmp_path):
     schema = pa.schema([(name, pa.string()) for name in ("model", "mode", "query_path", "query_pid", "ap")])
     table = schema.empty_table().append_column("top_paths", pa.array([], pa.list_(pa.string())))
     pq.write_table(table.append_column("top_pids", pa.array([], pa.list_(pa.int64()))), tmp_path / "r.parquet")
