@@ -18,14 +18,14 @@ from data.progress import ProgressFn, silent
 from reid.inputs.augment import normalize
 from reid.inputs.loading import load_batches
 
-Encoder = Callable[..., Tensor]
-"""(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; see reid.tasks.base.Encoder."""
+EncodeFn = Callable[..., Tensor]
+"""(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; any `reid.tasks.base.Encoder` is one."""
 Float32s = NDArray[np.float32]
 
 
 @exact_float32(torch)
 def embed(
-    encode: Encoder,
+    encode: EncodeFn,
     pixels: NDArray[np.uint8],
     indices: NDArray[np.int64],
     *,
@@ -70,7 +70,7 @@ def embed(
     return _allocate(0, 0, None) if features is None else features
 
 
-def _encode(encode: Encoder, images_BCHW: Tensor, more: tuple[Tensor, ...], flip: bool) -> Tensor:
+def _encode(encode: EncodeFn, images_BCHW: Tensor, more: tuple[Tensor, ...], flip: bool) -> Tensor:
     features_BD = encode(images_BCHW, *more).float()
     return (features_BD + encode(images_BCHW.flip(3), *more).float()) / 2 if flip else features_BD
 

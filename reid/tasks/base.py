@@ -70,7 +70,7 @@ class Batch:
     images_BCHW: Tensor
     """float32, normalized and augmented."""
     labels_B: Tensor
-    """Class number of each identity."""
+    """Class number of each image's identity."""
     items_B: Tensor
     """Number of each image in the training set."""
     cameras_B: Tensor | None = None

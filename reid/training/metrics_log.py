@@ -19,7 +19,7 @@ Value = float | Mapping[str, float]
 
 
 class MetricsLog:
-    """Append lines to the file at `path`, and scalars to a TensorBoard folder if one is given.
+    """Log of a run: lines in the file at `path`, and scalars in a TensorBoard folder if one is given.
 
     Only the main process of a distributed run (`main`) writes.
     """

@@ -66,9 +66,7 @@ def write_hugging_face(folder: Path, activation: str, size: tuple[int, int] = (1
         torch.manual_seed(3)
         model = CLIPModel(config).eval()
         for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith(
-                "bias"
-            ):  # they start at 1 and 0, which would hide a mix-up
+            if "norm" in name or name.endswith("bias"):  # they start at 1 and 0, which would hide a mix-up
                 parameter.data += 0.2 * torch.randn_like(parameter)
             elif "fc1" in name:
                 parameter.data *= 20  # otherwise the activations differ too little
@@ -77,6 +75,7 @@ def write_hugging_face(folder: Path, activation: str, size: tuple[int, int] = (1
 
 
 def write_open_clip(folder: Path, image_size: tuple[int, int] = (128, 64), **changes: Any) -> None:
+    """Write the open_clip config of the tiny CLIP, with `changes` of its model, into `folder`."""
     shape = json.loads((TINY_FOLDER / "config.json").read_text())["clip"]
     shape["vision_cfg"]["image_size"] = image_size
     content = {"model_cfg": {**shape, **changes}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
