@@ -1,10 +1,10 @@
-"""Captioning with the embedded tiny LLaVA: one image at a time, in batches, by filling slots, and compiled.
+"""Speed of captioning with the embedded tiny LLaVA: single images, batches, slots, and compiled.
 
     python benchmarks/bench_captioning.py [--images 128] [--turns 7]
 
-Every way captions the same framed images, taken in turns in one run, best of several; the limit is the vision tower and
-the prompt alone, which every way must pass through. Targets: slots at least 2 x plain batches of 32, and at least 15 x
-one image at a time. bf16 is left out where the processor emulates it, unless --bf16 asks for it.
+All methods caption the same framed images in turns; the best of several turns counts. The limit is a pass through the
+vision tower and the prompt alone, which every method needs. Targets: slots at least 2 x plain batches of 32, and at
+least 15 x one image at a time. bf16 is skipped on processors that emulate it, unless --bf16 is given.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ ALONE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """A way to caption: `work` does it with `images` of them."""
+class Method:
+    """A method of captioning. work: captions `images` images."""
 
     name: str
     work: Callable[[], None]
     images: int
 
     def rate(self) -> float:
-        """Return images a second of one call."""
+        """Return the images per second of one call."""
         started = time.perf_counter()
         self.work()
         return self.images / (time.perf_counter() - started)
 
 
-def ways(dtype: str, images: list[Image.Image]) -> list[Way]:
-    """Return every way in one number format, warmed up (and compiled)."""
+def methods(dtype: str, images: list[Image.Image]) -> list[Method]:
+    """Return every method in one number format, warmed up and compiled."""
 
     def engine(batch_size: int, decoding: str, *, compiled: bool = False) -> Engine:
         settings = {"dtype": dtype, "batch_size": batch_size, "decoding": decoding, "compile": compiled}
@@ -52,13 +52,13 @@ def ways(dtype: str, images: list[Image.Image]) -> list[Way]:
     free = engine(1, "free")
     framed = [free.prepare(image) for image in images]
 
-    def batches(size: int, name: str, reply: Callable[[list[Image.Image]], object]) -> Way:
+    def batches(size: int, name: str, reply: Callable[[list[Image.Image]], object]) -> Method:
         def work() -> None:
             for start in range(0, len(framed), size):
                 reply(framed[start : start + size])
 
         work()
-        return Way(name=f"{dtype}, batches of {size}, {name}", work=work, images=len(framed))
+        return Method(name=f"{dtype}, batches of {size}, {name}", work=work, images=len(framed))
 
     def alone() -> None:
         for image in framed[:ALONE]:
@@ -70,7 +70,7 @@ def ways(dtype: str, images: list[Image.Image]) -> list[Way]:
 
     alone()
     return [
-        Way(name=f"{dtype}, one at a time, generate", work=alone, images=ALONE),
+        Method(name=f"{dtype}, one at a time, generate", work=alone, images=ALONE),
         batches(BATCH, "generate", engine(BATCH, "free").reply),
         batches(BATCH, "slots", engine(BATCH, "slots").reply),
         batches(BATCH, "slots, compiled", engine(BATCH, "slots", compiled=True).reply),
@@ -83,21 +83,21 @@ def ways(dtype: str, images: list[Image.Image]) -> list[Way]:
 def main(count: int, turns: int, bf16: bool) -> None:
     """Measure and print."""
     images = [Image.fromarray(training_sample(3, 4 * i).image) for i in range(count)]
-    table = [ways(dtype, images) for dtype in ("float32", *(["bfloat16"] if bf16 else []))]
+    table = [methods(dtype, images) for dtype in ("float32", *(["bfloat16"] if bf16 else []))]
     rates: dict[str, float] = {}
     for _ in range(turns):
-        for way in [way for column in table for way in column]:
-            rates[way.name] = max(rates.get(way.name, 0.0), way.rate())
+        for method in [method for column in table for method in column]:
+            rates[method.name] = max(rates.get(method.name, 0.0), method.rate())
     print(f"{'':45s} images/s   x generate   x one at a time")
     for column in table:
-        single, plain = (rates[way.name] for way in column[:2])
-        for way in column:
-            rate = rates[way.name]
-            print(f"{way.name:45s} {rate:8.1f}   {rate / plain:10.2f}   {rate / single:15.2f}")
-    single, plain = (rates[way.name] for way in table[0][:2])
+        single, plain = (rates[method.name] for method in column[:2])
+        for method in column:
+            rate = rates[method.name]
+            print(f"{method.name:45s} {rate:8.1f}   {rate / plain:10.2f}   {rate / single:15.2f}")
+    single, plain = (rates[method.name] for method in table[0][:2])
     best = max((name for name in rates if "slots" in name), key=lambda name: rates[name])
     print(
-        f"\n{best}: {rates[best] / plain:.2f} x what transformers' generate does by default "
+        f"\n{best}: {rates[best] / plain:.2f} x the speed of transformers' generate by default "
         f"(float32, batches of {BATCH}; target >= 2), {rates[best] / single:.1f} x one at a time (target >= 15)"
     )
 
@@ -105,9 +105,12 @@ def main(count: int, turns: int, bf16: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--turns", type=int, default=7, help="of which the best counts")
+    parser.add_argument("--turns", type=int, default=7, help="number of turns; the best counts")
     parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=has_bf16(), help="default: if the processor has it"
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=has_bf16(),
+        help="default: where the processor can",
     )
     given = parser.parse_args()
     main(given.images, given.turns, given.bf16)

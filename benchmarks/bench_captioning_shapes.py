@@ -1,11 +1,12 @@
-"""Captioning with random weights of a true shape: images per second, and the share of the limit that prefill sets.
+"""Speed of captioning at the size of a published model, with random weights: images per second and share of the limit.
 
     python benchmarks/bench_captioning_shapes.py [llava-1.5-7b | small] [batch]
 
-llava-1.5-7b (14 GB in bf16) where there is a GPU, else small. The limit is the operations of the vision tower and the
-prompt, as torch counts them, at the rate of a large matrix product in the same format (bf16; float32 where bf16 is
-emulated) measured in the same run; decoding comes on top. Random weights write nonsense, so slots are filled, and free
-text runs to the template's limit of tokens. Target on an H200: at least 50 % of the limit with slots.
+The default is llava-1.5-7b (14 GB in bf16) on a GPU, else small. The limit is the time for the operations of the vision
+tower and the prompt, as torch counts them, at the rate of a large matrix product in the same format (bf16; float32
+where bf16 is emulated), measured in the same run; decoding is not part of it. Random weights generate nonsense: slots
+are filled as always, and free text runs to the template's token limit. Target on an H200: at least 50 % of the limit
+with slots.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ TURNS = 3
 
 
 def random_llava(shape: str, dtype: torch.dtype) -> Llava:
-    """Return a LLaVA-1.5 of that shape with random weights, with the tiny model's tokenizer."""
+    """Return a LLaVA-1.5 of that shape with random weights and the tiny model's tokenizer."""
     vision, text = SHAPES[shape]
     processor = AutoProcessor.from_pretrained(TINY_FOLDER, local_files_only=True)
     tokenizer = processor.tokenizer
@@ -108,14 +109,14 @@ def random_llava(shape: str, dtype: torch.dtype) -> Llava:
 
 
 def operations(engine: Engine, images: list[Image.Image]) -> float:
-    """Return the operations of vision tower and prompt, an image."""
+    """Return the operations of vision tower and prompt per image."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         engine.llava.model.model(input_ids=engine.prompt_1L.expand(len(images), -1), pixel_values=engine.pixels(images))
     return counter.get_total_flops() / len(images)
 
 
 def rate(engine: Engine, images: list[Image.Image]) -> float:
-    """Return images a second, the best of several batches after one that warms up."""
+    """Return images per second: the best of several batches, after one that warms up."""
     best = 0.0
     for turn in range(TURNS + 1):
         wait()
@@ -139,7 +140,7 @@ def main(shape: str, batch: int) -> None:
     limit = peak / need
     print(
         f"{device_name()}: {dtype} matrix product {peak / 1e12:.2f} TFLOP/s; {shape}, batches of {batch}, "
-        f"{slots.prompt_1L.shape[1]} positions, {need / 1e12:.3f} TFLOP an image: limit {limit:.1f} images/s"
+        f"{slots.prompt_1L.shape[1]} positions, {need / 1e12:.3f} TFLOP per image: limit {limit:.1f} images/s"
     )
     for name, engine in engines.items():
         found = rate(engine, framed)

@@ -1,9 +1,9 @@
-"""How processor time grows when the input becomes four times as large: audit, caption store, sampler, loop search.
+"""Growth of processor time when the input becomes four times as large: audit, caption store, sampler, loop search.
 
     python benchmarks/bench_growth.py [turns]
 
-Each case runs at a quarter and at the full size in turns; the least processor time of each size counts. Linear growth
-is a ratio of 4; the target leaves room for caches and a busy machine.
+Each case runs in turns at a quarter of the size and at the full size; the least processor time per size counts. Linear
+growth is a ratio of 4; the target leaves room for caches and a busy machine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import pyarrow as pa
 from captioning.attributes.parse import parse_caption
 from captioning.audit.stage import AuditConfig, audit
 from captioning.captioner import Captioner
-from captioning.prompts.replies import is_looping
+from captioning.prompts.replies import Reply, is_looping
 from captioning.prompts.templates import compose
-from captioning.store.store import CaptionStore
+from captioning.store.rows import CaptionRow
+from captioning.store.store import CaptionStore, Snapshot
 from data.artifacts.store import ArtifactStore
 from data.files import write_table
 from data.schemas import CAPTIONS
@@ -36,7 +37,7 @@ Job = Callable[[], object]
 
 
 def audit_job(images: int, folder: Path) -> Job:
-    """Audit the captions of `images` images, 22 for each identity, as on Market-1501."""
+    """Audit the captions of `images` images, 22 per identity, as on Market-1501."""
     generator = random.Random(5)
     texts = [compose({slot: generator.choice((*VOCABULARY[slot], None)) for slot in SLOTS}) for _ in range(500)]
     parsed = {text: {f"attr_{slot}": value for slot, value in parse_caption(text).items()} for text in texts}
@@ -73,20 +74,26 @@ def shards_job(shards: int, folder: Path) -> Job:
     """Read a caption store of `shards` shards."""
     who = Captioner(fingerprint="f" * 32, model_id="m", model_revision="main", ingredients={})
     store = CaptionStore(folder, who)
-    row = {"raw_text": "A man.", "status": "ok", "error": None, "n_tokens": 3, "truncated": False, "batch_size": 2}
+    reply = Reply(text="A man.", n_tokens=3, truncated=False, batch_size=2)
     for number in range(shards):
-        store.append([{"image_sha256": f"{number:064x}", **row}])
-    return store.read
+        store.append([CaptionRow.of(f"{number:064x}", reply)])
+
+    def job() -> object:
+        snapshot = Snapshot(store)
+        snapshot.refresh()
+        return snapshot.table()
+
+    return job
 
 
 def sampler_job(identities: int, _: Path) -> Job:
-    """Draw ten epochs of 31 images for each identity, as on MSMT17."""
+    """Draw ten epochs of 31 images per identity, as on MSMT17."""
     sampler = IdentitySampler(np.repeat(np.arange(identities), 31), identities=16, images=4, seed=0)
     return lambda: [sampler.epoch(epoch) for epoch in range(10)]
 
 
 def loops_job(words: int, _: Path) -> Job:
-    """Search long replies for loops; each is new, for what was searched before is remembered."""
+    """Search long replies for loops. Each reply is new, because the result for an old one is cached."""
     turns = iter(range(1_000_000))
 
     def job() -> object:

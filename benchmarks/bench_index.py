@@ -1,9 +1,9 @@
-"""How long indexing takes: a first run, an unchanged one at the size of Market-1501, and manifests of growing length.
+"""Time of indexing: a first and an unchanged run at the size of Market-1501, and manifests of growing length.
 
     python benchmarks/bench_index.py [--images 32668] [--rows 50000 100000 200000]
 
-Small JPEG files are written into a temporary folder. Each manifest is measured in a process of its own, for its peak
-memory. Targets: the unchanged run stays below 1.5 s, 200,000 rows below 1 GB, and time grows as the rows do.
+Small JPEG files are written to a temporary folder. Each manifest is measured in a separate process, because of its peak
+memory. Targets: the unchanged run stays below 1.5 s, 200,000 rows below 1 GB, and time grows linearly with the rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PER_IDENTITY = 16
 
 
 def main() -> None:
-    """Print one line a measurement."""
+    """Print one line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=32_668, help="images of the Market-1501 tree")
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 100_000, 200_000], help="rows of the manifests")
@@ -48,7 +48,7 @@ def main() -> None:
 def bench_tree(folder: Path, images: int) -> None:
     """Measure a first run and unchanged runs on a Market-1501 tree."""
     write_tree(folder / "set", images)
-    time.sleep(0.2)  # files younger than a clock tick are not remembered
+    time.sleep(0.2)  # digests of files younger than a clock tick are not kept
     store = ArtifactStore(folder / "store")
     config = DatasetConfig(reader="market1501", root=str(folder / "set"))
     report(f"tree, {images:,} images, first run", *timed(lambda: index(store, config=config)))
@@ -58,7 +58,7 @@ def bench_tree(folder: Path, images: int) -> None:
 
 
 def bench_manifest(folder: Path, rows: int) -> None:
-    """Measure a manifest of `rows` rows, each a file, in a new process."""
+    """Measure a manifest of `rows` rows, one file per row, in a new process."""
     write_manifest(folder, rows)
     time.sleep(0.2)
     process = multiprocessing.get_context("spawn").Process(target=_measure_manifest, args=(folder, rows))
@@ -78,14 +78,14 @@ def _measure_manifest(folder: Path, rows: int) -> None:
 
 
 def timed(work: Callable[[], T]) -> tuple[float, float, T]:
-    """Return the seconds that `work` took, those of them a processor worked for it, and its result."""
+    """Return wall seconds, CPU seconds and the result of one call."""
     start, start_cpu = time.perf_counter(), time.process_time()
     result = work()
     return time.perf_counter() - start, time.process_time() - start_cpu, result
 
 
 def report(what: str, seconds: float, cpu: float, outcome: IndexOutcome, more: str = "") -> None:
-    """Print one measurement. On a busy machine the processor's seconds say more than the clock's."""
+    """Print one measurement. On a busy machine CPU seconds say more than wall seconds."""
     rate = outcome.n_images / seconds
     print(f"{what}: {seconds:.2f} s ({cpu:.2f} s of CPU), {rate:,.0f} images/s, {outcome.n_read:,} files read{more}")
 
@@ -108,7 +108,7 @@ def write_tree(folder: Path, count: int) -> None:
         (folder / name).mkdir(parents=True)
     for number, (split, pid, camid) in enumerate(labels(count)):
         name = f"{pid:04d}_c{camid}s1_{number:06d}_01.jpg"
-        # The trailing number makes the bytes of each file its own; decoders ignore what follows the image.
+        # The trailing number makes the bytes of each file unique; decoders ignore what follows the image.
         (folder / folders[split] / name).write_bytes(contents[number % 256] + number.to_bytes(4, "big"))
 
 

@@ -1,9 +1,9 @@
-"""Augmented training images a second a core, from the decoded cache.
+"""Augmented training images per second and core, from the decoded cache.
 
     python benchmarks/bench_loader.py [height width]
 
-Writes a temporary cache of random pixels, then draws P x K batches, reads them from the memory map, augments and
-normalises them, all on one thread. Target: at least 1,500 images of 256 x 128 a second.
+It writes a temporary cache of random pixels, draws P x K batches, reads them from the memory map, augments and
+normalizes them, all on one thread. Target: at least 1,500 images of 256 x 128 per second.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main(height: int, width: int) -> None:
             best_cpu = min(best_cpu, time.process_time() - cpu)
     images = len(sampler) * sampler.batch_size
     print(
-        f"{height} x {width}: {images / best_cpu:,.0f} augmented images a CPU second "
-        f"({images / best_wall:,.0f} a wall second, one augmenting thread, one reading ahead)"
+        f"{height} x {width}: {images / best_cpu:,.0f} augmented images per CPU second "
+        f"({images / best_wall:,.0f} per wall second, one augmenting thread, one reading ahead)"
     )
 
 

@@ -1,12 +1,11 @@
-"""Ranking beside the bare matrix product, at the sizes of Market-1501 and MSMT17, on random 512-d features.
+"""Ranking compared with the bare matrix product, at the sizes of Market-1501 and MSMT17, on random 512-d features.
 
     python benchmarks/bench_ranking.py [market1501] [msmt17] [--peer FOLDER]
 
-Prints, for each size, the best wall and CPU seconds of the product alone (blocks of rows into one buffer, and whole
-where that fits) and of `evaluate_ranking` with everything it does, taken in turns in one run, their ratio, and the
-peak memory of the process. Target: at most 1.25, and under 2 GB at the second size. FOLDER is a checkout of
-github.com/Syliz517/CLIP-ReID, whose evaluation then takes its turn at the first size (the second does not fit in
-memory).
+It prints per size the best wall and CPU seconds of the product alone (blocks of rows into one buffer, and whole where
+that fits) and of `evaluate_ranking`, measured in turns, their ratio, and the peak memory of the process. Targets: a
+ratio of at most 1.25, and under 2 GB at the second size. FOLDER is a checkout of github.com/Syliz517/CLIP-ReID, whose
+evaluation is then measured too at the first size (the second does not fit in memory).
 """
 
 from __future__ import annotations
@@ -108,9 +107,9 @@ def bench(name: str, peer: Path | None) -> None:
 
 
 def main() -> None:
-    """Run each size in a process of its own, so that memory is its own too."""
+    """Run each size in a separate process, so that its memory is measured separately."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=f"of {', '.join(SIZES)}; all by default")
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=f"one of {', '.join(SIZES)}; default: all")
     parser.add_argument("--peer", type=Path, help="checkout of github.com/Syliz517/CLIP-ReID")
     arguments = parser.parse_args()
     if len(arguments.sizes) == 1:

@@ -1,11 +1,11 @@
-"""One CLIP-SCGI training step at ViT-B/16 size on the CPU, against the bare image encoder.
+"""One CLIP-SCGI training step at ViT-B/16 size on the CPU, compared with the bare image encoder.
 
     python benchmarks/bench_train_step.py [--images 16] [--turns 3]
 
-Random weights and data, 256 x 128 pixels, forward, backward and Adam, float32 unless the name says bf16. They take
-their steps in turns; the least processor time of each counts. Targets, at 16 images: CLIP-SCGI at most 1.10 x the bare
-encoder in float32, and at most 0.65 x in bf16 on processors with bf16 instructions. Elsewhere bf16 is emulated and many
-times slower, so it is measured only on request (--bf16).
+A step is forward, backward and Adam on random weights and data of 256 x 128 pixels, in float32 unless the name says
+bf16. The steps run in turns; the least processor time of each counts. Targets, at 16 images: CLIP-SCGI at most 1.10 x
+the bare encoder in float32, and at most 0.65 x in bf16 on processors with bf16 instructions. On other processors bf16
+is emulated and many times slower, so it is measured only on request (--bf16).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def bare_step(count: int) -> Callable[[], None]:
 
 
 def scgi_step(count: int) -> Callable[[bool], None]:
-    """Return the step of CLIP-SCGI, in bf16 if asked."""
+    """Return the step of CLIP-SCGI; its argument selects bf16."""
     config = TrainConfig(backbone=BACKBONE)
     task = build_task(config, identities=IDENTITIES).train()
     optimizer = build_optimizer(task, config.schedule)
@@ -90,9 +90,12 @@ def main(images: int, turns: int, bf16: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=8, help="images per step; the targets are for 16")
-    parser.add_argument("--turns", type=int, default=3, help="measured steps of each")
+    parser.add_argument("--turns", type=int, default=3, help="measured steps per method")
     parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, default=has_bf16(), help="default: if the processor has it"
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        default=has_bf16(),
+        help="default: where the processor can",
     )
     arguments = parser.parse_args()
     main(arguments.images, arguments.turns, arguments.bf16)

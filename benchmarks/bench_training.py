@@ -1,14 +1,14 @@
-"""Whole training, loader included, at ViT-B/16 size: images per second, and the share of the device's own matrix rate.
+"""Whole training, loader included, at ViT-B/16 size: images per second, and the share of the device's matrix rate.
 
     python benchmarks/bench_training.py [--steps N] [--peer FOLDER]
 
-Runs the trainer itself on the GPU if there is one, else on the CPU, in bf16 (float32 where bf16 is emulated), over a
-decoded cache of random pixels on disk, and takes the second of two epochs. The matrix rate is that of a large product
-in the same format measured in the same run; the operations of a step are those torch counts. Target on an H200: at
-least 40 % of the matrix rate.
+It runs the trainer on the GPU if there is one, else on the CPU, in bf16 (float32 where bf16 is emulated), on a decoded
+cache of random pixels, and measures the second of two epochs. The matrix rate is that of a large product in the same
+format, measured in the same run; the operations of a step are counted by torch. Target on an H200: at least 40 % of the
+matrix rate.
 
-FOLDER is a checkout of github.com/Syliz517/CLIP-ReID, whose own second stage then trains on as many images, over JPEG
-files as it does (benchmarks/clip_reid_loop.py). Target on an H200: ours is 3 x as fast.
+FOLDER is a checkout of github.com/Syliz517/CLIP-ReID, whose second stage is then trained on as many JPEG files
+(benchmarks/clip_reid_loop.py). Target on an H200: ours is 3 x as fast.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from reid.tasks.build import build_task
 from reid.training.trainer import fit
 
 IDENTITIES, IMAGES = (16 if ON_GPU else 4), 4
-"""Of a batch, and the former of the data too: an epoch takes as many steps as each of them has groups of images."""
+"""Of a batch. The dataset has as many identities, so an epoch takes one step per group of IMAGES images of each."""
 STEPS = 200 if ON_GPU else 4
 PLAN: dict[str, Any] = {
     "backbone": {"name": "vit_b16", "weights": "random", "height": 256, "width": 128},
@@ -58,7 +58,7 @@ def random_people(folder: Path, config: BackboneConfig, steps: int) -> TrainingS
 
 
 def operations(config: TrainConfig, data: TrainingSet) -> float:
-    """Return the operations of one step, forward and backward, an image."""
+    """Return the operations of one step, forward and backward, per image."""
     task = build_task(config, identities=IDENTITIES).to(DEVICE).train()
     batches = TrainingBatches(data, config, task.preprocess, device=torch.device(DEVICE))
     (batch,) = next(batches.groups(0, 0))
@@ -67,7 +67,7 @@ def operations(config: TrainConfig, data: TrainingSet) -> float:
     return counter.get_total_flops() / len(batch.labels_B)
 
 
-def images_a_second(config: TrainConfig, data: TrainingSet, folder: Path) -> float:
+def images_per_second(config: TrainConfig, data: TrainingSet, folder: Path) -> float:
     """Train two epochs and return the speed of the second."""
     fit(build_task(config, identities=IDENTITIES), data, config, folder=folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -77,7 +77,7 @@ def images_a_second(config: TrainConfig, data: TrainingSet, folder: Path) -> flo
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=STEPS, help="of an epoch")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps per epoch")
     parser.add_argument("--peer", type=Path, help="a checkout of Syliz517/CLIP-ReID")
     given = parser.parse_args()
     bf16, speeds = has_bf16(), {}
@@ -89,15 +89,15 @@ def main() -> None:
             folder = Path(name)
             whole = random_people(folder, config.backbone, given.steps)
             need = operations(config, whole)
-            speed = speeds[method] = images_a_second(config, whole, folder / "run")
+            speed = speeds[method] = images_per_second(config, whole, folder / "run")
         print(
-            f"{method:14s} {speed:8.1f} images/s   {need / 1e9:5.1f} GFLOP an image   "
+            f"{method:14s} {speed:8.1f} images/s   {need / 1e9:5.1f} GFLOP per image   "
             f"{speed * need / rate:5.0%} of the matrix rate" + ("   (target >= 40 % on an H200)" if ON_GPU else "")
         )
     if given.peer:
-        from clip_reid_loop import WORKERS, peer_images_a_second
+        from clip_reid_loop import WORKERS, peer_images_per_second
 
-        peer = peer_images_a_second(given.peer, identities=IDENTITIES, images=IMAGES, steps=given.steps)
+        peer = peer_images_per_second(given.peer, identities=IDENTITIES, images=IMAGES, steps=given.steps)
         print(
             f"public CLIP-ReID, second stage, {WORKERS} loader processes, {'fp16' if ON_GPU else 'float32'}: "
             f"{peer:.1f} images/s; ours {speeds['clip_reid'] / peer:.2f} x   (target >= 3 on an H200)"

@@ -1,8 +1,8 @@
-"""The second stage of the public CLIP-ReID (github.com/Syliz517/CLIP-ReID) as it trains, timed by itself.
+"""Speed of the second stage of the public CLIP-ReID (github.com/Syliz517/CLIP-ReID), as its own log gives it.
 
-Its loop, model, losses, optimizer, sampler, loader and augmentation run as they are, with its published settings, over
-JPEG files that are written for it. Random weights of ViT-B/16 stand in for its download of CLIP. Its loop knows only
-CUDA and half precision; where there is no GPU, what it sends there stays where it is, in float32.
+Its loop, model, losses, optimizer, sampler, loader and augmentation run unchanged, with its published settings, on JPEG
+files that are written for it. Random weights of ViT-B/16 replace its download of CLIP. Its loop supports only CUDA and
+half precision; without a GPU, tensors that it moves to CUDA stay on the CPU, in float32.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from data.synthetic.world import training_sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests run the same code
 
-from tools.parity_peer import peer_code
+from tools.parity_peer.__main__ import peer_code
 from tools.parity_peer.settings import settings
 from tools.parity_peer.world import Case
 
 WORKERS = min(8, os.cpu_count() or 1)
-"""Its published number, where there are as many cores."""
+"""Its published number, or the number of cores if that is smaller."""
 _EPOCHS = 2
 
 
-def peer_images_a_second(folder: Path, *, identities: int, images: int, steps: int) -> float:
-    """Train two epochs of `steps` batches of `identities` x `images`; return the speed of the second, as it logs it.
+def peer_images_per_second(folder: Path, *, identities: int, images: int, steps: int) -> float:
+    """Train two epochs of `steps` batches of `identities` x `images`; return the logged speed of the second.
 
     folder: a checkout of the public code.
     """
@@ -85,7 +85,7 @@ def peer_images_a_second(folder: Path, *, identities: int, images: int, steps: i
 
 
 def _write_market(root: Path, identities: int, images: int) -> None:
-    """Write a tree of Market-1501's names, a few drawn people under many of them."""
+    """Write a tree with Market-1501's names, whose files repeat a few drawn people."""
     people = []
     for i in range(16):
         stream = io.BytesIO()
@@ -113,7 +113,7 @@ def _model(config: Any, classes: int, cameras: int, views: int) -> nn.Module:
 
 @contextmanager
 def _no_other_device() -> Iterator[None]:
-    """Let what is sent to CUDA stay where it is, unless there is a GPU."""
+    """Make moves to CUDA do nothing, unless there is a GPU."""
     if ON_GPU:
         yield
         return
@@ -132,7 +132,7 @@ def _no_other_device() -> Iterator[None]:
 
 @contextmanager
 def _logged() -> Iterator[list[str]]:
-    """Collect what its loop says."""
+    """Collect the lines that its loop logs."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

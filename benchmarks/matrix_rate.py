@@ -1,4 +1,4 @@
-"""How fast this device multiplies large matrices: what the other benchmarks take shares of."""
+"""Rate of large matrix products on this device, the reference of the other benchmarks."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def matrix_rate(dtype: torch.dtype = torch.bfloat16, *, side: int = 8192 if ON_G
 
 
 def has_bf16() -> bool:
-    """Return True if bf16 is no slower than float32 here; a processor without its instructions emulates it.
+    """Return True if bf16 is about as fast as float32 here.
 
-    Where it is emulated a benchmark in bf16 takes many times as long and says nothing.
+    A processor without bf16 instructions emulates them: a benchmark takes many times as long and measures nothing.
     """
     rates = {dtype: matrix_rate(dtype, side=512, turns=5) for dtype in (torch.float32, torch.bfloat16)}
     return rates[torch.bfloat16] >= 0.8 * rates[torch.float32]
 
 
 def wait() -> None:
-    """Wait for the device: a GPU only queues its work."""
+    """Wait until the device is idle: a GPU only queues its work."""
     if ON_GPU:
         torch.cuda.synchronize(DEVICE)
 
 
 def device_name() -> str:
-    """Return what people call this device."""
+    """Return the name of this device, for people."""
     return torch.cuda.get_device_name(DEVICE) if ON_GPU else f"CPU, {torch.get_num_threads()} threads"

@@ -1,8 +1,8 @@
-"""What bf16 training costs in mAP: a recipe trained in float32 and in bf16 over seeds, with paired differences.
+"""Cost of bf16 training in mAP: a recipe trained in float32 and in bf16 over seeds, with paired differences.
 
     python benchmarks/precision_cost.py --home FOLDER [--recipe demo] [--seeds 0 1 2] [--set KEY=VALUE ...]
 
-Not part of `make bench`: six trainings of the demo take half an hour on two idle cores. A run that was stopped goes on.
+Not part of `make bench`: six trainings of the demo take half an hour on two idle cores. A stopped run continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEADER = "| mode | float32 | bf16 | bf16 - float32, paired, with its 95 % t inte
 
 
 def main() -> None:
-    """Run what is missing, then print a table: mAP in percent, mean ± standard deviation over the seeds."""
+    """Run the missing trainings and print a table: mAP in percent, mean ± standard deviation over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, required=True, help="artifact root")
     parser.add_argument("--recipe", default="demo")
@@ -50,14 +50,14 @@ def scores(options: argparse.Namespace, seed: int, precision: str) -> dict[str, 
 
 
 def line(mode: str, float32: Sequence[float], bf16: Sequence[float]) -> str:
-    """Return one line of the table; the two lists are of the same seeds, in order."""
+    """Return one line of the table. The two lists belong to the same seeds, in order."""
     paired = seed_mean([low - full for low, full in zip(bf16, float32, strict=True)])
     low, high = paired.interval or (math.nan, math.nan)
     interval = f"{paired.mean:+.2f} ({low:+.2f} to {high:+.2f})"
-    return f"| {mode} | {told(seed_mean(float32))} | {told(seed_mean(bf16))} | {interval} |\n"
+    return f"| {mode} | {described(seed_mean(float32))} | {described(seed_mean(bf16))} | {interval} |\n"
 
 
-def told(values: SeedMean) -> str:
+def described(values: SeedMean) -> str:
     """Return mean and deviation, and the value of each seed."""
     each = ", ".join(f"{value:.1f}" for value in values.values)
     return f"{values.mean:.1f} ± {values.deviation:.1f} ({each})"
