@@ -1,4 +1,4 @@
-"""The artefact store, under damage, kills and company."""
+"""The artifact store, under damage, kills and company."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_makes_exactly_this_artefact_again(store, name):
+def test_damage_makes_exactly_this_artifact_again(store, name):
     first = make(store).ref
     other = store.make("train", INGREDIENTS, produce).ref
     file, damage = DAMAGES[name]
@@ -141,7 +141,7 @@ def test_damage_makes_exactly_this_artefact_again(store, name):
     assert nothing_left(store)
 
 
-def test_an_artefact_replaced_by_a_file_or_gone(store):
+def test_an_artifact_replaced_by_a_file_or_gone(store):
     folder = make(store).ref.folder
     for spoil in (lambda: folder.write_text("x"), lambda: None):
         artifacts.shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
@@ -151,7 +151,7 @@ def test_an_artefact_replaced_by_a_file_or_gone(store):
         assert make(store).cached
 
 
-def test_files_added_beside_an_artefact_are_no_damage(store):
+def test_files_added_beside_an_artifact_are_no_damage(store):
     folder = make(store).ref.folder
     (folder / ".DS_Store").write_bytes(b"x")
     assert make(store).cached
@@ -198,7 +198,7 @@ def test_a_full_disk_is_named_with_its_remedy(store):
     assert not make(store).cached
 
 
-def test_a_failing_remake_keeps_the_damaged_artefact(store):
+def test_a_failing_remake_keeps_the_damaged_artifact(store):
     """What a person may still want to rescue is not deleted before there is something better."""
     folder = make(store).ref.folder
     (folder / "rows.txt").unlink()
@@ -213,7 +213,7 @@ def test_a_stage_that_writes_nothing_is_an_error(store):
     assert store.find("caption", FINGERPRINT) is None
 
 
-def test_an_incomplete_artefact_can_be_read_and_is_never_found(store):
+def test_an_incomplete_artifact_can_be_read_and_is_never_found(store):
     seen = []
     made = make(store, complete=lambda folder: seen.append((folder / "rows.txt").read_text()) or False)
     assert not made.cached
@@ -285,8 +285,8 @@ def test_of_many_threads_one_makes(store):
     assert (len(made), sum(not result.cached for result in results)) == (1, 1)
 
 
-def test_other_artefacts_do_not_wait(store):
-    """The lock is one artefact's: while captioning holds its own, a training can be made."""
+def test_other_artifacts_do_not_wait(store):
+    """The lock is one artifact's: while captioning holds its own, a training can be made."""
 
     def nested(folder):
         produce(folder)
@@ -338,7 +338,7 @@ def _make_many(root, start):
         store.make("caption", {"number": number}, produce)
 
 
-def test_kills_at_any_moment_leave_no_half_artefact(store):
+def test_kills_at_any_moment_leave_no_half_artifact(store):
     for round_ in range(8):
         run_and_kill(_make_many, store.root, 100 * round_, after=0.03 + 0.02 * round_)
     folders = [path for path in (store.root / "stages" / "caption").iterdir() if not path.name.startswith(".")]
@@ -348,7 +348,7 @@ def test_kills_at_any_moment_leave_no_half_artefact(store):
     assert all(store.find("caption", made.ref.fingerprint) == made.ref for made in _make_some)
 
 
-def test_readers_meet_an_artefact_that_is_being_replaced(store):
+def test_readers_meet_an_artifact_that_is_being_replaced(store):
     """While one thread damages and remakes it, others see it intact or absent, and never an exception."""
     make(store)
     stop, errors, intact = threading.Event(), [], []

@@ -226,7 +226,7 @@ def test_a_stage_that_writes_nothing_names_itself_and_the_folder(store):
         make(store, lambda folder: (folder / "empty").mkdir())
 
 
-def test_what_is_told_of_the_artifacts_of_a_stage(store):
+def test_sidecars_of_a_stage(store):
     assert store.sidecars("caption") == []
     whole = make(store, contents=lambda _: {"texts": "t"}).ref
     partial = make(store, ingredients={"version": 2}, complete=lambda _: False).ref

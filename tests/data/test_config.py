@@ -98,7 +98,7 @@ def test_identity_is_the_same_in_every_process():
     assert {process.communicate()[0] for process in processes} == {"{'colors': ['blue', 'green', 'pink', 'red']}\n"}
 
 
-def test_build_config_tells_every_problem_with_its_key():
+def test_build_config_lists_every_problem_with_its_key():
     values = {"inner": {"size": 0, "sise": 1}, "rate": float("nan"), "threads": "many"}
     with pytest.raises(ConfigError) as error:
         build_config(Outer, values, "recipe demo")

@@ -1,4 +1,4 @@
-"""Devices: one validated setting, one resolver, and every stage on exactly the device that it names."""
+"""Devices: one validated setting, one resolver, and every stage on exactly the named device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ODD = ["mps", "", "auto ", "cpu\n", 0]
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Return a function that makes torch believe in some number of GPUs."""
+    """Return a function that makes torch report some number of GPUs."""
 
     def believe(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
@@ -145,7 +145,7 @@ def test_without_a_gpu_auto_is_the_cpu_everywhere(gpus):
 
 @pytest.mark.parametrize(("device", "wanted"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:2", "cuda:2")])
 def test_training_is_on_exactly_the_device_named(gpus, device, wanted):
-    make_accelerator(TrainConfig(device="cpu"))  # what trained before in this process does not count
+    make_accelerator(TrainConfig(device="cpu"))  # independent of earlier training in this process
     gpus(3)
     assert make_accelerator(TrainConfig(device=device)).device == torch.device(wanted)
     assert make_accelerator(TrainConfig(device="cpu")).device == torch.device("cpu")

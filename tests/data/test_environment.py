@@ -1,4 +1,4 @@
-"""Nothing that libraries read from the environment or from a default config file changes a result."""
+"""Environment variables and default config files of libraries change no result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ACCELERATE = {
     "ACCELERATE_USE_CPU": "true",
     "FSDP_OFFLOAD_PARAMS": "true",
 }
-# As a job scheduler or a container leaves them. The other process does not exist, and nothing listens at the address.
+# As set by a job scheduler or a container. The other process does not exist, and nothing listens at the address.
 LAUNCHER = {
     "WORLD_SIZE": "2",
     "RANK": "1",
@@ -79,7 +79,7 @@ fsdp_config: {fsdp_offload_params: true}
 
 
 def clean():
-    """This process's environment without any variable of the kinds above."""
+    """Return this process's environment without any variable of the kinds above."""
     foreign = ("PREFECT_", "TORCH_", "NVIDIA_")
     kept = {name: value for name, value in own_environment().items() if not name.startswith(foreign)}
     return kept | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -87,7 +87,7 @@ def clean():
 
 @pytest.fixture
 def hostile(tmp_path):
-    """An environment with all of them, and with a config file that accelerate takes for the user's."""
+    """Return an environment with all of them, and with a config file that accelerate takes for the user's."""
     home = tmp_path / "huggingface"
     (home / "accelerate").mkdir(parents=True)
     (home / "accelerate" / "default_config.yaml").write_text(DEFAULT_CONFIG)
@@ -114,7 +114,7 @@ def test_a_training_is_the_same_to_the_bit(tmp_path, hostile):
     assert child("train", tmp_path / "hostile", hostile) == expected
 
 
-def test_flows_and_tasks_are_told_everything_that_prefect_would_look_up(tmp_path, hostile):
+def test_flows_and_tasks_set_everything_that_prefect_would_look_up(tmp_path, hostile):
     expected = child("prefect", tmp_path, clean())
     assert set(expected) >= {"caption-and-train", "index", "caption", "caption-worker", "train", "evaluate", "report"}
     assert child("prefect", tmp_path, hostile) == expected
@@ -131,7 +131,7 @@ SMALL = [
 
 
 def pipeline(home, environment):
-    """Run the small demo up to its evaluation; return what each stage said: ran or cached."""
+    """Run the small demo up to its evaluation; return stage -> ran or cached."""
     settings = [word for setting in SMALL for word in ("--set", setting)]
     command = [
         sys.executable,

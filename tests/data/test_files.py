@@ -1,4 +1,4 @@
-"""Files written whole or not at all, also under kills; paths that stay in their root."""
+"""Atomic writes, also when the process is killed; paths that stay in their root."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_inside_a_root(tmp_path):
         assert error.value.reason == "missing"
 
 
-def test_problems_are_told_together():
+def test_problems_are_raised_together():
     raise_problems("x", [])
     with pytest.raises(ConfigError, match=r"^x: one$"):
         raise_problems("x", ["one"])

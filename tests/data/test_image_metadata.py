@@ -1,4 +1,4 @@
-"""Metadata never decides whether an image is used, only which way up it is shown."""
+"""Metadata never decides whether an image is used, only its orientation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def segment(marker, body):
 
 
 def with_exif(kind, block):
-    """Put an EXIF block of any bytes into a file."""
+    """Return a file with an EXIF block of any bytes."""
     if kind == "TIFF":
         return encoded("TIFF", exif=b"Exif\0\0" + block)
     plain = PLAIN[kind]
@@ -61,7 +61,7 @@ def with_exif(kind, block):
 
 
 def exif(entries, order="<", first=8, next_ifd=0, tail=b""):
-    """An EXIF block of raw entries (tag, type, count, four bytes)."""
+    """Return an EXIF block of raw entries (tag, type, count, four bytes)."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", first)
     body = struct.pack(order + "H", len(entries))
     body += b"".join(struct.pack(order + "HHI", *entry[:3]) + entry[3] for entry in entries)
@@ -69,14 +69,14 @@ def exif(entries, order="<", first=8, next_ifd=0, tail=b""):
 
 
 def cases():
-    """One odd EXIF block for each tag, type and count, and blocks whose directories go wrong."""
+    """Yield a malformed EXIF block per tag, type and count, and blocks with malformed directories."""
     rng = random.Random(0)
     for tag in TAGS:
         for kind in SIZES:
             pattern, order, count = rng.choice(PATTERNS), rng.choice("<>"), rng.choice(COUNTS)
             value = pattern[:4] if rng.random() < 0.5 else struct.pack(order + "I", rng.choice((0, 8, 26, 60, 1 << 31)))
             yield exif([(tag, kind, count, value)], order, next_ifd=rng.choice((0, 8, 1 << 31)), tail=pattern)
-    for pointer in (0x8769, 0x8825, 0xA005, 0x014A):  # directories that lead to themselves, or nowhere
+    for pointer in (0x8769, 0x8825, 0xA005, 0x014A):  # directories that refer to themselves, or to nothing
         for place in (0, 8, 10, 7, 1 << 30):
             yield exif([(pointer, 4, 1, struct.pack("<I", place))] * 3, next_ifd=8)
     yield from (exif([], first=place) for place in (0, 4, 7, 9999, 0xFFFFFFFF))
@@ -103,7 +103,7 @@ def test_any_exif_as_pillow_writes_it_leaves_the_pixels_as_they_are():
             block[tag], block[0x0112] = value, 6
             try:
                 picture().save(stream, "JPEG", exif=block, quality=95)
-            except Exception:  # what Pillow cannot write is not a file to read
+            except Exception:  # Pillow cannot write this combination
                 continue
             assert open_rgb(stream.getvalue()).size == (24, 16), (tag, value)
             count += 1
@@ -123,7 +123,7 @@ ORIENTED = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_an_orientation_is_followed_whatever_its_type(kind, order, orientation):
+def test_an_orientation_of_any_type_is_applied(kind, order, orientation):
     for code, count, form, size in ORIENTED:
         value = struct.pack(order + form, orientation) + b"\0" * (4 - size)
         odd = (0x011A, 2, 4, b"text")
@@ -202,7 +202,7 @@ def test_the_orientation_of_an_xmp_packet_is_read_as_xml_has_it(xmp, orientation
 @pytest.mark.parametrize("big", [True, False])
 @pytest.mark.parametrize("cut", [1, 2, 50, 200, 800])
 def test_a_tiff_file_without_its_last_pixels_is_truncated(cut, big):
-    """What reads the metadata must put nothing in their place."""
+    """Removing the metadata must not replace missing pixels."""
     whole = encoded("TIFF", compression="raw", big_tiff=big)
     assert np.array_equal(np.asarray(open_rgb(whole)), np.asarray(picture()))
     with pytest.raises(RejectedRow) as caught:
@@ -306,7 +306,7 @@ def test_files_without_metadata_are_decoded_as_they_are():
     + [(Image.DecompressionBombWarning("?"), "too_large")],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["open", "load"])
-def test_whatever_a_decoder_raises_is_a_reason(monkeypatch, error, reason, where):
+def test_any_exception_of_a_decoder_is_a_reason(monkeypatch, error, reason, where):
     def fail(*_, **__):
         raise error
 

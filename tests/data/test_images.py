@@ -1,4 +1,4 @@
-"""Decoding of whatever people call an image."""
+"""Decoding of image files of every kind, damaged ones included."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_float_tiff_in_fractions_is_scaled():
 
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees
+    exif[0x0112] = 6  # the camera was rotated by 90 degrees
     left_black = Image.fromarray(np.tile(np.repeat(np.array([0, 255], np.uint8), 32), (32, 1))).convert("RGB")
     upright = np.asarray(open_rgb(encoded(left_black, "JPEG", exif=exif, quality=95)))
     assert upright.shape == (64, 32, 3)
@@ -96,7 +96,7 @@ def test_tiny_images_are_images(size):
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG whose header claims this size."""
+    """Return a PNG whose header claims this size."""
     small = encoded(Image.new("1", (1, 1)), "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
     return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
@@ -186,7 +186,7 @@ def test_flipped_bytes_never_raise_anything_else():
                 assert error.reason in {"truncated", "not_an_image", "too_large"}  # noqa: PT017
 
 
-def test_later_stages_decode_whatever_number_of_pixels_the_index_let_in(tmp_path, monkeypatch):
+def test_later_stages_decode_any_number_of_pixels_that_the_index_accepted(tmp_path, monkeypatch):
     content = encoded(Image.new("1", (20, 10)), "PNG")
     (tmp_path / "a.png").write_bytes(content)
     limits = []

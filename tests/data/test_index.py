@@ -1,4 +1,4 @@
-"""The index stage: what it writes, what makes it run again, and folders that are wrong or change under it."""
+"""The index stage: its files, what makes it run again, unusable folders, and folders that change during a run."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_dataset_json(store, root):
         "counts": {
             "train": {"images": 4, "identities": 2, "cameras": 4},
             "query": {"images": 2, "identities": 2, "cameras": 2},
-            "gallery": {"images": 4, "identities": 2, "cameras": 2},  # the distractor 0 is nobody
+            "gallery": {"images": 4, "identities": 2, "cameras": 2},  # the distractor 0 is not counted
         },
         "junk_left_out": len(MARKET_JUNK),
         "rejected": 1,
@@ -111,7 +111,7 @@ def test_identity_zero_is_a_person_where_one_counts_from_zero(store, tmp_path):
 
 
 def bomb(width, height):
-    """Return a small PNG that says it is huge."""
+    """Return a small PNG whose header claims a huge size."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -157,7 +157,7 @@ def test_max_pixels(store, root):
     (root / "query/0001_c1s1_001051_95.jpg").write_bytes(picture(1, size=(9, 16)))
     outcome = index(store, config=config_of(root, max_pixels=8 * 16))
     assert rejected_of(outcome) == {"query/0001_c1s1_001051_95.jpg": "too_large"}
-    assert index(store, config=config_of(root)).n_rejected == 0  # the remembered check was of another limit
+    assert index(store, config=config_of(root)).n_rejected == 0  # the remembered decoding was for another limit
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_limits_of_the_shape_that_reject_nothing_change_no_fingerprint(store, ro
     assert (again.made.cached, again.n_decoded, again.made.ref) == (True, 0, first.made.ref)
 
 
-def test_a_transparent_image_is_a_row_and_one_of_one_color_is_told(store, root):
+def test_a_transparent_image_is_rejected_and_one_of_one_color_gets_a_notice(store, root):
     Image.new("RGBA", (20, 40), (200, 0, 0, 0)).save(root / "query/0001_c1s1_001051_95.png")
     Image.new("RGB", (20, 40), (200, 0, 0)).save(root / "query/0001_c1s1_001051_96.jpg")
     Image.new("RGB", (20, 40), (0, 0, 0)).save(root / "query/0001_c1s1_001051_97.png")
@@ -207,9 +207,9 @@ def test_a_transparent_image_is_a_row_and_one_of_one_color_is_told(store, root):
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("error", [TypeError, AttributeError, struct.error, RecursionError, MemoryError, SyntaxError])
-def test_whatever_one_file_does_to_the_decoder_the_index_goes_on(store, root, monkeypatch, error, workers):
+def test_the_index_continues_after_any_error_of_the_decoder(store, root, monkeypatch, error, workers):
     bad = (root / TARGET).read_bytes()
-    for number in range(60):  # more than one thread takes at a time
+    for number in range(60):  # more than one chunk
         put(root, f"bounding_box_train/0007_c6s4_002202_{number + 10}.jpg", first_seed=number + 100)
     settle()
     real = images_module.without_metadata
@@ -225,7 +225,7 @@ def test_whatever_one_file_does_to_the_decoder_the_index_goes_on(store, root, mo
     assert outcome.n_images == 69
     monkeypatch.undo()
     again = index(store, config=config_of(root))
-    # A verdict on the file is kept; that there was no memory is none.
+    # A reason in the file itself is remembered; running out of memory is not.
     assert (again.n_rejected, again.n_read) == ((0, 1) if error is MemoryError else (1, 0))
 
 
@@ -257,7 +257,7 @@ def test_a_file_that_may_not_be_read_is_a_row(store, root, monkeypatch):
     monkeypatch.setattr("data.images.decode.os.open", guarded)
     assert rejected_of(index(store, config=config_of(root))) == {"query/0001_c1s1_001051_00.jpg": "unreadable"}
     monkeypatch.undo()
-    assert index(store, config=config_of(root)).n_rejected == 0  # nothing wrong was remembered of it
+    assert index(store, config=config_of(root)).n_rejected == 0  # its failure was not remembered
 
 
 # The same data, the same index
@@ -285,7 +285,7 @@ def test_reread_reads_everything_and_decodes_nothing(store, root):
 
 
 def test_reread_finds_what_size_and_times_hide(store, root):
-    """As after bit rot: the remembered digest is of bytes that are no longer there."""
+    """As after bit rot: the remembered digest is that of other bytes."""
     index(store, config=config_of(root))
     path = root / "query/0001_c1s1_001051_00.jpg"
     with sqlite3.connect(store.memo.path) as memo:
@@ -305,7 +305,7 @@ def test_touched_files_are_read_but_change_nothing(store, root):
     assert (again.n_read, again.n_decoded, again.made) == (1, 0, first.made.__class__(ref=first.made.ref, cached=True))
 
 
-def test_a_copy_elsewhere_is_the_same_data_set(store, root, tmp_path):
+def test_a_copy_elsewhere_is_the_same_dataset(store, root, tmp_path):
     first = index(store, config=config_of(root))
     shutil.copytree(root, tmp_path / "elsewhere" / "Market")
     moved = index(store, config=config_of(tmp_path / "elsewhere"))
@@ -389,7 +389,7 @@ def test_every_change_changes_the_hash(store, root, change):
 
 
 def test_the_hash_is_the_documented_one(tmp_path):
-    """Worked by hand, so that a change of the format cannot pass unseen: it would run every stage again."""
+    """Computed by hand, so that a change of the format, which would rerun every stage, is noticed."""
     pixel = bytes.fromhex("47494638396101000100800000ff0000000000 2c000000000100010000 0202440100 3b".replace(" ", ""))
     rows = [("q.gif", "query", 2, 1), ("g.gif", "gallery", 2, 2), ("t.gif", "train", 1, 1)]
     for number, (path, *_) in enumerate(rows):
@@ -419,11 +419,11 @@ def test_one_new_image_costs_one_read(store, root):
     assert (outcome.n_images, outcome.n_read, outcome.n_decoded) == (11, 1, 1)
 
 
-# The artefact and the memory
+# The artifact and the digest memo
 
 
 @pytest.mark.parametrize("name", ["images.parquet", "rejected.parquet", "dataset.json", "artifact.json"])
-def test_a_damaged_artefact_is_made_again_without_reading_images(store, root, name):
+def test_a_damaged_artifact_is_made_again_without_reading_images(store, root, name):
     first = index(store, config=config_of(root))
     path = first.made.ref.folder / name
     path.write_bytes(path.read_bytes()[:-7])
@@ -446,7 +446,7 @@ def test_the_memory_of_digests_can_be_lost(store, root, damage):
 
 
 def test_files_of_the_last_tick_are_read_again(store, tmp_path, monkeypatch):
-    """A file written a moment ago may be written again without a change of its times: its digest is not kept."""
+    """A file written a moment ago may change again without a change of its times, so its digest is not remembered."""
     root = market(tmp_path / "fresh")
     monkeypatch.setattr(time, "time_ns", lambda: 0)  # long before the files' own times
     assert index(store, config=config_of(root)).n_read == 10
@@ -474,13 +474,13 @@ def test_progress_reaches_the_end(store, root):
     assert [call[:2] for call in calls] == [(3, 10), (6, 10), (9, 10), (10, 10)]
 
 
-def test_survey_writes_no_artefact(store, root):
+def test_survey_writes_no_artifact(store, root):
     found = survey(store, config=config_of(root))
     assert len(found.records) == 10
     assert not (store.root / "stages").exists()
 
 
-# Data sets that cannot be used
+# Unusable datasets
 
 
 def refusal(store, config):
@@ -575,7 +575,7 @@ def test_what_can_be_evaluated_is_decided_where_evaluation_is_configured(store, 
 
 
 def manifest_of(root, rows):
-    """Write images of the given bytes (a seed each) and labels: (path, seed, split, pid, camid)."""
+    """Write images with labels and a manifest; rows: (path, seed of its bytes, split, pid, camid)."""
     root.mkdir(exist_ok=True)
     for path, seed, *_ in rows:
         (root / path).write_bytes(picture(seed))
@@ -611,7 +611,7 @@ def test_identity_zero_is_checked_like_any_other_unless_only_the_gallery_has_it(
     assert {split: counts[split]["identities"] for split in counts} == expected
 
 
-def test_equal_bytes_in_query_and_gallery_are_told_with_their_number(store, tmp_path):
+def test_equal_bytes_in_query_and_gallery_get_a_notice_with_their_number(store, tmp_path):
     rows = [*ZERO_ONCE, ("d.jpg", 2, "gallery", 6, 2), ("e.jpg", 2, "gallery", 6, 3), ("f.jpg", 9, "query", 6, 1)]
     (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).notices
     assert notice.startswith(
@@ -620,7 +620,7 @@ def test_equal_bytes_in_query_and_gallery_are_told_with_their_number(store, tmp_
 
 
 @pytest.mark.parametrize(("seed", "place"), [(1, "a.jpg (train)"), (2, "b.jpg (query)"), (3, "c.jpg (gallery)")])
-def test_a_distractor_that_is_a_known_person_is_told(store, tmp_path, seed, place):
+def test_a_distractor_that_is_a_known_person_gets_a_notice(store, tmp_path, seed, place):
     rows = [*ZERO_ONCE, ("d.jpg", seed, "gallery", 0, 2)]
     (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).notices
     assert notice.startswith("1 distractor(s) are, byte for byte, an image of a known person, such as d.jpg (gallery)")
@@ -638,7 +638,7 @@ def test_equal_bytes_of_distractors_and_junk_are_fine(store, tmp_path):
     assert index(store, config=config.model_copy(update={"keep_junk": True})).notices == ()
 
 
-def test_all_problems_are_told_at_once(store, root):
+def test_all_problems_are_raised_together(store, root):
     shutil.rmtree(root / "query")
     put(root, "bounding_box_train/0003_c1s1_000451_03.jpg", first_seed=50)
     text = refusal(store, config_of(root))
@@ -647,7 +647,7 @@ def test_all_problems_are_told_at_once(store, root):
     assert "1 identities are both" in text
 
 
-def test_a_deleted_data_set_is_a_clear_failure_and_old_artefacts_stay(store, root):
+def test_a_deleted_dataset_is_a_clear_failure_and_old_artifacts_stay(store, root):
     outcome = index(store, config=config_of(root))
     shutil.rmtree(root)
     with pytest.raises(DataError, match="does not exist"):
@@ -660,7 +660,7 @@ def test_a_deleted_data_set_is_a_clear_failure_and_old_artefacts_stay(store, roo
 
 @pytest.fixture
 def meddle(monkeypatch, root):
-    """Return a function that has `action(call)` done each time a file has been read, before it is looked at again."""
+    """Return a function that runs `action(call)` each time a file has been read, before its stamp is taken again."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
     real, calls = os.stat, []
 
@@ -680,7 +680,7 @@ TARGET = "query/0001_c1s1_001051_00.jpg"
 
 
 def test_a_file_that_changes_once_is_read_again(store, root, meddle):
-    # Call 22 is the one after the sixth file was read: ten stamps for all files, then two for each file.
+    # Call 22 comes after the sixth file was read: one stamp for each of ten files, then two per file.
     def append(call):
         if call in (16, 22, 27):
             for path in root.glob("query/*_00.jpg"):
@@ -734,7 +734,7 @@ def test_a_manifest_rewritten_meanwhile_is_read_again(store, tmp_path, meddle):
 
 
 def test_paths_of_a_manifest_are_checked_at_once(store, tmp_path):
-    """A hundred thousand rows must not cost a hundred thousand walks up to the root: folders are resolved once."""
+    """A hundred thousand rows must not resolve their folders a hundred thousand times."""
     from data.readers import base
 
     root = tmp_path / "set"

@@ -1,4 +1,4 @@
-"""The rules of an index alone, on records written by hand: which images they name, and every word that they say."""
+"""The rules of an index alone, on hand-written records: the images that they name, and the exact messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WHOLE = [("a", "train", 5), ("b", "query", 6), ("c", "gallery", 6)]
 
 
 def checked(*more, rows=WHOLE, config=CONFIG, rejected=(), flat=(), **changes) -> list[str]:
-    """The notices for `rows` and `more`, each (path, split, pid) and, where it is not the path, the digest."""
+    """Return the notices for `rows` and `more`: (path, split, pid) and, if it is not the path, the digest."""
     rows = [*rows, *more]
     records = [record(*row[:3]) for row in rows]
     facts = [fact(row[3] if len(row) > 3 else row[0], flat=row[0] in flat) for row in rows]
@@ -69,7 +69,7 @@ def test_the_limits_of_size_and_aspect_are_inclusive(width, height, expected):
     assert unusable(CONFIG, fact(width=width, height=height)) == expected
 
 
-def test_a_limit_that_is_no_integer_is_told_as_it_is_set():
+def test_a_fractional_limit_is_shown_as_set():
     config = CONFIG.model_copy(update={"min_side": 3, "max_aspect": 2.5})
     assert unusable(config, fact(width=4, height=10)) is None
     reason, detail = unusable(config, fact(width=4, height=11))
@@ -83,7 +83,7 @@ def test_what_the_decoder_found_comes_first():
     )
 
 
-def test_a_whole_index_has_nothing_to_tell():
+def test_a_complete_index_has_no_notices():
     assert checked() == []
 
 
@@ -140,8 +140,8 @@ def test_identity_zero_on_both_sides_is_explained():
     )
 
 
-def test_equal_bytes_of_two_people_are_refused_or_told():
-    # d is a copy of a, e and f of b, g of c; h is the same person's, i a distractor's.
+def test_equal_bytes_of_two_people_are_refused_or_get_a_notice():
+    # d is a copy of a, e and f of b, g of c; h shows the same person as a.
     more = [("d", "train", 3, "a"), ("e", "query", 7, "b"), ("f", "gallery", 7, "b"), ("g", "gallery", 8, "c")]
     more += [("h", "train", 5, "a")]
     told = (
@@ -171,12 +171,12 @@ def test_equal_bytes_of_a_distractor_and_a_person():
     ]
 
 
-def test_copies_within_one_split_and_of_junk_are_not_told():
+def test_copies_within_one_split_and_of_junk_get_no_notice():
     more = [("d", "train", 5, "a"), ("e", "gallery", 6, "c"), ("f", "gallery", -1, "b")]
     assert checked(*more) == []
 
 
-def test_images_of_one_color_are_told():
+def test_images_of_one_color_get_a_notice():
     assert checked(flat=("b", "c")) == [
         "2 image(s) are of one color and show no one, such as b. They are used all the same"
     ]

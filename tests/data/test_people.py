@@ -1,4 +1,4 @@
-"""Who counts as a person, and that every stage asks the same function."""
+"""The rule for who is a person, and that every stage uses the same function."""
 
 from __future__ import annotations
 

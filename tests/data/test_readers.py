@@ -1,4 +1,4 @@
-"""Readers against trees with the true names, list files and quirks of the public data sets."""
+"""Readers on trees with the real names, list files and quirks of the public datasets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_market_labels_are_those_of_the_names(tmp_path):
     assert found.root == tmp_path / "Market-1501-v15.09.15"
 
 
-def test_market_is_sorted_by_split_and_path_whatever_the_disk_says(tmp_path):
+def test_market_is_sorted_by_split_and_path_in_any_order_of_the_disk(tmp_path):
     put(tmp_path / "a", *MARKET)
     put(tmp_path / "b", *reversed(MARKET))
     first, second = scan("market1501", tmp_path / "a"), scan("market1501", tmp_path / "b")
@@ -115,7 +115,7 @@ def test_two_datasets_in_the_parent_are_not_guessed_between(tmp_path):
         scan("market1501", tmp_path)
 
 
-def test_an_absent_split_folder_is_told(tmp_path):
+def test_a_missing_split_folder_gets_a_notice(tmp_path):
     market(tmp_path)
     shutil.rmtree(tmp_path / "query")
     assert "there is no folder query in market1501" in scan("market1501", tmp_path).notices
@@ -144,7 +144,7 @@ def test_an_absent_split_folder_is_told(tmp_path):
     ],
 )
 def test_counts_are_the_published_ones(reader, options, published, tmp_path, monkeypatch):
-    """A folder listing of the full size and true names gives no notice; one image less gives exactly one."""
+    """A listing of the full size with real names gives no notice; with one image less, it gives exactly one."""
     name = {"market1501": "c1s1_000000", "cuhk03_np": "c1"}.get(reader, "c1_f000")
     folders = dict(zip(("train", "query", "gallery"), MARKET_FOLDERS, strict=True))
     if reader == "veri776":
@@ -190,7 +190,7 @@ def test_a_part_of_a_set_gets_one_mild_notice_and_a_small_set_of_ones_own_none(i
     assert all("do not compare with published ones" in notice for notice in (text.lower() for text in found))
 
 
-# The other people data sets
+# The other person datasets
 
 
 def test_dukemtmc_and_occluded_duke_with_their_notice(tmp_path):
@@ -270,7 +270,7 @@ def test_msmt17_identities_of_the_halves_never_meet(tmp_path):
     found = scan("msmt17", msmt(tmp_path))
     train = {record.pid for record in found.records if record.split == "train"}
     assert not train & {record.pid for record in found.records if record.split != "train"}
-    assert min(record.pid for record in found.records) > 0  # 0 would read as a distractor
+    assert min(record.pid for record in found.records) > 0  # 0 would be a distractor
 
 
 def test_msmt17_lists_are_not_trusted(tmp_path):
@@ -304,14 +304,14 @@ def test_msmt17_with_both_editions_or_none_asks(tmp_path):
         scan("msmt17", tmp_path / "none")
 
 
-def test_msmt17_absent_list_is_told(tmp_path):
+def test_msmt17_missing_list_gets_a_notice(tmp_path):
     root = msmt(tmp_path)
     (root / "list_val.txt").unlink()
     assert "there is no list_val.txt in msmt17" in scan("msmt17", root).notices
 
 
 def test_msmt17_counts_are_the_published_ones(tmp_path, monkeypatch):
-    """1,041 + 3,060 people; list_train and list_val together hold 32,621 images."""
+    """1,041 + 3,060 people; list_train and list_val together have 32,621 images."""
     monkeypatch.setattr("data.readers.list_files.PathGate.admit", lambda gate, path: path)
     (tmp_path / "train").mkdir()
     sizes = {"train": (1041, 30248), "val": (1041, 2373), "query": (3060, 11659), "gallery": (3060, 82161)}
@@ -635,7 +635,7 @@ def test_manifest_no_row_is_lost(tmp_path_factory, rows):
     )
     try:
         frame.to_parquet(file)
-    except UnicodeEncodeError:  # a lone surrogate cannot be in a Parquet file
+    except UnicodeEncodeError:  # Parquet cannot store a lone surrogate
         return
     found = scan("manifest", file)
     assert len(found.records) + len(found.rejected) + found.n_junk == len(rows)
@@ -675,7 +675,7 @@ def test_config_identity_leaves_out_where_and_how_fast():
     assert here.identity() != DatasetConfig(reader="manifest", root="/a", keep_junk=True).identity()
 
 
-# Names and links that a folder can hold
+# Unusual names and links
 
 
 @pytest.mark.parametrize(
@@ -691,8 +691,8 @@ def test_config_identity_leaves_out_where_and_how_fast():
     ],
 )
 @pytest.mark.parametrize("reader", ["market1501", "manifest"])
-def test_what_is_not_a_file_of_the_data_set_is_a_row_at_once(tmp_path, monkeypatch, make, reason, reader):
-    """Later stages follow no link out of the root, so the index must not either: captioning would come to nothing."""
+def test_entries_that_are_not_files_of_the_dataset_are_rejected(tmp_path, monkeypatch, make, reason, reader):
+    """Later stages do not follow links out of the root, so the index must not accept them."""
     root, path = market(tmp_path / "set"), "bounding_box_train/0002_c1s1_000451_99.jpg"
     (tmp_path / "elsewhere.jpg").write_bytes(b"x")
     monkeypatch.chdir(root / "bounding_box_train")

@@ -1,4 +1,4 @@
-"""The procedural world: determinism, layout, truth and what makes it a fair test bed."""
+"""The synthetic world: determinism, layout, true attributes and difficulty."""
 
 import ast
 import hashlib
@@ -72,7 +72,7 @@ def test_a_larger_world_contains_the_smaller_one(world, tmp_path):
     del expected["attributes.parquet"]
     assert len(expected) == 5 * 6 + 3 + 2
     assert expected.items() <= grown.items()
-    # The test people are the same too; only their names follow the train people's.
+    # The test people are the same too; only their numbers follow those of the training people.
     queries = [{d for p, d in files.items() if p.startswith("query/")} for files in (small, grown)]
     assert len(queries[0]) == 4 * 3
     assert queries[0] == queries[1]
@@ -208,13 +208,13 @@ def test_shades_of_two_names_never_meet():
 @pytest.mark.parametrize("slot", ["upper_color", "lower_color"])
 def test_colors_are_separable_before_the_camera(slot):
     rng = np.random.default_rng(0)
-    centres = {name: np.mean([shade(rng, name) for _ in range(200)], axis=0) for name in COLORS}
+    centers = {name: np.mean([shade(rng, name) for _ in range(200)], axis=0) for name in COLORS}
     right = total = 0
     for number in range(44):
         name = COLORS[number % len(COLORS)]
         shown = _show({**PLAIN, slot: name}, heading=60.0 * number, seed=number)
         drawn = np.array(shown.colors[slot.removesuffix("_color")])
-        nearest = min(centres, key=lambda key: np.linalg.norm(0.9 * centres[key] - drawn))
+        nearest = min(centers, key=lambda key: np.linalg.norm(0.9 * centers[key] - drawn))
         right, total = right + (nearest == name), total + 1
     assert right / total > 0.95
 
@@ -243,7 +243,7 @@ def test_views_follow_the_heading():
 
 
 def test_shoes_outside_the_box_are_not_visible():
-    """Every tenth person of the most difficult shots stands so close that the box may end above the shoes."""
+    """In the most difficult shots, every tenth person is so close that the box may end above the shoes."""
     person = make_person(PLAIN, np.random.default_rng(0), 0.0)
     shots = [render(person, _camera(), np.random.default_rng(seed), difficulty=1.0, heading=0) for seed in range(14)]
     assert any(shot.visible["upper_color"] and not shot.visible["shoes"] for shot in shots)
@@ -260,7 +260,7 @@ def test_men_wear_no_skirts():
 
 
 def test_imports_stay_light():
-    """Drawing needs neither torch nor prefect nor matplotlib, and never the global generator."""
+    """Drawing needs neither torch nor prefect nor matplotlib, and does not use the global random generator."""
     paths = sorted((REPO / "data" / "synthetic").glob("*.py"))
     assert len(paths) > 5
     for path in paths:

@@ -1,4 +1,4 @@
-"""Model files read without a framework: what a file really is, what it stores, what in it is not finite."""
+"""Checks of model files without a framework: file type, stored tensors, non-finite values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def refusal(call, *arguments) -> str:
     return message
 
 
-# What a file really is
+# File types
 
 
 @pytest.mark.parametrize("kind", DISGUISES)
@@ -224,7 +224,7 @@ def test_one_bad_value_is_found_wherever_it_is(tmp_path, position):
     assert nonfinite(read_tensors(tmp_path / WEIGHTS)) == ["bad"]
 
 
-# Words
+# Messages
 
 
 def test_differences_name_a_few_and_count_all():
