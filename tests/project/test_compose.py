@@ -1,6 +1,6 @@
-"""docker-compose.yml, Dockerfile and .dockerignore: valid against the compose schema, and what they promise.
+"""docker-compose.yml, Dockerfile and .dockerignore: valid by the compose schema, safe, and in step with each other.
 
-No Docker engine is needed. The schema is the compose specification's own, as the package check-jsonschema ships it.
+No Docker engine is needed. The schema of the compose specification comes with the package check-jsonschema.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def compose(text) -> dict:
 def schema() -> dict:
     found = importlib.util.find_spec("check_jsonschema")
     if found is None or found.origin is None:
-        pytest.fail("the development extra is not installed whole: check-jsonschema, which ships the compose schema")
+        pytest.fail("check-jsonschema, which has the compose schema, is not installed: pip install 'clip-scgi[dev]'")
     path = Path(found.origin).parent / "builtin_schemas/vendor/compose-spec.json"
     return json.loads(path.read_text())
 
@@ -51,27 +51,27 @@ def _environment(service: dict) -> dict:
     return service.get("environment", {})
 
 
-def test_it_follows_the_compose_specification(compose, schema):
+def test_the_file_follows_the_compose_specification(compose, schema):
     problems = [f"{'/'.join(map(str, e.path))}: {e.message}" for e in _errors(compose, schema)]
     assert problems == []
 
 
 @pytest.mark.parametrize("change", ["ports", "depends_on", "unknown"])
-def test_the_schema_would_notice_a_mistake(compose, schema, change):
+def test_the_schema_finds_mistakes(compose, schema, change):
     server = dict(compose["services"]["server"])
     server[change] = {"ports": {"a": 1}, "depends_on": {"redis": {"condition": "ready"}}, "unknown": 1}[change]
     wrong = compose | {"services": compose["services"] | {"server": server}}
     assert _errors(wrong, schema)
 
 
-def test_the_services_are_all_there(compose):
+def test_all_services_exist(compose):
     assert set(compose["services"]) == {"postgres", "redis", *OURS}
     assert compose["services"]["worker-gpu"]["profiles"] == ["gpu"]
     (device,) = compose["services"]["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
 
 
-def test_no_secret_has_a_default_and_none_is_written_down(text):
+def test_no_secret_has_a_default_or_a_value(text):
     for name in SECRETS:
         uses = re.findall(r"\$\{" + name + r"([^}]*)\}", text)
         assert uses
@@ -89,7 +89,7 @@ def test_ports_are_published_on_localhost_only(compose):
     assert [name for name, service in compose["services"].items() if service.get("ports")] == ["server"]
 
 
-def test_the_api_asks_for_a_password_and_every_client_has_it(compose):
+def test_the_api_needs_a_password_and_every_client_has_it(compose):
     services = compose["services"]
     for name in ("server", "services"):
         assert "PREFECT_SERVER_API_AUTH_STRING" in _environment(services[name])
@@ -98,7 +98,7 @@ def test_the_api_asks_for_a_password_and_every_client_has_it(compose):
         assert _environment(services[name])["PREFECT_API_URL"] == "http://server:4200/api"
 
 
-def test_they_start_in_order_once_those_before_are_healthy(compose):
+def test_services_start_in_order_once_their_dependencies_are_healthy(compose):
     services = compose["services"]
     wanted = {
         "server": {"postgres", "redis"},
@@ -128,8 +128,8 @@ def test_every_server_process_shares_postgres_and_redis(compose):
     assert _environment(compose["services"]["services"])[migrate] == "false"
 
 
-def test_the_settings_are_prefects_own(compose):
-    """A variable that Prefect does not know would do nothing, silently."""
+def test_all_settings_exist_in_prefect(compose):
+    """Prefect silently ignores a variable that it does not know."""
     from prefect.settings.legacy import _get_settings_fields
     from prefect.settings.models.root import Settings
 
@@ -140,7 +140,7 @@ def test_the_settings_are_prefects_own(compose):
                 assert name in known
 
 
-def test_one_volume_for_artefacts_and_data_sets_are_read_only(compose):
+def test_artifacts_have_one_volume_and_datasets_are_read_only(compose):
     for name in ("worker-cpu", "worker-gpu"):
         service = compose["services"][name]
         volumes = service["volumes"]
@@ -151,7 +151,7 @@ def test_one_volume_for_artefacts_and_data_sets_are_read_only(compose):
     assert set(compose["volumes"]) == {"artifacts", "postgres", "redis"}
 
 
-def test_images_are_pinned_and_nothing_gains_privileges(compose):
+def test_images_are_pinned_and_no_service_gains_privileges(compose):
     for name, service in compose["services"].items():
         tag = service["image"].partition(":")[2]
         assert re.search(r"\d+\.\d+", tag), f"{name}: {service['image']} is not pinned"
@@ -163,7 +163,7 @@ def test_images_are_pinned_and_nothing_gains_privileges(compose):
             assert re.search(r":\d+\.\d+\.\d+", line)
 
 
-def test_the_image_runs_as_a_plain_user_and_holds_only_the_packages():
+def test_the_image_runs_as_a_plain_user_and_contains_only_the_packages():
     lines = (REPO / "Dockerfile").read_text().splitlines()
     last_from = max(number for number, line in enumerate(lines) if line.startswith("FROM"))
     users = [line.split()[1] for line in lines[last_from:] if line.startswith("USER")]
@@ -184,7 +184,7 @@ def test_the_dockerfile_installs_from_the_lock():
 
 
 def test_docker_compose_accepts_it(tmp_path):
-    """Docker's own reading, where its compose plugin is installed; it needs no engine for this."""
+    """Docker's compose plugin reads the file, where it is installed; this needs no engine."""
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker's compose plugin is not installed")

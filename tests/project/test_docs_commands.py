@@ -46,7 +46,7 @@ def run(arguments: list[str], home) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """Small generated trees that stand where the README names folders of the reader's."""
+    """Write small generated datasets in place of the folders that the pages name."""
     root = tmp_path_factory.mktemp("people")
     world = WorldConfig(seed=3, train_identities=6, test_identities=4, cameras=2, images_per_camera=2)
     market = write_market1501(root / "Market-1501-v15.09.15", world)
@@ -85,7 +85,7 @@ def test_the_command_works(command, people, tmp_path):
         arguments += ["--train", "--set", "synthetic.train_identities=6", "--set", "synthetic.test_identities=4"]
     done = run(arguments, tmp_path)
     if arguments[0] in STAGES and arguments[1] in NEEDS_WEIGHTS:
-        # The weights are not here and no hub can be reached: one clear message, no traceback.
+        # The weights do not exist here and no hub can be reached: one clear message, no traceback.
         assert done.returncode == 1
         assert re.search(r"llava-1\.5-7b-hf|ViT-B-16", done.stderr)
         assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the syntax tree; and what a fully cached run must not load, seen from outside."""
+"""Import rules between packages, read from the syntax tree, and the libraries that a fully cached run must not load."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.imports import imports_of
 from tests.helpers.places import REPO
 
 PACKAGES = ("data", "captioning", "reid", "flows")
@@ -21,7 +22,7 @@ ALLOWED = {
     "reid": {"reid", "data"},
     "flows": set(PACKAGES),
 }
-# Library -> the one place that may import it: a package, or a single module.
+# Library -> the only place that may import it: a package, or a single module.
 OWNERS = {
     "prefect": "flows",
     "transformers": "captioning",
@@ -29,9 +30,9 @@ OWNERS = {
     "open_clip": "reid/models/backbone.py",
     "matplotlib": "flows/report/charts.py",
 }
-# Pickle runs code when it is read: weights are safetensors, tables are Parquet, the rest is JSON.
+# Reading a pickle runs code: weights are safetensors, tables are Parquet, the rest is JSON.
 BANNED = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-# Run by hand on a file of the user's; it may name pickle's error and read tensors, and no module may import it.
+# Users run it on their own files. It may name pickle's error and read tensors, and no module may import it.
 CONVERTER = "reid/convert.py"
 
 
@@ -43,29 +44,11 @@ def name_of(path: Path, root: Path = REPO) -> str:
     return path.relative_to(root).as_posix()
 
 
-def imports_of(path: Path, root: Path = REPO) -> set[str]:
-    """Return the dotted names that the file imports anywhere, also inside functions; relative ones made absolute."""
-    package = list(path.relative_to(root).parent.parts)
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            stem = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {f"{stem}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-                found.add(node.args[0].value)
-    return found
-
-
 def tops_of(path: Path, root: Path = REPO) -> set[str]:
     return {name.split(".")[0] for name in imports_of(path, root)}
 
 
-def test_there_is_something_to_check():
+def test_every_package_has_modules():
     assert {name_of(path).split("/")[0] for path in modules()} == set(PACKAGES)
 
 
@@ -90,7 +73,7 @@ def check_pickle(path: Path, root: Path = REPO) -> None:
     name = name_of(path, root)
     is_converter = name == CONVERTER
     assert not tops_of(path, root) & (BANNED - ({"pickle"} if is_converter else set()))
-    assert not [i for i in imports_of(path, root) if f"{i}.".startswith("reid.convert.")], "only people run it"
+    assert not [i for i in imports_of(path, root) if f"{i}.".startswith("reid.convert.")], "reid.convert is a command"
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         target = ast.unparse(call.func)
@@ -119,7 +102,7 @@ def test_nothing_unpickles(path):
 
 
 def test_the_rules_catch_what_they_should(tmp_path):
-    """The checker itself, on a module that breaks every rule."""
+    """Run the checks on a module that breaks every rule."""
     bad = tmp_path / "data" / "sub" / "bad.py"
     bad.parent.mkdir(parents=True)
     bad.write_text(
@@ -130,8 +113,11 @@ def test_the_rules_catch_what_they_should(tmp_path):
     )
     assert imports_of(bad, tmp_path) == {
         "torch.nn",
+        "data.readers",
         "data.readers.base",
+        "data.sub",
         "data.sub.sibling",
+        "prefect",
         "prefect.flow",
         "importlib",
         "reid.models.heads",
@@ -153,7 +139,7 @@ def test_the_rules_catch_what_they_should(tmp_path):
             check_pickle(path, tmp_path)
 
 
-# Loading one of these must load no engine: a fully cached run imports them all.
+# Importing one of these must load no engine: a fully cached run imports them all.
 LIGHT = ("config", "stage", "templates", "attributes", "store", "audit")
 HEAVY = ("torch", "transformers", "open_clip", "bitsandbytes", "accelerate", "torchvision", "prefect")
 
@@ -170,7 +156,7 @@ def light_modules() -> list[str]:
 
 
 def test_light_modules_load_no_engine():
-    """One process imports them one by one and says after which a heavy library was there."""
+    """Import them one by one in one process, and name the first module after which a heavy library is loaded."""
     code = (
         "import importlib, sys\n"
         f"heavy, seen = {HEAVY!r}, set()\n"

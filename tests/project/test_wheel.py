@@ -12,6 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.helpers.imports import imported_names
 from tests.helpers.places import REPO
 
 PACKAGES = ("data", "captioning", "reid", "flows")
@@ -59,16 +60,10 @@ def module_of(path: str) -> str:
 
 
 def mentioned(code: str) -> set[str]:
-    """Return the dotted names that the code imports anywhere, and its string constants."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
-    return found
+    """Return the dotted names that the code imports, and its string constants."""
+    tree = ast.parse(code)
+    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return imported_names(tree) | {value for value in constants if isinstance(value, str)}
 
 
 def reached(modules: Mapping[str, str], entries: Iterable[str]) -> dict[str, set[str]]:
