@@ -19,7 +19,7 @@ from reid.models.backbone import Backbone, context_of, tokenizer_of
 
 PREFIX: Final = "A photo of a"
 SUFFIX: Final = "person."
-PLAIN: Final = "A photo of a person"
+FIXED_PROMPT: Final = "A photo of a person"
 """The fixed prompt of fused inference (CLIP-SCGI), which uses no caption."""
 
 
@@ -71,7 +71,7 @@ def _embed(backbone: Backbone, ids: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def plain_prompt(backbone: Backbone, text: str = PLAIN) -> Tensor:
+def fixed_prompt(backbone: Backbone, text: str = FIXED_PROMPT) -> Tensor:
     """Return the encoded tokens [1, T, D] of a fixed text. They are constant because the text tower is frozen."""
     ids, _ = backbone.token_ids([text])
     return backbone.text_tokens(backbone.embed_ids(ids.to(backbone.clip.positional_embedding.device)))

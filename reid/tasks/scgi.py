@@ -17,7 +17,7 @@ from torch import Tensor
 from reid.config.train import TrainConfig
 from reid.models.backbone import Backbone, ImageFeatures
 from reid.models.heads import IdentityHead
-from reid.models.prompts import ComposedPrompt, plain_prompt
+from reid.models.prompts import ComposedPrompt, fixed_prompt
 from reid.models.scgi import CaptionGuidedInversion, ContextualFeatureFusion
 from reid.tasks.base import Batch, Encoder, Gather, Task, no_gather
 from reid.tasks.image import ImageHeads, gather_features, image_encoder
@@ -28,6 +28,7 @@ class ScgiTask(Task):
     """CLIP-SCGI: CGI and CFF, each optional, on one backbone."""
 
     plain_1TD: Tensor
+    """The encoded fixed prompt. The name is a key of model.safetensors, so it stays."""
 
     def __init__(
         self, backbone: Backbone, config: TrainConfig, *, identities: int, cameras: Sequence[int] = ()
@@ -46,7 +47,7 @@ class ScgiTask(Task):
             self.cff = ContextualFeatureFusion(width, depth=self.settings.fusion_depth)
             self.fused_head = IdentityHead(width, identities)
             self.weights |= {"id_fused": self.loss.id_weight, "tri_fused": self.loss.triplet_weight}
-        self.register_buffer("plain_1TD", plain_prompt(backbone))
+        self.register_buffer("plain_1TD", fixed_prompt(backbone))
 
     def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:
         """Return the terms id, tri, con and, with CFF, id_fused and tri_fused."""
@@ -91,11 +92,11 @@ class ScgiTask(Task):
         chosen_B = steps[1:].floor() > steps[:-1].floor()
         if not self.settings.cgi or not chosen_B.any():
             return self.cff(prompt_BTD, tokens_BLD)
-        plain, composed = chosen_B.nonzero().flatten(), (~chosen_B).nonzero().flatten()
-        parts = [self.cff(self.plain_1TD.expand(len(plain), -1, -1), tokens_BLD[plain])]
+        fixed, composed = chosen_B.nonzero().flatten(), (~chosen_B).nonzero().flatten()
+        parts = [self.cff(self.plain_1TD.expand(len(fixed), -1, -1), tokens_BLD[fixed])]
         if len(composed):
             parts.append(self.cff(prompt_BTD[composed], tokens_BLD[composed]))
-        return torch.cat(parts)[torch.cat([plain, composed]).argsort()]
+        return torch.cat(parts)[torch.cat([fixed, composed]).argsort()]
 
     def _contrast(self, image_GD: Tensor, text_GD: Tensor, labels_G: Tensor, items_G: Tensor) -> Tensor:
         keys_G = labels_G if self.settings.pairing == "identity" else items_G

@@ -9,7 +9,7 @@ import torch
 from reid.config.backbone import BackboneConfig
 from reid.config.train import LossConfig, ScgiConfig, TrainConfig
 from reid.models.backbone import build_backbone
-from reid.models.prompts import ComposedPrompt, plain_prompt
+from reid.models.prompts import ComposedPrompt, fixed_prompt
 from reid.models.scgi import Attention, CaptionGuidedInversion, ContextualFeatureFusion
 from reid.tasks.base import Batch
 from reid.tasks.scgi import ScgiTask
@@ -236,11 +236,11 @@ def test_composed_prompt_equals_the_77_token_result(backbone):
     torch.testing.assert_close(short, long[:, : short.shape[1]], rtol=1e-4, atol=1e-5)
 
 
-def test_plain_prompt_ends_in_clips_text_feature(backbone):
+def test_the_fixed_prompt_ends_in_clips_text_feature(backbone):
     ids, _ = backbone.token_ids(["A photo of a person"])
     with torch.no_grad():
         expected = backbone.clip.encode_text(torch.nn.functional.pad(ids, (0, 77 - ids.shape[1])))
-    torch.testing.assert_close(plain_prompt(backbone)[:, -1], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fixed_prompt(backbone)[:, -1], expected, rtol=1e-4, atol=1e-5)
 
 
 def _task(**scgi):
