@@ -178,7 +178,7 @@ def _gif(content: bytes) -> bytes:
     return b"".join([*kept, content[at:]])
 
 
-class _Entry(NamedTuple):
+class _TiffEntry(NamedTuple):
     tag: int
     kind: int
     length: int  # values
@@ -199,7 +199,7 @@ class _Tiff:
         self.start = 0
         self.entries = list(self._read()) if content[:2] in (b"II", b"MM") else []
 
-    def _read(self) -> Iterator[_Entry]:
+    def _read(self) -> Iterator[_TiffEntry]:
         offset, head, layout = ("Q", "Q", "HHQ8s") if self.big else ("I", "H", "HHI4s")
         start = self.number(offset, 8 if self.big else 4)
         count = self.number(head, start) if start is not None else None
@@ -211,7 +211,7 @@ class _Tiff:
         for at in range(first, min(first + min(count, _MOST_ENTRIES) * size, len(self._content) - size + 1), size):
             whole = self._content[at : at + size]
             tag, kind, length, value = struct.unpack(self.order + layout, whole)
-            yield _Entry(tag, kind, length, value, whole)
+            yield _TiffEntry(tag, kind, length, value, whole)
 
     def number(self, kind: str, at: int) -> int | None:
         """Return the integer of the struct format `kind` at offset `at`, or None beyond the end of the block."""
@@ -225,7 +225,7 @@ class _Tiff:
         values = [self._first_value(entry) for entry in self.entries if entry.tag == _ORIENTATION]
         return next((int(value) for value in reversed(values) if value is not None and value in range(1, 9)), None)
 
-    def _first_value(self, entry: _Entry) -> float | None:
+    def _first_value(self, entry: _TiffEntry) -> float | None:
         layout = self.order + _TIFF_TYPES.get(entry.kind, "")
         size = struct.calcsize(layout)
         if not size or not entry.length:

@@ -24,7 +24,7 @@ WITHDRAWN: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """A layout. folders: split -> folder. pattern: of file names, with groups pid and cam. example: a valid name."""
+    """Layout of a dataset. folders: split -> folder. pattern: of file names, with groups pid and cam. example: a name."""
 
     folders: dict[str, str]
     pattern: re.Pattern[str]
@@ -96,19 +96,18 @@ def market1501(root: Path, *, keep_junk: bool) -> Scan:
     published = dict(_MARKET1501.published)
     if keep_junk:
         published[GALLERY] = Counts(750, published[GALLERY].images + _MARKET1501_JUNK)
-    folder = locate(root, _FOLDERS.values(), _MARKET1501.sentence)
+    folder = _locate(root, _MARKET1501)
     return _read("market1501", folder, _MARKET1501, version, published=published, keep_junk=keep_junk)
 
 
 def dukemtmc_reid(root: Path) -> Scan:
     """Read DukeMTMC-reID, with the notice that it was withdrawn. Source: Zheng et al., ICCV 2017."""
-    return _read("dukemtmc_reid", locate(root, _FOLDERS.values(), _DUKE.sentence), _DUKE, "", notice=WITHDRAWN)
+    return _read("dukemtmc_reid", _locate(root, _DUKE), _DUKE, "", notice=WITHDRAWN)
 
 
 def occluded_duke(root: Path) -> Scan:
     """Read Occluded-Duke, with the notice that its photographs were withdrawn. Source: Miao et al., ICCV 2019."""
-    folder = locate(root, _FOLDERS.values(), _OCCLUDED_DUKE.sentence)
-    return _read("occluded_duke", folder, _OCCLUDED_DUKE, "", notice=WITHDRAWN)
+    return _read("occluded_duke", _locate(root, _OCCLUDED_DUKE), _OCCLUDED_DUKE, "", notice=WITHDRAWN)
 
 
 def cuhk03_np(root: Path, *, version: str) -> Scan:
@@ -124,7 +123,11 @@ def cuhk03_np(root: Path, *, version: str) -> Scan:
 
 def veri776(root: Path) -> Scan:
     """Read VeRi-776 (vehicles). Source: Liu et al., ECCV 2016."""
-    return _read("veri776", locate(root, _VERI_FOLDERS.values(), _VERI776.sentence), _VERI776, "")
+    return _read("veri776", _locate(root, _VERI776), _VERI776, "")
+
+
+def _locate(root: Path, layout: _Layout) -> Path:
+    return locate(root, layout.folders.values(), layout.sentence)
 
 
 def _read(

@@ -31,7 +31,7 @@ _MSMT17_TEST_BASE: Final = 10_001
 # Training identities and images, then test images per size of the test list, as documented in fast-reid.
 _VEHICLEID_TRAIN: Final = Counts(13164, 113346)
 _VEHICLEID_TEST: Final = {"800": 6493, "1600": 13377, "2400": 19777}
-_MOST_DIGITS: Final = 18  # of a number that certainly fits 64 bits
+_MOST_DIGITS: Final = 18  # any number of so many digits fits 64 bits
 
 
 class _Line(NamedTuple):
@@ -69,10 +69,10 @@ def msmt17(root: Path, *, version: str, include_val: bool) -> Scan:
 
 
 def _msmt17_edition(base: Path) -> str:
-    there = [edition for edition, names in _MSMT17_FOLDERS.items() if any((base / name).is_dir() for name in names)]
-    if len(there) == 1:
-        return there[0]
-    if there:
+    found = [edition for edition, names in _MSMT17_FOLDERS.items() if any((base / name).is_dir() for name in names)]
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise DataError(f"{base} contains both editions of MSMT17; set data.version=v1 or data.version=v2")
     raise DataError(
         f"{base} contains the lists of MSMT17 but not its images: put the folders train and test (v1) or mask_train_v2"

@@ -55,7 +55,7 @@ _STREAM_CAMERAS: Final = 64
 _STREAM_LOOKALIKES: Final = 2
 _MAX_CAMERAS: Final = 9
 _COARSE, _FINE, _SHOT = 1, 2, 3
-_FACTS: Final = ("pattern", "hat", "upper_rgb", "lower_rgb")
+_LOOK: Final = ("pattern", "hat", "upper_rgb", "lower_rgb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ class _Truth:
             "view": self.view,
             **{slot: attributes.get(slot) for slot in SLOTS},
             **{f"visible_{slot}": self.visible.get(slot, False) for slot in SLOTS},
-            **{fact: look.get(fact) for fact in _FACTS},
+            **{item: look.get(item) for item in _LOOK},
         }
 
 
@@ -339,6 +339,6 @@ def _write_table(path: Path, truths: Sequence[_Truth]) -> None:
         ("path", text), ("split", text), ("pid", number), ("camid", number), ("view", text),
         *((slot, text) for slot in SLOTS),
         *((f"visible_{slot}", flag) for slot in SLOTS),
-        *((fact, text) for fact in _FACTS),
+        *((item, text) for item in _LOOK),
     ])  # fmt: skip
     pq.write_table(pa.Table.from_pylist([truth.row() for truth in truths], schema=schema), path)
