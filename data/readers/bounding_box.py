@@ -24,7 +24,7 @@ WITHDRAWN: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """Layout of a dataset. folders: split -> folder. pattern: of file names, with groups pid and cam. example: a name."""
+    """Layout of a dataset. folders: split -> folder. pattern: of file names, with groups pid and cam. example: one."""
 
     folders: dict[str, str]
     pattern: re.Pattern[str]
