@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: one line at once, then an orderly end, and a hard end where that takes too long.
+"""Ctrl-C and SIGTERM: print a line at once, end in order, and exit hard if that takes too long.
 
-A thread of its own reads the signals, because Python's handlers wait while the main thread is inside C code, such as
-a training step. The main thread unwinds by KeyboardInterrupt; other threads by `check`, which progress callbacks call.
+A separate thread reads the signals, because Python's handlers wait while the main thread is inside C code, such as a
+training step. The main thread unwinds by KeyboardInterrupt, other threads by `check`, which progress callbacks call.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 STATUS: Final = 130
 """Exit status of a command that a signal has stopped."""
 GRACE_SECONDS: Final = 9.0
-"""How long an orderly end may take."""
+"""Time limit of an orderly end."""
 _CHILD_SECONDS: Final = 5.0
 _SAME_SECONDS: Final = 0.5  # `timeout` sends its signal twice, and so does Prefect
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_STOPPING: Final = "stopping; what is finished stays (Ctrl-C again: stop at once)"
-_ENDED: Final = "interrupted; run the same command again to go on where it stopped"
+_STOPPING: Final = "stopping; finished work is kept (press Ctrl-C again to stop at once)"
+_ENDED: Final = "interrupted; run the same command again to continue where it stopped"
 
 _stopping = threading.Event()
 _announcing = threading.Lock()
@@ -42,21 +42,21 @@ def stopping() -> bool:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if the command is being stopped; for threads, which no signal reaches."""
+    """Raise KeyboardInterrupt if the command is being stopped; for threads, which do not receive signals."""
     if _stopping.is_set():
         raise KeyboardInterrupt
 
 
 def stop_on_terminate() -> None:
-    """Let SIGTERM stop this child process at its next `check` instead of at once, so that it saves what it has."""
+    """Let SIGTERM stop this child process at its next `check` instead of at once, so that it saves its work."""
     signal.signal(signal.SIGTERM, lambda *_: _stopping.set())
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Run the block, the whole command, under this rule. After a signal the block's end is the end of the process.
+    """Handle signals during the block, which is the whole command. After a signal, the process ends with the block.
 
-    A signal that is ignored stays ignored (`nohup`). Outside the main thread nothing is changed.
+    A signal that is ignored stays ignored (`nohup`). Outside the main thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -82,13 +82,13 @@ def watched() -> Iterator[None]:
 
 
 def leave_to_asyncio() -> None:
-    """Let asyncio cancel its main task on Ctrl-C, which it does only where the handler is Python's own."""
+    """Let asyncio cancel its main task on Ctrl-C, which it does only with Python's default handler."""
     if threading.current_thread() is threading.main_thread() and isinstance(signal.getsignal(signal.SIGINT), _Raise):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Raise:
-    """A signal handler that raises KeyboardInterrupt in the main thread, once: its clean-up is not interrupted."""
+    """A signal handler that raises KeyboardInterrupt in the main thread, but only once: clean-up is not interrupted."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not _Raise.done:
@@ -100,7 +100,7 @@ class _Raise:
 
 
 def _listen(receiver: socket.socket) -> None:
-    """Answer the first signal with a line and a time limit, and a later Ctrl-C with the end. Returns on end of file."""
+    """Print a line and start the time limit on the first signal, and end on a later Ctrl-C. Return at end of file."""
     first: float | None = None
     while received := receiver.recv(64):
         if not set(received) & set(_SIGNALS):
@@ -112,12 +112,12 @@ def _listen(receiver: socket.socket) -> None:
             _announce()
             threading.Thread(target=_limit, name="interrupt-limit", daemon=True).start()
         elif signal.SIGINT in received and now - first > _SAME_SECONDS:
-            end("stopped at once; run the same command again to go on")
+            end("stopped at once; run the same command again to continue")
     receiver.close()
 
 
 def _announce() -> None:
-    """Say once, before anything else is said, that the command stops."""
+    """Print that the command stops, once and before any other message."""
     with _announcing:
         if not _announced.is_set():
             say(_STOPPING)
@@ -130,17 +130,17 @@ def _limit() -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Write one line to standard error, over a progress bar if one is there; a closed terminal is no error."""
-    # Not through sys.stderr: the main thread may hold its lock.
+    """Write one line to standard error, replacing a progress bar; ignore a closed terminal."""
+    # sys.stderr is avoided, because the main thread may hold its lock.
     clear = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
     with contextlib.suppress(OSError):
         os.write(2, f"{clear}clip-scgi: {text}\n".encode())
 
 
 def end(text: str, *, patience: float = 0.0) -> NoReturn:
-    """End every process started from here and then this one, whatever its threads are doing, and say `text`.
+    """End every child process and then this one, whatever its threads are doing, and print `text`.
 
-    patience: seconds that the processes have to end by themselves after SIGTERM.
+    patience: seconds that the children have to end after SIGTERM before they are killed; 0 kills them at once.
     """
     _end_children(patience)
     say(text)
@@ -148,18 +148,18 @@ def end(text: str, *, patience: float = 0.0) -> NoReturn:
 
 
 def _end_children(patience: float) -> None:
-    import psutil  # not above: a signal may arrive while it loads
+    import psutil  # imported late, because a signal may arrive while it loads
 
     try:
         children = psutil.Process().children(recursive=True)
     except psutil.Error:
         return
     if patience:
-        # A served run, for instance, reports to Prefect's server that it was stopped.
+        # For example, a served run reports to Prefect's server that it was stopped.
         for child in children:
             with contextlib.suppress(psutil.Error):
                 child.terminate()
-        # Python's own resource tracker ignores SIGTERM and ends after this process.
+        # Python's resource tracker ignores SIGTERM and ends after this process.
         waited = [child for child in children if not _is_tracker(child)]
         _, children = psutil.wait_procs(waited, timeout=patience)
     for child in children:

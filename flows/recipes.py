@@ -1,4 +1,4 @@
-"""Recipes: a run is a named function that returns one full config; the command line picks one and changes little."""
+"""Recipes: named functions that return the full config of a run."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ class ScaleConfig(Config):
 
 
 class Recipe(Config):
-    """Everything that decides a run of caption-and-train."""
+    """The full config of a run of caption-and-train."""
 
     name: str
-    """What people call this run; part of no cache key."""
+    """Name of the recipe; not part of any cache key."""
     data: DatasetConfig
-    """Which images."""
+    """The dataset and its folder."""
     synthetic: WorldConfig | None = None
-    """The synthetic people to draw where data.root is not given."""
+    """The synthetic people to draw if data.root is not set."""
     caption: CaptionConfig = CaptionConfig()
-    """How images become captions."""
+    """The captioner."""
     audit: AuditConfig = AuditConfig()
-    """When a caption is flagged."""
+    """The rules that flag a caption."""
     train: TrainConfig = TrainConfig()
     """The method, its backbone and its training."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """How the model is measured."""
+    """How the model is evaluated."""
     report: ReportConfig = ReportConfig()
-    """What the page shows."""
+    """Content of the report."""
     scale: Annotated[ScaleConfig, RUNTIME] = ScaleConfig()
-    """How many processes caption and train."""
+    """Number of processes that caption and train."""
 
 
 def tiny_training() -> TrainConfig:
-    """Return CLIP-SCGI on the tiny CLIP: rates a hundred times the published ones, for a model that small."""
+    """Return CLIP-SCGI on the tiny CLIP, at about a hundred times the published learning rates: the model is small."""
     return TrainConfig(
         schedule=ScheduleConfig(epochs=36, lr_clip=1e-3, lr_new=3e-3, warmup_epochs=4, milestones=(25, 32)),
         augment=AugmentConfig(pad=4, erase_probability=0.1),
@@ -72,9 +72,9 @@ def tiny_training() -> TrainConfig:
 
 
 def tiny_clip_reid() -> TrainConfig:
-    """Return CLIP-ReID on the tiny CLIP: its published loss weights, both stages at that model's scale."""
-    # A small data set gives few steps an epoch, so ten times the published rate. The tiny CLIP's features are longer
-    # than CLIP's, which the temperature makes up for.
+    """Return CLIP-ReID on the tiny CLIP: published loss weights, learning rates scaled to the model."""
+    # A small dataset has few steps per epoch, hence ten times the published rate. The tiny CLIP's features are longer
+    # than CLIP's, which the temperature compensates.
     prompts = PromptConfig(epochs=60, rate=3.5e-3, temperature=3.0)
     changes = {"method": "clip_reid", "loss": LossConfig(id_weight=0.25), "prompts": prompts}
     return tiny_training().model_copy(update=changes)
@@ -96,7 +96,7 @@ def demo() -> Recipe:
 
 
 def benchmark() -> Recipe:
-    """Harder synthetic people than the demo's, trained for less time: what `clip-scgi study` compares methods on."""
+    """Harder synthetic people than the demo's, trained for fewer epochs: the default of `clip-scgi study`."""
     training = tiny_training()
     schedule = training.schedule.model_copy(update={"epochs": 24, "warmup_epochs": 3, "milestones": (17, 22)})
     return Recipe(
@@ -110,7 +110,7 @@ def benchmark() -> Recipe:
 
 
 def pku_reid() -> Recipe:
-    """PKU-Reid in a folder of yours (set data.root), with the embedded models."""
+    """PKU-Reid with the embedded models (set data.root)."""
     return Recipe(name="pku_reid", data=DatasetConfig(name="pku_reid", reader="pku_reid"), train=tiny_training())
 
 
@@ -120,12 +120,12 @@ def market1501() -> Recipe:
 
 
 def msmt17() -> Recipe:
-    """MSMT17, whichever edition data.root holds, as published: captions by LLaVA-1.5-7B, CLIP-SCGI on ViT-B/16."""
+    """MSMT17, either edition, as published: captions by LLaVA-1.5-7B, CLIP-SCGI on ViT-B/16 (set data.root)."""
     return _published("msmt17")
 
 
 def manifest() -> Recipe:
-    """Images of your own, listed in a Parquet or CSV file in data.root, with the published models and settings."""
+    """Your own images, listed in a Parquet or CSV file in data.root, with the published models and settings."""
     return _published("manifest")
 
 
@@ -141,7 +141,7 @@ def _published(reader: Reader) -> Recipe:
 def _variant(
     base: Callable[[], Recipe], suffix: str, title: str, train: Callable[[], TrainConfig]
 ) -> Callable[[], Recipe]:
-    """Return the recipe `base` with another training, named after both."""
+    """Return the recipe `base` with another training, named BASE_SUFFIX."""
 
     def recipe() -> Recipe:
         return base().model_copy(update={"name": recipe.__name__, "train": train()})
@@ -174,7 +174,7 @@ _VARIANTS: Final = (
 RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
     recipe.__name__: recipe for recipe in (demo, benchmark, pku_reid, market1501, msmt17, manifest, *_VARIANTS)
 }
-"""Name -> recipe. A data set's bare name is CLIP-SCGI; its other methods have their name behind it."""
+"""Recipe by name. A dataset's bare name is CLIP-SCGI; other methods append their name."""
 
 
 def build_recipe(

@@ -1,4 +1,4 @@
-"""What a run of the flow tells its caller: one line a stage, and where the results lie. Plain JSON data."""
+"""The result of a run of the flow, as plain JSON data: how each stage ended, and its artifact."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class StageRun(Config):
     stage: str
     """Name of the stage."""
     status: Literal["ran", "cached"]
-    """Whether the artefact was made now or found intact."""
+    """Whether the artifact was made now or found intact."""
     seconds: float
     """Wall time of the stage, verification included."""
     note: str
-    """What it did, in a few words: "1 caption generated, 799 reused"."""
+    """Short text of what it did: "1 caption generated, 799 reused"."""
     reason: str = ""
-    """Of a stage that ran, why: the ingredients that changed since the last artifact of its kind, or "first run"."""
+    """Why a stage ran: the ingredients that changed since its last artifact, or "first run"."""
     ref: dict[str, str]
-    """The artefact (fields of `data.artifacts.store.ArtifactRef`)."""
+    """The artifact (fields of `data.artifacts.store.ArtifactRef`)."""
     images_root: str | None = None
-    """Of the index stage: the absolute folder that the image paths are relative to."""
+    """For the index stage: the absolute folder that the image paths are relative to."""
 
     @property
     def artifact(self) -> ArtifactRef:
-        """The artefact as a reference."""
+        """The artifact as a reference."""
         return ArtifactRef(**self.ref)
 
 
@@ -41,11 +41,11 @@ class RunSummary(Config):
     """The stages in the order in which they ran."""
 
     def find(self, name: str) -> StageRun | None:
-        """Return the stage `name`, or None when the run ended before it."""
+        """Return the stage `name`, or None if the run ended before it."""
         return next((stage for stage in self.stages if stage.stage == name), None)
 
     def __getitem__(self, name: str) -> StageRun:
-        """Return the stage `name`; KeyError when the run ended before it."""
+        """Return the stage `name`; raise KeyError if the run ended before it."""
         found = self.find(name)
         if found is None:
             raise KeyError(name)
@@ -53,5 +53,5 @@ class RunSummary(Config):
 
     @property
     def seconds(self) -> float:
-        """Seconds that the stages took together."""
+        """Total time of the stages in seconds."""
         return sum(stage.seconds for stage in self.stages)

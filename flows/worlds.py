@@ -1,4 +1,4 @@
-"""The synthetic data set of a recipe: written once, then treated like any folder of images."""
+"""The synthetic dataset of a recipe: written once, then treated like any folder of images."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from data.synthetic.world import WorldConfig, write_market1501
 
 
 def world_folder(store: ArtifactStore, world: WorldConfig) -> Path:
-    """Return where the images of `world` lie (or will lie): one folder a distinct setting."""
+    """Return the folder of the images of `world`, which may not exist yet: one folder per distinct setting."""
     return store.root / "datasets" / f"synthetic-{digest(asdict(world))[:12]}"
 
 
 def ensure_world(store: ArtifactStore, world: WorldConfig) -> Path:
-    """Write the synthetic data set unless its folder is already there, and return the folder.
+    """Write the synthetic dataset unless its folder exists, and return the folder.
 
-    A folder that is there is never touched: people may add or remove images to see what reruns.
+    An existing folder is never changed: users may add or remove images to see which stages run again.
     """
     folder = world_folder(store, world)
     if folder.is_dir():
         return folder
     with store.lock("world", folder.name):
-        if not folder.is_dir():  # else another run has drawn it meanwhile
+        if not folder.is_dir():  # another run may have drawn it meanwhile
             folder.parent.mkdir(parents=True, exist_ok=True)
             write_market1501(folder, world, workers=os.cpu_count() or 1)
     return folder

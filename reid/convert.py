@@ -2,9 +2,8 @@
 
 python -m reid.convert IN.pt OUT.safetensors
 
-This is the only module that reads pickles, and no other module imports it. It reads tensors only: `torch.load` with
-weights_only refuses everything else, and OpenAI's archives are TorchScript, which PyTorch reads without Python's
-pickle.
+No other module reads pickles, and none imports this one. It reads tensors only: `torch.load` with weights_only refuses
+everything else, and OpenAI's archives are TorchScript, which PyTorch reads without Python's pickle.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from data.errors import ClipScgiError, WeightsError
 from data.files import atomic_path
 from data.weights import few, file_problem
 
-# Where training scripts keep the weights in a checkpoint, beside the optimizer and counters.
+# Keys under which training scripts store the weights in a checkpoint.
 _NESTED: Final = ("state_dict", "model_state_dict", "model")
 
 
 def convert(source: Path, target: Path) -> int:
-    """Write the tensors of the PyTorch file `source` to the safetensors file `target`; return how many.
+    """Write the tensors of the PyTorch file `source` to the safetensors file `target`, and return their number.
 
-    Names and number formats stay as they are.
+    Names and dtypes do not change.
 
     Raises:
         WeightsError: `source` is missing, is not a PyTorch file, or contains more than tensors; or `target` exists.
@@ -73,7 +72,7 @@ def _is_torchscript(source: Path) -> bool:
 
 def _torchscript(source: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # deprecated for new models; OpenAI's stay what they are
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated for new models, but OpenAI's use it
         try:
             return dict(torch.jit.load(str(source), map_location="cpu").state_dict())
         except RuntimeError as error:

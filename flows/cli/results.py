@@ -1,4 +1,4 @@
-"""What a run prints at its end: the table of results, the paths of the artifacts, and commands that show them."""
+"""The end of a run: the table of results, the paths of the artifacts, and commands that show them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
 def python_command() -> str:
     """Return the shell command of this interpreter: ``python`` if that finds it, else its path (`make demo`)."""
     found = shutil.which("python")
-    # Not resolved: the interpreters of two virtual environments are links to one file.
+    # Links stay unresolved: the interpreters of two virtual environments can be links to one file.
     same = found is not None and Path(found).absolute() == Path(sys.executable).absolute()
     return "python" if same else shlex.quote(sys.executable)
 
@@ -94,7 +94,7 @@ def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> T
 
 
 def _caption(rows: list[Score], *, ranked: bool) -> str | None:
-    """Return what the points below the figures are; ranked: intervals were looked for."""
+    """Return the explanation below the table, None if it has no points. ranked: the rankings were given."""
     if not any(row.points for row in rows):
         return None
     caption = "percent; below it the points gained over the untrained model"

@@ -29,7 +29,7 @@ Flow = Callable[..., dict[str, Any]]
 
 @contextmanager
 def pipeline(name: str, overrides: Sequence[str], home: Path | None, until: StageName) -> Iterator[Flow]:
-    """Print what will run, and yield the flow of recipe `name`, while a Prefect server is there."""
+    """Print a title and yield the flow of recipe `name` with a Prefect server running."""
     recipe, store = recipe_of(name, overrides), artifact_store(home)
     title = Text.assemble((f"clip-scgi {name}", "bold"), f": artifacts in {store.root}")
     plain_console().print(title, soft_wrap=True)
@@ -39,10 +39,10 @@ def pipeline(name: str, overrides: Sequence[str], home: Path | None, until: Stag
 
 @contextmanager
 def flow_of(recipe: Recipe, store: ArtifactStore, until: StageName) -> Iterator[Flow]:
-    """Yield the flow of `recipe` while a Prefect server is there."""
-    check_devices(store, recipe, until)  # the flow does so too; here it costs no start of a server
+    """Yield the flow of `recipe` with a Prefect server running."""
+    check_devices(store, recipe, until)  # the flow checks again; here a mistake does not cost the start of a server
     with prefect_server(store.root):
-        # Not earlier: Prefect reads its settings when it is first imported.
+        # Prefect reads its settings at its first import, so not earlier.
         from flows.pipeline import caption_and_train
 
         yield partial(caption_and_train, recipe, home=str(store.root), until=until)

@@ -35,7 +35,7 @@ _EXAMPLE: Final = "'a woman in a red coat'"
 
 @dataclass(frozen=True, kw_only=True)
 class Searchable:
-    """What a search reads: the index and train artifacts, and the folder that the image paths are relative to."""
+    """What a search reads: index and train artifacts, and the folder that contains the images."""
 
     images: ArtifactRef
     model: ArtifactRef
@@ -45,9 +45,9 @@ class Searchable:
 def find_people(
     name: str, overrides: Sequence[str], query: str | Path, *, top: int, train: bool, home: Path | None
 ) -> None:
-    """Print the `top` gallery images nearest to `query`. train: run the stages up to train first if any is missing."""
+    """Print the `top` gallery images nearest to `query`. train: first run the stages up to train if one is missing."""
     recipe = recipe_of(name, overrides)
-    uses_gpu(recipe.evaluate.device, "evaluate.device")  # before anything runs: the search needs it
+    uses_gpu(recipe.evaluate.device, "evaluate.device")  # the search needs it, so check before anything runs
     store = artifact_store(home)
     found = find_trained(store, recipe)
     if not isinstance(found, Searchable) and train:
@@ -60,10 +60,14 @@ def find_people(
 
 
 def read_query(given: str | None, *, image: str | None, text: str | None) -> str | Path:
-    """Return what to search for: a sentence (str) or an existing image file (Path).
+    """Return the query: a sentence (str) or an existing image file (Path).
 
-    given: the positional argument, which is a file if there is one of that name. Raises ConfigError when it looks like
-    a path and is not a file, when the sentence is empty, or unless exactly one of the three is given.
+    given: the positional argument: the path of an image if that file exists, else a sentence.
+
+    Raises:
+        ConfigError: `given` looks like a path but is not a file; the sentence is empty; or not exactly one of the three
+            is given.
+        DataError: the image cannot be used.
     """
     if sum(value is not None for value in (given, image, text)) != 1:
         raise ConfigError(f"search: give one query: QUERY, --image FILE or --text SENTENCE, such as --text {_EXAMPLE}")
@@ -72,8 +76,8 @@ def read_query(given: str | None, *, image: str | None, text: str | None) -> str
     if given is not None and (_is_file(given) or looks_like_path(given)):
         return _image(
             given,
-            f"search: {given!r} looks like a path, and there is no such file. Give the path of an image, or say with"
-            f" --text that it is a sentence: --text {shlex.quote(given)}",
+            f"search: {given!r} looks like a path, but that file does not exist. Give the path of an image, or use"
+            f" --text for a sentence: --text {shlex.quote(given)}",
         )
     sentence = given if given is not None else text or ""
     if not sentence.strip():
@@ -82,7 +86,7 @@ def read_query(given: str | None, *, image: str | None, text: str | None) -> str
 
 
 def looks_like_path(text: str) -> bool:
-    """Return True if `text` has a separator, begins with ``~`` or ends like the name of an image."""
+    """Return True if `text` contains a separator, begins with ``~`` or ends like the name of an image."""
     has_separator = any(separator in text for separator in {"/", os.sep, "\\"})
     return has_separator or text.startswith("~") or text.strip().lower().endswith(_SUFFIXES)
 
@@ -93,7 +97,7 @@ def _image(text: str, problem: str) -> Path:
     from reid.evaluation.search import open_query
 
     path = _path(text)
-    open_query(path)  # an unreadable image is told before a model is loaded
+    open_query(path)  # report an unreadable image before a model is loaded
     return path
 
 
@@ -107,14 +111,14 @@ def _path(text: str) -> Path:
 def _is_file(text: str) -> bool:
     try:
         return _path(text).is_file()
-    except (OSError, ValueError):  # longer than a name may be, or with a NUL: a sentence
+    except (OSError, ValueError):  # too long for a file name, or with a NUL: a sentence
         return False
 
 
 def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[StageName]:
-    """Return what a search reads if the model of `recipe` is trained, else the stages that would have to run.
+    """Return what a search reads if the model of `recipe` is trained, else the stages that are missing.
 
-    A dataset that was indexed before is looked at again, which reads only files that changed. Nothing is captioned or
+    If the dataset was indexed before, it is indexed again, which reads only files that changed. Nothing is captioned or
     trained, and Prefect is not started.
     """
     stages: list[StageName] = ["index", "caption", "train"] if recipe.train.needs_captions else ["index", "train"]

@@ -61,7 +61,7 @@ def run_study(recipe: Recipe, config: StudyConfig, *, home: Path | None, out: Pa
 
 
 def _train(console: Console, runs: Sequence[Run], out: Path, settings: dict[str, Any]) -> list[RunRow]:
-    """Do the runs one after the other, write and print the results, and return their rows."""
+    """Do the runs one after another, write and print the results, and return their rows."""
     from flows.study.page import MARKDOWN, PAGE, write_results
 
     rows_of: dict[str, Sequence[RunRow]] = {}
@@ -129,7 +129,7 @@ def _pending(runs: Sequence[Run]) -> list[Run]:
 
 
 def _line(done: Done) -> Text:
-    """Return one line about a finished run."""
+    """Return one line for a finished run."""
     status = "cached" if done.cached else done.rows[0].status
     line = Text().append("✗ " if status == "failed" else "✓ ", "red" if status == "failed" else "green")
     line.append(f"{done.run.label:<28}", "bold").append(f"{status:<8}").append(f"{duration(done.seconds):>10}  ")

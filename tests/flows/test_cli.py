@@ -52,7 +52,7 @@ def test_an_error_of_the_file_system_is_one_message(monkeypatch, capsys, number,
     assert line.startswith(f"clip-scgi: {where}{os.strerror(number)}; {remedy}")
 
 
-def test_an_error_that_nobody_can_act_on_keeps_its_traceback(monkeypatch):
+def test_an_error_without_a_remedy_keeps_its_traceback(monkeypatch):
     def fail() -> None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
@@ -221,8 +221,8 @@ def test_a_shell_completes_commands_options_and_recipes():
         ("file/people.png", "cannot be written: give a path in a folder of your own"),
     ],
 )
-def test_where_a_sheet_goes_is_checked_before_anything_is_captioned(monkeypatch, tmp_path, capsys, out, problem):
-    monkeypatch.setattr(commands, "flow_of", lambda *_: pytest.fail("the stages have begun"))
+def test_the_path_of_a_sheet_is_checked_before_captioning(monkeypatch, tmp_path, capsys, out, problem):
+    monkeypatch.setattr(commands, "flow_of", lambda *_: pytest.fail("a stage has started"))
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
     assert main(["sheet", "demo", "--home", str(tmp_path / "home"), "--out", str(tmp_path / out)]) == 1
@@ -232,7 +232,7 @@ def test_where_a_sheet_goes_is_checked_before_anything_is_captioned(monkeypatch,
     assert not (tmp_path / "home").exists()
 
 
-def test_where_a_study_goes_is_checked_before_anything_is_drawn(tmp_path, capsys):
+def test_the_path_of_a_study_is_checked_before_drawing(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = ["study", "--home", str(tmp_path / "home"), "--out", str(tmp_path / "file" / "study")]
     assert main(arguments) == 1
@@ -242,7 +242,7 @@ def test_where_a_study_goes_is_checked_before_anything_is_drawn(tmp_path, capsys
 
 
 def _captioned(root: Path, captions: list[str]) -> RunSummary:
-    """Return a run that has indexed and captioned, into the artifact root `root`."""
+    """Return the summary of a run that indexed and captioned into the artifact root `root`."""
     store = ArtifactStore(root)
 
     def tell(folder: Path) -> None:
@@ -297,8 +297,8 @@ def test_output_on_a_full_disk_is_one_message():
     assert line.startswith("clip-scgi: No space left on device; free some space")
 
 
-def test_a_signal_is_watched_for_before_slow_imports():
-    """Ctrl-C before `main` is Python's own traceback, so importing the command line must be quick."""
+def test_signals_are_handled_before_slow_imports():
+    """Ctrl-C before `main` shows Python's traceback, so importing the command line must be quick."""
     code = "import sys, flows.cli.app; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     slow = {"psutil", "importlib.metadata", "pydantic", "numpy", "pyarrow", "torch", "prefect", "rich", "httpx"}

@@ -1,4 +1,4 @@
-"""Deployments as code, as prefect.yaml and as the server keeps them."""
+"""Deployments in code, in prefect.yaml and on the server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_parameters_are_the_recipe_without_its_defaults(name):
     assert "epochs" in str(schema["definitions"])
 
 
-def test_the_worker_imports_the_flow_and_fetches_no_code():
+def test_the_worker_imports_the_flow_and_does_not_fetch_code():
     from flows.deploy.deployments import recipe_deployment, watch_deployment
 
     for deployment in (recipe_deployment(RECIPES["demo"]()), watch_deployment()):
@@ -61,8 +61,8 @@ def test_the_worker_imports_the_flow_and_fetches_no_code():
     assert recipe_deployment(RECIPES["demo"]()).entrypoint == "flows.pipeline.caption_and_train"
 
 
-def test_prefect_yaml_says_the_same_as_the_code(monkeypatch):
-    """Resolved as `prefect deploy` does it, every deployment of prefect.yaml equals the one made in code."""
+def test_prefect_yaml_matches_the_code(monkeypatch):
+    """Every deployment of prefect.yaml, resolved like `prefect deploy` does, equals the one made in code."""
     from prefect.utilities.templating import apply_values
 
     text = (REPO / "prefect.yaml").read_text()
@@ -93,7 +93,7 @@ def test_prefect_yaml_says_the_same_as_the_code(monkeypatch):
             assert trigger["match"] == expected.match.model_dump(mode="json")
 
 
-def test_a_root_that_is_not_set_is_no_root(monkeypatch):
+def test_a_root_variable_that_is_not_set_leaves_the_root_empty(monkeypatch):
     from prefect.utilities.templating import apply_values
 
     monkeypatch.delenv("PKU_REID_ROOT", raising=False)
@@ -134,7 +134,7 @@ def test_a_run_waits_540_seconds_for_a_heartbeat_before_it_counts_as_crashed():
     assert float(environment(None)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) * 3 < 540
 
 
-def test_names_that_prefect_cannot_hold_are_refused():
+def test_names_that_prefect_cannot_use_are_refused():
     from flows.deploy.deployments import recipe_deployment
 
     with pytest.raises(ConfigError, match="cannot name a deployment"):
@@ -143,7 +143,7 @@ def test_names_that_prefect_cannot_hold_are_refused():
         commands_deploy.deploy(["demo", "pku_reid"], ["data.name=x"])
 
 
-def test_without_a_server_the_message_says_how_to_get_one(monkeypatch):
+def test_without_a_server_the_message_names_the_command_to_start_one(monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: None}), pytest.raises(ConfigError, match="prefect server start"):
@@ -176,7 +176,7 @@ def test_deploying_twice_leaves_one_of_everything(prefect_server, tmp_path, caps
         assert client.read_global_concurrency_limit_by_name("gpu").limit == 1
 
 
-def test_serving_what_was_deployed_takes_it_off_the_pool_and_back(prefect_server):
+def test_serving_a_deployment_removes_it_from_the_pool_and_deploying_returns_it(prefect_server):
     from prefect.client.orchestration import get_client
 
     from flows.deploy.deployments import recipe_deployment, register, watch_deployment

@@ -1,4 +1,4 @@
-"""Inventory and garbage collection on a hand-made artefact root whose needs are known."""
+"""Inventory and garbage collection of a hand-made artifact root with known dependencies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _make(store: ArtifactStore, stage: str, ingredients: dict, age_days: float =
 
 
 def _run(store: ArtifactStore, recipe: str, version: int, age_days: float = LONG_AGO) -> dict:
-    """One whole run: index -> caption -> train -> report, and the by-products of its training."""
+    """Make the artifacts of one run: index, caption, train, report, and the by-products of its training."""
     image = digest([recipe, version])
     weights = {"files": {"w": digest("weights of " + recipe)}}
     images = _make(store, "index", {"description": {"name": recipe, "v": version}}, age_days, image)
@@ -68,7 +68,7 @@ def _keys(refs) -> set[str]:
     return {f"{ref.stage}/{ref.fingerprint}" for ref in refs}
 
 
-def test_the_inventory_knows_who_was_made_from_whom(store):
+def test_the_inventory_has_the_dependencies(store):
     run = _run(store, "demo", 1)
     inventory = take_inventory(store)
     by_stage = {entry.stage: entry for entry in inventory.entries}
@@ -80,7 +80,7 @@ def test_the_inventory_knows_who_was_made_from_whom(store):
     assert by_stage["index"].size == sum(path.stat().st_size for path in run["index"].folder.iterdir())
 
 
-def test_gc_keeps_the_newest_runs_of_each_recipe_with_all_they_need(store):
+def test_gc_keeps_the_newest_runs_of_each_recipe_with_their_inputs(store):
     old = [_run(store, "demo", version, LONG_AGO - version) for version in range(3)]
     other = _run(store, "other", 9, 2 * LONG_AGO)
     plan = plan_gc(store, keep_runs=1, days=30)
@@ -97,7 +97,7 @@ def test_gc_keeps_the_newest_runs_of_each_recipe_with_all_they_need(store):
     assert plan_gc(store, keep_runs=1, days=30).artifacts == []
 
 
-def test_what_is_young_stays_with_all_it_was_made_from(store):
+def test_a_young_artifact_stays_with_its_inputs(store):
     images = _make(store, "index", {"description": {"name": "x"}}, LONG_AGO, digest("image"))
     caption = _make(store, "caption", {"images": images.content}, age_days=1)
     _make(store, "audit", {"captions": digest("of another")}, LONG_AGO)
@@ -106,14 +106,14 @@ def test_what_is_young_stays_with_all_it_was_made_from(store):
     assert caption.folder.is_dir()
 
 
-def test_use_makes_an_artefact_young_again(store):
+def test_use_makes_an_artifact_young_again(store):
     ref = _make(store, "caption", {"n": 1})
     assert len(plan_gc(store, keep_runs=0, days=30).artifacts) == 1
     os.utime(ref.folder)
     assert plan_gc(store, keep_runs=0, days=30).artifacts == []
 
 
-def test_a_damaged_artefact_that_a_kept_run_names_stays(store):
+def test_a_damaged_artifact_that_a_kept_run_names_stays(store):
     run = _run(store, "demo", 1)
     (run["caption"].folder / SIDECAR).write_text("{")
     os.utime(run["caption"].folder, (1, 1))
@@ -170,7 +170,7 @@ def test_verify_names_what_is_damaged(store):
     assert list(problems) == [f"train/{run['train'].fingerprint}"]
 
 
-def test_a_name_must_be_one_artefacts(store):
+def test_a_name_must_match_one_artifact(store):
     run = _run(store, "demo", 1)
     inventory = take_inventory(store)
     assert inventory.find(run["train"].fingerprint[:10]).stage == "train"
@@ -214,31 +214,31 @@ def test_the_list_shows_dataset_recipe_date_and_score_in_100_columns(store, caps
     assert "damaged" in capsys.readouterr().out
 
 
-def test_the_commands_speak_to_people(store, capsys):
+def test_the_commands_print_and_return_a_status(store, capsys):
     run = _run(store, "demo", 1)
 
-    def say(*words: str) -> tuple[int, str]:
+    def call(*words: str) -> tuple[int, str]:
         status = main(["artifacts", "--home", str(store.root), *words])
         return status, capsys.readouterr().out
 
-    status, text = say("ls")
+    status, text = call("ls")
     assert status == 0
     assert f"train/{run['train'].fingerprint[:8]} " in text
     assert (datetime.now(UTC) - timedelta(days=LONG_AGO)).astimezone().strftime("%Y-%m-%d") in text
     assert "6 artifacts" in text
-    status, text = say("show", run["train"].fingerprint)
+    status, text = call("show", run["train"].fingerprint)
     assert json.loads(text)["used_by"] == [f"report/{run['report'].fingerprint}"]
-    assert say("verify") == (0, "6 artifacts, 0 damaged\n")
+    assert call("verify") == (0, "6 artifacts, 0 damaged\n")
     (run["caption"].folder / "file").unlink()
-    status, text = say("verify", f"caption/{run['caption'].fingerprint}")
+    status, text = call("verify", f"caption/{run['caption'].fingerprint}")
     assert status == 1
     assert "file is missing" in text
     os.utime(run["caption"].folder, (1, 1))  # the deletion made it young
-    status, text = say("gc", "--keep", "0")
+    status, text = call("gc", "--keep", "0")
     assert status == 0
     assert "would remove 6 folders" in text
     assert run["train"].folder.is_dir()
-    status, text = say("gc", "--keep", "0", "--delete")
+    status, text = call("gc", "--keep", "0", "--delete")
     assert "removed 6 of 6" in text
     assert not run["train"].folder.exists()
 
@@ -250,7 +250,7 @@ def test_an_absent_root_is_empty(tmp_path):
     assert collect(store, plan) == []
 
 
-def test_what_a_run_has_found_again_is_no_longer_old(tmp_path):
+def test_an_artifact_that_a_run_found_is_no_longer_old(tmp_path):
     store = ArtifactStore(tmp_path)
     made = store.make("audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
     long_ago = datetime(2020, 1, 1, tzinfo=UTC).timestamp()

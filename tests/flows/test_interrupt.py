@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGKILL at a command on a real terminal: how it ends, what it says, and what it leaves running.
+"""Ctrl-C, SIGTERM and SIGKILL during a command on a real terminal: its end, its messages, and its processes.
 
-The times that a person waits are printed (`pytest -s`); the limits here only tell an end from a hang.
+The waiting times are printed (`pytest -s`); the limits here only distinguish an end from a hang.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SMALL = [
     "synthetic.cameras=2",
     "train.batch.identities=3",
 ]
-FOR_EVER = "train.schedule.epochs=100000"
-HANGS = 60.0  # seconds; before there was a rule it took 74 s and more on an idle machine
+ENDLESS = "train.schedule.epochs=100000"
+HANGS = 60.0  # seconds
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 pytestmark = [pytest.mark.xdist_group("flow"), pytest.mark.timeout(900)]
 
 
 class Terminal:
-    """A command in the foreground of a terminal of its own, and everything it starts."""
+    """A command in the foreground of its own terminal, with its child processes."""
 
     def __init__(self, home: Path, *words: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
@@ -58,7 +58,7 @@ class Terminal:
         self.family: dict[int, psutil.Process] = {}
 
     def look(self) -> None:
-        """Read what has been written, and remember who is there."""
+        """Read the output, and remember the child processes."""
         while select.select([self.master], [], [], 0.05)[0]:
             try:
                 self.written += _STYLE.sub("", os.read(self.master, 65536).decode(errors="replace"))
@@ -72,7 +72,7 @@ class Terminal:
         """Wait until `check` is true, and return the seconds it took."""
         begun = time.monotonic()
         while not check():
-            assert time.monotonic() - begun < seconds, f"waited in vain for {what}:\n{self.written[-3000:]}"
+            assert time.monotonic() - begun < seconds, f"timed out waiting for {what}:\n{self.written[-3000:]}"
             self.look()
         return time.monotonic() - begun
 
@@ -121,7 +121,7 @@ def start(tmp_path):
 
 
 def assert_stopped(terminal: Terminal, case: str) -> None:
-    """Check that a command that has just got a signal says so, ends with 130 and leaves no process and no traceback."""
+    """Check that a signaled command prints a line, ends with 130, and leaves neither processes nor a traceback."""
     said = terminal.wait_until("a line about the signal", lambda: "clip-scgi: stopping" in terminal.written, HANGS)
     took = terminal.wait_until("the end", terminal.ended, HANGS)
     terminal.look()
@@ -140,17 +140,17 @@ def test_while_the_server_starts(start):
 
 
 def test_while_it_trains_and_the_next_run_goes_on(start, tmp_path):
-    terminal = start("demo", settings=(FOR_EVER, "train.checkpoint_every=5"))
+    terminal = start("demo", settings=(ENDLESS, "train.checkpoint_every=5"))
     terminal.wait_for(r"train .*[1-9]\d*/")
     terminal.wait_until("a checkpoint", lambda: terminal.ended() or list((tmp_path / "work" / "train").glob("*/*")))
     terminal.press_ctrl_c()
     assert_stopped(terminal, "training")
-    again = start("demo", settings=(FOR_EVER, "train.checkpoint_every=5"))
+    again = start("demo", settings=(ENDLESS, "train.checkpoint_every=5"))
     again.wait_for(r"✓ caption +cached")
     again.wait_for(r"train .*[1-9]\d*/")
     os.kill(again.process.pid, signal.SIGTERM)
     assert_stopped(again, "SIGTERM while it trains")
-    assert "epoch 1 " not in again.written, "training began anew"
+    assert "epoch 1 " not in again.written, "training started from the beginning"
 
 
 @pytest.mark.parametrize("runner", ["threads", "processes"])
@@ -164,11 +164,11 @@ def test_while_several_workers_caption_and_what_they_made_is_kept(start, tmp_pat
     images = len(list((tmp_path / "datasets").rglob("*.jpg")))
     assert images > 800
     after = _captions(tmp_path)
-    assert after > before or after == images, "what the workers had made and not yet written is lost"
+    assert after > before or after == images, "captions that the workers had not yet written are lost"
 
 
 def test_while_two_processes_train(start):
-    terminal = start("demo", settings=(FOR_EVER, "train.batch.identities=4", "scale.train_processes=2"))
+    terminal = start("demo", settings=(ENDLESS, "train.batch.identities=4", "scale.train_processes=2"))
     terminal.wait_for(r"train: [1-9]\d*/")
     assert len([child for child in terminal.survivors() if "flows.execution.launch" in _words(child)]) >= 2
     terminal.press_ctrl_c()
@@ -176,8 +176,8 @@ def test_while_two_processes_train(start):
 
 
 def test_a_second_ctrl_c_does_not_wait(start):
-    """The main thread is stopped within C code that never returns: only the second Ctrl-C, or the limit, ends that."""
-    terminal = start("demo", settings=(FOR_EVER,))
+    """The main thread may be inside C code that never returns, which only the second Ctrl-C or the limit ends."""
+    terminal = start("demo", settings=(ENDLESS,))
     terminal.wait_for(r"train .*[1-9]\d*/")
     terminal.press_ctrl_c()
     time.sleep(1)
@@ -191,7 +191,7 @@ def test_a_second_ctrl_c_does_not_wait(start):
 
 
 def test_a_run_that_is_killed_leaves_no_process(start):
-    terminal = start("demo", settings=(FOR_EVER, "train.batch.identities=4", "scale.train_processes=2"))
+    terminal = start("demo", settings=(ENDLESS, "train.batch.identities=4", "scale.train_processes=2"))
     terminal.wait_for(r"train: [1-9]\d*/")
     assert any("flows.execution.server_process" in _words(child) for child in terminal.survivors())
     terminal.process.kill()
@@ -223,7 +223,7 @@ sys.exit(main(["recipes"]))
     "what", ["time.sleep(3600)", "hashlib.scrypt(b'', salt=b'', n=2**18, r=8, p=1000, maxmem=2**30)"]
 )
 def test_a_main_thread_that_does_not_end_is_ended(tmp_path, what):
-    """Both a handler that swallows the interruption and C code that never returns to Python."""
+    """Test a handler that swallows the interruption, and C code that never returns to Python."""
     process = subprocess.Popen(
         [sys.executable, "-c", HANGING.format(what=what)],
         cwd=REPO,

@@ -1,4 +1,4 @@
-"""Recipes: every one builds, settings are changed by dotted keys, mistakes are all named at once."""
+"""Recipes: each one builds, dotted keys change settings, and all mistakes are reported together."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_published_settings(data, method):
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_methods_on_one_data_set_share_its_images_and_captions(name):
+def test_methods_on_one_dataset_share_its_images_and_captions(name):
     base = next(data for data in sorted(RECIPES, key=len) if name.startswith(data))
     recipe, plain = build_recipe(name), build_recipe(base)
     for part in ("data", "synthetic", "caption", "audit", "evaluate"):
         assert getattr(recipe, part) == getattr(plain, part)
 
 
-def test_the_tiny_methods_differ_in_nothing_but_the_method():
+def test_the_tiny_methods_differ_only_in_the_method():
     ours, reid, baseline = (build_recipe(f"demo{method}").train for method in ("", "_clip_reid", "_baseline"))
     assert ours.schedule == reid.schedule == baseline.schedule
     assert ours.augment == reid.augment == baseline.augment
@@ -102,7 +102,7 @@ def test_all_problems_are_reported_together():
 
 
 def problems_of(*overrides: str, name: str = "demo") -> list[str]:
-    """Return what is wrong with the overrides, one text per problem."""
+    """Return the problems of the overrides, one text per problem."""
     with pytest.raises(ConfigError) as caught:
         build_recipe(name, overrides)
     text = str(caught.value).removeprefix(f"recipe {name}: ")
@@ -157,7 +157,7 @@ def test_no_problem_hides_another():
         ("synthetic.nothing", None),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest(key, near):
+def test_an_unknown_key_suggests_the_nearest(key, near):
     (problem,) = problems_of(f"{key}=1")
     if near:
         assert problem == f"{key}: no such setting; did you mean {near}?"
@@ -194,7 +194,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(key, near):
         ("train.seed=18446744073709551616", "for example train.seed=0"),
     ],
 )
-def test_a_value_that_does_not_fit_is_answered_with_one_that_does(text, told):
+def test_a_value_that_does_not_fit_suggests_one_that_does(text, told):
     (problem,) = problems_of(text)
     assert told in problem
 
@@ -202,7 +202,7 @@ def test_a_value_that_does_not_fit_is_answered_with_one_that_does(text, told):
 @pytest.mark.parametrize(
     "text", ["train.seed=" + "1" * 5000, "train.seed=" + "[" * 5000, "train.seed=" + "x" * 5000, "caption.model=\udce9"]
 )
-def test_a_value_beyond_what_can_be_read_is_a_short_message(text):
+def test_a_value_that_cannot_be_read_is_a_short_message(text):
     """Longer integers and deeper nesting than Python reads; a path that is not UTF-8."""
     (problem,) = problems_of(text)
     assert problem.startswith(text.partition("=")[0] + ": ")
@@ -211,7 +211,7 @@ def test_a_value_beyond_what_can_be_read_is_a_short_message(text):
 
 
 @pytest.mark.parametrize("key", ["name", "data.root", "data.name", "caption.model", "train.backbone.weights"])
-def test_text_that_no_json_can_hold_is_refused_where_it_is_set(key):
+def test_text_that_json_cannot_represent_is_refused(key):
     for text in ("caf\udce9", "caf\\udce9"):
         value = json.dumps("caf\udce9") if "\\" in text else text
         (problem,) = problems_of(f"{key}={value}")
@@ -219,7 +219,7 @@ def test_text_that_no_json_can_hold_is_refused_where_it_is_set(key):
 
 
 @pytest.mark.parametrize("texts", [["loss.contrast_weight=0"], ["method=clip_reid", "loss.contrast_weight=0"], []])
-def test_a_training_without_any_loss_is_refused(texts):
+def test_training_without_a_loss_is_refused(texts):
     method = next((text.partition("=")[2] for text in texts if "method" in text), "clip_scgi" if texts else None)
     zero = ["loss.id_weight=0", "loss.triplet_weight=0", *(texts or ["method=clip_baseline"])]
     (problem,) = problems_of(*(f"train.{text}" for text in zero))
@@ -268,7 +268,7 @@ def test_text_stays_text_and_numbers_may_be_written_in_any_way():
     assert build_recipe("demo", ["train.loss.margin=null"]).train.loss.margin is None
 
 
-def test_a_study_preset_gives_way_to_what_the_user_sets():
+def test_overrides_win_over_a_study_preset():
     assert preset_recipe("benchmark", "quick", []).train.schedule.epochs == 6
     recipe = preset_recipe("benchmark", "quick", ["train.schedule.epochs=9"])
     assert (recipe.train.schedule.epochs, recipe.train.schedule.milestones) == (9, (5,))
@@ -388,7 +388,7 @@ def test_configs_are_frozen():
         recipe.train.schedule.epochs = 5
 
 
-def test_runtime_settings_and_names_are_no_part_of_the_identity():
+def test_runtime_settings_and_names_are_not_part_of_the_identity():
     recipe = build_recipe("demo")
     moved = build_recipe("demo", ["data.root=/elsewhere", "caption.batch_size=7", "data.workers=3"])
     assert json.dumps(recipe.data.identity()) == json.dumps(moved.data.identity())

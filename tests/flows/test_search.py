@@ -1,4 +1,4 @@
-"""``clip-scgi search``: what a query means, and that nothing is captioned or trained unasked."""
+"""``clip-scgi search``: the meaning of a query, and that nothing is captioned or trained without --train."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def picture(tmp_path, monkeypatch):
     return tmp_path / "one.png"
 
 
-def test_a_query_is_a_file_if_there_is_one_else_a_sentence(picture, monkeypatch):
+def test_a_query_is_a_file_if_it_exists_else_a_sentence(picture, monkeypatch):
     assert read_query(str(picture), image=None, text=None) == picture
     assert str(read_query("person", image=None, text=None)) == "person"
     assert read_query("person", image=None, text=None).is_file()
@@ -81,7 +81,7 @@ def test_a_query_is_a_file_if_there_is_one_else_a_sentence(picture, monkeypatch)
 @pytest.mark.parametrize(
     ("given", "image", "text", "words"),
     [
-        ("no.jpg", None, None, "'no.jpg' looks like a path, and there is no such file.*--text no.jpg"),
+        ("no.jpg", None, None, "'no.jpg' looks like a path, but that file does not exist.*--text no.jpg"),
         ("folder/", None, None, "looks like a path"),
         ("~nobody/x", None, None, "looks like a path"),
         ("a/" + "x" * 5000, None, None, "looks like a path"),
@@ -96,14 +96,14 @@ def test_a_query_is_a_file_if_there_is_one_else_a_sentence(picture, monkeypatch)
         (None, "one.png", "a", "give one query"),
     ],
 )
-def test_a_query_that_cannot_be_meant_is_one_message(picture, given, image, text, words):
+def test_a_query_that_cannot_work_is_one_message(picture, given, image, text, words):
     with pytest.raises(ConfigError, match=words) as caught:
         read_query(given, image=image, text=text)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("broken.jpg", "not_an_image"), ("empty.jpg", "empty_file")])
-def test_an_unreadable_image_is_told_with_its_reason(picture, name, reason, capsys):
+def test_an_unreadable_image_is_reported_with_its_reason(picture, name, reason, capsys):
     with pytest.raises(DataError, match=rf"{name} cannot be used: .*{reason}"):
         read_query(name, image=None, text=None)
     assert main(["search", "demo", "--image", name]) == 1
@@ -135,7 +135,7 @@ def test_a_model_that_is_not_trained_is_a_message_with_the_stages_and_the_comman
     assert "; missing stages: index, train." in capsys.readouterr().err
 
 
-def test_search_finds_the_model_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
+def test_search_finds_the_model_and_names_missing_stages(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")  # paths on one line
     store, recipe = ArtifactStore(tmp_path), build_recipe("demo", SMALL)
     root = ensure_world(store, recipe.synthetic)

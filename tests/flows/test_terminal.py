@@ -1,4 +1,4 @@
-"""What people see in the terminal, on a real terminal and in a log file."""
+"""Terminal output, on a terminal and in a log file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shown(renderable, width: int = 100) -> str:
 
 
 class Clock:
-    """A clock that moves by hand."""
+    """A clock that tests move."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -57,7 +57,7 @@ def test_without_an_untrained_row_there_is_no_gain():
     assert "gained" not in text
 
 
-def test_the_version_of_the_data_set_and_the_spread_over_drawn_galleries_are_shown():
+def test_the_dataset_version_and_the_spread_over_drawn_galleries_are_shown():
     drawn = row("trained", "image", 0.5) | {"galleries": {"std": {"mAP": 0.012, "rank1": 0.034}}}
     text = shown(results_table(metrics(drawn, dataset="vehicleid", version="test 800")))
     assert text.startswith("vehicleid (test 800): 1,234 queries")
@@ -77,7 +77,7 @@ def test_the_table_fits_a_terminal(width):
     assert "…" not in text
 
 
-def test_stage_lines_align_and_do_not_read_markup():
+def test_stage_lines_align_and_do_not_interpret_markup():
     first = stage_line("index", "cached", 0.12, "800 images").plain
     second = stage_line("caption", "ran", 245.0, "[bold]800[/] captions").plain
     assert first == "✓ index     cached      0.1 s  800 images"
@@ -101,7 +101,7 @@ def test_a_log_file_gets_a_plain_line_at_most_every_few_seconds():
     ]
 
 
-def test_what_an_earlier_run_had_done_is_not_counted_as_speed():
+def test_work_of_an_earlier_run_does_not_count_as_speed():
     clock, console = Clock(), Console(file=io.StringIO(), force_terminal=False, width=40)
     with progress_bar("caption", console, clock=clock) as progress:
         progress(900, 1000, "")
@@ -110,7 +110,7 @@ def test_what_an_earlier_run_had_done_is_not_counted_as_speed():
     assert console.file.getvalue() == "caption: 910/1,000 (91 %), about 1 min 30 s left\n"
 
 
-def test_an_unknown_total_is_no_division_by_zero():
+def test_an_unknown_total_does_not_divide_by_zero():
     clock, console = Clock(), Console(file=io.StringIO(), force_terminal=False)
     with progress_bar("index", console, clock=clock) as progress:
         clock.now += 10
@@ -118,7 +118,7 @@ def test_an_unknown_total_is_no_division_by_zero():
     assert console.file.getvalue() == "index: 0/0\n"
 
 
-def test_a_terminal_gets_a_bar_that_goes_away():
+def test_a_terminal_gets_a_bar_that_disappears():
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with progress_bar("train", console) as progress:
         progress(3, 10, "loss [1.42]")
@@ -168,7 +168,7 @@ def test_a_path_with_brackets_and_colons_is_printed_as_it_is(tmp_path, capsys, m
 
 
 @pytest.mark.parametrize("on_terminal", [False, True])
-def test_what_takes_seconds_is_told_at_its_start(on_terminal):
+def test_waiting_is_announced_at_its_start(on_terminal):
     console = Console(file=io.StringIO(), force_terminal=on_terminal, width=100)
     with waiting("starting [a server]", console):
         during = console.file.getvalue()

@@ -1,4 +1,4 @@
-"""Watching data sets: what counts as a change, what as unfinished, and what is announced again."""
+"""Watching datasets: what counts as a change, what counts as incomplete, and what is announced again."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def config(tmp_path) -> DatasetConfig:
 
 
 def _look(store, config, **options):
-    # As if it were much later: everything in the folder is old.
+    # Pretend that it is much later, so that everything in the folder is old.
     return look_at(store, dataset="people", config=config, now=time.time() + LATER, **options)
 
 
-def test_a_set_that_no_run_has_seen_is_only_remembered(store, config):
+def test_a_dataset_that_no_run_has_indexed_is_only_remembered(store, config):
     first = _look(store, config)
     assert first.status == "new"
     assert not first.is_news
     assert _look(store, config).status == "unchanged"
 
 
-def test_counts_are_what_was_done_to_the_folder(store, config, tmp_path):
+def test_counts_match_the_changes_in_the_folder(store, config, tmp_path):
     before = _look(store, config)
     root = tmp_path / "images"
     put(root, "bounding_box_train/0002_c4s1_000999_01.jpg", "query/0001_c6s1_001051_00.jpg", first_seed=50)
@@ -75,12 +75,12 @@ def test_the_first_look_compares_with_the_newest_index(store, config, tmp_path):
     put(tmp_path / "images", "bounding_box_train/0002_c4s1_000999_01.jpg", first_seed=50)
     look = _look(store, config)
     assert (look.status, look.counts) == ("changed", Counts(added=1))
-    # Nothing changed since that index: nothing to say.
+    # Nothing changed since that index, so there is nothing to announce.
     (tmp_path / "images/bounding_box_train/0002_c4s1_000999_01.jpg").unlink()
     assert _look(ArtifactStore(tmp_path / "kept"), config).status == "unchanged"
 
 
-def test_a_copy_in_progress_is_not_taken_for_finished(store, config, tmp_path):
+def test_a_copy_in_progress_is_not_settled(store, config, tmp_path):
     assert look_at(store, dataset="people", config=config, settle_seconds=60).status == "not settled"
     assert not Memory(store, "people").exists()
     _look(store, config)
@@ -89,7 +89,7 @@ def test_a_copy_in_progress_is_not_taken_for_finished(store, config, tmp_path):
     assert _look(store, config).status == "changed"
 
 
-def test_a_partial_file_and_a_removal_keep_a_set_unfinished(store, config, tmp_path):
+def test_a_partial_file_and_a_removal_keep_a_dataset_unsettled(store, config, tmp_path):
     _look(store, config)
     root = tmp_path / "images"
     time.sleep(1.2)
@@ -103,7 +103,7 @@ def test_a_partial_file_and_a_removal_keep_a_set_unfinished(store, config, tmp_p
 
 
 def test_times_in_the_future_do_not_stop_the_watch(store, config, tmp_path, monkeypatch):
-    """After the clock was set back every file is from the future; ctime cannot be set, so the clock is moved here."""
+    """After the clock was set back, every file is from the future; ctime cannot be set, so the test moves the clock."""
     _look(store, config)
     put(tmp_path / "images", "bounding_box_train/0002_c4s1_000999_01.jpg", first_seed=50)
     earlier = time.time() - 86_400
@@ -111,13 +111,13 @@ def test_times_in_the_future_do_not_stop_the_watch(store, config, tmp_path, monk
     assert look_at(store, dataset="people", config=config, settle_seconds=60).status == "changed"
 
 
-def test_a_touched_but_equal_file_is_no_change(store, config, tmp_path):
+def test_a_touched_but_equal_file_is_not_a_change(store, config, tmp_path):
     _look(store, config)
     os.utime(tmp_path / "images" / TRAIN)
     assert _look(store, config).status == "unchanged"
 
 
-def test_a_deleted_set_is_a_clear_failure_and_its_memory_stays(store, config, tmp_path):
+def test_a_deleted_dataset_is_a_clear_failure_and_its_memory_stays(store, config, tmp_path):
     _look(store, config)
     state = Memory(store, "people").state.read_bytes()
     shutil.rmtree(tmp_path / "images")
@@ -127,7 +127,7 @@ def test_a_deleted_set_is_a_clear_failure_and_its_memory_stays(store, config, tm
 
 
 @pytest.mark.parametrize("damage", ["state", "rows", "gone"])
-def test_a_damaged_memory_is_begun_anew(store, config, damage):
+def test_a_damaged_memory_is_replaced(store, config, damage):
     _look(store, config)
     memory = Memory(store, "people")
     rows = next(memory.state.parent.glob("*.parquet"))
@@ -142,7 +142,7 @@ def test_a_damaged_memory_is_begun_anew(store, config, damage):
     assert _look(store, config).status == "unchanged"
 
 
-def test_names_that_look_alike_are_remembered_apart(store):
+def test_similar_names_are_remembered_separately(store):
     names = ["a b", "a_b", "a/b", "ab"]
     assert len({Memory(store, name).state for name in names}) == len(names)
     assert all(Memory(store, name).state.parent == store.root / "watch" for name in names)
@@ -160,7 +160,7 @@ def test_synthetic_images_are_watched_once_they_are_drawn(store):
     assert watched_config(store, elsewhere).root == "/data/x"
 
 
-def test_the_trigger_waits_for_the_event_that_is_emitted():
+def test_the_trigger_expects_the_emitted_event():
     from flows.deploy.deployments import change_trigger
     from flows.deploy.watch import CHANGED
 
