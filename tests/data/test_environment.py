@@ -20,8 +20,10 @@ from reid.tasks.build import build_task
 from reid.training.metrics_log import METRICS
 from reid.training.trainer import fit
 from tests.helpers.places import REPO
+from tests.helpers.programs import CLIP_SCGI, run_module
 from tests.helpers.rankings import gaussian_world
 from tests.helpers.reid_worlds import small_config, training_set
+from tests.helpers.small_runs import SMALL_RUN
 
 ACCELERATE = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "3",
@@ -95,15 +97,7 @@ def hostile(tmp_path):
 
 
 def child(what, folder, environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.environment_child", what, str(folder)],
-        cwd=REPO,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_module("tests.helpers.environment_child", what, str(folder), environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -120,32 +114,11 @@ def test_flows_and_tasks_set_everything_that_prefect_would_look_up(tmp_path, hos
     assert child("prefect", tmp_path, hostile) == expected
 
 
-SMALL = [
-    "synthetic.train_identities=6",
-    "synthetic.test_identities=5",
-    "synthetic.images_per_camera=2",
-    "synthetic.cameras=2",
-    "train.schedule.epochs=1",
-    "train.batch.identities=3",
-]
-
-
 def pipeline(home, environment):
     """Run the small demo up to its evaluation; return stage -> ran or cached."""
-    settings = [word for setting in SMALL for word in ("--set", setting)]
-    command = [
-        sys.executable,
-        "-m",
-        "flows.cli.app",
-        "run",
-        "demo",
-        *settings,
-        "--until",
-        "evaluate",
-        "--home",
-        str(home),
-    ]
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    settings = [word for setting in SMALL_RUN for word in ("--set", setting)]
+    words = ["run", "demo", *settings, "--until", "evaluate", "--home", str(home)]
+    done = run_module(CLIP_SCGI, *words, environment=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(re.findall(r"(\w+) +(ran|cached) ", done.stderr))
 

@@ -34,14 +34,9 @@ from flows.worlds import world_folder
 from tests.helpers.places import REPO
 from tests.helpers.service_processes import AUTH, PASSWORD, Topology, find_program, missing_programs, wait_for
 from tests.helpers.small_disk import small_disk
+from tests.helpers.small_runs import SMALL_BATCH, SMALL_WORLD
 
-SMALL = [
-    "synthetic.train_identities=6",
-    "synthetic.test_identities=5",
-    "synthetic.images_per_camera=2",
-    "synthetic.cameras=2",
-    "train.batch.identities=3",
-]
+SMALL = [*SMALL_WORLD, SMALL_BATCH]
 # A site waits nine minutes for a heartbeat, these tests do not; and the watcher looks when they say so.
 DEPLOY = ["deploy", "demo", "--watch-cron", "0 0 1 1 *", "--crashed-after", "80"]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

@@ -21,16 +21,9 @@ from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from tests.helpers.page_text import page_lines
 from tests.helpers.places import GOLDEN
+from tests.helpers.small_runs import SMALL_RUN
 
 RUN = GOLDEN / "run"
-WORLD = [
-    "synthetic.seed=7",
-    "synthetic.train_identities=6",
-    "synthetic.test_identities=5",
-    "synthetic.images_per_camera=2",
-    "synthetic.cameras=2",
-]
-TRAINING = ["train.schedule.epochs=1", "train.batch.identities=3"]
 ON_CPU = ["caption.device=cpu", "train.device=cpu", "evaluate.device=cpu"]
 
 DECIMAL = re.compile(r"\d+\.\d+")
@@ -57,7 +50,7 @@ def small_run(home: Path) -> RunSummary:
     """Caption, train and evaluate eleven synthetic people with the embedded models."""
     from flows.pipeline import caption_and_train
 
-    recipe = build_recipe("demo", ON_CPU, size=WORLD + TRAINING)
+    recipe = build_recipe("demo", ON_CPU, size=["synthetic.seed=7", *SMALL_RUN])
     return RunSummary.model_validate(caption_and_train(recipe, home=str(home)))
 
 

@@ -22,14 +22,9 @@ import psutil
 import pytest
 
 from tests.helpers.places import REPO
+from tests.helpers.small_runs import SMALL_BATCH, SMALL_WORLD
 
-SMALL = [
-    "synthetic.train_identities=6",
-    "synthetic.test_identities=5",
-    "synthetic.images_per_camera=2",
-    "synthetic.cameras=2",
-    "train.batch.identities=3",
-]
+SMALL = [*SMALL_WORLD, SMALL_BATCH]
 ENDLESS = "train.schedule.epochs=100000"
 HANGS = 60.0  # seconds
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

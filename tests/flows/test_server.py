@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import pytest
 from data.errors import ConfigError
 from flows.execution.server import choose_defaults
 from flows.execution.site_server import check_server, masked
-from tests.helpers.places import REPO
+from tests.helpers.programs import CLIP_SCGI, run_module
 
 pytestmark = pytest.mark.xdist_group("flow")
 
@@ -127,14 +126,8 @@ def test_parts_of_an_address_that_may_be_secret_are_masked(address, shown):
 def command(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run one command line as a user whose home is `tmp_path`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli.app", *words],
-        cwd=REPO,
-        env=kept | {"HOME": str(tmp_path), "CLIP_SCGI_HOME": str(tmp_path / "artifacts")} | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    own = {"HOME": str(tmp_path), "CLIP_SCGI_HOME": str(tmp_path / "artifacts")}
+    return run_module(CLIP_SCGI, *words, environment=kept | own | variables)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
 
 from data.synthetic.world import WorldConfig, write_market1501
 from tests.helpers.places import REPO
+from tests.helpers.programs import CLIP_SCGI, run_module
 
 PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/gpu.md")
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
@@ -20,7 +20,7 @@ BLOCKS = {page: re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTAL
 COMMANDS = {page: [line.strip() for block in blocks for line in block.splitlines()] for page, blocks in BLOCKS.items()}
 IN_CI = {line.split("#")[0].strip() for line in (REPO / ".ci/run").read_text().splitlines()}
 STAGES = ("run", "caption", "audit", "train", "evaluate", "report")
-CLIP_SCGI = list(
+RUNNABLE = list(
     dict.fromkeys(
         command
         for commands in COMMANDS.values()
@@ -33,15 +33,7 @@ NEEDS_WEIGHTS = ("market1501", "manifest_clip_reid")
 
 def run(arguments: list[str], home) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CLIP_SCGI_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hub")}
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli.app", *arguments],
-        cwd=REPO,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return run_module(CLIP_SCGI, *arguments, environment=environment, timeout=280)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +61,12 @@ def people(tmp_path_factory):
 
 
 def test_every_command_of_the_readme_is_run_here_or_in_ci():
-    elsewhere = [command for command in COMMANDS["README.md"] if command not in CLIP_SCGI and command not in IN_CI]
+    elsewhere = [command for command in COMMANDS["README.md"] if command not in RUNNABLE and command not in IN_CI]
     assert elsewhere == ["source .venv/bin/activate"]
-    assert len(CLIP_SCGI) == 9
+    assert len(RUNNABLE) == 9
 
 
-@pytest.mark.parametrize("command", CLIP_SCGI)
+@pytest.mark.parametrize("command", RUNNABLE)
 def test_the_command_works(command, people, tmp_path):
     arguments = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
     if arguments[0] in ("run", "search"):
