@@ -1,4 +1,4 @@
-"""The embedded captioner: what it is made of, how it is trained, how right it is on unseen people."""
+"""The embedded captioner: its files, its training, and its accuracy on unseen people."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from captioning.engines.llava import Engine
 from captioning.prompts.templates import builtin_templates, compose
 from data.slots import NONE, SLOTS, VOCABULARY
 from data.synthetic.world import training_sample
-from tools.tiny_llava.compare import calibration_table, judged, reliability_table
-from tools.tiny_llava.data import CLASSES, Pool, augment, caption_of, frame, labels_of, normalise
+from tools.tiny_llava.compare import answers_of, calibration_table, reliability_table
+from tools.tiny_llava.data import CLASSES, Pool, augment, caption_of, frame, labels_of, normalize
 from tools.tiny_llava.measure import measure, score
 from tools.tiny_llava.train import Plan, Training
 
@@ -88,7 +88,7 @@ def test_labels_are_what_a_caption_of_the_visible_says():
 def test_frame_is_the_framing_of_the_engine(engine, people):
     crops = torch.from_numpy(np.stack([np.asarray(person) for person in people]).transpose(0, 3, 1, 2).copy())
     real = engine.pixels([engine.prepare(person) for person in people])
-    assert (frame(normalise(crops)) - real).abs().max() < 0.01
+    assert (frame(normalize(crops)) - real).abs().max() < 0.01
 
 
 def test_augmentation_is_seeded_and_moves_parts_with_pixels():
@@ -131,8 +131,8 @@ def test_score_counts_by_hand():
     frame["carrying"] = [NONE, "backpack", NONE, NONE]
     frame["attr_carrying"] = [None, None, "backpack", None]
     by_slot = {item.slot: item for item in score(frame)}
-    assert (by_slot["hair"].judged, by_slot["hair"].right, by_slot["hair"].silent) == (3, 1, 1)
-    assert (by_slot["carrying"].judged, by_slot["carrying"].right, by_slot["carrying"].silent) == (3, 1, 0)
+    assert (by_slot["hair"].images, by_slot["hair"].right, by_slot["hair"].omitted) == (3, 1, 1)
+    assert (by_slot["carrying"].images, by_slot["carrying"].right, by_slot["carrying"].omitted) == (3, 1, 0)
 
 
 def test_captions_of_unseen_people_are_right():
@@ -148,7 +148,7 @@ def test_calibration_worked_by_hand():
     for slot in SLOTS:
         frame[slot], frame[f"attr_{slot}"] = ["x"] * 4, ["x", "y", "x", "x"]
         frame[f"conf_{slot}"] = np.log([0.5, 0.5, 1.0, 1.0])
-    probability, right = judged(frame, "hair")
+    probability, right = answers_of(frame, "hair")
     assert probability == pytest.approx([0.5, 0.5, 1.0])
     assert right.tolist() == [1.0, 0.0, 1.0]
     # Three parts of one image each: |0.5 - 1|, |0.5 - 0| and |1 - 1|; the surer half is the second and third.

@@ -1,1 +1,1 @@
-"""Training of the embedded tiny LLaVA."""
+"""Training and evaluation of the embedded tiny LLaVA."""

@@ -1,12 +1,12 @@
-"""Train and measure the embedded default captioner.
+"""Train and evaluate the embedded default captioner.
 
     python -m tools.tiny_llava train --out DIR --minutes 50 --threads 2
     python -m tools.tiny_llava measure --images 2000
     python -m tools.tiny_llava compare
 
-`train` draws its people from the synthetic stream, whose identities no written world holds; `measure` captions an
-unseen world through the real captioning engine and compares `parse_caption` of every text with the true attributes;
-`compare` does so for every decoding and framing side by side, and tells what the confidences are worth.
+`train` uses people of the synthetic stream, whose identities are in no written world; `measure` captions an unseen
+world with the real captioning engine and compares the parsed captions with the true attributes; `compare` does so for
+several decodings and framings, and measures the calibration of the confidences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,11 +24,11 @@ from captioning.config import TINY, CaptionConfig
 from data.files import read_json
 from tools.tiny_llava.compare import compare
 from tools.tiny_llava.measure import measure, table, write_card
-from tools.tiny_llava.train import Plan, Training
+from tools.tiny_llava.train import Plan, Training, TrainingFacts
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one of the commands."""
+    """Run one command."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -57,8 +56,8 @@ def main(argv: list[str] | None = None) -> None:
         write_card(args.card, scores, frame, facts)
 
 
-def _facts(training: dict[str, Any], weights: Path) -> dict[str, object]:
-    """Return what the model card says of the making."""
+def _facts(training: TrainingFacts, weights: Path) -> dict[str, object]:
+    """Return the facts about the training for the model card."""
     with safe_open(weights / "model.safetensors", "pt") as tensors:
         parameters = sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118 - not a mapping
     steps = ", ".join(f"{name} {count}" for name, count in training["steps"].items())
@@ -66,7 +65,7 @@ def _facts(training: dict[str, Any], weights: Path) -> dict[str, object]:
         "parameters": parameters / 1e6,
         "command": f"python -m tools.tiny_llava train --out DIR --minutes {training['minutes']:g}",
         "made": f"Steps of {training['batch']} images: {steps}; {training['minutes']:g} minutes on two cores shared "
-        f"with other work. The images came from a pool of {training['people']}, shown again and again, augmented.",
+        f"with other work. The images are augmented samples from a pool of {training['people']}.",
         "seed": training["seed"],
     }
 
@@ -74,24 +73,26 @@ def _facts(training: dict[str, Any], weights: Path) -> dict[str, object]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_llava", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train from nothing, or go on from the checkpoint in --out")
-    train.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; the result goes to OUT/final")
-    train.add_argument("--pool", type=Path, help="folder of the drawn images (default OUT/pool, 1.5 GB)")
+    train = commands.add_parser("train", help="train from scratch, or resume from the checkpoint in --out")
+    train.add_argument(
+        "--out", type=Path, required=True, help="folder of the checkpoint; the model is written to OUT/final"
+    )
+    train.add_argument("--pool", type=Path, help="folder of the rendered images (default OUT/pool, 1.5 GB)")
     train.add_argument("--minutes", type=float, default=50.0, help="time budget of the training steps")
     train.add_argument("--people", type=int, default=60_000, help="images in the pool")
-    train.add_argument("--workers", type=int, default=1, help="processes that draw images")
-    train.add_argument("--seed", type=int, default=20_260_000, help="seed of stream, weights and augmentation")
-    judge = commands.add_parser("measure", help="accuracy per slot on unseen people")
-    judge.add_argument("--images", type=int, default=2000, help="about how many images to caption")
-    judge.add_argument("--weights", type=Path, help="a model folder (default: the embedded model)")
-    judge.add_argument("--decoding", choices=["free", "slots"], default="free", help="how to write captions")
-    judge.add_argument("--framing", choices=["pad", "stretch", "center_crop"], default="pad", help="how to frame crops")
-    judge.add_argument("--card", type=Path, help="write the model card here")
-    judge.add_argument("--training", type=Path, help="training.json of the run, for the card")
+    train.add_argument("--workers", type=int, default=1, help="processes that render images")
+    train.add_argument("--seed", type=int, default=20_260_000, help="seed of people, weights and augmentation")
+    score = commands.add_parser("measure", help="accuracy per slot on unseen people")
+    score.add_argument("--images", type=int, default=2000, help="approximate number of images to caption")
+    score.add_argument("--weights", type=Path, help="a model folder (default: the embedded model)")
+    score.add_argument("--decoding", choices=["free", "slots"], default="free", help="how to write captions")
+    score.add_argument("--framing", choices=["pad", "stretch", "center_crop"], default="pad", help="how to frame crops")
+    score.add_argument("--card", type=Path, help="file of the model card to write")
+    score.add_argument("--training", type=Path, help="training.json of the run, for the card")
     side = commands.add_parser("compare", help="accuracy by decoding and framing, and calibration, on unseen people")
-    side.add_argument("--images", type=int, default=1500, help="about how many images to caption each way")
+    side.add_argument("--images", type=int, default=1500, help="approximate number of images to caption per setting")
     side.add_argument("--weights", type=Path, help="a model folder (default: the embedded model)")
-    for command in (train, judge, side):
+    for command in (train, score, side):
         command.add_argument("--threads", type=int, default=2, help="torch threads")
     return parser
 

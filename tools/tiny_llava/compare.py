@@ -1,6 +1,6 @@
-"""Side by side: what decoding and framing do to the tiny LLaVA's captions, and what its confidences are worth.
+"""Accuracy of the tiny LLaVA by decoding and framing, and calibration of its confidences.
 
-All over the same images of the world that `tiny_llava_measure` draws, through the caption stage.
+All settings caption the same images, of the world in `measure`, through the caption stage.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data.slots import NONE, SLOTS
 from tools.tiny_llava.measure import Score, measure
 
 _BINS: Final = (0.0, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0)
-_WAYS: Final[Mapping[str, dict[str, str]]] = {
+_SETTINGS: Final[Mapping[str, dict[str, str]]] = {
     "free, pad": {"decoding": "free", "framing": "pad"},
     "slots, pad": {"decoding": "slots", "framing": "pad"},
     "free, stretch": {"decoding": "free", "framing": "stretch"},
@@ -26,10 +26,10 @@ _WAYS: Final[Mapping[str, dict[str, str]]] = {
 
 
 def compare(images: int, model: str) -> Iterator[str]:
-    """Yield Markdown tables: accuracy of each slot by decoding and framing, then the calibration of the slots mode."""
+    """Yield Markdown tables: accuracy per slot by decoding and framing, then the calibration of slot filling."""
     scores: dict[str, list[Score]] = {}
     calibrated = pd.DataFrame()
-    for name, settings in _WAYS.items():
+    for name, settings in _SETTINGS.items():
         config = CaptionConfig(model=model, dtype="float32", **settings)  # type: ignore[arg-type]
         scores[name], frame = measure(config, images)
         if config.decoding == "slots":
@@ -40,26 +40,26 @@ def compare(images: int, model: str) -> Iterator[str]:
 
 
 def accuracy_table(scores: Mapping[str, list[Score]]) -> str:
-    """Return a row a slot and a column a way: the share of right answers where the slot can be seen."""
+    """Return a table of accuracy where the slot is visible, with one row per slot and one column per setting."""
     lines = [f"| slot | images | {' | '.join(scores)} |", "|---|---|" + "---|" * len(scores)]
     for row in zip(*scores.values(), strict=True):
         cells = " | ".join(f"{score.accuracy:.1%}" for score in row)
-        lines.append(f"| {row[0].slot} | {row[0].judged} | {cells} |")
+        lines.append(f"| {row[0].slot} | {row[0].images} | {cells} |")
     return "\n".join(lines)
 
 
 def calibration_table(frame: pd.DataFrame) -> str:
-    """Return, a row a slot: mean confidence, accuracy, the expected calibration error, and what filtering gains.
+    """Return one row per slot: mean confidence, accuracy, expected calibration error, and accuracy after filtering.
 
-    The error is the mean over equal tenths of the images, ordered by confidence, of |confidence - accuracy|. Filtering
-    keeps the more confident half of the images.
+    The error is the mean of |confidence - accuracy| over ten equal parts of the images, ordered by confidence.
+    Filtering keeps the more confident half of the images.
     """
     lines = [
         "| slot | mean confidence | right | calibration error | right in the surer half |",
         "|---|---|---|---|---|",
     ]
     for slot in SLOTS:
-        probability, right = judged(frame, slot)
+        probability, right = answers_of(frame, slot)
         order = np.argsort(probability, kind="stable")
         parts = [part for part in np.array_split(order, 10) if len(part)]
         error = sum(len(part) * abs(probability[part].mean() - right[part].mean()) for part in parts) / len(order)
@@ -69,8 +69,8 @@ def calibration_table(frame: pd.DataFrame) -> str:
 
 
 def reliability_table(frame: pd.DataFrame) -> str:
-    """Return, over all slots together, a row a range of confidence: how many answers, and how many are right."""
-    pairs = [judged(frame, slot) for slot in SLOTS]
+    """Return one row per range of confidence, over all slots: the number of answers and their accuracy."""
+    pairs = [answers_of(frame, slot) for slot in SLOTS]
     probability, right = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     lines = ["| confidence | answers | mean confidence | right |", "|---|---|---|---|"]
     for low, high in pairwise(_BINS):
@@ -81,8 +81,8 @@ def reliability_table(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def judged(frame: pd.DataFrame, slot: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probability of each answer and whether it is right, over the images in which `slot` can be seen."""
+def answers_of(frame: pd.DataFrame, slot: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probability of each answer and whether it is right, over the images in which `slot` is visible."""
     seen = frame[frame[f"visible_{slot}"].astype(bool)]
     said = seen[f"attr_{slot}"]
     if slot in ("carrying", "glasses"):

@@ -1,7 +1,7 @@
-"""What the tiny LLaVA is trained on: the endless synthetic stream, kept as a growing pool of decoded images.
+"""Training data of the tiny LLaVA: the endless synthetic stream in a growing pool of decoded images.
 
-Drawing a person costs more than one training step on it, so worker processes draw people into a memory-mapped pool
-while training already reads what is there; augmentation makes every visit to an image a new one.
+Rendering a person takes longer than a training step on it, so worker processes render people into a memory-mapped pool
+while training already reads from it. Augmentation varies an image every time it is used.
 
 Shape legend: B batch, H and W pixels of a crop, S slots.
 """
@@ -31,35 +31,35 @@ log = logging.getLogger(__name__)
 HEIGHT: Final = 128
 WIDTH: Final = 64
 CHUNK: Final = 500
-"""Images one worker draws at a time. Every chunk has a stream seed, and so cameras, of its own."""
+"""Images that a worker renders at a time. Every chunk has its own stream seed, and therefore its own cameras."""
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
 CLASSES: Final[dict[str, tuple[str | None, ...]]] = {
     slot: values if NONE in values else (*values, None) for slot, values in VOCABULARY.items()
 }
-"""What a caption can say of each slot: a value, or nothing ("none", or None for what is not visible)."""
+"""The classes of each slot: its values and "none", or None (not visible) for a slot without "none"."""
 
 
 def labels_of(attributes: dict[str, str], visible: dict[str, bool]) -> list[int]:
-    """Return the class index of each slot, as a caption of what can be seen would have it."""
+    """Return the class index of each slot in a caption of the visible attributes."""
     labels = []
     for slot in SLOTS:
         classes = CLASSES[slot]
         hidden = classes.index(NONE) if NONE in classes else classes.index(None)
-        labels.append(classes.index(attributes[slot]) if visible[slot] else hidden)
+        labels.append(classes.index(attributes[slot]) if visible.get(slot) else hidden)
     return labels
 
 
 def caption_of(labels: np.ndarray) -> str:
-    """Return the caption that says what class indices `labels` [S] stand for."""
+    """Return the caption of the class indices `labels` [S]."""
     return compose({slot: CLASSES[slot][int(index)] for slot, index in zip(SLOTS, labels, strict=True)})
 
 
-Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+Rendered = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _draw(seed: int) -> Drawn:
+def _render(seed: int) -> Rendered:
     images = np.empty((CHUNK, HEIGHT, WIDTH, 3), np.uint8)
     labels = np.empty((CHUNK, len(SLOTS)), np.int8)
     parts = np.empty((CHUNK, HEIGHT // 2, WIDTH // 2), np.uint8)
@@ -80,12 +80,10 @@ class Batch:
 
 
 class Pool:
-    """What is drawn so far, of which the first `ready` rows are filled.
+    """The rendered images, of which the first `ready` rows are filled.
 
-    images: uint8 [N, H, W, 3]. labels: class index of each slot [N, S]. parts: which part of the person every second
-    pixel shows, uint8 [N, H / 2, W / 2].
-
-    A folder that already holds some chunks goes on from there.
+    images: uint8 [N, H, W, 3]. labels: class index of each slot [N, S]. parts: body part at every second pixel, uint8
+    [N, H / 2, W / 2]. A folder with some chunks is continued.
     """
 
     def __init__(self, folder: Path, *, seed: int, capacity: int) -> None:
@@ -100,16 +98,16 @@ class Pool:
         self.images = mapped("images", np.uint8, self.capacity, HEIGHT, WIDTH, 3)
         self.labels = mapped("labels", np.int8, self.capacity, len(SLOTS))
         self.parts = mapped("parts", np.uint8, self.capacity, HEIGHT // 2, WIDTH // 2)
-        # One filled chunk is one mark; chunks are filled in order.
+        # One mark per filled chunk; chunks are filled in order.
         self._marks = mapped("marks", np.uint8, self.capacity // CHUNK)
 
     @property
     def ready(self) -> int:
-        """Number of images that may be read."""
+        """Number of images that can be read."""
         return int(self._marks.sum()) * CHUNK
 
     def fill_in_background(self, workers: int) -> threading.Thread:
-        """Start to draw what is missing in `workers` processes; the thread ends when the pool is full."""
+        """Start rendering the missing images in `workers` processes; the thread ends when the pool is full."""
         thread = threading.Thread(target=self._fill, args=(workers,), daemon=True)
         thread.start()
         return thread
@@ -117,22 +115,22 @@ class Pool:
     def _fill(self, workers: int) -> None:
         chunks = range(self.ready // CHUNK, len(self._marks))
         with ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(5,)) as executor:
-            waiting: list[tuple[int, Future[Drawn]]] = []
+            waiting: list[tuple[int, Future[Rendered]]] = []
             for chunk in chunks:
-                waiting.append((chunk, executor.submit(_draw, self.seed + chunk)))
-                if len(waiting) > 2 * workers:  # keeps drawn images from piling up in memory
+                waiting.append((chunk, executor.submit(_render, self.seed + chunk)))
+                if len(waiting) > 2 * workers:  # limits the rendered images in memory
                     self._store(*waiting.pop(0))
             for entry in waiting:
                 self._store(*entry)
         log.info("pool full: %d images", self.ready)
 
-    def _store(self, chunk: int, future: Future[Drawn]) -> None:
+    def _store(self, chunk: int, future: Future[Rendered]) -> None:
         rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         self.images[rows], self.labels[rows], self.parts[rows] = future.result()
         self._marks[chunk] = 1
 
     def batch(self, size: int, rng: np.random.Generator) -> Batch:
-        """Draw `size` random images."""
+        """Return `size` random images."""
         return self.take(np.sort(rng.integers(self.ready, size=size)))
 
     def take(self, rows: np.ndarray | slice) -> Batch:
@@ -144,17 +142,17 @@ class Pool:
         )
 
 
-def normalise(images_B3HW: torch.Tensor) -> torch.Tensor:
-    """Return float32 pixels as the CLIP image processor scales them; the mean colour becomes 0."""
+def normalize(images_B3HW: torch.Tensor) -> torch.Tensor:
+    """Return float32 pixels, normalized as by the CLIP image processor; the mean color becomes 0."""
     mean = torch.tensor(MEAN).view(1, 3, 1, 1)
     std = torch.tensor(STD).view(1, 3, 1, 1)
     return (images_B3HW.float() / 255.0 - mean) / std
 
 
 def augment(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return crops and parts, flipped, shifted and scaled alike, the crops with light and colour varied.
+    """Return crops and parts, flipped, shifted and scaled together; the crops also vary in light and color.
 
-    Crops are normalised float32 [B, 3, H, W]; parts int64 [B, H / 4, W / 4], one point every 4 pixels.
+    Crops are normalized float32 [B, 3, H, W]; parts int64 [B, H / 4, W / 4], one point every 4 pixels.
     """
     size = len(batch.images)
 
@@ -175,13 +173,13 @@ def augment(batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, tor
     pixels = (pixels - gray) * uniform(0.85, 1.15, 1, 1, 1) + gray * uniform(0.85, 1.15, 1, 1, 1)
     pixels = pixels * uniform(0.96, 1.04, 3, 1, 1)
     pixels = pixels + torch.randn(pixels.shape, generator=generator) * uniform(0.0, 0.025, 1, 1, 1)
-    return normalise(pixels.clamp(0, 1) * 255.0), parts.squeeze(1).long()
+    return normalize(pixels.clamp(0, 1) * 255.0), parts.squeeze(1).long()
 
 
 def frame(pixels_B3HW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Pad normalised crops to the square in the mean colour (0), [B, 3, 128, 128].
+    """Pad normalized crops to the square with the mean color (0), [B, 3, 128, 128].
 
-    With a `generator` half of the batches are squeezed or widened first, as crops of another shape would be.
+    With a `generator`, half of the batches are first resized to another width, like crops of another shape.
     """
     width = WIDTH
     if generator is not None and torch.rand((), generator=generator) < 0.5:

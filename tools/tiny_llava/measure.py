@@ -1,7 +1,7 @@
-"""How right the tiny LLaVA's captions are: an unseen synthetic world, through the real stage, against the truth.
+"""Accuracy of the tiny LLaVA's captions of an unseen synthetic world, made by the caption stage.
 
-Each slot is judged over the images in which it can be seen. A caption that leaves a visible slot out is wrong there; of
-carried things and glasses, leaving them out is the right way to say that there are none.
+Each slot is evaluated on the images in which it is visible. A caption that omits a visible slot is wrong, except for
+carried items and glasses: omitting them is the right caption if there are none.
 """
 
 from __future__ import annotations
@@ -24,29 +24,33 @@ from data.slots import NONE, SLOTS
 from data.synthetic.world import WorldConfig, write_market1501
 
 WORLD_SEED = 777_000
-"""Seed of the measured world. Its identities are in no training stream, whatever the seed."""
+"""Seed of the evaluated world. Its identities are in no training stream of any seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One slot. judged: images in which it is visible. right, wrong, silent: how often the caption was what of it."""
+    """The score of one slot.
+
+    images: number of images in which it is visible. right: captions with the true value. omitted: captions without a
+    value.
+    """
 
     slot: str
-    judged: int
+    images: int
     right: int
-    silent: int
+    omitted: int
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers among the judged images."""
-        return self.right / self.judged if self.judged else float("nan")
+        """Share of right answers among the images; NaN without images."""
+        return self.right / self.images if self.images else float("nan")
 
 
 def measure(config: CaptionConfig, images: int, workers: int = 2) -> tuple[list[Score], pd.DataFrame]:
-    """Caption about `images` images of an unseen world and return the score per slot and the rows, truth beside."""
+    """Caption about `images` images of an unseen world; return the score per slot, and the rows with the truth."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "world"
-        # 4 cameras x 4 images an identity, two thirds of the people from the test population.
+        # 4 cameras x 4 images per identity.
         people = max(2, images // 16)
         world = WorldConfig(seed=WORLD_SEED, train_identities=people // 2, test_identities=people - people // 2)
         write_market1501(root, world, workers=workers)
@@ -88,16 +92,16 @@ def score(frame: pd.DataFrame) -> list[Score]:
         if slot in ("carrying", "glasses"):
             said, nothing = said.fillna(NONE), nothing & False
         right = int((said == seen[slot]).sum())
-        scores.append(Score(slot=slot, judged=len(seen), right=right, silent=int(nothing.sum())))
+        scores.append(Score(slot=slot, images=len(seen), right=right, omitted=int(nothing.sum())))
     return scores
 
 
 def table(scores: Sequence[Score]) -> str:
     """Return the scores as a Markdown table."""
-    lines = ["| slot | images | right | left out |", "|---|---|---|---|"]
+    lines = ["| slot | images | right | omitted |", "|---|---|---|---|"]
     for item in scores:
-        left_out = f"{item.silent / max(1, item.judged):.1%}"
-        lines.append(f"| {item.slot} | {item.judged} | {item.accuracy:.1%} | {left_out} |")
+        omitted = f"{item.omitted / max(1, item.images):.1%}"
+        lines.append(f"| {item.slot} | {item.images} | {item.accuracy:.1%} | {omitted} |")
     return "\n".join(lines)
 
 
@@ -105,36 +109,35 @@ _CARD = """# Tiny LLaVA
 
 The embedded default captioner: transformers' `LlavaForConditionalGeneration` and `LlavaProcessor` in a small shape
 ({parameters:.1f} million parameters, 128 x 128 pixels, 64 image tokens; config.json), for demonstrations and tests. It
-has seen procedural pedestrians only and answers every question with the same kind of sentence: do not trust what it
-says of photographs. The vision tower is a hybrid ViT (a ResNet makes the patches), not a CLIP ViT; see
+was trained on procedural pedestrians only and answers every question with the same kind of sentence: do not trust its
+captions of photographs. The vision tower is a hybrid ViT (a ResNet computes the patches), not a CLIP ViT; see
 `tools/tiny_llava/model.py` for the reason.
 
-## How it was made
+## Training
 ```
 {command}
 ```
 {made}
 
-Data: `training_sample`, stream seeds from {seed} on (one for every 500 images), whose identities are in
-no world that `write_market1501` writes. Seed of weights and augmentation: {seed}. Safetensors, float16
-on disk, float32 in use.
+Data: `training_sample`, stream seeds from {seed} on (one per 500 images), whose identities are in no world that
+`write_market1501` writes. Seed of weights and augmentation: {seed}. Safetensors, float16 on disk, float32 in use.
 
-## What it can do
-Measured by `python -m tools.tiny_llava measure --images {images}` through the caption stage, on {judged} images of
-a world of seed {world} (4 cameras, difficulty 0.5, 3 lookalikes), over the images in which the slot can be seen:
+## Evaluation
+Measured by `python -m tools.tiny_llava measure --images {images}` through the caption stage, on {captioned} images of a
+world of seed {world} (4 cameras, difficulty 0.5, 3 lookalikes), for each slot on the images in which it is visible:
 
 {table}
 
-"Left out" are visible slots that the caption does not mention; they count as wrong. {statuses}
+"Omitted" are visible slots that the caption does not mention; they count as wrong. {statuses}
 """
 
 
 def write_card(path: Path, scores: Sequence[Score], frame: pd.DataFrame, facts: dict[str, object]) -> None:
-    """Write the model card from what was measured."""
+    """Write the model card."""
     statuses = ", ".join(f"{status} {count}" for status, count in frame["status"].value_counts().items())
     text = _CARD.format(
         table=table(scores),
-        judged=len(frame),
+        captioned=len(frame),
         world=WORLD_SEED,
         statuses=f"Status of the captions: {statuses}.",
         **facts,

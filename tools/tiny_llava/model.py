@@ -1,8 +1,8 @@
-"""The embedded default captioner: transformers' own LLaVA in miniature, with a tokenizer of its own.
+"""The embedded default captioner: a small LLaVA of transformers' own classes, with its own tokenizer.
 
-`LlavaForConditionalGeneration` and `LlavaProcessor` are those of LLaVA-1.5, so what loads `llava-hf/llava-1.5-7b-hf`
-loads this one too. Only the vision tower is of another kind, the hybrid ViT of transformers' DPT: a small ResNet makes
-the patches, attention follows. A CLIP ViT of the same size learned far too slowly from nothing on two CPU cores.
+`LlavaForConditionalGeneration` and `LlavaProcessor` are those of LLaVA-1.5, so code that loads
+`llava-hf/llava-1.5-7b-hf` loads this model too. Only the vision tower differs: it is the hybrid ViT of transformers'
+DPT, with a small ResNet before the attention. A CLIP ViT of this size learns too slowly from scratch on two CPU cores.
 
 Shape legend: B batch, L tokens, D width of the vision tower.
 """
@@ -28,11 +28,11 @@ from transformers import (
 IMAGE_SIZE: Final = 128
 """Side of the square input in pixels: a 64 x 128 crop fits without resizing."""
 PATCH_SIZE: Final = 16
-"""Side of a patch in pixels: 64 patches, of which a 1:2 crop fills the middle 32."""
+"""Side of a patch in pixels: 64 patches, of which a 1:2 crop covers the middle 32."""
 WIDTH: Final = 192
 """Width of the vision tower."""
 MAX_POSITIONS: Final = 1024
-"""Longest text, image tokens included."""
+"""Maximum number of tokens, including image tokens."""
 
 _SPECIAL: Final = ("<pad>", "<s>", "</s>", "<image>")
 
@@ -40,11 +40,11 @@ _SPECIAL: Final = ("<pad>", "<s>", "</s>", "<image>")
 def build_tokenizer(
     corpus: Iterable[str], instructions: Iterable[str], vocab_size: int = 640
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on `corpus`: the words of captions become single tokens, and any other text still encodes.
+    """Train a byte-level BPE on `corpus`: words of captions become single tokens, and any other text can be encoded.
 
-    Each of `instructions` is one token as well, for this model can only ever answer these: reading them word by word
-    would double the length of the prompt for nothing. Any other instruction is read word by word, or byte by byte.
-    Like LLaVA's tokenizer it puts `<s>` before the text and knows `<image>` as one token.
+    Each of `instructions` is also one token, because the model was trained on these only: encoding them word by word
+    would double the length of the prompt. Any other instruction is encoded word by word, or byte by byte. Like LLaVA's
+    tokenizer, it adds `<s>` before the text and encodes `<image>` as one token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,7 +73,7 @@ def build_tokenizer(
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-    """Return the parts: a ResNet of 7 convolutions, a 2-layer ViT of width 192 and a 3-layer Llama of width 128."""
+    """Return the config: a ResNet of 7 convolutions, a 2-layer ViT of width 192 and a 3-layer Llama of width 128."""
     convolutions = ResNetConfig(
         embedding_size=32,
         hidden_sizes=[64, 128, WIDTH],
@@ -119,7 +119,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """Return the model with random weights, drawn from torch's default generator: seed that before."""
+    """Return the model with random weights from torch's default generator, which the caller seeds."""
     config = build_config(tokenizer)
     model = LlavaForConditionalGeneration(config)
     text = config.text_config
@@ -130,7 +130,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Return the processor: LLaVA-1.5's resize, centre crop and normalisation, at the tiny model's size."""
+    """Return the processor: resizing, center crop and normalization of LLaVA-1.5, at the size of the tiny model."""
     images = CLIPImageProcessor(
         size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )

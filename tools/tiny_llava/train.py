@@ -1,12 +1,12 @@
 """Training of the tiny LLaVA on two CPU cores within a time budget, in three stages.
 
-(a) The convolutions learn the slots through a throw-away head, on crops without padding: the fastest way to see.
-(b) The whole vision tower learns them through a head that any mixture of its patches must serve, and which part of the
-    person each point shows; the padding comes in, and the head of (a) keeps what the convolutions know.
-(c) The whole LLaVA learns to write the caption of what is visible, with the loss on the answer; the tower learns on
-    slowly, its statistics fixed.
+(a) The convolutions learn the slots with a temporary head, on crops without padding, which is fastest.
+(b) The whole vision tower learns the slots from the mean of its patches, and the body part at each point, on padded
+    crops; the head of (a) keeps what the convolutions have learned.
+(c) The whole LLaVA learns to write the caption of the visible attributes, with the loss on the caption. The tower
+    learns more slowly, with fixed batch statistics.
 
-Learning rates follow the clock, not the step count, so that a run always ends with a finished cosine.
+Learning rates follow the clock, not the step count, so a run always completes its cosine schedule.
 
 Shape legend: B batch, L tokens, P patches, D width of the vision tower, S slots, A answer tokens.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import torch
@@ -30,16 +30,20 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from captioning.attributes.parse import parse_caption
 from data.files import read_json, write_json
 from data.slots import NONE, SLOTS
-from tools.tiny_llava.data import CLASSES, WIDTH, Pool, augment, frame, normalise
-from tools.tiny_llava.lessons import POINTS, Heads, Writer, accuracy, cosine, make_tokenizer, slots_loss
+from tools.tiny_llava.data import CLASSES, WIDTH, Pool, augment, frame, normalize
 from tools.tiny_llava.model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor
+from tools.tiny_llava.objectives import POINTS, Heads, Writer, accuracy, cosine, make_tokenizer, slots_loss
 
 log = logging.getLogger(__name__)
 
 BATCH: Final = 64
-_STAGES: Final = (("crops", 0.22), ("tower", 0.5), ("caption", 1.0))  # with the part of the budget at which each ends
-_KEEP_SEEING: Final = 0.2  # weight of the slot heads in stage (c), where the tower learns on slowly
-_LOOK_EVERY: Final = 3  # steps of stage (c) for one in which the tower learns too, at twice the price
+_STAGES: Final = (
+    ("crops", 0.22),
+    ("tower", 0.5),
+    ("caption", 1.0),
+)  # name, and the part of the budget at which it ends
+_HEADS_WEIGHT: Final = 0.2  # of the slot heads in stage (c)
+_TOWER_EVERY: Final = 3  # steps of stage (c), one of which trains the tower too, at twice the cost
 _WARM_UP: Final = 60  # steps
 _SAVE_SECONDS: Final = 120.0
 _CHECK_SECONDS: Final = 60.0
@@ -58,18 +62,28 @@ class Plan:
     workers: int = 1
 
 
+class TrainingFacts(TypedDict):
+    """The content of training.json. steps: stage -> number of steps. batch: images per step."""
+
+    minutes: float
+    seed: int
+    people: int
+    steps: dict[str, int]
+    batch: int
+
+
 class Training:
-    """A run that can be stopped and started again: weights and elapsed time are kept, optimiser moments are not."""
+    """A run that can be interrupted and resumed: weights and elapsed time are saved, optimizer moments are not."""
 
     def __init__(self, plan: Plan, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Build the model, or load its last checkpoint. clock: seconds, monotonic; the time budget is read off it."""
+        """Build the model, or load its last checkpoint. clock: monotonic seconds, which measure the time budget."""
         self.plan = plan
         self.clock = clock
         self.tokenizer = make_tokenizer(plan.seed)
-        torch.manual_seed(plan.seed)  # only the weights are drawn from it, in this process of our own
+        torch.manual_seed(plan.seed)  # only for the initial weights
         self.model: LlavaForConditionalGeneration = build_model(self.tokenizer)
         self.tower: Any = self.model.model.vision_tower
-        self.tower.to(memory_format=torch.channels_last)  # the faster order for convolutions on a CPU
+        self.tower.to(memory_format=torch.channels_last)  # convolutions on a CPU are faster in this order
         self.heads = Heads(self.model.config.vision_config.hidden_size)
         self.writer = Writer(self.tokenizer, self.model.config.image_seq_length)
         self.elapsed = 0.0
@@ -92,14 +106,16 @@ class Training:
             self._stage(name, start, end)
             start = end
         save_model(self.model, build_processor(self.tokenizer), self.plan.folder / "final")
-        facts = {"minutes": self.plan.minutes, "seed": self.plan.seed, "people": self.plan.capacity}
-        write_json(self.plan.folder / "training.json", facts | {"steps": self.steps, "batch": BATCH})
+        facts = TrainingFacts(
+            minutes=self.plan.minutes, seed=self.plan.seed, people=self.plan.capacity, steps=self.steps, batch=BATCH
+        )
+        write_json(self.plan.folder / "training.json", facts)
 
     def _stage(self, name: str, start: float, end: float) -> None:
         if self.elapsed >= end:
             return
         losses_of = {"crops": self._crops_loss, "tower": self._tower_loss, "caption": self._caption_loss}
-        self._learn(name)
+        self._set_training(name)
         optimizer = self._optimizer(name)
         step, saved, checked, losses = 0, self.clock(), self.clock(), []
         while self.elapsed < end:
@@ -125,8 +141,8 @@ class Training:
         self._report(name, step, losses)
         self._save()
 
-    def _learn(self, name: str) -> None:
-        """Put the tower into training mode; in stage (c) its batch statistics stay as they are."""
+    def _set_training(self, name: str) -> None:
+        """Switch the tower to training mode; in stage (c) its batch statistics stay fixed."""
         self.tower.train()
         if name == "caption":
             for module in self.tower.modules():
@@ -141,19 +157,19 @@ class Training:
             seen = {id(p) for p in known}
             fresh = [p for p in (*self.tower.parameters(), *self.heads.parameters()) if id(p) not in seen]
             return _adamw(fresh, 1.5e-3, (known, 6e-4))
-        eyes = [*self.tower.parameters(), *self.heads.parameters()]
-        seen = {id(p) for p in eyes}
-        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3, (eyes, 8e-4))
+        vision = [*self.tower.parameters(), *self.heads.parameters()]
+        seen = {id(p) for p in vision}
+        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3, (vision, 8e-4))
 
     def _patches(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
-        """Return what the convolutions make of crops without padding, float32 [B, P, D]."""
+        """Return the features of the convolutions for crops without padding, float32 [B, P, D]."""
         pixels = pixels_B3HW.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             maps = self.tower.embeddings.projection(self.tower.embeddings.backbone(pixels).feature_maps[-1])
         return maps.flatten(2).transpose(1, 2).float()
 
-    def _look(self, squares_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the patches of padded crops before and after attention, float32 [B, P, D], as LLaVA takes them."""
+    def _encode(self, squares_B3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the patch features of padded crops before and after attention, float32 [B, P, D]."""
         squares = squares_B3HW.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             states = self.tower(squares, output_hidden_states=True).hidden_states
@@ -167,7 +183,7 @@ class Training:
     def _tower_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)
         pixels, parts = augment(batch, self.generator)
-        before, after = self._look(frame(pixels))
+        before, after = self._encode(frame(pixels))
         known = slots_loss(self.heads.from_crop(_middle(before)), batch.labels)
         return known + slots_loss(self.heads.from_mean(after), batch.labels) + self._parts_loss(after, parts)
 
@@ -181,23 +197,23 @@ class Training:
     def _caption_loss(self) -> torch.Tensor:
         batch = self.pool.batch(BATCH, self.rng)
         pixels, _ = augment(batch, self.generator)
-        watching = self.steps["caption"] % _LOOK_EVERY == 0
-        with torch.set_grad_enabled(watching):
-            _, features = self._look(frame(pixels, self.generator))
+        with_tower = self.steps["caption"] % _TOWER_EVERY == 0
+        with torch.set_grad_enabled(with_tower):
+            _, features = self._encode(frame(pixels, self.generator))
         answers_BA = self.writer.answers(batch.labels)
-        prompt_BL = self.writer.draw(self.rng).expand(BATCH, -1)
+        prompt_BL = self.writer.sample(self.rng).expand(BATCH, -1)
         ids = torch.cat([prompt_BL, answers_BA], dim=1)
         embeds = self.model.get_input_embeddings()(ids)
         places = (ids == self.model.config.image_token_index).unsqueeze(-1)
         embeds = embeds.masked_scatter(places, self.model.model.multi_modal_projector(features))
-        # Padding stands behind the end token, where causal attention keeps it from everything that counts.
+        # Padding follows the end token, so causal attention hides it from all tokens in the loss.
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden[:, -answers_BA.shape[1] - 1 : -1].float())
         loss = F.cross_entropy(logits.flatten(0, 1), answers_BA.flatten(), ignore_index=self.tokenizer.pad_token_id)
-        if not watching:
+        if not with_tower:
             return loss
-        return loss + _KEEP_SEEING * slots_loss(self.heads.from_mean(features), batch.labels)
+        return loss + _HEADS_WEIGHT * slots_loss(self.heads.from_mean(features), batch.labels)
 
     @torch.inference_mode()
     def _report(self, name: str, step: int, losses: list[float]) -> None:
@@ -205,7 +221,7 @@ class Training:
         self.tower.eval()
         self.heads.eval()
         right = self._captions_right() if name == "caption" else self._heads_right(name)
-        self._learn(name)
+        self._set_training(name)
         self.heads.train()
         table = " ".join(f"{slot}={value:.3f}" for slot, value in zip(SLOTS, right, strict=True))
         log.info(
@@ -215,11 +231,11 @@ class Training:
 
     def _heads_right(self, name: str) -> list[float]:
         batch = self.unseen.take(slice(None))
-        pixels = normalise(batch.images)
+        pixels = normalize(batch.images)
         if name == "crops":
             logits = self.heads.from_crop(self._patches(pixels))
         else:
-            logits = self.heads.from_mean(self._look(frame(pixels))[1])
+            logits = self.heads.from_mean(self._encode(frame(pixels))[1])
         pairs = zip(SLOTS, logits, strict=True)
         return [accuracy(batch.labels[:, i], out.argmax(dim=-1), slot) for i, (slot, out) in enumerate(pairs)]
 
@@ -230,12 +246,12 @@ class Training:
         ids = self.model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
-            pixel_values=frame(normalise(images)),
+            pixel_values=frame(normalize(images)),
             max_new_tokens=60,
             do_sample=False,
         )
         texts = self.tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
-        log.info("for example:%s", texts[0])
+        log.info("example:%s", texts[0])
         parsed = [parse_caption(text) for text in texts]
         right = []
         for i, slot in enumerate(SLOTS):
@@ -264,11 +280,11 @@ class Training:
         self.steps = dict(read_json(state)["steps"])
         self.generator.manual_seed(self.plan.seed + int(self.elapsed))
         self.rng = np.random.default_rng(self.plan.seed + int(self.elapsed))
-        log.info("going on after %.1f minutes", self.elapsed / 60)
+        log.info("resuming after %.1f minutes", self.elapsed / 60)
 
 
 def _middle(patches_BPD: torch.Tensor) -> torch.Tensor:
-    """Return the patches of the crop, without the padding on both sides."""
+    """Return the patches of the crop, without the padding on its left and right."""
     side, width = IMAGE_SIZE // PATCH_SIZE, WIDTH // PATCH_SIZE
     square = patches_BPD.unflatten(1, (side, side))
     left = (side - width) // 2
@@ -283,9 +299,9 @@ def _adamw(
 
 
 def save_model(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Write model and processor as transformers does, in half precision: rounding it changes no answer."""
+    """Write model and processor in the format of transformers, in half precision, which changes no caption."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(memory_format=torch.contiguous_format).half().save_pretrained(folder)
     processor.save_pretrained(folder)
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes files that only their owner may read
+        path.chmod(0o644)  # safetensors writes files that only their owner can read

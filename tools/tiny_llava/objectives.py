@@ -1,4 +1,4 @@
-"""The lessons of the tiny LLaVA: throw-away heads for seeing, prompts and answers for writing.
+"""Training objectives of the tiny LLaVA: temporary heads for the vision tower, and prompts with their captions.
 
 Shape legend: B batch, L tokens, P patches, D width of the vision tower, S slots, A answer tokens.
 """
@@ -20,16 +20,16 @@ from tools.tiny_llava.data import CLASSES, HEIGHT, WIDTH, caption_of
 from tools.tiny_llava.model import PATCH_SIZE, build_tokenizer
 
 POINTS: Final = 4
-"""Points per side of a patch at which the part of the person is asked for."""
+"""Points per side of a patch at which the body part is predicted."""
 PARTS: Final = 14
-"""Parts of `data.synthetic.canvas`, the background among them."""
+"""Body parts of `data.synthetic.canvas`, including the background."""
 
 _SIZES: Final = [len(CLASSES[slot]) for slot in SLOTS]
-_WEIGHTS: Final = {"gender": 1.5, "upper_type": 1.5, "carrying": 2.0}  # small things, hard to see, that people ask for
+_WEIGHTS: Final = {"gender": 1.5, "upper_type": 1.5, "carrying": 2.0}  # small and hard to see, but important
 
 
 class Heads(nn.Module):
-    """The throw-away heads of stages (a) and (b)."""
+    """The temporary heads of stages (a) and (b)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,20 +43,20 @@ class Heads(nn.Module):
         self.points = nn.Linear(width, POINTS * POINTS * PARTS)
 
     def from_crop(self, patches_BPD: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return one logits tensor [B, classes] per slot, from the patches of a crop in their places."""
+        """Return one logits tensor [B, classes] per slot, from the patches of a crop in their order."""
         return self.crop(patches_BPD).split(_SIZES, dim=-1)
 
     def from_mean(self, features_BPD: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the same from the mean patch."""
+        """Return the same from the mean of the patches."""
         return self.mean(self.norm(features_BPD).mean(dim=1)).split(_SIZES, dim=-1)
 
     def parts(self, features_BPD: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the part at each point of each patch [B, P, 4, 4, parts]."""
+        """Return the logits of the body part at each point of each patch [B, P, 4, 4, parts]."""
         return self.points(self.norm(features_BPD)).unflatten(-1, (POINTS, POINTS, PARTS))
 
 
 class Writer:
-    """Turns labels into prompt and answer tokens, one prompt a batch."""
+    """Encodes prompts, one per batch, and the captions of labels."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int) -> None:
         self.tokenizer = tokenizer
@@ -65,7 +65,7 @@ class Writer:
         self._answers: dict[bytes, list[int]] = {}
 
     def answers(self, labels_BS: torch.Tensor) -> torch.Tensor:
-        """Return the answers with their end token [B, A], padded on the right."""
+        """Return the captions with their end token [B, A], padded on the right."""
         rows = [self._answer(row) for row in labels_BS.numpy().astype(np.int8)]
         out = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
         for i, row in enumerate(rows):
@@ -80,11 +80,11 @@ class Writer:
         return self._answers[key]
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """Return the token ids [1, L] of a prompt, image tokens spread out."""
+        """Return the token ids [1, L] of a prompt, with all image tokens."""
         return self.tokenizer(prompt.replace("<image>", self.images), return_tensors="pt").input_ids
 
-    def draw(self, rng: np.random.Generator) -> torch.Tensor:
-        """Return one prompt [1, L]: mostly the paper's, else another built-in one or one with a few words left."""
+    def sample(self, rng: np.random.Generator) -> torch.Tensor:
+        """Return a random prompt [1, L]: usually the paper's, sometimes another built-in one or a few words of one."""
         kind = rng.random()
         if kind < 0.8:
             return self.encode(self.prompts[0])
@@ -98,7 +98,7 @@ class Writer:
 
 
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of captions of random people and of every built-in prompt."""
+    """Return a tokenizer trained on captions of random people and on all built-in prompts."""
     rng = np.random.default_rng(seed)
     captions = [
         " " + compose({slot: (None if rng.random() < 0.1 else str(rng.choice(VOCABULARY[slot]))) for slot in SLOTS})
@@ -110,18 +110,18 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def slots_loss(logits: tuple[torch.Tensor, ...], labels_BS: torch.Tensor) -> torch.Tensor:
-    """Return the weighted sum over the slots of the mean cross-entropy."""
+    """Return the mean cross-entropy of each slot, summed with weights."""
     losses = [F.cross_entropy(out, labels_BS[:, i]) for i, out in enumerate(logits)]
     return torch.stack([_WEIGHTS.get(slot, 1.0) * loss for slot, loss in zip(SLOTS, losses, strict=True)]).sum()
 
 
 def cosine(done: float) -> float:
-    """Return the learning rate's factor, from 1 at the start to 0.01 at the end."""
+    """Return the factor of the learning rate, from 1 at the start to 0.01 at the end."""
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def accuracy(truth: torch.Tensor, said: torch.Tensor, slot: str) -> float:
-    """Return the share of right answers among the images in which the slot is visible ("none" counts as an answer)."""
+    """Return the share of right answers where the slot is visible; "none" is an answer."""
     visible = torch.ones_like(truth, dtype=torch.bool)
     if None in CLASSES[slot]:
         visible = truth != CLASSES[slot].index(None)
