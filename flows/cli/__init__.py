@@ -1,1 +1,1 @@
-"""The command line, one module per group of commands."""
+"""The command line: `commands` declares the commands, and one module per group runs them."""

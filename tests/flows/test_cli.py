@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from flows.cli.commands import StudyGroup, app
 from flows.study.plan import GROUPS, PRESETS
 from flows.summary import RunSummary, StageRun
 from tests.helpers.places import REPO
+
+
+def plain(text: str) -> str:
+    """Return `text` without the colors that Typer writes where GITHUB_ACTIONS or FORCE_COLOR is set."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -102,7 +108,7 @@ def test_home_may_stand_before_and_behind_the_verb_of_artifacts(monkeypatch, wor
 )
 def test_a_wrong_command_line_ends_with_status_2(capsys, words, told):
     assert main(words) == 2
-    error = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    error = " ".join(plain(capsys.readouterr().err).replace("│", " ").split())
     assert error.startswith(f"Usage: clip-scgi{' artifacts gc' if 'gc' in words else ''}")
     assert told.lower() in error.lower()
 
@@ -111,7 +117,7 @@ def test_a_wrong_command_line_ends_with_status_2(capsys, words, told):
 def test_without_arguments_a_command_shows_its_help(capsys, words):
     assert main(words) == 2
     captured = capsys.readouterr()
-    assert " ".join(["Usage: clip-scgi", *words]) in captured.out + captured.err
+    assert " ".join(["Usage: clip-scgi", *words]) in plain(captured.out + captured.err)
 
 
 def _commands(group, *path: str):
@@ -146,7 +152,7 @@ def test_each_command_has_an_example_that_parses(name):
 def test_help_fits_the_terminal(monkeypatch, capsys, name, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert main([*name.split(), "--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = plain(capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= columns
     assert "…" not in "".join(lines)
     if name in ALL_COMMANDS:
@@ -165,7 +171,7 @@ def test_the_choices_of_a_study_are_those_of_its_plan():
 @pytest.mark.parametrize("text", ["[red]x[/]", "[/]", "[bold", ":car:"])
 def test_text_of_the_user_is_not_read_as_markup(capsys, text):
     assert main([text]) == 2
-    assert f"'{text}'" in capsys.readouterr().err
+    assert f"'{text}'" in plain(capsys.readouterr().err)
     assert main(["run", text]) == 1
     assert f"recipe '{text}' does not exist" in capsys.readouterr().err
     assert main(["show", "demo", "--set", f"data.name={text}"]) == 0
@@ -187,6 +193,23 @@ def test_the_old_key_of_a_renamed_setting_works_with_one_notice(capsys):
     assert (train["schedule"]["lr_clip"], train["scgi"]["inversion_tokens"]) == (0.5, 3)
     assert main(["show", "demo", *settings]) == 0
     assert capsys.readouterr().err == "", "each notice is printed once"
+
+
+@pytest.mark.parametrize("words", [["demo"], ["run", "demo"], ["train", "demo"]])
+def test_two_frames_lie_between_the_shell_and_the_flow(monkeypatch, tmp_path, words):
+    own: list[str] = []
+
+    def flow(**_):
+        frame = sys._getframe(1)
+        while frame.f_code.co_name != "test_two_frames_lie_between_the_shell_and_the_flow":
+            if frame.f_code.co_filename.startswith(str(REPO / "flows")):
+                own.append(frame.f_code.co_name)
+            frame = frame.f_back
+
+    monkeypatch.setattr(commands, "flow_of", lambda *_: nullcontext(flow))
+    monkeypatch.setattr(results, "show_results", lambda _: None)
+    assert main([*words, "--home", str(tmp_path)]) == 0
+    assert own in (["demo", "main"], ["run", "main"], ["command", "main"])
 
 
 def test_a_shell_completes_commands_options_and_recipes():
