@@ -108,8 +108,8 @@ def _caption(rows: list[Score], *, ranked: bool) -> str | None:
 
 def _cell(row: Score, key: str, style: str) -> Text:
     text = Text(f"{row.percent[key]:.1f}", style)
-    if key in row.spread:
-        text.append(f" ± {row.spread[key]:.1f}")
+    if key in row.deviation:
+        text.append(f" ± {row.deviation[key]:.1f}")
     if row.points is not None:
         color = {"up": "green", "down": "red"}.get(row.verdict(key), "dim")
         text.append(f"\n{signed(row.points[key])}", color)

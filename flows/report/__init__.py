@@ -1,1 +1,1 @@
-"""The report stage: scores, curves, retrieval and language of one run as a page."""
+"""The report stage: one page about a run, with its scores, charts, queries and captions."""

@@ -1,7 +1,7 @@
 """95 % intervals of the difference between two rankings of the same queries, for the report, the terminal and Prefect.
 
-With few queries one query is many points. The paired bootstrap draws the queries anew, with replacement, the same ones
-for both sides; what it cannot know is how another training seed would differ.
+The paired bootstrap resamples the queries with replacement, the same ones for both rankings. It does not cover the
+variation between training seeds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 2000
 SEED: Final = 0
 MIN_QUERIES: Final = 6
-"""Fewer queries give no interval: even if all of 5 improved, chance alone would do that in 1 of 16 cases."""
+"""Fewer queries have no interval: chance alone improves or worsens all of 5 queries in 1 of 16 cases."""
 METHOD: Final = (
-    f"{100 * CONFIDENCE:.0f} % interval (paired percentile bootstrap: the queries drawn anew {RESAMPLES:,} times with "
-    f"replacement, seed {SEED}; it does not cover another training seed)"
+    f"{100 * CONFIDENCE:.0f} % interval (paired percentile bootstrap over queries, {RESAMPLES:,} resamples, "
+    f"seed {SEED}; it does not cover other training seeds)"
 )
-"""What the interval is, in words, for whatever shows one."""
+"""Description of the interval, shown wherever one is shown."""
 _COLUMNS: Final = ("model", "mode", "query_path", "ap", "inp", "first_hit")
 _BATCH: Final = 50  # resamples at a time: 12,000 queries and five metrics take 24 MB
 
@@ -34,18 +34,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class QueryScores:
-    """What each query scored, by one model in one mode. values: metric -> fractions, one per path of `paths`."""
+    """Scores of each query by one model in one mode. values: metric -> fractions, one per path of `paths`."""
 
     paths: tuple[str, ...]
     values: Mapping[str, NDArray[np.float64]]
 
 
-Scored = Mapping[tuple[str, str], QueryScores]
-"""(model, mode) -> what its queries scored."""
-
-
 def read_query_scores(rankings: Path) -> dict[tuple[str, str], QueryScores]:
-    """Return what each query of rankings.parquet scored, by model and mode, the queries in order of their paths."""
+    """Return the scores of the queries of rankings.parquet by model and mode, the queries sorted by path."""
     import pyarrow.parquet as pq
 
     frame = pq.read_table(rankings, columns=list(_COLUMNS)).to_pandas().sort_values("query_path", kind="stable")
@@ -63,7 +59,7 @@ def read_query_scores(rankings: Path) -> dict[tuple[str, str], QueryScores]:
 
 
 def query_scores_of(metrics: Mapping[str, Any], rankings: Path) -> dict[tuple[str, str], QueryScores]:
-    """Return `read_query_scores`; nothing without the file, or of drawn galleries (only the first is kept)."""
+    """Return `read_query_scores`, or nothing if the file does not exist or covers only the first drawn gallery."""
     drawn = metrics["protocol"].get("gallery_draws")
     return {} if drawn or not rankings.exists() else read_query_scores(rankings)
 
@@ -71,8 +67,7 @@ def query_scores_of(metrics: Mapping[str, Any], rankings: Path) -> dict[tuple[st
 def intervals(ours: QueryScores | None, base: QueryScores | None) -> dict[str, Interval] | None:
     """Return for each metric the interval of the mean of ours - base, in points.
 
-    None where there is nothing to pair: a side is missing, the sides have different queries, or fewer than
-    `MIN_QUERIES`.
+    None if a side is missing, the sides have different queries, or there are fewer than `MIN_QUERIES`.
     """
     if ours is None or base is None or ours.paths != base.paths or len(ours.paths) < MIN_QUERIES:
         return None
@@ -93,6 +88,6 @@ def intervals(ours: QueryScores | None, base: QueryScores | None) -> dict[str, I
 
 
 def verdict(interval: Interval | None) -> str:
-    """Return "up" or "down" where an interval lies wholly on one side of zero, else "even": what decides the color."""
+    """Return "up" or "down" if the interval excludes zero, else "even"; the color of a difference follows from it."""
     low, high = interval or (0.0, 0.0)
     return "up" if low > 0 else "down" if high < 0 else "even"

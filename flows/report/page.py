@@ -1,11 +1,12 @@
-"""Puts the page together: gathers what each section shows and renders the template."""
+"""The report page: gather the contents of each section and render the template."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -21,7 +22,7 @@ from flows.report.scores import METRICS, scores, signed
 from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
 from flows.terminal import duration
 
-_CAPTIONER_COLUMNS = (
+_CAPTIONER_COLUMNS: Final = (
     "model_id",
     "model_revision",
     "template_id",
@@ -30,8 +31,8 @@ _CAPTIONER_COLUMNS = (
     "batch_size",
     "captioner_fingerprint",
 )
-_REJECTED_SHOWN = 50
-_SECTIONS = 4
+_REJECTED_SHOWN: Final = 50
+_SECTIONS: Final = 4
 
 
 def write_page(
@@ -48,7 +49,7 @@ def write_page(
 
 
 def page_environment() -> Environment:
-    """Return the environment of the pages in `TEMPLATES`: everything put in is escaped, nothing missing is let pass."""
+    """Return the environment of the pages in `TEMPLATES`, which escapes all values and rejects missing ones."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -111,7 +112,7 @@ def _training_part(inputs: ReportInputs) -> dict[str, Any]:
         "method": method_name(inputs.recipe, trained),
         "recipe": without_places(inputs.recipe),
         "recipe_name": inputs.recipe.get("name"),
-        # Its config is the recipe's, and its list of identities is as long as the data set.
+        # The recipe shows the config, and the list of identities is as long as the dataset.
         "trained_from": {name: value for name, value in trained.items() if name not in ("config", "identities")},
         "versions": _versions(trained.get("provenance", {})),
         "training": _training(log),
@@ -144,7 +145,7 @@ def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbn
 
 
 def method_name(recipe: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
-    """Return the method's name: from the trained model's config or, where that is silent, from the recipe."""
+    """Return the name of the method from the trained model's config or, failing that, from the recipe."""
     places: list[Any] = [trained.get("config"), recipe.get("train"), recipe]
     names = (place["method"] for place in places if isinstance(place, Mapping) and isinstance(place.get("method"), str))
     return next(names, "method not recorded")
@@ -155,26 +156,55 @@ def _versions(provenance: Mapping[str, Any]) -> dict[str, str]:
     return python | provenance.get("libraries", {})
 
 
-def _training(log: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+class LossChange(NamedTuple):
+    """A loss in the first and in the last epoch."""
+
+    name: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """Length and speed (images per second) of a training, and its losses in the first and the last epoch."""
+
+    epochs: int
+    steps: int
+    duration: str
+    speed: float
+    losses: Sequence[LossChange]
+
+
+def _training(log: Mapping[str, Sequence[Row]]) -> TrainingSummary:
     epochs = log["epoch"]
     seconds = sum(row["seconds"] for row in epochs)
     images = sum(row["images_per_second"] * row["seconds"] for row in epochs)
-    first, last = (epochs[0], epochs[-1]) if epochs else ({}, {})
-    terms = [name for name in first.get("terms", ()) if name in last["terms"]]
-    total = [("total", first["loss"], last["loss"])] if epochs else []
-    return {
-        "epochs": len(epochs),
-        "steps": max((row["step"] for kind in ("step", "epoch") for row in log[kind]), default=0),
-        "duration": duration(seconds),
-        "speed": images / seconds if seconds else 0.0,
-        "losses": total + [(name, first["terms"][name], last["terms"][name]) for name in terms],
-    }
+    return TrainingSummary(
+        epochs=len(epochs),
+        steps=max((row["step"] for kind in ("step", "epoch") for row in log[kind]), default=0),
+        duration=duration(seconds),
+        speed=images / seconds if seconds else 0.0,
+        losses=_loss_changes(epochs[0], epochs[-1]) if epochs else [],
+    )
 
 
-def _rejected(path: Path) -> dict[str, Any]:
+def _loss_changes(first: Row, last: Row) -> list[LossChange]:
+    terms = [name for name in first["terms"] if name in last["terms"]]
+    return [
+        LossChange("total", first["loss"], last["loss"]),
+        *(LossChange(name, first["terms"][name], last["terms"][name]) for name in terms),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectedFiles:
+    """Files that the index rejected: how many, by reason, and the first rows of rejected.parquet."""
+
+    total: int
+    reasons: Sequence[tuple[str, int]]
+    rows: Sequence[Row]
+
+
+def _rejected(path: Path) -> RejectedFiles:
     rows = read_rows(path)
-    return {
-        "total": len(rows),
-        "reasons": counts(row["reason"] for row in rows),
-        "rows": rows[:_REJECTED_SHOWN],
-    }
+    return RejectedFiles(total=len(rows), reasons=counts(row["reason"] for row in rows), rows=rows[:_REJECTED_SHOWN])

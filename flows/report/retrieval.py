@@ -1,55 +1,112 @@
-"""The retrieval part of the report: query rows with their nearest gallery images."""
+"""The retrieval part of the report: queries with their nearest gallery images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple, TypedDict
 
-from data.images.thumbnails import Thumbnails
+from data.images.thumbnails import Thumbnail, Thumbnails
 from flows.report.gather import Row, read_rows, take_rows, thirds
 
 _SELECTORS: Final = ("model", "mode", "query_path", "query_pid", "ap", "first_hit")
 _GROUPS: Final = ("Lowest average precision", "Around the median", "Highest average precision")
-_FALLEN: Final = "Fell most against the untrained model"
+_FALLEN: Final = "Lost most against the untrained model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One gallery image in the row of a query. far: its rank is beyond those of the images before it."""
+
+    rank: int
+    far: bool
+    path: str
+    pid: int
+    camid: int
+    score: float
+    right: bool
+    image: Thumbnail
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryRow:
+    """A query with its nearest gallery images. ap_before: AP of the untrained model; None where there is none.
+
+    first_hit: rank of the first match. n_relevant: matches in the gallery. n_right: matches shown.
+    """
+
+    path: str
+    pid: int
+    camid: int
+    image: Thumbnail
+    ap: float
+    ap_before: float | None
+    first_hit: int
+    n_relevant: int
+    n_right: int
+    hits: Sequence[Hit]
+
+
+class QueryGroup(NamedTuple):
+    """Queries that were chosen for one reason. meaning: how many they are, their AP, and how many of them fail."""
+
+    title: str
+    meaning: str
+    queries: Sequence[QueryRow]
+
+
+class Failures(NamedTuple):
+    """Counts over all queries. missed: the first image is wrong. fallen: lower AP than untrained; None if unknown."""
+
+    total: int
+    missed: int
+    fallen: int | None
+
+
+class QuerySection(TypedDict):
+    """Queries on the page, in groups, and how many of all queries fail."""
+
+    groups: Sequence[QueryGroup]
+    failures: Failures
 
 
 def leading_row(results: Sequence[Row], mode: str) -> Row:
-    """Return the row of metrics.json that leads the page: trained, in `mode` where it was evaluated."""
+    """Return the row of metrics.json that leads the page: the trained model, in `mode` where that was evaluated."""
     trained = [row for row in results if row["model"] == "trained"] or list(results)
     return next((row for row in trained if row["mode"] == mode), trained[0])
 
 
 def query_section(
     path: Path, thumbnail: Thumbnails, *, model: str, mode: str, each: int, top_k: int, seed: int
-) -> dict[str, Any]:
-    """Choose queries from rankings.parquet; return them in groups, and how many of all queries fail.
+) -> QuerySection:
+    """Choose queries from rankings.parquet.
 
-    Three groups by average precision (AP) and, where there is an untrained model, the queries that lost most AP
-    against it.
+    There are three groups by average precision (AP) and, where there is an untrained model, the queries that lost most
+    AP against it.
     """
     rows = read_rows(path, _SELECTORS)
     before = {row["query_path"]: row["ap"] for row in rows if (row["model"], row["mode"]) == ("untrained", mode)}
     if model == "untrained":
         before = {}
-    shown = [at for at, row in enumerate(rows) if (row["model"], row["mode"]) == (model, mode)]
-    own = [rows[at] for at in shown]
-    parts = dict(zip(_GROUPS, thirds(own, each, value="ap", key="query_pid", seed=seed), strict=True))
+    positions = [at for at, row in enumerate(rows) if (row["model"], row["mode"]) == (model, mode)]
+    own = [rows[at] for at in positions]
     fallen = _fallen(own, before)
-    taken = {at for part in parts.values() for at in part}
-    parts[_FALLEN] = [at for at in fallen if at not in taken][:each]
     groups = []
-    for title, positions in parts.items():
-        full = take_rows(path, [shown[at] for at in positions])
+    for title, part in _parts(own, fallen, each, seed).items():
+        full = take_rows(path, [positions[at] for at in part])
         queries = [_query(row, thumbnail, top_k, before.get(row["query_path"])) for row in full]
         if queries:
-            groups.append({"title": title, "meaning": _meaning(full), "queries": queries})
-    failures = {
-        "total": len(own),
-        "missed": sum(row["first_hit"] > 1 for row in own),
-        "fallen": len(fallen) if before else None,
-    }
-    return {"groups": groups, "failures": failures}
+            groups.append(QueryGroup(title, _meaning(full), queries))
+    missed = sum(row["first_hit"] > 1 for row in own)
+    return QuerySection(groups=groups, failures=Failures(len(own), missed, len(fallen) if before else None))
+
+
+def _parts(rows: Sequence[Row], fallen: Sequence[int], each: int, seed: int) -> dict[str, list[int]]:
+    """Return title -> positions in `rows` of the queries of each group, none of them twice."""
+    parts = dict(zip(_GROUPS, thirds(rows, each, value="ap", key="query_pid", seed=seed), strict=True))
+    taken = {at for part in parts.values() for at in part}
+    return {**parts, _FALLEN: [at for at in fallen if at not in taken][:each]}
 
 
 def _fallen(rows: Sequence[Row], before: Mapping[str, float]) -> list[int]:
@@ -59,41 +116,46 @@ def _fallen(rows: Sequence[Row], before: Mapping[str, float]) -> list[int]:
 
 
 def _meaning(rows: Sequence[Row]) -> str:
-    """Return how many queries a group shows, their AP, and how many of them fail at the first image."""
+    """Return how many queries a group shows, their AP, and how many of them have a wrong first image."""
     aps = sorted(100 * row["ap"] for row in rows)
     missed = sum(row["first_hit"] > 1 for row in rows)
     count = f"{len(rows)} {'query' if len(rows) == 1 else 'queries'}"
     return f"{count}, AP {aps[0]:.1f} to {aps[-1]:.1f} %, {missed} with a wrong first image"
 
 
-def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None) -> dict[str, Any]:
+def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None) -> QueryRow:
+    hits = _hits(row, thumbnail, top_k)
+    return QueryRow(
+        path=row["query_path"],
+        pid=row["query_pid"],
+        camid=row["query_camid"],
+        image=thumbnail(row["query_path"]),
+        ap=row["ap"],
+        ap_before=ap_before,
+        first_hit=row["first_hit"],
+        n_relevant=row["n_relevant"],
+        n_right=sum(hit.right for hit in hits),
+        hits=hits,
+    )
+
+
+def _hits(row: Row, thumbnail: Thumbnails, top_k: int) -> list[Hit]:
+    """Return the `top_k` nearest images; if none of them is right, the first match takes the last place."""
     columns = zip(*(row[f"top_{name}"] for name in ("paths", "pids", "camids", "scores")), strict=True)
     ranked = list(enumerate(columns, start=1))
     first = row["first_hit"]
-    if top_k < first <= len(ranked):  # a row of wrong images only would not show what was looked for
+    if top_k < first <= len(ranked):
         ranked = [*ranked[: top_k - 1], ranked[first - 1]]
-    hits = [
-        {
-            "rank": rank,
-            "far": rank > top_k,
-            "path": path,
-            "pid": pid,
-            "camid": camid,
-            "score": score,
-            "right": pid == row["query_pid"],
-            "image": thumbnail(path),
-        }
+    return [
+        Hit(
+            rank=rank,
+            far=rank > top_k,
+            path=path,
+            pid=pid,
+            camid=camid,
+            score=score,
+            right=pid == row["query_pid"],
+            image=thumbnail(path),
+        )
         for rank, (path, pid, camid, score) in ranked[:top_k]
     ]
-    return {
-        "path": row["query_path"],
-        "pid": row["query_pid"],
-        "camid": row["query_camid"],
-        "image": thumbnail(row["query_path"]),
-        "ap": row["ap"],
-        "ap_before": ap_before,
-        "first_hit": row["first_hit"],
-        "n_relevant": row["n_relevant"],
-        "n_right": sum(hit["right"] for hit in hits),
-        "hits": hits,
-    }

@@ -1,4 +1,4 @@
-"""The table of results, for the page and the terminal alike: percent and points gained."""
+"""Rows of the results table in percent, with differences to the untrained model in points."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any, Final
 from flows.report.intervals import Interval, QueryScores, intervals, query_scores_of, verdict
 
 METRICS: Final = (("mAP", "mAP"), ("mINP", "mINP"), ("rank1", "R1"), ("rank5", "R5"), ("rank10", "R10"))
-"""Keys of metrics.json in the order in which people read them, and the names they know them by."""
+"""Keys of metrics.json in the order of the tables, with their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One row: a model in an inference mode.
+    """One row of the table: a model in an inference mode.
 
-    percent: metric -> percent. spread: metric -> standard deviation in points over drawn galleries, empty where the
-    gallery is the data set's own. points: metric -> difference to the untrained model, or None for untrained rows and
-    where there is none. intervals: metric -> 95 % interval of the points, or None where `intervals` gives none.
-    against: the mode of the untrained row compared with.
+    percent: metric -> percent. deviation: metric -> standard deviation in points over drawn galleries; empty if the
+    dataset has a gallery of its own. points: metric -> difference to the untrained model; None for untrained rows and
+    if there is no untrained model. intervals: metric -> 95 % interval of the points; None if `intervals` returns None.
+    against: inference mode of the untrained row.
     """
 
     model: str
     mode: str
     percent: dict[str, float]
-    spread: dict[str, float]
+    deviation: dict[str, float]
     points: dict[str, float] | None
     intervals: dict[str, Interval] | None
     against: str | None
@@ -36,17 +36,16 @@ class Score:
         return verdict(self.intervals[key] if self.intervals else None)
 
     def interval(self, key: str) -> str:
-        """Return the interval of metric `key` as text, empty where there is none."""
+        """Return the interval of metric `key` as text, or an empty text."""
         return interval_text(self.intervals[key]) if self.intervals else ""
 
 
 def scores(metrics: Mapping[str, Any], rankings: Path | None = None) -> list[Score]:
-    """Return the rows of metrics.json in its own order.
+    """Return the rows of metrics.json in their order.
 
-    rankings: rankings.parquet of the same evaluation, for the intervals; without it there are none.
-
-    A trained row is compared with the untrained one of its mode or, where that is missing (an untrained fusion
-    means nothing), with the untrained image mode.
+    A trained row is compared with the untrained row of its mode or, if that does not exist (an untrained fusion is
+    meaningless), with the untrained image mode. rankings: rankings.parquet of the same evaluation, which the intervals
+    need.
     """
     untrained = {row["mode"]: row for row in metrics["results"] if row["model"] == "untrained"}
     queries: dict[tuple[str, str], QueryScores] = query_scores_of(metrics, rankings) if rankings else {}
@@ -60,7 +59,7 @@ def scores(metrics: Mapping[str, Any], rankings: Path | None = None) -> list[Sco
                 model=row["model"],
                 mode=row["mode"],
                 percent={key: 100 * row[key] for key, _ in METRICS},
-                spread={key: 100 * value for key, value in row.get("galleries", {}).get("std", {}).items()},
+                deviation={key: 100 * value for key, value in row.get("galleries", {}).get("std", {}).items()},
                 points={key: 100 * (row[key] - base[key]) for key, _ in METRICS} if base else None,
                 intervals=intervals(ours, theirs) if base else None,
                 against=against if base else None,

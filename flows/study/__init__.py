@@ -1,1 +1,1 @@
-"""The study: variants, seeds and controls, compared by paired differences."""
+"""The study: methods and controls trained over seeds and compared by paired differences."""

@@ -1,4 +1,4 @@
-"""What a study will cost, before it starts: the time of a step, measured here and now, times the steps of every run."""
+"""Estimate of the cost of a study: the time of a step, measured under the current load, times the steps of all runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flows.study.run import Run
 from reid.config.train import TrainConfig
 from reid.inputs.training_rows import train_rows
 
-_TURNS: Final = 3  # after one that warms up; the least counts
+_REPETITIONS: Final = 3  # after one that warms up; the shortest counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Time of training alone; drawing, captioning and evaluation come on top. steps: of all `runs` together."""
+    """Cost of training alone, without drawing, captioning and evaluation. steps: sum over all `runs`."""
 
     runs: int
     steps: int
@@ -31,10 +31,10 @@ class Cost:
 
 
 def estimate(runs: Sequence[Run]) -> Cost:
-    """Return what training `runs` would take on this machine as busy as it is now; equal trainings count once.
+    """Return the cost of training `runs` on this machine under its current load; equal trainings count once.
 
-    Takes a few steps of each method on random pixels, those of CLIP-ReID's first stage included. Raises as building a
-    task does: WeightsError, ConfigError.
+    Take a few steps of each method on random pixels, including CLIP-ReID's first stage. Raise WeightsError or
+    ConfigError if a task cannot be built.
     """
     speeds: dict[str, _Speed] = {}
     sizes: dict[str, NDArray[np.int64]] = {}
@@ -54,7 +54,7 @@ def _training_key(run: Run) -> tuple[str, str, str]:
 
 
 def training_steps(config: TrainConfig, labels: NDArray[np.int64]) -> int:
-    """Return the optimiser steps of a training on images of identities `labels`, [N]."""
+    """Return the number of optimizer steps of a training on images of identities `labels`, [N]."""
     from reid.inputs.sampler import IdentitySampler
 
     batch = config.batch
@@ -73,20 +73,20 @@ def _labels(images: ArtifactRef) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Speed:
-    """Seconds of one step of training, and of one of CLIP-ReID's first stage (0 for other methods)."""
+    """Seconds per training step, and per step of CLIP-ReID's first stage (0 for other methods)."""
 
     step: float
     prompt_step: float
 
     @classmethod
     def measured(cls, config: TrainConfig, identities: int) -> _Speed:
-        prompt = _least(_prompt_step(config, identities)) if config.method == "clip_reid" else 0.0
-        return cls(step=_least(_step(config, identities)), prompt_step=prompt)
+        prompt = _shortest(_prompt_step(config, identities)) if config.method == "clip_reid" else 0.0
+        return cls(step=_shortest(_step(config, identities)), prompt_step=prompt)
 
 
-def _least(step: Callable[[], None]) -> float:
+def _shortest(step: Callable[[], None]) -> float:
     seconds = []
-    for _ in range(_TURNS + 1):
+    for _ in range(_REPETITIONS + 1):
         started = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - started)
@@ -100,7 +100,7 @@ def _device(config: TrainConfig) -> str:
 
 
 def _step(config: TrainConfig, identities: int) -> Callable[[], None]:
-    """Return one optimiser step of the method on random pixels."""
+    """Return a function that takes one optimizer step of the method on random pixels."""
     import torch
 
     from reid.tasks.base import Batch
@@ -129,7 +129,7 @@ def _step(config: TrainConfig, identities: int) -> Callable[[], None]:
 
 
 def _prompt_step(config: TrainConfig, identities: int) -> Callable[[], None]:
-    """Return one step of CLIP-ReID's first stage on random features."""
+    """Return a function that takes one step of CLIP-ReID's first stage on random features."""
     import torch
 
     from reid.models.backbone import build_backbone
@@ -152,7 +152,7 @@ def _prompt_step(config: TrainConfig, identities: int) -> Callable[[], None]:
 
 
 def _wait(device: str) -> None:
-    """A GPU only queues its work: wait for it, or the clock sees nothing."""
+    """Wait until a GPU has done its queued work, so that the clock measures it."""
     import torch
 
     if device != CPU:

@@ -1,7 +1,7 @@
-"""What a study trains: methods and their controls, as plain frozen data.
+"""Plan of a study: methods and their controls, as frozen data.
 
-Every variant trains for the same steps at the same rates on the same batches and augmentation (one seed, one order of
-images), so a difference between two variants of one seed comes from what their changes say.
+Variants of one seed train for the same number of steps, at the same learning rates, on the same batches with the same
+augmentation, so a difference between two of them comes from their changes alone.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from data.config import Config
 from reid.config.train import Method
 
 Captions = Literal["none", "captioner", "shuffled", "scattered", "true"]
-"""Where a variant's captions come from: nowhere, the captioner, other people (consistently, or image by image), or the
-true attributes of a synthetic image."""
+"""Source of a variant's captions: none, the captioner, other people (consistently, or image by image), or the true
+attributes of a synthetic image."""
 
 Group = Literal["main", "queries", "depth", "why"]
 GROUPS: Final[tuple[Group, ...]] = get_args(Group)
 
 
 class StudyConfig(Config):
-    """How much of a study is run."""
+    """Size of a study."""
 
     seeds: Annotated[int, Field(ge=1)] = 3
     """Repetitions of every variant; intervals need at least two."""
     groups: Annotated[tuple[Group, ...], Field(min_length=1)] = ("main",)
     """main: the methods and controls. queries, depth: CLIP-SCGI over K and over depth. why: further controls."""
     resample: bool = True
-    """Each seed has people of its own (another synthetic world, another split) as well as its own training, so that
-    intervals speak of other people too. False: the seed changes the training alone."""
+    """Each seed has its own people (another synthetic world, another split) and its own training, so that intervals
+    cover other people too. False: the seed changes the training alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One line of a study: a method, whose captions it reads, and what is changed in the recipe's training.
+    """A method, the source of its captions, and its changes to the recipe's training.
 
     changes: dotted key of TrainConfig -> value. stretch: factor on the length of the training.
     """
@@ -54,7 +54,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A question that the difference of two lines answers, seed by seed. Lines are (variant, inference mode)."""
+    """A question that the difference left - right answers, seed by seed. Each side is (variant, inference mode)."""
 
     question: str
     left: tuple[str, str]
@@ -134,7 +134,7 @@ _WHY: Final = (
     Variant(name="long_scgi", title="CLIP-SCGI, twice as long", group="why", stretch=2),
 )
 VARIANTS: Final[tuple[Variant, ...]] = (*_METHODS, *_QUERIES, *_DEPTHS, *_WHY)
-"""Every variant there is. Those that come out as the same training (K = 2 of the published K = 2) cost it once."""
+"""All variants. Variants that come to the same training (K = 2 is the published K) share one run of it."""
 
 IMAGE, FUSED = "image", "fused"
 COMPARISONS: Final = (
@@ -151,13 +151,17 @@ COMPARISONS: Final = (
     Comparison(question="What do wrong captions add?", left=("shuffled", IMAGE), right=("baseline", IMAGE)),
     Comparison(question="What would perfect captions add?", left=("true", IMAGE), right=("scgi", IMAGE)),
     Comparison(question="What would perfect captions add, fused?", left=("true", FUSED), right=("scgi", FUSED)),
-    Comparison(question="Need captions agree within a person?", left=("shuffled", IMAGE), right=("scattered", IMAGE)),
+    Comparison(question="Must captions of one person agree?", left=("shuffled", IMAGE), right=("scattered", IMAGE)),
     Comparison(question="What does L_con add?", left=("scgi", IMAGE), right=("no_con", IMAGE)),
     Comparison(question="Pairs by identity or by image?", left=("scgi", IMAGE), right=("pair_image", IMAGE)),
     Comparison(question="What does the fixed prompt in training add?", left=("scgi", FUSED), right=("composed", FUSED)),
-    Comparison(question="Does CLIP-ReID want more of L_id?", left=("clip_reid_id1", IMAGE), right=("clip_reid", IMAGE)),
-    Comparison(question="Does the baseline want less?", left=("baseline_id025", IMAGE), right=("baseline", IMAGE)),
-    Comparison(question="Does CLIP-SCGI want less?", left=("scgi_id025", IMAGE), right=("scgi", IMAGE)),
+    Comparison(
+        question="Does a larger L_id help CLIP-ReID?", left=("clip_reid_id1", IMAGE), right=("clip_reid", IMAGE)
+    ),
+    Comparison(
+        question="Does a smaller L_id help the baseline?", left=("baseline_id025", IMAGE), right=("baseline", IMAGE)
+    ),
+    Comparison(question="Does a smaller L_id help CLIP-SCGI?", left=("scgi_id025", IMAGE), right=("scgi", IMAGE)),
     Comparison(question="After twice the training?", left=("long_scgi", IMAGE), right=("long_clip_reid", IMAGE)),
     Comparison(question="Twice as long, over baseline?", left=("long_scgi", IMAGE), right=("long_baseline", IMAGE)),
     *(
@@ -171,17 +175,17 @@ COMPARISONS: Final = (
         if count != 1
     ),
 )
-"""The differences that a study reports. Those of group `why` follow up on what the others showed."""
+"""The differences that a study reports. Those of group `why` look for the causes of the others."""
 
 
 def variants_of(config: StudyConfig) -> tuple[Variant, ...]:
-    """Return the variants of the groups that `config` asks for."""
+    """Return the variants of the groups in `config`."""
     return tuple(variant for variant in VARIANTS if variant.group in config.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A size of study. settings, world: overrides of the recipe, the latter only where it draws its own people."""
+    """A named size of a study. settings, world: overrides of the recipe; `world` only if it draws synthetic people."""
 
     config: StudyConfig
     settings: Sequence[str] = ()
@@ -202,4 +206,4 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         "full": Preset(config=StudyConfig(seeds=5, groups=GROUPS)),
     }
 )
-"""quick: does it run, and roughly where do the methods stand. full: the recipe as it is, all groups."""
+"""quick: a short check with a rough comparison of the methods. full: the recipe as it is, with all groups."""

@@ -32,7 +32,7 @@ def difference_text(part: SeedMean) -> str:
 
 def verdict_text(part: SeedMean) -> str:
     """Return "more" or "less" where the interval excludes zero, else "not shown"."""
-    return "one seed cannot say" if part.interval is None else _VERDICTS[verdict(part.interval)]
+    return "needs two seeds" if part.interval is None else _VERDICTS[verdict(part.interval)]
 
 
 def markdown(variants: Sequence[VariantScores], answers: Sequence[Difference], rows: Sequence[RunRow]) -> str:

@@ -460,7 +460,7 @@ def test_a_gain_is_colored_only_where_its_interval_excludes_zero(world, tmp_path
     assert len(page.classed(color)) == {"up": 2, "down": 2, "even": 8}[color]
     assert len(page.classed("even")) == (8 if color == "even" else 6)
     assert "A gain is colored only where its interval excludes zero" in page.words
-    assert "paired percentile bootstrap: the queries drawn anew 2,000 times" in page.words
+    assert "paired percentile bootstrap over queries, 2,000 resamples" in page.words
     mean = 100 * sum(gains[at % len(gains)] for at in range(len(rows) // 2)) / (len(rows) // 2)
     assert f"{signed(mean)}</span>" in html.replace(' <span class="interval">', "</span>")
 
@@ -487,7 +487,7 @@ def test_failures_are_counted_and_those_that_training_made_worse_are_shown(world
     page = Page(evaluated(world, tmp_path, before + after))
     missed = sum(row["first_hit"] > 1 for row in after)
     assert f"{missed} of {len(after)} queries have a wrong first image ; 7 have a lower AP" in page.words
-    at = page.words.index("Fell most against the untrained model")
+    at = page.words.index("Lost most against the untrained model")
     shown = re.findall(r"AP (\d+\.\d) % untrained (\d+\.\d) %", page.words[at:])
     assert shown == sorted(shown)
     assert all(before == "100.0" for _, before in shown)
@@ -545,7 +545,7 @@ def test_captions_are_shown_bad_ones_first_with_counts(world):
     assert len(page.classed("card")) == 24 + min(6, len(world.captions) - statuses["ok"])
     for status, count in statuses.items():
         assert f"{count} {status.replace('_', ' ')}:" in page.words
-    assert page.words.index("Not usable as they are") < page.words.index("Parsed")
+    assert page.words.index("Failed ") < page.words.index("Parsed")
     shown = [row for row in world.captions if row["status"] == "ok" and row["caption"] in page.words]
     assert len({row["pid"] for row in shown}) >= len({row["pid"] for row in world.captions} - {-1, 0}) - 2
 
@@ -647,7 +647,7 @@ def test_a_picture_that_is_gone_or_changed_leaves_a_placeholder(images_root, tmp
     missing = page.classed("missing")
     assert {attrs["aria-label"].split(": ")[1] for attrs in missing} == {"missing", "changed"}
     assert sum(attrs["aria-label"].startswith("query, ") for attrs in missing) == len(page.classed("query"))
-    assert re.search(r"pictures this page could not show [1-9]", page.words)
+    assert re.search(r"images that this page could not show [1-9]", page.words)
     assert not world.make().cached  # the pictures may be back next time
 
 
@@ -693,7 +693,7 @@ def test_a_run_with_nothing_in_it_still_gives_a_page(world, tmp_path):
     made = report(store, inputs=inputs, images_root=world.root, config=ReportConfig())
     words = Page((made.ref.folder / "report.html").read_text()).words
     assert "No training step was logged." in words
-    assert "No query had a right answer in the gallery." in words
+    assert "No query has a match in the gallery." in words
     assert "method not recorded" in words
     assert "over untrained" not in words
 
