@@ -28,7 +28,7 @@ _LFS: Final = (
     "is a git-LFS pointer, not the file itself: run `git lfs pull` in its repository, or download the file again"
 )
 _HTML: Final = "is an HTML page instead of the file: download the file itself (log in first if the page asks for it)"
-_DISGUISES: Final = (
+_SIGNATURES: Final = (
     (b"version https://git-lfs", _LFS),
     (b"/annex/objects/", "is a git-annex pointer, not the file itself: run `git annex get` in its repository"),
     (b"<!doctype html", _HTML),
@@ -88,7 +88,7 @@ def file_problem(path: Path) -> str | None:
     if not head.strip(b"\0"):
         return "starts with nothing but zero bytes, as after an interrupted download: download it again"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return next((meaning for mark, meaning in _DISGUISES if text.startswith(mark)), None)
+    return next((meaning for mark, meaning in _SIGNATURES if text.startswith(mark)), None)
 
 
 def _absence(path: Path) -> str:

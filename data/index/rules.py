@@ -57,7 +57,7 @@ def check_index(
 ) -> list[str]:
     """Return the notices of an index; raise one DataError with all problems if the dataset is unusable.
 
-    records, facts: the usable images, index by index.
+    records, facts: the usable images, and one fact per record.
     """
     sha256s = [fact.sha256 for fact in facts]
     subject = f"the dataset {config.label} in {scan.root}"
