@@ -12,8 +12,9 @@ If a run keeps its best epoch, the best weights so far are in ``best-<epoch>.saf
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,17 @@ MODEL: Final = "model.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
 STATE: Final = "state.json"
 CONFIG: Final = "config.json"
+
+
+@dataclass(kw_only=True)
+class CheckpointState:
+    """Everything that a resumed run needs besides tensors, as JSON values; loops with more than a counter extend it."""
+
+    step: int = 0
+    """Finished steps of the run."""
+
+
+S = TypeVar("S", bound=CheckpointState)
 
 
 def _tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -75,15 +87,15 @@ def load_untrained(config: TrainConfig, device: str = "cpu") -> Task:
     return build_task(plain, identities=2).to(device).eval()
 
 
-def save_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write the checkpoint of ``state["step"]`` under `root` and remove older ones."""
-    final = root / f"step-{state['step']:09d}"
+def save_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer, state: CheckpointState) -> None:
+    """Write the checkpoint of `state` under `root` and remove older ones."""
+    final = root / f"step-{state.step:09d}"
     temporary = root / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(_changing(task), temporary / MODEL)
     save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
-    write_json(temporary / STATE, state)
+    write_json(temporary / STATE, asdict(state))
     for name in (MODEL, OPTIMIZER):
         sync_file(temporary / name)
     sync_folder(temporary)
@@ -94,23 +106,25 @@ def save_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimize
         shutil.rmtree(older)
 
 
-def restore_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Load the newest checkpoint under `root` into `task` and `optimizer`; return its state, or None without one.
+def restore_checkpoint(root: Path, task: nn.Module, optimizer: torch.optim.Optimizer, kind: type[S]) -> S:
+    """Load the newest checkpoint under `root` into `task` and `optimizer`, and return its state.
+
+    Without a checkpoint nothing is loaded, and the state is a new `kind`.
 
     Raises:
         DataError: the checkpoint belongs to another model or is damaged; the message names the folder to delete.
     """
     found = _checkpoints(root)
     if not found:
-        return None
+        return kind()
     folder = found[-1]
     try:
-        state: dict[str, Any] = read_json(folder / STATE)
+        state = kind(**read_json(folder / STATE))
         missing, unknown = task.load_state_dict(load_file(folder / MODEL), strict=False)
         if unknown or set(missing) != _frozen(task):
             raise DataError("its parameters differ from those of the model")
         _restore_optimizer(optimizer, load_file(folder / OPTIMIZER))
-    except (DataError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+    except (DataError, KeyError, OSError, RuntimeError, SafetensorError, TypeError) as error:
         raise DataError(
             f"the checkpoint {folder} cannot be used ({error}); delete that folder and run again"
         ) from error

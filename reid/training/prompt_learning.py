@@ -32,7 +32,7 @@ from reid.models.backbone import Backbone, build_backbone, seeded
 from reid.models.prompts import ComposedPrompt, prompt_problems
 from reid.tasks.base import Preprocess, preprocess_of
 from reid.tasks.losses import contrastive_loss, finite_values
-from reid.training.checkpoint import restore_checkpoint, save_checkpoint
+from reid.training.checkpoint import CheckpointState, restore_checkpoint, save_checkpoint
 
 STAGE: Final = "prompts"
 STAGE_VERSION: Final = 2
@@ -151,12 +151,12 @@ def learn_prompts(
         learner = PromptLearner(backbone, identities, config.words, config.noun).to(data.features_MD.device)
     group = {"params": [learner.words_CNW], "names": ["words_CNW"]}
     optimizer = torch.optim.Adam([group], lr=config.rate, weight_decay=config.weight_decay)
-    state = restore_checkpoint(folder, learner, optimizer) or {"step": 0}
-    for epoch in range(int(state["step"]), config.epochs):
+    state = restore_checkpoint(folder, learner, optimizer, CheckpointState)
+    for epoch in range(state.step, config.epochs):
         loss = _epoch(backbone, learner, optimizer, data, config, epoch=epoch, seed=seed)
         progress(epoch + 1, config.epochs, f"prompts, loss {loss:.3f}")
         if (epoch + 1) % _CHECKPOINT_EPOCHS == 0:
-            save_checkpoint(folder, learner, optimizer, {"step": epoch + 1})
+            save_checkpoint(folder, learner, optimizer, CheckpointState(step=epoch + 1))
     return learner
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from reid.config.train import FP16_PROBLEM, TrainConfig
 from reid.inputs.batches import TrainingBatches, TrainingSet
 from reid.tasks.base import Batch, Task, no_gather
 from reid.tasks.losses import finite_values
-from reid.training.checkpoint import drop_best, load_best, restore_checkpoint, save_best, save_checkpoint
+from reid.training.checkpoint import (
+    CheckpointState,
+    drop_best,
+    load_best,
+    restore_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from reid.training.device import training_device
 from reid.training.distributed import gather_batch
 from reid.training.metrics_log import METRICS, MetricsLog
@@ -39,15 +46,13 @@ Validate = Callable[[Task], Measures]
 
 
 @dataclass(kw_only=True)
-class TrainState:
-    """Everything that a resumed run needs besides tensors."""
+class TrainState(CheckpointState):
+    """The state of a training run; `step` counts optimizer steps."""
 
     epoch: int = 0
     """Current epoch, from 0."""
     batch: int = 0
     """Finished batches of this epoch."""
-    step: int = 0
-    """Optimizer steps since the start of the run."""
     seconds: float = 0.0
     """Time spent on the steps of this epoch."""
     sums: dict[str, float] = field(default_factory=dict)
@@ -241,8 +246,7 @@ class _Run:
 
     def resume(self) -> TrainState:
         """Load the newest checkpoint and return its state, or a new state without one."""
-        found = restore_checkpoint(self.folder, self.task, self.optimizer)
-        state = TrainState(**found) if found else TrainState()
+        state = restore_checkpoint(self.folder, self.task, self.optimizer, TrainState)
         if state.scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.metrics.truncate(state.metrics_bytes)
@@ -254,7 +258,7 @@ class _Run:
         if self.accelerator.scaler is not None:
             state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.task, self.optimizer, asdict(state))
+            save_checkpoint(self.folder, self.task, self.optimizer, state)
             # Only now: a run killed earlier continues from the previous checkpoint and needs its best weights.
             drop_best(self.folder, but=int(state.best.get("epoch", -1)))
         self.accelerator.wait_for_everyone()

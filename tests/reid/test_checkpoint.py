@@ -12,8 +12,16 @@ from reid.config.backbone import BackboneConfig
 from reid.config.train import ScgiConfig, TrainConfig
 from reid.tasks.base import Batch
 from reid.tasks.build import build_task
-from reid.training.checkpoint import load_task, load_untrained, restore_checkpoint, save_checkpoint, save_model
+from reid.training.checkpoint import (
+    CheckpointState,
+    load_task,
+    load_untrained,
+    restore_checkpoint,
+    save_checkpoint,
+    save_model,
+)
 from reid.training.optim import build_optimizer
+from reid.training.trainer import TrainState
 
 CONFIG = TrainConfig(backbone=BackboneConfig(weights="random"))
 
@@ -41,11 +49,11 @@ def stepped():
 
 def test_model_optimizer_and_state_come_back_exactly(stepped, tmp_path):
     task, optimizer = stepped
-    state = {"step": 7, "epoch": 1, "sums": {"loss": 0.1 + 0.2}, "scaler": {}}
+    state = TrainState(step=7, epoch=1, sums={"loss": 0.1 + 0.2}, best={"epoch": 0, "mAP": 0.5})
     save_checkpoint(tmp_path, task, optimizer, state)
     other = build_task(CONFIG.model_copy(update={"seed": 0}), identities=2)
     fresh = build_optimizer(other, CONFIG.schedule)
-    assert restore_checkpoint(tmp_path, other, fresh) == state
+    assert restore_checkpoint(tmp_path, other, fresh, TrainState) == state
     for (name, a), b in zip(task.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     for group, restored in zip(optimizer.param_groups, fresh.param_groups, strict=True):
@@ -57,36 +65,42 @@ def test_model_optimizer_and_state_come_back_exactly(stepped, tmp_path):
 def test_only_the_newest_is_kept_and_an_unfinished_one_is_not_seen(stepped, tmp_path):
     task, optimizer = stepped
     for step in (3, 12):
-        save_checkpoint(tmp_path, task, optimizer, {"step": step})
+        save_checkpoint(tmp_path, task, optimizer, CheckpointState(step=step))
     (tmp_path / ".step-000000013").mkdir()  # a process died while writing
     (tmp_path / ".step-000000013" / "model.safetensors").write_bytes(b"half")
     assert [p.name for p in tmp_path.glob("step-*")] == ["step-000000012"]
-    assert restore_checkpoint(tmp_path, task, optimizer) == {"step": 12}
+    assert restore_checkpoint(tmp_path, task, optimizer, CheckpointState) == CheckpointState(step=12)
 
 
 def test_without_a_checkpoint_nothing_happens(stepped, tmp_path):
-    assert restore_checkpoint(tmp_path / "nowhere", *stepped) is None
+    assert restore_checkpoint(tmp_path / "nowhere", *stepped, TrainState) == TrainState()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_named_with_its_remedy(stepped, tmp_path, name):
-    save_checkpoint(tmp_path, *stepped, {"step": 1})
+    save_checkpoint(tmp_path, *stepped, CheckpointState(step=1))
     file = tmp_path / "step-000000001" / name
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"step-000000001 cannot be used .*delete that folder"):
-        restore_checkpoint(tmp_path, *stepped)
+        restore_checkpoint(tmp_path, *stepped, CheckpointState)
+
+
+def test_the_state_of_another_loop_is_refused(stepped, tmp_path):
+    save_checkpoint(tmp_path, *stepped, TrainState(step=1))
+    with pytest.raises(DataError, match=r"cannot be used .*unexpected keyword argument.*delete that folder"):
+        restore_checkpoint(tmp_path, *stepped, CheckpointState)
 
 
 def test_a_checkpoint_of_another_model_is_refused(stepped, tmp_path):
-    save_checkpoint(tmp_path, *stepped, {"step": 1})
+    save_checkpoint(tmp_path, *stepped, CheckpointState(step=1))
     other = build_task(CONFIG.model_copy(update={"scgi": ScgiConfig(cff=False)}), identities=2)
     with pytest.raises(DataError, match="cannot be used"):
-        restore_checkpoint(tmp_path, other, build_optimizer(other, CONFIG.schedule))
+        restore_checkpoint(tmp_path, other, build_optimizer(other, CONFIG.schedule), CheckpointState)
 
 
 def test_the_checkpoint_leaves_frozen_weights_out_and_the_model_keeps_them(stepped, tmp_path):
-    save_checkpoint(tmp_path, *stepped, {"step": 1})
+    save_checkpoint(tmp_path, *stepped, CheckpointState(step=1))
     save_model(tmp_path / "model.safetensors", stepped[0])
     frozen = "backbone.clip.token_embedding.weight"
     assert frozen not in load_file(tmp_path / "step-000000001" / "model.safetensors")
@@ -120,7 +134,7 @@ def test_the_untrained_model_is_the_backbone_as_it_came():
 
 
 def test_files_are_json_and_safetensors_only(stepped, tmp_path):
-    save_checkpoint(tmp_path, *stepped, {"step": 1})
+    save_checkpoint(tmp_path, *stepped, CheckpointState(step=1))
     folder = tmp_path / "step-000000001"
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors", ".safetensors"]
     json.loads((folder / "state.json").read_text())
