@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Final
 
-from prefect import serve
+from prefect import Flow, serve
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
@@ -61,7 +61,7 @@ def recipe_deployment(
     worker; None for the one that the worker's own environment names.
     """
     name = deployment_name(recipe)
-    made = RunnerDeployment.from_flow(
+    return _deployment(
         caption_and_train,
         name,
         description=f"Index, caption, audit, train, evaluate and report on {name}.",
@@ -69,28 +69,46 @@ def recipe_deployment(
         parameters={"recipe": recipe_parameters(recipe)},
         cron=cron,
         triggers=[change_trigger(name)],
-        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        **_where(pool, home),
+        pool=pool,
+        home=home,
     )
-    return _off_pools(made) if pool is None else made
 
 
 def watch_deployment(
     *, cron: str | None = WATCH_CRON, pool: str | None = POOL, home: str | None = None
 ) -> RunnerDeployment:
     """Return the deployment ``watch-datasets/watch-datasets``, by default every five minutes."""
-    made = RunnerDeployment.from_flow(
+    return _deployment(
         watch_datasets,
         WATCH_FLOW,
         description="Look at every dataset with a deployment and announce those that changed.",
         tags=[TAG],
         cron=cron,
+        pool=pool,
+        home=home,
+    )
+
+
+def _deployment(
+    flow: Flow[..., Any], name: str, *, pool: str | None, home: str | None, **what: Any
+) -> RunnerDeployment:
+    """Return a deployment of `flow` that runs one at a time, on a work pool or, without one, in this process."""
+    # A served run inherits the environment of this process; a worker has its own.
+    where: dict[str, Any] = (
+        {} if pool is None else {"work_pool_name": pool, "job_variables": {"env": environment(home)}}
+    )
+    made = RunnerDeployment.from_flow(
+        flow,
+        name,
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         entrypoint_type=EntrypointType.MODULE_PATH,
-        **_where(pool, home),
+        **what,
+        **where,
     )
-    return _off_pools(made) if pool is None else made
+    if pool is None:
+        # An earlier `deploy` may have put it on a pool. Assigned, because Prefect sends only fields that were set.
+        made.work_pool_name = None
+    return made
 
 
 def change_trigger(name: str) -> DeploymentEventTrigger:
@@ -189,15 +207,3 @@ def environment(home: str | None) -> dict[str, str]:
     fixed = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT_SECONDS, "DO_NOT_TRACK": "1"}
     # The root is absolute: a worker runs each flow in a temporary folder.
     return fixed | ({HOME_VARIABLE: home} if home else {})
-
-
-def _off_pools(deployment: RunnerDeployment) -> RunnerDeployment:
-    """Remove a served deployment from the work pool of an earlier `deploy`, which would get its runs."""
-    deployment.work_pool_name = None  # assigned, because Prefect sends only fields that were set
-    return deployment
-
-
-def _where(pool: str | None, home: str | None) -> dict[str, Any]:
-    if pool is None:  # a served run inherits the environment of this process
-        return {}
-    return {"work_pool_name": pool, "job_variables": {"env": environment(home)}}
