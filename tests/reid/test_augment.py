@@ -64,7 +64,7 @@ def test_the_batch_equals_one_image_at_a_time(count, size, pad, channels_last, s
     np.testing.assert_allclose(got.numpy(), one_by_one(pixels, plan, pad), atol=2e-6)
 
 
-def test_an_image_is_treated_alike_in_any_company():
+def test_an_image_is_augmented_the_same_in_any_batch():
     config = AugmentConfig()
     pixels = images(16, 32, 16)
     plan = draw_plan(16, 32, 16, config, generator())
@@ -85,7 +85,7 @@ def test_only_the_generator_given_is_used():
     assert torch.equal(first, second)
 
 
-def test_all_off_is_plain_normalization_as_in_evaluation():
+def test_without_augmentation_only_the_normalization_of_evaluation_is_left():
     config = AugmentConfig(flip_probability=0, pad=0, erase_probability=0)
     pixels = images(4, 20, 10)
     got = augment(pixels, draw_plan(4, 20, 10, config, generator()), config, mean=MEAN, std=STD)
@@ -102,7 +102,7 @@ def test_padding_is_black_before_normalization():
     assert set(got.unique().tolist()) == {-1.0, 1.0}
 
 
-def test_what_is_drawn_follows_the_published_rules():
+def test_plans_follow_the_published_rules():
     count, height, width = 20_000, 256, 128
     plan = draw_plan(count, height, width, AugmentConfig(), generator(1))
     assert abs(plan.flip_B.float().mean() - 0.5) < 0.02

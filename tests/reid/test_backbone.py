@@ -144,7 +144,7 @@ def test_class_shift_is_added_before_the_positions(tiny):
             torch.testing.assert_close(got[row], moved.image(images).joint_BD[row], rtol=1e-4, atol=1e-5)
 
 
-def test_random_weights_depend_on_the_seed_only_and_leave_the_global_generator_alone():
+def test_random_weights_depend_on_the_seed_only_and_keep_the_global_generator():
     config = BackboneConfig(weights="random")
     before = torch.random.get_rng_state()
     first, again, other = (build_backbone(config, seed=seed).state_dict() for seed in (3, 3, 4))
@@ -153,7 +153,7 @@ def test_random_weights_depend_on_the_seed_only_and_leave_the_global_generator_a
     assert not torch.equal(first["clip.visual.conv1.weight"], other["clip.visual.conv1.weight"])
 
 
-def test_absent_openai_weights_name_the_file_and_where_it_is_wanted(monkeypatch, tmp_path):
+def test_missing_openai_weights_name_the_file_and_its_repository(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = BackboneConfig(name="vit_b16", weights="openai", height=256, width=128)
@@ -182,7 +182,7 @@ def test_other_unusable_weights_are_named(tmp_path):
         build_backbone(BackboneConfig(weights=str(other)))
 
 
-def test_weights_in_a_file_of_ones_own_are_used_and_fingerprinted_by_content(tmp_path):
+def test_weights_of_a_user_file_are_used_and_fingerprinted_by_content(tmp_path):
     copy = tmp_path / "mine.safetensors"
     copy.write_bytes((TINY_FOLDER / "model.safetensors").read_bytes())
     config = BackboneConfig(weights=str(copy))

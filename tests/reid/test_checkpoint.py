@@ -62,7 +62,7 @@ def test_model_optimizer_and_state_come_back_exactly(stepped, tmp_path):
             assert all(torch.equal(optimizer.state[p][key], fresh.state[q][key]) for key in optimizer.state[p])
 
 
-def test_only_the_newest_is_kept_and_an_unfinished_one_is_not_seen(stepped, tmp_path):
+def test_only_the_newest_is_kept_and_an_unfinished_one_is_ignored(stepped, tmp_path):
     task, optimizer = stepped
     for step in (3, 12):
         save_checkpoint(tmp_path, task, optimizer, CheckpointState(step=step))
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_model_is_refused(stepped, tmp_path):
         restore_checkpoint(tmp_path, other, build_optimizer(other, CONFIG.schedule), CheckpointState)
 
 
-def test_the_checkpoint_leaves_frozen_weights_out_and_the_model_keeps_them(stepped, tmp_path):
+def test_the_checkpoint_omits_frozen_weights_and_the_model_contains_them(stepped, tmp_path):
     save_checkpoint(tmp_path, *stepped, CheckpointState(step=1))
     save_model(tmp_path / "model.safetensors", stepped[0])
     frozen = "backbone.clip.token_embedding.weight"
@@ -126,7 +126,7 @@ def test_a_model_that_does_not_match_its_config_is_refused(stepped, tmp_path):
         load_task(tmp_path)
 
 
-def test_the_untrained_model_is_the_backbone_as_it_came():
+def test_the_untrained_model_is_the_backbone_before_training():
     first, second = (load_untrained(TrainConfig(seed=seed)) for seed in (0, 1))
     images = torch.randn(2, 3, 128, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

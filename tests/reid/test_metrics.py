@@ -123,7 +123,7 @@ def test_a_case_worked_by_hand():
     assert (result.n_valid, result.n_skipped, result.n_gallery, result.n_junk) == (1, 0, 6, 1)
 
 
-def test_equal_images_tie_exactly_and_stand_in_gallery_order():
+def test_equal_images_tie_exactly_and_rank_in_gallery_order():
     rng = np.random.default_rng(0)
     gallery = np.repeat(rng.standard_normal((1, 513), dtype=np.float32), 1500, axis=0)
     query = rng.standard_normal((3, 513), dtype=np.float32)
@@ -174,7 +174,7 @@ def test_arrays_maps_and_tensors_give_the_same(tmp_path):
     assert halved.mAP == pytest.approx(expected.mAP, abs=0.01)
 
 
-def test_scale_does_not_matter_and_inputs_are_left_alone():
+def test_scale_does_not_matter_and_inputs_are_not_changed():
     query, gallery, *labels = gaussian_world()
     copies = query.copy(), gallery.copy()
     a = evaluate_ranking(query, gallery, *labels)
@@ -312,7 +312,7 @@ def test_whole_numbers_of_any_type_are_labels(as_type):
     assert (found.mAP, found.mINP) == (expected.mAP, expected.mINP)
 
 
-def test_nan_rows_are_named_by_their_place_among_all_and_junk_may_hold_anything():
+def test_nan_rows_are_named_by_their_position_and_junk_may_be_nan():
     query, gallery, q_pids, g_pids, q_cams, g_cams = gaussian_world()
     junk = np.flatnonzero(g_pids == -1)
     gallery[junk] = np.nan
@@ -330,7 +330,7 @@ def test_zero_vectors_are_as_far_from_all():
 
 
 @pytest.mark.parametrize("dim", [7, 64, 512, 1280])
-def test_a_pairs_similarity_is_the_same_bits_wherever_it_stands(dim):
+def test_the_similarity_of_a_pair_has_the_same_bits_at_every_position(dim):
     rng = np.random.default_rng(dim)
     gallery = np.repeat(rng.standard_normal((1, dim), dtype=np.float32), 1001, axis=0)
     query = np.repeat(rng.standard_normal((1, dim), dtype=np.float32), 333, axis=0)

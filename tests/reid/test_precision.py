@@ -142,7 +142,7 @@ def test_the_parts_of_all_processes_are_gathered_as_float32(monkeypatch):
     assert gather_batch(LABELS).dtype == torch.int64
 
 
-def test_the_decorator_reaches_tuples_and_leaves_other_values_alone():
+def test_the_decorator_casts_in_tuples_and_keeps_other_values():
     @full_precision
     def product(features, labels, *, weights, name):
         assert labels.dtype == torch.int64

@@ -29,7 +29,7 @@ def threads():
         (4, 0, [(0, 0)]),
     ],
 )
-def test_slices_cover_the_rows_once_in_threads_of_their_own(threads, count, rows, expected):
+def test_slices_cover_the_rows_once_in_separate_threads(threads, count, rows, expected):
     threads(count)
     calls = []
     run_on_slices(rows, lambda part: calls.append(((part.start, part.stop), threading.current_thread())))
@@ -74,7 +74,7 @@ def test_ranks_at_the_edges_of_chunks_equal_those_of_a_stable_sort(size, values)
         assert ap == pytest.approx(np.mean(np.arange(1, len(hits) + 1) / hits), rel=1e-12)
 
 
-def test_a_query_without_relevant_images_is_left_alone():
+def test_a_query_without_relevant_images_is_not_changed():
     line, found = ranked([3.0, 2.0, 1.0], [], [1])
     assert line.tolist() == [3.0, -np.inf, 1.0]
     assert found == (0.0, 0.0, 0, 0)
@@ -103,7 +103,7 @@ def _one(values):
     return values + 1
 
 
-def test_kernels_let_go_of_the_lock_and_are_cached_where_that_is_possible(monkeypatch):
+def test_kernels_release_the_lock_and_are_cached_if_possible(monkeypatch):
     asked = []
 
     def njit(**options):

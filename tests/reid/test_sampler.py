@@ -27,7 +27,7 @@ def expected_length(per_identity, p, k):
 
 @settings(max_examples=150, deadline=None)
 @given(counts, st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
-def test_every_batch_holds_p_identities_with_k_images(per_identity, p, k, seed, epoch):
+def test_every_batch_has_p_identities_with_k_images(per_identity, p, k, seed, epoch):
     pids = labels(per_identity)
     if p > len(per_identity):
         with pytest.raises(ConfigError, match="different identities"):
@@ -128,7 +128,7 @@ def test_identities_meet_each_other_evenly():
         ({"identities": 21}, "set train.batch.identities=20 or lower"),
     ],
 )
-def test_bad_settings_say_what_to_do(changes, message):
+def test_bad_settings_name_a_remedy(changes, message):
     with pytest.raises(ConfigError, match=message):
         IdentitySampler(labels([4] * 20), **{"identities": 4, "images": 4, "seed": 0, **changes})
 
@@ -200,6 +200,6 @@ def test_every_problem_is_named_with_its_remedy():
 
 
 @pytest.mark.parametrize(("found", "advised"), [(1, 2), (2, 2), (3, 3)])
-def test_the_number_of_identities_advised_makes_a_batch(found, advised):
+def test_the_advised_number_of_identities_fills_a_batch(found, advised):
     with pytest.raises(ConfigError, match=f"set train.batch.identities={advised} or lower, or add"):
         IdentitySampler(labels([4] * found), identities=4, images=2, seed=0)

@@ -27,7 +27,7 @@ def test_rows_are_rounded_up_to_whole_tiles():
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_block_holds_unit_rows_and_zeros_behind_them(make, dtype):
+def test_a_block_has_unit_rows_and_then_zeros(make, dtype):
     values = rows_of(300, dtype=dtype)
     rows = chunked(make(values), "image")
     assert (len(rows), rows.dim, rows.name) == (300, 3, "image")
@@ -61,12 +61,12 @@ def test_float64_is_scaled_before_it_is_rounded():
     np.testing.assert_allclose(whole[:1].numpy(), [[0.6, 0.8]], rtol=1e-6)
 
 
-def test_rows_that_are_unit_rows_already_are_taken_as_they_are():
+def test_unit_rows_are_not_normalized_again():
     values = np.array([[3.0, 4.0]], np.float32)
     assert FeatureRows(values, "image", unit=True).block(0, 1)[0].tolist() == [3.0, 4.0]
 
 
-def test_tensors_that_want_a_gradient_can_be_read():
+def test_tensors_that_require_a_gradient_can_be_read():
     rows = FeatureRows(torch.tensor([[3.0, 4.0]], requires_grad=True), "image")
     assert not rows.block(0, 1).requires_grad
 
@@ -99,7 +99,7 @@ def blocks_of(queries, gallery, block_bytes, **options):
     ("tiles", "starts"), [(0, [0, 64, 128, 192, 256]), (1, [0, 64, 128, 192, 256]), (2, [0, 128, 256]), (99, [0])]
 )
 @pytest.mark.parametrize("resident", [True, False])
-def test_blocks_of_any_size_hold_the_same_similarities(monkeypatch, tiles, starts, resident):
+def test_blocks_of_any_size_have_the_same_similarities(monkeypatch, tiles, starts, resident):
     limit = 4 * 384 * 3 - (0 if resident else 1)  # what the gallery needs, or one byte less
     a, b = rows_of(290, seed=2), rows_of(350, seed=3)
     ((_, whole),) = similarity_blocks(FeatureRows(a, "query"), FeatureRows(b, "gallery"))

@@ -109,7 +109,7 @@ def test_hugging_face_files_with_prefix_buffers_and_half_precision(tmp_path):
         ({"patch_size": 32}, "patch"),
     ],
 )
-def test_what_no_shape_shows_is_read_off_the_config(change, named, tmp_path):
+def test_settings_that_shapes_do_not_show_are_read_from_the_config(change, named, tmp_path):
     write_hugging_face(tmp_path, "gelu", **change)
     with pytest.raises(WeightsError, match=named):
         build_backbone(BackboneConfig(weights=str(tmp_path), height=128, width=128))
@@ -194,7 +194,7 @@ def test_a_refused_file_changes_nothing(small):
     assert all(torch.equal(before[name], value) for name, value in clip.state_dict().items())
 
 
-def test_all_that_does_not_fit_is_in_one_message(state, tmp_path):
+def test_one_message_lists_all_differences(state, tmp_path):
     changed = {name: value for name, value in state.items() if ".resblocks.1." not in name}
     changed |= {"adapter.down": torch.zeros(2), "ln_final.bias": torch.zeros(3)}
     with pytest.raises(WeightsError) as caught:

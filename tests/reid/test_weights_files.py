@@ -50,7 +50,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("config", METHODS.values(), ids=METHODS)
-def test_a_train_artifact_is_a_start_for_more_training(config, tmp_path):
+def test_training_can_start_from_a_train_artifact(config, tmp_path):
     trained = _artifact(tmp_path / "a", config)
     for weights in (tmp_path / "a", tmp_path / "a" / "model.safetensors"):
         start = BackboneConfig(weights=str(weights))
@@ -68,7 +68,7 @@ def test_a_train_artifact_is_a_start_for_more_training(config, tmp_path):
         )
 
 
-def test_an_artifact_says_its_grid_and_activation(state, tmp_path):
+def test_an_artifact_defines_its_grid_and_activation(state, tmp_path):
     own = own_file(tmp_path, state, activation="quick_gelu", height=256, width=128, stride=12)
     trained = _artifact(tmp_path / "a", TrainConfig(method="clip_baseline", backbone=own))
     again = load_task(tmp_path / "a")
@@ -121,7 +121,7 @@ DISGUISES = {
 
 
 @pytest.mark.parametrize(("change", "named"), DISGUISES.values(), ids=DISGUISES)
-def test_files_that_are_something_else_are_called_by_what_they_are(change, named, tmp_path):
+def test_files_of_another_kind_are_named_by_their_kind(change, named, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(change((TINY_FOLDER / "model.safetensors").read_bytes()))
     config = BackboneConfig(weights=str(path))
@@ -133,7 +133,7 @@ def test_files_that_are_something_else_are_called_by_what_they_are(change, named
         assert "delete" not in str(caught.value)
 
 
-def test_folders_without_one_file_say_what_they_hold(state, tmp_path):
+def test_folders_without_exactly_one_file_list_their_files(state, tmp_path):
     config = BackboneConfig(weights=str(tmp_path))
     with pytest.raises(WeightsError, match=r"contains no \.safetensors file"):
         read_source(config)
@@ -153,7 +153,7 @@ def test_folders_without_one_file_say_what_they_hold(state, tmp_path):
         read_source(BackboneConfig(weights=str(tmp_path / "none.safetensors")))
 
 
-def test_the_embedded_file_as_ones_own_is_the_embedded_one(shipped):
+def test_the_embedded_file_given_by_path_is_the_embedded_model(shipped):
     assert_features(build_backbone(BackboneConfig(weights=str(TINY_FOLDER))), shipped, rtol=0, atol=0)
 
 
@@ -239,7 +239,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, state):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_what_cannot_be_converted_is_said(tmp_path, state):
+def test_a_file_that_cannot_be_converted_is_named(tmp_path, state):
     target = tmp_path / "out.safetensors"
     mixed = _saved(tmp_path, "mixed.pt", {**state, "epoch": 3})
     with pytest.raises(WeightsError, match="but has epoch"):

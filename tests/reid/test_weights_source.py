@@ -39,7 +39,7 @@ def _header(*, vision=768, patch=16, blocks=12, text=512, joint=512, positions=1
     return {**tensors, **layers, **{f"transformer.resblocks.{n}.ln_1.bias": torch.zeros(1) for n in range(12)}}
 
 
-def test_another_architecture_is_named_before_anything_else_is_asked(tmp_path):
+def test_another_architecture_is_named_before_other_problems(tmp_path):
     large = _header(vision=1024, patch=14, blocks=24, text=768, joint=768, positions=256)
     with pytest.raises(WeightsError) as caught:
         read_source(own_file(tmp_path, large, name="large.safetensors").model_copy(update={"name": "vit_b16"}))
@@ -83,7 +83,7 @@ SIZES = [(256, 128, 0), (256, 64, 0), (128, 64, 12), (160, 96, 0), (256, 128, 12
 
 
 @pytest.mark.parametrize(("height", "width", "stride"), SIZES)
-def test_positions_whose_number_fits_are_taken_as_they_are(height, width, stride, state, tmp_path):
+def test_positions_whose_number_fits_are_not_resized(height, width, stride, state, tmp_path):
     config = own_file(tmp_path, state, height=height, width=width, stride=stride)
     kept = _positions(*config.grid)
     save_file({**state, POSITIONS: kept}, tmp_path / "mine.safetensors")
@@ -93,7 +93,7 @@ def test_positions_whose_number_fits_are_taken_as_they_are(height, width, stride
     assert described(config)["grid"] == list(config.grid)
 
 
-def test_a_count_that_fits_several_grids_is_asked_for(state, tmp_path):
+def test_a_count_that_fits_several_grids_needs_the_setting(state, tmp_path):
     config = own_file(tmp_path, {**state, POSITIONS: _positions(16, 8)}, height=128, width=64)
     with pytest.raises(WeightsError) as caught:
         build_backbone(config)
@@ -112,7 +112,7 @@ def test_a_count_that_fits_several_grids_is_asked_for(state, tmp_path):
         build_backbone(config.model_copy(update={"source_grid": (5, 5)}))
 
 
-def test_overlapping_patches_ask_too_and_take_the_setting(state, tmp_path):
+def test_overlapping_patches_need_the_setting_too(state, tmp_path):
     config = own_file(tmp_path, {**state, POSITIONS: _positions(21, 10)}, height=256, width=128)
     with pytest.raises(WeightsError, match=r"210 position embeddings.*\[21,10\]"):
         build_backbone(config)
@@ -123,7 +123,7 @@ def test_overlapping_patches_ask_too_and_take_the_setting(state, tmp_path):
     assert torch.equal(build_backbone(kept).clip.visual.positional_embedding, _positions(21, 10))
 
 
-def test_the_configs_image_size_says_the_grid(state, tmp_path):
+def test_the_image_size_of_the_config_defines_the_grid(state, tmp_path):
     square = own_file(tmp_path, {**state, POSITIONS: _positions(8, 8)}, height=256, width=64)
     assert torch.equal(build_backbone(square).clip.visual.positional_embedding, _positions(8, 8))  # the number fits
     write_open_clip(tmp_path, image_size=128)
@@ -147,14 +147,14 @@ def test_the_configs_image_size_says_the_grid(state, tmp_path):
         (64, (16, 4), (16, 4)),
     ],
 )
-def test_counts_that_are_clear(count, wanted, expected):
+def test_counts_with_one_grid(count, wanted, expected):
     assert grid_of(count, wanted) == expected
 
 
 @pytest.mark.parametrize(
     ("count", "wanted"), [(576, (16, 8)), (64, (16, 8)), (196, (28, 7)), (210, (16, 8)), (23, (4, 2))]
 )
-def test_counts_that_are_not(count, wanted):
+def test_counts_with_several_grids(count, wanted):
     with pytest.raises(WeightsError):
         grid_of(count, wanted)
 
@@ -183,7 +183,7 @@ def test_a_resnets_positions_follow_the_same_rules(tmp_path):
 
 
 @pytest.mark.parametrize(("stated", "expected"), [(True, "quick_gelu"), (False, "gelu"), (None, "gelu")])
-def test_open_clips_config_beside_the_file_says_the_activation(stated, expected, state, shipped, tmp_path):
+def test_the_open_clip_config_beside_the_file_defines_the_activation(stated, expected, state, shipped, tmp_path):
     config = own_file(tmp_path, state)
     write_open_clip(tmp_path, **({} if stated is None else {"quick_gelu": stated}))
     backbone = build_backbone(config)
@@ -202,7 +202,7 @@ def test_open_clips_config_beside_the_file_says_the_activation(stated, expected,
         build_backbone(config.model_copy(update={"activation": other}))
 
 
-def test_without_a_config_the_setting_is_asked_for(tmp_path):
+def test_without_a_config_the_setting_is_needed(tmp_path):
     config = own_file(tmp_path, _header()).model_copy(update={"name": "vit_b16", "height": 256, "width": 128})
     with pytest.raises(WeightsError) as caught:
         read_source(config)
@@ -215,7 +215,7 @@ def test_without_a_config_the_setting_is_asked_for(tmp_path):
         assert described(given)["grid"] == [14, 14]
 
 
-def test_openais_own_archives_say_it_by_their_scalars(tmp_path):
+def test_openais_archives_are_recognized_by_their_scalars(tmp_path):
     scalars = {name: torch.tensor(value) for name, value in SCALARS.items()}
     config = own_file(tmp_path, {**_header(), **scalars}).model_copy(
         update={"name": "vit_b16", "height": 256, "width": 128}
@@ -272,7 +272,7 @@ def test_two_configs_that_name_different_activations_are_refused(state, tmp_path
             assert read_source(config).activation == act
 
 
-def test_a_config_of_something_else_says_nothing(state, shipped, tmp_path):
+def test_a_config_of_something_else_is_ignored(state, shipped, tmp_path):
     config = own_file(tmp_path, state)
     (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')
     assert_features(build_backbone(config), shipped, rtol=0, atol=0)
@@ -297,7 +297,7 @@ def test_settings_that_contradict_the_weights_are_refused(values):
 # --- fingerprints
 
 
-def test_fingerprints_of_shipped_openai_and_random_weights_are_those_of_before(tmp_path):
+def test_fingerprints_of_shipped_openai_and_random_weights_do_not_change(tmp_path):
     store = ArtifactStore(tmp_path)
     plain = {"name": "tiny", "weights": "shipped", "height": 128, "width": 64, "stride": 0}
     assert BackboneConfig().identity() == plain
