@@ -18,7 +18,7 @@ from data.people import is_person
 
 
 class SheetRow(NamedTuple):
-    """One row of captions.parquet, as far as the sheet reads it. caption: None where there is no text."""
+    """The columns of captions.parquet that the sheet reads. caption: None if captioning failed."""
 
     image_path: str
     split: str
@@ -30,7 +30,7 @@ class SheetRow(NamedTuple):
 
 
 COLUMNS: Final = SheetRow._fields
-"""Columns of captions.parquet that the sheet reads."""
+"""Names of the columns to read."""
 Color = tuple[int, int, int]
 
 _INK: Final = (26, 33, 48)
@@ -67,11 +67,11 @@ def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig
     """Draw `config.identities` people with up to `config.each` images of each, taken from the cameras in turn.
 
     captions: COLUMNS of captions.parquet. Distractors and junk are left out. An image that is missing or has changed
-    since it was captioned becomes a gray field with the reason. Raises DataError if no identity has a caption.
+    since it was captioned becomes a gray field with the reason. Raise DataError without known people.
     """
     people = chosen(captions, config)
     if not people:
-        raise DataError("captions.parquet has no caption of a known identity, so the sheet would be empty")
+        raise DataError("cannot draw a sheet of known people: captions.parquet lists only junk and distractors")
     band = config.height + _MARGIN
     widest = max(map(len, people))
     sheet = Image.new("RGB", (_MARGIN + widest * config.cell, _MARGIN + band * len(people)), "white")

@@ -41,7 +41,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One entry of a legend. dash: lengths of stroke and gap; empty for a solid line. value: the figure to show."""
+    """One entry of a legend. dash: lengths of strokes and gaps, empty for a solid line. value: text after the label."""
 
     label: str
     color: str
@@ -55,13 +55,13 @@ class Key:
 
     @property
     def line_style(self) -> Any:
-        """Return the dash as matplotlib takes it."""
+        """Return the dash in the form that matplotlib expects."""
         return (0, self.dash) if self.dash else "solid"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve(Key):
-    """One curve. A `faint` curve is background: it is thin and has no legend entry. dots: mark every point."""
+    """One curve. faint: draw it thin, as background, and leave it out of the legend. dots: mark every point."""
 
     points: Points
     faint: bool = False
@@ -81,7 +81,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Size of a drawing and the room left of its axes, in view-box units. `narrow` ones are for phones."""
+    """Size of a drawing and the room left of its axes, in view-box units. narrow: the drawing is for phones."""
 
     width: float
     height: float
@@ -89,7 +89,7 @@ class Frame:
     narrow: bool = False
 
     def axes_of(self, figure: Figure) -> Axes:
-        """Add the axes to `figure`, whose height may exceed the frame's by the heading of a file."""
+        """Add axes to `figure`, which is higher than the frame if it has a heading."""
         width, height = figure.get_size_inches() * figure.dpi
         inner = (self.width - self.left - _RIGHT) / width, (self.height - _TOP - _BOTTOM) / height
         return figure.add_axes((self.left / width, _BOTTOM / height, *inner))
@@ -97,10 +97,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What a chart shows and how it is drawn, in a wide and a narrow frame.
-
-    large: it needs the full width of a page.
-    """
+    """A chart that is drawn in a wide and in a narrow frame. large: it needs the full width of a page."""
 
     title: str
     note: str
@@ -116,7 +113,7 @@ class Chart:
 
     @property
     def narrow(self) -> Markup:
-        """Return the drawing for screens on which the text of the wide one would be too small."""
+        """Return the drawing for narrow screens, on which the text of the wide one would be too small."""
         return Markup(ElementTree.tostring(self._element(self.frames[1]), encoding="unicode"))
 
     def as_file(self) -> str:
@@ -137,7 +134,7 @@ class Chart:
             if heading:
                 _add_heading(figure, self.title, self.legend, columns)
 
-        # The salt goes into ids, which two drawings of one page may not share.
+        # Ids come from the salt, and two drawings of one page must not share an id.
         root = _cleaned(_svg(draw, frame.width, height, salt=f"{self.title}, {frame.width:g}"))
         label = ", ".join([self.title, *(key.text for key in self.legend)])
         root.attrib |= {"viewBox": f"0 0 {frame.width:g} {height:g}", "role": "img", "aria-label": label}
@@ -145,25 +142,25 @@ class Chart:
 
 
 def _svg(draw: Callable[[Figure], None], width: float, height: float, *, salt: str) -> str:
-    """Return what `draw` puts on a figure, as matplotlib writes it."""
+    """Return the SVG that matplotlib writes for a figure after `draw`. salt: of the ids in it."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = mpl.rc_params_from_file(STYLE, use_default_template=True)  # and nothing of the user's matplotlibrc
+    style = mpl.rc_params_from_file(STYLE, use_default_template=True)  # ignores the user's matplotlibrc
     settings: dict[Any, Any] = {name: value for name, value in style.items() if name != "backend"}
     stream = io.StringIO()
     with _SETTINGS_LOCK, mpl.rc_context(settings | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(width / 72, height / 72))
         draw(figure)
         for artist in figure.findobj():
-            artist.set_clip_on(False)  # the axes enclose all data; a clip path would be a reference by id
+            artist.set_clip_on(False)  # the axes enclose all data, and a clip path needs an id
         FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return stream.getvalue()
 
 
 def _cleaned(svg: str) -> ElementTree.Element:
-    """Return a drawing of matplotlib fit for a page: no namespaces, style sheet or font, only ids that are used."""
+    """Return the drawing without namespaces, metadata, style sheet, fonts and unused ids, ready to be inlined."""
     root = ElementTree.fromstring(svg)
     for parent in root.iter():
         for child in [*parent]:
@@ -182,7 +179,7 @@ def _cleaned(svg: str) -> ElementTree.Element:
         for name, value in element.attrib.items():
             element.set(name, re.sub(r"font-family: [^;]*;? ?", "", " ".join(value.split())))
     root.attrib.clear()
-    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}  # what the style sheet said
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}  # from the style sheet
     return root
 
 
@@ -207,10 +204,10 @@ def line_chart(
     x_ticks: Sequence[int] | None = None,
     note: str = "",
 ) -> Chart | None:
-    """Return `curves` on common axes; None when no curve has a point.
+    """Return a chart of `curves` on common axes; None if they are empty.
 
-    The x axis counts something (steps, epochs, ranks), so its ticks are whole numbers: `x_ticks`, or round ones.
-    y_bounds: the least and greatest value that the y axis must show; by default those of the data, and zero.
+    The x axis counts steps, epochs or ranks, so its ticks are whole numbers: `x_ticks`, or round ones by default.
+    y_bounds: range that the y axis must include; by default that of the data and zero.
     """
     thinned = [replace(curve, points=thin(curve.points)) for curve in curves]
     drawn = sorted((curve for curve in thinned if curve.points), key=lambda curve: not curve.faint)
@@ -271,10 +268,9 @@ def round_ticks(low: float, high: float, *, most: int) -> list[float]:
 def interval_chart(
     estimates: Sequence[Estimate], *, title: str, x_label: str, keys: Sequence[Key], note: str, zero: bool = False
 ) -> Chart | None:
-    """Return one row per estimate on a common axis; None without estimates.
+    """Return a chart with one row per estimate on a common axis; None without estimates.
 
-    keys: the legend, of which the colors in use are shown. zero: draw the line of no difference, which the axis then
-    includes.
+    keys: entries of the legend; those whose color does not occur are left out. zero: include zero and mark it.
     """
     if not estimates:
         return None
@@ -318,7 +314,7 @@ def _scale_intervals(axes: Axes, ticks: Sequence[float], rows: int) -> None:
 
 
 def _draw_estimate(axes: Axes, estimate: Estimate, middle: float, bar: float) -> None:
-    """Draw one estimate around `middle`, in rows as is `bar`, the height of the bar that its values spread over."""
+    """Draw one estimate around `middle`. bar: height of the bar, over which the values spread; both in rows."""
     color, unit = estimate.color, bar / _BAR
     if estimate.interval is not None:
         low, high = estimate.interval
@@ -339,6 +335,6 @@ def _label_estimates(axes: Axes, labels: Sequence[str], *, above: bool) -> None:
         axes.tick_params(axis="y", labelsize=12, labelcolor=INK)
         return
     axes.set_yticks([])
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no line of the grid crosses a label
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps lines of the grid off the label
     for number, label in enumerate(labels):
         axes.annotate(label, (0, number + 0.36), xycoords=("figure fraction", "data"), color=INK, bbox=ground)

@@ -10,14 +10,14 @@ from flows.report.charts import INK, PALETTE, Chart, Curve, Points, line_chart
 _MODEL_COLORS: Final = {"untrained": "#8a94a6", "trained": "#2563eb"}
 _MODE_DASHES: Final[Mapping[str, tuple[float, ...]]] = {"image": (), "fused": (7, 4)}
 _CMC_TICKS: Final = (1, 5, 10, 15, 20, 30, 40, 50)
-_MANY: Final = 30  # a curve of this many points has no dots
+_MANY: Final = 30  # points of a curve from which on dots are left out
 
 Row = Mapping[str, Any]
 """One line of metrics.jsonl, or one result of metrics.json."""
 
 
 def training_charts(log: Mapping[str, Sequence[Row]]) -> list[Chart]:
-    """Return the charts of one training log (the kinds of metrics.jsonl), without the empty ones."""
+    """Return the charts of a training log, without empty ones. log: kind of line in metrics.jsonl -> rows."""
     steps, epochs = log["step"], log["epoch"]
     charts = (_total(steps, epochs), _terms(steps, epochs), _rates(steps), _accuracy(log["eval"]))
     return [chart for chart in charts if chart is not None]
@@ -45,7 +45,7 @@ def _terms(steps: Sequence[Row], epochs: Sequence[Row]) -> Chart | None:
 
 
 def _at_middles(epochs: Sequence[Row]) -> list[tuple[float, Row]]:
-    """Return each epoch with its middle step; drawn at its end, a mean would lag behind the steps it is the mean of."""
+    """Return each epoch with its middle step. Drawn at the end of the epoch, its mean would lag behind the steps."""
     ends = [row["step"] for row in epochs]
     return [((before + row["step"]) / 2, row) for before, row in zip([0, *ends], epochs, strict=False)]
 
@@ -59,7 +59,7 @@ def _rates(steps: Sequence[Row]) -> Chart | None:
 
 
 def _series(rows: Sequence[tuple[float, Row]], field: str) -> dict[str, list[tuple[float, float]]]:
-    """Return name -> points (x, value) of a field that maps names to values, such as the loss terms of a step."""
+    """Return name -> points (x, value) of a field that maps names to values, such as loss terms."""
     found: dict[str, list[tuple[float, float]]] = {}
     for x, row in rows:
         for name, value in row[field].items():
@@ -113,7 +113,7 @@ def _color(number: int) -> str:
 
 
 def _dash(number: int) -> tuple[float, ...]:
-    # Two groups often share one rate: a dashed line over a solid one shows both.
+    # Two groups often have the same rate; a dashed line over a solid one shows both.
     return () if number == 0 else ((7, 4), (2, 4), (10, 3, 2, 3))[(number - 1) % 3]
 
 

@@ -19,10 +19,10 @@ from flows.report.gather import Row, counts, read_rows, spread, take_rows
 SLOT_NAMES: Final = {slot: slot.replace("_", " ") for slot in SLOTS}
 _STATUS_MEANINGS: Final = {
     "ok": "parsed into attributes",
-    "unparsed": "the text has no known attribute",
+    "unparsed": "the text does not mention a known attribute",
     "truncated": "the reply reached the token limit",
-    "image_error": "the image could not be read, so there is no text",
-    "server_error": "the captioning server sent no usable reply, so there is no text",
+    "image_error": "the image could not be read, so the text is missing",
+    "server_error": "the captioning server sent no usable reply, so the text is missing",
 }
 _CARD_ROWS: Final = {
     "person": ("gender", "age"),

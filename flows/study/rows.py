@@ -20,7 +20,7 @@ RUNS: Final = pa.schema(
         for kind, names in (
             (_TEXT, ("variant", "title", "group", "method", "captions")),
             (_NUMBER, ("seed",)),
-            (_TEXT, ("status", "error", "mode")),  # mode: null where there is no result
+            (_TEXT, ("status", "error", "mode")),  # mode: null without a result
             (_FRACTION, ("mAP", "mINP", "rank1", "rank5", "rank10")),
             (_FLAG, ("cgi", "cff")),
             (_NUMBER, ("inversion_tokens", "depth", "epochs", "steps")),
@@ -32,12 +32,12 @@ RUNS: Final = pa.schema(
         for name in names
     ]
 )
-"""runs.parquet: one row per run and inference mode, or one row that says why a run has no result."""
+"""runs.parquet: one row per run and inference mode, or one row with the reason why a run failed or was skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """One run of a study in one inference mode, or the reason why it has no result.
+    """One run of a study in one inference mode, or a run that failed or was skipped.
 
     scores: metric -> fraction, empty without a result. seconds: of training; None where it was found finished or
     resumed from a checkpoint. caption_artifact, train, evaluation: fingerprints. inversion_tokens (K), depth: of CGI.

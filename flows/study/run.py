@@ -108,7 +108,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """Outcome of one run. rows: one per inference mode, or one with the reason why there is no result."""
+    """Outcome of one run. rows: one per inference mode, or one with the reason why it failed or was skipped."""
 
     run: Run
     rows: Sequence[RunRow]

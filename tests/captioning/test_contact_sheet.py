@@ -135,5 +135,5 @@ def test_nothing_of_a_caption_reaches_the_next_picture(people, tmp_path):
 
 
 def test_nobody_to_show_is_an_error(people, tmp_path):
-    with pytest.raises(DataError, match="no caption of a known identity"):
+    with pytest.raises(DataError, match="only junk and distractors"):
         contact_sheet(people[people["pid"] < 1], tmp_path, SMALL)

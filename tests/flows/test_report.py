@@ -1,4 +1,4 @@
-"""The report page: what it shows, that it is one safe file, and that the same inputs give the same bytes."""
+"""The report page: its contents, its safety as a single file, and its reproducible bytes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test":
 
 @dataclass
 class World:
-    """A finished run on a small synthetic data set, with stage outputs made up but of the right form."""
+    """A finished run on a small synthetic dataset, with made-up stage outputs of the right form."""
 
     store: ArtifactStore
     root: Path
@@ -471,7 +471,7 @@ def test_with_few_queries_no_difference_is_colored(world, tmp_path):
     rows = [row for row in with_gain(world.rankings, [0.3]) if row["query_path"] in few]
     page = Page(evaluated(world, tmp_path, rows))
     assert page.classed("up") == []
-    assert "There is no interval (fewer than 6 queries), so no difference is colored" in page.words
+    assert "Differences are not colored, because intervals need at least 6 queries" in page.words
 
 
 def test_failures_are_counted_and_those_that_training_made_worse_are_shown(world, tmp_path):
@@ -567,7 +567,7 @@ def test_what_was_left_out_is_told(world):
     assert "3 files were rejected; rejected.parquet names them" in words
 
 
-def test_provenance_names_every_artefact_and_no_place_on_this_machine(world):
+def test_provenance_names_every_artifact_and_no_place_on_this_machine(world):
     html = world.page()
     for ref in world.inputs.artifacts().values():
         assert ref.fingerprint in html

@@ -1,4 +1,4 @@
-"""The study: what it trains, its statistics, and that no run is done twice, lost, or the end of the others."""
+"""The study: its trainings, its statistics, and its loop, which repeats no run and survives failures."""
 
 from __future__ import annotations
 
