@@ -24,7 +24,6 @@ RUNTIME = _Runtime()
 SECRET: Final = "secret"
 """Key in the context of a PydanticCustomError: the input may be a secret, so the message must not repeat it."""
 RuntimeInt = Annotated[int, RUNTIME]
-RuntimeBool = Annotated[bool, RUNTIME]
 RuntimeStr = Annotated[str, RUNTIME]
 
 

@@ -97,11 +97,6 @@ def _absence(path: Path) -> str:
     return "is a folder, not a file" if path.is_dir() else "does not exist"
 
 
-def check_weight_file(path: Path) -> None:
-    """Raise WeightsError, with the remedy, unless the file at `path` is a complete safetensors file."""
-    read_tensors(path)
-
-
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """Return tensor name -> StoredTensor for the safetensors file at `path`; reads only the header.
 

@@ -32,8 +32,6 @@ from data.synthetic.canvas import (
 from data.synthetic.drawing import draw_person
 from data.synthetic.people import Person, make_person, sample_attributes
 
-VIEWS: Final = ("front", "side", "back")
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rendered:

@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -31,26 +31,13 @@ from data.process.children import follow, shielded
 from data.slots import SLOTS
 from data.synthetic.cameras import Camera, decode, encode, sample_camera
 from data.synthetic.people import Person, make_person, sample_attributes
-from data.synthetic.render import Rendered, render, render_nobody
-
-__all__ = [
-    "Camera",
-    "Person",
-    "Rendered",
-    "Sample",
-    "WorldConfig",
-    "render",
-    "sample_camera",
-    "sample_people",
-    "training_sample",
-    "training_samples",
-    "write_market1501",
-]
+from data.synthetic.render import render, render_nobody
 
 IMAGES_PER_IDENTITY: Final = 4
 """Consecutive training samples that show the same person."""
 
-_DOMAINS: Final = {"stream": 11, "train": 21, "test": 22, "distractor": 23, "junk": 24, "cameras": 31}
+DOMAINS: Final = {"stream": 11, "train": 21, "test": 22, "distractor": 23, "junk": 24, "cameras": 31}
+"""Population or purpose -> part of the entropy that keeps it apart from the others."""
 _STREAM_CAMERAS: Final = 64
 _STREAM_LOOKALIKES: Final = 2
 _MAX_CAMERAS: Final = 9
@@ -121,10 +108,6 @@ class Sample:
     parts: np.ndarray
     """uint8 [128, 64], as in ``Rendered``."""
 
-    def __iter__(self) -> Iterator[Any]:
-        """Unpack as ``image, attributes, visible``."""
-        return iter((self.image, self.attributes, self.visible))
-
 
 def _rng(*entropy: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(entropy))
@@ -133,17 +116,12 @@ def _rng(*entropy: int) -> np.random.Generator:
 # People -----------------------------------------------------------------------------------------------
 
 
-def sample_people(rng: np.random.Generator, count: int, lookalikes: int = 3, difficulty: float = 0.5) -> list[Person]:
-    """Draw `count` identities; each run of `lookalikes` consecutive ones shares all caption slots.
-
-    Only one number is taken from `rng`: person N does not depend on `count`.
-    """
-    root = int(rng.integers(0, 2**63))
-    return [_person((root,), index, lookalikes, difficulty) for index in range(count)]
-
-
 @lru_cache(maxsize=256)
-def _person(root: tuple[int, ...], index: int, lookalikes: int, difficulty: float) -> Person:
+def person_at(root: tuple[int, ...], index: int, lookalikes: int, difficulty: float) -> Person:
+    """Return identity `index` of the population with the entropy `root`.
+
+    Each run of `lookalikes` consecutive identities shares all caption slots.
+    """
     attributes = sample_attributes(_rng(*root, _COARSE, index // lookalikes))
     return make_person(attributes, _rng(*root, _FINE, index), difficulty)
 
@@ -151,7 +129,7 @@ def _person(root: tuple[int, ...], index: int, lookalikes: int, difficulty: floa
 @lru_cache(maxsize=16)
 def _cameras(seed: int, domain: int, count: int, difficulty: float) -> tuple[Camera, ...]:
     return tuple(
-        sample_camera(_rng(seed, _DOMAINS["cameras"], domain, index), index, difficulty) for index in range(count)
+        sample_camera(_rng(seed, DOMAINS["cameras"], domain, index), index, difficulty) for index in range(count)
     )
 
 
@@ -165,8 +143,8 @@ def training_sample(seed: int, index: int, *, difficulty: float = 0.5) -> Sample
     domain of their own: none of them occurs in a world of ``write_market1501``, whatever its seed.
     """
     identity, shot = divmod(index, IMAGES_PER_IDENTITY)
-    stream = _DOMAINS["stream"]
-    person = _person((seed, stream), identity, _STREAM_LOOKALIKES, difficulty)
+    stream = DOMAINS["stream"]
+    person = person_at((seed, stream), identity, _STREAM_LOOKALIKES, difficulty)
     cameras = _cameras(seed, stream, _STREAM_CAMERAS, difficulty)
     order = _rng(seed, stream, _SHOT, identity).permutation(_STREAM_CAMERAS)
     camera = cameras[int(order[shot])]
@@ -283,9 +261,9 @@ def _write_job(world: Path, config: WorldConfig, job: _Job) -> list[_Truth]:
     cameras = _cameras(config.seed, 0, config.cameras, config.difficulty)
     if job.domain == "junk":
         return [_write_junk(world, config, job, cameras)]
-    root = (config.seed, _DOMAINS[job.domain])
+    root = (config.seed, DOMAINS[job.domain])
     lookalikes = config.lookalikes if job.domain != "distractor" else 1
-    person = _person(root, job.index, lookalikes, config.difficulty)
+    person = person_at(root, job.index, lookalikes, config.difficulty)
     if job.domain == "distractor":
         camera = cameras[job.index % len(cameras)]
         return [_write_shot(world, config, job, person=person, camera=camera, shot=0)]
@@ -297,7 +275,7 @@ def _write_job(world: Path, config: WorldConfig, job: _Job) -> list[_Truth]:
 
 
 def _write_shot(world: Path, config: WorldConfig, job: _Job, *, person: Person, camera: Camera, shot: int) -> _Truth:
-    rng = _rng(config.seed, _DOMAINS[job.domain], _SHOT, job.index, camera.index, shot)
+    rng = _rng(config.seed, DOMAINS[job.domain], _SHOT, job.index, camera.index, shot)
     shown = render(person, camera, rng, difficulty=config.difficulty)
     folder = {"train": "bounding_box_train", "test": "query" if shot == 0 else "bounding_box_test"}.get(
         job.domain, "bounding_box_test"
@@ -325,7 +303,7 @@ def _name(job: _Job, camera: Camera, shot: int) -> str:
 def _write_junk(world: Path, config: WorldConfig, job: _Job, cameras: Sequence[Camera]) -> _Truth:
     """Write a false detection: background alone, or a slice of a person."""
     camera = cameras[job.index % len(cameras)]
-    rng = _rng(config.seed, _DOMAINS["junk"], _SHOT, job.index)
+    rng = _rng(config.seed, DOMAINS["junk"], _SHOT, job.index)
     image = render_nobody(camera, rng, difficulty=config.difficulty)
     name = _name(job, camera, 0)
     (world / "bounding_box_test" / name).write_bytes(encode(image, camera.quality))

@@ -16,7 +16,6 @@ from data.errors import WeightsError
 from data.weights import (
     INDEX,
     WEIGHTS,
-    check_weight_file,
     differences,
     few,
     file_problem,
@@ -62,7 +61,7 @@ def refusal(call, *arguments) -> str:
 
 
 @pytest.mark.parametrize("kind", DISGUISES)
-@pytest.mark.parametrize(("call", "name"), [(check_weight_file, WEIGHTS), (read_model_json, "tokenizer.json")])
+@pytest.mark.parametrize(("call", "name"), [(read_tensors, WEIGHTS), (read_model_json, "tokenizer.json")])
 def test_what_downloads_leave_behind_is_named(tmp_path, kind, call, name):
     content, expected = DISGUISES[kind]
     (tmp_path / name).write_bytes(content)
@@ -74,19 +73,19 @@ def test_what_downloads_leave_behind_is_named(tmp_path, kind, call, name):
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_is_named_and_never_read(tmp_path, kind):
     (tmp_path / WEIGHTS).write_bytes(PICKLES[kind] + bytes(100))
-    assert "is a PyTorch pickle" in refusal(check_weight_file, tmp_path / WEIGHTS)
+    assert "is a PyTorch pickle" in refusal(read_tensors, tmp_path / WEIGHTS)
 
 
 def test_absent_files_dead_links_and_folders(tmp_path):
     (tmp_path / "link").symlink_to("../blobs/abc")
-    assert "is a link to ../blobs/abc, which does not exist" in refusal(check_weight_file, tmp_path / "link")
-    assert "does not exist" in refusal(check_weight_file, tmp_path / "nothing")
-    assert "is a folder" in refusal(check_weight_file, tmp_path)
+    assert "is a link to ../blobs/abc, which does not exist" in refusal(read_tensors, tmp_path / "link")
+    assert "does not exist" in refusal(read_tensors, tmp_path / "nothing")
+    assert "is a folder" in refusal(read_tensors, tmp_path)
 
 
 def test_whole_files_are_what_they_seem(weights):
     assert file_problem(weights) is None
-    check_weight_file(weights)
+    read_tensors(weights)
     stored = read_tensors(weights)
     assert {name: (entry.dtype, entry.shape) for name, entry in stored.items()} == {
         "a": ("F32", (2, 3)),
@@ -98,10 +97,10 @@ def test_a_cut_file_is_named_wherever_it_is_cut(weights):
     content = weights.read_bytes()
     for length in range(1, len(content)):
         weights.write_bytes(content[:length])
-        message = refusal(check_weight_file, weights)
+        message = refusal(read_tensors, weights)
         assert "is cut off" in message if length > 8 else "is not a safetensors file" in message
     weights.write_bytes(content[: len(content) - 1])
-    assert f"is cut off ({len(content) - 1} of {len(content)} bytes)" in refusal(check_weight_file, weights)
+    assert f"is cut off ({len(content) - 1} of {len(content)} bytes)" in refusal(read_tensors, weights)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_a_cut_file_is_named_wherever_it_is_cut(weights):
 )
 def test_other_damage_is_named(weights, change, expected):
     weights.write_bytes(change(weights.read_bytes()))
-    assert expected in refusal(check_weight_file, weights)
+    assert expected in refusal(read_tensors, weights)
 
 
 # JSON files of a model folder
