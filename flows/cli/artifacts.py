@@ -1,4 +1,4 @@
-"""What ``clip-scgi artifacts ls|show|verify|gc`` does with the artifact root."""
+"""Actions of ``clip-scgi artifacts``: list, show and verify artifacts, and collect garbage."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The commands of ``clip-scgi`` and their options.
 
-This module imports nothing heavy, so that help and shell completion are quick. Each command imports what it runs.
+This module imports nothing heavy, so that help and shell completion are quick. Each command imports its own modules.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ app.add_typer(artifacts, name="artifacts", rich_help_panel=_SERVE)
 
 @artifacts.callback()
 def _artifact_root(context: typer.Context, home: Home = None) -> None:
-    """List, check and clean up what runs have stored.
+    """List, check and clean up the artifacts of runs.
 
     Example: clip-scgi artifacts ls --stage evaluate
     """

@@ -1,4 +1,4 @@
-"""What ``clip-scgi deploy`` and ``clip-scgi serve`` do: turn a recipe into something that Prefect runs by itself."""
+"""Actions of ``clip-scgi deploy`` and ``clip-scgi serve``: turn recipes into deployments that Prefect runs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _recipes(names: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
 
 
 def _root_problem(recipe: Recipe) -> str:
-    """Return why no run of a deployment could find the images, or ""; runs start in another folder than this one."""
+    """Return why the runs of a deployment, which start in other folders, would not find the images, or ""."""
     root = recipe.data.root
     if not root and recipe.synthetic is None:
         return f"recipe {recipe.name} has no images: set data.root to their folder, such as data.root=/data/images"

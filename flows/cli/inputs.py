@@ -1,4 +1,4 @@
-"""From the options of a command to what it works on: the recipe and the artifact store."""
+"""Inputs of a command, from its options: the recipe and the artifact store."""
 
 from __future__ import annotations
 

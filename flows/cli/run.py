@@ -1,4 +1,4 @@
-"""What the commands that run a pipeline or print a recipe do."""
+"""Actions of the commands that run the pipeline, draw a sheet of captions, or print recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``clip-scgi search`` does: find the gallery images nearest to a sentence or an image with a trained model."""
+"""Action of ``clip-scgi search``: find the gallery images nearest to a sentence or an image with a trained model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _EXAMPLE: Final = "'a woman in a red coat'"
 
 @dataclass(frozen=True, kw_only=True)
 class Searchable:
-    """What a search reads: index and train artifacts, and the folder that contains the images."""
+    """The inputs of a search: index and train artifacts, and the folder that contains the images."""
 
     images: ArtifactRef
     model: ArtifactRef
@@ -116,7 +116,7 @@ def _is_file(text: str) -> bool:
 
 
 def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[StageName]:
-    """Return what a search reads if the model of `recipe` is trained, else the stages that are missing.
+    """Return the inputs of a search if the model of `recipe` is trained, else the missing stages.
 
     If the dataset was indexed before, it is indexed again, which reads only files that changed. Nothing is captioned or
     trained, and Prefect is not started.

@@ -1,4 +1,4 @@
-"""What ``clip-scgi study`` does: train every method and control over seeds, and compare them."""
+"""Action of ``clip-scgi study``: train and compare methods and controls over several seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flows.study.rows import RunRow
 from flows.study.run import Done, Run, do, plan
 from flows.terminal import duration, plain_console, progress_bar
 
-_LOG_INTERVAL = 30.0  # seconds between two lines of progress where the output is not a terminal
+_LOG_INTERVAL = 30.0  # seconds between two lines of progress if the output is not a terminal
 
 
 def study_config(preset: str, *, seeds: int | None, groups: Sequence[str], resample: bool) -> StudyConfig:

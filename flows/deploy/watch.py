@@ -65,7 +65,7 @@ NO_CHANGES: Final = Counts()
 
 
 class LookPayload(TypedDict):
-    """What the event carries: the fields of a `Look`."""
+    """The content of an event: the fields of a `Look`."""
 
     dataset: str
     status: Status

@@ -46,7 +46,7 @@ def test_parameters_are_the_recipe_without_its_defaults(name):
     deployment = recipe_deployment(recipe)
     assert deployment.full_name == f"caption-and-train/{recipe.data.label}"
     assert Recipe.model_validate(deployment.parameters["recipe"]) == recipe
-    # What Prefect draws the form from: the whole recipe, typed and described.
+    # The schema of Prefect's form: the whole recipe, typed and described.
     schema = deployment._parameter_openapi_schema.model_dump()
     assert schema["required"] == ["recipe"]
     assert "epochs" in str(schema["definitions"])

@@ -162,7 +162,7 @@ def test_leftovers_of_killed_stages_go_when_old_and_idle(store):
     assert set(collect(store, plan)) == set(folders)
 
 
-def test_verify_names_what_is_damaged(store):
+def test_verify_names_damaged_artifacts(store):
     run = _run(store, "demo", 1)
     (run["train"].folder / "file").write_text("something else")
     inventory = take_inventory(store)
