@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from data.errors import ConfigError, SettingProblems, raise_problems
 from data.settings import Setting, accepts_bool, nearest, settings_of, unknown_key
@@ -154,7 +155,9 @@ def _reset(values: dict[str, Any], base: Mapping[str, Any], path: Place) -> bool
     return False
 
 
-def _explain(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> Iterator[tuple[Place, str]]:
+def _explain(
+    item: ErrorDetails, settings: Mapping[str, Setting], base: Mapping[str, Any] | None
+) -> Iterator[tuple[Place, str]]:
     """Yield the place and the message of each problem in one error of pydantic."""
     path: Place = item["loc"]
     key = ".".join(str(part) for part in path)
@@ -178,7 +181,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-def _remedy(item: Any, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> str:
+def _remedy(item: ErrorDetails, settings: Mapping[str, Setting], base: Mapping[str, Any] | None) -> str:
     """Return a hint with a value that works, as written for ``--set``; "" if none is known."""
     names = [part for part in item["loc"] if isinstance(part, str)]
     setting = settings.get(".".join(names))

@@ -10,7 +10,7 @@ import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -29,6 +29,15 @@ _INTEGER: Final = re.compile(r"\s*([+-]?\d{1,19})(?:\.0*)?\s*", re.ASCII)
 _RawRow = tuple[Any, Any, Any, Any]  # path, split, pid and camid as stored; any type
 
 
+class _Label(NamedTuple):
+    split: str
+    pid: int
+    camid: int
+
+    def __str__(self) -> str:
+        return f"{self.split} pid {self.pid} camid {self.camid}"
+
+
 def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
     """Read a manifest with paths relative to `root`.
 
@@ -42,7 +51,7 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
     file, base = _find(root, manifest)
     collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk)
     gate = PathGate(base)
-    seen: dict[str, tuple[str, int, int]] = {}
+    seen: dict[str, _Label] = {}
     clashes: list[str] = []
     for number, row in enumerate(_rows(file), start=1):
         try:
@@ -53,7 +62,7 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
             elif seen[path] == label:
                 raise _Unusable("duplicate_row", "the same row was there before")
             else:
-                clashes.append(f"row {number}: {path} is {_show(label)} and, further up, {_show(seen[path])}")
+                clashes.append(f"row {number}: {path} is {label}, but {seen[path]} in an earlier row")
         except _Unusable as error:
             text = row[0] if isinstance(row[0], str) else ""
             collector.reject(text, error.reason, f"row {number}: {error.detail}")
@@ -67,10 +76,6 @@ class _Unusable(RejectedRow):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
         self.detail = detail
-
-
-def _show(label: tuple[str, int, int]) -> str:
-    return f"{label[0]} pid {label[1]} camid {label[2]}"
 
 
 def _find(root: Path, manifest: str) -> tuple[Path, Path]:
@@ -135,11 +140,11 @@ def _need_columns(file: Path, names: list[str]) -> None:
         )
 
 
-def _parse(gate: PathGate, row: _RawRow) -> tuple[str, tuple[str, int, int]]:
+def _parse(gate: PathGate, row: _RawRow) -> tuple[str, _Label]:
     text, split, pid, camid = row
     if split not in SPLITS:
         raise _Unusable("bad_split", f"split {split!r} is none of {', '.join(SPLITS)}")
-    label = (split, _integer(pid, "pid", -1), _integer(camid, "camid", 0))
+    label = _Label(split, _integer(pid, "pid", -1), _integer(camid, "camid", 0))
     if not isinstance(text, str):
         raise _Unusable("bad_path", f"path {text!r} is no text")
     try:
