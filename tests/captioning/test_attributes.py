@@ -1,4 +1,4 @@
-"""The caption parser: inverts `compose`, reads free prose, agrees with 200 hand-checked real captions."""
+"""The caption parser: it inverts `compose`, parses free prose, and agrees with 200 hand-checked real captions."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ TEMPLATE = "{} person is wearing a {} shirt. The person is wearing black pants a
 
 
 def said(text):
-    """Slots the caption answers; the rest must be None."""
+    """The slots that the caption answers; all others must be None."""
     slots = parse_caption(text)
     assert list(slots) == list(SLOTS)
     return {slot: value for slot, value in slots.items() if value is not None}
@@ -31,7 +31,7 @@ def without_denials(slots):
     return {slot: None if slots.get(slot) == NONE else slots.get(slot) for slot in SLOTS}
 
 
-# Written by hand. Each line: text -> exactly the slots it answers.
+# Written by hand. Text -> exactly the slots that it answers.
 PROSE = {
     "A man in a black suit with a red tie is walking down the street. He has short hair and wears glasses.": {
         "gender": "male",
@@ -154,13 +154,13 @@ PROSE = {
     "The woman wears a coat. Her coat is red.": {"gender": "female", "upper_color": "red", "upper_type": "coat"},
     "A man is wearing black clothes. He has brown hair.": {"gender": "male", "upper_color": "black", "hair": "brown"},
     "A woman in her early sixties with shoulder-length hair": {"gender": "female", "age": "elderly", "hair": "medium"},
-    # The first garment with a colour counts.
+    # The first garment with a color is used.
     "A woman is wearing a shirt. She is wearing a blue dress. The woman is wearing a green shirt.": {
         "gender": "female",
         "upper_color": "blue",
         "upper_type": "dress",
     },
-    # A reply cut off, an instruction repeated, another language, nothing.
+    # A truncated reply, a repeated instruction, another language, the empty text.
     "A man is wearing a white shirt. The man is wearing black shoes and carrying a back": {
         "gender": "male",
         "upper_color": "white",
@@ -230,13 +230,13 @@ def test_it_inverts_compose_at_random(pattern):
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=400))
-def test_any_string_is_read_without_a_crash(text):
+def test_any_string_is_parsed_without_an_exception(text):
     assert list(parse_caption(text)) == list(SLOTS)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from([*LEXICON, *GLUE]), max_size=30))
-def test_any_word_salad_is_read_and_can_be_told_again(words):
+def test_any_word_salad_is_parsed_and_can_be_composed_again(words):
     slots = parse_caption(" ".join(words))
     assert parse_caption(compose(slots)) == without_denials(slots)
 
@@ -276,7 +276,7 @@ def test_real_captions_name_a_gender():
     assert coverage(real_captions())["gender"] >= 0.95
 
 
-# Independent of the parser: bare patterns for what a caption names.
+# Independent of the parser: simple patterns for the values that a caption names.
 _COLORS = "black|white|gray|grey|red|orange|yellow|green|blue|purple|pink|brown|tan|khaki"
 NAMED = {
     "upper_type": r"shirt|jacket|dress\b|sweater|hoodie|\bcoat|\bvest|\btop\b",
@@ -290,12 +290,12 @@ NAMED = {
 
 
 @pytest.mark.parametrize("slot", NAMED)
-def test_what_real_captions_name_is_found(slot):
+def test_values_named_in_real_captions_are_found(slot):
     missed = [text for text in real_captions() if re.search(NAMED[slot], text) and parse_caption(text)[slot] is None]
     assert not missed
 
 
-def test_real_captions_told_again_say_the_same():
+def test_real_captions_composed_again_have_the_same_slots():
     for text in real_captions():
         slots = parse_caption(text)
         assert parse_caption(compose(slots)) == without_denials(slots)

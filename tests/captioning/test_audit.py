@@ -1,4 +1,4 @@
-"""The audit: hand-worked agreement, every flag in a caption made for it, the page, and the stage."""
+"""The audit: agreement computed by hand, one caption for every flag, the page, and the stage."""
 
 import base64
 import io
@@ -62,7 +62,7 @@ def flags_of(tmp_path, rows, **config):
 RED, BLUE, PLAIN = "A man is wearing a red shirt.", "A woman is wearing a blue shirt.", "A man is wearing a shirt."
 
 
-def test_agreement_worked_by_hand(tmp_path):
+def test_agreement_computed_by_hand(tmp_path):
     # Identity 7: red, red, red, blue; identity 8: one red; junk and a distractor of the gallery do not count.
     rows = [caption(text, 7) for text in (RED, RED, BLUE, RED, PLAIN)] + [caption(RED, 8)]
     rows += [caption(BLUE, -1, split="gallery"), caption(BLUE, 0, split="gallery")]
@@ -85,7 +85,7 @@ def test_agreement_worked_by_hand(tmp_path):
     slot = summary["slots"]["upper_color"]
     assert slot["values"] == {"blue": 3, "red": 4}
     assert slot["coverage"] == 7 / 8
-    assert slot["agreement"] == 0.75  # identity 8 has one caption, which agrees with itself only
+    assert slot["agreement"] == 0.75  # identity 8 has one caption, so it does not count
     assert summary["slots"]["hair"] == {"coverage": 0.0, "agreement": 1.0, "entropy": 0.0, "values": {}}
     assert list(flags["dissent"]) == [False, False, True, False, False, False, False, False]
     assert list(flags["dissent_slots"][2]) == ["gender", "upper_color"]
@@ -97,7 +97,7 @@ def test_identity_zero_is_a_person_outside_the_gallery(tmp_path):
     assert set(identities.pid) == {0}
 
 
-def test_a_tie_goes_to_the_first_in_the_alphabet_and_is_no_dissent(tmp_path):
+def test_a_tie_goes_to_the_first_in_the_alphabet_and_is_not_a_dissent(tmp_path):
     _, identities, flags, _ = audited(tmp_path, [caption(RED, 1), caption(RED, 1), caption(BLUE, 1), caption(BLUE, 1)])
     row = identities[(identities.slot == "upper_color")].iloc[0]
     assert (row.majority, row.agreement, row.entropy) == ("blue", 0.5, 1.0)
@@ -147,12 +147,12 @@ def test_single_flags(tmp_path):
     assert flags_of(tmp_path, rows, duplicate_identities=99) == [expected for _, expected in FLAGGED]
 
 
-def test_hallucination_is_a_thing_of_one_crop_of_many(tmp_path):
+def test_hallucination_is_an_item_in_one_crop_of_many(tmp_path):
     carried = ["a backpack", "a handbag", "a bag and a cell phone", "a dog", "a backpack"]
     rows = [caption(f"A man is carrying {thing}.", 1) for thing in carried]
     rows += [caption("A man is wearing glasses.", 1), caption("A man is carrying a dog.", 2)]
     marked = audited(tmp_path, rows)[2]["hallucination"]
-    # The bags may be one bag; the phone and the dog are alone. Identity 2 has too few captions to say.
+    # All bags are one item; phone and dog occur once. Identity 2 has too few captions.
     assert list(marked) == [False, False, True, True, False, False, False]
 
 
@@ -236,7 +236,7 @@ NAME = 'of "<b>them</b>" & co'
 
 
 def audited_with_images(tmp_path, rows, *, name=NAME, leave_out=(), **config):
-    """Audit rows whose images lie on disk, one color each; return the made artifact and its page."""
+    """Audit rows with one-color images on disk; return the artifact and its page."""
     store, root = ArtifactStore(tmp_path / "store"), tmp_path / "people"
     root.mkdir(exist_ok=True)
     rows = [row | {"image_path": f"<b>{at}.png"} for at, row in enumerate(rows)]
@@ -254,7 +254,7 @@ def audited_with_images(tmp_path, rows, *, name=NAME, leave_out=(), **config):
 
 
 class _Cards(HTMLParser):
-    """The cards of the page: the source of the picture, and the text beside it."""
+    """The cards of the page: the source of the picture, and its text."""
 
     def __init__(self, html):
         super().__init__()
@@ -279,12 +279,12 @@ def color_of(source: str) -> tuple[int, ...]:
     return Image.open(io.BytesIO(data)).convert("RGB").getpixel((15, 30))
 
 
-def test_doubted_captions_stand_beside_their_images(tmp_path):
+def test_doubtful_captions_are_shown_with_their_images(tmp_path):
     rows = [caption(text, 7) for text in (RED, RED, RED, BLUE)] + [caption("A fat man is wearing a shirt.", 8)]
     _, html = audited_with_images(tmp_path, rows)
     page = _Cards(html)
     assert page.tags["b"] == page.tags["script"] == page.tags["link"] == 0
-    assert len(page.cards) == 6 == page.tags["img"]  # one dissents, one judges, four are of the worst identity
+    assert len(page.cards) == 6 == page.tags["img"]  # one dissent, one demeaning word, four of the worst identity
     for card in page.cards:
         at = int(re.search(r"<b>(\d)\.png", card["text"])[1])
         assert color_of(card["src"]) == pytest.approx((8 * at, 255 - 8 * at, 128), abs=4)
@@ -307,7 +307,7 @@ def test_the_page_names_the_dataset_and_shows_all_splits(tmp_path):
     assert re.findall(r'<td class="num">([\d,]+)</td>', counts)[:4] == ["8", "2", "2", "12"]
 
 
-def test_links_lead_somewhere(tmp_path):
+def test_links_have_targets(tmp_path):
     html = audited_with_images(tmp_path, [caption("A fat man.", 1), caption(RED, 2)])[1]
     targets = re.findall(r'href="#([^"]+)"', html)
     assert "flag-degrading" in targets
@@ -315,7 +315,7 @@ def test_links_lead_somewhere(tmp_path):
     assert all(f'id="{target}"' in html for target in targets)
 
 
-def test_an_image_that_is_gone_is_told_and_looked_for_again(tmp_path):
+def test_a_missing_image_is_reported_and_read_again_next_time(tmp_path):
     rows = [caption("A fat man.", 1), caption("A fat man.", 2)]
     done, html = audited_with_images(tmp_path, rows, leave_out=(1,))
     shown = html.count("<img ")
@@ -358,7 +358,7 @@ def test_the_stage_is_cached_by_captions_and_thresholds(tmp_path):
     assert ref.path not in json.dumps(ingredients)
 
 
-def test_captions_that_are_not_there(tmp_path):
+def test_missing_captions(tmp_path):
     store, ref = made(tmp_path, [caption(RED, 1)])
     (ref.folder / "captions.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"captions\.parquet"):

@@ -1,4 +1,4 @@
-"""Whatever lies in the folder, and whatever happens to it: a row for every image, with its caption or the reason."""
+"""Bad files, and files that change during the run: every image has a row with its caption or the reason."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def store(tmp_path):
     return ArtifactStore(tmp_path / "home")
 
 
-def colours(seed: int) -> np.ndarray:
-    """A picture of few colours [80, 40, 3], so that a palette holds them."""
+def few_colors(seed: int) -> np.ndarray:
+    """A picture [80, 40, 3] with few enough colors for a palette."""
     rng = np.random.default_rng(seed)
     return np.repeat(np.repeat(rng.integers(0, 255, (8, 4, 3)).astype(np.uint8), 10, axis=0), 10, axis=1)
 
@@ -51,18 +51,18 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def palette() -> tuple[bytes, np.ndarray]:
-    """A PNG of indices into a palette whose entry 0 is transparent, and what it shows."""
-    picture = colours(1)
+    """A PNG with a palette whose entry 0 is transparent, and the pixels that it shows."""
+    picture = few_colors(1)
     image = Image.fromarray(picture).quantize(64)
     table = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
-    table[0] = 255  # shows the white behind it
+    table[0] = 255  # blended with white
     return encoded(image, "PNG", transparency=0), table[np.asarray(image)]
 
 
 def cmyk() -> tuple[bytes, np.ndarray]:
-    """A print JPEG in flat colours, which keep their values through the compression."""
+    """A CMYK JPEG in flat colors, whose values survive the compression."""
     ink = np.zeros((80, 40, 4), np.uint8)
-    ink[:40, :, 1] = 255  # magenta above, black below
+    ink[:40, :, 1] = 255  # magenta at the top, black at the bottom
     ink[40:, :, 3] = 255
     shown = np.zeros((80, 40, 3), np.uint8)
     shown[:40] = (255, 0, 255)
@@ -75,10 +75,10 @@ def sixteen_bits() -> tuple[bytes, np.ndarray]:
 
 
 def turned() -> tuple[bytes, np.ndarray]:
-    """A JPEG stored on its side with the EXIF mark that says so."""
+    """A JPEG stored sideways, with its orientation in EXIF."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    content = encoded(Image.fromarray(np.rot90(colours(2))), "JPEG", exif=exif, quality=95)
+    content = encoded(Image.fromarray(np.rot90(few_colors(2))), "JPEG", exif=exif, quality=95)
     stored = np.asarray(Image.open(io.BytesIO(content)))
     return content, np.rot90(stored, -1)
 
@@ -98,8 +98,8 @@ ODD = {
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Name -> bytes that no caption can be made of, and why."""
-    photo = encoded(Image.fromarray(colours(3)), "JPEG")
+    """Name -> bytes that cannot be captioned, and the reason."""
+    photo = encoded(Image.fromarray(few_colors(3)), "JPEG")
     huge = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     return {
         "text.jpg": (b"I am no image", "not_an_image"),
@@ -110,21 +110,21 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_image_has_the_caption_of_what_it_shows(store, tmp_path, config, name):
+def test_an_unusual_image_has_the_caption_of_its_content(store, tmp_path, config, name):
     content, shown = ODD[name]()
     root = tmp_path / "people"
     root.mkdir()
     (root / name).write_bytes(content)
     Image.fromarray(shown).save(root / "shown.png")
-    Image.fromarray(colours(9)).save(root / "zzz.png")
+    Image.fromarray(few_colors(9)).save(root / "zzz.png")
     rows = captions_of(caption(store, images=plain_index(store, root), images_root=root, config=config).made)
     by_name = rows.set_index("image_path")["raw_text"]
     assert rows["error"].isna().all()
     assert by_name[name] == by_name["shown.png"] != by_name["zzz.png"]
 
 
-def test_every_file_has_a_row_whatever_it_is(store, tmp_path, config):
-    """All at once, listed by an index that did not look at them."""
+def test_every_file_has_a_row_whatever_its_content(store, tmp_path, config):
+    """All of them at once, in an index that did not check the files."""
     root = draw(tmp_path / "people", 3)
     bad = bad_files()
     for name, content in {name: make()[0] for name, make in ODD.items()}.items():
@@ -156,13 +156,13 @@ def test_what_the_index_rejects_is_counted_there_and_the_rest_is_captioned(store
     assert rows["caption"].notna().all()
 
 
-def test_a_file_that_vanishes_meanwhile_is_a_row_and_comes_back(store, tmp_path, config):
+def test_a_file_that_vanishes_during_the_run_has_a_row_and_is_captioned_later(store, tmp_path, config):
     root = draw(tmp_path / "people", 40)
     images = plain_index(store, root)
     gone: dict[str, bytes] = {}
 
     def remove_some(done: int, total: int, note: str) -> None:
-        if done >= 2 and not gone:  # the first batch is through: some of the rest has been read ahead, some not
+        if done >= 2 and not gone:  # after the first batch some of the other images have been read ahead
             gone.update({path.name: path.read_bytes() for path in sorted(root.iterdir())[::2]})
             for name in gone:
                 (root / name).unlink()
@@ -181,8 +181,8 @@ def test_a_file_that_vanishes_meanwhile_is_a_row_and_comes_back(store, tmp_path,
 
 
 @pytest.mark.parametrize(("size", "at_least"), [("64k", 0), ("160k", 8)])
-def test_a_full_disk_stops_with_its_name_and_keeps_what_was_written(tmp_path, monkeypatch, size, at_least):
-    """A shard takes about 9 KB: the smaller disk can be full before there is one."""
+def test_a_full_disk_is_named_and_earlier_captions_are_kept(tmp_path, monkeypatch, size, at_least):
+    """A shard takes about 9 KB: the smaller disk may be full before the first shard."""
     monkeypatch.setattr(store_saver, "FLUSH_ROWS", 8)
     monkeypatch.setattr(stage_work, "load_engine", lambda _: StubEngine(tmp_path / "log", 0))
     root = draw(tmp_path / "people", 200)

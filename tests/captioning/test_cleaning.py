@@ -1,4 +1,4 @@
-"""Cleaning leaves out doubtful answers, never writes other ones, and keeps the raw text when nothing is doubtful."""
+"""Cleaning leaves out doubtful answers, never adds others, and keeps the raw text if nothing is doubtful."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_a_dissenting_answer_is_left_out_and_not_replaced():
     assert found.text == "A young person is wearing a red shirt and blue jeans."
 
 
-def test_recompose_rewrites_what_is_not_doubtful_too():
+def test_recompose_also_rewrites_captions_without_doubtful_answers():
     found = cleaned(CleaningConfig(recompose=True))
     assert found.dropped == ()
     assert found.text == "A young man is wearing a red shirt and blue jeans. The man is carrying a bag."
@@ -65,7 +65,7 @@ def test_bad_thresholds_are_refused(bad):
 
 
 def test_the_limits_are_inclusive_on_the_right_side():
-    # A share just as large as asked for is clear, and a probability just as large as asked for is sure.
+    # A share or probability equal to the limit passes.
     rows = [(1, {"hair": hair}) for hair in ("long", "long", "long", "short")]
     assert clear_majorities(rows, CleaningConfig(drop_dissent=True, majority=0.75)) == {1: {"hair": "long"}}
     assert clear_majorities(rows, CleaningConfig(drop_dissent=True, min_images=4)) == {1: {"hair": "long"}}
@@ -75,7 +75,7 @@ def test_the_limits_are_inclusive_on_the_right_side():
     assert cleaned(half, confidence={"upper_color": math.nextafter(math.log(0.5), -1)}).dropped == ("upper_color",)
 
 
-def test_what_is_left_is_written_in_the_pattern_that_is_given():
+def test_cleaned_captions_follow_the_given_pattern():
     found = clean_caption(
         RAW,
         SLOTS_OF_RAW,
@@ -92,7 +92,7 @@ SOME_SLOTS = st.fixed_dictionaries({slot: st.sampled_from([*VOCABULARY[slot], No
 
 
 @given(SOME_SLOTS, SOME_SLOTS, st.fixed_dictionaries({slot: st.floats(-3, 0) for slot in SLOTS}))
-def test_a_cleaned_caption_says_nothing_new(slots, majority, confidence):
+def test_a_cleaned_caption_adds_nothing(slots, majority, confidence):
     config = CleaningConfig(drop_below=0.5, drop_dissent=True)
     known = {slot: value for slot, value in majority.items() if value}
     found = clean_caption(compose(slots), slots, confidence=confidence, majority=known, config=config)

@@ -1,4 +1,4 @@
-"""The controls of a study: captions given to other people, and captions made of the truth."""
+"""The controls of a study: captions of other people, and captions of the true attributes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTENT = [name for name in CAPTIONS.names if name not in ("image_path", "image_
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A small synthetic data set, indexed: (store, index outcome)."""
+    """A small synthetic dataset, indexed: (store, index outcome)."""
     folder = tmp_path_factory.mktemp("world")
     root = write_market1501(
         folder / "images", WorldConfig(seed=9, train_identities=5, test_identities=2, images_per_camera=2, cameras=2)
@@ -81,7 +81,7 @@ def test_a_majority_cannot_be_shuffled(pids):
         exchange(np.array(pids), seed=0, unit="identity")
 
 
-def test_shuffled_rows_move_whole_and_only_in_training(world):
+def test_shuffled_rows_move_as_a_whole_and_only_in_training(world):
     store, outcome = world
     captions = captions_of(store, outcome)
     made = shuffle_across_identities(store, captions=captions, config=ShuffleConfig(seed=3))
@@ -101,7 +101,7 @@ def test_shuffled_rows_move_whole_and_only_in_training(world):
         assert all((pd.isna(row[name]) and pd.isna(source[name])) or row[name] == source[name] for name in CONTENT[1:])
 
 
-def test_shuffling_is_found_again_and_keyed_by_seed_unit_and_captions(world):
+def test_shuffling_is_cached_by_seed_unit_and_captions(world):
     store, outcome = world
     captions = captions_of(store, outcome)
     config = ShuffleConfig(seed=5)
@@ -117,7 +117,7 @@ def test_shuffling_is_found_again_and_keyed_by_seed_unit_and_captions(world):
     assert len({made.ref.fingerprint for made in [first, *others]}) == 4
 
 
-def test_true_captions_say_what_can_be_seen_and_nothing_else(world):
+def test_true_captions_name_the_visible_attributes_only(world):
     store, outcome = world
     made = true_attributes(store, images=outcome.made.ref, images_root=outcome.images_root)
     assert pq.read_schema(made.ref.folder / "captions.parquet").equals(CAPTIONS)
@@ -137,7 +137,7 @@ def test_true_captions_say_what_can_be_seen_and_nothing_else(world):
     assert true_attributes(store, images=outcome.made.ref, images_root=outcome.images_root).cached
 
 
-def test_true_captions_refuse_images_nobody_drew(world, tmp_path):
+def test_true_captions_refuse_images_that_are_not_synthetic(world, tmp_path):
     store, outcome = world
     table = pq.read_table(outcome.images_root / TRUTH)
     pq.write_table(table.slice(1), tmp_path / TRUTH)

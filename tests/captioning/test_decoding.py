@@ -51,7 +51,7 @@ def engine_of(mini, template: str) -> Engine:
 
 
 def legal_captions(engine: Engine) -> dict[tuple[int, ...], dict[str, str | None]]:
-    """Every caption of the small template as tokens, by way of `compose`, with what it says."""
+    """Every caption of the small template, written by `compose`, as tokens, with its slots."""
     tokenizer = engine.llava.processor.tokenizer
     end = engine.llava.model.generation_config.eos_token_id
     slots = ("gender", "age", "shoes", "carrying", "hair")
@@ -65,7 +65,7 @@ def legal_captions(engine: Engine) -> dict[tuple[int, ...], dict[str, str | None
 
 
 def plain_constrained_greedy(engine, person, legal) -> tuple[tuple[int, ...], dict[str, float]]:
-    """One image, one token a step, no cache: the best token that begins or continues a legal caption.
+    """One image, one token per step, no cache: the best token that begins or continues a legal caption.
 
     Also returns, for each slot, the log-probability of the choices that narrowed what it can still be.
     """
@@ -103,7 +103,7 @@ def test_tokens_and_confidence_are_those_of_plain_constrained_greedy_decoding(mi
 
 
 def walk(grammar: Grammar, rng: np.random.Generator) -> tuple[list[int], dict[str, str | None]]:
-    """Follow random options and return the tokens and what was settled."""
+    """Follow random options; return the tokens and the slots that they decide."""
     state, tokens, values = State(), [], {}
     while state is not None:
         node = grammar.decision(state)
@@ -117,7 +117,7 @@ def walk(grammar: Grammar, rng: np.random.Generator) -> tuple[list[int], dict[st
 
 
 @pytest.mark.parametrize("name", ["scgi", "port45", "closed"])
-def test_every_legal_text_is_what_compose_says(mini, name):
+def test_every_legal_text_equals_that_of_compose(mini, name):
     engine = engine_of(mini, name)
     rng = np.random.default_rng(0)
     pattern = get_template(name).pattern
@@ -131,7 +131,7 @@ def test_every_legal_text_is_what_compose_says(mini, name):
         }
 
 
-def test_captions_do_not_depend_on_company_and_carry_confidence(mini, people):
+def test_captions_do_not_depend_on_their_batch_and_have_confidences(mini, people):
     engine = engine_of(mini, "scgi")
     framed = [engine.prepare(person) for person in people]
     together = engine.reply(framed)
@@ -165,7 +165,7 @@ def test_a_compiled_model_writes_the_same_with_its_weights_as_constants(mini, pe
     assert [reply.text for reply in replies] == [reply.text for reply in expected]
     for one, other in zip(expected, replies, strict=True):
         assert other.confidence == pytest.approx(one.confidence, abs=1e-4)
-    # Prompt and chunk, vision tower and language model: of each only what is not a weight is left to give.
+    # Prompt and chunk, vision tower and language model: the weights are constants, so none is passed.
     assert len(kept) >= 3
     assert all(left < given / 2 for left, given in kept)
     made = len(kept)

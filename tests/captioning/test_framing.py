@@ -1,4 +1,4 @@
-"""Whole-body framing: nothing of a person is cut off before the model sees it (trap 1 of LLaVA's stock processor)."""
+"""Whole-body framing: the model sees the whole person, unlike with LLaVA's stock processor."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def test_top_and_bottom_rows_reach_the_model(side, framing, rows):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("rows", [slice(0, 8), slice(120, 128)], ids=["head", "shoes"])
-def test_stock_processing_loses_them(side, rows):
+def test_stock_processing_loses_top_and_bottom_rows(side, rows):
     stock = processor(side)
     same = [stock(image, return_tensors="np")["pixel_values"] for image in (person(), person(rows))]
     assert np.array_equal(*same)
     assert np.array_equal(pixels(person(), side, "center_crop"), pixels(person(rows), side, "center_crop"))
 
 
-def test_center_crop_is_what_the_stock_processor_does():
+def test_center_crop_equals_the_stock_processor():
     smooth = person().resize((16, 32)).resize((64, 128), Image.Resampling.BICUBIC)
     stock = processor(336)(smooth, return_tensors="np")["pixel_values"][0]
     difference = np.abs(pixels(smooth, 336, "center_crop") - stock)
-    assert difference.mean() < 0.02  # resampling at the cut, in units of normalized color
+    assert difference.mean() < 0.02  # resampling at the border, in units of normalized color
 
 
 def test_a_crop_of_the_models_height_keeps_every_pixel():
@@ -66,14 +66,14 @@ def test_a_crop_of_the_models_height_keeps_every_pixel():
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_padding_is_nothing_after_normalisation(side):
+def test_normalized_padding_is_zero(side):
     padded = pixels(person(), side, "pad")
     assert np.abs(padded[:, :, : side // 8]).max() < 0.01
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (200, 100), (63, 127)])
 @pytest.mark.parametrize("framing", ["pad", "stretch", "center_crop"])
-def test_any_shape_becomes_the_square(size, framing):
+def test_any_shape_is_framed_to_the_square(size, framing):
     assert frame(Image.new("RGB", size, (9, 9, 9)), framing, 128, (0.5, 0.4, 0.3)).size == (128, 128)
 
 

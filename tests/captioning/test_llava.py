@@ -41,7 +41,7 @@ def captions(engine: Engine, people) -> list[Reply]:
 # Loading
 
 
-def test_an_absent_folder_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"folder .*nowhere does not exist.*model\*.safetensors"):
         load_llava(config(tmp_path / "nowhere"))
 
@@ -82,7 +82,7 @@ def test_another_kind_of_model_is_refused(mini, tmp_path):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("offline", [True, False], ids=["offline", "unreachable"])
-def test_a_hub_id_out_of_reach_says_what_to_do(monkeypatch, tmp_path, offline):
+def test_the_error_for_an_unavailable_hub_id_gives_the_remedy(monkeypatch, tmp_path, offline):
     import huggingface_hub.constants as hub
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", offline)
@@ -100,7 +100,7 @@ def test_a_hub_id_out_of_reach_says_what_to_do(monkeypatch, tmp_path, offline):
         assert wanted in str(caught.value)
 
 
-def test_a_device_that_is_not_there(mini):
+def test_a_device_that_does_not_exist(mini):
     with pytest.raises(ConfigError, match=r"caption\.device=cuda:97"):
         load_llava(config(mini, device="cuda:97"))
 
@@ -133,7 +133,7 @@ def test_text_is_what_transformers_generates_one_at_a_time(mini, people):
     assert len({reply.text for reply in captions(engine, people)}) > 1
 
 
-def test_text_does_not_depend_on_batch_size_or_company(mini, people):
+def test_text_does_not_depend_on_the_batch(mini, people):
     engine = Engine.load(config(mini))
     together = captions(engine, people)
     assert together == [captions(engine, [person])[0] for person in people]
@@ -191,11 +191,11 @@ def test_rows_keep_their_order_and_unreadable_images_their_reason(mini, people):
     assert [row.image_sha256 for row in rows] == [item.sha256 for item in images]
     assert (rows[4].status, rows[4].error) == ("image_error", "truncated")
     assert [row.reply and row.reply.batch_size for row in rows] == [3, 3, 3, 2, None, 2, 2, 2]
-    # What a model of random weights writes, and whether it ends, is chance; only the unreadable image is certain.
+    # The replies of a random model, and their ends, are arbitrary; only the unreadable image is certain.
     assert [row.status == "image_error" for row in rows] == [i == 4 for i in range(8)]
 
 
-def test_out_of_memory_halves_the_batch_for_good(mini, people, monkeypatch):
+def test_out_of_memory_halves_the_batch_for_the_rest_of_the_run(mini, people, monkeypatch):
     engine = Engine.load(config(mini, batch_size=8))
     sizes = []
 
@@ -211,7 +211,7 @@ def test_out_of_memory_halves_the_batch_for_good(mini, people, monkeypatch):
     assert [row.reply.batch_size for row in rows] == [2] * 8
 
 
-def test_out_of_memory_for_one_image_says_what_to_do(mini, people, monkeypatch):
+def test_the_error_for_out_of_memory_with_one_image_gives_the_remedy(mini, people, monkeypatch):
     engine = Engine.load(config(mini, batch_size=1))
 
     def no_device(images, seeds):

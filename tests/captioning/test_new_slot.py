@@ -1,4 +1,4 @@
-"""A new slot takes its entry in data/slots.py, its nouns in the lexicon, and a template that asks for it."""
+"""A new slot requires its values in data/slots.py, its nouns in the lexicon, and a template that asks for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 
 from tests.helpers.places import REPO
 
-# In a process of its own, since every module reads the slots when it is imported.
+# In a separate process, because modules read the slots when they are imported.
 PROGRAM = """
     from data import slots
     slots.SLOTS += ("headwear",)
@@ -41,7 +41,7 @@ TEMPLATE = """
 """
 
 
-def test_a_new_slot_is_asked_written_and_parsed(tmp_path):
+def test_a_new_slot_is_composed_and_parsed(tmp_path):
     (tmp_path / "hats.toml").write_text(textwrap.dedent(TEMPLATE))
     subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM)],

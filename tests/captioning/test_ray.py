@@ -1,4 +1,4 @@
-"""Two Ray workers caption one data set: the plain function of the stage, carried by another runner."""
+"""Two Ray workers caption one dataset with the plain function of the stage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cluster():
 
 
 @pytest.mark.timeout(600)
-def test_two_ray_workers_caption_one_data_set(tmp_path, cluster):
+def test_two_ray_workers_caption_one_dataset(tmp_path, cluster):
     store = ArtifactStore(tmp_path / "home")
     root = draw(tmp_path / "people", 120)
     config = fake_model(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Asking again: when, how often, with which seed, and what is kept."""
+"""Re-prompting: when, how often, with which seed, and which reply is kept."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_what_is_malformed(text, malformed):
     assert is_malformed(reply(text, truncated=True), RegenerateConfig(), "scgi")
 
 
-def test_a_free_description_may_open_as_it_likes():
+def test_a_free_description_may_open_in_any_way():
     text = reply("The image shows a man in a red shirt.")
     assert not is_malformed(text, RegenerateConfig(), "free")
     assert is_malformed(text, RegenerateConfig(max_words=5), "free")
 
 
-def test_only_malformed_replies_are_asked_for_again_and_the_first_good_one_is_kept():
+def test_only_malformed_replies_are_re_prompted_and_the_first_good_one_is_kept():
     script = Script([GOOD], ["bad", "worse", GOOD + " X", "unused"], ["bad", GOOD])
     replies = kept(script, ["a", "b", "c"], times=3)
     seeds = {key: [seed_of(key, attempt) for attempt in (1, 2)] for key in "bc"}
@@ -80,23 +80,23 @@ def test_only_malformed_replies_are_asked_for_again_and_the_first_good_one_is_ke
     assert [reply.n_replies for reply in replies] == [1, 4, 2]
 
 
-def test_the_first_reply_stays_where_none_is_well_formed():
+def test_the_first_reply_is_kept_if_none_is_well_formed():
     (reply,) = kept(Script(["first", "second", "third"]), ["a"], times=2)
     assert (reply.text, reply.first_text, reply.n_replies) == ("first", None, 3)
 
 
-def test_a_kept_reply_has_the_first_one_beside():
+def test_a_later_reply_is_kept_with_the_text_of_the_first():
     (reply,) = kept(Script(["first", "second", GOOD]), ["a"], times=5)
     assert (reply.text, reply.first_text, reply.n_replies) == (GOOD, "first", 3)
 
 
-def test_by_default_the_model_is_asked_once():
+def test_by_default_the_model_is_prompted_once():
     script = Script(["bad"])
     assert kept(script, ["a"])[0].n_replies == 1
     assert script.asked == [([0], None)]
 
 
-def test_seeds_follow_from_image_and_try():
+def test_seeds_depend_on_image_and_attempt():
     seeds = {seed_of(f"{image:064x}", attempt) for image in range(50) for attempt in range(1, 4)}
     assert len(seeds) == 150
     assert all(0 <= seed < 2**31 for seed in seeds)
@@ -109,12 +109,12 @@ def test_seeds_follow_from_image_and_try():
 def test_gumbel_noise_draws_from_the_softmax_at_the_temperature():
     scores = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     expected = torch.softmax(scores[0] / 0.7, 0)
-    noise = GumbelNoise(range(400), 0.7)  # of 100 draws each
+    noise = GumbelNoise(range(400), 0.7)  # 100 samples each
     drawn = torch.cat([noise(torch.empty(0), scores.expand(400, -1)).argmax(-1) for _ in range(100)])
     assert torch.allclose(torch.bincount(drawn, minlength=4) / len(drawn), expected, atol=0.01)
 
 
-def test_noise_is_each_rows_own():
+def test_noise_is_separate_for_each_row():
     scores = torch.zeros(3, 50)
     together = GumbelNoise([5, 6, 7], 1.0)
     alone = GumbelNoise([6], 1.0)
@@ -132,7 +132,7 @@ def config(mini, **changes) -> CaptionConfig:
     return CaptionConfig(**(settings | changes))
 
 
-def test_a_drawn_reply_does_not_depend_on_its_company(mini):
+def test_a_sampled_reply_does_not_depend_on_its_batch(mini):
     rng = np.random.default_rng(3)
     engine = Engine.load(config(mini, regenerate={"times": 1, "temperature": 1.5}))
     images = [engine.prepare(Image.fromarray(rng.integers(0, 255, (64, 32, 3)).astype(np.uint8))) for _ in range(3)]
@@ -142,7 +142,7 @@ def test_a_drawn_reply_does_not_depend_on_its_company(mini):
 
 
 def test_through_the_stage(mini, tmp_path):
-    """The random model never ends a reply, so every reply is malformed: three are drawn, the first is kept."""
+    """The random model never ends a reply, so every reply is malformed: of three, the first is kept."""
     store = ArtifactStore(tmp_path / "home")
     root = draw(tmp_path / "people", 5)
     once, thrice = config(mini), config(mini, regenerate={"times": 2})

@@ -1,4 +1,4 @@
-"""The engine that asks a server: the same captions as in this process, and every way in which a server can fail."""
+"""The server engine: the same captions as in this process, and every way in which a server can fail."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store(tmp_path):
 
 
 def asking(url, *, revision=None, regenerate=None, template="scgi", max_new_tokens=None, **server) -> CaptionConfig:
-    """A config for the server at `url`, with little patience."""
+    """A config for the server at `url`, with short limits."""
     settings = {"concurrency": 3, "timeout": 5, "attempts": 3, "backoff": 0.01, "image_side": SIDE} | server
     return CaptionConfig(
         engine="openai",
@@ -67,7 +67,7 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 
 
 class Served:
-    """A LLaVA behind the API, asked with the prompt that its chat template makes."""
+    """A LLaVA behind the API, prompted through its chat template."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -88,7 +88,7 @@ class Served:
 
 
 @pytest.mark.parametrize("which", ["random", "embedded"])
-def test_a_served_llava_writes_what_it_writes_in_this_process(store, tmp_path, which):
+def test_a_llava_on_a_server_writes_the_same_as_in_this_process(store, tmp_path, which):
     folder = save_mini_llava(tmp_path / "mini") if which == "random" else TINY_FOLDER
     model = str(folder) if which == "random" else "tiny"
     local = CaptionConfig(model=model, dtype="float32", max_new_tokens=40, device="cpu", batch_size=4)
@@ -123,8 +123,8 @@ def test_the_request_is_greedy_and_holds_the_framed_image(store, tmp_path):
     assert request == {"model": "served/llava", "max_tokens": 9, "temperature": 0}
 
 
-def test_as_many_requests_are_under_way_as_are_allowed(store, tmp_path):
-    six = threading.Barrier(6, timeout=60)  # nobody is answered before six ask
+def test_the_number_of_concurrent_requests_is_the_allowed_one(store, tmp_path):
+    six = threading.Barrier(6, timeout=60)  # no response before six requests
 
     def slowly(_, __):
         six.wait()
@@ -137,7 +137,7 @@ def test_as_many_requests_are_under_way_as_are_allowed(store, tmp_path):
     assert server.busiest == 6
 
 
-def test_the_fingerprint_follows_the_model_and_not_the_way_to_it(store, tmp_path):
+def test_the_fingerprint_depends_on_the_model_and_not_on_the_connection(store, tmp_path):
     def key(**changes) -> str:
         return identify(asking(**({"url": "http://a:1/v1"} | changes)), store.memo).fingerprint
 
@@ -175,12 +175,12 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_image_that_gets_no_answer_is_a_row_and_the_next_run_tries_again(store, tmp_path, fault):
+def test_an_image_without_a_response_has_a_row_and_is_retried_by_the_next_run(store, tmp_path, fault):
     root = draw(tmp_path / "people", 6)
     unlucky = framed(root / "0003.png")
     images = index(store, root)
     with serving(fault=lambda image, _: fault if same(image, unlucky) else None) as server:
-        # Where an answer is waited for in vain; a busy machine needs longer for the others than the test has patience.
+        # Only for faults without a response; a busy machine needs more time for the others.
         config = asking(server.url, timeout=2 if fault in ("hang", "trickle") else 60)
         outcome = caption(store, images=images, images_root=root, config=config)
         frame_of = captions_of(outcome.made).set_index("image_path")
@@ -199,7 +199,7 @@ def test_an_image_that_gets_no_answer_is_a_row_and_the_next_run_tries_again(stor
 
 
 @pytest.mark.parametrize("fault", ["error_500", "html", "drop"])
-def test_a_fault_that_passes_costs_nothing(store, tmp_path, fault):
+def test_a_temporary_fault_loses_nothing(store, tmp_path, fault):
     root = draw(tmp_path / "people", 5)
     with serving(fault=lambda _, before: fault if before < 2 else None) as server:
         outcome = run(store, root, asking(server.url))
@@ -207,7 +207,7 @@ def test_a_fault_that_passes_costs_nothing(store, tmp_path, fault):
     assert len(server.requests) == 15
 
 
-def test_the_pause_is_at_least_what_the_server_asks_for(store, tmp_path):
+def test_the_pause_is_at_least_the_servers_retry_after(store, tmp_path):
     root = draw(tmp_path / "people", 1)
     with serving(fault=lambda _, before: None if before else "busy_429") as server:
         started = time.monotonic()
@@ -229,7 +229,7 @@ def test_an_unreadable_image_is_not_sent(store, tmp_path):
 # Faults of the server
 
 
-def test_a_server_that_breaks_stops_the_run_and_what_was_captioned_stays(store, tmp_path):
+def test_a_failing_server_stops_the_run_and_earlier_captions_are_kept(store, tmp_path):
     root = draw(tmp_path / "people", 60)
     images = index(store, root)
     seen: set[bytes] = set()
@@ -251,7 +251,7 @@ def test_a_server_that_breaks_stops_the_run_and_what_was_captioned_stays(store, 
     assert sorted(written(captions_folder(store, config))) == sorted(set(captions_of(outcome.made)["image_sha256"]))
 
 
-def test_a_server_that_answers_no_image_at_all_is_no_matter_of_the_folder(store, tmp_path):
+def test_a_server_that_responds_to_no_image_is_not_reported_as_a_bad_folder(store, tmp_path):
     root = draw(tmp_path / "people", 2)
     with serving(fault=lambda *_: "error_500") as server, pytest.raises(RetryableError, match="none of the 2 images"):
         run(store, root, asking(server.url))
@@ -259,14 +259,14 @@ def test_a_server_that_answers_no_image_at_all_is_no_matter_of_the_folder(store,
         caption(store, images=index(store, root), images_root=tmp_path / "elsewhere", config=asking(server.url))
 
 
-def test_no_server_says_where_it_was_looked_for(store, tmp_path):
+def test_the_error_for_a_missing_server_gives_its_address(store, tmp_path):
     root = draw(tmp_path / "people", 1)
     with pytest.raises(RetryableError, match=r"http://127\.0\.0\.1:9/v1: .*ConnectError"):
         run(store, root, asking("http://127.0.0.1:9/v1"))
 
 
 @pytest.mark.parametrize("fault", ["html", "hang", "error_500"])
-def test_something_else_at_the_address_is_found_before_an_image_is_sent(store, tmp_path, fault):
+def test_a_wrong_address_is_detected_before_an_image_is_sent(store, tmp_path, fault):
     root = draw(tmp_path / "people", 1)
     with serving(models_fault=fault) as server:
         with pytest.raises(RetryableError, match=r"caption\.server\.url.* no usable response.*/v1"):
@@ -274,12 +274,12 @@ def test_something_else_at_the_address_is_found_before_an_image_is_sent(store, t
         assert not server.requests
 
 
-def test_a_server_that_does_not_list_its_models_is_asked_all_the_same(store, tmp_path):
+def test_a_server_that_does_not_list_its_models_is_used(store, tmp_path):
     with serving(models_fault="absent_404") as server:
         assert run(store, draw(tmp_path / "people", 2), asking(server.url)).generated == 2
 
 
-def test_a_model_that_is_not_offered_is_named_and_asked_for_all_the_same(store, tmp_path, caplog):
+def test_a_model_that_is_not_listed_is_reported_and_requested(store, tmp_path, caplog):
     root = draw(tmp_path / "people", 2)
     with serving(model="other/model") as server:
         assert run(store, root, asking(server.url)).generated == 2
@@ -297,7 +297,7 @@ def test_a_model_that_is_not_offered_is_named_and_asked_for_all_the_same(store, 
         ("moved_302", "HTTP 302"),
     ],
 )
-def test_a_refusal_stops_at_once(store, tmp_path, fault, told, monkeypatch):
+def test_a_rejected_request_stops_the_run_at_once(store, tmp_path, fault, told, monkeypatch):
     streams = []
 
     def watched(*args, **options):
@@ -310,7 +310,7 @@ def test_a_refusal_stops_at_once(store, tmp_path, fault, told, monkeypatch):
         with pytest.raises(RefusalError, match=told):
             run(store, root, asking(server.url, attempts=20))
         assert len(server.requests) <= 4
-    # Left to the garbage collector, its threads were once waited for inside a thread that was being born, for ever.
+    # Left to the garbage collector, its threads once blocked the start of another thread forever.
     assert [inspect.getgeneratorstate(stream) for stream in streams] == [inspect.GEN_CLOSED]
 
 
@@ -337,7 +337,7 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_every_file(store, t
     assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
-def test_a_server_that_repeats_the_key_does_not_spread_it(store, tmp_path, monkeypatch):
+def test_the_key_is_masked_in_messages_of_the_server(store, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-1234567890abcdef")
     with serving(models_fault="key_401") as server, pytest.raises(RefusalError) as caught:
         run(store, draw(tmp_path / "people", 1), asking(server.url, key_variable="MY_KEY"))
@@ -346,7 +346,7 @@ def test_a_server_that_repeats_the_key_does_not_spread_it(store, tmp_path, monke
     assert "key_variable" in str(caught.value)
 
 
-def test_a_key_that_is_not_set_is_asked_for(store, tmp_path, monkeypatch):
+def test_a_key_that_is_not_set_is_reported(store, tmp_path, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match="key_variable=MY_KEY: this environment variable is not set"):
         run(store, draw(tmp_path / "people", 1), asking("http://127.0.0.1:9/v1", key_variable="MY_KEY"))
@@ -390,7 +390,7 @@ def test_a_server_needs_no_device():
     assert CaptionConfig(device="cuda:1").local_device == "cuda:1"
 
 
-def test_asking_again_draws_with_a_seed(store, tmp_path):
+def test_a_re_prompt_is_sampled_with_a_seed(store, tmp_path):
     def answer(_, request):
         return {"text": "shirt " * 9 if "seed" not in request else TEXT}
 
@@ -407,7 +407,7 @@ def test_asking_again_draws_with_a_seed(store, tmp_path):
     assert rows["n_replies"].tolist() == [2, 2, 2]
 
 
-def test_the_embedded_mean_is_the_servers_default():
-    """CLIP's mean, which LLaVA-1.5's processor normalises with."""
+def test_the_default_mean_of_the_server_is_that_of_the_embedded_model():
+    """CLIP's mean, with which the processor of LLaVA-1.5 normalizes."""
     settings = json.loads((TINY_FOLDER / "processor_config.json").read_text())
     assert np.allclose(settings["image_processor"]["image_mean"], MEAN)

@@ -1,4 +1,4 @@
-"""The grammar of slot filling, without a model: every caption of a small pattern, and what each place of it leaves."""
+"""The grammar of slot filling, without a model: all captions of a small pattern, and the values left at each node."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ END = 10_000
 
 
 class Words:
-    """A tokenizer of whole words, each with the space before it; numbers in the order in which words are met."""
+    """A tokenizer of whole words with their leading space, numbered in order of appearance."""
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
@@ -56,7 +56,7 @@ def small(words):
 
 
 def paths(node: Node, tokens: tuple[int, ...] = ()):
-    """Every (tokens, option) below a place of a trie."""
+    """Every (tokens, option) below a node of a trie."""
     if node.option is not None:
         yield tokens, node.option
     for token, child in node.children.items():
@@ -64,7 +64,7 @@ def paths(node: Node, tokens: tuple[int, ...] = ()):
 
 
 def states(grammar: Grammar) -> list[State]:
-    """Every state that can be reached."""
+    """Every reachable state."""
     found, todo = [], [State()]
     while todo:
         state = todo.pop()
@@ -75,7 +75,7 @@ def states(grammar: Grammar) -> list[State]:
 
 
 def captions(grammar: Grammar, state: State | None = State()):  # noqa: B008 - frozen
-    """Every (tokens, slots) that can be written from `state` on."""
+    """Every (tokens, slots) that can be written from `state`."""
     if state is None:
         yield (), {}
         return
@@ -90,7 +90,7 @@ def legal(small):
     return dict(captions(small))
 
 
-def test_the_captions_are_all_that_compose_can_write(small, legal, words):
+def test_the_legal_captions_are_those_of_compose(small, legal, words):
     options = [[*(value for value in VOCABULARY[slot] if value != NONE), None] for slot in SLOTS_OF_SMALL]
     expected = {}
     for chosen in itertools.product(*options):
@@ -108,7 +108,7 @@ def test_the_longest_caption_and_its_tokens(small, legal):
 
 
 def places(grammar: Grammar):
-    """Every (node, tokens still to come, option) group of every trie."""
+    """Every (node, remaining tokens, option) group of every trie."""
     for state in states(grammar):
         todo = [grammar.decision(state)]
         while todo:
@@ -118,7 +118,7 @@ def places(grammar: Grammar):
 
 
 @pytest.mark.parametrize("pattern", [SMALL, PAPER_PATTERN, PORT_PATTERN], ids=["small", "paper", "port"])
-def test_what_each_place_leaves_possible_and_where_most_options_go(pattern):
+def test_possible_values_and_guess_of_each_node(pattern):
     grammar = Grammar(pattern, Words(), END)
     everything = {slot: {*VOCABULARY[slot], None} - {NONE} for slot in VOCABULARY}
     guessed = 0
@@ -144,7 +144,7 @@ def test_what_each_place_leaves_possible_and_where_most_options_go(pattern):
     assert guessed > 10
 
 
-def test_a_caption_that_is_worked_by_hand(words):
+def test_a_caption_computed_by_hand(words):
     small = Grammar(SMALL, words, END)
     start = small.decision(State())
     chosen = next(option for _, option in paths(start) if option.text == " An elderly woman")
@@ -186,8 +186,8 @@ def test_a_tokenizer_that_joins_words_is_refused():
     )
 
 
-def test_what_needs_no_choice_and_what_most_options_say_is_fed_at_once(words):
-    """After the only clause of the first sentence: its full stop, and the subject of the next sentence behind it."""
+def test_tokens_without_a_choice_and_guesses_are_fed_in_one_chunk(words):
+    """After the only clause of the first sentence: its full stop, then the subject of the next sentence."""
     grammar = Grammar(SMALL, words, END)
     state = State(sentence=0, clause=1, started=True, gender="male")
     filling = Filling(node=grammar.decision(state))
@@ -218,7 +218,7 @@ def test_chunks_are_padded_to_the_longest_or_to_a_power_of_two(words, fixed, wid
         assert chunk.dtype == np.int64
 
 
-def test_the_choice_is_the_likeliest_legal_token_and_of_equal_ones_the_smallest():
+def test_the_choice_is_the_likeliest_legal_token_and_for_ties_the_smallest():
     logits = np.array([9.0, 1.0, 2.0, 2.0], np.float32)
     one = Node(legal=np.array([40]), columns=np.array([1]))
     assert choose(one, logits) == (40, 0.0)
@@ -228,7 +228,7 @@ def test_the_choice_is_the_likeliest_legal_token_and_of_equal_ones_the_smallest(
     assert log_probability == pytest.approx(2 - np.log(np.exp(1) + 2 * np.exp(2)), rel=1e-12)
 
 
-def test_where_the_cache_writes_and_what_each_token_sees():
+def test_where_the_cache_writes_and_what_each_token_attends_to():
     cache = RowCache(layers=2, room=6)
     places = torch.tensor([[0, 2], [5, 7]])
     for used, seen in ((None, 6), (3, 3), (99, 6)):
@@ -240,7 +240,7 @@ def test_where_the_cache_writes_and_what_each_token_sees():
         assert cache._target.used == seen
 
 
-def test_chunks_are_written_row_by_row_over_what_was_wrong():
+def test_chunks_overwrite_wrong_guesses_row_by_row():
     cache = RowCache(layers=1, room=6)
     prompt = torch.arange(2 * 3 * 2.0).reshape(2, 1, 3, 2) + 1
     assert cache.update(prompt, -prompt, 0)[0] is prompt

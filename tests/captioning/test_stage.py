@@ -1,4 +1,4 @@
-"""The caption stage: every image once, only what is missing, whatever happens meanwhile."""
+"""The caption stage captions every image once, and only missing ones, even if it is interrupted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_every_image_has_its_row_with_provenance(store, tmp_path, config, model)
     assert seen[-1] == (10, 10)
 
 
-def test_a_second_run_is_found_and_names_the_same_artefact(store, tmp_path, config):
+def test_a_second_run_is_found_and_names_the_same_artifact(store, tmp_path, config):
     root = draw(tmp_path / "people", 4)
     first = run(store, root, config).made
     again = run(store, root, config.model_copy(update={"batch_size": 1, "workers": 1}))
@@ -126,7 +126,7 @@ def test_equal_files_are_captioned_once(store, tmp_path, config):
     assert frame.loc["0007.png", "raw_text"] == frame.loc["0000.png", "raw_text"]
 
 
-def test_one_byte_changed_in_a_shard_costs_only_its_images(store, tmp_path, config):
+def test_a_damaged_shard_captions_only_its_images_again(store, tmp_path, config):
     root = draw(tmp_path / "people", 4)
     run(store, root, config)
     draw(root, 3, start=4)
@@ -143,7 +143,7 @@ def test_one_byte_changed_in_a_shard_costs_only_its_images(store, tmp_path, conf
     assert outcome.made.ref.content == first.made.ref.content
 
 
-def test_a_changed_or_vanished_image_is_a_row_and_the_next_run_tries_again(store, tmp_path, config):
+def test_a_changed_or_missing_image_has_a_row_and_is_retried_by_the_next_run(store, tmp_path, config):
     root = draw(tmp_path / "people", 6)
     images = index(store, root)
     original = {name: (root / name).read_bytes() for name in ("0001.png", "0002.png", "0003.png")}
@@ -163,7 +163,7 @@ def test_a_changed_or_vanished_image_is_a_row_and_the_next_run_tries_again(store
     assert caption(store, images=images, images_root=root, config=config).made.cached
 
 
-def test_a_wrong_folder_stops_with_its_name(store, tmp_path, config):
+def test_a_wrong_folder_is_named(store, tmp_path, config):
     images = index(store, draw(tmp_path / "people", 3))
     with pytest.raises(DataError, match=r"none of the 3 images .*elsewhere: missing \(3\)"):
         caption(store, images=images, images_root=tmp_path / "elsewhere", config=config)
@@ -183,7 +183,7 @@ def test_missing_weights_stop_before_anything_is_read(store, tmp_path, config):
         run(store, root, config.model_copy(update={"model": str(tmp_path / "absent")}))
 
 
-def test_the_fingerprint_follows_what_changes_a_caption(store, config, model, tmp_path):
+def test_the_fingerprint_covers_everything_that_changes_a_caption(store, config, model, tmp_path):
     def key(**changes) -> str:
         return identify(CaptionConfig(**(config.model_dump() | changes)), store.memo).fingerprint
 
@@ -220,14 +220,14 @@ def test_another_wording_in_the_same_template_file_is_another_captioner(store, c
 
 def test_config_problems_are_listed_together():
     with pytest.raises(ConfigError) as caught:
-        build_config(CaptionConfig, {"batch_size": 0, "framing": "crop", "template": "nope", "colour": 1}, "caption")
-    for wanted in ("batch_size", "framing", "unknown template 'nope'", "colour: no such setting"):
+        build_config(CaptionConfig, {"batch_size": 0, "framing": "crop", "template": "nope", "color": 1}, "caption")
+    for wanted in ("batch_size", "framing", "unknown template 'nope'", "color: no such setting"):
         assert wanted in str(caught.value)
     with pytest.raises(ConfigError, match="only hub ids have a revision"):
         build_config(CaptionConfig, {"revision": "main"}, "caption")
 
 
-def test_a_found_artefact_loads_no_model_library(store, tmp_path, config):
+def test_a_found_artifact_loads_no_model_library(store, tmp_path, config):
     root = draw(tmp_path / "people", 2)
     images = index(store, root)
     caption(store, images=images, images_root=root, config=config)
@@ -248,7 +248,9 @@ assert not heavy, heavy
 
 def test_killed_at_random_moments_every_image_is_there_once(store, tmp_path, config, monkeypatch):
     here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))  # the fork server's own imports
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(here), str(here.parent)])
+    )  # for the imports of the fork server
     root = draw(tmp_path / "people", 40)
     images = index(store, root)
     context = multiprocessing.get_context("forkserver")  # imports torch and transformers once, then forks

@@ -1,4 +1,4 @@
-"""The caption store: append-only shards that survive kills, damage and company."""
+"""The caption store: append-only shards that survive kills, damage and concurrent processes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_empty_store_has_the_schema(store):
     assert not store.folder.exists()
 
 
-def test_rows_come_back_sorted_with_provenance_beside(store):
+def test_rows_are_read_sorted_with_provenance(store):
     store.append([row(7), row(2, hair=-0.5)])
     store.append([row(5)])
     table = read(store)
@@ -68,7 +68,7 @@ def test_same_rows_are_the_same_file(store):
     assert len(list(store.folder.glob("part-*"))) == 1
 
 
-def test_of_two_rows_for_one_image_the_first_shard_by_name_counts(store):
+def test_of_two_rows_for_one_image_that_of_the_first_shard_by_name_is_used(store):
     paths = [store.append([row(1, text), row(2 + i)]) for i, text in enumerate(("one", "two", "three"))]
     expected = pq.read_table(min(paths))["raw_text"].to_pylist()[0]
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_a_shard_is_named_by_its_bytes_and_compressed(store, tmp_path):
     assert {columns.column(i).compression for i in range(columns.num_columns)} == {"ZSTD"}
 
 
-def test_the_folder_says_who_captioned_and_is_described_once(store):
+def test_the_captioner_is_written_once(store):
     store.append([row(1)])
     meta = store.folder / "meta.json"
     assert read_json(meta) == {
@@ -163,7 +163,7 @@ def test_the_folder_says_who_captioned_and_is_described_once(store):
     assert meta.read_text() == "{}"
 
 
-def test_other_files_in_the_folder_are_no_shards(store):
+def test_other_files_in_the_folder_are_not_shards(store):
     name = store.append([row(1)]).name
     for other in (f"{name}.bak", f"x{name}", "part-abc.parquet", f"part-{'g' * 32}.parquet"):
         (store.folder / other).write_bytes(b"?")
@@ -192,7 +192,7 @@ def test_several_shards_can_be_set_aside(store):
     assert len(list((store.folder / "quarantine").iterdir())) == 2
 
 
-def test_damaged_bytes_are_told_as_such(store, caplog):
+def test_damaged_bytes_are_reported_as_such(store, caplog):
     path = store.append([row(1)])
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(UnusableShardError, match="does not match the digest"):
@@ -230,7 +230,7 @@ def test_leftovers_are_removed_when_they_are_older_than_an_hour(store, monkeypat
     ]
 
 
-def test_leftovers_that_vanish_do_not_stop_the_clearing_of_others(store, monkeypatch):
+def test_leftovers_that_vanish_do_not_stop_the_removal_of_others(store, monkeypatch):
     store.append([row(1)])
     paths = [store.folder / f".part-{name}.parquet.x.tmp" for name in "abc"]
     for path in paths:

@@ -1,4 +1,4 @@
-"""Claims, shards and the thread that writes them: when rows reach the disk and when a bucket is given back."""
+"""Claims, shards and the thread that writes them: when rows reach the disk and when a bucket is released."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.errors import ClipScgiError, ConfigError
 
 
 class Shards:
-    """Stands in for the caption store: keeps what was appended, in order."""
+    """A stand-in for the caption store that records the appended rows."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.written: list[list[str]] = []
@@ -64,7 +64,7 @@ def free(folder, bucket: int) -> bool:
     return taken
 
 
-def test_rows_are_written_in_shards_of_the_size_that_is_set(clock, shards, claims):
+def test_rows_are_written_in_shards_of_the_set_size(clock, shards, claims):
     saver = Saver(shards, claims, flush_rows=3, clock=clock)
     saver.expect(0xAB, {f"ab{n}" for n in range(9)})
     claims.take(0xAB)
@@ -100,13 +100,13 @@ def test_the_limits():
     assert (FLUSH_ROWS, FLUSH_SECONDS) == (256, 5.0)
 
 
-def test_a_bucket_is_given_back_when_its_last_image_is_on_disk(clock, shards, claims, tmp_path):
+def test_a_bucket_is_released_when_its_last_image_is_on_disk(clock, shards, claims, tmp_path):
     saver = Saver(shards, claims, flush_rows=2, clock=clock)
     for bucket, images in ((0x0A, {"0a1", "0a2", "0a3"}), (0x0B, {"0b1"})):
         assert claims.take(bucket)
         saver.expect(bucket, images)
     saver.add([row("0a1"), row("0b1")])
-    assert not free(tmp_path, 0x0B)  # written by now, perhaps, but not yet known to be
+    assert not free(tmp_path, 0x0B)  # perhaps written by now, but the saver has not checked
     saver.add([row("0a2"), row("0a3", None)])
     assert free(tmp_path, 0x0B)
     assert not free(tmp_path, 0x0A)
@@ -117,7 +117,7 @@ def test_a_bucket_is_given_back_when_its_last_image_is_on_disk(clock, shards, cl
     saver.close()
 
 
-def test_an_error_of_the_writing_thread_reaches_the_caller_and_all_is_given_back(clock, claims, tmp_path):
+def test_an_error_of_the_writing_thread_reaches_the_caller_and_all_buckets_are_released(clock, claims, tmp_path):
     saver = Saver(Shards(OSError("gone")), claims, clock=clock)
     for bucket in (1, 2):
         claims.take(bucket)
@@ -135,11 +135,17 @@ def test_the_bucket_is_the_first_byte_of_the_digest():
     assert [bucket_of(name) for name in ("00ff", "0f00", "a7b1", "ff00")] == [0, 15, 167, 255]
 
 
-def test_parts_share_all_buckets_out():
+def test_buckets_of_parts():
     assert list(buckets_of_part(1, 100)) == [1, 101, 201]
     assert list(buckets_of_part(255, 256)) == [255]
     assert list(buckets_of_part(0, 1)) == list(range(256))
-    assert sorted(b for part in range(3) for b in buckets_of_part(part, 3)) == list(range(BUCKETS))
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7, 256])
+def test_parts_have_nearly_equal_size_and_cover_all_buckets(of):
+    parts = [buckets_of_part(part, of) for part in range(of)]
+    assert sorted(bucket for part in parts for bucket in part) == list(range(BUCKETS))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.parametrize(("part", "of"), [(-1, 4), (4, 4), (0, 257), (0, 0)])
@@ -151,7 +157,7 @@ def test_parts_that_do_not_exist(part, of):
     )
 
 
-def test_two_holders_exclude_each_other_bucket_by_bucket(tmp_path):
+def test_two_workers_exclude_each_other_bucket_by_bucket(tmp_path):
     one, other = Claims(tmp_path / "deep" / "store"), Claims(tmp_path / "deep" / "store")
     assert one.take(10)
     assert not other.take(10)

@@ -1,4 +1,4 @@
-"""Templates: exact prompts, captions written by hand against `compose`, and TOML files of a user's own."""
+"""Templates: exact prompts, `compose` compared with captions written by hand, and custom TOML files."""
 
 import pytest
 
@@ -95,7 +95,7 @@ def test_the_system_sentence_comes_first():
     assert template.prompt() == f"{LLAVA_SYSTEM} USER: <image>\nDescribe. ASSISTANT:"
 
 
-def test_the_digest_follows_what_can_change_a_caption():
+def test_the_digest_covers_everything_that_can_change_a_caption():
     template = Template(id="x", instruction="Describe.", pattern=PAPER_PATTERN)
     digests = [template.digest]
     for change in (
@@ -124,7 +124,7 @@ def test_the_ports_pattern_has_four_sentences():
 
 
 @pytest.mark.parametrize("slots", [{"hat": "red"}, {"gender": "robot"}])
-def test_compose_refuses_what_it_cannot_say(slots):
+def test_compose_refuses_unknown_slots_and_genders(slots):
     with pytest.raises(ConfigError):
         compose(slots)
 
@@ -180,7 +180,7 @@ def test_a_toml_file_is_a_template(tmp_path):
     assert compose(FULL, template.pattern) == "A young woman is wearing a red t-shirt. The woman carries a backpack."
 
 
-def test_every_problem_of_a_toml_file_is_told(tmp_path):
+def test_all_problems_of_a_toml_file_are_listed(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('id = "a b"\ninstruction = "USER: hi"\nmax_new_tokens = 0\nsistem = "x"\n')
     with pytest.raises(ConfigError) as caught:
@@ -210,7 +210,7 @@ def test_every_problem_of_a_toml_file_is_told(tmp_path):
         ),
     ],
 )
-def test_patterns_that_cannot_be_spoken(tmp_path, pattern, told):
+def test_invalid_patterns(tmp_path, pattern, told):
     path = tmp_path / "mine.toml"
     path.write_text(f'id = "mine"\ninstruction = "Describe."\n{pattern}\n')
     with pytest.raises(ConfigError, match=told):

@@ -1,4 +1,4 @@
-"""Folders as people have them: what is loaded is the whole model of the folder, or one message says what is wrong."""
+"""Model folders of all kinds: either the whole model is loaded, or one message says what is wrong."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def edit(path, change) -> None:
 
 
 def rewrite(folder, change) -> None:
-    """Replace the tensors of the folder by what `change` makes of them."""
+    """Replace the tensors of the folder with the result of `change`."""
     tensors = change(load_file(folder / "model.safetensors"))
     tensors = {name: value.clone().contiguous() for name, value in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -172,7 +172,7 @@ def test_nothing_random_is_loaded(folder, case, quantization):
     assert len(message) < 1200
 
 
-def test_one_message_says_it_all(folder, capfd):
+def test_one_message_contains_everything(folder, capfd):
     rewrite(folder, without("vision_tower"))
     capfd.readouterr()
     refused(folder)
@@ -184,7 +184,7 @@ def test_a_huge_model_without_its_weights_is_refused_at_once(folder):
         content["text_config"] |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
         content["text_config"] |= {"vocab_size": 32064, "num_attention_heads": 32, "num_key_value_heads": 32}
 
-    edit(folder / "config.json", large)  # 13 GB in bfloat16, which must not be made first
+    edit(folder / "config.json", large)  # 13 GB in bfloat16, which must not be allocated first
     assert "missing 270 tensors" in refused(folder, dtype="bfloat16")
 
 
@@ -205,7 +205,7 @@ FIT = {
 
 
 @pytest.mark.parametrize("case", FIT)
-def test_names_of_every_age_load_the_same_tensors(mini, folder, case):
+def test_names_of_every_version_load_the_same_tensors(mini, folder, case):
     change, settings = FIT[case]
     if change is not None:
         rewrite(folder, change)
@@ -229,7 +229,7 @@ def test_a_tied_model_loads_from_either_of_its_two_names(folder, kept, how):
 
 
 def test_loading_leaves_the_random_state_and_draws_nothing_from_it(folder):
-    rewrite(folder, without("embed_tokens"))  # transformers draws it before it ties it
+    rewrite(folder, without("embed_tokens"))  # transformers initializes it before it ties it
     edit(folder / "config.json", tie)
     found = []
     for seed in (1, 2):
@@ -267,7 +267,7 @@ def test_an_index_of_absent_tensors_is_refused(folder):
     assert "not in the shard it names: language_model.ghost" in refused(folder)
 
 
-def test_a_shard_that_the_index_does_not_name_is_missed(folder):
+def test_a_shard_that_the_index_does_not_name_counts_as_missing(folder):
     def forget(listed):
         for name in [name for name, file in listed.items() if file.startswith("model-00002")]:
             del listed[name]
@@ -292,7 +292,7 @@ def test_one_file_beside_shards_is_refused(folder):
     assert "are two sets of weights" in message
     for path in folder.glob("model-*"):
         path.unlink()
-    load_llava(config(folder))  # an index whose shards are gone says nothing
+    load_llava(config(folder))  # an index without its shards is ignored
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "model.safetensors.index.json"])
@@ -332,20 +332,20 @@ def test_a_weight_of_zeros_is_refused_and_a_bias_of_zeros_is_not(folder, quantiz
 
 
 def test_a_norm_of_zeros_is_refused_too(folder):
-    """What is left of a file whose last kilobytes never came."""
+    """A file whose last kilobytes were not downloaded."""
     rewrite(folder, lambda tensors: tensors | {"vision_tower.post_layernorm.weight": torch.zeros(64)})
     message = refused(folder)
     assert "are all zeros in 1 tensor: model.vision_tower.post_layernorm.weight" in message
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
-def test_integers_are_not_taken_for_weights(folder, dtype):
+def test_integers_are_not_accepted_as_weights(folder, dtype):
     rewrite(folder, lambda tensors: tensors | {UP: (tensors[UP] * 100).to(dtype)})
     assert "store integers in place of 1 tensor: " + UP in refused(folder)
 
 
 @pytest.mark.parametrize("quantization", ["none", "4bit"])
-def test_what_overflows_in_float16_is_refused_and_loads_in_bfloat16(folder, quantization):
+def test_weights_that_overflow_in_float16_are_refused_and_load_in_bfloat16(folder, quantization):
     rewrite(folder, lambda tensors: tensors | {UP: tensors[UP].index_fill(0, torch.tensor([1]), 1e5)})
     message = refused(folder, dtype="float16", quantization=quantization)
     assert "layers.1.mlp.up_proj.weight" in message
@@ -375,7 +375,7 @@ def test_activations_that_overflow_are_refused_before_anything_is_captioned(fold
     assert "computes NaN or infinity in float16, although its weights are finite" in message
 
 
-# Files that are something else
+# Files that are not what their names say
 
 JSON = ("config.json", "tokenizer.json", "processor_config.json", "tokenizer_config.json", "generation_config.json")
 DAMAGE = {
@@ -390,7 +390,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", JSON)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_json_file_that_is_something_else_is_named(folder, name, damage):
+def test_a_file_that_is_not_json_is_named(folder, name, damage):
     change, expected = DAMAGE[damage]
     path = folder / name
     path.write_text(change(path.read_text()))
@@ -400,7 +400,7 @@ def test_a_json_file_that_is_something_else_is_named(folder, name, damage):
 
 @pytest.mark.parametrize("damage", ["git_lfs", "html", "empty"])
 @pytest.mark.parametrize("name", ["model.safetensors", "chat_template.jinja"])
-def test_weights_and_chat_templates_that_are_something_else_are_named(folder, name, damage):
+def test_weights_and_chat_templates_with_other_content_are_named(folder, name, damage):
     change, expected = DAMAGE[damage]
     (folder / name).write_text(change(""))
     assert refused(folder).startswith(f"{folder / name} {expected}")
@@ -415,7 +415,7 @@ def test_dead_links_are_named(folder):
         assert f"{name} (it is a link to ../../blobs/{name}, which does not exist)" in message
 
 
-def test_a_tokenizer_whose_inside_is_wrong_is_named(folder):
+def test_an_invalid_tokenizer_is_named(folder):
     edit(folder / "tokenizer.json", lambda content: content.pop("model"))
     assert "cannot be loaded" in refused(folder)
 
@@ -513,7 +513,7 @@ def test_a_tokenizer_that_does_not_know_the_image_token(folder):
 
 @pytest.mark.parametrize("decoding", ["free", "slots"])
 def test_a_tokenizer_larger_than_the_embedding(folder, decoding):
-    """Words of the prompt beyond the rows of the weights: on a GPU a device assert, on a CPU an IndexError."""
+    """Tokens of the prompt beyond the rows of the weights: on a GPU a device assert, on a CPU an IndexError."""
 
     def shift(content):
         vocabulary = content["model"]["vocab"]
@@ -528,13 +528,13 @@ def test_a_tokenizer_larger_than_the_embedding(folder, decoding):
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_is_not_a_model(folder, name):
-    """Not even beside a whole model: it would be left out in silence."""
+    """Not even next to a whole model: transformers would silently ignore it."""
     (folder / name).write_text('{"base_model_name_or_path": "llava-hf/llava-1.5-7b-hf"}')
     assert f"PEFT adapter ({name}), not a complete model" in refused(folder)
 
 
 @pytest.mark.parametrize("nested", [True, False], ids=["newer_file_is_read", "older_file_is_read"])
-def test_a_mean_in_the_file_that_is_not_read_does_not_count(folder, nested):
+def test_a_mean_in_the_file_that_is_not_read_is_ignored(folder, nested):
     """transformers reads the settings nested in processor_config.json, else preprocessor_config.json, else defaults."""
     content = json.loads((folder / "processor_config.json").read_text())
     settings = content.pop("image_processor")
@@ -565,8 +565,8 @@ ASKED = {
 
 @pytest.mark.parametrize("case", ASKED)
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
-def test_nothing_else_that_a_folder_asks_of_generation_changes_a_reply(mini, folder, case, where):
-    if where == "config.json":  # where older models keep it
+def test_other_generation_settings_of_the_folder_do_not_change_a_reply(mini, folder, case, where):
+    if where == "config.json":  # as in older models
         (folder / "generation_config.json").unlink()
     edit(folder / where, put(**ASKED[case]))
     assert replies(Engine.load(config(folder, max_new_tokens=24))) == replies(
@@ -574,7 +574,7 @@ def test_nothing_else_that_a_folder_asks_of_generation_changes_a_reply(mini, fol
     )
 
 
-def test_no_code_of_the_folder_runs_or_is_asked_for(folder, tmp_path):
+def test_code_of_the_folder_is_never_run(folder, tmp_path):
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass P: pass\n")
     edit(folder / "processor_config.json", put(auto_map={"AutoProcessor": "own.P"}))
     edit(folder / "config.json", put(auto_map={"AutoConfig": "own.P"}))
@@ -583,7 +583,7 @@ def test_no_code_of_the_folder_runs_or_is_asked_for(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-# The list of wanted files is true
+# The list of needed files is complete
 
 
 def replies(engine) -> tuple[list[int], list[str]]:
@@ -602,7 +602,7 @@ def only(source, folder, names):
 
 @pytest.mark.parametrize("source", ["mini", "tiny"])
 @pytest.mark.parametrize("processor", ["processor_config.json", "preprocessor_config.json"])
-def test_exactly_the_wanted_files_load_and_caption_the_same(mini, tmp_path, source, processor):
+def test_exactly_the_needed_files_load_and_caption_the_same(mini, tmp_path, source, processor):
     source = mini if source == "mini" else TINY_FOLDER
     folder = only(source, tmp_path / "wanted", WANTED)
     if processor == "preprocessor_config.json":
@@ -614,13 +614,13 @@ def test_exactly_the_wanted_files_load_and_caption_the_same(mini, tmp_path, sour
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
-def test_each_of_them_is_wanted(folder, name):
+def test_each_of_the_needed_files_is_needed(folder, name):
     (folder / name).unlink()
     assert f"no usable LLaVA model in {folder}: missing {name}" in refused(folder)
 
 
 def test_a_processor_of_another_size_changes_nothing(mini, folder):
-    """The engine frames images to the side that the vision tower takes, whatever the processor would do."""
+    """The engine frames images to the input size of the vision tower, whatever the processor would do."""
 
     def larger(content):
         content["image_processor"] |= {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
@@ -629,12 +629,12 @@ def test_a_processor_of_another_size_changes_nothing(mini, folder):
     assert replies(Engine.load(config(folder))) == replies(Engine.load(config(mini)))
 
 
-# What is recorded is what was loaded
+# The captions record what was loaded
 
 
 @pytest.fixture(scope="module")
 def quantized(mini, tmp_path_factory):
-    """Return a function: "4bit" or "8bit" -> a folder that holds the mini LLaVA so quantized."""
+    """Return a function: "4bit" or "8bit" -> a folder with the mini LLaVA, quantized."""
     made = {}
 
     def make(quantization):
@@ -679,7 +679,7 @@ def test_a_quantized_folder_loads_under_its_own_name_only(quantized, mini, quant
     ],
     ids=["tower", "layer", "absmax", "quant_state", "scb", "head", "nan", "infinity"],
 )
-def test_a_quantized_folder_is_whole_too(quantized, tmp_path, quantization, change, expected):
+def test_a_quantized_folder_is_checked_too(quantized, tmp_path, quantization, change, expected):
     folder = shutil.copytree(quantized(quantization), tmp_path / "llava")
     rewrite(folder, change)
     assert expected in refused(folder, quantization=quantization)
@@ -705,7 +705,7 @@ def test_other_quantization_is_refused_with_a_remedy(folder):
         load_llava(config(folder))
 
 
-def test_a_folder_has_no_revision_but_its_content(folder, tmp_path):
+def test_a_folder_does_not_accept_a_revision(folder, tmp_path):
     settings = config(folder, revision="v1.5")
     for call in (load_llava, lambda settings: identify(settings, DigestMemo(tmp_path / "memo.sqlite"))):
         with pytest.raises(
@@ -747,7 +747,7 @@ def test_a_folder_that_changes_while_it_is_loaded_captions_nothing(folder, tmp_p
     assert not list(store.root.glob("captions/*/part-*"))
 
 
-# A model of the hub is recorded by its commit
+# A model from the hub is recorded by its commit
 
 HUB = "someone/mini-llava"
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -755,7 +755,7 @@ FIRST, SECOND = "a" * 40, "b" * 40
 
 @pytest.fixture
 def hub(mini, tmp_path, monkeypatch):
-    """A hub cache of this machine with two commits of one model; the hub itself cannot be reached."""
+    """A hub cache with two commits of one model; the hub itself cannot be reached."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -792,7 +792,7 @@ def test_a_branch_is_recorded_as_the_commit_that_was_loaded(hub, tmp_path):
     assert moved.made.ref.fingerprint != outcome.made.ref.fingerprint
 
 
-def test_captions_are_found_when_the_weights_are_gone(hub, tmp_path):
+def test_captions_are_found_after_the_weights_are_deleted(hub, tmp_path):
     store, root = ArtifactStore(tmp_path / "home"), draw(tmp_path / "people", 3)
     first, _ = captioned(store, root, hub_config())
     shutil.rmtree(hub)
@@ -805,7 +805,7 @@ def test_captions_are_found_when_the_weights_are_gone(hub, tmp_path):
         captioned(store, root, hub_config())
 
 
-def test_the_plan_asks_nobody_and_a_model_that_is_nowhere_is_refused(hub, tmp_path):
+def test_the_plan_is_made_offline_and_an_unavailable_model_is_refused(hub, tmp_path):
     store, root = ArtifactStore(tmp_path / "home"), draw(tmp_path / "people", 3)
     elsewhere = hub_config(revision="v2")
     assert caption_ingredients(store, images=index(store, root), config=elsewhere)["model"] == [HUB, "v2"]
@@ -822,7 +822,7 @@ def test_a_snapshot_whose_download_was_interrupted_is_not_used(hub):
         load_llava(hub_config())
 
 
-# Fingerprints of ordinary cases stay what they were
+# Fingerprints of ordinary cases are frozen
 
 
 @pytest.mark.parametrize(
@@ -840,7 +840,7 @@ def test_a_snapshot_whose_download_was_interrupted_is_not_used(hub):
     ids=["tiny", "tiny_slots", "hub", "hub_4bit", "folder"],
 )
 def test_fingerprints_of_captioners_are_frozen(tmp_path, settings, fingerprint):
-    """A change here captions every image again: it must be meant, and stand in the changelog."""
+    """A change here captions every image again: it must be intended, and listed in the changelog."""
     if settings.get("model") == "folder":
         folder = tmp_path / "llava"
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Many workers on one store: nothing twice, nothing lost, whoever dies."""
+"""Many workers on one store: nothing is captioned twice or lost, even if workers are killed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ import pytest
 
 from captioning.stage import worker as stage_work
 from captioning.stage.stage import caption, caption_part
-from captioning.store.claims import BUCKETS, Claims, bucket_of, buckets_of_part
+from captioning.store.claims import Claims, bucket_of
 from data.artifacts.store import ArtifactRef, ArtifactStore
-from data.errors import ConfigError
 from tests.helpers.caption_stub import Job, StubEngine, asked, fake_model, run_job
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
 from tests.helpers.places import REPO
@@ -40,7 +39,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def job(store, tmp_path):
-    """A worker's job on 120 images, and the parts to collect its results with."""
+    """A worker's job on 120 images, and what is needed to collect its results."""
     return make_job(store, tmp_path, images=120, seconds=0.02)
 
 
@@ -70,37 +69,7 @@ def folder_of(store, job):
     return captions_folder(store, config_of(job))
 
 
-# Buckets and claims
-
-
-def test_the_bucket_is_the_first_byte_of_the_digest():
-    assert [bucket_of(head + "0" * 62) for head in ("00", "0f", "a0", "ff")] == [0, 15, 160, 255]
-
-
-@pytest.mark.parametrize("of", [1, 2, 3, 7, 256])
-def test_parts_share_all_buckets_among_them(of):
-    buckets = [bucket for part in range(of) for bucket in buckets_of_part(part, of)]
-    assert sorted(buckets) == list(range(BUCKETS))
-    sizes = [len(buckets_of_part(part, of)) for part in range(of)]
-    assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize(("part", "of"), [(2, 2), (-1, 2), (0, 0), (0, 257)])
-def test_parts_that_there_are_not(part, of):
-    with pytest.raises(ConfigError, match=f"^part={part} of={of}: part must be"):
-        buckets_of_part(part, of)
-
-
-def test_a_bucket_has_one_holder(tmp_path):
-    one, other = Claims(tmp_path), Claims(tmp_path)
-    assert one.take(3)
-    assert not other.take(3)
-    assert other.take(4)
-    one.release(3)
-    assert other.take(3)
-    other.release_all()
-    assert one.take(3)
-    assert one.take(4)
+# Claims
 
 
 def hold(folder: str, ready: str) -> None:
@@ -110,7 +79,7 @@ def hold(folder: str, ready: str) -> None:
     time.sleep(60)
 
 
-def test_the_kernel_takes_back_what_a_killed_holder_held(tmp_path):
+def test_the_kernel_releases_the_claims_of_a_killed_worker(tmp_path):
     ready = tmp_path / "ready"
     child = FORK_SERVER.Process(target=hold, args=(str(tmp_path), str(ready)))
     child.start()
@@ -182,8 +151,8 @@ def part_of(store, job, **options):
     )
 
 
-def test_what_others_captioned_since_the_start_is_not_captioned_again(store, job, monkeypatch):
-    """The second worker comes and goes while the first one loads its model, holding its first bucket."""
+def test_images_captioned_by_others_since_the_start_are_not_captioned_again(store, job, monkeypatch):
+    """The second worker starts and ends while the first one loads its model and holds its first bucket."""
     others = []
 
     def load(_):
@@ -201,7 +170,7 @@ def test_what_others_captioned_since_the_start_is_not_captioned_again(store, job
 # Workers that die or fail
 
 
-def test_an_error_keeps_what_was_captioned_and_gives_the_rest_back(store, job, monkeypatch):
+def test_an_error_keeps_earlier_captions_and_releases_the_rest(store, job, monkeypatch):
     class Failing(StubEngine):
         def batch(self, items):
             if len(asked(self.log)) >= 24:
@@ -220,7 +189,7 @@ def test_an_error_keeps_what_was_captioned_and_gives_the_rest_back(store, job, m
 
 @pytest.fixture
 def stuck(store, job):
-    """A worker that holds some buckets and does not get on."""
+    """A worker that holds some buckets and makes no progress."""
     child = FORK_SERVER.Process(target=run_job, args=(replace(job, seconds=600),))
     child.start()
     claims = folder_of(store, job) / "claims"
@@ -231,7 +200,7 @@ def stuck(store, job):
     child.join()
 
 
-def test_a_part_leaves_what_others_hold_and_the_whole_waits_for_it(store, job, stuck, monkeypatch):
+def test_a_part_skips_buckets_of_others_and_the_whole_waits_for_them(store, job, stuck, monkeypatch):
     monkeypatch.setattr(stage_work, "load_engine", lambda _: StubEngine(Path(job.log), 0))
     monkeypatch.setattr(stage_work, "_POLL_SECONDS", 0.05)
     outcome = caption_part(store, images=ArtifactRef(**job.images), images_root=Path(job.root), config=config_of(job))
@@ -260,7 +229,7 @@ def test_killed_at_random_moments_two_writers_caption_every_image_once(store, tm
         turn = rng.randrange(2)
         if rng.random() < 0.5:
             time.sleep(rng.uniform(0.05, 0.5))
-        else:  # in the middle of writing, where there is a moment for it
+        else:  # during a write, if possible
             deadline = time.monotonic() + rng.uniform(0.1, 0.6)
             while not list(folder.glob(".part-*")) and time.monotonic() < deadline:
                 time.sleep(0.0005)
@@ -278,7 +247,7 @@ def test_killed_at_random_moments_two_writers_caption_every_image_once(store, tm
     assert len(written(folder)) == len(set(written(folder))) == images
     assert not (folder / "quarantine").exists()
     assert all(pq.read_table(path).num_rows for path in folder.glob("part-*.parquet"))
-    # Twice is only what a killed writer had made and not yet written: two shards of 16 and two batches of 8 at most.
+    # Only captions that a killed writer had not saved are made twice: at most two shards of 16 and two batches of 8.
     again = Counter(image for _, image in made)
     assert set(again) == set(written(folder))
     assert len(made) - images <= kills * 48
