@@ -1,7 +1,7 @@
 """Deployments on a real server: PostgreSQL, Redis, Prefect server, services and worker as processes of their own.
 
-What is broken on purpose, and what must come of it. The times are short here (a run counts as crashed after 80 s
-without a heartbeat), the mechanisms are those of a site.
+Each test breaks one thing on purpose and checks what follows. Times are shorter than on a site (a run counts as crashed
+after 80 s without a heartbeat); the mechanisms are the same.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import time
 from pathlib import Path
 
 import httpx
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from captioning.captioner import Captioner
-from captioning.store.store import CaptionStore
+from captioning.prompts.replies import Reply
+from captioning.store.rows import CaptionRow
+from captioning.store.store import CaptionStore, Snapshot
 from data.artifacts.inventory import take_inventory
 from data.artifacts.stages import STAGES
 from data.artifacts.store import ArtifactStore
 from data.errors import ClipScgiError
-from data.schemas import SHARD
 from flows.recipes import build_recipe
 from flows.worlds import world_folder
 from tests.helpers.places import REPO
@@ -37,7 +37,7 @@ from tests.helpers.small_disk import small_disk
 from tests.helpers.small_runs import SMALL_BATCH, SMALL_WORLD
 
 SMALL = [*SMALL_WORLD, SMALL_BATCH]
-# A site waits nine minutes for a heartbeat, these tests do not; and the watcher looks when they say so.
+# A site waits nine minutes for a heartbeat. The tests start the watcher themselves, so its schedule is out of the way.
 DEPLOY = ["deploy", "demo", "--watch-cron", "0 0 1 1 *", "--crashed-after", "80"]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -52,7 +52,7 @@ def topology():
             pytest.fail(f"CLIP_SCGI_REQUIRE_SERVICES=1, but these are not installed: {', '.join(missing)}")
         pytest.skip(f"not installed: {', '.join(missing)} (`bash .ci/services` installs them)")
     folder = Path(tempfile.mkdtemp(prefix="clip-scgi-services-"))
-    folder.chmod(0o755)  # the user postgres has to get to its data
+    folder.chmod(0o755)  # the user postgres must reach its data
     running = Topology(folder)
     try:
         running.start_all()
@@ -85,7 +85,7 @@ def _deploy(topology: Topology, name: str, seed: int, *settings: str) -> str:
 
 
 def _ask(api: httpx.Client, method: str, path: str, **body) -> dict | list:
-    # A server that has just been killed on purpose is waited for, as Prefect's own client does.
+    # Wait for a server that a test has just killed, as Prefect's own client does.
     for _ in range(60):
         try:
             answer = api.request(method, path, json=body or None)
@@ -131,7 +131,7 @@ def _wait_task(api: httpx.Client, run: str, name: str) -> None:
 
 
 def _wait_for_new(store: ArtifactStore, pattern: str, seen: set[Path]) -> None:
-    """Wait for a path of the store that was not there before, and miss none that is there for a moment only."""
+    """Wait for a path of the store that is not in `seen`, even if it exists only for a moment."""
     wait_for(f"a new {pattern}", lambda: set(store.root.glob(pattern)) - seen, 180, pause=0.001)
 
 
@@ -147,7 +147,7 @@ def _images(store: ArtifactStore, seed: int) -> Path:
 
 
 class TestServices:
-    """In this order, on one server and the same few images; only runs killed before they train have their own."""
+    """Tests in this order, on one server and the same few images; only runs killed before training have their own."""
 
     pytestmark = services
 
@@ -159,7 +159,7 @@ class TestServices:
         stages = {entry.stage for entry in take_inventory(ArtifactStore(worker.home)).entries}
         assert {"index", "caption", "audit", "train", "evaluate", "report"} <= stages
 
-    def test_one_image_more_and_the_watcher_has_exactly_one_captioned(self, worker, api):
+    def test_after_one_new_image_the_watcher_gets_exactly_one_caption(self, worker, api):
         store = ArtifactStore(worker.home)
         folder = _images(store, 1)
         source = next((folder / "bounding_box_train").glob("*_01.jpg"))
@@ -182,7 +182,7 @@ class TestServices:
         assert _end(api, run)["type"] == "COMPLETED", worker.tail("worker")
         assert _captions(store) == before + 1
 
-    def test_a_second_run_of_a_data_set_is_cancelled_while_one_is_at_work(self, worker, api):
+    def test_a_second_run_of_a_dataset_is_canceled_while_the_first_works(self, worker, api):
         deployment = _deploy(worker, "busy", 1, "train.schedule.epochs=60")
         first = _start(api, deployment)
         _wait_task(api, first, "train")
@@ -190,8 +190,8 @@ class TestServices:
         assert _end(api, second)["type"] == "CANCELLED"
         assert _end(api, first)["type"] == "COMPLETED", worker.tail("worker")
 
-    def test_a_dead_worker_is_noticed_by_its_silence_and_the_rerun_resumes(self, worker, api):
-        """Worker and run are killed while it trains, and an earlier artefact is lost with them."""
+    def test_a_dead_worker_is_noticed_without_heartbeats_and_the_rerun_resumes(self, worker, api):
+        """Worker and run are killed during training, and an earlier artifact is lost with them."""
         deployment = _deploy(worker, "dead", 1, "train.schedule.epochs=30", "train.checkpoint_every=5")
         store = ArtifactStore(worker.home)
         run = _start(api, deployment)
@@ -199,7 +199,7 @@ class TestServices:
         work = wait_for("a checkpoint", lambda: list((worker.home / "work/train").glob("*/step-*")), 240, pause=0.1)
         worker.kill_tree("worker")
         killed_log = (work[0].parent / "metrics.jsonl").read_text().splitlines()
-        assert _state(api, run)["type"] == "RUNNING"  # nobody was left to say otherwise
+        assert _state(api, run)["type"] == "RUNNING"  # no process is left to report its end
         before = _stages(store)
         audit = next(entry for entry in reversed(take_inventory(store, "audit").entries))
         shutil.rmtree(audit.folder)
@@ -210,7 +210,7 @@ class TestServices:
         again = _start(api, deployment)
         assert _end(api, again)["type"] == "COMPLETED", worker.tail("worker")
         after = _stages(store)
-        # Nothing finished was made again, but for what was lost.
+        # Of the finished artifacts, only the lost one was made again.
         assert {key: when for key, when in before.items() if key != audit.key} == {
             key: after[key] for key in before if key != audit.key
         }
@@ -220,12 +220,12 @@ class TestServices:
         log = (trained.folder / "metrics.jsonl").read_text().splitlines()
         epochs = [row["epoch"] for row in map(json.loads, log) if row["kind"] == "epoch"]
         assert len(epochs) == len(set(epochs)) == 30
-        # The first epoch's line, its seconds included, is that of the killed process: it was not trained again.
+        # The first epoch's line, with its seconds, comes from the killed process: that epoch was not trained again.
         assert next(line for line in killed_log if '"kind": "epoch"' in line) in log
 
     def test_a_run_killed_in_every_stage_loses_nothing(self, worker, api):
-        """The process of the run is killed in one stage after another: each time the next run goes on from there."""
-        # Another way to decode is another captioner: there is something to caption, not only to collect.
+        """The process of the run is killed in one stage after another; each time the next run resumes there."""
+        # Another way of decoding is another captioner, so the caption stage generates instead of collecting.
         deployment = _deploy(worker, "killed", 3, "train.schedule.epochs=1", "caption.decoding=slots")
         store = ArtifactStore(worker.home)
         for stage in STAGES:
@@ -244,7 +244,7 @@ class TestServices:
         assert _stages(store).items() > before.items()
 
     def test_a_run_outlives_its_servers(self, worker, api):
-        """While it trains: PostgreSQL is restarted, Redis is silent for a minute, the Prefect server is killed."""
+        """During training PostgreSQL restarts, Redis is silent for a minute, and the Prefect server is killed."""
         deployment = _deploy(worker, "outlives", 1, "train.schedule.epochs=120")
         run = _start(api, deployment)
         _wait_task(api, run, "train")
@@ -258,8 +258,8 @@ class TestServices:
         state = _end(api, run, 500)
         assert state["type"] == "COMPLETED", f"{state}\n{worker.tail('worker')}"
 
-    def test_a_clock_set_back_hides_no_change_and_makes_nothing_twice(self, topology, api):
-        """The machine of the run is two days behind: what is there is found, what is new is captioned, once."""
+    def test_a_clock_that_is_set_back_neither_hides_a_change_nor_repeats_work(self, topology, api):
+        """The clock of the run is two days behind: artifacts are found, and the new image is captioned once."""
         store = ArtifactStore(topology.home)
         run = [find_program("faketime"), "-f", "-2d", sys.executable, "-m", "flows.cli.app", "run", "demo"]
         for change in ("data.name=behind", "synthetic.seed=1", "train.schedule.epochs=1", *SMALL):
@@ -278,19 +278,19 @@ class TestServices:
         assert again.returncode == 0, again.stderr[-3000:]
         assert again.stderr.count(" cached ") == 6, again.stderr
 
-    def test_a_deleted_data_set_is_a_clear_failure_and_old_artefacts_stay(self, worker, api):
+    def test_a_deleted_dataset_is_a_clear_failure_and_old_artifacts_stay(self, worker, api):
         store = ArtifactStore(worker.home)
         root = worker.home / "datasets" / "elsewhere"
         deployment = _deploy(worker, "gone", 1, f"data.root={root}", "train.schedule.epochs=1")
-        # As after `rm -r`: the deployment names a folder that is no longer there.
+        # As after `rm -r`: the folder of the deployment does not exist any more.
         before = _stages(store)
         state = _end(api, _start(api, deployment))
         assert state["type"] == "FAILED"
         assert "elsewhere" in state["message"]
         assert _stages(store) == before
 
-    def test_what_is_on_a_schedule_is_planned(self, worker, api):
-        """The server's scheduler works on this database: the watcher's next run, on 1 January, is there."""
+    def test_scheduled_runs_are_planned(self, worker, api):
+        """The server's scheduler works on this database: it has planned the watcher's next run, on January 1."""
 
         def planned() -> list:
             runs = _ask(api, "POST", "/flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}})
@@ -317,7 +317,7 @@ class TestServices:
             assert found["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
             assert found["job_variables"]["env"]["CLIP_SCGI_HOME"] == str(topology.home)
 
-    def test_the_api_asks_for_a_password_and_nothing_writes_it_down(self, worker):
+    def test_the_api_asks_for_a_password_which_no_file_or_log_contains(self, worker):
         assert httpx.post(f"{worker.url}/flows/filter", json={}, timeout=30).status_code == 401
         assert PASSWORD not in worker.logs()
         kept = [path for path in worker.home.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
@@ -325,7 +325,7 @@ class TestServices:
 
 
 def _captions(store: ArtifactStore) -> int:
-    """Count the captions ever made, by any captioner."""
+    """Return the number of captions of all captioners."""
     return sum(pq.read_metadata(shard).num_rows for shard in (store.root / "captions").glob("*/part-*.parquet"))
 
 
@@ -336,7 +336,7 @@ def two_megabytes(tmp_path):
         yield folder
 
 
-def test_a_full_disk_leaves_what_was_there_and_no_half_artefact(two_megabytes):
+def test_a_full_disk_keeps_old_artifacts_and_leaves_no_partial_one(two_megabytes):
     store = ArtifactStore(two_megabytes / "home")
     kept = store.make("audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
 
@@ -354,27 +354,17 @@ def test_a_full_disk_while_captioning_keeps_earlier_captions(two_megabytes):
     store = ArtifactStore(two_megabytes / "home")
     captioner = Captioner(fingerprint="0" * 32, model_id="some/model", model_revision="main", ingredients={})
     captions = CaptionStore(store.root, captioner)
-    first = _shard_row({"image_sha256": "0" * 64, "raw_text": "a", "status": "ok"})
-    assert captions.append([first]) is not None
+    assert captions.append([_row(0, "a")]) is not None
     (two_megabytes / "filler").write_bytes(b"")
     with pytest.raises(OSError, match="No space"), (two_megabytes / "filler").open("wb") as stream:
         stream.write(os.urandom(4 << 20))
     with pytest.raises(ClipScgiError, match="newest captions could not be written"):
-        captions.append(
-            [first | {"image_sha256": f"{number:064x}", "raw_text": os.urandom(500).hex()} for number in range(1, 400)]
-        )
+        captions.append([_row(number, os.urandom(500).hex()) for number in range(1, 400)])
     (two_megabytes / "filler").unlink()
-    assert captions.read().num_rows == 1
+    kept = Snapshot(captions)
+    kept.refresh()
+    assert kept.table().num_rows == 1
 
 
-def _shard_row(values: dict) -> dict:
-    """Return a row of the shard schema with `values`, the rest null or zero."""
-
-    def empty(kind: pa.DataType):
-        if pa.types.is_boolean(kind):
-            return False
-        if pa.types.is_string(kind):
-            return ""
-        return 0 if pa.types.is_integer(kind) else None
-
-    return {field.name: values.get(field.name, empty(field.type)) for field in SHARD}
+def _row(number: int, text: str) -> CaptionRow:
+    return CaptionRow.of(f"{number:064x}", Reply(text=text, n_tokens=1, truncated=False))

@@ -1,4 +1,4 @@
-"""The whole command, killed at random moments: the next run goes on, and nothing is lost or done twice."""
+"""The whole command, killed at random moments: the next run resumes, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMAND = [
 
 @pytest.fixture
 def orphans():
-    """Process groups to end with the test, for what a killed command may have left."""
+    """Process groups to end with the test, in case a killed command leaves processes behind."""
     groups: list[int] = []
     yield groups
     for group in groups:
@@ -38,7 +38,7 @@ def orphans():
 
 @pytest.mark.soak
 @pytest.mark.timeout(3000)
-def test_killed_at_random_moments_the_run_still_ends_with_every_image_once(tmp_path, orphans):
+def test_a_run_killed_at_random_moments_ends_with_every_image_once(tmp_path, orphans):
     home = tmp_path / "home"
     environment = {**os.environ, "CLIP_SCGI_HOME": str(home)}
     rng = random.Random(0)
@@ -48,14 +48,14 @@ def test_killed_at_random_moments_the_run_still_ends_with_every_image_once(tmp_p
             COMMAND, cwd=REPO, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
         orphans.append(process.pid)
-        # Prefect itself takes some ten seconds to start, in which nothing of ours can break.
+        # Prefect alone takes about ten seconds to start.
         time.sleep(rng.uniform(8, 45))
         if process.poll() is not None:
-            break  # it got through between two kills
+            break  # it finished before the next kill
         process.kill()
         process.wait()
         killed += 1
-    assert killed > 3, "the run ended before it could be killed a few times: make it longer"
+    assert killed > 3, "the run ended before it was killed a few times: make it longer"
     done = subprocess.run(COMMAND, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -72,4 +72,4 @@ def test_killed_at_random_moments_the_run_still_ends_with_every_image_once(tmp_p
     assert (rows["status"] == "ok").mean() > 0.9
     shards = pd.concat(pd.read_parquet(path) for path in (home / "captions").glob("*/part-*.parquet"))
     assert set(shards["image_sha256"]) == set(rows["image_sha256"])
-    assert not list((home / "stages").glob("*/.*")), "a killed run left a half-made artefact behind"
+    assert not list((home / "stages").glob("*/.*")), "a killed run left a partial artifact behind"
