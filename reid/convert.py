@@ -70,7 +70,7 @@ def _is_torchscript(source: Path) -> bool:
         return any(name.split("/")[1:2] == ["constants.pkl"] for name in archive.namelist())
 
 
-def _torchscript(source: Path) -> dict[str, Any]:
+def _torchscript(source: Path) -> Mapping[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated for new models, but OpenAI's use it
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -26,12 +25,9 @@ _LOG_INTERVAL = 30.0  # seconds between two lines of progress if the output is n
 
 def study_config(preset: str, *, seeds: int | None, groups: Sequence[str], resample: bool) -> StudyConfig:
     """Return the study of a preset; `seeds` and `groups` replace the preset's own unless they are None or empty."""
-    changes: dict[str, Any] = {"resample": resample}
-    if seeds is not None:
-        changes["seeds"] = seeds
-    if groups:
-        changes["groups"] = groups
-    return build_config(StudyConfig, PRESETS[preset].config.model_dump() | changes, "study")
+    default = PRESETS[preset].config
+    chosen = {"seeds": default.seeds if seeds is None else seeds, "groups": groups or default.groups}
+    return build_config(StudyConfig, {**chosen, "resample": resample}, "study")
 
 
 def preset_recipe(name: str, preset: str, overrides: Sequence[str]) -> Recipe:
@@ -54,16 +50,15 @@ def run_study(recipe: Recipe, config: StudyConfig, *, home: Path | None, out: Pa
     _print_cost(console, runs)
     if dry_run:
         return 0
-    rows = _train(
-        console, runs, out, {"recipe": recipe.model_dump(mode="json"), "study": config.model_dump(mode="json")}
-    )
+    rows = _train(console, runs, out, recipe, config)
     return 1 if any(row.status == "failed" for row in rows) else 0
 
 
-def _train(console: Console, runs: Sequence[Run], out: Path, settings: dict[str, Any]) -> list[RunRow]:
+def _train(console: Console, runs: Sequence[Run], out: Path, recipe: Recipe, config: StudyConfig) -> list[RunRow]:
     """Do the runs one after another, write and print the results, and return their rows."""
     from flows.study.page import MARKDOWN, PAGE, write_results
 
+    settings = {"recipe": recipe.model_dump(mode="json"), "study": config.model_dump(mode="json")}
     rows_of: dict[str, Sequence[RunRow]] = {}
     rows: list[RunRow] = []
     with progress_bar("study", interval=_LOG_INTERVAL) as progress:

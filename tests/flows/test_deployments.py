@@ -14,6 +14,7 @@ from data.errors import ConfigError
 from flows.cli import deploy as commands_deploy
 from flows.cli.app import main
 from flows.recipes import RECIPES, Recipe, build_recipe
+from reid.config.renamed import RENAMED
 from tests.helpers.places import REPO
 
 PATHS = {
@@ -50,6 +51,21 @@ def test_parameters_are_the_recipe_without_its_defaults(name):
     schema = deployment._parameter_openapi_schema.model_dump()
     assert schema["required"] == ["recipe"]
     assert "epochs" in str(schema["definitions"])
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_a_run_of_a_deployment_with_old_keys_gets_the_recipe(old):
+    """Prefect validates the saved parameters of a deployment against the flow of the installed release."""
+    from flows.pipeline import caption_and_train
+
+    recipe = build_recipe("demo")
+    parameters = recipe.model_dump(mode="json")
+    *path, new = RENAMED[old].split(".")
+    group = parameters
+    for part in path:
+        group = group[part]
+    group[old.rpartition(".")[2]] = group.pop(new)
+    assert caption_and_train.validate_parameters({"recipe": parameters})["recipe"] == recipe
 
 
 def test_the_worker_imports_the_flow_and_does_not_fetch_code():

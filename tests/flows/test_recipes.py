@@ -369,19 +369,6 @@ def test_every_renamed_setting_exists_and_its_old_key_does_not():
     assert not set(RENAMED) & set(settings)
 
 
-@pytest.mark.parametrize("old", sorted(RENAMED))
-def test_parameters_of_a_deployment_with_old_keys_still_load(old):
-    """Prefect keeps a recipe's parameters; a deployment of an earlier release has the old keys in them."""
-    recipe = build_recipe("demo")
-    parameters = recipe.model_dump(mode="json")
-    *path, new = RENAMED[old].split(".")
-    group = parameters
-    for part in path:
-        group = group[part]
-    group[old.rpartition(".")[2]] = group.pop(new)
-    assert Recipe.model_validate(parameters) == recipe
-
-
 def test_configs_are_frozen():
     recipe = build_recipe("demo")
     with pytest.raises(Exception, match="frozen"):
