@@ -21,7 +21,7 @@ from captioning.engines.load import CaptionEngine, load_engine
 from captioning.reading import Pending, read_ahead
 from captioning.store.claims import BUCKETS, Claims, bucket_of
 from captioning.store.rows import CaptionRow
-from captioning.store.saver import Saver
+from captioning.store.saver import FLUSH_ROWS, Saver
 from captioning.store.store import CaptionStore, Snapshot
 from data.progress import ProgressFn
 
@@ -64,6 +64,8 @@ class Worker:
         config: CaptionConfig,
         progress: ProgressFn,
         check_model: Callable[[], None],
+        load: Callable[[CaptionConfig], CaptionEngine] | None = None,  # by default `load_engine`
+        flush_rows: int = FLUSH_ROWS,
     ) -> None:
         self.snapshot = Snapshot(captions)
         self.done = Done()
@@ -73,6 +75,8 @@ class Worker:
         self._config = config
         self._progress = progress
         self._check_model = check_model
+        self._load = load or load_engine
+        self._flush_rows = flush_rows
         self._claims = Claims(captions.folder)
         self._engine: CaptionEngine | None = None
         self._seen = self._total = 0
@@ -88,7 +92,7 @@ class Worker:
         self._total = sum(bucket_of(image) in wanted for image in self._paths)
         while missing := self._missing(wanted):
             self._seen = self._total - sum(map(len, missing.values()))
-            with closing(Saver(self._captions, self._claims)) as saver:
+            with closing(Saver(self._captions, self._claims, flush_rows=self._flush_rows)) as saver:
                 claimed = self._claimed(missing, saver)
                 first = next(claimed, None)
                 if first is not None:
@@ -136,7 +140,7 @@ class Worker:
     def _loaded_engine(self) -> CaptionEngine:
         if self._engine is None:
             self._progress(self._seen, self._total, "loading the model")
-            self._engine = load_engine(self._config)
+            self._engine = self._load(self._config)
             self._check_model()
         return self._engine
 

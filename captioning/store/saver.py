@@ -24,7 +24,7 @@ class Saver:
 
     Close it when the work ends, successfully or not (`contextlib.closing`).
 
-    flush_rows: rows per shard, by default `FLUSH_ROWS`. clock: monotonic seconds.
+    flush_rows: rows per shard. clock: monotonic seconds.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class Saver:
         captions: CaptionStore,
         claims: Claims,
         *,
-        flush_rows: int | None = None,
+        flush_rows: int = FLUSH_ROWS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._captions = captions
         self._claims = claims
         self._open: dict[int, set[str]] = {}  # claimed bucket -> its images that still lack a row
         self._rows: list[CaptionRow] = []
-        self._flush_rows = FLUSH_ROWS if flush_rows is None else flush_rows
+        self._flush_rows = flush_rows
         self._clock = clock
         self._since = clock()
         self._thread = ThreadPoolExecutor(1)

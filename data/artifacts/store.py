@@ -35,8 +35,8 @@ from data.process import locks
 SIDECAR: Final = "artifact.json"
 LABELS: Final = "labels.json"
 HOME_VARIABLE: Final = "CLIP_SCGI_HOME"
-# Above this a digest is recalled by size and times instead of reading the file again: 64 MiB reads in about 50 ms.
-_REREAD_BYTES: Final = 64 << 20
+REREAD_BYTES: Final = 64 << 20
+"""Largest file that is always read again; a larger one is recalled by size and times. 64 MiB read in about 50 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +106,10 @@ def fingerprint_of(stage: str, ingredients: Mapping[str, Any]) -> str:
 class ArtifactStore:
     """Finds, verifies and makes artefacts under one root folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, reread_bytes: int = REREAD_BYTES) -> None:
         """Raise ConfigError for a root whose name is not UTF-8: artifacts name their files in JSON."""
         self.root = root.expanduser().resolve()
+        self._reread_bytes = reread_bytes
         try:
             str(self.root).encode()
         except UnicodeEncodeError:
@@ -174,7 +175,7 @@ class ArtifactStore:
             found = path.stat().st_size
             if found != size:
                 return f"{name} has {found} bytes instead of {size}"
-            if size > _REREAD_BYTES:
+            if size > self._reread_bytes:
                 actual = self.memo.digest_folder(path.parent, [path.name])[path.name]
             else:
                 actual = digest_file(path)

@@ -13,13 +13,12 @@ from PIL import Image
 from captioning.config import CaptionConfig
 from captioning.stage import worker as stage_work
 from captioning.stage.stage import caption
-from captioning.store import saver as store_saver
 from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError
 from data.index.stage import index
 from tests.helpers.caption_stub import StubEngine, fake_model
-from tests.helpers.caption_worlds import captions_folder, captions_of, draw, written
+from tests.helpers.caption_worlds import captions_folder, captions_of, draw, worker_of, written
 from tests.helpers.caption_worlds import index as plain_index
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.small_disk import grow, small_disk
@@ -183,8 +182,11 @@ def test_a_file_that_vanishes_during_the_run_has_a_row_and_is_captioned_later(st
 @pytest.mark.parametrize(("size", "at_least"), [("64k", 0), ("160k", 8)])
 def test_a_full_disk_is_named_and_earlier_captions_are_kept(tmp_path, monkeypatch, size, at_least):
     """A shard takes about 9 KB: the smaller disk may be full before the first shard."""
-    monkeypatch.setattr(store_saver, "FLUSH_ROWS", 8)
-    monkeypatch.setattr(stage_work, "load_engine", lambda _: StubEngine(tmp_path / "log", 0))
+
+    def load(_):
+        return StubEngine(tmp_path / "log", 0)
+
+    monkeypatch.setattr(stage_work, "load_engine", load)
     root = draw(tmp_path / "people", 200)
     config = fake_model(tmp_path / "model")
     elsewhere = ArtifactStore(tmp_path / "elsewhere")
@@ -192,7 +194,7 @@ def test_a_full_disk_is_named_and_earlier_captions_are_kept(tmp_path, monkeypatc
     with small_disk(tmp_path / "disk", size) as disk:
         store = ArtifactStore(disk / "home")
         with pytest.raises(ClipScgiError, match=f"the disk of {disk}.* is full: the newest captions could not"):
-            caption(store, images=images, images_root=root, config=config)
+            worker_of(store, images=images, root=root, config=config, load=load, flush_rows=8).work(patient=True)
         kept = len(written(store.root / "captions" / captions_folder(elsewhere, config).name))
         assert at_least <= kept < 200
         assert not list(disk.rglob("*.tmp"))

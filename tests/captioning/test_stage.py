@@ -29,6 +29,7 @@ from data.slots import SLOTS
 from tests.helpers.caption_child import caption_in_child
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
 from tests.helpers.mini_llava import save_mini_llava
+from tests.helpers.places import REPO
 
 
 @pytest.fixture(scope="module")
@@ -243,18 +244,15 @@ assert outcome.made.cached
 heavy = {{"torch", "transformers", "open_clip", "prefect"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPO)
 
 
 def test_killed_at_random_moments_every_image_is_there_once(store, tmp_path, config, monkeypatch):
-    here = Path(__file__).parent
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(here), str(here.parent)])
-    )  # for the imports of the fork server
+    monkeypatch.setenv("PYTHONPATH", str(REPO))  # for the imports of the fork server
     root = draw(tmp_path / "people", 40)
     images = index(store, root)
     context = multiprocessing.get_context("forkserver")  # imports torch and transformers once, then forks
-    context.set_forkserver_preload(["caption_child"])
+    context.set_forkserver_preload(["tests.helpers.caption_child"])
     arguments = (str(store.root), images.to_json(), str(root), config.model_dump_json())
     rng = np.random.default_rng(1)
     folder = captions_folder(store, config)

@@ -202,7 +202,6 @@ def stuck(store, job):
 
 def test_a_part_skips_buckets_of_others_and_the_whole_waits_for_them(store, job, stuck, monkeypatch):
     monkeypatch.setattr(stage_work, "load_engine", lambda _: StubEngine(Path(job.log), 0))
-    monkeypatch.setattr(stage_work, "_POLL_SECONDS", 0.05)
     outcome = caption_part(store, images=ArtifactRef(**job.images), images_root=Path(job.root), config=config_of(job))
     held = 120 - outcome.generated
     assert 0 < held < 60

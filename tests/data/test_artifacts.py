@@ -157,8 +157,8 @@ def test_files_added_beside_an_artifact_are_no_damage(store):
     assert make(store).cached
 
 
-def test_large_files_are_recalled_and_still_checked(store, monkeypatch):
-    monkeypatch.setattr(artifacts, "_REREAD_BYTES", 100)
+def test_large_files_are_recalled_and_still_checked(tmp_path, monkeypatch):
+    store = ArtifactStore(tmp_path / "store", reread_bytes=100)
     path = make(store).ref.folder / "deep" / "more.bin"
     time.sleep(0.11)
     assert make(store).cached

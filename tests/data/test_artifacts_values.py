@@ -133,8 +133,8 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(store, monkeypatch)
 @pytest.mark.parametrize(("limit", "recalled"), [(9, ["more.bin"]), (10, [])])
 def test_only_files_above_the_limit_are_recalled(store, monkeypatch, limit, recalled):
     make(store)
+    store = ArtifactStore(store.root, reread_bytes=limit)
     asked, real = [], DigestMemo.digest_folder
-    monkeypatch.setattr(artifacts, "_REREAD_BYTES", limit)
     monkeypatch.setattr(
         DigestMemo, "digest_folder", lambda self, folder, names: asked.extend(names) or real(self, folder, names)
     )
@@ -144,7 +144,7 @@ def test_only_files_above_the_limit_are_recalled(store, monkeypatch, limit, reca
 
 
 def test_files_up_to_64_mib_are_read_again():
-    assert artifacts._REREAD_BYTES == 64 * 1024 * 1024
+    assert artifacts.REREAD_BYTES == 64 * 1024 * 1024
 
 
 def test_where_things_lie(tmp_path, monkeypatch):

@@ -733,7 +733,7 @@ def test_a_manifest_rewritten_meanwhile_is_read_again(store, tmp_path, meddle):
     assert set(frame(index(store, config=config_of(root, "manifest")))["camid"]) == {5, 6}
 
 
-def test_paths_of_a_manifest_are_checked_at_once(store, tmp_path):
+def test_paths_of_a_manifest_are_checked_at_once(tmp_path, monkeypatch):
     """A hundred thousand rows must not resolve their folders a hundred thousand times."""
     from data.readers import base
 
@@ -741,12 +741,9 @@ def test_paths_of_a_manifest_are_checked_at_once(store, tmp_path):
     put(root, *(f"a/b/{n}.jpg" for n in range(20)))
     gate, seen = base.PathGate(root), []
     original = base.inside
-    try:
-        base.inside = lambda *args: seen.append(args) or original(*args)
-        for n in range(20):
-            assert gate.admit(f"a/b/{n}.jpg") == f"a/b/{n}.jpg"
-    finally:
-        base.inside = original
+    monkeypatch.setattr(base, "inside", lambda *args: seen.append(args) or original(*args))
+    for n in range(20):
+        assert gate.admit(f"a/b/{n}.jpg") == f"a/b/{n}.jpg"
     assert seen == [(root, "a/b")]
 
 

@@ -18,6 +18,7 @@ from flows.cli.app import main
 from flows.cli.study import preset_recipe
 from flows.recipes import build_recipe, tiny_clip_reid
 from flows.study import run as study_run
+from flows.study.controls import TRUTH
 from flows.study.inputs import open_inputs
 from flows.study.page import write_results
 from flows.study.plan import COMPARISONS, GROUPS, PRESETS, VARIANTS, Comparison, StudyConfig, variants_of
@@ -372,10 +373,17 @@ def test_while_a_run_is_done_no_other_process_begins_it(home):
     assert len({run.turn for run in runs}) == 2
 
 
-def test_without_truth_the_ceiling_is_skipped(home, monkeypatch):
+def test_without_truth_the_ceiling_is_skipped(home):
     runs = some_runs(home, "true")
-    monkeypatch.setattr("flows.study.inputs.TRUTH", "absent.parquet")
-    (done,) = do(runs, silent)
+    hidden = {path: path.with_suffix(".hidden") for path in home.glob(f"datasets/*/{TRUTH}")}
+    assert hidden
+    try:
+        for path, other in hidden.items():
+            path.rename(other)
+        (done,) = do(runs, silent)
+    finally:
+        for path, other in hidden.items():
+            other.rename(path)
     assert done.rows[0].status == "skipped"
     assert "synthetic" in done.rows[0].error
 

@@ -11,17 +11,17 @@ import transformers.models.llava.processing_llava  # noqa: F401 - all four for t
 
 import captioning.engines.llava  # noqa: F401 - for the fork server
 from captioning.config import CaptionConfig
-from captioning.stage import stage
-from captioning.store import saver as store_saver
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from tests.helpers.caption_worlds import worker_of
 
 
 def caption_in_child(home: str, images: dict[str, str], root: str, settings: str) -> None:
-    """Run the stage and write a shard per batch, so that a killed process leaves some."""
-    store_saver.FLUSH_ROWS = 4
-    stage.caption(
+    """Caption all images and write a shard per batch, so that a killed process leaves some."""
+    worker = worker_of(
         ArtifactStore(Path(home)),
         images=ArtifactRef(**images),
-        images_root=Path(root),
+        root=Path(root),
         config=CaptionConfig.model_validate_json(settings),
+        flush_rows=4,
     )
+    worker.work(patient=True)

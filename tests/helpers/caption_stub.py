@@ -14,11 +14,10 @@ from PIL import Image
 from captioning.config import CaptionConfig
 from captioning.prompts.replies import Reply
 from captioning.reading import Loaded
-from captioning.stage import stage
-from captioning.stage import worker as stage_work
-from captioning.store import saver as store_saver
+from captioning.store.claims import buckets_of_part
 from captioning.store.rows import CaptionRow
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from tests.helpers.caption_worlds import worker_of
 
 
 class StubEngine:
@@ -95,17 +94,16 @@ class Job:
 
     def run(self) -> tuple[int, int]:
         """Caption the part; return the id of the process and the number of captions it made."""
-        store_saver.FLUSH_ROWS = self.flush_rows
-        stage_work.load_engine = lambda _: StubEngine(Path(self.log), self.seconds)
-        outcome = stage.caption_part(
+        worker = worker_of(
             ArtifactStore(Path(self.home)),
             images=ArtifactRef(**self.images),
-            images_root=Path(self.root),
+            root=Path(self.root),
             config=CaptionConfig.model_validate_json(self.settings),
-            part=self.part,
-            of=self.of,
+            load=lambda _: StubEngine(Path(self.log), self.seconds),
+            flush_rows=self.flush_rows,
         )
-        return os.getpid(), outcome.generated
+        worker.work(buckets_of_part(self.part, self.of), patient=False)
+        return os.getpid(), worker.done.generated
 
 
 def run_job(job: Job) -> tuple[int, int]:

@@ -14,9 +14,12 @@ from PIL import Image
 
 from captioning.captioner import identify
 from captioning.config import CaptionConfig
+from captioning.stage.worker import Worker
 from captioning.store.store import CaptionStore
+from data.artifacts.contents import IMAGES_FILE
 from data.artifacts.store import ArtifactRef, ArtifactStore, Made
 from data.files import write_table
+from data.progress import silent
 from data.schemas import IMAGES
 
 
@@ -51,6 +54,19 @@ def index(store: ArtifactStore, root: Path) -> ArtifactRef:
         lambda folder: write_table(folder / "images.parquet", table, IMAGES),
     )
     return made.ref
+
+
+def worker_of(
+    store: ArtifactStore, *, images: ArtifactRef, root: Path, config: CaptionConfig, **options: Any
+) -> Worker:
+    """Return a worker without the caption stage around it. options: `load` and `flush_rows` of `Worker`."""
+    table = pq.read_table(images.folder / IMAGES_FILE, columns=["sha256", "path"])
+    paths: dict[str, tuple[str, ...]] = {}
+    for sha256, path in zip(table["sha256"].to_pylist(), table["path"].to_pylist(), strict=True):
+        paths[sha256] = (*paths.get(sha256, ()), path)
+    captions = CaptionStore(store.root, identify(config, store.memo))
+    common: dict[str, Any] = {"progress": silent, "check_model": lambda: None}
+    return Worker(captions, paths=paths, root=root, config=config, **common, **options)
 
 
 def captions_of(made: Made) -> pd.DataFrame:
