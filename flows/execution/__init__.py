@@ -1,1 +1,1 @@
-"""How stages run: the Prefect server, GPU slots, several processes, and what Prefect's UI shows."""
+"""Execution of stages: the Prefect server and its UI, slots for GPUs, and several processes."""

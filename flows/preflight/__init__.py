@@ -1,1 +1,1 @@
-"""Checks of settings, index and machine before the hours are spent."""
+"""Checks of settings, dataset, weights, devices and disk before a run starts."""
