@@ -1,8 +1,8 @@
 """Evaluation during training: retrieval among held-out training identities, or on the test set.
 
-Held-out images are ranked each against all others, queries against the gallery: images of the same identity and camera
-do not count, as in the test protocol. Where no identity is seen by two cameras (data without cameras), cameras leave
-nothing out, and of held-out images only the query itself does not count.
+Each held-out image is ranked against all others, and test queries against the gallery. Images of the same identity and
+camera are excluded, as in the test protocol. If no identity appears in two cameras (data without cameras), no image is
+excluded by camera; of held-out images only the query itself is.
 
 Shapes: N images that are embedded, Q queries, G gallery images.
 """
@@ -30,7 +30,7 @@ _BATCH: Final = 64
 
 @dataclass(frozen=True, kw_only=True)
 class RankedImages:
-    """The images of an evaluation; `query_Q` and `gallery_G` are places among the N."""
+    """The images of an evaluation; `query_Q` and `gallery_G` are positions among the N."""
 
     positions_N: Ints
     """Row of each image in the pixel cache."""
@@ -38,7 +38,7 @@ class RankedImages:
     camids_N: Ints
     """Camera as the data set numbers it: what a camera embedding is looked up by."""
     excluded_by_N: Ints
-    """Images of one identity that share this number do not count for each other."""
+    """Images of one identity with the same number here are excluded from each other's rankings."""
     query_Q: Ints
     gallery_G: Ints
 
@@ -88,13 +88,13 @@ def ranked_test(rows: Rows) -> RankedImages:
 
 
 class Validator:
-    """Measures a task as it is in the middle of its training, and leaves it as it was.
+    """Evaluation of a task during its training, which does not change the task.
 
     Args:
-        images: what is ranked.
+        images: the images to rank.
         pixels: uint8 [all images, H, W, 3].
         config: the run.
-        device: where the task is while it trains.
+        device: the device of the task in training.
     """
 
     def __init__(self, images: RankedImages, pixels: NDArray[np.uint8], config: TrainConfig, device: str) -> None:
@@ -103,7 +103,7 @@ class Validator:
     def __call__(self, task: Task) -> dict[str, float]:
         """Return mAP, mINP and rank1 as fractions.
 
-        Raises DataError when the features are not finite or no query has a match.
+        Raises DataError if the features are not finite or no query has a match.
         """
         from reid.ranking.metrics import evaluate_ranking
 
