@@ -152,8 +152,8 @@ def test_commands_draw_the_captions_and_search_the_gallery(home, tmp_path, capsy
         scores = [float(score) for _, score in hits]
         assert scores == sorted(scores, reverse=True)
     assert scores[0] == 1.0, "the image itself"
-    assert main(["sheet", "demo", "--each", "0"]) == 1
-    assert "each" in capsys.readouterr().err
+    assert main(["sheet", "demo", "--each", "0"]) == 2
+    assert "--each" in capsys.readouterr().err
 
 
 def test_a_method_without_captions_makes_none(home):
