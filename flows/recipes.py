@@ -75,7 +75,7 @@ def tiny_clip_reid() -> TrainConfig:
     """Return CLIP-ReID on the tiny CLIP: published loss weights, learning rates scaled to the model."""
     # A small dataset has few steps per epoch, hence ten times the published rate. The tiny CLIP's features are longer
     # than CLIP's, which the temperature compensates.
-    prompts = PromptConfig(epochs=60, rate=3.5e-3, temperature=3.0)
+    prompts = PromptConfig(epochs=60, lr=3.5e-3, temperature=3.0)
     changes = {"method": "clip_reid", "loss": LossConfig(id_weight=0.25), "prompts": prompts}
     return tiny_training().model_copy(update=changes)
 

@@ -12,6 +12,9 @@ from data.errors import raise_settings
 RENAMED: Final = {
     "train.schedule.rate_clip": "train.schedule.lr_clip",
     "train.schedule.rate_new": "train.schedule.lr_new",
+    "train.prompts.rate": "train.prompts.lr",
+    "train.prompts.rate_min": "train.prompts.lr_min",
+    "train.prompts.warmup_rate": "train.prompts.lr_warmup",
     "train.scgi.plain_share": "train.scgi.fixed_prompt_ratio",
     "train.scgi.queries": "train.scgi.inversion_tokens",
 }

@@ -53,8 +53,10 @@ class ScgiConfig(RenamedConfig):
     """Share of the training images for which CFF gets the fixed prompt of test time instead of the composed prompt."""
 
 
-class PromptConfig(Config):
+class PromptConfig(RenamedConfig):
     """First stage of CLIP-ReID: learnable words for each identity, with both towers frozen."""
+
+    group = "train.prompts"
 
     words: Size = 4
     """Learnable tokens per identity in "A photo of a [X].. person."."""
@@ -64,13 +66,13 @@ class PromptConfig(Config):
     """Passes over the cached image features."""
     batch: Annotated[int, Field(ge=2)] = 64
     """Images per batch, drawn regardless of identity."""
-    rate: Rate = 3.5e-4
+    lr: Rate = 3.5e-4
     """Adam's learning rate after the warm-up; it decays along a cosine."""
-    rate_min: Weight = 1e-6
+    lr_min: Weight = 1e-6
     """Learning rate at the end of the decay."""
     warmup_epochs: Count = 5
     """Epochs of linear warm-up."""
-    warmup_rate: Weight = 1e-5
+    lr_warmup: Weight = 1e-5
     """Learning rate at the start of the warm-up."""
     weight_decay: Weight = 1e-4
     """Adam's L2 term."""

@@ -150,7 +150,7 @@ def learn_prompts(
     with seeded(seed):
         learner = PromptLearner(backbone, identities, config.words, config.noun).to(data.features_MD.device)
     group = {"params": [learner.words_CNW], "names": ["words_CNW"]}
-    optimizer = torch.optim.Adam([group], lr=config.rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.Adam([group], lr=config.lr, weight_decay=config.weight_decay)
     state = restore_checkpoint(folder, learner, optimizer, CheckpointState)
     for epoch in range(state.step, config.epochs):
         loss = _epoch(backbone, learner, optimizer, data, config, epoch=epoch, seed=seed)
@@ -203,9 +203,9 @@ def prompt_rate(epoch: int, config: PromptConfig) -> float:
     """
     number = epoch + 1
     if number < config.warmup_epochs:
-        return config.warmup_rate + number * (config.rate - config.warmup_rate) / config.warmup_epochs
+        return config.lr_warmup + number * (config.lr - config.lr_warmup) / config.warmup_epochs
     cosine = 0.5 * (1 + math.cos(math.pi * number / config.epochs))
-    return config.rate_min + (config.rate - config.rate_min) * cosine
+    return config.lr_min + (config.lr - config.lr_min) * cosine
 
 
 @torch.no_grad()

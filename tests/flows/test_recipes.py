@@ -65,8 +65,8 @@ def test_published_settings(data, method):
     assert train.needs_captions == (train.method == "clip_scgi")
     if prompts is not None:
         first = train.prompts
-        assert (first.epochs, first.batch, first.words, first.rate) == (prompts, 64, 4, 3.5e-4)
-        assert (first.warmup_epochs, first.warmup_rate, first.rate_min, first.weight_decay) == (5, 1e-5, 1e-6, 1e-4)
+        assert (first.epochs, first.batch, first.words, first.lr) == (prompts, 64, 4, 3.5e-4)
+        assert (first.warmup_epochs, first.lr_warmup, first.lr_min, first.weight_decay) == (5, 1e-5, 1e-6, 1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

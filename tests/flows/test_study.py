@@ -84,9 +84,9 @@ def test_clip_reid_has_its_own_weights_and_first_stage_unless_they_are_set():
     tiny = training_of(variant, build_recipe("benchmark").train, 0)
     assert (tiny.loss, tiny.prompts) == (tiny_clip_reid().loss, tiny_clip_reid().prompts)
     published = training_of(variant, build_recipe("market1501").train, 0)
-    assert (published.loss.id_weight, published.prompts.epochs, published.prompts.rate) == (0.25, 120, 3.5e-4)
+    assert (published.loss.id_weight, published.prompts.epochs, published.prompts.lr) == (0.25, 120, 3.5e-4)
     chosen = training_of(variant, build_recipe("benchmark", ["train.prompts.epochs=7"]).train, 0)
-    assert (chosen.prompts.epochs, chosen.prompts.rate) == (7, tiny_clip_reid().prompts.rate)
+    assert (chosen.prompts.epochs, chosen.prompts.lr) == (7, tiny_clip_reid().prompts.lr)
 
 
 def test_k_of_the_recipe_is_the_same_training_as_the_main_variant():

@@ -237,7 +237,7 @@ def test_prompts_name_the_kind_of_identity(prompt_data):
 
 def test_prompts_learn_their_identities_and_a_killed_stage_goes_on(prompt_data, tmp_path):
     backbone, data = prompt_data
-    config = PromptConfig(epochs=30, batch=6, rate=3e-3, warmup_epochs=2)
+    config = PromptConfig(epochs=30, batch=6, lr=3e-3, warmup_epochs=2)
     losses = []
     learner = learn_prompts(
         backbone, data, config, seed=1, folder=tmp_path / "a", progress=lambda _d, _t, note: losses.append(note)

@@ -226,7 +226,7 @@ def test_published_settings_are_those_of_the_public_code(backbone):
     wanted = preprocess_of(training.backbone)
     assert (list(wanted.mean), list(wanted.std)) == (golden["mean"], golden["std"])
     prompts, first = training.prompts, golden["stage1"]
-    assert (prompts.epochs, prompts.batch, prompts.rate) == (first["epochs"], first["batch"], first["rate"])
+    assert (prompts.epochs, prompts.batch, prompts.lr) == (first["epochs"], first["batch"], first["rate"])
     assert [prompts.weight_decay] * 2 == first["weight_decay"]
     assert [prompt_rate(epoch, prompts) for epoch in range(prompts.epochs)] == pytest.approx(first["rates"])
 

@@ -9,8 +9,16 @@ from flows.recipes import Recipe
 from reid.config.renamed import RENAMED
 from reid.config.train import ScgiConfig, ScheduleConfig, TrainConfig
 
-OLD = {"schedule": {"rate_clip": 1e-3, "rate_new": 2e-3}, "scgi": {"plain_share": 0.5, "queries": 4}}
-NEW = {"schedule": {"lr_clip": 1e-3, "lr_new": 2e-3}, "scgi": {"fixed_prompt_ratio": 0.5, "inversion_tokens": 4}}
+OLD = {
+    "schedule": {"rate_clip": 1e-3, "rate_new": 2e-3},
+    "prompts": {"rate": 1e-3, "rate_min": 1e-5, "warmup_rate": 1e-4},
+    "scgi": {"plain_share": 0.5, "queries": 4},
+}
+NEW = {
+    "schedule": {"lr_clip": 1e-3, "lr_new": 2e-3},
+    "prompts": {"lr": 1e-3, "lr_min": 1e-5, "lr_warmup": 1e-4},
+    "scgi": {"fixed_prompt_ratio": 0.5, "inversion_tokens": 4},
+}
 
 
 def test_a_config_with_old_names_is_that_with_new_ones():
@@ -18,17 +26,22 @@ def test_a_config_with_old_names_is_that_with_new_ones():
     assert ScheduleConfig(**OLD["schedule"]) == ScheduleConfig(**NEW["schedule"])
 
 
-def test_a_config_is_written_with_new_names():
-    written = TrainConfig.model_validate(OLD).model_dump(mode="json")
-    assert {name: written["scgi"][name] for name in NEW["scgi"]} == NEW["scgi"]
-    assert not (OLD["scgi"].keys() | OLD["schedule"].keys()) & (written["scgi"].keys() | written["schedule"].keys())
+@pytest.mark.parametrize("group", OLD)
+def test_a_config_is_written_with_new_names(group):
+    written = TrainConfig.model_validate(OLD).model_dump(mode="json")[group]
+    assert NEW[group].items() <= written.items()
+    assert not OLD[group].keys() & written.keys()
 
 
-def test_the_identity_has_the_old_names():
-    identity = TrainConfig.model_validate(NEW).identity()
-    assert OLD["scgi"].items() <= identity["scgi"].items()
-    assert OLD["schedule"].items() <= identity["schedule"].items()
-    assert not NEW["scgi"].keys() & identity["scgi"].keys()
+@pytest.mark.parametrize("group", OLD)
+def test_the_identity_has_the_old_names(group):
+    identity = getattr(TrainConfig.model_validate(NEW), group).identity()
+    assert OLD[group].items() <= identity.items()
+    assert not NEW[group].keys() & identity.keys()
+
+
+def test_every_renamed_setting_is_tested():
+    assert {f"train.{group}.{name}" for group, settings in OLD.items() for name in settings} == RENAMED.keys()
 
 
 def test_every_new_key_is_a_setting_and_no_old_one_is():
