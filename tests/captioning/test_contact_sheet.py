@@ -1,4 +1,4 @@
-"""The contact sheet: who is shown, what stands beside them, and that no file can spoil it."""
+"""The contact sheet: the choice of people, the text beside them, and images that cannot be read."""
 
 from __future__ import annotations
 
@@ -134,6 +134,6 @@ def test_nothing_of_a_caption_reaches_the_next_picture(people, tmp_path):
         assert (sheet[row * band + 4 : row * band + 12] == 255).all()
 
 
-def test_nobody_to_show_is_an_error(people, tmp_path):
+def test_a_sheet_without_known_people_is_refused(people, tmp_path):
     with pytest.raises(DataError, match="only junk and distractors"):
         contact_sheet(people[people["pid"] < 1], tmp_path, SMALL)

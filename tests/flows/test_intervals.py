@@ -1,4 +1,4 @@
-"""Intervals of differences: an independent bootstrap, what is paired, and that only they decide the color."""
+"""Intervals of differences: against an independent bootstrap, their pairs, and the colors that follow from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scored(values, paths=None) -> QueryScores:
 
 
 def plain_bootstrap(differences: list[float], draws: int) -> tuple[float, float]:
-    """The percentile bootstrap as a textbook writes it, with another generator than the one under test."""
+    """The percentile bootstrap of textbooks, with another generator than the code under test."""
     generator = random.Random(99)
     n = len(differences)
     means = sorted(statistics.fmean(generator.choices(differences, k=n)) for _ in range(draws))

@@ -440,7 +440,7 @@ def evaluated(world: World, folder: Path, rankings: list[dict]) -> str:
 
 
 def with_gain(rankings: list[dict], gains: list[float]) -> list[dict]:
-    """Untrained rows, and trained ones whose AP is above theirs by `gains`, in turn."""
+    """Untrained rows, and trained rows whose AP is higher by each of `gains` in turn."""
     before = [row for row in rankings if row["model"] == "untrained"]
     after = [
         {**row, "model": "trained", "ap": row["ap"] + gains[at % len(gains)], "inp": row["inp"]}
@@ -493,7 +493,7 @@ def test_failures_are_counted_and_those_that_training_made_worse_are_shown(world
     assert all(before == "100.0" for _, before in shown)
 
 
-def test_each_group_says_how_many_fail(world):
+def test_each_group_counts_its_failures(world):
     rows = [row for row in world.rankings if (row["model"], row["mode"]) == ("trained", "image")]
     page = Page(world.page())
     found = re.findall(r"(\d) quer(?:y|ies), AP (\d+\.\d) to (\d+\.\d) %, (\d) with a wrong first image", page.words)
@@ -560,7 +560,7 @@ def test_the_audit_is_shown_without_distractors(world):
     assert min(people) > 0  # neither junk (-1) nor the distractors that share identity 0
 
 
-def test_what_was_left_out_is_told(world):
+def test_skipped_files_are_listed(world):
     words = Page(world.page()).words
     assert "truncated 2 bad name 1" in words
     assert "no <pid>_c<cam> in the name" in words
@@ -598,7 +598,7 @@ def hostile_chart():
     )
 
 
-def test_chart_text_is_escaped_and_is_no_formula():
+def test_chart_text_is_escaped_and_never_a_formula():
     chart = hostile_chart()
     for svg in (str(chart.wide), str(chart.narrow), chart.as_file()):
         page = Page(svg)
@@ -755,7 +755,7 @@ def test_a_curve_without_extent_has_ticks():
 
 
 def x_labels(svg: str) -> list[str]:
-    """Return the labels below the x axis: on the height that most texts share."""
+    """Return the labels of the ticks below the x axis."""
     texts = [
         (text.get("y"), text.text) for text in ElementTree.fromstring(svg).iter("text") if "middle" in text.get("style")
     ]

@@ -57,7 +57,7 @@ def test_names_are_unique_and_every_comparison_can_be_made():
             assert mode == "image" or (training.method == "clip_scgi" and training.scgi.cff)
 
 
-def test_the_issue_is_covered():
+def test_the_main_group_and_the_sweeps_are_complete():
     names = [variant.name for variant in variants_of(StudyConfig(groups=("main",)))]
     assert names == ["baseline", "clip_reid", "cgi", "cff", "scgi", "shuffled", "true"]
     base = build_recipe("benchmark").train
@@ -177,7 +177,7 @@ ROWS = [
 QUESTION = Comparison(question="a | b?", left=("a", "image"), right=("b", "image"))
 
 
-def test_table_leaves_failed_runs_out():
+def test_scores_leave_failed_runs_out():
     first, second = variant_scores(ROWS)
     assert (first.variant, first.seeds, second.seeds) == ("a", 3, 2)
     assert first.metrics["mAP"].mean == pytest.approx(62.0)
@@ -317,7 +317,7 @@ def test_runs_become_rows_and_are_found_again(home, tmp_path, monkeypatch):
 
 
 def refuse(*_, **__):
-    raise AssertionError("a run that was done is done again")
+    raise AssertionError("a finished run is repeated")
 
 
 def test_a_failed_run_is_a_row_and_the_others_go_on(home, monkeypatch, caplog):
@@ -389,7 +389,7 @@ def test_without_truth_the_ceiling_is_skipped(home):
 
 
 def test_captions_of_every_kind(home, monkeypatch):
-    """The captioner is replaced by the truth here; what counts is that each control is made of the captions."""
+    """The truth replaces the captioner here: each control is made from the captions."""
     inputs = open_inputs(ArtifactStore(home), build_recipe("benchmark", SMALL), 1, silent)
     true = inputs.make("true", silent)
     assert inputs.find("true") == true
@@ -403,7 +403,7 @@ def test_captions_of_every_kind(home, monkeypatch):
 # The command ------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_the_cost_and_trains_nothing(tmp_path, capsys):
+def test_a_dry_run_prints_the_cost_and_trains_nothing(tmp_path, capsys):
     settings = [part for text in SMALL for part in ("--set", text)]
     arguments = ["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), "--dry-run"]
     assert main([*arguments, *settings]) == 0
@@ -415,7 +415,7 @@ def test_a_dry_run_says_the_cost_and_trains_nothing(tmp_path, capsys):
     assert not (tmp_path / "stages" / "train").exists()
 
 
-def test_what_no_run_can_do_is_said_before_the_first(tmp_path, capsys):
+def test_settings_that_fail_every_run_are_refused_before_the_first(tmp_path, capsys):
     settings = [part for text in SMALL if text != "train.batch.identities=3" for part in ("--set", text)]
     assert main(["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), *settings]) == 1
     told = "study: train.batch.identities=16 but the data set has 6 training identities: set train.batch.identities=6"
