@@ -17,14 +17,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from tests.helpers.page_text import page_lines
 from tests.helpers.places import GOLDEN
-from tests.helpers.small_runs import SMALL_RUN
+from tests.helpers.small_runs import demo_run
 
 RUN = GOLDEN / "run"
-ON_CPU = ["caption.device=cpu", "train.device=cpu", "evaluate.device=cpu"]
 
 DECIMAL = re.compile(r"\d+\.\d+")
 # Speed, library versions, digests of files that contain them or weights, and the figures of fused mode: after two
@@ -41,17 +39,9 @@ VOLATILE = [
 pytestmark = pytest.mark.xdist_group("flow")
 
 
-@pytest.fixture(scope="module")
-def finished(prefect_server, one_thread, tmp_path_factory) -> RunSummary:
-    return small_run(tmp_path_factory.mktemp("home"))
-
-
-def small_run(home: Path) -> RunSummary:
-    """Caption, train and evaluate eleven synthetic people with the embedded models."""
-    from flows.pipeline import caption_and_train
-
-    recipe = build_recipe("demo", ON_CPU, size=["synthetic.seed=7", *SMALL_RUN])
-    return RunSummary.model_validate(caption_and_train(recipe, home=str(home)))
+@pytest.fixture
+def run(finished) -> RunSummary:
+    return finished[1]
 
 
 def captions(run: RunSummary) -> list[dict[str, Any]]:
@@ -111,21 +101,21 @@ def golden_report() -> list[str]:
     return (RUN / "report.txt").read_text(encoding="utf-8").splitlines()
 
 
-def test_every_caption_is_the_same(finished):
-    assert columns(finished) == golden_json("captions.json")["columns"]
-    assert captions(finished) == golden_json("captions.json")["rows"]
+def test_every_caption_is_the_same(run):
+    assert columns(run) == golden_json("captions.json")["columns"]
+    assert captions(run) == golden_json("captions.json")["rows"]
 
 
-def test_the_figures_are_the_same(finished):
-    assert metrics(finished) == close(golden_json("metrics.json"))
+def test_the_figures_are_the_same(run):
+    assert metrics(run) == close(golden_json("metrics.json"))
 
 
-def test_the_report_reads_the_same(finished):
-    assert words(report(finished)) == words(golden_report())
+def test_the_report_reads_the_same(run):
+    assert words(report(run)) == words(golden_report())
 
 
-def test_the_report_shows_the_same_numbers(finished):
-    assert numbers(report(finished)) == close(numbers(golden_report()))
+def test_the_report_shows_the_same_numbers(run):
+    assert numbers(report(run)) == close(numbers(golden_report()))
 
 
 def write_golden(run: RunSummary) -> None:
@@ -143,7 +133,7 @@ def main() -> None:
     from prefect.testing.utilities import prefect_test_harness
 
     with tempfile.TemporaryDirectory() as home, prefect_test_harness(server_startup_timeout=120):
-        write_golden(small_run(Path(home)))
+        write_golden(demo_run(Path(home)))
 
 
 if __name__ == "__main__":

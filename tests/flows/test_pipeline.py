@@ -34,13 +34,6 @@ SMALL = [
 pytestmark = pytest.mark.xdist_group("flow")
 
 
-@pytest.fixture(scope="module")
-def finished(prefect_server, tmp_path_factory) -> tuple[Path, RunSummary]:
-    """One whole run in a home of its own: (home, what it said)."""
-    home = tmp_path_factory.mktemp("home")
-    return home, _run(home)
-
-
 @pytest.fixture
 def home(finished, tmp_path) -> Path:
     """A private copy of the finished run, free to be damaged."""

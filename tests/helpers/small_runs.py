@@ -1,6 +1,11 @@
-"""Overrides of the recipe demo for runs of seconds."""
+"""Runs of the recipe demo that take seconds."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from flows.recipes import build_recipe
+from flows.summary import RunSummary
 
 SMALL_WORLD = [
     "synthetic.train_identities=6",
@@ -12,3 +17,12 @@ ONE_EPOCH = "train.schedule.epochs=1"
 SMALL_BATCH = "train.batch.identities=3"
 """Half of the training identities of `SMALL_WORLD`."""
 SMALL_RUN = [*SMALL_WORLD, SMALL_BATCH, ONE_EPOCH]
+ON_CPU = ["caption.device=cpu", "train.device=cpu", "evaluate.device=cpu"]
+
+
+def demo_run(home: Path) -> RunSummary:
+    """Caption, train and evaluate eleven synthetic people with the embedded models. Prefect's test server must run."""
+    from flows.pipeline import caption_and_train  # Prefect reads its settings when it is first imported
+
+    recipe = build_recipe("demo", ON_CPU, size=["synthetic.seed=7", *SMALL_RUN])
+    return RunSummary.model_validate(caption_and_train(recipe, home=str(home)))
