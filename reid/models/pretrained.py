@@ -28,7 +28,7 @@ _HUB_SECONDS: Final = 5.0
 
 
 def weights_file(config: BackboneConfig) -> Path | None:
-    """Return the file that holds the backbone's weights, or None for random weights.
+    """Return the file of the backbone's weights, or None for random weights.
 
     Raises WeightsError with the missing file and its place if it is not here and cannot be downloaded.
     """

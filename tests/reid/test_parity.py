@@ -1,6 +1,6 @@
 """CLIP-ReID computes the numbers of the public code (Syliz517/CLIP-ReID), with the same weights and images.
 
-golden/clip_reid_parity.json holds what the public code gave; tools/parity_peer is the recipe that made it and
+golden/clip_reid_parity.json has the numbers of the public code; tools/parity_peer is the program that wrote it and
 tools/parity_peer/world.py draws the weights and images of both sides.
 
 Where we differ on purpose, and the golden file does not look:
