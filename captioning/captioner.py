@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from captioning.config import TINY, CaptionConfig
 from captioning.framing import FRAMING_VERSION
-from captioning.model_folder import WANTED, check_settings
+from captioning.model_folder import READ_FILES, REQUIRED_FILES, check_settings
 from data.artifacts.digests import DigestMemo
 from data.artifacts.fingerprint import digest
 from data.errors import ConfigError, WeightsError
@@ -21,8 +21,6 @@ SERVER_ENGINE_VERSION: Final = 1
 """The same for the engine that uses a server."""
 
 TINY_FOLDER: Final = Path(__file__).parent / "weights" / "tiny_llava"
-# The files that transformers reads from a model folder; a README does not change a caption.
-_MODEL_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 _HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
@@ -54,8 +52,8 @@ def local_folder(model: str) -> Path | None:
     if _HUB_ID.match(model) and not model.startswith((".", "~")):
         return None
     raise WeightsError(
-        f"caption.model: folder {folder} does not exist. Put a LLaVA-1.5 model there ({', '.join(WANTED)}), or set a "
-        f"hub id such as caption.model=llava-hf/llava-1.5-7b-hf, or caption.model={TINY} for the embedded model"
+        f"caption.model: folder {folder} does not exist. Put a LLaVA-1.5 model there ({', '.join(REQUIRED_FILES)}), or "
+        f"set a hub id such as caption.model=llava-hf/llava-1.5-7b-hf, or caption.model={TINY} for the embedded model"
     )
 
 
@@ -135,7 +133,7 @@ def _on_server(config: CaptionConfig) -> _Model:
 
 
 def _folder_digest(folder: Path, memo: DigestMemo) -> str:
-    names = sorted({path.name for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    names = sorted({path.name for pattern in READ_FILES for path in folder.glob(pattern) if path.is_file()})
     if not names:
-        raise WeightsError(f"caption.model: {folder} does not contain a model; expected {', '.join(WANTED)}")
+        raise WeightsError(f"caption.model: {folder} does not contain a model; expected {', '.join(REQUIRED_FILES)}")
     return digest(memo.digest_folder(folder, names))[:32]

@@ -143,32 +143,32 @@ class CaptionConfig(Config):
             return []
         problems = []
         if self.model == TINY:
-            told = "engine openai needs the model's name on the server; for example {at}model=llava"
-            problems.append(("model", told))
+            problems.append(
+                ("model", "engine openai needs the model's name on the server; for example {at}model=llava")
+            )
         if self.decoding == "slots":
             problems.append(("decoding", "engine openai cannot decode slots; set {at}decoding=free"))
-        told = "with engine openai the server decides this; set {at}%s, and describe the server in {at}revision"
-        if self.dtype != "auto":
-            problems.append(("dtype", told % "dtype=auto"))
-        if self.quantization != "none":
-            problems.append(("quantization", told % "quantization=none"))
+        for key, value in (("dtype", "auto"), ("quantization", "none")):
+            if getattr(self, key) != value:
+                remedy = f"set {{at}}{key}={value}, and describe the server in {{at}}revision"
+                problems.append((key, f"with engine openai the server decides this; {remedy}"))
         return problems
 
     def _decoding_problems(self) -> list[tuple[str, str]]:
         problems = []
         slots = self.decoding == "slots"
         if slots and self.max_new_tokens is not None:
-            told = "applies to free decoding; with slots the template sets the length; set {at}max_new_tokens=null"
-            problems.append(("max_new_tokens", told))
+            problem = "applies to free decoding; with slots the template sets the length; set {at}max_new_tokens=null"
+            problems.append(("max_new_tokens", problem))
         if slots and self.regenerate.times:
-            told = "applies to free decoding; with slots every reply is well-formed; set {at}regenerate.times=0"
-            problems.append(("regenerate.times", told))
+            problem = "applies to free decoding; with slots every reply is well-formed; set {at}regenerate.times=0"
+            problems.append(("regenerate.times", problem))
         if slots and not self.prompt_template.pattern:
-            told = f"slots needs a template with a pattern, which {self.template} lacks; set {{at}}decoding=free"
-            problems.append(("decoding", told))
+            problem = f"slots needs a template with a pattern, which {self.template} lacks; set {{at}}decoding=free"
+            problems.append(("decoding", problem))
         if not slots and self.cleaning.drop_below > 0:
-            told = "needs the probabilities of slot filling; set {at}decoding=slots or {at}cleaning.drop_below=0"
-            problems.append(("cleaning.drop_below", told))
+            problem = "needs the probabilities of slot filling; set {at}decoding=slots or {at}cleaning.drop_below=0"
+            problems.append(("cleaning.drop_below", problem))
         return problems
 
     @property

@@ -12,12 +12,11 @@ from typing import Final
 
 from captioning.captioner import folder_of
 from captioning.config import CaptionConfig
-from captioning.model_folder import WANTED, missing_files
+from captioning.model_folder import READ_FILES, REQUIRED_FILES, missing_files
 from data.errors import WeightsError
 from data.files import read_json, write_json
 
 _COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
-_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _TIMEOUT: Final = 5.0
 _MEMORY: Final = Path("captions", "hub.json")
 
@@ -88,7 +87,7 @@ def fetch_snapshot(model: str, revision: str | None) -> Path:
     if cached is not None and not missing_files(cached):
         return cached
     try:
-        found = snapshot_download(model, revision=revision, allow_patterns=list(_FILES), etag_timeout=_TIMEOUT)
+        found = snapshot_download(model, revision=revision, allow_patterns=list(READ_FILES), etag_timeout=_TIMEOUT)
     except Exception as error:  # from the hub, its HTTP library or the disk; each means that there is no model
         raise _unavailable(model, revision, f"{type(error).__name__}: {first_line(error)}") from error
     folder = Path(found)
@@ -119,7 +118,7 @@ def _unavailable(model: str, revision: str | None, reason: str) -> WeightsError:
     return WeightsError(
         f"caption.model: the weights of {model} (revision {revision or 'main'}) are not in this machine's hub cache "
         f"and cannot be downloaded ({reason}). Run `{command}` where the hub can be reached; or put "
-        f"{', '.join(WANTED)} into a folder and set caption.model to it; or set caption.model=tiny for the embedded "
+        f"{', '.join(REQUIRED_FILES)} into a folder and set caption.model to it; or set caption.model=tiny for the embedded "
         "model"
     )
 

@@ -13,8 +13,11 @@ from captioning.config import CaptionConfig
 from data.errors import ConfigError, WeightsError, raise_problems
 from data.weights import INDEX, WEIGHTS, few, file_problem, model_tensors, read_model_json, shard_names
 
-WANTED: Final = ("config.json", "model*.safetensors", "tokenizer.json", "processor_config.json")
+REQUIRED_FILES: Final = ("config.json", "model*.safetensors", "tokenizer.json", "processor_config.json")
 """Files of a usable model folder; preprocessor_config.json can replace processor_config.json."""
+
+READ_FILES: Final = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
+"""Patterns of the files that transformers reads from a model folder; a README does not change a caption."""
 
 _CONFIG: Final = "config.json"
 _PROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
@@ -58,10 +61,10 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def _absent(folder: Path, *names: str) -> list[str]:
-    gone = [folder / name for name in names if not (folder / name).is_file()]
+    missing = [folder / name for name in names if not (folder / name).is_file()]
     return [
         f"{path.name} (it is a link to {path.readlink()}, which does not exist)" if path.is_symlink() else path.name
-        for path in gone
+        for path in missing
     ]
 
 
@@ -181,10 +184,10 @@ def check_settings(folder: Path, config: CaptionConfig) -> None:
         raise ConfigError(_disagreement(folder, stored, config.quantization))
 
 
-def _disagreement(folder: Path, stored: str, wanted: str) -> str:
+def _disagreement(folder: Path, stored: str, setting: str) -> str:
     if stored in ("4bit", "8bit"):
         return (
-            f"caption.quantization={wanted}, but the weights in {folder} are stored in {stored} (quantization_config "
+            f"caption.quantization={setting}, but the weights in {folder} are stored in {stored} (quantization_config "
             f"in config.json): set caption.quantization={stored}"
         )
     return (

@@ -49,8 +49,8 @@ def load(item: Pending, root: Path, prepare: Callable[[Image.Image], Image.Image
 def read_ahead(
     items: Iterable[Pending], root: Path, prepare: Callable[[Image.Image], Image.Image], *, workers: int, ahead: int
 ) -> Generator[Loaded, None, None]:
-    """Yield the images of `items` in order, up to `ahead` of them read in `workers` threads before they are wanted.
+    """Yield the images of `items` in order, reading up to `ahead` of them in advance in `workers` threads.
 
-    Close it unless it is used up (see `map_ahead`).
+    Close the generator unless it is exhausted (see `map_ahead`).
     """
     return map_ahead(lambda item: load(item, root, prepare), items, threads=workers, ahead=ahead)

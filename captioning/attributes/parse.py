@@ -157,8 +157,8 @@ def _years(tokens: tuple[str, ...], i: int, token: str) -> int | None:
     digits = token.removesuffix("s")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS_OF_AGE):
         return None
-    told = token.endswith("s") or tokens[i + 1 : i + 2] in (("year",), ("years",)) or tokens[max(i - 1, 0)] == "aged"
-    return int(digits) if told and 0 < int(digits) <= _OLDEST else None
+    is_age = token.endswith("s") or tokens[i + 1 : i + 2] in (("year",), ("years",)) or tokens[max(i - 1, 0)] == "aged"
+    return int(digits) if is_age and 0 < int(digits) <= _OLDEST else None
 
 
 def _age_of(years: int) -> str:

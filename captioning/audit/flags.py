@@ -46,14 +46,14 @@ def flag_table(
 
     text = captions["raw_text"].fillna("")
     written = _mask(text, str.strip)
-    told = pd.Series(list(zip(text, captions["template_id"], strict=True)), index=text.index, dtype=object)
+    templated = pd.Series(list(zip(text, captions["template_id"], strict=True)), index=text.index, dtype=object)
     dissent = dissenting_slots(captions, identities, people, config)
     columns = {
         "failed": ~written,
         "unparsed": (captions["status"] == "unparsed") | (written & captions[_ATTRIBUTES].isna().all(axis=1)),
         "truncated": captions["truncated"].fillna(value=False).astype(bool) | (captions["status"] == "truncated"),
         "looping": _mask(text, lambda reply: is_looping(reply, config.loop_repeats)),
-        "off_template": written & _mask(told, lambda pair: is_off_template(pair[0], pair[1], config)),
+        "off_template": written & _mask(templated, lambda pair: is_off_template(pair[0], pair[1], config)),
         "degrading": _mask(text, degrading_words),
         "dissent": _mask(dissent, bool),
         "hallucination": suspects(captions, people, config),
@@ -143,6 +143,6 @@ def shared_by(captions: pd.DataFrame, people: pd.Series[bool]) -> pd.Series[int]
 
     text = captions["raw_text"].fillna("")
     said = people & _mask(text, str.strip)
-    alike = pd.Series([" ".join(reply.lower().split()) for reply in text], index=text.index, dtype=object)
-    of = captions["pid"][said].groupby(alike[said]).nunique()
-    return alike.map(of.to_dict()).where(said).fillna(0).astype(int)
+    normalized = pd.Series([" ".join(reply.lower().split()) for reply in text], index=text.index, dtype=object)
+    identities = captions["pid"][said].groupby(normalized[said]).nunique()
+    return normalized.map(identities.to_dict()).where(said).fillna(0).astype(int)

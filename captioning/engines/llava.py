@@ -79,11 +79,12 @@ class Engine:
         llava = self.llava
         with explained(llava.folder, llava.device):
             pixels_13HW = self.pixels([self.prepare(Image.new("RGB", (64, 128)))])
-            wanted = (1, 3, llava.side, llava.side)
-            if pixels_13HW.shape != wanted:
+            expected = (1, 3, llava.side, llava.side)
+            if pixels_13HW.shape != expected:
                 raise WeightsError(
-                    f"the image processor in {llava.folder} returns pixels of shape {list(pixels_13HW.shape)}, but the "
-                    f"model takes {list(wanted)}: use the model's own preprocessor_config.json or processor_config.json"
+                    f"the image processor in {llava.folder} returns pixels of shape {list(pixels_13HW.shape)}, but "
+                    f"the model takes {list(expected)}: use the model's own processor_config.json or "
+                    "preprocessor_config.json"
                 )
             self._check_span()
             logits = llava.model(
@@ -112,10 +113,10 @@ class Engine:
 
     def _check_length(self) -> None:
         longest = self.llava.model.config.text_config.max_position_embeddings
-        wanted = self.prompt_1L.shape[1] + self.config.token_limit
-        if wanted > longest:
+        needed = self.prompt_1L.shape[1] + self.config.token_limit
+        if needed > longest:
             raise ConfigError(
-                f"prompt and reply can take {wanted} tokens together, but the model has room for {longest}: lower "
+                f"prompt and reply can take {needed} tokens together, but the model has room for {longest}: lower "
                 "caption.max_new_tokens or shorten the template"
             )
 
@@ -138,14 +139,14 @@ class Engine:
 
         seeds: one per image, to sample the replies at the temperature of `regenerate`; None for greedy replies.
         """
-        wanted = len(images)
+        count = len(images)
         if self.config.compile:  # a batch of another size would be compiled again
-            missing = self._batch_size - wanted
+            missing = self._batch_size - count
             images = [*images, *[images[-1]] * missing]
             seeds = [*seeds, *[seeds[-1]] * missing] if seeds else None
         if self._grammar is not None:
-            return self._filled(images, self._grammar)[:wanted]
-        return self._generated(images, seeds)[:wanted]
+            return self._filled(images, self._grammar)[:count]
+        return self._generated(images, seeds)[:count]
 
     def _filled(self, images: Sequence[Image.Image], grammar: Grammar) -> list[Reply]:
         prompt_BL = self.prompt_1L.expand(len(images), -1)

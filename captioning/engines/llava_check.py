@@ -207,16 +207,16 @@ def check_processor(model: Any, processor: Any, folder: Path) -> None:
 def _token_problems(model: Any, processor: Any) -> list[str]:
     problems = []
     rows = model.get_input_embeddings().num_embeddings
-    wanted, tokenizer = model.config.image_token_id, processor.tokenizer
+    image_token, tokenizer = model.config.image_token_id, processor.tokenizer
     ids = tokenizer(processor.image_token, add_special_tokens=False).input_ids
-    if ids != [wanted]:
+    if ids != [image_token]:
         problems.append(
-            f"{processor.image_token} is token {', '.join(map(str, ids))} in tokenizer.json, but {wanted} in "
+            f"{processor.image_token} is token {', '.join(map(str, ids))} in tokenizer.json, but {image_token} in "
             "config.json (image_token_index)"
         )
-    if not 0 <= wanted < rows:
+    if not 0 <= image_token < rows:
         problems.append(
-            f"image_token_index is {wanted} in config.json, but the weights embed {rows} tokens (0 to {rows - 1})"
+            f"image_token_index is {image_token} in config.json, but the weights embed {rows} tokens (0 to {rows - 1})"
         )
     return problems + _end_problems(end_tokens(model, tokenizer), rows)
 

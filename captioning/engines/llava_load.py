@@ -31,7 +31,7 @@ from captioning.engines.llava_check import (
     token_ids_only,
 )
 from captioning.hub import fetch_snapshot, first_line
-from captioning.model_folder import WANTED, check_folder, check_settings, stored_quantization
+from captioning.model_folder import REQUIRED_FILES, check_folder, check_settings, stored_quantization
 from data.device import resolve_device
 from data.errors import ClipScgiError, ConfigError, WeightsError
 
@@ -128,7 +128,7 @@ def explained(folder: Path, device: torch.device) -> Iterator[None]:
     except Exception as error:  # tokenizers raises bare Exception, transformers passes on any error
         raise WeightsError(
             f"the LLaVA model in {folder} cannot be loaded ({type(error).__name__}: {first_line(error)}); the folder "
-            f"needs {', '.join(WANTED)}, all of the same model"
+            f"needs {', '.join(REQUIRED_FILES)}, all of the same model"
         ) from error
 
 

@@ -129,11 +129,11 @@ class ChatClient:
         status = response.status_code
         if status == httpx.codes.OK:
             return
-        told = self._masked(f"HTTP {status}: {_text(content)}")
+        problem = self._masked(f"HTTP {status}: {_text(content)}")
         if status in _LATER or httpx.codes.is_server_error(status):
-            raise _MayPass(told, _seconds(response.headers.get("retry-after")))
+            raise _MayPass(problem, _seconds(response.headers.get("retry-after")))
         remedy = _REMEDIES.get(status, "fix the server or the settings under caption.server, and run again")
-        raise RefusalError(f"the server {self._config.url} rejects the request with {told}; {remedy}", status)
+        raise RefusalError(f"the server {self._config.url} rejects the request with {problem}; {remedy}", status)
 
     def _masked(self, message: str) -> str:
         """Return a server's message with the key masked."""

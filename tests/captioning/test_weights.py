@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from captioning.captioner import TINY_FOLDER, WANTED, identify
+from captioning.captioner import REQUIRED_FILES, TINY_FOLDER, identify
 from captioning.config import CaptionConfig
 from captioning.engines.llava import Engine
 from captioning.engines.llava_load import load_llava, quantization_settings
@@ -604,7 +604,7 @@ def only(source, folder, names):
 @pytest.mark.parametrize("processor", ["processor_config.json", "preprocessor_config.json"])
 def test_exactly_the_needed_files_load_and_caption_the_same(mini, tmp_path, source, processor):
     source = mini if source == "mini" else TINY_FOLDER
-    folder = only(source, tmp_path / "wanted", WANTED)
+    folder = only(source, tmp_path / "wanted", REQUIRED_FILES)
     if processor == "preprocessor_config.json":
         content = json.loads((folder / "processor_config.json").read_text())
         (folder / "processor_config.json").unlink()
