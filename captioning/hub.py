@@ -118,8 +118,8 @@ def _unavailable(model: str, revision: str | None, reason: str) -> WeightsError:
     return WeightsError(
         f"caption.model: the weights of {model} (revision {revision or 'main'}) are not in this machine's hub cache "
         f"and cannot be downloaded ({reason}). Run `{command}` where the hub can be reached; or put "
-        f"{', '.join(REQUIRED_FILES)} into a folder and set caption.model to it; or set caption.model=tiny for the embedded "
-        "model"
+        f"{', '.join(REQUIRED_FILES)} into a folder and set caption.model to it; or set caption.model=tiny for the "
+        "embedded model"
     )
 
 
