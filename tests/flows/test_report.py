@@ -242,7 +242,7 @@ def make_rankings(images: list[dict]) -> tuple[list[dict], dict]:
     generator = np.random.default_rng(2)
     query = [row for row in images if row["split"] == "query"]
     gallery = [row for row in images if row["split"] == "gallery"]
-    centres = {pid: generator.normal(size=16) for pid in sorted({row["pid"] for row in images})}
+    centers = {pid: generator.normal(size=16) for pid in sorted({row["pid"] for row in images})}
     rankings, results = [], []
     for model, mode, noise in (
         ("untrained", "image", 2.6),
@@ -250,7 +250,7 @@ def make_rankings(images: list[dict]) -> tuple[list[dict], dict]:
         ("trained", "fused", 0.7),
     ):
         both = query + gallery
-        features = np.stack([centres[row["pid"]] + noise * generator.normal(size=16) for row in both])
+        features = np.stack([centers[row["pid"]] + noise * generator.normal(size=16) for row in both])
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         similarity = features[: len(query)] @ features[len(query) :].T
         rows = [rank_one(query[at], gallery, similarity[at], model, mode) for at in range(len(query))]

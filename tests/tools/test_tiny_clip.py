@@ -29,7 +29,7 @@ def _people(seed, count):
 
 def test_the_template_is_the_captioners():
     for known in _people(0, 500):
-        facts = mentioned(known)  # a colour without its garment is put into other words there
+        facts = mentioned(known)  # a color without its garment is worded differently there
         assert template_sentences(facts) == compose({slot: facts.get(slot) for slot in SLOTS})
 
 
