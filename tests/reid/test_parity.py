@@ -3,12 +3,12 @@
 golden/clip_reid_parity.json has the numbers of the public code; tools/parity_peer is the program that wrote it and
 tools/parity_peer/world.py draws the weights and images of both sides.
 
-Where we differ on purpose, and the golden file does not look:
-- Prompts run at their real length instead of 77 tokens: the text tower is causal, so the end token cannot tell.
-- The public code works in half precision (autocast, and float16 in its re-ranking); compared is float32.
-- Its first stage makes one batch more, empty, when the batch divides the number of images, whose NaN loss its gradient
-  scaler then skips. We make none.
-- It resizes training images bicubically and test images bilinearly; our one pixel cache is bicubic for both.
+Intended differences, which the golden file does not cover:
+- Prompts are encoded at their real length instead of 77 tokens. The text tower is causal, so the end token is the same.
+- The public code uses half precision (autocast, and float16 in its re-ranking); the comparison is in float32.
+- If the batch size divides the number of images, its first stage has one more batch, which is empty; its gradient
+  scaler skips the NaN loss of that batch. This project has no such batch.
+- It resizes training images bicubically and test images bilinearly; the pixel cache of this project is bicubic.
 """
 
 import copy
