@@ -20,16 +20,18 @@ import numpy as np
 import pyarrow as pa
 
 from captioning.attributes.parse import parse_caption
-from captioning.audit.stage import AuditConfig, audit
+from captioning.audit.stage import AuditConfig, AuditStage
 from captioning.captioner import Captioner
 from captioning.prompts.replies import Reply, is_looping
 from captioning.prompts.templates import compose
 from captioning.store.rows import CaptionRow
 from captioning.store.store import CaptionStore, Snapshot
-from data.artifacts.store import ArtifactStore
-from data.files import write_table
+from data.artifacts.store import ArtifactRef, ArtifactStore, Produced, fingerprint_of
+from data.files import write_json, write_table
 from data.schemas import CAPTIONS
 from data.slots import SLOTS, VOCABULARY
+from data.stages.images import IndexedImages
+from data.stages.stage import RunContext
 from reid.inputs.sampler import IdentitySampler
 
 TARGET: Final = 6.0
@@ -57,17 +59,25 @@ def audit_job(images: int, folder: Path) -> Job:
         rows.append(row)
     store = ArtifactStore(folder)
 
-    def produce(target: Path) -> None:
-        write_table(target / "captions.parquet", pa.Table.from_pylist(rows, schema=CAPTIONS), CAPTIONS)
-
-    captions = store.make("caption", {"rows": images}, produce).ref
+    table = pa.Table.from_pylist(rows, schema=CAPTIONS)
+    captions = _artifact(store, "caption", lambda target: write_table(target / "captions.parquet", table, CAPTIONS))
+    about = {"name": "drawn", "reader": "none", "dataset_hash": "0" * 32}
+    index = _artifact(store, "index", lambda target: write_json(target / "dataset.json", about))
+    run = RunContext(store=store, indexed=IndexedImages(ref=index, root=folder))
     turns = iter(range(1_000_000))
 
     # Another threshold each time: an audit that is found in the store does not run.
     def job() -> object:
-        return audit(store, captions=captions, config=AuditConfig(majority=0.6 + next(turns) / 1_000_000))
+        config = AuditConfig(majority=0.6 + next(turns) / 1_000_000)
+        return AuditStage(captions=captions, config=config).make(run)
 
     return job
+
+
+def _artifact(store: ArtifactStore, stage: str, write: Callable[[Path], object]) -> ArtifactRef:
+    with store.draft(stage, fingerprint_of(stage, {})) as folder:
+        write(folder)
+        return store.publish(folder, stage, {}, Produced())
 
 
 def shards_job(shards: int, folder: Path) -> Job:

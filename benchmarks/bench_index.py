@@ -86,8 +86,8 @@ def timed(work: Callable[[], T]) -> tuple[float, float, T]:
 
 def report(what: str, seconds: float, cpu: float, outcome: IndexOutcome, more: str = "") -> None:
     """Print one measurement. On a busy machine CPU seconds say more than wall seconds."""
-    rate = outcome.n_images / seconds
-    print(f"{what}: {seconds:.2f} s ({cpu:.2f} s of CPU), {rate:,.0f} images/s, {outcome.n_read:,} files read{more}")
+    rate, read = len(outcome.found.records) / seconds, outcome.found.n_read
+    print(f"{what}: {seconds:.2f} s ({cpu:.2f} s of CPU), {rate:,.0f} images/s, {read:,} files read{more}")
 
 
 def labels(count: int) -> list[tuple[str, int, int]]:
@@ -132,7 +132,7 @@ def _jpeg(seed: int) -> bytes:
 
 
 def _png() -> bytes:
-    return _encoded(Image.new("RGB", (4, 8), (90, 120, 40)), "PNG")
+    return _encoded(Image.new("RGB", (8, 16), (90, 120, 40)), "PNG")
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:

@@ -1,33 +1,34 @@
-"""The tasks of ``caption-and-train``: each a thin verb over a plain function that needs no Prefect.
+"""The steps of ``caption-and-train`` and the one Prefect task that runs each of them.
 
-The disk is the truth and Prefect's record is bookkeeping: a task's cache key is the fingerprint of its artefact, and a
-record counts only while that artefact is intact (``flows.pipeline``), so losing Prefect's database costs nothing.
+A step is a stage with what only a flow needs to know: its device, its processes, and what Prefect's UI shows of it. The
+disk is the truth and Prefect's record is bookkeeping: the cache key of the task is the fingerprint of the artifact, and
+a record counts only while that artifact is intact (``flows.pipeline``), so losing Prefect's database costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypedDict
 
 from prefect import task
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.tasks import Task
 
-from captioning.audit.stage import AuditConfig, audit
-from captioning.config import CaptionConfig
-from captioning.stage.stage import caption
+from captioning.audit.stage import AuditStage
+from captioning.stage.stage import CaptionStage
 from data.artifacts.fingerprint import digest
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
 from data.device import CPU
 from data.errors import RetryableError
-from data.files import read_json
 from data.index.stage import index
 from data.progress import ProgressFn
+from data.stages.stage import Plan, RunContext, Stage
 from flows.execution.gpu import gpu_slot
 from flows.execution.launch import launch_training
 from flows.execution.ui import (
@@ -39,23 +40,121 @@ from flows.execution.ui import (
     show_rankings,
     show_training,
 )
-from flows.report.stage import ReportConfig, ReportInputs, report
+from flows.recipes import Recipe
+from flows.report.stage import ReportInputs, ReportStage
 from flows.terminal import progress_bar
-from reid.config.evaluate import EvaluateConfig
-from reid.config.train import TrainConfig
-from reid.evaluation.stage import evaluate
-from reid.training.stage import train
+from reid.evaluation.stage import EvaluateStage
+from reid.training.stage import TrainStage, started_from
 
-Result = dict[str, Any]
+Finished = Mapping[StageName, ArtifactRef]
+"""The artifacts of the stages that have run."""
+
+
+def _show_nothing(run: RunContext, made: ArtifactRef) -> None:
+    """Show nothing in Prefect's UI."""
+
+
+def _no_note(made: ArtifactRef) -> str:
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A stage in a flow.
+
+    device: its ``device`` setting; as many GPUs as `processes` are held while it runs. assist: work of other processes
+    before the stage is made in this one, which then finds it. show: writes artifacts into Prefect's UI. note: what an
+    artifact tells about itself, in a few words.
+    """
+
+    stage: Stage
+    device: str = CPU
+    processes: int = 1
+    assist: Callable[[RunContext], None] | None = None
+    show: Callable[[RunContext, ArtifactRef], None] = _show_nothing
+    note: Callable[[ArtifactRef], str] = _no_note
+
+
+def caption_step(recipe: Recipe, _: Finished) -> Step:
+    """Caption every image that has no caption by this captioner yet."""
+    stage = CaptionStage(config=recipe.caption)
+    return Step(stage=stage, device=recipe.caption.local_device, show=lambda _, made: show_captions(made))
+
+
+def audit_step(recipe: Recipe, made: Finished) -> Step:
+    """Measure how far the captions of one identity agree, and flag the doubtful ones."""
+    return Step(stage=AuditStage(captions=made["caption"], config=recipe.audit), show=lambda _, made: show_audit(made))
+
+
+def train_step(recipe: Recipe, made: Finished) -> Step:
+    """Train the recipe's method, continuing from the last checkpoint of a killed run."""
+    stage, processes = TrainStage(captions=made.get("caption"), config=recipe.train), recipe.scale.train_processes
+    return Step(
+        stage=stage,
+        device=recipe.train.device,
+        processes=processes,
+        assist=partial(launch_training, stage, processes=processes) if processes > 1 else None,
+        show=lambda _, made: show_training(made),
+        note=started_from,
+    )
+
+
+def evaluate_step(recipe: Recipe, made: Finished) -> Step:
+    """Rank the gallery for every query, before and after training, in every inference mode."""
+    stage = EvaluateStage(model=made["train"], config=recipe.evaluate)
+    return Step(stage=stage, device=recipe.evaluate.device, show=_show_evaluation)
+
+
+def _show_evaluation(run: RunContext, evaluation: ArtifactRef) -> None:
+    show_metrics(run.store, evaluation)
+    show_cmc(evaluation)
+    show_rankings(evaluation, images_root=run.images.root)
+
+
+def report_step(recipe: Recipe, made: Finished) -> Step:
+    """Write the page about the run."""
+    inputs = ReportInputs(
+        captions=made.get("caption"),
+        audit=made.get("audit"),
+        model=made["train"],
+        evaluation=made["evaluate"],
+        recipe=recipe.identity(),
+    )
+    return Step(stage=ReportStage(inputs=inputs, config=recipe.report))
+
+
+STEPS: Final[Mapping[StageName, Callable[[Recipe, Finished], Step]]] = {
+    "caption": caption_step,
+    "audit": audit_step,
+    "train": train_step,
+    "evaluate": evaluate_step,
+    "report": report_step,
+}
+"""The stages after the index: how each is built from a recipe and the artifacts of those before it."""
+
+
+class StageResult(TypedDict):
+    """What the task of a stage returns, as plain JSON data that Prefect stores. ref: fields of ArtifactRef."""
+
+    ref: dict[str, str]
+    note: str
+
+
+class IndexResult(StageResult):
+    """What the task of the index returns. images: fields of `IndexedImages`."""
+
+    images: dict[str, Any]
+    cached: bool
 
 
 def _cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
-    # The result holds absolute paths, so a record serves only the artefact root it was made in.
-    return f"clip-scgi-{parameters['fingerprint']}-{digest(parameters['home'])[:8]}"
+    # The result holds absolute paths, so a record serves only the artifact root it was made in.
+    plan, run = parameters["plan"], parameters["run"]
+    return f"clip-scgi-{plan.fingerprint}-{digest(str(run.store.root))[:8]}"
 
 
 def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Retry what may pass next time; bad input and bad settings fail at once."""
+    """Return True for errors that may not occur again; bad input and bad settings fail at once."""
     try:
         state.result()
     except (RetryableError, ConnectionError, TimeoutError):
@@ -72,28 +171,6 @@ def _progress(stage: str) -> Iterator[ProgressFn]:
         yield both
 
 
-def _slot(
-    store: ArtifactStore, stage: StageName, fingerprint: str, device: str, slots: int = 1
-) -> AbstractContextManager[None]:
-    """Hold the GPUs that a stage needs: none where its artifact is there and Prefect only lost its record."""
-    found = store.find(stage, fingerprint) is not None
-    return gpu_slot(CPU if found else device, f"{stage}.device", slots)
-
-
-def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result]]:
-    """Return the decorator every stage's task wears: JSON results (never pickle), cached by fingerprint."""
-    return task(
-        name=name,
-        task_run_name=name,
-        persist_result=True,
-        result_serializer="json",
-        cache_key_fn=_cache_key,
-        retries=2,
-        retry_delay_seconds=[5, 30],
-        retry_condition_fn=_worth_retrying,
-    )
-
-
 @task(
     name="index",
     task_run_name="index",
@@ -102,109 +179,34 @@ def _stage_task(name: str) -> Callable[[Callable[..., Result]], Task[..., Result
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_worth_retrying,
 )
-def index_task(*, home: str, config: DatasetConfig, reread: bool) -> Result:
-    """Index the data set. Always looks at the folder (that is how a change is seen), reads only what changed."""
+def index_task(store: ArtifactStore, config: DatasetConfig, *, reread: bool) -> IndexResult:
+    """Index the dataset. Always looks at the folder (that is how a change is seen), reads only what changed."""
     with _progress("index") as progress:
-        outcome = index(ArtifactStore(Path(home)), config=config, progress=progress, reread=reread)
-    note = f"{outcome.n_images} images, {outcome.n_rejected} rejected, {outcome.n_read} read"
-    return {
-        "ref": outcome.made.ref.to_json(),
-        "note": note,
-        "cached": outcome.made.cached,
-        "images_root": str(outcome.images_root),
-    }
+        outcome = index(store, config=config, progress=progress, reread=reread)
+    return IndexResult(
+        ref=outcome.made.ref.to_json(),
+        note=outcome.found.note,
+        images=outcome.images.to_json(),
+        cached=outcome.made.cached,
+    )
 
 
-@_stage_task("caption")
-def caption_task(
-    *, home: str, fingerprint: str, images: ArtifactRef, images_root: str, config: CaptionConfig
-) -> Result:
-    """Caption every image that has no caption by this captioner yet."""
-    store = ArtifactStore(Path(home))
-    with _slot(store, "caption", fingerprint, config.local_device), _progress("caption") as progress:
-        outcome = caption(store, images=images, images_root=Path(images_root), config=config, progress=progress)
-    show_captions(outcome.made.ref)
-    return {"ref": outcome.made.ref.to_json(), "note": str(outcome)}
-
-
-@_stage_task("audit")
-def audit_task(
-    *, home: str, fingerprint: str, captions: ArtifactRef, images: ArtifactRef, images_root: str, config: AuditConfig
-) -> Result:
-    """Measure how far the captions of one identity agree, and flag the doubtful ones."""
-    with _progress("audit") as progress:
-        made = audit(
-            ArtifactStore(Path(home)),
-            captions=captions,
-            images=images,
-            images_root=Path(images_root),
-            config=config,
-            progress=progress,
-        )
-    show_audit(made.ref)
-    return {"ref": made.ref.to_json(), "note": ""}
-
-
-@_stage_task("train")
-def train_task(
-    *,
-    home: str,
-    fingerprint: str,
-    images: ArtifactRef,
-    captions: ArtifactRef | None,
-    images_root: str,
-    config: TrainConfig,
-    processes: int,
-) -> Result:
-    """Train the recipe's method, going on from the last checkpoint of a killed run."""
-    what: dict[str, Any] = {
-        "images": images,
-        "captions": captions,
-        "images_root": Path(images_root),
-        "config": config,
-    }
-    store = ArtifactStore(Path(home))
-    with _slot(store, "train", fingerprint, config.device, processes):
-        if processes > 1 and store.find("train", fingerprint) is None:
-            launch_training(store, **what, processes=processes)
-        with _progress("train") as progress:
-            made = train(store, **what, progress=progress)  # finds what several processes have trained
-    show_training(made.ref)
-    return {"ref": made.ref.to_json(), "note": _started_from(made.ref)}
-
-
-def _started_from(model: ArtifactRef) -> str:
-    """Return a note for a model that goes on from another one's CLIP: what of that one was not taken over."""
-    left_out = read_json(model.folder / "config.json")["provenance"]["weights"].get("left_out")
-    return f"started from the CLIP of a train artifact, without its {', '.join(sorted(left_out))}" if left_out else ""
-
-
-@_stage_task("evaluate")
-def evaluate_task(
-    *, home: str, fingerprint: str, images: ArtifactRef, model: ArtifactRef, images_root: str, config: EvaluateConfig
-) -> Result:
-    """Rank the gallery for every query, before and after training, in every inference mode."""
-    store = ArtifactStore(Path(home))
-    with _slot(store, "evaluate", fingerprint, config.device), _progress("evaluate") as progress:
-        made = evaluate(
-            store,
-            images=images,
-            model=model,
-            images_root=Path(images_root),
-            config=config,
-            progress=progress,
-        )
-    show_metrics(store, made.ref)
-    show_cmc(made.ref)
-    show_rankings(made.ref, images_root=Path(images_root))
-    return {"ref": made.ref.to_json(), "note": ""}
-
-
-@_stage_task("report")
-def report_task(*, home: str, fingerprint: str, inputs: ReportInputs, images_root: str, config: ReportConfig) -> Result:
-    """Write the page that shows it all."""
-    with _progress("report") as progress:
-        made = report(
-            ArtifactStore(Path(home)), inputs=inputs, images_root=Path(images_root), config=config, progress=progress
-        )
-    return {"ref": made.ref.to_json(), "note": ""}
+@task(
+    name="stage",
+    persist_result=True,
+    result_serializer="json",  # never pickle
+    cache_key_fn=_cache_key,
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=_worth_retrying,
+)
+def stage_task(*, step: Step, plan: Plan, run: RunContext) -> StageResult:
+    """Make the artifact that `plan` names, holding the GPUs that it needs, and show it in Prefect's UI."""
+    name, is_made = step.stage.name, plan.find(run.store) is not None
+    with gpu_slot(CPU if is_made else step.device, f"{name}.device", step.processes):
+        if step.assist is not None and not is_made:
+            step.assist(run)
+        with _progress(name) as progress:
+            made = plan.make(run.with_progress(progress))
+    step.show(run, made.ref)
+    return StageResult(ref=made.ref.to_json(), note=made.produced.note or step.note(made.ref))

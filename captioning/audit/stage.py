@@ -1,4 +1,4 @@
-"""The audit stage: are the captions of one person the same story, and which captions should a person look at?
+"""The audit stage: how far the captions of one identity agree, and which captions deserve a look.
 
 It changes no caption. It writes audit.json (figures), identities.parquet (one row per identity and slot),
 flags.parquet (one row per caption) and captions.audit.html (where to look, with the images beside the captions).
@@ -6,8 +6,9 @@ flags.parquet (one row per caption) and captions.audit.html (where to look, with
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,20 +19,19 @@ from captioning.audit.page import TEMPLATE, audit_page
 from captioning.config import AuditConfig
 from data.artifacts.contents import AUDITED, CAPTIONS_FILE, caption_contents
 from data.artifacts.fingerprint import digest_file
-from data.artifacts.store import ArtifactRef, ArtifactStore, Made
+from data.artifacts.store import ArtifactRef, Produced
 from data.errors import DataError
-from data.files import read_json, write_json, write_table, write_text
-from data.progress import ProgressFn, silent
+from data.files import write_json, write_table, write_text
 from data.schemas import SCHEMA_VERSION
+from data.stages.stage import Ingredients, RunContext, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from data.images.thumbnails import Thumbnails
 
-__all__ = ["FLAG_ROWS", "IDENTITIES", "AuditConfig", "audit", "audit_ingredients"]
+__all__ = ["FLAG_ROWS", "IDENTITIES", "AuditConfig", "AuditStage"]
 
-STAGE: Final = "audit"
 STAGE_VERSION: Final = 2
 _METADATA: Final = {b"clip_scgi_schema": str(SCHEMA_VERSION).encode()}
 _STEPS: Final = 4
@@ -67,79 +67,56 @@ FLAG_ROWS: Final = pa.schema(
 """flags.parquet: one row per caption, in the order of captions.parquet."""
 
 
-def audit_ingredients(
-    *, captions: ArtifactRef, config: AuditConfig, images: ArtifactRef | None = None
-) -> dict[str, Any]:
-    """Return what the fingerprint of the audit artifact is made from.
+@dataclass(frozen=True, kw_only=True)
+class AuditStage(Stage):
+    """Audit the captions of one dataset. Raises DataError if captions.parquet is unusable.
 
-    The captions name the digest of each image, so the pictures on the page follow from them.
+    captions: the caption artifact. A page on which a picture is missing is made again next time.
     """
-    return {
-        "stage_version": STAGE_VERSION,
-        "captions": caption_contents(captions)["audit"],
-        "config": config.identity(),
-        "dataset": None if images is None else _name(images),
-        "page": digest_file(TEMPLATE),
-    }
+
+    name: ClassVar[str] = "audit"
+    captions: ArtifactRef
+    config: AuditConfig
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return the audited columns, the config and the page.
+
+        The captions name the digest of each image, so the pictures on the page follow from them.
+        """
+        return {
+            "stage_version": STAGE_VERSION,
+            "captions": caption_contents(self.captions)["audit"],
+            "config": self.config.identity(),
+            "dataset": run.images.description.name,
+            "page": digest_file(TEMPLATE),
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write the tables and the page."""
+        from data.images.thumbnails import Thumbnails  # a cached audit needs no Pillow
+
+        rows = _read(self.captions.folder / CAPTIONS_FILE)
+        digests = dict(zip(rows["image_path"], rows["image_sha256"], strict=True))
+        thumbnails = Thumbnails(run.images.root, digests, _THUMBNAIL_HEIGHT)
+        _write(folder, rows, self.config, run, thumbnails)
+        return Produced(complete=not thumbnails.problems)
 
 
-def audit(
-    store: ArtifactStore,
-    *,
-    captions: ArtifactRef,
-    config: AuditConfig,
-    images: ArtifactRef | None = None,
-    images_root: Path | None = None,
-    progress: ProgressFn = silent,
-) -> Made:
-    """Audit the captions of one dataset; return the artifact. Raises DataError if captions.parquet is unusable.
-
-    images, images_root: the index artifact and the folder of the images, for the name and the pictures on the page;
-    without them it shows text only. A page on which a picture is missing is made again next time.
-    """
-    ingredients = audit_ingredients(captions=captions, config=config, images=images)
-    problems: dict[str, str] = {}
-
-    def produce(folder: Path) -> None:
-        rows = _read(captions.folder / CAPTIONS_FILE)
-        thumbnail = None
-        if images is not None and images_root is not None:
-            from data.images.thumbnails import Thumbnails  # a cached audit needs no Pillow
-
-            digests = dict(zip(rows["image_path"], rows["image_sha256"], strict=True))
-            thumbnail = Thumbnails(images_root, digests, _THUMBNAIL_HEIGHT)
-        _produce(folder, rows, config, progress, dataset=ingredients["dataset"], picture=thumbnail)
-        problems.update(thumbnail.problems if thumbnail else {})
-
-    return store.make(STAGE, ingredients, produce, complete=lambda _: not problems)
-
-
-def _name(images: ArtifactRef) -> str:
-    return str(read_json(images.folder / "dataset.json")["name"])
-
-
-def _produce(
-    folder: Path,
-    rows: pd.DataFrame,
-    config: AuditConfig,
-    progress: ProgressFn,
-    *,
-    dataset: str | None,
-    picture: Thumbnails | None,
-) -> None:
+def _write(folder: Path, rows: pd.DataFrame, config: AuditConfig, run: RunContext, thumbnails: Thumbnails) -> None:
     known = people(rows)
-    progress(1, _STEPS, "agreement")
+    run.progress(1, _STEPS, "agreement")
     identities = identity_table(rows[known])
-    progress(2, _STEPS, "flags")
+    run.progress(2, _STEPS, "flags")
     flags = flag_table(rows, identities, known, config)
     summary = _summary(rows, identities, flags, known)
-    progress(3, _STEPS, "writing")
+    run.progress(3, _STEPS, "writing")
     write_json(folder / "audit.json", summary)
     write_table(folder / "identities.parquet", _table(identities, IDENTITIES), IDENTITIES)
     write_table(folder / "flags.parquet", _table(flags, FLAG_ROWS), FLAG_ROWS)
-    page = audit_page(rows, identities, flags, summary, config, dataset=dataset, picture=picture)
+    dataset = run.images.description.name
+    page = audit_page(rows, identities, flags, summary, config, dataset=dataset, picture=thumbnails)
     write_text(folder / "captions.audit.html", page)
-    progress(_STEPS, _STEPS, f"{summary['identities']} identities")
+    run.progress(_STEPS, _STEPS, f"{summary['identities']} identities")
 
 
 def _read(path: Path) -> pd.DataFrame:

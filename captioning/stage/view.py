@@ -1,4 +1,4 @@
-"""captions.parquet: the captions of a store as a table of one data set, one row an image."""
+"""captions.parquet: the captions of a store as a table of one dataset, one row per image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data.slots import SLOTS
 def view(
     index: pa.Table, known: pa.Table, failed: Mapping[str, Failure], captioner: Captioner, config: CaptionConfig
 ) -> pa.Table:
-    """Return one row (schemas.CAPTIONS) an image of `index` (schemas.IMAGES), in its order.
+    """Return one row (schemas.CAPTIONS) per image of `index` (schemas.IMAGES), in its order.
 
     known: rows of the store. failed: image sha256 -> why it has no caption. Raises RetryableError when an image is in
     neither.
@@ -58,7 +58,7 @@ def _failed(failure: Failure) -> dict[str, Any]:
 
 
 def _clean(rows: list[dict[str, Any]], config: CaptionConfig) -> None:
-    """Replace the column caption by its cleaned text, where cleaning is on and there is one."""
+    """Replace each caption by its cleaned text if cleaning is enabled."""
     if config.cleaning == CleaningConfig():
         return
     usable = [row for row in rows if row["split"] == "train" and row["pid"] != JUNK]
@@ -87,7 +87,7 @@ def _place(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reading(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a store row with the tidied caption, its attributes, and a status that knows whether it was understood."""
+    """Return a store row with the tidied caption, its attributes, and its status after parsing."""
     raw = row["raw_text"]
     if raw is None:
         return dict(row)

@@ -1,7 +1,7 @@
-"""The work of the caption stage: captions for the images that have none, in company with other processes.
+"""The worker of the caption stage: it captions images that have no caption, together with other processes.
 
-A worker claims one bucket of images after the other (`store_claims`), looks what the store has got of it by then, and
-captions the rest.
+A worker claims one bucket of images after the other (`captioning.store.claims`), rechecks what the store already holds
+of it, and captions the rest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.5
 
 Paths = Mapping[str, tuple[str, ...]]
-"""Image sha256 -> its paths under the root of the data set."""
+"""Image sha256 -> its paths under the root of the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,10 @@ class Done:
 
 
 class Worker:
-    """Captions the images of one data set into a store; what it has done is in `done`.
+    """Captions the images of one dataset into a store; its results are in `done`.
 
-    check_model: called when the model has been loaded, before its first caption; raises if it is not `captions`' own.
+    check_model: called when the model has been loaded, before its first caption; raises if it is not the captioner of
+    `captions`.
     """
 
     def __init__(
@@ -81,11 +82,16 @@ class Worker:
         self._engine: CaptionEngine | None = None
         self._seen = self._total = 0
 
+    @property
+    def distinct(self) -> int:
+        """Number of distinct images."""
+        return len(self._paths)
+
     def work(self, buckets: Iterable[int] = range(BUCKETS), *, patient: bool) -> None:
         """Caption the images in `buckets` that have no caption.
 
-        patient: wait for the buckets that others hold, and take over what they leave; otherwise leave those to them.
-        Raises what the engine raises; captions made before that are kept.
+        patient: wait for buckets that other processes hold and take over what they leave; otherwise skip those buckets.
+        Raises what the engine raises; earlier captions are kept.
         """
         self._captions.remove_leftovers()
         wanted = frozenset(buckets)
@@ -118,7 +124,7 @@ class Worker:
         for bucket, items in missing.items():
             if not self._claims.take(bucket):
                 continue
-            self.snapshot.refresh()  # whoever had the bucket before has captioned some of it
+            self.snapshot.refresh()  # the previous owner of the bucket may have captioned some of it
             rest = [item for item in items if item.sha256 not in self.snapshot.images]
             self._seen += len(items) - len(rest)
             if not rest:
@@ -130,7 +136,7 @@ class Worker:
     def _caption(self, items: Iterable[Pending], saver: Saver) -> None:
         engine = self._loaded_engine()
         loaded = read_ahead(items, self._root, engine.prepare, workers=self._config.workers, ahead=2 * engine.width)
-        # Both hold threads: left to the garbage collector after an error, they would be waited for inside any thread.
+        # Both own threads: after an error the garbage collector would join them in an arbitrary thread.
         with closing(loaded), closing(engine.rows(loaded)) as answers:
             for rows in answers:
                 saver.add(rows)

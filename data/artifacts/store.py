@@ -19,9 +19,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -73,11 +73,25 @@ class ArtifactRef:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Produced:
+    """What a stage tells about the files it has written.
+
+    complete: False for an artifact that is handed on but must count as absent next time. note: what was done, in a few
+    words. contents: digests of parts of the files, for stages that depend on these alone (see `contents`).
+    """
+
+    complete: bool = True
+    note: str = ""
+    contents: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage returns: the reference, and whether it was found instead of made."""
+    """What a stage returns: the reference, whether it was found instead of made, and what the stage told."""
 
     ref: ArtifactRef
     cached: bool
+    produced: Produced = Produced()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,57 +199,36 @@ class ArtifactStore:
             return f"{name} cannot be read ({error.strerror})"
         return None if actual == sha256 else f"{name} was changed"
 
-    def make(
-        self,
-        stage: str,
-        ingredients: Mapping[str, Any],
-        produce: Callable[[Path], None],
-        *,
-        complete: Callable[[Path], bool] = lambda _: True,
-        contents: Callable[[Path], Mapping[str, str]] = lambda _: {},
-    ) -> Made:
-        """Return the artefact of `stage` for `ingredients`, running `produce(folder)` only if it is not intact.
+    @contextmanager
+    def draft(self, stage: str, fingerprint: str) -> Iterator[Path]:
+        """Yield an empty folder beside the artifact's place, removed at the end unless `publish` has moved it there.
 
-        `produce` writes its files into the empty folder it is given. Of several processes that want the same
-        artefact, one makes it and the others wait for it. When `complete(folder)` is false (say, some images could
-        not be read this time) the artefact is handed on but counts as absent next time. `contents(folder)`: digests
-        of parts of the files, for stages that depend on these alone; kept in artifact.json.
+        Call it under `lock`. Raises ClipScgiError when the disk is full.
         """
-        fingerprint = fingerprint_of(stage, ingredients)
-        found = self.find(stage, fingerprint)
-        if found is not None:
-            return Made(ref=found, cached=True)
-        with self.lock(stage, fingerprint):
-            found = self.find(stage, fingerprint)
-            if found is not None:
-                return Made(ref=found, cached=True)
-
-            def seal(folder: Path) -> str:
-                return _seal(folder, stage, ingredients, complete(folder), contents(folder))
-
-            return Made(ref=self._produce(stage, fingerprint, produce, seal), cached=False)
-
-    def _produce(
-        self, stage: str, fingerprint: str, produce: Callable[[Path], None], seal: Callable[[Path], str]
-    ) -> ArtifactRef:
-        final = self.folder(stage, fingerprint)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        for stale in final.parent.glob(f".{fingerprint}.*"):  # left by a killed process; we hold the lock
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{fingerprint}.", dir=final.parent))
+        parent = self.folder(stage, fingerprint).parent
+        parent.mkdir(parents=True, exist_ok=True)
+        self._sweep(stage, fingerprint)  # left by a killed process: the lock is ours
         try:
             with full_disk_explained(self.root, f"stage {stage} could not finish"):
-                produce(temporary)
-                content = seal(temporary)
-            if final.exists():  # damaged, or `find` would have returned it
-                final.rename(temporary.with_name(f".{fingerprint}.damaged"))
-            temporary.rename(final)
-            sync_folder(final.parent)
+                yield Path(tempfile.mkdtemp(prefix=f".{fingerprint}.", dir=parent))
         finally:
-            for leftover in final.parent.glob(f".{fingerprint}.*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._sweep(stage, fingerprint)
+
+    def publish(self, draft: Path, stage: str, ingredients: Mapping[str, Any], produced: Produced) -> ArtifactRef:
+        """Seal the files in `draft` with artifact.json, move them to their place, and return the reference."""
+        fingerprint = fingerprint_of(stage, ingredients)
+        content = _seal(draft, stage, ingredients, produced)
+        final = self.folder(stage, fingerprint)
+        if final.exists():  # damaged, or `find` would have returned it
+            final.rename(draft.with_name(f".{fingerprint}.damaged"))
+        draft.rename(final)
+        sync_folder(final.parent)
         shutil.rmtree(self.scratch(stage, fingerprint), ignore_errors=True)
         return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(final))
+
+    def _sweep(self, stage: str, fingerprint: str) -> None:
+        for leftover in self.folder(stage, fingerprint).parent.glob(f".{fingerprint}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def sidecars(self, stage: str) -> list[Sidecar]:
         """Return what is written about the artifacts of `stage`; those whose artifact.json is damaged are left out."""
@@ -266,7 +259,7 @@ class ArtifactStore:
         return self.root / "locks" / f"{stage}-{fingerprint}"
 
 
-def _seal(folder: Path, stage: str, ingredients: Mapping[str, Any], complete: bool, contents: Mapping[str, str]) -> str:
+def _seal(folder: Path, stage: str, ingredients: Mapping[str, Any], produced: Produced) -> str:
     """Write artifact.json into `folder`, last of all its files, and return the content digest."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -275,17 +268,18 @@ def _seal(folder: Path, stage: str, ingredients: Mapping[str, Any], complete: bo
         files[name] = {"size": path.stat().st_size, "sha256": digest_file(path)}
     if not files:
         raise DataError(f"stage {stage} wrote no file into {folder}")
+    contents = dict(produced.contents)
     content = _content(files, contents)
     sidecar = {
         "stage": stage,
-        # An incomplete artefact names no fingerprint: it can be read, and never counts as found.
-        "fingerprint": fingerprint_of(stage, ingredients) if complete else None,
+        # An incomplete artifact has no fingerprint: it can be read, but never counts as found.
+        "fingerprint": fingerprint_of(stage, ingredients) if produced.complete else None,
         "ingredients": dict(ingredients),
         "content": content,
         "files": files,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(folder / SIDECAR, sidecar | ({"contents": dict(contents)} if contents else {}))
+    write_json(folder / SIDECAR, sidecar | ({"contents": contents} if contents else {}))
     folder.chmod(0o755)
     return content
 

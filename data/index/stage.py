@@ -1,7 +1,7 @@
-"""Stage 1 of the DAG: index. Every image hashed and decoded once, every unusable file named, one dataset hash.
+"""The index stage: hash and decode every image once, name every unusable file, and digest the dataset.
 
-The index is a snapshot: after anything was read, the folder is listed again, and a folder that changed meanwhile is
-read once more. An unchanged folder costs one `stat` a file and no read.
+The index is a snapshot: if any file was read, the folder is listed again afterwards, and a folder that has changed is
+read once more. An unchanged folder costs one `stat` call per file and no read.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.artifacts.contents import IMAGES_FILE, contents_of_images
 from data.artifacts.fingerprint import digest
-from data.artifacts.store import ArtifactStore, Made
+from data.artifacts.store import ArtifactStore, Made, Produced
 from data.datasets import DatasetConfig, scan_dataset
 from data.errors import RetryableError
 from data.files import write_json, write_table
@@ -28,18 +27,20 @@ from data.progress import ProgressFn, silent
 from data.readers.base import ImageRecord, Rejected, Scan
 from data.schemas import IMAGES, REJECTED, SCHEMA_VERSION
 from data.splits import SPLITS
+from data.stages.images import DESCRIPTION_FILE, IndexedImages
+from data.stages.stage import Ingredients, RunContext, Stage
 
-STAGE: Final = "index"
 STAGE_VERSION: Final = 2
 _SETTLE_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """A data set as it is on disk: what the index stage writes, before it is written.
+    """A dataset as it is on disk: what the index stage writes, before it is written.
 
-    records, facts: the usable images, side by side, sorted by (split, path). rejected: sorted. description: the
-    content of dataset.json. n_read, n_decoded: files read and decoded this time.
+    root: absolute folder that the paths are relative to. records, facts: the usable images, side by side, sorted by
+    (split, path). rejected: sorted. description: the content of dataset.json. n_read, n_decoded: files read and decoded
+    this time; 0 when nothing changed.
     """
 
     root: Path
@@ -55,66 +56,65 @@ class Survey:
         """The digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
         return str(self.description["dataset_hash"])
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences for the user, the rejected files among them."""
+        return tuple(self.description["notices"])
+
+    @property
+    def note(self) -> str:
+        """What was found, in a few words."""
+        return f"{len(self.records)} images, {len(self.rejected)} rejected, {self.n_read} read"
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOutcome:
-    """The index artefact, and what a person wants to be told.
-
-    images_root: absolute folder that the paths in images.parquet are relative to. n_read, n_decoded: files whose
-    bytes were read, and decoded, this time; 0 when nothing changed. notices: sentences, the rejected files among them.
-    """
+    """The indexed images, and the survey that a person wants to be told about."""
 
     made: Made
-    images_root: Path
-    dataset_hash: str
-    n_images: int
-    n_rejected: int
-    n_read: int
-    n_decoded: int
-    notices: tuple[str, ...]
+    images: IndexedImages
+    found: Survey
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexStage(Stage):
+    """Write a survey as images.parquet, rejected.parquet and dataset.json."""
+
+    name: ClassVar[str] = "index"
+    found: Survey
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return the description of the dataset, its hash included, and the rejected files."""
+        return {
+            "stage_version": STAGE_VERSION,
+            "schema_version": SCHEMA_VERSION,
+            "rejected": digest([list(row) for row in self.found.rejected]),
+            "description": self.found.description,
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write the three files."""
+        images = _write(folder, self.found)
+        return Produced(note=self.found.note, contents=contents_of_images(images))
 
 
 def index(
     store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
 ) -> IndexOutcome:
-    """Index the data set of `config`: images.parquet, rejected.parquet and dataset.json.
+    """Index the dataset of `config`: images.parquet, rejected.parquet and dataset.json.
 
-    reread: read every file again, even those whose size and times are as remembered. Raises DataError when the set
+    reread: read every file again, even those whose size and times are as remembered. Raises DataError when the dataset
     cannot be used as a whole, and RetryableError when its folder keeps changing.
     """
     found = survey(store, config=config, progress=progress, reread=reread)
-    made = store.make(
-        STAGE,
-        index_ingredients(found),
-        lambda folder: _write(folder, found),
-        contents=lambda folder: contents_of_images(pq.read_table(folder / IMAGES_FILE)),
-    )
-    return IndexOutcome(
-        made=made,
-        images_root=found.root,
-        dataset_hash=found.dataset_hash,
-        n_images=len(found.records),
-        n_rejected=len(found.rejected),
-        n_read=found.n_read,
-        n_decoded=found.n_decoded,
-        notices=tuple(found.description["notices"]),
-    )
-
-
-def index_ingredients(found: Survey) -> dict[str, Any]:
-    """Return what the fingerprint of the index artefact is made from."""
-    return {
-        "stage_version": STAGE_VERSION,
-        "schema_version": SCHEMA_VERSION,
-        "rejected": digest([list(row) for row in found.rejected]),
-        "description": found.description,
-    }
+    made = IndexStage(found=found).make(RunContext(store=store, progress=progress))
+    return IndexOutcome(made=made, images=IndexedImages(ref=made.ref, root=found.root), found=found)
 
 
 def survey(
     store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
 ) -> Survey:
-    """Return the data set of `config` as it is on disk now; writes nothing but remembered digests.
+    """Return the dataset of `config` as it is on disk now; writes nothing but remembered digests.
 
     Cheap on an unchanged folder, so that it also serves to watch one. Raises as `index` does.
     """
@@ -126,7 +126,7 @@ def survey(
         return _survey(store, config, progress, reread)
     except ChangedError as error:
         raise RetryableError(
-            f"the data set {config.label} in {config.root} is changing while it is being read: {error}."
+            f"the dataset {config.label} in {config.root} is changing while it is being read: {error}."
             " Wait until whatever writes there has finished, then run again"
         ) from error
 
@@ -206,7 +206,7 @@ def _describe(
 
 
 def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) -> str:
-    """Digest the sorted rows; NUL cannot occur in a path, so no two data sets are the same text."""
+    """Digest the sorted rows. NUL cannot occur in a path, so two different datasets never give the same text."""
     hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
     for record, fact in zip(records, facts, strict=True):
         row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}"
@@ -214,7 +214,8 @@ def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) ->
     return hasher.hexdigest()[:32]
 
 
-def _write(folder: Path, found: Survey) -> None:
+def _write(folder: Path, found: Survey) -> pa.Table:
+    """Write the files of the artifact; return the table of images.parquet."""
     columns = {
         "path": [record.path for record in found.records],
         "split": [record.split for record in found.records],
@@ -225,7 +226,9 @@ def _write(folder: Path, found: Survey) -> None:
         "width": [fact.width for fact in found.facts],
         "height": [fact.height for fact in found.facts],
     }
-    write_table(folder / IMAGES_FILE, pa.table(columns, schema=IMAGES), IMAGES)
+    images = pa.table(columns, schema=IMAGES)
+    write_table(folder / IMAGES_FILE, images, IMAGES)
     rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
     write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
-    write_json(folder / "dataset.json", found.description)
+    write_json(folder / DESCRIPTION_FILE, found.description)
+    return images

@@ -7,18 +7,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.table import Table
 from rich.text import Text
 
-from captioning.stage.stage import STAGE as CAPTION
-from captioning.stage.stage import caption_ingredients
+from captioning.stage.stage import CaptionStage
 from data.artifacts.stages import StageName
-from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
+from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ClipScgiError, ConfigError
-from data.index.stage import STAGE as INDEX
-from data.index.stage import index
+from data.index.stage import IndexStage, index
+from data.stages.images import IndexedImages
+from data.stages.stage import RunContext
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.cli.run import flow_of
 from flows.execution.gpu import uses_gpu
@@ -26,8 +26,7 @@ from flows.recipes import Recipe
 from flows.summary import RunSummary
 from flows.terminal import plain_console, progress_bar
 from flows.worlds import world_folder
-from reid.training.stage import STAGE as TRAIN
-from reid.training.stage import train_ingredients
+from reid.training.stage import TrainStage
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 _EXAMPLE: Final = "'a woman in a red coat'"
@@ -37,9 +36,8 @@ _EXAMPLE: Final = "'a woman in a red coat'"
 class Searchable:
     """The inputs of a search: index and train artifacts, and the folder that contains the images."""
 
-    images: ArtifactRef
+    run: RunContext
     model: ArtifactRef
-    images_root: Path
 
 
 def find_people(
@@ -53,10 +51,10 @@ def find_people(
     if not isinstance(found, Searchable) and train:
         with flow_of(recipe, store, "train") as flow:
             summary = flow()
-        found = _trained(RunSummary.model_validate(summary))
+        found = _trained(store, RunSummary.model_validate(summary))
     if not isinstance(found, Searchable):
         raise ClipScgiError(_missing(found, name, overrides, home))
-    _show(store, recipe, found, query, top)
+    _show(recipe, found, query, top)
 
 
 def read_query(given: str | None, *, image: str | None, text: str | None) -> str | Path:
@@ -128,30 +126,24 @@ def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[Stag
         if not world.is_dir():
             return stages
         data = data.model_copy(update={"root": str(world)})
-    if not any(item.ingredients.get("description", {}).get("name") == data.label for item in store.sidecars(INDEX)):
+    indexed = store.sidecars(IndexStage.name)
+    if not any(item.ingredients.get("description", {}).get("name") == data.label for item in indexed):
         return stages
-    with progress_bar(INDEX) as progress:
-        indexed = index(store, config=data, progress=progress)
-    images, captions = indexed.made.ref, None
+    with progress_bar(IndexStage.name) as progress:
+        run = RunContext(store=store, indexed=index(store, config=data, progress=progress).images)
+    captions = None
     if recipe.train.needs_captions:
-        captions = _find(store, CAPTION, caption_ingredients(store, images=images, config=recipe.caption))
+        captions = CaptionStage(config=recipe.caption).find(run)
         if captions is None:
             return stages[1:]
-    model = _find(store, TRAIN, train_ingredients(store, images=images, captions=captions, config=recipe.train))
-    if model is None:
-        return stages[-1:]
-    return Searchable(images=images, model=model, images_root=indexed.images_root)
+    model = TrainStage(captions=captions, config=recipe.train).find(run)
+    return stages[-1:] if model is None else Searchable(run=run, model=model)
 
 
-def _find(store: ArtifactStore, stage: str, ingredients: dict[str, Any]) -> ArtifactRef | None:
-    return store.find(stage, fingerprint_of(stage, ingredients))
-
-
-def _trained(summary: RunSummary) -> Searchable:
+def _trained(store: ArtifactStore, summary: RunSummary) -> Searchable:
     indexed = summary["index"]
-    return Searchable(
-        images=indexed.artifact, model=summary["train"].artifact, images_root=Path(indexed.images_root or "")
-    )
+    images = IndexedImages(ref=indexed.artifact, root=Path(indexed.images_root or ""))
+    return Searchable(run=RunContext(store=store, indexed=images), model=summary["train"].artifact)
 
 
 def _missing(stages: Sequence[str], recipe: str, overrides: Sequence[str], home: Path | None) -> str:
@@ -164,26 +156,23 @@ def _missing(stages: Sequence[str], recipe: str, overrides: Sequence[str], home:
     )
 
 
-def _show(store: ArtifactStore, recipe: Recipe, found: Searchable, query: str | Path, top: int) -> None:
+def _show(recipe: Recipe, found: Searchable, query: str | Path, top: int) -> None:
     from reid.evaluation.search import search
 
     console = plain_console()
     with progress_bar("search") as progress:
         hits = search(
-            store,
-            images=found.images,
+            found.run.with_progress(progress),
             model=found.model,
-            images_root=found.images_root,
             query=query,
             top=top,
             device=recipe.evaluate.device,
-            progress=progress,
         )
     table = Table(title=Text(f"gallery images nearest to: {query}"), title_justify="left")
     for column in ("rank", "similarity", "pid", "camera", "image"):
         table.add_column(column, justify="left" if column == "image" else "right")
     for hit in hits:
-        path = Text(str(found.images_root / hit.path))
+        path = Text(str(found.run.images.root / hit.path))
         table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), str(hit.camid), path)
     console.print(table)
     if len(hits) < top:

@@ -83,8 +83,7 @@ def _plan_of(run: Run) -> Plan:
     reads = run.variant.captions not in ("none", "true")
     captioned = not reads or run.inputs.find("captioner") is not None
     return Plan(
-        store=run.inputs.store,
-        images=run.inputs.images,
+        run=run.inputs.run,
         caption=run.inputs.config,
         train=run.train,
         evaluate=run.evaluate,
@@ -109,7 +108,7 @@ def _print_cost(console: Console, runs: Sequence[Run]) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    uncaptioned = {plan.images.fingerprint for plan in map(_plan_of, pending) if "caption" in plan.stages}
+    uncaptioned = {plan.run.images.ref.fingerprint for plan in map(_plan_of, pending) if "caption" in plan.stages}
     captioning = f"captioning of {len(uncaptioned)} dataset(s) and " if uncaptioned else ""
     console.print(
         f"not included: {captioning}evaluation; their time is unknown before the first run",

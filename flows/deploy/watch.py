@@ -22,11 +22,12 @@ from prefect.events import emit_event
 
 from data.artifacts.fingerprint import digest
 from data.artifacts.inventory import take_inventory
-from data.artifacts.store import ArtifactStore, fingerprint_of
+from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError, DataError, RetryableError, raise_problems
 from data.files import atomic_path, read_json, write_json
-from data.index.stage import STAGE, Survey, index_ingredients, survey
+from data.index.stage import IndexStage, Survey, survey
+from data.stages.stage import RunContext
 from flows.pipeline import FLOW_NAME
 from flows.recipes import Recipe
 from flows.worlds import world_folder
@@ -232,7 +233,7 @@ def _images_of(found: Survey) -> Images:
 
 
 def _is_indexed(store: ArtifactStore, found: Survey) -> bool:
-    return store.find(STAGE, fingerprint_of(STAGE, index_ingredients(found))) is not None
+    return IndexStage(found=found).find(RunContext(store=store)) is not None
 
 
 def _last_change(found: Survey) -> float:
@@ -337,9 +338,9 @@ def _read_images(path: Path, *, dataset_hash: str) -> Images:
 
 def _newest_index(store: ArtifactStore, label: str) -> State | None:
     """Return the dataset as its newest intact index has it, or None if no run has indexed it."""
-    entries = [entry for entry in take_inventory(store, STAGE).entries if entry.label == label]
+    entries = [entry for entry in take_inventory(store, IndexStage.name).entries if entry.label == label]
     for entry in reversed(entries):
-        if store.problems(STAGE, entry.fingerprint):
+        if store.problems(IndexStage.name, entry.fingerprint):
             continue
         columns = [*WatchedImage._fields, "sha256"]
         table = pq.read_table(entry.folder / "images.parquet", columns=columns)

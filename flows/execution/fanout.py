@@ -1,13 +1,12 @@
 """Captioning by several workers of one run: threads, processes, or a Ray cluster.
 
-The workers claim images in the caption store, so they need no plan; the caption stage then finds everything there.
+The workers claim images in the caption store, so nobody has to divide the work; the caption stage then finds all there.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -15,10 +14,10 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from captioning.config import CaptionConfig
 from captioning.stage.stage import caption_part
-from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.device import cuda_devices
 from data.errors import ClipScgiError, ConfigError
 from data.process.children import follow, shielded
+from data.stages.stage import RunContext
 from flows.execution.gpu import gpu_slot, uses_gpu
 from flows.execution.ui import progress_artifact
 from flows.interrupts import stop_on_terminate
@@ -27,39 +26,39 @@ from flows.terminal import progress_bar
 
 
 @task(name="caption-worker", task_run_name="caption-worker-{worker}", persist_result=False, retries=0)
-def caption_worker(*, home: str, images: ArtifactRef, images_root: str, config: CaptionConfig, worker: int) -> int:
+def caption_worker(*, run: RunContext, config: CaptionConfig, worker: int) -> int:
     """Caption what no other worker has claimed, on a GPU of its own where there are several; return how many."""
     name = f"caption-{worker}"
     config = config.model_copy(update={"device": device_of(config.local_device, worker)})
-    store, slot = ArtifactStore(Path(home)), gpu_slot(config.local_device, "caption.device")
+    slot = gpu_slot(config.local_device, "caption.device")
     try:
         with slot, progress_bar(name) as bar, progress_artifact(name, bar) as progress:
-            done = caption_part(store, images=images, images_root=Path(images_root), config=config, progress=progress)
+            done = caption_part(run.with_progress(progress), config)
     except KeyboardInterrupt:
         # A pool prints the traceback of what is not an Exception.
         raise ClipScgiError(f"{name} was stopped; its captions are kept") from None
     return done.generated
 
 
-def caption_together(scale: ScaleConfig, **what: Any) -> int:
-    """Run `scale.caption_workers` workers on `what` (the arguments of `caption_worker`); return the captions made."""
+def caption_together(run: RunContext, scale: ScaleConfig, config: CaptionConfig) -> int:
+    """Caption the images of `run` with `scale.caption_workers` workers; return the number of captions generated."""
     with task_runner(scale) as runner:
         with shielded():
             futures = [
-                runner.submit(caption_worker, parameters={**what, "worker": worker})
+                runner.submit(caption_worker, parameters={"run": run, "config": config, "worker": worker})
                 for worker in range(scale.caption_workers)
             ]
         try:
             return sum(future.result() for future in futures)
         except BaseException:
-            # The runner waits for its workers, which would caption to the end.
+            # The runner waits for its workers, which would go on captioning.
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
 
 
 def _begin_worker(parent: int) -> None:
-    """Prepare a captioning process: it ends with its parent, and SIGTERM lets it save what it has made."""
+    """Prepare a captioning process: it ends with its parent, and on SIGTERM it saves its captions."""
     follow(parent)
     stop_on_terminate()
 

@@ -1,9 +1,9 @@
-"""Training by several processes of `accelerate launch`, started from a task, their output shown as it comes.
+"""Training by several processes of `accelerate launch`, started from a task, with their output shown as it comes.
 
     python -m flows.execution.launch JOB.json
 
-is what each process runs: the train stage on what the job names. The first process owns the artefact; the task that
-started them finds it in the store.
+is what each process runs: the train stage on the job. The first process owns the artifact; the task that started them
+finds it in the store.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from data.errors import ClipScgiError, RetryableError
 from data.files import read_json, write_json
 from data.process.children import follow
 from data.process.environment import own_environment
+from data.stages.images import IndexedImages
+from data.stages.stage import RunContext
 from flows.terminal import progress_bar
 from reid.config.train import TrainConfig
-from reid.training.stage import train
+from reid.training.stage import TrainStage
+from reid.training.together import train_together
 
 _JOB: Final = "job.json"
 _PROBLEM: Final = "problem.json"
 _LAST_LINES: Final = 80  # torchrun alone ends with thirty
 _LAUNCH: Final = ("accelerate.commands.launch", "--config_file")
-# Its own file: else accelerate reads the user's default_config.yaml, which may ask for anything.
+# A file of our own: otherwise accelerate reads the user's default_config.yaml, which may ask for anything.
 _LAUNCH_CONFIG: Final = {
     "compute_environment": "LOCAL_MACHINE",
-    # accelerate calls its torchrun launcher so; on CPUs too, where "use_cpu" would start one process only.
+    # accelerate's name of its torchrun launcher, on CPUs too: there "use_cpu" would start one process only.
     "distributed_type": "MULTI_GPU",
     "use_cpu": False,
     "mixed_precision": "no",
@@ -48,22 +51,13 @@ _LAUNCH_CONFIG: Final = {
 }
 
 
-def launch_training(
-    store: ArtifactStore,
-    *,
-    images: ArtifactRef,
-    captions: ArtifactRef | None,
-    images_root: Path,
-    config: TrainConfig,
-    processes: int,
-) -> None:
+def launch_training(stage: TrainStage, run: RunContext, *, processes: int) -> None:
     """Train with `processes` processes on this machine. Raises what stopped one of them, or else their last lines."""
     job = {
-        "home": str(store.root),
-        "images": images.to_json(),
-        "captions": captions.to_json() if captions else None,
-        "images_root": str(images_root),
-        "config": config.model_dump(mode="json"),
+        "home": str(run.store.root),
+        "images": run.images.to_json(),
+        "captions": stage.captions.to_json() if stage.captions else None,
+        "config": stage.config.model_dump(mode="json"),
     }
     with tempfile.TemporaryDirectory(prefix="clip-scgi-") as folder:
         path = Path(folder) / _JOB
@@ -83,7 +77,7 @@ def launcher(folder: Path, processes: int) -> list[str]:
 
 
 def _raise_problem(path: Path) -> None:
-    """Raise what one of the processes has written down as the reason it stopped, if any has."""
+    """Raise the error that one of the processes has written down, if any has."""
     if path.exists():
         problem = read_json(path)
         raise (RetryableError if problem["retry"] else ClipScgiError)(problem["message"])
@@ -125,26 +119,29 @@ def _end(running: subprocess.Popen[str]) -> None:
 def main(path: Path) -> None:
     """Run the train stage on the job at `path`, as one of several processes."""
     follow(os.getppid())
-    import torch.distributed  # not above: a run that finds everything loads no torch
+    import torch.distributed  # not at the top: a run that finds everything loads no torch
 
     job: dict[str, Any] = read_json(path)
     try:
         with progress_bar("train") as progress:
-            train(
-                ArtifactStore(Path(job["home"])),
-                images=ArtifactRef(**job["images"]),
-                captions=ArtifactRef(**job["captions"]) if job["captions"] else None,
-                images_root=Path(job["images_root"]),
-                config=build_config(TrainConfig, job["config"], "training job"),
-                progress=progress,
-                launched=True,
+            train_together(
+                TrainStage(
+                    captions=ArtifactRef(**job["captions"]) if job["captions"] else None,
+                    config=build_config(TrainConfig, job["config"], "training job"),
+                    launched=True,
+                ),
+                RunContext(
+                    store=ArtifactStore(Path(job["home"])),
+                    progress=progress,
+                    indexed=IndexedImages.from_json(job["images"]),
+                ),
             )
     except ClipScgiError as error:
-        # Handed over as a file: what several processes print is mixed, and torchrun's own lines come last.
+        # Handed over as a file: the output of several processes is mixed, and torchrun's own lines come last.
         write_json(path.with_name(_PROBLEM), {"message": str(error), "retry": isinstance(error, RetryableError)})
         sys.exit(f"clip-scgi: {error}")
     torch.distributed.destroy_process_group()
-    # Not through the interpreter's end: on a busy machine, threads of the process group that are still ending abort it.
+    # Not through the interpreter's shutdown, which aborts when threads of the process group are still ending.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -7,13 +7,14 @@ depends on captions is not known yet: training checks, when it begins, if enough
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
-from captioning.stage.stage import caption_ingredients
+from captioning.stage.stage import CaptionStage
 from data.artifacts.stages import STAGES, StageName
-from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
+from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ClipScgiError, ConfigError, raise_problems
+from data.stages.stage import RunContext, Stage
 from flows.preflight.dataset import (
     camera_problems,
     evaluation_notices,
@@ -27,8 +28,8 @@ from flows.preflight.plan import Check, Plan
 from flows.preflight.settings import key_problems, log_problems, prompt_length_problems, runner_problems
 from flows.preflight.weights import backbone_problems, captioner_problems
 from flows.recipes import Recipe
-from reid.evaluation.stage import evaluate_ingredients
-from reid.training.stage import train_ingredients
+from reid.evaluation.stage import EvaluateStage
+from reid.training.stage import TrainStage
 
 CHECKS: Final[tuple[Check, ...]] = (
     device_problems,
@@ -46,7 +47,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     disk_problems,
 )
 NOTICES: Final[tuple[Check, ...]] = (worker_notices, evaluation_notices)
-_NO_INDEX: Final = ArtifactRef(stage="index", fingerprint="", content="", path="")
 
 
 def problems_of(plan: Plan) -> list[str]:
@@ -59,13 +59,12 @@ def notices_of(plan: Plan) -> list[str]:
     return [notice for check in NOTICES for notice in check(plan)]
 
 
-def check_run(store: ArtifactStore, recipe: Recipe, images: ArtifactRef, until: StageName) -> list[str]:
+def check_run(run: RunContext, recipe: Recipe, until: StageName) -> list[str]:
     """Return notices about the stages of `recipe` after its index, up to `until`; raise ConfigError for all problems.
 
     Stages that have an artifact are not checked, so a run that finds all of them needs neither a GPU nor space.
     """
-    stages = _missing(store, recipe, images, planned(recipe, until))
-    plan = _plan(store, recipe, images, stages)
+    plan = _plan(run, recipe, _missing(run, recipe, planned(recipe, until)))
     raise_problems(f"recipe {recipe.name}", [*problems_of(plan), *limit_problems(plan)], ConfigError)
     return notices_of(plan)
 
@@ -76,14 +75,13 @@ def check_devices(store: ArtifactStore, recipe: Recipe, until: StageName) -> Non
     Needs no index, so that it can run before it.
     """
     stages = (name for name in planned(recipe, until) if not (store.root / "stages" / name).exists())
-    plan = _plan(store, recipe, _NO_INDEX, stages)
+    plan = _plan(RunContext(store=store), recipe, stages)
     raise_problems(f"recipe {recipe.name}", [*device_problems(plan), *precision_problems(plan)], ConfigError)
 
 
-def _plan(store: ArtifactStore, recipe: Recipe, images: ArtifactRef, stages: Iterator[StageName]) -> Plan:
+def _plan(run: RunContext, recipe: Recipe, stages: Iterator[StageName]) -> Plan:
     return Plan(
-        store=store,
-        images=images,
+        run=run,
         caption=recipe.caption,
         train=recipe.train,
         evaluate=recipe.evaluate,
@@ -99,31 +97,25 @@ def planned(recipe: Recipe, until: StageName) -> tuple[StageName, ...]:
     return tuple(name for name in wanted if STAGES.index(name) <= STAGES.index(until))
 
 
-def _missing(
-    store: ArtifactStore, recipe: Recipe, images: ArtifactRef, stages: tuple[StageName, ...]
-) -> Iterator[StageName]:
+def _missing(run: RunContext, recipe: Recipe, stages: tuple[StageName, ...]) -> Iterator[StageName]:
     """Yield those of `stages` without an artifact; a stage that depends on a missing one counts as missing."""
     captions = model = None
     if "caption" in stages:
-        captions = _found(store, "caption", lambda: caption_ingredients(store, images=images, config=recipe.caption))
+        captions = _found(CaptionStage(config=recipe.caption), run)
         if captions is None:
             yield "caption"
     if "train" in stages and (captions is not None or not recipe.train.needs_captions):
-        model = _found(
-            store, "train", lambda: train_ingredients(store, images=images, captions=captions, config=recipe.train)
-        )
+        model = _found(TrainStage(captions=captions, config=recipe.train), run)
     if "train" in stages and model is None:
         yield "train"
     if "evaluate" not in stages:
         return
-    if model is None or not _found(
-        store, "evaluate", lambda: evaluate_ingredients(store, images=images, model=model, config=recipe.evaluate)
-    ):
+    if model is None or not _found(EvaluateStage(model=model, config=recipe.evaluate), run):
         yield "evaluate"
 
 
-def _found(store: ArtifactStore, stage: str, ingredients: Callable[[], Mapping[str, Any]]) -> ArtifactRef | None:
+def _found(stage: Stage, run: RunContext) -> ArtifactRef | None:
     try:
-        return store.find(stage, fingerprint_of(stage, ingredients()))
+        return stage.find(run)
     except ClipScgiError:
         return None  # weights that do not exist: their own check reports them

@@ -73,10 +73,10 @@ def camera_problems(plan: Plan) -> Iterator[str]:
 def evaluation_problems(plan: Plan) -> Iterator[str]:
     """Yield a test split that `evaluate` cannot use: without a query, a gallery, or a query with a match."""
     if "evaluate" in plan.stages:
-        yield from message_of(lambda: check_test_split(plan.images, plan.evaluate))
+        yield from message_of(lambda: check_test_split(plan.run.images, plan.evaluate))
 
 
 def evaluation_notices(plan: Plan) -> Iterator[str]:
     """Yield notices about queries that `evaluate` will skip."""
     if "evaluate" in plan.stages:
-        yield from check_test_split(plan.images, plan.evaluate)
+        yield from check_test_split(plan.run.images, plan.evaluate)

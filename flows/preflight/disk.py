@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from data.artifacts.store import fingerprint_of
 from data.errors import ClipScgiError, ConfigError
 from flows.preflight.plan import Plan
 from flows.terminal import size
 from reid.config.train import TrainConfig
-from reid.inputs.pixel_cache import STAGE as PIXELS
-from reid.inputs.pixel_cache import pixels_ingredients
+from reid.inputs.pixel_cache import PixelStage
 from reid.models.pretrained import weights_file
 
 _FOLDERS: Final = ("stages", "work", "locks", "captions")
@@ -34,7 +32,7 @@ def disk_problems(plan: Plan) -> Iterator[str]:
     """
     if not plan.stages:
         return
-    root = plan.store.root
+    root = plan.run.store.root
     closed = [folder for folder in (root, *(root / name for name in _FOLDERS)) if not writable(folder)]
     if closed:
         yield f"the artifact root cannot be written ({closed[0]}): set --home to a folder of your own"
@@ -88,8 +86,8 @@ def _weight_bytes(config: TrainConfig) -> int:
 
 def _has_pixels(plan: Plan) -> bool:
     backbone = plan.train.backbone
-    ingredients = pixels_ingredients(images=plan.images, height=backbone.height, width=backbone.width)
-    return plan.store.folder(PIXELS, fingerprint_of(PIXELS, ingredients)).is_dir()
+    pixels = PixelStage(height=backbone.height, width=backbone.width).plan(plan.run)
+    return plan.run.store.folder(pixels.stage.name, pixels.fingerprint).is_dir()
 
 
 def check_output(path: Path, option: str, *, suffixes: tuple[str, ...] = ()) -> None:

@@ -8,14 +8,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
-from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.device import Cuda, cuda_devices
 from data.errors import ClipScgiError
 from data.people import is_junk
+from data.stages.stage import RunContext
 from flows.recipes import ScaleConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
@@ -54,11 +53,10 @@ class LazyCuda:
 class Plan:
     """What is about to run.
 
-    images: the index artifact. stages: those that will run because they have no artifact yet.
+    run: its images are not known before the index. stages: those that will run because they have no artifact yet.
     """
 
-    store: ArtifactStore
-    images: ArtifactRef
+    run: RunContext
     caption: CaptionConfig
     train: TrainConfig
     evaluate: EvaluateConfig
@@ -69,7 +67,7 @@ class Plan:
     @cached_property
     def rows(self) -> IndexRows:
         """The indexed images."""
-        table = pq.read_table(self.images.folder / "images.parquet", columns=["split", "pid", "camid"])
+        table = self.run.images.rows("split", "pid", "camid")
         split, pid, camid = (table[name].to_numpy() for name in table.column_names)
         kept = ~is_junk(pid)
         return IndexRows(split[kept], pid[kept], camid[kept])

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from data.artifacts.inventory import in_progress
-from data.artifacts.store import ArtifactRef, ArtifactStore, Sidecar, fingerprint_of
+from data.artifacts.store import ArtifactRef, ArtifactStore, Sidecar
+from data.stages.stage import Plan
 from flows.reasons.tables import CAPTIONS, IMAGES, behind, between
 
 FIRST: Final = "first run"
@@ -37,13 +38,13 @@ class Purpose:
     recipe: str
 
 
-def reason(store: ArtifactStore, stage: str, ingredients: Mapping[str, Any], purpose: Purpose) -> str:
-    """Return why `stage` has to run on `ingredients`, in a few words; call it before the stage runs.
+def reason(store: ArtifactStore, plan: Plan, purpose: Purpose) -> str:
+    """Return why the stage of `plan` has to run, in a few words; call it before the stage runs.
 
     The predecessor is, of the artifacts used for `purpose` before, the one that shares most ingredients, and the most
     recently used of equals. Artifacts without a label (from an earlier version) count where there is no other.
     """
-    fingerprint = fingerprint_of(stage, ingredients)
+    stage, ingredients, fingerprint = plan.stage.name, plan.ingredients, plan.fingerprint
     if f"{stage}-{fingerprint}" in in_progress(store):
         return ELSEWHERE
     problems = store.problems(stage, fingerprint)

@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.files import read_json, write_text
 from data.images.thumbnails import Thumbnails
-from data.progress import ProgressFn
+from data.stages.images import IndexedImages
+from data.stages.stage import RunContext
 from flows.report.curves import cmc_chart, training_charts
 from flows.report.gather import Row, counts, distinct, read_log, read_rows
 from flows.report.intervals import METHOD, MIN_QUERIES
@@ -35,16 +36,13 @@ _REJECTED_SHOWN: Final = 50
 _SECTIONS: Final = 4
 
 
-def write_page(
-    path: Path, *, inputs: ReportInputs, images_root: Path, config: ReportConfig, progress: ProgressFn
-) -> dict[str, str]:
+def write_page(path: Path, run: RunContext, *, inputs: ReportInputs, config: ReportConfig) -> dict[str, str]:
     """Write the page to `path`; return the images that could not be shown, each with the reason."""
-    images = read_rows(inputs.images.folder / "images.parquet", ("path", "sha256"))
-    thumbnail = Thumbnails(images_root, {row["path"]: row["sha256"] for row in images}, config.thumbnail_height)
-    page = _page(inputs, config, thumbnail, progress)
+    thumbnail = Thumbnails(run.images.root, run.images.digests(), config.thumbnail_height)
+    page = _page(run, inputs, config, thumbnail)
     page["n_without_image"] = len(thumbnail.problems)
     write_text(path, page_environment().get_template("report.html.j2").render(page))
-    progress(_SECTIONS, _SECTIONS, "report.html")
+    run.progress(_SECTIONS, _SECTIONS, "report.html")
     return thumbnail.problems
 
 
@@ -67,15 +65,15 @@ def page_environment() -> Environment:
     return environment
 
 
-def _page(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, progress: ProgressFn) -> dict[str, Any]:
+def _page(run: RunContext, inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails) -> dict[str, Any]:
     metrics = read_json(inputs.evaluation.folder / "metrics.json")
     lead = leading_row(metrics["results"], config.mode)
-    page = {"config": config, "artifacts": inputs.artifacts()}
-    progress(0, _SECTIONS, "results")
-    page |= _results(inputs, metrics, lead, config)
-    progress(1, _SECTIONS, "training")
+    page = {"config": config, "artifacts": inputs.artifacts(run.images)}
+    run.progress(0, _SECTIONS, "results")
+    page |= _results(run.images, inputs, metrics, lead, config)
+    run.progress(1, _SECTIONS, "training")
     page |= _training_part(inputs)
-    progress(2, _SECTIONS, "queries")
+    run.progress(2, _SECTIONS, "queries")
     page |= query_section(
         inputs.evaluation.folder / "rankings.parquet",
         thumbnail,
@@ -85,15 +83,17 @@ def _page(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, pro
         top_k=config.top_k,
         seed=config.seed,
     )
-    progress(3, _SECTIONS, "captions")
+    run.progress(3, _SECTIONS, "captions")
     return page | _language_part(inputs, config, thumbnail)
 
 
-def _results(inputs: ReportInputs, metrics: Row, lead: Row, config: ReportConfig) -> dict[str, Any]:
+def _results(
+    images: IndexedImages, inputs: ReportInputs, metrics: Row, lead: Row, config: ReportConfig
+) -> dict[str, Any]:
     rows = scores(metrics, inputs.evaluation.folder / "rankings.parquet")
     return {
-        "dataset": read_json(inputs.images.folder / "dataset.json"),
-        "rejected": _rejected(inputs.images.folder / "rejected.parquet"),
+        "dataset": images.description.model_dump(),
+        "rejected": _rejected(images.ref.folder / "rejected.parquet"),
         "protocol": metrics["protocol"],
         "metric_names": METRICS,
         "interval_method": METHOD,

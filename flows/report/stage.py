@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from data.artifacts.fingerprint import digest_file
-from data.artifacts.store import ArtifactRef, ArtifactStore, Made
+from data.artifacts.store import ArtifactRef, Produced
 from data.config import Config
-from data.progress import ProgressFn, silent
+from data.stages.images import IndexedImages
+from data.stages.stage import Ingredients, RunContext, Stage
 
-STAGE: Final = "report"
 STAGE_VERSION: Final = 2
 TEMPLATES: Final = Path(__file__).parents[1] / "templates"
 _PATH_KEYS: Final = frozenset({"root", "home"})
@@ -52,24 +52,23 @@ class ReportConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportInputs:
-    """What a report is made from.
+    """What a report shows besides the images.
 
     captions, audit: None where the method reads no captions.
     recipe: the whole resolved config as plain JSON. It is shown and it counts for the fingerprint, except for the
     places on this machine in it (keys named ``root`` or ``home``).
     """
 
-    images: ArtifactRef
     captions: ArtifactRef | None
     audit: ArtifactRef | None
     model: ArtifactRef
     evaluation: ArtifactRef
     recipe: Mapping[str, Any]
 
-    def artifacts(self) -> dict[str, ArtifactRef]:
-        """Return the artefacts by their role, in the order of the DAG."""
+    def artifacts(self, images: IndexedImages) -> dict[str, ArtifactRef]:
+        """Return the artifacts by their role, in the order of the DAG."""
         roles = {
-            "images": self.images,
+            "images": images.ref,
             "captions": self.captions,
             "audit": self.audit,
             "model": self.model,
@@ -87,40 +86,34 @@ def without_places(value: Any) -> Any:
     return value
 
 
-def report_ingredients(*, inputs: ReportInputs, config: ReportConfig) -> dict[str, Any]:
-    """Return what the page depends on; the fingerprints too, because the page shows them."""
-    return {
-        "inputs": {
-            role: {"fingerprint": ref.fingerprint, "content": ref.content} for role, ref in inputs.artifacts().items()
-        },
-        "recipe": without_places(inputs.recipe),
-        "config": config.identity(),
-        "templates": {path.name: digest_file(path) for path in sorted(TEMPLATES.iterdir()) if path.is_file()},
-        "version": STAGE_VERSION,
-    }
-
-
-def report(
-    store: ArtifactStore,
-    *,
-    inputs: ReportInputs,
-    images_root: Path,
-    config: ReportConfig,
-    progress: ProgressFn = silent,
-) -> Made:
+@dataclass(frozen=True, kw_only=True)
+class ReportStage(Stage):
     """Write report.html.
 
-    A page with a placeholder for an image that could not be read counts as unfinished: it is handed on, and made
-    again next time.
+    A page with a placeholder for an image that could not be read counts as incomplete: it is handed on, and made again
+    next time.
     """
-    problems: dict[str, str] = {}
 
-    def produce(folder: Path) -> None:
+    name: ClassVar[str] = "report"
+    inputs: ReportInputs
+    config: ReportConfig
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return what the page depends on; the fingerprints too, because the page shows them."""
+        artifacts = self.inputs.artifacts(run.images)
+        return {
+            "inputs": {
+                role: {"fingerprint": ref.fingerprint, "content": ref.content} for role, ref in artifacts.items()
+            },
+            "recipe": without_places(self.inputs.recipe),
+            "config": self.config.identity(),
+            "templates": {path.name: digest_file(path) for path in sorted(TEMPLATES.iterdir()) if path.is_file()},
+            "version": STAGE_VERSION,
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write the page."""
         from flows.report.page import write_page  # a cached report needs neither Pillow nor jinja2
 
-        problems.update(
-            write_page(folder / "report.html", inputs=inputs, images_root=images_root, config=config, progress=progress)
-        )
-
-    ingredients = report_ingredients(inputs=inputs, config=config)
-    return store.make(STAGE, ingredients, produce, complete=lambda _: not problems)
+        problems = write_page(folder / "report.html", run, inputs=self.inputs, config=self.config)
+        return Produced(complete=not problems)

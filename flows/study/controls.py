@@ -1,16 +1,16 @@
-"""Captions that nobody wrote for their image: the controls of a study.
+"""The controls of a study: captions that were not written for their image.
 
-``shuffle_across_identities`` gives every training image a caption of somebody else: what a method still gains then, it
-does not gain from what the captions say. ``true_attributes`` writes what can be seen in a synthetic image and nothing
-else: the most a captioner could give. Both are pure functions of their inputs and write captions.parquet like the
-caption stage, so that training reads them without knowing.
+``ShuffleStage`` gives every training image a caption of another identity: a gain that remains does not come from what
+the captions say. ``TrueStage`` writes what can be seen in a synthetic image and nothing else: the best that a captioner
+could do. Both are pure functions of their inputs and write captions.parquet like the caption stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from captioning.attributes.parse import parse_caption
 from captioning.prompts.templates import compose
-from captioning.stage.stage import FILE
-from data.artifacts.contents import IMAGES_FILE, contents_of_captions
+from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_captions
 from data.artifacts.fingerprint import digest
-from data.artifacts.store import ArtifactRef, ArtifactStore, Made
+from data.artifacts.store import ArtifactRef, Produced
 from data.config import Config
 from data.errors import DataError
 from data.files import write_table
 from data.people import is_junk
 from data.schemas import CAPTIONS, SCHEMA_VERSION
 from data.slots import SLOTS
+from data.stages.stage import Ingredients, RunContext, Stage
 
 STAGE: Final = "caption_control"
 STAGE_VERSION: Final = 2
@@ -52,39 +52,45 @@ class ShuffleConfig(Config):
     still agree within an identity. image: each image gets the caption of anybody else, so they do not agree either."""
 
 
-def shuffle_ingredients(*, captions: ArtifactRef, config: ShuffleConfig) -> dict[str, Any]:
-    """Return what the shuffled captions depend on."""
-    return {
-        "control": "shuffled",
-        "captions": captions.digests_of(FILE),
-        "config": config.identity(),
-        "schema_version": SCHEMA_VERSION,
-        "version": STAGE_VERSION,
-    }
-
-
-def shuffle_across_identities(store: ArtifactStore, *, captions: ArtifactRef, config: ShuffleConfig) -> Made:
-    """Write the captions of a caption artefact with those of the training images given to images of other identities.
+@dataclass(frozen=True, kw_only=True)
+class ShuffleStage(Stage):
+    """Give the training images of a caption artifact the captions of images of other identities.
 
     Every caption is used exactly once, and its whole row moves: text, attributes, status and provenance. Rows of query
-    and gallery stay. Raises DataError when one identity has more than half of the training images.
+    and gallery stay. captions: the caption artifact.
+
+    `make` raises DataError when one identity has more than half of the training images.
     """
 
-    def produce(folder: Path) -> None:
-        table = pq.read_table(captions.folder / FILE)
+    name: ClassVar[str] = STAGE
+    captions: ArtifactRef
+    config: ShuffleConfig
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return the captions and how they change hands."""
+        return {
+            "control": "shuffled",
+            "captions": self.captions.digests_of(CAPTIONS_FILE),
+            "config": self.config.identity(),
+            "schema_version": SCHEMA_VERSION,
+            "version": STAGE_VERSION,
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write captions.parquet."""
+        table = pq.read_table(self.captions.folder / CAPTIONS_FILE)
         split, pids = np.array(table["split"].to_pylist()), table["pid"].to_numpy()
         source = np.arange(table.num_rows)
         train = _by_content(table, np.flatnonzero((split == "train") & ~is_junk(pids)))
-        source[train] = train[exchange(pids[train], seed=config.seed, unit=config.unit)]
+        source[train] = train[exchange(pids[train], seed=self.config.seed, unit=self.config.unit)]
         moved = table.take(pa.array(source))
         columns = {name: (table if name in _PLACE else moved)[name] for name in CAPTIONS.names}
-        write_table(folder / FILE, pa.table(columns), CAPTIONS)
-
-    return store.make(STAGE, shuffle_ingredients(captions=captions, config=config), produce, contents=_contents)
+        return _write(folder, pa.table(columns))
 
 
-def _contents(folder: Path) -> dict[str, str]:
-    return contents_of_captions(pq.read_table(folder / FILE))
+def _write(folder: Path, captions: pa.Table) -> Produced:
+    write_table(folder / CAPTIONS_FILE, captions, CAPTIONS)
+    return Produced(contents=contents_of_captions(captions))
 
 
 def _by_content(table: pa.Table, rows: Indices) -> Indices:
@@ -115,7 +121,7 @@ def exchange(pids: Indices, *, seed: int, unit: Literal["identity", "image"]) ->
 
 
 def _scatter(pids: Indices, rng: np.random.Generator) -> Indices:
-    """Return a random permutation, mended by swaps where an image got a caption of its own identity."""
+    """Return a random permutation, corrected by swaps where an image got a caption of its own identity."""
     source = rng.permutation(len(pids))
     for image in np.flatnonzero(pids[source] == pids):
         # At most half of the images are of this identity, and at most half of the captions: a partner is left.
@@ -126,39 +132,39 @@ def _scatter(pids: Indices, rng: np.random.Generator) -> Indices:
     return source
 
 
-def true_ingredients(store: ArtifactStore, *, images: ArtifactRef, images_root: Path) -> dict[str, Any]:
-    """Return what the true captions depend on."""
-    return {
-        "control": "true",
-        "images": images.digests_of(IMAGES_FILE),
-        "truth": store.memo.digest_folder(images_root, [TRUTH])[TRUTH],
-        "schema_version": SCHEMA_VERSION,
-        "version": STAGE_VERSION,
-    }
+@dataclass(frozen=True, kw_only=True)
+class TrueStage(Stage):
+    """Write for every synthetic image what can be seen in it, composed with the paper's template.
 
-
-def true_attributes(store: ArtifactStore, *, images: ArtifactRef, images_root: Path) -> Made:
-    """Write for every image of an index what can be seen in it, composed as the paper's template says it.
-
-    images_root: the synthetic data set, which holds attributes.parquet. Raises DataError when an image has no row
-    there.
+    The root of the images is a synthetic dataset, which has attributes.parquet. `make` raises DataError when an image
+    has no row there.
     """
-    ingredients = true_ingredients(store, images=images, images_root=images_root)
 
-    def produce(folder: Path) -> None:
-        index = pq.read_table(images.folder / IMAGES_FILE, columns=["path", "sha256", "split", "pid", "camid"])
-        truth = {row["path"]: row for row in pq.read_table(images_root / TRUTH).to_pylist()}
-        unknown = [path for path in index["path"].to_pylist() if path not in truth]
+    name: ClassVar[str] = STAGE
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return the images and the file of their attributes."""
+        return {
+            "control": "true",
+            "images": run.images.ref.digests_of(IMAGES_FILE),
+            "truth": run.store.memo.digest_folder(run.images.root, [TRUTH])[TRUTH],
+            "schema_version": SCHEMA_VERSION,
+            "version": STAGE_VERSION,
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write captions.parquet."""
+        index, path = run.images.rows("path", "sha256", "split", "pid", "camid"), run.images.root / TRUTH
+        truth = {row["path"]: row for row in pq.read_table(path).to_pylist()}
+        unknown = [image for image in index["path"].to_pylist() if image not in truth]
         if unknown:
             raise DataError(
-                f"{images_root / TRUTH} says nothing of {len(unknown)} images, such as {', '.join(unknown[:_SHOWN])}; "
+                f"{path} lacks {len(unknown)} images, such as {', '.join(unknown[:_SHOWN])}; "
                 "true captions need the images that data.synthetic.world has drawn, and no others"
             )
-        constant = _true_provenance(ingredients)
+        constant = _true_provenance(self.ingredients(run))
         rows = [constant | _true_row(image, truth[image["path"]]) for image in index.to_pylist()]
-        write_table(folder / FILE, pa.Table.from_pylist(rows, schema=CAPTIONS), CAPTIONS)
-
-    return store.make(STAGE, ingredients, produce, contents=_contents)
+        return _write(folder, pa.Table.from_pylist(rows, schema=CAPTIONS))
 
 
 def _true_provenance(ingredients: Mapping[str, Any]) -> dict[str, Any]:

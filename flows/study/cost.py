@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts.fingerprint import canonical_json
-from data.artifacts.store import ArtifactRef
 from data.device import CPU, resolve_device
+from data.stages.images import IndexedImages
 from flows.study.run import Run
 from reid.config.train import TrainConfig
-from reid.inputs.training_rows import train_rows
+from reid.inputs.image_rows import read_rows
 
 _REPETITIONS: Final = 3  # after one that warms up; the shortest counts
 
@@ -41,7 +40,7 @@ def estimate(runs: Sequence[Run]) -> Cost:
     steps, seconds = 0, 0.0
     distinct = {_training_key(run): run for run in runs}
     for run in distinct.values():
-        labels = sizes.setdefault(run.inputs.images.fingerprint, _labels(run.inputs.images))
+        labels = sizes.setdefault(run.inputs.run.images.ref.fingerprint, _labels(run.inputs.run.images))
         speed = speeds.setdefault(run.train.method, _Speed.measured(run.train, len(np.unique(labels))))
         taken = training_steps(run.train, labels)
         steps += taken
@@ -50,7 +49,7 @@ def estimate(runs: Sequence[Run]) -> Cost:
 
 
 def _training_key(run: Run) -> tuple[str, str, str]:
-    return run.inputs.images.fingerprint, run.variant.captions, canonical_json(run.train.identity())
+    return run.inputs.run.images.ref.fingerprint, run.variant.captions, canonical_json(run.train.identity())
 
 
 def training_steps(config: TrainConfig, labels: NDArray[np.int64]) -> int:
@@ -66,9 +65,9 @@ def _prompt_steps(config: TrainConfig, images: int) -> int:
     return config.prompts.epochs * -(-images // config.prompts.batch) if config.method == "clip_reid" else 0
 
 
-def _labels(images: ArtifactRef) -> NDArray[np.int64]:
-    table = pq.read_table(images.folder / "images.parquet", columns=["split", "pid"]).to_pydict()
-    return np.array(table["pid"], dtype=np.int64)[train_rows(table["split"], table["pid"])]
+def _labels(images: IndexedImages) -> NDArray[np.int64]:
+    rows = read_rows(images)
+    return rows.pid[rows.of_split("train")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, ClassVar, Final, Literal, TypedDict
 
 from data.artifacts.inventory import try_lock
-from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
+from data.artifacts.store import ArtifactRef, ArtifactStore, Produced, fingerprint_of
 from data.errors import ClipScgiError
 from data.files import read_json, write_json
 from data.progress import ProgressFn
+from data.stages.stage import Ingredients, RunContext, Stage
 from flows.recipes import Recipe
 from flows.study.inputs import SeedInputs, open_inputs
 from flows.study.plan import StudyConfig, Variant, variants_of
@@ -26,13 +27,11 @@ from flows.study.training import recipe_of, training_of
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.evaluation.stage import STAGE_VERSION as EVALUATE_VERSION
-from reid.evaluation.stage import evaluate, tested_images
-from reid.training.stage import STAGE as TRAIN
-from reid.training.stage import train, train_ingredients
+from reid.evaluation.stage import EvaluateStage, tested_images
+from reid.training.stage import TrainStage
 
 log = logging.getLogger(__name__)
 
-STAGE: Final = "study_run"
 STAGE_VERSION: Final = 1
 TURN: Final = "study_turn"
 _FILE: Final = "run.json"
@@ -65,37 +64,19 @@ class Run:
         """Name of the run in the terminal and in messages."""
         return f"{self.variant.name}, seed {self.seed}"
 
-    def ingredients(self, captions: ArtifactRef | None) -> dict[str, Any]:
-        """Return what the results depend on."""
-        store = self.inputs.store
-        return {
-            "train": train_ingredients(store, images=self.inputs.images, captions=captions, config=self.train),
-            "evaluate": {
-                **tested_images(self.inputs.images),
-                "config": self.evaluate.identity(),
-                "version": EVALUATE_VERSION,
-            },
-            "version": STAGE_VERSION,
-        }
-
-    def fingerprint(self) -> str | None:
-        """Return the fingerprint of the run's artifact, None while the captions that it needs do not exist."""
+    def find(self) -> ArtifactRef | None:
+        """Return the artifact of the finished run, or None; start nothing."""
         kind = self.variant.captions
         captions = self.inputs.find(kind)
         if captions is None and kind != "none":
             return None
-        return fingerprint_of(STAGE, self.ingredients(captions))
-
-    def find(self) -> ArtifactRef | None:
-        """Return the artifact of the finished run, or None; start nothing."""
-        fingerprint = self.fingerprint()
-        return self.inputs.store.find(STAGE, fingerprint) if fingerprint else None
+        return RunStage(planned=self, captions=captions).find(self.inputs.run)
 
     @property
     def turn(self) -> str:
         """Name of the lock that one process holds for this training on these images, before its captions exist too."""
         config = {"train": self.train.identity(), "evaluate": self.evaluate.identity()}
-        what = {"images": self.inputs.images.fingerprint, "captions": self.variant.captions, "seed": self.seed}
+        what = {"images": self.inputs.run.images.ref.fingerprint, "captions": self.variant.captions, "seed": self.seed}
         return fingerprint_of(TURN, what | config)
 
     @property
@@ -141,7 +122,7 @@ def do(runs: Sequence[Run], progress: ProgressFn) -> Iterator[Done]:
     later: list[Run] = []
     for number, run in enumerate(runs):
         # Held until the run is done, captions included: two processes that only looked would do the same run.
-        with try_lock(run.inputs.store, TURN, run.turn) as is_mine:
+        with try_lock(run.inputs.run.store, TURN, run.turn) as is_mine:
             if is_mine:
                 yield _attempt(run, _reporting(run, number - len(later), len(runs), progress))
             else:
@@ -175,34 +156,54 @@ def _attempt(run: Run, progress: ProgressFn) -> Done:
 
 
 def _make(run: Run, progress: ProgressFn) -> ArtifactRef:
-    """Caption, train and evaluate where that is not done yet, and write the results as one artifact."""
-    inputs = run.inputs
-    captions = inputs.make(run.variant.captions, progress)
+    captions = run.inputs.make(run.variant.captions, progress)
+    return RunStage(planned=run, captions=captions).make(run.inputs.run.with_progress(progress)).ref
 
-    def produce(folder: Path) -> None:
-        place: dict[str, Any] = {"images": inputs.images, "images_root": inputs.images_root, "progress": progress}
-        whole = not inputs.store.scratch(TRAIN, _train_fingerprint(run, captions)).exists()
+
+@dataclass(frozen=True, kw_only=True)
+class RunStage(Stage):
+    """Train and evaluate one run of a study, each found if it has been done, and write the results as one artifact."""
+
+    name: ClassVar[str] = "study_run"
+    planned: Run
+    captions: ArtifactRef | None
+
+    @property
+    def _training(self) -> TrainStage:
+        return TrainStage(captions=self.captions, config=self.planned.train)
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return what the training and the evaluation depend on."""
+        return {
+            "train": self._training.ingredients(run),
+            "evaluate": {
+                **tested_images(run.images),
+                "config": self.planned.evaluate.identity(),
+                "version": EVALUATE_VERSION,
+            },
+            "version": STAGE_VERSION,
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write run.json."""
+        training = self._training.plan(run)
+        whole = not run.store.scratch(training.stage.name, training.fingerprint).exists()
         started = time.perf_counter()
-        model = train(inputs.store, captions=captions, config=run.train, **place)
+        model = training.make(run)
         seconds = time.perf_counter() - started
-        evaluation = evaluate(inputs.store, model=model.ref, config=run.evaluate, **place)
+        evaluation = EvaluateStage(model=model.ref, config=self.planned.evaluate).make(run)
         metrics = read_json(evaluation.ref.folder / "metrics.json")
         result = RunResult(
             seconds=round(seconds, 1) if whole and not model.cached else None,  # unknown of a part of a training
             steps=read_json(model.ref.folder / "config.json")["training"]["steps"],
             train=model.ref.fingerprint,
             evaluation=evaluation.ref.fingerprint,
-            captions=captions.fingerprint if captions else None,
+            captions=self.captions.fingerprint if self.captions else None,
             protocol=metrics["protocol"],
             results=[{name: row[name] for name in ("model", "mode", *SCORES)} for row in metrics["results"]],
         )
         write_json(folder / _FILE, result)
-
-    return inputs.store.make(STAGE, run.ingredients(captions), produce).ref
-
-
-def _train_fingerprint(run: Run, captions: ArtifactRef | None) -> str:
-    return fingerprint_of(TRAIN, run.ingredients(captions)["train"])
+        return Produced()
 
 
 def _rows(run: Run, result: RunResult) -> list[RunRow]:
@@ -216,7 +217,7 @@ def _rows(run: Run, result: RunResult) -> list[RunRow]:
         evaluation=result["evaluation"],
         caption_artifact=result["captions"],
         dataset=protocol["dataset"],
-        dataset_hash=read_json(run.inputs.images.folder / "dataset.json")["dataset_hash"],
+        dataset_hash=run.inputs.run.images.description.dataset_hash,
         n_query=protocol["n_query"],
         n_gallery=protocol["n_gallery"],
     )

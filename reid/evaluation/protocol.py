@@ -1,31 +1,29 @@
-"""How an evaluation's figures were got: in words, and as fields beside them."""
+"""The protocol of an evaluation, in words and as fields beside its figures."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from data.artifacts.contents import image_contents
-from data.artifacts.store import ArtifactRef
-from data.files import read_json
+from data.stages.images import IndexedImages
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.inputs.evaluation_rows import EvaluationRows
 
 
 def protocol(
-    images: ArtifactRef, rows: EvaluationRows, config: EvaluateConfig, trained: TrainConfig, *, skipped: int
+    images: IndexedImages, rows: EvaluationRows, config: EvaluateConfig, trained: TrainConfig, *, skipped: int
 ) -> dict[str, Any]:
-    """Return what metrics.json says beside its figures: data set, version, sizes, rules.
+    """Return what metrics.json says beside its figures: dataset, version, sizes, rules.
 
     trained: the config of the model. skipped: queries of the first split without a match.
     """
-    dataset = read_json(images.folder / "dataset.json")
+    about = images.description
     split, drawn = rows.splits[0], len(rows.splits) if rows.drawn else 0
     return {
-        "dataset": dataset["name"],
-        "reader": dataset["reader"],
-        "version": dataset["version"],
-        "test_hash": image_contents(images)["ranked"][:32],
+        "dataset": about.name,
+        "reader": about.reader,
+        "version": about.version,
+        "test_hash": images.contents()["ranked"][:32],
         "n_query": len(rows.images.pid[split.query]),
         "n_gallery": len(rows.images.pid[split.gallery]),
         "n_junk": rows.n_junk,
@@ -36,7 +34,7 @@ def protocol(
 
 
 def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int) -> str:
-    """Say in words how the figures were got; `drawn` is the number of drawn galleries, 0 for the published one."""
+    """Return the protocol in words; `drawn` is the number of drawn galleries, 0 for the published split."""
     settings = trained.validation
     chosen = settings.every and settings.keep == "best" and settings.images == "test"
     sentences = (

@@ -1,4 +1,4 @@
-"""Search the gallery of an indexed data set with a sentence or with an image, by a trained model.
+"""Search the gallery of an indexed dataset with a sentence or with an image, by a trained model.
 
 A sentence is compared with the images in CLIP's joint space (the space L_con trains); an image is compared by the
 model's retrieval features. Both by cosine similarity.
@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.artifacts.store import ArtifactRef
 from data.device import resolve_device
 from data.errors import ConfigError, DataError, RejectedRow
 from data.images.decode import REASONS, open_rgb
-from data.people import JUNK
 from data.process.environment import exact_float32
-from data.progress import ProgressFn, silent
-from reid.inputs.pixel_cache import load_pixels, pixels
+from data.stages.stage import RunContext
+from reid.inputs.image_rows import read_rows
+from reid.inputs.pixel_cache import PixelStage, load_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,22 +39,11 @@ class Hit:
     camid: int
 
 
-def search(
-    store: ArtifactStore,
-    *,
-    images: ArtifactRef,
-    model: ArtifactRef,
-    images_root: Path,
-    query: str | Path,
-    top: int = 10,
-    device: str = "auto",
-    progress: ProgressFn = silent,
-) -> list[Hit]:
+def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int = 10, device: str = "auto") -> list[Hit]:
     """Return the `top` gallery images nearest to `query`: a sentence (str) or an image file (Path).
 
-    images, model: the index and train artifacts. Raises DataError when there is no gallery or the query image cannot
-    be used (found before anything else is done), ConfigError for an empty or too long sentence, WeightsError when the
-    model cannot be loaded.
+    model: the train artifact. Raises DataError when there is no gallery or the query image cannot be used (found before
+    anything else is done), ConfigError for an empty or too long sentence, WeightsError when the model cannot be loaded.
     """
     import torch
 
@@ -66,36 +54,39 @@ def search(
     if top < 1:
         raise ConfigError(f"search: top must be at least 1 (given: {top})")
     picture = open_query(query) if isinstance(query, Path) else None
-    rows = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"]).to_pylist()
-    gallery = [number for number, row in enumerate(rows) if row["split"] == "gallery" and row["pid"] != JUNK]
-    if not gallery:
-        raise DataError(f"{images.folder}/images.parquet has no gallery image to search")
+    rows = read_rows(run.images)
+    gallery = rows.take(rows.of_split("gallery"))
+    if not len(gallery):
+        raise DataError(f"{run.images.file} has no gallery image to search")
     where = resolve_device(device, torch.cuda, "evaluate.device")
     task = load_task(model.folder, where)
     shape = task.preprocess
-    cache = pixels(
-        store, images=images, images_root=images_root, height=shape.height, width=shape.width, progress=progress
-    )
+    cache = PixelStage(height=shape.height, width=shape.width).make(run)
     with exact_float32(torch):
         wanted_1D, encode = _by_sentence(task, str(query)) if picture is None else _by_image(task, picture, where)
         features_ND = embed(
             encode,
             load_pixels(cache.ref),
-            np.array(gallery),
+            gallery.position,
             batch_size=64,
             device=where,
             mean=shape.mean,
             std=shape.std,
-            cameras=task.camera_numbers([rows[number]["camid"] for number in gallery]),
-            progress=progress,
+            cameras=task.camera_numbers(gallery.camid.tolist()),
+            progress=run.progress,
         )
         similarities = similarity_blocks(FeatureRows(wanted_1D.cpu(), "query"), FeatureRows(features_ND, "gallery"))
         scores_N = next(similarities)[1][0, : len(gallery)]
     best = np.argsort(-scores_N, kind="stable")[:top]
-    found = [(float(scores_N[place]), rows[gallery[place]]) for place in best]
     return [
-        Hit(rank=rank, score=score, path=row["path"], pid=row["pid"], camid=row["camid"])
-        for rank, (score, row) in enumerate(found, start=1)
+        Hit(
+            rank=rank,
+            score=float(scores_N[place]),
+            path=gallery.path[place],
+            pid=int(gallery.pid[place]),
+            camid=int(gallery.camid[place]),
+        )
+        for rank, place in enumerate(best, start=1)
     ]
 
 

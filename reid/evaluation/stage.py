@@ -1,7 +1,7 @@
 """The ``evaluate`` stage: the gallery ranked for every query, before and after training, in every inference mode.
 
-Writes metrics.json and rankings.parquet. Importing this module loads neither torch nor numba, and a run whose artefact
-is there loads no model and reads no image.
+Writes metrics.json and rankings.parquet. Importing this module loads neither torch nor numba, and a run whose artifact
+exists loads no model and reads no image.
 """
 
 from __future__ import annotations
@@ -9,53 +9,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.artifacts.contents import image_contents
 from data.artifacts.fingerprint import digest
-from data.artifacts.store import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.artifacts.store import ArtifactRef, Produced
 from data.device import resolve_device
 from data.files import read_json, write_json, write_table
-from data.progress import ProgressFn, silent
+from data.progress import ProgressFn
 from data.schemas import RANKINGS
+from data.stages.images import IndexedImages
+from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.evaluation.protocol import protocol
-from reid.inputs.evaluation_rows import EvaluationRows, Images, Split, evaluation_rows
-from reid.inputs.pixel_cache import load_pixels, pixels
+from reid.inputs.evaluation_rows import EvaluationRows, Split, evaluation_rows
+from reid.inputs.image_rows import ImageRows
+from reid.inputs.pixel_cache import PixelStage, load_pixels
 
 if TYPE_CHECKING:
     from reid.ranking.metrics import Ranking
     from reid.tasks.base import Task
 
-STAGE: Final = "evaluate"
 STAGE_VERSION: Final = 2
 _MAX_RANK: Final = 50
 
 
-def evaluate_ingredients(
-    store: ArtifactStore, *, images: ArtifactRef, model: ArtifactRef, config: EvaluateConfig
-) -> dict[str, Any]:
-    """Return what the results depend on: the rows of queries and gallery, their paths included, and the model."""
+def tested_images(images: IndexedImages) -> dict[str, Any]:
+    """Return what an evaluation reads of the index; not the training images."""
+    about = images.description
     return {
-        **tested_images(images),
-        "model": _model_identity(model),
-        "config": config.identity(),
-        **({"drawn": "one image per person, all distractors"} if config.gallery_draws else {}),
-        "version": STAGE_VERSION,
-    }
-
-
-def tested_images(images: ArtifactRef) -> dict[str, Any]:
-    """Return what an evaluation reads of an index artifact; not the training images."""
-    dataset = read_json(images.folder / "dataset.json")
-    return {
-        "images": image_contents(images)["ranked"],
-        "dataset": {name: dataset[name] for name in ("name", "reader", "version")},
+        "images": images.contents()["ranked"],
+        "dataset": {"name": about.name, "reader": about.reader, "version": about.version},
     }
 
 
@@ -70,55 +58,46 @@ def _model_identity(model: ArtifactRef) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    store: ArtifactStore,
-    *,
-    images: ArtifactRef,
-    model: ArtifactRef,
-    images_root: Path,
-    config: EvaluateConfig,
-    progress: ProgressFn = silent,
-) -> Made:
-    """Rank the gallery of `images` for each of its queries, with the model of a train artefact.
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(Stage):
+    """Rank the gallery for every query with the model of a train artifact.
 
-    The untrained backbone is ranked in mode ``image``, the trained model in each of its modes.
+    The untrained backbone is ranked in mode ``image``, the trained model in each of its modes. model: the train
+    artifact.
 
-    Args:
-        store: where artefacts live.
-        images: the index artefact.
-        model: the train artefact.
-        images_root: the folder that the image paths are relative to.
-        config: how to judge.
-        progress: called with images encoded, images to encode in all, and what is at work.
-
-    Raises:
-        DataError: no query, no gallery, no query with a match under `config.exclude`, or features that are not finite.
-        WeightsError: the model, or the weights it was trained from, are not to be had.
+    `make` raises DataError when there is no query, no gallery, no query with a match under `config.exclude`, or a
+    feature that is not finite, and WeightsError when the model, or the weights it was trained from, are unavailable.
     """
-    ingredients = evaluate_ingredients(store, images=images, model=model, config=config)
-    scratch = store.scratch(STAGE, fingerprint_of(STAGE, ingredients))
 
-    def produce(folder: Path) -> None:
-        train_config = TrainConfig.model_validate(read_json(model.folder / "config.json")["config"])
-        rows = evaluation_rows(images, config)
-        cache = pixels(
-            store,
-            images=images,
-            images_root=images_root,
-            height=train_config.backbone.height,
-            width=train_config.backbone.width,
-            progress=progress,
-        )
-        job = _Job(rows=rows, pixels=cache.ref, config=config, device=_device(config), scratch=scratch)
+    name: ClassVar[str] = "evaluate"
+    model: ArtifactRef
+    config: EvaluateConfig
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return the rows of queries and gallery, their paths included, the model and the config."""
+        return {
+            **tested_images(run.images),
+            "model": _model_identity(self.model),
+            "config": self.config.identity(),
+            **({"drawn": "one image per person, all distractors"} if self.config.gallery_draws else {}),
+            "version": STAGE_VERSION,
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write metrics.json and rankings.parquet."""
+        trained = TrainConfig.model_validate(read_json(self.model.folder / "config.json")["config"])
+        rows = evaluation_rows(run.images, self.config)
+        cache = PixelStage(height=trained.backbone.height, width=trained.backbone.width).make(run)
+        device = _device(self.config)
+        job = _Job(rows=rows, pixels=cache.ref, config=self.config, device=device, scratch=scratch)
         results, tables = [], []
-        for entry in _rankings(job, model, train_config, progress):
+        for entry in _rankings(job, self.model, trained, run.progress):
             results.append(_result(entry, drawn=rows.drawn))
             tables.append(_ranking_table(entry, rows.images, rows.splits[0]))
-        rules = protocol(images, rows, config, train_config, skipped=results[0]["n_skipped_queries"])
+        rules = protocol(run.images, rows, self.config, trained, skipped=results[0]["n_skipped_queries"])
         write_json(folder / "metrics.json", {"protocol": rules, "results": results})
         write_table(folder / "rankings.parquet", pa.concat_tables(tables), RANKINGS)
-
-    return store.make(STAGE, ingredients, produce)
+        return Produced()
 
 
 class _Entry(NamedTuple):
@@ -141,7 +120,7 @@ class _Job:
 
 
 def _rankings(job: _Job, model: ArtifactRef, train_config: TrainConfig, progress: ProgressFn) -> Iterator[_Entry]:
-    """Yield one entry a model and mode."""
+    """Yield one entry per model and mode."""
     from reid.training.checkpoint import load_task, load_untrained
 
     trained = load_task(model.folder, job.device)
@@ -221,7 +200,7 @@ def _measures(ranking: Ranking) -> dict[str, float]:
     return {"mAP": ranking.mAP, "mINP": ranking.mINP, **ranks}
 
 
-def _ranking_table(entry: _Entry, images: Images, split: Split) -> pa.Table:
+def _ranking_table(entry: _Entry, images: ImageRows, split: Split) -> pa.Table:
     ranking, query, gallery = entry.rankings[0], images.take(split.query), images.take(split.gallery)
     filled = ranking.top_index >= 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())

@@ -1,4 +1,4 @@
-"""The test images of a data set, and which of them are queries and gallery: the published split, or drawn galleries.
+"""The test images of a dataset, and which of them are queries and gallery: the published split, or drawn galleries.
 
 Shapes: N test images, queries first; Q queries and G gallery images among them.
 """
@@ -8,33 +8,17 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from data.artifacts.store import ArtifactRef
 from data.errors import DataError
-from data.files import read_json
 from data.people import Mask, is_junk, is_person
+from data.stages.images import IndexedImages
 from reid.config.evaluate import EvaluateConfig
+from reid.inputs.image_rows import ImageRows, Ints, read_rows
 
 VEHICLEID_DRAWS: Final = 10
 """Galleries of the VehicleID protocol (Liu et al., CVPR 2016)."""
 
-Ints = NDArray[np.int64]
 Exclude = Literal["same_camera", "none"]
-
-
-class Images(NamedTuple):
-    """Columns of images: row in images.parquet, path, identity and camera."""
-
-    position: Ints
-    path: NDArray[np.object_]
-    pid: Ints
-    camid: Ints
-
-    def take(self, index: slice | Ints) -> Images:
-        """Return some of the images."""
-        return Images(self.position[index], self.path[index], self.pid[index], self.camid[index])
 
 
 class Split(NamedTuple):
@@ -46,20 +30,20 @@ class Split(NamedTuple):
 
 
 class EvaluationRows(NamedTuple):
-    """The test images, queries first, and every split of them that is to be ranked."""
+    """The test images, queries first, and every split of them to rank."""
 
-    images: Images
+    images: ImageRows
     splits: list[Split]
     drawn: bool
     """Whether the galleries were drawn."""
     n_junk: int
     """Test images left out because they are junk."""
     notices: tuple[str, ...]
-    """Sentences a person should see before the evaluation."""
+    """Sentences for the user, before the evaluation."""
 
 
-def check_test_split(images: ArtifactRef, config: EvaluateConfig) -> tuple[str, ...]:
-    """Return notices about the test split of the index artifact `images`, evaluated as `config` says.
+def check_test_split(images: IndexedImages, config: EvaluateConfig) -> tuple[str, ...]:
+    """Return notices about the test split of `images`, evaluated as `config` says.
 
     Reads images.parquet and dataset.json only, so that it can run before anything that takes hours. Raises DataError
     where there is no query, no gallery image, or no query with a match; `evaluate` raises the same.
@@ -67,33 +51,31 @@ def check_test_split(images: ArtifactRef, config: EvaluateConfig) -> tuple[str, 
     return evaluation_rows(images, config).notices
 
 
-def evaluation_rows(images: ArtifactRef, config: EvaluateConfig) -> EvaluationRows:
-    """Return the test images of an index artifact, junk left out, and their splits.
+def evaluation_rows(images: IndexedImages, config: EvaluateConfig) -> EvaluationRows:
+    """Return the test images, junk left out, and their splits.
 
     Raises DataError where there is no query, no gallery image, or no query with a match.
     """
-    table = pq.read_table(images.folder / "images.parquet", columns=["path", "split", "pid", "camid"])
-    split, pid, camid = (table[name].to_numpy() for name in ("split", "pid", "camid"))
-    junk, person = is_junk(pid), is_person(split, pid)
-    query, gallery = (np.flatnonzero((split == name) & ~junk) for name in ("query", "gallery"))
-    for name, rows in (("query", query), ("gallery", gallery)):
-        if not len(rows):
-            raise DataError(f"{images.folder}/images.parquet has no usable {name} image; check the data set's split")
+    rows = read_rows(images)
+    junk, person = is_junk(rows.pid), is_person(rows.split, rows.pid)
+    query, gallery = rows.of_split("query"), rows.of_split("gallery")
+    for name, chosen in (("query", query), ("gallery", gallery)):
+        if not len(chosen):
+            raise DataError(f"{images.file} has no usable {name} image; check the split of the dataset")
     position = np.concatenate([query, gallery])
-    path = np.array(table["path"].to_pylist(), dtype=object)
-    found = Images(position, path[position], pid[position], camid[position])
+    found = rows.take(position)
     draws = gallery_draws(images, config)
     published = Split(slice(0, len(query)), slice(len(query), len(position)), config.exclude)
     splits = [drawn_split(found.pid, person[position], seed) for seed in range(draws)] or [published]
     notices = _unmatched(found, splits[0], images)
-    return EvaluationRows(found, splits, bool(draws), int((junk & (split != "train")).sum()), notices)
+    return EvaluationRows(found, splits, bool(draws), int((junk & (rows.split != "train")).sum()), notices)
 
 
-def gallery_draws(images: ArtifactRef, config: EvaluateConfig) -> int:
-    """Return how many galleries are drawn, 0 for the data set's own split."""
+def gallery_draws(images: IndexedImages, config: EvaluateConfig) -> int:
+    """Return how many galleries are drawn, 0 for the published split."""
     if config.gallery_draws is not None:
         return config.gallery_draws
-    return VEHICLEID_DRAWS if read_json(images.folder / "dataset.json")["reader"] == "vehicleid" else 0
+    return VEHICLEID_DRAWS if images.description.reader == "vehicleid" else 0
 
 
 def drawn_split(pid_N: Ints, person_N: Mask, seed: int) -> Split:
@@ -108,7 +90,7 @@ def drawn_split(pid_N: Ints, person_N: Mask, seed: int) -> Split:
     return Split(np.setdiff1d(np.arange(len(pid_N)), gallery), gallery, "none")
 
 
-def _unmatched(images: Images, split: Split, index: ArtifactRef) -> tuple[str, ...]:
+def _unmatched(images: ImageRows, split: Split, index: IndexedImages) -> tuple[str, ...]:
     """Return a notice about queries without a match; raise DataError if that is all of them."""
     query, gallery = images.take(split.query), images.take(split.gallery)
     alone = np.flatnonzero(~has_match(query.pid, query.camid, gallery.pid, gallery.camid, split.exclude))
@@ -116,7 +98,7 @@ def _unmatched(images: Images, split: Split, index: ArtifactRef) -> tuple[str, .
     if len(alone) == len(query.pid):
         remedy = "; for data without cameras use exclude='none' (--set evaluate.exclude=none)" if where else ""
         raise DataError(
-            f"{index.folder}/images.parquet has no query with a gallery image of the same identity{where}, so nothing"
+            f"{index.file} has no query with a gallery image of the same identity{where}, so nothing"
             f" can be evaluated. Check pid and camid of the dataset{remedy}"
         )
     if not len(alone):

@@ -1,4 +1,4 @@
-"""The ``pixels`` stage: every image of a data set decoded once, at the size training wants.
+"""The ``pixels`` stage: every image of a dataset decoded once, at the size training wants.
 
 Writes ``pixels.npy``, uint8 [N, height, width, 3] (RGB) in the order of images.parquet, and ``pixels.json``. The key is
 the ordered list of image digests, the size and the resize rule: a renamed file or another split of the same images
@@ -10,23 +10,23 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import ClassVar, Final
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from data.artifacts.fingerprint import digest
-from data.artifacts.store import ArtifactRef, ArtifactStore, Made
+from data.artifacts.store import ArtifactRef, Produced
 from data.errors import DataError, RejectedRow
 from data.files import read_json, write_json
 from data.images.decode import open_indexed
 from data.process.read_ahead import map_ahead
-from data.progress import ProgressFn, silent
+from data.progress import ProgressFn
+from data.stages.stage import Ingredients, RunContext, Stage
 
-STAGE: Final = "pixels"
 STAGE_VERSION: Final = 1
 RESIZE: Final = "bicubic-antialiased"
 """The whole image to height x width, aspect ratio not kept, as CLIP-ReID trains (``T.Resize([256, 128], 3)``). It
@@ -36,51 +36,40 @@ Pixels = NDArray[np.uint8]
 _SHOWN: Final = 10
 
 
-def pixels_ingredients(*, images: ArtifactRef, height: int, width: int) -> dict[str, Any]:
-    """Return what the pixels depend on: the images' digests in their order, the size and the resize rule."""
-    digests = pq.read_table(images.folder / "images.parquet", columns=["sha256"])["sha256"].to_pylist()
-    return {"order": digest(digests), "size": [height, width], "resize": RESIZE, "version": STAGE_VERSION}
+@dataclass(frozen=True, kw_only=True)
+class PixelStage(Stage):
+    """Decode every indexed image once; see the module for what is written.
 
+    height, width: size of the pixels, as training wants it. workers: decoding threads; default one per core.
 
-def pixels(
-    store: ArtifactStore,
-    *,
-    images: ArtifactRef,
-    images_root: Path,
-    height: int,
-    width: int,
-    workers: int | None = None,
-    progress: ProgressFn = silent,
-) -> Made:
-    """Decode every image of `images` (an index artefact) once; see the module for what is written.
-
-    Args:
-        store: where artefacts live.
-        images: the index artefact whose images.parquet names the files.
-        images_root: the folder its paths are relative to.
-        height, width: size of the pixels, as training wants it.
-        workers: decoding threads; default one a core.
-        progress: called about a hundred times.
-
-    Raises:
-        DataError: a file is gone, unreadable or not what was indexed; the message names files and the remedy.
+    `make` raises DataError when a file is gone, unreadable or not what was indexed; the message names files and the
+    remedy.
     """
-    ingredients = pixels_ingredients(images=images, height=height, width=width)
 
-    def produce(folder: Path) -> None:
-        table = pq.read_table(images.folder / "images.parquet", columns=["path", "sha256"])
-        shape = (table.num_rows, height, width, 3)
+    name: ClassVar[str] = "pixels"
+    height: int
+    width: int
+    workers: int | None = None
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return the digests of the images in their order, the size and the resize rule."""
+        digests = run.images.rows("sha256")["sha256"].to_pylist()
+        return {"order": digest(digests), "size": [self.height, self.width], "resize": RESIZE, "version": STAGE_VERSION}
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Write pixels.npy and pixels.json."""
+        table = run.images.rows("path", "sha256")
+        shape = (table.num_rows, self.height, self.width, 3)
         out = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         rows = list(zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-        _fill(out, rows, images_root, workers or os.cpu_count() or 1, progress)
+        _fill(out, rows, run.images.root, self.workers or os.cpu_count() or 1, run.progress)
         out.flush()
-        write_json(folder / "pixels.json", {**ingredients, "images": table.num_rows})
-
-    return store.make(STAGE, ingredients, produce)
+        write_json(folder / "pixels.json", {**self.ingredients(run), "images": table.num_rows})
+        return Produced()
 
 
 def load_pixels(ref: ArtifactRef) -> Pixels:
-    """Return the pixels of an artefact of this stage, memory-mapped read-only: uint8 [N, height, width, 3]."""
+    """Return the pixels of an artifact of this stage, memory-mapped read-only: uint8 [N, height, width, 3]."""
     array: Pixels = np.load(ref.folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
     described = read_json(ref.folder / "pixels.json")
     expected = (described["images"], *described["size"], 3)

@@ -1,24 +1,21 @@
-"""Which images a training run uses: rows of images.parquet, with captions where the method reads them."""
+"""The images of a training run: rows of images.parquet, with captions where the method reads them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, caption_text
+from data.artifacts.contents import CAPTIONS_FILE, caption_text
 from data.artifacts.store import ArtifactRef
 from data.device import PROCESSES_KEY
 from data.errors import ConfigError, DataError, raise_problems
-from data.people import is_junk
+from data.stages.images import IndexedImages
 from reid.config.train import TrainConfig
-
-Rows = dict[str, list[Any]]
-"""Columns of images: position (row in images.parquet), path, sha256, split, pid, camid and, later, caption."""
+from reid.inputs.image_rows import ImageRows, Ints, read_rows
 
 MIN_IDENTITIES: Final = 2
 """Fewer identities cannot be told apart."""
@@ -28,61 +25,49 @@ _SHOWN: Final = 5
 class TrainingRows(NamedTuple):
     """The training split: the images that are trained on, and those of identities that are held out."""
 
-    trained: Rows
-    held_out: Rows
+    trained: ImageRows
+    captions: list[str]
+    """Caption of each trained image; empty for methods that read none."""
+    held_out: ImageRows
     uncaptioned: int
     """Images left out because they have no caption."""
 
 
-def training_rows(images: ArtifactRef, captions: ArtifactRef | None, config: TrainConfig) -> TrainingRows:
+def training_rows(images: IndexedImages, captions: ArtifactRef | None, config: TrainConfig) -> TrainingRows:
     """Return the training split of `images` as `config` uses it, in an order that depends on no path.
 
     Rows are sorted by identity, camera, digest and caption. The sampler and the augmentation draw by row number, so
-    images that are renamed, and nothing else, give the same model.
+    images that are renamed, and otherwise unchanged, give the same model.
 
     Raises:
         ConfigError: captions are needed and not given, or too few identities to hold any out.
         DataError: no training images, captions of other images, or too many images without one.
     """
-    rows = _training_split(images)
-    raise_problems("training", batch_problems(rows["pid"], config), ConfigError)
-    kept = held_out_identities(rows["pid"], config) if config.validation.holds_out else set()
-    used = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid not in kept])
-    held_out = _take(rows, [row for row, pid in enumerate(rows["pid"]) if pid in kept])
-    trained = _captioned(used, captions, config) if config.needs_captions else used
-    uncaptioned = len(used["path"]) - len(trained["path"])
-    return TrainingRows(_by_content(trained), _by_content(held_out), uncaptioned)
+    everything = read_rows(images)
+    rows = everything.take(everything.of_split("train"))
+    if not len(rows):
+        raise DataError(f"{images.file} has no training images; check the split of the dataset")
+    raise_problems("training", batch_problems(rows.pid.tolist(), config), ConfigError)
+    kept = held_out_identities(rows.pid.tolist(), config) if config.validation.holds_out else set()
+    is_held_out = np.isin(rows.pid, sorted(kept))
+    used, held_out = rows.take(np.flatnonzero(~is_held_out)), rows.take(np.flatnonzero(is_held_out))
+    texts = _captions(used, captions, config) if config.needs_captions else None
+    present = np.array([row for row in range(len(used)) if texts is None or texts[row]], dtype=np.int64)
+    trained, said = used.take(present), [texts[row] for row in present] if texts is not None else []
+    order = _by_content(trained, said)
+    return TrainingRows(
+        trained=trained.take(order),
+        captions=[said[row] for row in order] if said else [],
+        held_out=held_out.take(_by_content(held_out, [])),
+        uncaptioned=len(used) - len(trained),
+    )
 
 
-def read_rows(images: ArtifactRef) -> Rows:
-    """Return all rows of images.parquet."""
-    columns = ["path", "sha256", "split", "pid", "camid"]
-    rows: Rows = pq.read_table(images.folder / IMAGES_FILE, columns=columns).to_pydict()
-    return {**rows, "position": list(range(len(rows["path"])))}
-
-
-def _training_split(images: ArtifactRef) -> Rows:
-    rows = read_rows(images)
-    chosen = train_rows(rows["split"], rows["pid"]).tolist()
-    if not chosen:
-        raise DataError(f"{images.folder}/images.parquet holds no training images; check the split of the data set")
-    return _take(rows, chosen)
-
-
-def train_rows(splits: Sequence[str], pids: Sequence[int]) -> NDArray[np.int64]:
-    """Return the rows of images.parquet that a training can use, sorted: the training split without junk."""
-    return np.flatnonzero((np.array(splits, dtype=object) == "train") & ~is_junk(pids))
-
-
-def _by_content(rows: Rows) -> Rows:
-    """Sort rows by what they hold. Rows that compare equal hold the same image, label and caption."""
-    names = [name for name in ("pid", "camid", "sha256", "caption") if name in rows]
-    keys = list(zip(*(rows[name] for name in names), strict=True))
-    return _take(rows, sorted(range(len(keys)), key=keys.__getitem__))
-
-
-def _take(rows: Rows, chosen: list[int]) -> Rows:
-    return {name: [values[row] for row in chosen] for name, values in rows.items()}
+def _by_content(rows: ImageRows, captions: list[str]) -> Ints:
+    """Return the order of the rows by their content: rows that compare equal have the same image, label and caption."""
+    columns = [rows.pid.tolist(), rows.camid.tolist(), rows.sha256.tolist(), *([captions] if captions else [])]
+    keys = list(zip(*columns, strict=True))
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
 def batch_problems(pids: Iterable[int], config: TrainConfig, processes: int = 1) -> list[str]:
@@ -130,33 +115,31 @@ def held_out_identities(pids: Iterable[int], config: TrainConfig) -> set[int]:
     return {int(pid) for pid in drawn[: _held_out_count(len(people), config)]}
 
 
-def _captioned(rows: Rows, captions: ArtifactRef | None, config: TrainConfig) -> Rows:
-    """Add the column `caption` and leave out images without one, up to the share that `config` allows.
+def _captions(rows: ImageRows, captions: ArtifactRef | None, config: TrainConfig) -> list[str]:
+    """Return the caption of each image, empty where there is none, up to the share that `config` allows.
 
-    A caption that could not be parsed or was cut short is a text like any other for CLIP; only an empty one is
-    missing. No other caption ever takes its place.
+    A caption that could not be parsed or was truncated is a text like any other for CLIP; only an empty one is missing.
+    No other caption ever takes its place.
     """
     if captions is None:
-        raise ConfigError(f"method {config.method} reads captions: give the caption artefact of these images")
+        raise ConfigError(f"method {config.method} reads captions: give the caption artifact of these images")
     table = pq.read_table(captions.folder / CAPTIONS_FILE, columns=["image_path", "image_sha256", "caption"])
     known = {
         (path, sha256): caption_text(caption)
         for path, sha256, caption in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
     }
-    keys = list(zip(rows["path"], rows["sha256"], strict=True))
+    keys = list(zip(rows.path, rows.sha256, strict=True))
     unknown = [path for path, sha256 in keys if (path, sha256) not in known]
     if unknown:
         raise DataError(
-            f"{captions.folder}/captions.parquet knows nothing of {len(unknown)} training images, such as "
+            f"{captions.folder}/captions.parquet lacks {len(unknown)} training images, such as "
             f"{', '.join(unknown[:_SHOWN])}: it belongs to other images; run the caption stage on these"
         )
-    kept = [row for row, key in enumerate(keys) if known[key]]
-    missing = len(keys) - len(kept)
-    if missing > config.max_uncaptioned * len(keys):
-        shown = ", ".join([path for path, sha256 in keys if not known[path, sha256]][:_SHOWN])
+    absent = [path for path, sha256 in keys if not known[path, sha256]]
+    if len(absent) > config.max_uncaptioned * len(keys):
         raise DataError(
-            f"{missing} of {len(keys)} training images have no caption (such as {shown}), more than "
-            f"train.max_uncaptioned={config.max_uncaptioned:g}; caption them, or set "
-            f"train.max_uncaptioned={math.ceil(100 * missing / len(keys)) / 100:g} to leave them out"
+            f"{len(absent)} of {len(keys)} training images have no caption (such as {', '.join(absent[:_SHOWN])}), "
+            f"more than train.max_uncaptioned={config.max_uncaptioned:g}; caption them, or set "
+            f"train.max_uncaptioned={math.ceil(100 * len(absent) / len(keys)) / 100:g} to leave them out"
         )
-    return {**_take(rows, kept), "caption": [known[keys[row]] for row in kept]}
+    return [known[key] for key in keys]

@@ -1,6 +1,6 @@
-"""CLIP-ReID's first stage, the ``prompts`` stage: four words learned for every identity, both towers frozen.
+"""The ``prompts`` stage, CLIP-ReID's first: four words are learned for every identity, with both towers frozen.
 
-Image features are computed once. Then, batch by batch, the prompts of the images' identities are moved towards their
+Image features are computed once. Then, batch by batch, the prompts of the images' identities move towards their
 images: supcon(i2t) + supcon(t2i) (processor/processor_clipreid_stage1.py). Writes ``prompts.safetensors``: ``words``
 [C, N, W] and ``features`` [C, D], what the second stage uses.
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data.artifacts.contents import image_contents
-from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
+from data.artifacts.store import ArtifactRef, Produced
 from data.errors import ConfigError, raise_problems
 from data.progress import ProgressFn, silent
+from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.train import PromptConfig, TrainConfig
 from reid.inputs.captions import weights_identity
 from reid.inputs.embed import embed
@@ -34,7 +34,6 @@ from reid.tasks.base import Preprocess, preprocess_of
 from reid.tasks.losses import contrastive_loss, finite_values
 from reid.training.checkpoint import CheckpointState, restore_checkpoint, save_checkpoint
 
-STAGE: Final = "prompts"
 STAGE_VERSION: Final = 2
 _FILE: Final = "prompts.safetensors"
 _ENCODE_BATCH: Final = 256
@@ -65,48 +64,58 @@ class PromptData:
     labels_M: Tensor
 
 
-def learned_texts(
-    store: ArtifactStore,
-    *,
-    images: ArtifactRef,
-    pixels: NDArray[np.uint8],
-    positions: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    config: TrainConfig,
-    device: str,
-    progress: ProgressFn = silent,
-) -> Tensor:
-    """Return the prompt features [C, D] of all identities, learning them unless this has been done before.
+@dataclass(frozen=True, kw_only=True)
+class PromptStage(Stage):
+    """Learn the prompts of all training identities, with both towers frozen.
 
-    Raises ConfigError when the prompts are longer than the text tower takes.
+    config: the training run. pixels: uint8 [all images, H, W, 3]. positions_M, labels_M: row in the pixels and class
+    number of each training image. device: where to compute.
+
+    `make` raises ConfigError when the prompts are longer than the text tower takes.
     """
-    raise_problems("training", prompt_problems(config), ConfigError)
-    ingredients = {
-        "images": image_contents(images)["train"],
-        "held_out": config.validation.identity() if config.validation.holds_out else None,
-        "config": config.prompts.identity(),
-        "backbone": config.backbone.identity(),
-        "weights": weights_identity(store, config.backbone, config.seed),
-        "seed": config.seed,
-        "version": STAGE_VERSION,
-    }
-    scratch = store.scratch(STAGE, fingerprint_of(STAGE, ingredients))
 
-    def produce(folder: Path) -> None:
-        backbone = build_backbone(config.backbone, seed=config.seed).to(device).eval()
+    name: ClassVar[str] = "prompts"
+    config: TrainConfig
+    pixels: NDArray[np.uint8] = field(repr=False)
+    positions_M: NDArray[np.int64] = field(repr=False)
+    labels_M: NDArray[np.int64] = field(repr=False)
+    device: str
+
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return the training images, the settings of the prompts and the weights."""
+        config = self.config
+        raise_problems("training", prompt_problems(config), ConfigError)
+        return {
+            "images": run.images.contents()["train"],
+            "held_out": config.validation.identity() if config.validation.holds_out else None,
+            "config": config.prompts.identity(),
+            "backbone": config.backbone.identity(),
+            "weights": weights_identity(run.store, config.backbone, config.seed),
+            "seed": config.seed,
+            "version": STAGE_VERSION,
+        }
+
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Learn the words, and write them with the text features of all identities."""
+        config = self.config
+        backbone = build_backbone(config.backbone, seed=config.seed).to(self.device).eval()
         backbone.freeze_text()
+        preprocess = preprocess_of(config.backbone)
         data = PromptData(
             features_MD=image_features(
-                backbone, pixels, positions, preprocess_of(config.backbone), device=device, progress=progress
+                backbone, self.pixels, self.positions_M, preprocess, device=self.device, progress=run.progress
             ),
-            labels_M=torch.from_numpy(labels).to(device),
+            labels_M=torch.from_numpy(self.labels_M).to(self.device),
         )
-        learner = learn_prompts(backbone, data, config.prompts, seed=config.seed, folder=scratch, progress=progress)
+        learner = learn_prompts(backbone, data, config.prompts, seed=config.seed, folder=scratch, progress=run.progress)
         tensors = {"words": learner.words_CNW.detach(), "features": all_texts(backbone, learner)}
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / _FILE)
+        return Produced()
 
-    made = store.make(STAGE, ingredients, produce)
-    return load_file(made.ref.folder / _FILE)["features"]
+
+def load_texts(prompts: ArtifactRef) -> Tensor:
+    """Return the text features [C, D] of all identities from an artifact of this stage."""
+    return load_file(prompts.folder / _FILE)["features"]
 
 
 def image_features(
@@ -145,7 +154,7 @@ def learn_prompts(
     folder: Path,
     progress: ProgressFn = silent,
 ) -> PromptLearner:
-    """Learn the words; a run killed at any moment goes on from the last checkpoint under `folder`, bit for bit."""
+    """Learn the words; a killed run continues from the last checkpoint under `folder`, bit for bit."""
     identities = int(data.labels_M.max()) + 1
     with seeded(seed):
         learner = PromptLearner(backbone, identities, config.words, config.noun).to(data.features_MD.device)

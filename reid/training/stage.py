@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from data.artifacts.contents import caption_contents, image_contents
-from data.artifacts.store import ArtifactRef, ArtifactStore, Made, fingerprint_of
+from data.artifacts.contents import caption_contents
+from data.artifacts.store import ArtifactRef, Produced
 from data.files import read_json, write_json
 from data.process.environment import exact_float32, hidden_variables
-from data.progress import ProgressFn, silent
+from data.stages.images import IndexedImages
+from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.train import TrainConfig
 from reid.inputs.captions import caption_features, weights_identity
-from reid.inputs.pixel_cache import load_pixels, pixels
+from reid.inputs.pixel_cache import PixelStage, load_pixels
 from reid.inputs.training_rows import TrainingRows, read_rows, training_rows
 from reid.models.weights_source import described, resolved
 from reid.training.validation import Validator, ranked_held_out, ranked_test
@@ -32,167 +33,134 @@ if TYPE_CHECKING:
     from reid.inputs.batches import TrainingSet
     from reid.training.trainer import TrainState
 
-STAGE: Final = "train"
 STAGE_VERSION: Final = 2
 _LIBRARIES: Final = ("torch", "open_clip_torch", "accelerate", "numpy", "safetensors")
 
 
-def train_ingredients(
-    store: ArtifactStore, *, images: ArtifactRef, captions: ArtifactRef | None, config: TrainConfig
-) -> dict[str, Any]:
-    """Return what the trained model depends on.
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(Stage):
+    """Train the method of `config` on the train split of the indexed images.
 
-    Of the training images their bytes and labels, but neither paths nor order; of `captions`, where the method reads
-    them, the texts. Test images count only if training evaluates on them.
+    captions: the caption artifact of the same images; None for methods that read no captions. launched: this process
+    is one of several that a launcher has started (`reid.training.together`); the variables of a launcher in the
+    environment alone do not make it one.
 
-    Raises:
-        WeightsError: the backbone's weights are not to be had.
+    `make` raises ConfigError when captions are missing or too few identities are left for a batch, DataError when there
+    are no training images, captions of other images, or too many images without a caption, WeightsError when the
+    weights of the backbone are unavailable, DivergedError when a loss term becomes infinite or NaN. A run that was
+    killed continues from its last checkpoint.
     """
-    found, validation = image_contents(images), config.validation
-    return {
-        "images": found["train"],
-        "test_images": found["test"] if validation.every and validation.images == "test" else None,
-        "captions": caption_contents(captions)["train"] if captions is not None and config.needs_captions else None,
-        "config": config.identity(),
-        "weights": weights_identity(store, config.backbone, config.seed),
-        "version": STAGE_VERSION,
-    }
 
+    name: ClassVar[str] = "train"
+    captions: ArtifactRef | None
+    config: TrainConfig
+    launched: bool = False
 
-def train(
-    store: ArtifactStore,
-    *,
-    images: ArtifactRef,
-    captions: ArtifactRef | None,
-    images_root: Path,
-    config: TrainConfig,
-    progress: ProgressFn = silent,
-    launched: bool = False,
-) -> Made:
-    """Train the method of `config` on the train split of `images`.
+    def ingredients(self, run: RunContext) -> Ingredients:
+        """Return what the trained model depends on.
 
-    Args:
-        store: where artefacts live; a killed run leaves its checkpoints there and goes on from them.
-        images: the index artefact.
-        captions: the caption artefact of the same images; None for methods that read no captions.
-        images_root: the folder that the image paths are relative to.
-        config: the run.
-        progress: called every few steps with the steps done, the steps in all and the loss.
-        launched: this process is one of several that a launcher has started; a launcher's variables in the
-            environment alone do not make it one.
+        Of the training images their bytes and labels, but neither paths nor order; of the captions, where the method
+        reads them, the texts. Test images count only if training evaluates on them.
+        """
+        found, validation, captions = run.images.contents(), self.config.validation, self.captions
+        reads = captions is not None and self.config.needs_captions
+        return {
+            "images": found["train"],
+            "test_images": found["test"] if validation.every and validation.images == "test" else None,
+            "captions": caption_contents(captions)["train"] if captions is not None and reads else None,
+            "config": self.config.identity(),
+            "weights": weights_identity(run.store, self.config.backbone, self.config.seed),
+            "version": STAGE_VERSION,
+        }
 
-    Raises:
-        ConfigError: captions are needed and not given, or too few identities for a batch beside those held out.
-        DataError: no training images, captions of other images, or too many images without a caption.
-        WeightsError: the backbone's weights are not to be had.
-        DivergedError: a loss term became infinite or not a number.
-    """
-    ingredients = train_ingredients(store, images=images, captions=captions, config=config)
-    scratch = store.scratch(STAGE, fingerprint_of(STAGE, ingredients))
-
-    def produce(folder: Path) -> None:
+    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
+        """Train, and write the model, its description and its log."""
         import torch
 
-        with exact_float32(torch):
-            _train(
-                store,
-                folder,
-                scratch=scratch,
-                images=images,
-                captions=captions,
-                images_root=images_root,
-                config=config,
-                progress=progress,
-                launched=launched,
+        from reid.tasks.build import build_task
+        from reid.training.checkpoint import save_model
+        from reid.training.metrics_log import METRICS
+        from reid.training.trainer import fit
+
+        config = self.config
+        with hidden_variables(launched=self.launched), exact_float32(torch):
+            rows = training_rows(run.images, self.captions, config)
+            data, labels = _training_set(run, rows, config)
+            texts = _learned_texts(run, data, config)
+            task = build_task(config, identities=len(labels.identities), cameras=labels.cameras, texts_CD=texts)
+            validate = _validator(run.images, rows, data, config)
+            state = fit(
+                task,
+                data,
+                config,
+                folder=scratch,
+                progress=run.progress,
+                validate=validate,
+                launched=self.launched,
             )
+            save_model(folder / "model.safetensors", task)
+        if (scratch / METRICS).exists():
+            shutil.copyfile(scratch / METRICS, folder / METRICS)
+        write_json(folder / "config.json", self._description(run, rows, labels, sorted(task.encoders()), state))
+        return Produced()
 
-    with hidden_variables(launched=launched):
-        if launched:
-            return _make_together(store, ingredients, produce, config)
-        return store.make(STAGE, ingredients, produce)
-
-
-def _make_together(
-    store: ArtifactStore, ingredients: dict[str, Any], produce: Callable[[Path], None], config: TrainConfig
-) -> Made:
-    """Make the artifact with all processes of a launcher: the first one owns it, the others help.
-
-    The store's lock is taken by the first process alone; the others would wait for it in vain.
-    """
-    import torch.distributed as dist
-    from accelerate import PartialState
-
-    from reid.training.device import training_device
-
-    # Without the flag accelerate would find no GPU and let every process train for itself, and say nothing.
-    process = PartialState(cpu=training_device(config).type == "cpu")
-    fingerprint = fingerprint_of(STAGE, ingredients)
-    answer = [store.find(STAGE, fingerprint) if process.is_main_process else None]
-    dist.broadcast_object_list(answer)
-    if answer[0] is not None:
-        return Made(ref=answer[0], cached=True)
-    if process.is_main_process:
-        answer = [store.make(STAGE, ingredients, produce).ref]
-    else:
-        helper = store.root / "work" / STAGE / f"{fingerprint}.rank{process.process_index}"
-        helper.mkdir(parents=True, exist_ok=True)
-        produce(helper)
-        shutil.rmtree(helper)
-    dist.broadcast_object_list(answer)
-    assert answer[0] is not None
-    return Made(ref=answer[0], cached=False)
-
-
-def _train(
-    store: ArtifactStore,
-    folder: Path,
-    *,
-    scratch: Path,
-    images: ArtifactRef,
-    captions: ArtifactRef | None,
-    images_root: Path,
-    config: TrainConfig,
-    progress: ProgressFn,
-    launched: bool,
-) -> None:
-    from reid.tasks.build import build_task
-    from reid.training.checkpoint import save_model
-    from reid.training.metrics_log import METRICS
-    from reid.training.trainer import fit
-
-    rows = training_rows(images, captions, config)
-    data, identities, cameras = _training_set(
-        store, rows, images=images, images_root=images_root, config=config, progress=progress
-    )
-    texts = _learned_texts(store, data, images, config, progress)
-    task = build_task(config, identities=len(identities), cameras=cameras, texts_CD=texts)
-    validate = _validator(images, rows, data, config)
-    state = fit(task, data, config, folder=scratch, progress=progress, validate=validate, launched=launched)
-    save_model(folder / "model.safetensors", task)
-    if (scratch / METRICS).exists():
-        shutil.copyfile(scratch / METRICS, folder / METRICS)
-    write_json(
-        folder / "config.json",
-        {
+    def _description(
+        self, run: RunContext, rows: TrainingRows, labels: Labels, modes: list[str], state: TrainState
+    ) -> dict[str, Any]:
+        """Return the content of config.json."""
+        config = self.config
+        return {
             "config": {**config.model_dump(mode="json"), "backbone": resolved(config.backbone).model_dump(mode="json")},
-            "identities": identities,
-            "cameras": cameras,
-            "modes": sorted(task.encoders()),
+            "identities": labels.identities,
+            "cameras": labels.cameras,
+            "modes": modes,
             "training": {
-                "images": len(rows.trained["path"]),
-                "identities": len(identities),
+                "images": len(rows.trained),
+                "identities": len(labels.identities),
                 "images_without_caption": rows.uncaptioned,
-                "images_held_out": len(rows.held_out["path"]),
-                "identities_held_out": len(set(rows.held_out["pid"])),
+                "images_held_out": len(rows.held_out),
+                "identities_held_out": len(set(rows.held_out.pid.tolist())),
                 "steps": state.step,
                 "kept": _kept(config, state),
             },
-            "provenance": _provenance(store, images, captions, config),
-        },
-    )
+            "provenance": self._provenance(run),
+        }
+
+    def _provenance(self, run: RunContext) -> dict[str, Any]:
+        """Return where the model comes from: dataset, captions, weights and library versions."""
+        dataset, read = run.images.description, self.captions if self.config.needs_captions else None
+        return {
+            "dataset": dataset.name,
+            "dataset_hash": dataset.dataset_hash,
+            "version": dataset.version,
+            "images": run.images.ref.fingerprint,
+            "captions": None if read is None else read.fingerprint,
+            "weights": {
+                **weights_identity(run.store, self.config.backbone, self.config.seed),
+                **described(self.config.backbone),
+            },
+            "python": platform.python_version(),
+            "libraries": {name: version(name) for name in _LIBRARIES},
+        }
 
 
-def _validator(images: ArtifactRef, rows: TrainingRows, data: TrainingSet, config: TrainConfig) -> Validator | None:
+def started_from(model: ArtifactRef) -> str:
+    """Return a note for a model that starts from the CLIP of another train artifact: what it did not take over."""
+    left_out = read_json(model.folder / "config.json")["provenance"]["weights"].get("left_out")
+    return f"started from the CLIP of a train artifact, without its {', '.join(sorted(left_out))}" if left_out else ""
+
+
+class Labels(NamedTuple):
+    """The identity of each class number, and the camera of each camera number.
+
+    Cameras that only held-out images come from have a number too: a camera embedding must know them.
+    """
+
+    identities: list[int]
+    cameras: list[int]
+
+
+def _validator(images: IndexedImages, rows: TrainingRows, data: TrainingSet, config: TrainConfig) -> Validator | None:
     if not config.validation.every:
         return None
     ranked = ranked_held_out(rows.held_out) if config.validation.holds_out else ranked_test(read_rows(images))
@@ -200,7 +168,7 @@ def _validator(images: ArtifactRef, rows: TrainingRows, data: TrainingSet, confi
 
 
 def _kept(config: TrainConfig, state: TrainState) -> dict[str, Any]:
-    """Say which epoch the model is (from 0), what it was chosen by, and its measures there if it was evaluated."""
+    """Return the epoch of the model (from 0), the rule that chose it, and its measures there if it was evaluated."""
     settings = config.validation
     best = settings.keep == "best"
     measured = state.best if best else state.measured
@@ -213,86 +181,45 @@ def _kept(config: TrainConfig, state: TrainState) -> dict[str, Any]:
     }
 
 
-def _training_set(
-    store: ArtifactStore,
-    rows: TrainingRows,
-    *,
-    images: ArtifactRef,
-    images_root: Path,
-    config: TrainConfig,
-    progress: ProgressFn,
-) -> tuple[TrainingSet, list[int], list[int]]:
-    """Return the training set, the identity of each class number and the camera of each camera number.
-
-    Cameras that only held-out images come from have a number too: a camera embedding must know them.
-    """
+def _training_set(run: RunContext, rows: TrainingRows, config: TrainConfig) -> tuple[TrainingSet, Labels]:
     from reid.inputs.batches import TrainingSet
 
-    cache = pixels(
-        store,
-        images=images,
-        images_root=images_root,
-        height=config.backbone.height,
-        width=config.backbone.width,
-        progress=progress,
-    )
+    backbone = config.backbone
+    cache = PixelStage(height=backbone.height, width=backbone.width).make(run)
     used = rows.trained
-    identities, cameras = sorted(set(used["pid"])), sorted({*used["camid"], *rows.held_out["camid"]})
+    identities = sorted(set(used.pid.tolist()))
+    cameras = sorted({*used.camid.tolist(), *rows.held_out.camid.tolist()})
     features = None
     if config.needs_captions:
-        features = caption_features(
-            store, used["caption"], config=config.backbone, seed=config.seed, device=_device(config), progress=progress
-        )
+        features = caption_features(run, rows.captions, config=backbone, seed=config.seed, device=_device(config))
     data = TrainingSet(
         pixels=load_pixels(cache.ref),
-        positions_N=np.array(used["position"], dtype=np.int64),
-        labels_N=np.searchsorted(identities, used["pid"]),
-        cameras_N=np.searchsorted(cameras, used["camid"]),
+        positions_N=used.position,
+        labels_N=np.searchsorted(identities, used.pid),
+        cameras_N=np.searchsorted(cameras, used.camid),
         caption_rows_N=None if features is None else features.rows_N,
         captions_MD=None if features is None else features.features_MD,
     )
-    return data, identities, cameras
+    return data, Labels(identities, cameras)
 
 
-def _learned_texts(
-    store: ArtifactStore, data: TrainingSet, images: ArtifactRef, config: TrainConfig, progress: ProgressFn
-) -> Tensor | None:
+def _learned_texts(run: RunContext, data: TrainingSet, config: TrainConfig) -> Tensor | None:
     """Return the features of CLIP-ReID's learned prompts (its first stage), None for other methods."""
     if config.method != "clip_reid":
         return None
-    from reid.training.prompt_learning import learned_texts
+    from reid.training.prompt_learning import PromptStage, load_texts
 
-    return learned_texts(
-        store,
-        images=images,
-        pixels=data.pixels,
-        positions=data.positions_N,
-        labels=data.labels_N,
+    stage = PromptStage(
         config=config,
+        pixels=data.pixels,
+        positions_M=data.positions_N,
+        labels_M=data.labels_N,
         device=_device(config),
-        progress=progress,
     )
+    return load_texts(stage.make(run).ref)
 
 
 def _device(config: TrainConfig) -> str:
     from reid.training.device import training_device
 
     return str(training_device(config))
-
-
-def _provenance(
-    store: ArtifactStore, images: ArtifactRef, captions: ArtifactRef | None, config: TrainConfig
-) -> dict[str, Any]:
-    """Return where the model comes from: data set, captions, weights and library versions."""
-    dataset = read_json(images.folder / "dataset.json")
-    read = captions if config.needs_captions else None
-    return {
-        "dataset": dataset["name"],
-        "dataset_hash": dataset["dataset_hash"],
-        "version": dataset["version"],
-        "images": images.fingerprint,
-        "captions": None if read is None else read.fingerprint,
-        "weights": {**weights_identity(store, config.backbone, config.seed), **described(config.backbone)},
-        "python": platform.python_version(),
-        "libraries": {name: version(name) for name in _LIBRARIES},
-    }

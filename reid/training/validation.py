@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.people import is_junk
 from reid.config.train import TrainConfig
 from reid.inputs.evaluation_rows import has_match
-from reid.inputs.training_rows import Rows
+from reid.inputs.image_rows import ImageRows
 
 if TYPE_CHECKING:
     from reid.tasks.base import Task
@@ -36,52 +35,48 @@ class RankedImages:
     """Row of each image in the pixel cache."""
     pids_N: Ints
     camids_N: Ints
-    """Camera as the data set numbers it: what a camera embedding is looked up by."""
+    """Camera number of the dataset: the key of a camera embedding."""
     excluded_by_N: Ints
     """Images of one identity with the same number here are excluded from each other's rankings."""
     query_Q: Ints
     gallery_G: Ints
 
 
-def ranked_held_out(rows: Rows) -> RankedImages:
+def ranked_held_out(rows: ImageRows) -> RankedImages:
     """Return the held-out `rows`, every one a query against all of them."""
-    positions, pids, camids = (np.array(rows[name], dtype=np.int64) for name in ("position", "pid", "camid"))
-    everyone = np.arange(len(positions))
-    seen = np.unique(np.stack([pids, camids]), axis=1)[0]
+    everyone = np.arange(len(rows))
+    seen = np.unique(np.stack([rows.pid, rows.camid]), axis=1)[0]
     crosses = len(np.unique(seen)) < len(seen)
     return RankedImages(
-        positions_N=positions,
-        pids_N=pids,
-        camids_N=camids,
-        excluded_by_N=camids if crosses else everyone,
+        positions_N=rows.position,
+        pids_N=rows.pid,
+        camids_N=rows.camid,
+        excluded_by_N=rows.camid if crosses else everyone,
         query_Q=everyone,
         gallery_G=everyone,
     )
 
 
-def ranked_test(rows: Rows) -> RankedImages:
+def ranked_test(rows: ImageRows) -> RankedImages:
     """Return the queries and the gallery among all `rows` of images.parquet, junk left out, in no order of paths.
 
-    Raises DataError when there is none of either.
+    Raises DataError when either is empty.
     """
-    pids = np.array(rows["pid"], dtype=np.int64)
-    splits = np.array(rows["split"])
-    order = np.lexsort((np.array(rows["sha256"]), np.array(rows["camid"]), pids))  # equal scores stand in this order
-    query, gallery = (order[(splits[order] == name) & ~is_junk(pids[order])] for name in ("query", "gallery"))
+    rows = rows.take(np.lexsort((rows.sha256.astype(str), rows.camid, rows.pid)))  # equal scores stand in this order
+    query, gallery = rows.of_split("query"), rows.of_split("gallery")
     if not len(query) or not len(gallery):
         raise DataError(
-            "train.validation.images=test needs queries and a gallery, and this data set lacks one of them: "
+            "train.validation.images=test needs queries and a gallery, and this dataset lacks one of them: "
             "set train.validation.images=held_out"
         )
-    chosen = np.concatenate([query, gallery])
-    camids = np.array(rows["camid"], dtype=np.int64)[chosen]
-    n = len(query)
-    crosses = has_match(pids[query], camids[:n], pids[gallery], camids[n:], "same_camera").any()
+    n, chosen = len(query), rows.take(np.concatenate([query, gallery]))
+    pid, camid = chosen.pid, chosen.camid
+    crosses = has_match(pid[:n], camid[:n], pid[n:], camid[n:], "same_camera").any()
     return RankedImages(
-        positions_N=chosen,
-        pids_N=pids[chosen],
-        camids_N=camids,
-        excluded_by_N=camids if crosses else np.arange(len(chosen)),
+        positions_N=chosen.position,
+        pids_N=pid,
+        camids_N=camid,
+        excluded_by_N=camid if crosses else np.arange(len(chosen)),
         query_Q=np.arange(n),
         gallery_G=np.arange(n, len(chosen)),
     )

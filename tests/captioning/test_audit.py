@@ -18,16 +18,16 @@ from PIL import Image
 
 from captioning.attributes.parse import parse_caption
 from captioning.audit.flags import FLAGS, degrading_words
-from captioning.audit.stage import FLAG_ROWS, IDENTITIES, AuditConfig, audit, audit_ingredients
+from captioning.audit.stage import FLAG_ROWS, IDENTITIES, AuditConfig, AuditStage
 from captioning.prompts.replies import has_template_form, is_looping
 from captioning.prompts.templates import compose
 from data.artifacts.contents import caption_contents
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactStore
 from data.errors import DataError
-from data.files import write_json
 from data.schemas import CAPTIONS
 from data.slots import SLOTS, VOCABULARY
+from tests.helpers.stages import audit, describe_by_hand, make_artifact, run_on
 
 
 def caption(text, pid, *, split="train", status="ok", template="scgi", **changes):
@@ -45,7 +45,7 @@ def made(tmp_path, rows):
     def produce(folder):
         pq.write_table(pa.Table.from_pylist(rows, schema=CAPTIONS), folder / "captions.parquet")
 
-    return store, store.make("caption", {"rows": len(rows)}, produce).ref
+    return store, make_artifact(store, "caption", {"rows": len(rows)}, produce).ref
 
 
 def audited(tmp_path, rows, **config):
@@ -247,8 +247,10 @@ def audited_with_images(tmp_path, rows, *, name=NAME, leave_out=(), **config):
         if at in leave_out:
             path.unlink()
     table = pa.Table.from_pylist(rows, schema=CAPTIONS)
-    captions = store.make("caption", {}, lambda folder: pq.write_table(table, folder / "captions.parquet")).ref
-    images = store.make("index", {}, lambda folder: write_json(folder / "dataset.json", {"name": name})).ref
+    captions = make_artifact(
+        store, "caption", {}, lambda folder: pq.write_table(table, folder / "captions.parquet")
+    ).ref
+    images = make_artifact(store, "index", {}, lambda folder: describe_by_hand(folder, name=name)).ref
     done = audit(store, captions=captions, images=images, images_root=root, config=AuditConfig(**config))
     return done, (done.ref.folder / "captions.audit.html").read_text()
 
@@ -351,9 +353,9 @@ def test_the_stage_is_cached_by_captions_and_thresholds(tmp_path):
     assert not audit(store, captions=ref, config=AuditConfig()).cached
     assert audit(store, captions=ref, config=AuditConfig()).cached
     assert not audit(store, captions=ref, config=AuditConfig(majority=0.9)).cached
-    ingredients = audit_ingredients(captions=ref, config=AuditConfig())
-    named = store.make("index", {}, lambda folder: write_json(folder / "dataset.json", {"name": "people"})).ref
-    assert audit_ingredients(captions=ref, images=named, config=AuditConfig())["dataset"] == "people"
+    named = make_artifact(store, "index", {}, lambda folder: describe_by_hand(folder, name="people")).ref
+    ingredients = AuditStage(captions=ref, config=AuditConfig()).ingredients(run_on(store, named))
+    assert ingredients["dataset"] == "people"
     assert ingredients["captions"] == caption_contents(ref)["audit"]
     assert ref.path not in json.dumps(ingredients)
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from captioning.config import CaptionConfig
 from captioning.stage import worker as stage_work
-from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError
@@ -22,6 +21,7 @@ from tests.helpers.caption_worlds import captions_folder, captions_of, draw, wor
 from tests.helpers.caption_worlds import index as plain_index
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.small_disk import grow, small_disk
+from tests.helpers.stages import caption
 
 LEFT_TO_RIGHT = np.tile(np.linspace(0, 255, 40), (80, 1))
 
@@ -149,7 +149,7 @@ def test_what_the_index_rejects_is_counted_there_and_the_rest_is_captioned(store
     found = index(store, config=settings)
     rejected = pd.read_parquet(found.made.ref.folder / "rejected.parquet").set_index("path")
     assert rejected["reason"].to_dict() == {name: why for name, (_, why) in bad_files().items()}
-    made = caption(store, images=found.made.ref, images_root=found.images_root, config=config).made
+    made = caption(store, images=found.made.ref, images_root=found.images.root, config=config).made
     rows = captions_of(made)
     assert sorted(rows["image_path"]) == sorted(ODD)
     assert rows["caption"].notna().all()

@@ -17,8 +17,9 @@ from data.index.stage import index
 from data.schemas import CAPTIONS
 from data.slots import SLOTS
 from data.synthetic.world import WorldConfig, write_market1501
-from flows.study.controls import TRUTH, ShuffleConfig, exchange, shuffle_across_identities, true_attributes
+from flows.study.controls import TRUTH, ShuffleConfig, ShuffleStage, TrueStage, exchange
 from tests.helpers.reid_worlds import write_captions
+from tests.helpers.stages import run_on
 
 CONTENT = [name for name in CAPTIONS.names if name not in ("image_path", "image_sha256", "split", "pid", "camid")]
 
@@ -84,7 +85,7 @@ def test_a_majority_cannot_be_shuffled(pids):
 def test_shuffled_rows_move_as_a_whole_and_only_in_training(world):
     store, outcome = world
     captions = captions_of(store, outcome)
-    made = shuffle_across_identities(store, captions=captions, config=ShuffleConfig(seed=3))
+    made = ShuffleStage(captions=captions, config=ShuffleConfig(seed=3)).make(run_on(store, outcome.made.ref))
     before, after = frame(captions), frame(made.ref)
     assert pq.read_schema(made.ref.folder / "captions.parquet").equals(CAPTIONS)
     assert after[["image_path", "image_sha256", "split", "pid", "camid"]].equals(
@@ -105,24 +106,25 @@ def test_shuffling_is_cached_by_seed_unit_and_captions(world):
     store, outcome = world
     captions = captions_of(store, outcome)
     config = ShuffleConfig(seed=5)
-    first = shuffle_across_identities(store, captions=captions, config=config)
-    again = shuffle_across_identities(store, captions=captions, config=config)
+    first = ShuffleStage(captions=captions, config=config).make(run_on(store, outcome.made.ref))
+    again = ShuffleStage(captions=captions, config=config).make(run_on(store, outcome.made.ref))
     assert again.cached
     assert again.ref == first.ref
     others = [
-        shuffle_across_identities(store, captions=captions, config=ShuffleConfig(seed=6)),
-        shuffle_across_identities(store, captions=captions, config=ShuffleConfig(seed=5, unit="image")),
-        shuffle_across_identities(store, captions=captions_of(store, outcome, lambda _: "A man."), config=config),
+        ShuffleStage(captions=captions, config=ShuffleConfig(seed=6)),
+        ShuffleStage(captions=captions, config=ShuffleConfig(seed=5, unit="image")),
+        ShuffleStage(captions=captions_of(store, outcome, lambda _: "A man."), config=config),
     ]
-    assert len({made.ref.fingerprint for made in [first, *others]}) == 4
+    run = run_on(store, outcome.made.ref)
+    assert len({first.ref.fingerprint, *(stage.make(run).ref.fingerprint for stage in others)}) == 4
 
 
 def test_true_captions_name_the_visible_attributes_only(world):
     store, outcome = world
-    made = true_attributes(store, images=outcome.made.ref, images_root=outcome.images_root)
+    made = TrueStage().make(run_on(store, outcome.made.ref, outcome.images.root))
     assert pq.read_schema(made.ref.folder / "captions.parquet").equals(CAPTIONS)
     captions = frame(made.ref)
-    truth = pd.read_parquet(outcome.images_root / TRUTH).set_index("path")
+    truth = pd.read_parquet(outcome.images.root / TRUTH).set_index("path")
     images = pd.read_parquet(outcome.made.ref.folder / "images.parquet")
     assert captions["image_path"].tolist() == images["path"].tolist()
     assert captions["image_sha256"].tolist() == images["sha256"].tolist()
@@ -134,12 +136,12 @@ def test_true_captions_name_the_visible_attributes_only(world):
             assert row[f"attr_{slot}"] == expected or (expected is None and pd.isna(row[f"attr_{slot}"]))
     for column in ("template_id", "model_id", "model_revision", "captioner_fingerprint"):
         assert captions[column].nunique() == 1
-    assert true_attributes(store, images=outcome.made.ref, images_root=outcome.images_root).cached
+    assert TrueStage().make(run_on(store, outcome.made.ref, outcome.images.root)).cached
 
 
 def test_true_captions_refuse_images_that_are_not_synthetic(world, tmp_path):
     store, outcome = world
-    table = pq.read_table(outcome.images_root / TRUTH)
+    table = pq.read_table(outcome.images.root / TRUTH)
     pq.write_table(table.slice(1), tmp_path / TRUTH)
-    with pytest.raises(DataError, match="says nothing of 1 images"):
-        true_attributes(store, images=outcome.made.ref, images_root=tmp_path)
+    with pytest.raises(DataError, match="lacks 1 images"):
+        TrueStage().make(run_on(store, outcome.made.ref, tmp_path))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from captioning.config import CaptionConfig
-from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from tests.helpers.caption_stub import Job, asked, fake_model, run_job
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
 from tests.helpers.places import REPO
+from tests.helpers.stages import caption
 
 ray = pytest.importorskip("ray", reason="ray is not installed here: pip install 'clip-scgi[ray]'")
 

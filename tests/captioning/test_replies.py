@@ -12,12 +12,12 @@ from captioning.config import CaptionConfig
 from captioning.engines.llava import Engine
 from captioning.engines.sampling import GumbelNoise
 from captioning.prompts.replies import RegenerateConfig, Reply, is_malformed, prompt_until_well_formed, seed_of
-from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.errors import ConfigError
 from tests.helpers.caption_worlds import captions_of, draw, index
 from tests.helpers.mini_llava import save_mini_llava
+from tests.helpers.stages import caption
 
 GOOD = "A man is wearing a red shirt and blue jeans."
 

@@ -20,7 +20,6 @@ from captioning.engines.server_client import RefusalError
 from captioning.framing import frame
 from captioning.prompts.templates import LLAVA_SYSTEM
 from captioning.stage import worker as stage_work
-from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.errors import ConfigError, DataError, RetryableError
@@ -29,6 +28,7 @@ from data.schemas import CAPTIONS
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
 from tests.helpers.chat_server import TEXT, image_of, parts_of, serving
 from tests.helpers.mini_llava import SIDE, save_mini_llava
+from tests.helpers.stages import caption
 
 MEAN = ServerConfig().image_mean
 

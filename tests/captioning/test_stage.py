@@ -20,8 +20,8 @@ from captioning.attributes.parse import parse_caption
 from captioning.captioner import identify
 from captioning.config import CaptionConfig
 from captioning.prompts.cleaning import CleaningConfig
-from captioning.stage.stage import caption, caption_ingredients
-from data.artifacts.store import ArtifactStore, fingerprint_of
+from captioning.stage.stage import CaptionStage
+from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.errors import ConfigError, DataError, WeightsError
 from data.schemas import CAPTIONS
@@ -30,6 +30,7 @@ from tests.helpers.caption_child import caption_in_child
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.places import REPO
+from tests.helpers.stages import caption, run_on
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_every_image_has_its_row_with_provenance(store, tmp_path, config, model)
     assert set(frame["captioner_fingerprint"]) == {identify(config, store.memo).fingerprint}
     assert set(frame["batch_size"]) == {4, 2}
     assert frame["n_tokens"].tolist() == [4] * 10
-    assert str(outcome) == "10 captions generated, 0 reused"
+    assert outcome.note == "10 captions generated, 0 reused"
     assert seen[-1] == (10, 10)
 
 
@@ -80,10 +81,9 @@ def test_a_second_run_is_found_and_names_the_same_artifact(store, tmp_path, conf
     first = run(store, root, config).made
     again = run(store, root, config.model_copy(update={"batch_size": 1, "workers": 1}))
     assert again.made.cached
-    assert str(again) == "cached"
+    assert again.note == ""
     assert again.made.ref == first.ref
-    ingredients = caption_ingredients(store, images=index(store, root), config=config)
-    assert fingerprint_of("caption", ingredients) == first.ref.fingerprint
+    assert CaptionStage(config=config).plan(run_on(store, index(store, root))).fingerprint == first.ref.fingerprint
 
 
 def test_one_image_added_is_one_caption_generated(store, tmp_path, config):
@@ -91,7 +91,7 @@ def test_one_image_added_is_one_caption_generated(store, tmp_path, config):
     before = captions_of(run(store, root, config).made)
     draw(root, 1, start=8)
     outcome = run(store, root, config)
-    assert str(outcome) == "1 caption generated, 8 reused"
+    assert outcome.note == "1 caption generated, 8 reused"
     pd.testing.assert_frame_equal(captions_of(outcome.made).iloc[:8], before)
 
 
@@ -155,11 +155,11 @@ def test_a_changed_or_missing_image_has_a_row_and_is_retried_by_the_next_run(sto
     assert frame["status"].value_counts().to_dict() == {"truncated": 4, "image_error": 2}
     assert frame.loc[["0001.png", "0002.png"], "error"].tolist() == ["changed", "missing"]
     assert frame.loc[["0001.png", "0002.png"], "caption"].isna().all()
-    assert str(outcome) == "4 captions generated, 0 reused, 2 failed"
+    assert outcome.note == "4 captions generated, 0 reused, 2 failed"
     for name, content in original.items():
         (root / name).write_bytes(content)
     outcome = caption(store, images=images, images_root=root, config=config)
-    assert str(outcome) == "2 captions generated, 4 reused"
+    assert outcome.note == "2 captions generated, 4 reused"
     assert "image_error" not in set(captions_of(outcome.made)["status"])
     assert caption(store, images=images, images_root=root, config=config).made.cached
 
@@ -236,8 +236,8 @@ def test_a_found_artifact_loads_no_model_library(store, tmp_path, config):
 import sys
 from pathlib import Path
 from captioning.config import CaptionConfig
-from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from tests.helpers.stages import caption
 outcome = caption(ArtifactStore(Path({str(store.root)!r})), images=ArtifactRef(**{images.to_json()!r}),
     images_root=Path({str(root)!r}), config=CaptionConfig.model_validate_json({config.model_dump_json()!r}))
 assert outcome.made.cached

@@ -17,12 +17,13 @@ from captioning.config import CaptionConfig
 from captioning.engines.llava import Engine
 from captioning.engines.llava_load import load_llava, quantization_settings
 from captioning.stage import worker as stage_work
-from captioning.stage.stage import caption, caption_ingredients
+from captioning.stage.stage import CaptionStage
 from data.artifacts.digests import DigestMemo
-from data.artifacts.store import ArtifactStore, fingerprint_of
+from data.artifacts.store import ArtifactStore
 from data.errors import ClipScgiError, ConfigError, WeightsError
 from tests.helpers.caption_worlds import captions_of, draw, index
 from tests.helpers.mini_llava import save_mini_llava
+from tests.helpers.stages import caption, run_on
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 499723\n"
 UP = "language_model.model.layers.1.mlp.up_proj.weight"
@@ -798,8 +799,8 @@ def test_captions_are_found_after_the_weights_are_deleted(hub, tmp_path):
     shutil.rmtree(hub)
     again, frame = captioned(store, root, hub_config())
     assert (again.made.cached, set(frame["model_revision"])) == (True, {FIRST})
-    ingredients = caption_ingredients(store, images=index(store, root), config=hub_config())
-    assert fingerprint_of("caption", ingredients) == first.made.ref.fingerprint
+    plan = CaptionStage(config=hub_config()).plan(run_on(store, index(store, root)))
+    assert plan.fingerprint == first.made.ref.fingerprint
     draw(root, 1, start=3)
     with pytest.raises(WeightsError, match=rf"{HUB} \(revision {FIRST}\) are not in this machine's hub cache"):
         captioned(store, root, hub_config())
@@ -808,7 +809,8 @@ def test_captions_are_found_after_the_weights_are_deleted(hub, tmp_path):
 def test_the_plan_is_made_offline_and_an_unavailable_model_is_refused(hub, tmp_path):
     store, root = ArtifactStore(tmp_path / "home"), draw(tmp_path / "people", 3)
     elsewhere = hub_config(revision="v2")
-    assert caption_ingredients(store, images=index(store, root), config=elsewhere)["model"] == [HUB, "v2"]
+    stage, run = CaptionStage(config=elsewhere), run_on(store, index(store, root))
+    assert stage.ingredients(run)["model"] == [HUB, "v2"]
     with pytest.raises(WeightsError, match=r"revision v2"):
         captioned(store, root, elsewhere)
     assert not (store.root / "captions").exists()

@@ -18,6 +18,7 @@ from data.artifacts.store import SIDECAR, ArtifactRef, ArtifactStore, fingerprin
 from data.errors import ClipScgiError, DataError
 from data.files import read_json
 from tests.helpers.fresh_processes import FORK_SERVER, join_all, run_and_kill
+from tests.helpers.stages import make_artifact
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def produce(folder):
 
 
 def make(store, action=produce, **options):
-    return store.make("caption", INGREDIENTS, action, **options)
+    return make_artifact(store, "caption", INGREDIENTS, action, **options)
 
 
 def nothing_left(store):
@@ -68,7 +69,7 @@ def test_the_sidecar_lists_ingredients_and_files(store):
 
 def test_content_depends_on_the_files_alone(store):
     one = make(store).ref
-    two = store.make("caption", {**INGREDIENTS, "version": 2}, produce).ref
+    two = make_artifact(store, "caption", {**INGREDIENTS, "version": 2}, produce).ref
     assert one.fingerprint != two.fingerprint
     assert one.content == two.content
 
@@ -76,7 +77,7 @@ def test_content_depends_on_the_files_alone(store):
         produce(folder)
         (folder / "rows.txt").rename(folder / "lines.txt")
 
-    assert store.make("caption", {"version": 3}, other).ref.content != one.content
+    assert make_artifact(store, "caption", {"version": 3}, other).ref.content != one.content
     assert fingerprint_of("audit", INGREDIENTS) != FINGERPRINT
 
 
@@ -128,7 +129,7 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_makes_exactly_this_artifact_again(store, name):
     first = make(store).ref
-    other = store.make("train", INGREDIENTS, produce).ref
+    other = make_artifact(store, "train", INGREDIENTS, produce).ref
     file, damage = DAMAGES[name]
     damage(first.folder / file)
     assert store.problems("caption", FINGERPRINT)
@@ -228,9 +229,9 @@ def test_an_incomplete_artifact_can_be_read_and_is_never_found(store):
 
 def test_ingredients_must_be_plain(store):
     with pytest.raises(TypeError):
-        store.make("caption", {"path": Path("x")}, produce)
+        make_artifact(store, "caption", {"path": Path("x")}, produce)
     with pytest.raises(ValueError, match="JSON"):
-        store.make("caption", {"rate": float("nan")}, produce)
+        make_artifact(store, "caption", {"rate": float("nan")}, produce)
 
 
 def test_default_store_is_named_by_the_environment(tmp_path, monkeypatch):
@@ -252,7 +253,7 @@ def _make_slowly(root, log, barrier):
         time.sleep(0.3)
 
     barrier.wait()
-    made = ArtifactStore(root).make("caption", INGREDIENTS, slow)
+    made = make_artifact(ArtifactStore(root), "caption", INGREDIENTS, slow)
     with log.open("a") as stream:
         stream.write("c" if made.cached else "m")
 
@@ -290,7 +291,7 @@ def test_other_artifacts_do_not_wait(store):
 
     def nested(folder):
         produce(folder)
-        assert not store.make("train", INGREDIENTS, produce).cached
+        assert not make_artifact(store, "train", INGREDIENTS, produce).cached
 
     assert not make(store, nested).cached
 
@@ -306,7 +307,7 @@ def _make_until_killed(root, ready):
         ready.set()
         time.sleep(60)
 
-    store.make("caption", INGREDIENTS, hang)
+    make_artifact(store, "caption", INGREDIENTS, hang)
 
 
 def test_a_kill_during_produce_loses_nothing_but_time(store):
@@ -335,7 +336,7 @@ def test_a_kill_during_produce_loses_nothing_but_time(store):
 def _make_many(root, start):
     store = ArtifactStore(root)
     for number in range(start, 1000):
-        store.make("caption", {"number": number}, produce)
+        make_artifact(store, "caption", {"number": number}, produce)
 
 
 def test_kills_at_any_moment_leave_no_half_artifact(store):
@@ -344,7 +345,7 @@ def test_kills_at_any_moment_leave_no_half_artifact(store):
     folders = [path for path in (store.root / "stages" / "caption").iterdir() if not path.name.startswith(".")]
     assert folders
     assert {tuple(store.problems("caption", path.name)) for path in folders} == {()}
-    _make_some = [store.make("caption", {"number": number}, produce) for number in (0, 100, 200)]
+    _make_some = [make_artifact(store, "caption", {"number": number}, produce) for number in (0, 100, 200)]
     assert all(store.find("caption", made.ref.fingerprint) == made.ref for made in _make_some)
 
 

@@ -15,6 +15,7 @@ from data.artifacts.digests import DigestMemo
 from data.artifacts.store import LABELS, SIDECAR, ArtifactStore, Sidecar, fingerprint_of, read_uses
 from data.errors import DataError
 from data.files import read_json
+from tests.helpers.stages import make_artifact
 
 INGREDIENTS = {"version": 1, "images": "abc"}
 # The format of fingerprints: if it changes, every artifact that exists is made again.
@@ -42,7 +43,7 @@ def produce(folder):
 
 
 def make(store, action=produce, stage="caption", ingredients=INGREDIENTS, **options):
-    return store.make(stage, ingredients, action, **options)
+    return make_artifact(store, stage, ingredients, action, **options)
 
 
 def edit(store, **changes):

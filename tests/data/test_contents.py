@@ -20,6 +20,7 @@ from data.artifacts.store import SIDECAR, ArtifactStore
 from data.errors import DataError
 from data.files import read_json, write_json, write_table
 from data.schemas import CAPTIONS, IMAGES
+from tests.helpers.stages import make_artifact
 
 ROWS = [
     {"path": "g/1.jpg", "split": "gallery", "pid": 7, "camid": 2, "sha256": "a" * 64},
@@ -132,10 +133,10 @@ def test_digests_are_kept_in_the_sidecar_and_computed_where_they_are_not(tmp_pat
         write_table(folder / "images.parquet", images(), IMAGES)
         write_table(folder / "captions.parquet", captions(), CAPTIONS)
 
-    kept = store.make("index", {"n": 1}, produce, contents=lambda _: {"train": "1" * 64}).ref
+    kept = make_artifact(store, "index", {"n": 1}, produce, contents=lambda _: {"train": "1" * 64}).ref
     assert image_contents(kept) == {"train": "1" * 64}
     assert read_json(kept.folder / SIDECAR)["contents"] == {"train": "1" * 64}
-    without = store.make("index", {"n": 2}, produce).ref
+    without = make_artifact(store, "index", {"n": 2}, produce).ref
     assert image_contents(without) == contents_of_images(images())
     assert caption_contents(without) == contents_of_captions(captions())
     assert kept.content != without.content
@@ -147,7 +148,9 @@ def test_digests_are_kept_in_the_sidecar_and_computed_where_they_are_not(tmp_pat
 
 def test_an_edited_content_digest_is_damage(tmp_path):
     store = ArtifactStore(tmp_path)
-    made = store.make("index", {"n": 1}, lambda f: write_json(f / "x", {}), contents=lambda _: {"train": "1" * 64}).ref
+    made = make_artifact(
+        store, "index", {"n": 1}, lambda f: write_json(f / "x", {}), contents=lambda _: {"train": "1" * 64}
+    ).ref
     sidecar = read_json(made.folder / SIDECAR)
     write_json(made.folder / SIDECAR, sidecar | {"contents": {"train": "2" * 64}})
     assert store.problems("index", made.fingerprint) == [f"{SIDECAR} was changed"]

@@ -76,7 +76,12 @@ def test_images_are_those_of_the_disk(store, root):
         assert (row.sha256, row.size) == (hashlib.sha256(content).hexdigest(), len(content))
         with Image.open(root / row.path) as image:
             assert (row.width, row.height) == image.size
-    assert (outcome.n_images, outcome.n_rejected, outcome.n_read, outcome.images_root) == (10, 0, 10, root)
+    assert (
+        len(outcome.found.records),
+        len(outcome.found.rejected),
+        outcome.found.n_read,
+        outcome.images.root,
+    ) == (10, 0, 10, root)
 
 
 def test_dataset_json(store, root):
@@ -86,7 +91,7 @@ def test_dataset_json(store, root):
         "name": "My people",
         "reader": "market1501",
         "version": "without junk",
-        "dataset_hash": outcome.dataset_hash,
+        "dataset_hash": outcome.found.dataset_hash,
         "counts": {
             "train": {"images": 4, "identities": 2, "cameras": 4},
             "query": {"images": 2, "identities": 2, "cameras": 2},
@@ -95,10 +100,10 @@ def test_dataset_json(store, root):
         "junk_left_out": len(MARKET_JUNK),
         "rejected": 1,
         "rejected_by_reason": {"bad_name": 1},
-        "notices": list(outcome.notices),
+        "notices": list(outcome.found.notices),
     }
-    assert any("1 file(s) or rows not used: 1 bad_name" in notice for notice in outcome.notices)
-    assert any("2 junk image(s)" in notice for notice in outcome.notices)
+    assert any("1 file(s) or rows not used: 1 bad_name" in notice for notice in outcome.found.notices)
+    assert any("2 junk image(s)" in notice for notice in outcome.found.notices)
     assert str(root) not in (outcome.made.ref.folder / "dataset.json").read_text()
 
 
@@ -141,23 +146,25 @@ def test_unusable_files_are_rows_and_the_run_goes_on(store, root):
     expected = add_bad(root)
     outcome = index(store, config=config_of(root))
     assert rejected_of(outcome) == expected
-    assert (outcome.n_images, outcome.n_rejected) == (10, len(BAD))
+    assert (len(outcome.found.records), len(outcome.found.rejected)) == (10, len(BAD))
     assert all(frame(outcome, "rejected")["detail"].str.len() > 0)
-    (told,) = [notice for notice in outcome.notices if "not used" in notice]
+    (told,) = [notice for notice in outcome.found.notices if "not used" in notice]
     assert told.startswith("6 file(s) or rows not used")
     assert all(reason in told for reason in set(expected.values()))
     again = index(store, config=config_of(root))
-    assert (again.n_read, again.made.cached, again.notices) == (0, True, outcome.notices)
+    assert (again.found.n_read, again.made.cached, again.found.notices) == (0, True, outcome.found.notices)
 
 
 def test_max_pixels(store, root):
     outcome = index(store, config=config_of(root, max_pixels=8 * 16))
-    assert outcome.n_rejected == 0
+    assert len(outcome.found.rejected) == 0
     put(root, "query/0001_c1s1_001051_95.jpg")
     (root / "query/0001_c1s1_001051_95.jpg").write_bytes(picture(1, size=(9, 16)))
     outcome = index(store, config=config_of(root, max_pixels=8 * 16))
     assert rejected_of(outcome) == {"query/0001_c1s1_001051_95.jpg": "too_large"}
-    assert index(store, config=config_of(root)).n_rejected == 0  # the remembered decoding was for another limit
+    assert (
+        len(index(store, config=config_of(root)).found.rejected) == 0
+    )  # the remembered decoding was for another limit
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ def test_images_too_small_or_too_long_for_a_person_are_rows(store, root, size, s
 def test_limits_of_the_shape_that_reject_nothing_change_no_fingerprint(store, root):
     first = index(store, config=config_of(root))
     again = index(store, config=config_of(root, min_side=3, max_aspect=99))
-    assert (again.made.cached, again.n_decoded, again.made.ref) == (True, 0, first.made.ref)
+    assert (again.made.cached, again.found.n_decoded, again.made.ref) == (True, 0, first.made.ref)
 
 
 def test_a_transparent_image_is_rejected_and_one_of_one_color_gets_a_notice(store, root):
@@ -200,9 +207,9 @@ def test_a_transparent_image_is_rejected_and_one_of_one_color_gets_a_notice(stor
     for _ in range(2):  # the second time nothing is decoded
         outcome = index(store, config=config_of(root))
         assert rejected_of(outcome) == {"query/0001_c1s1_001051_95.png": "blank"}
-        (told,) = [notice for notice in outcome.notices if "one color" in notice]
+        (told,) = [notice for notice in outcome.found.notices if "one color" in notice]
         assert told.startswith("2 image(s) are of one color and show no one, such as query/0001_c1s1_001051_96.jpg")
-    assert outcome.n_decoded == 0
+    assert outcome.found.n_decoded == 0
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -222,11 +229,11 @@ def test_the_index_continues_after_any_error_of_the_decoder(store, root, monkeyp
     monkeypatch.setattr(images_module, "without_metadata", fail)
     outcome = index(store, config=config_of(root, workers=workers))
     assert rejected_of(outcome) == {TARGET: "out_of_memory" if error is MemoryError else "truncated"}
-    assert outcome.n_images == 69
+    assert len(outcome.found.records) == 69
     monkeypatch.undo()
     again = index(store, config=config_of(root))
     # A reason in the file itself is remembered; running out of memory is not.
-    assert (again.n_rejected, again.n_read) == ((0, 1) if error is MemoryError else (1, 0))
+    assert (len(again.found.rejected), again.found.n_read) == ((0, 1) if error is MemoryError else (1, 0))
 
 
 def test_odd_exif_is_used_upright(store, root):
@@ -257,7 +264,7 @@ def test_a_file_that_may_not_be_read_is_a_row(store, root, monkeypatch):
     monkeypatch.setattr("data.images.decode.os.open", guarded)
     assert rejected_of(index(store, config=config_of(root))) == {"query/0001_c1s1_001051_00.jpg": "unreadable"}
     monkeypatch.undo()
-    assert index(store, config=config_of(root)).n_rejected == 0  # its failure was not remembered
+    assert len(index(store, config=config_of(root)).found.rejected) == 0  # its failure was not remembered
 
 
 # The same data, the same index
@@ -274,14 +281,14 @@ def test_an_unchanged_folder_is_not_read_again(store, root, monkeypatch):
 
     monkeypatch.setattr("data.images.decode.os.open", guarded)
     second = index(store, config=config_of(root))
-    assert (second.n_read, second.n_decoded, second.made.cached) == (0, 0, True)
-    assert (second.made.ref, second.dataset_hash) == (first.made.ref, first.dataset_hash)
+    assert (second.found.n_read, second.found.n_decoded, second.made.cached) == (0, 0, True)
+    assert (second.made.ref, second.found.dataset_hash) == (first.made.ref, first.found.dataset_hash)
 
 
 def test_reread_reads_everything_and_decodes_nothing(store, root):
     first = index(store, config=config_of(root))
     again = index(store, config=config_of(root), reread=True)
-    assert (again.n_read, again.n_decoded, again.made.ref) == (10, 0, first.made.ref)
+    assert (again.found.n_read, again.found.n_decoded, again.made.ref) == (10, 0, first.made.ref)
 
 
 def test_reread_finds_what_size_and_times_hide(store, root):
@@ -302,15 +309,19 @@ def test_touched_files_are_read_but_change_nothing(store, root):
     first = index(store, config=config_of(root))
     os.utime(root / "query/0001_c1s1_001051_00.jpg", (1, 1))
     again = index(store, config=config_of(root))
-    assert (again.n_read, again.n_decoded, again.made) == (1, 0, first.made.__class__(ref=first.made.ref, cached=True))
+    assert (again.found.n_read, again.found.n_decoded, again.made) == (
+        1,
+        0,
+        first.made.__class__(ref=first.made.ref, cached=True),
+    )
 
 
 def test_a_copy_elsewhere_is_the_same_dataset(store, root, tmp_path):
     first = index(store, config=config_of(root))
     shutil.copytree(root, tmp_path / "elsewhere" / "Market")
     moved = index(store, config=config_of(tmp_path / "elsewhere"))
-    assert (moved.made.ref, moved.made.cached, moved.n_read) == (first.made.ref, True, 10)
-    assert moved.images_root == tmp_path / "elsewhere" / "Market"
+    assert (moved.made.ref, moved.made.cached, moved.found.n_read) == (first.made.ref, True, 10)
+    assert moved.images.root == tmp_path / "elsewhere" / "Market"
 
 
 def test_the_order_of_the_disk_and_the_threads_do_not_matter(tmp_path):
@@ -323,7 +334,10 @@ def test_the_order_of_the_disk_and_the_threads_do_not_matter(tmp_path):
             (tmp_path / f"set{number}" / path).write_bytes(content)
         store = ArtifactStore(tmp_path / f"store{number}")
         outcomes.append(index(store, config=config_of(tmp_path / f"set{number}", workers=workers)))
-    assert len({(o.made.ref.fingerprint, o.made.ref.content, o.n_read, o.n_rejected) for o in outcomes}) == 1
+    assert (
+        len({(o.made.ref.fingerprint, o.made.ref.content, o.found.n_read, len(o.found.rejected)) for o in outcomes})
+        == 1
+    )
 
 
 def change_a_byte(root):
@@ -382,10 +396,10 @@ def test_every_change_changes_the_hash(store, root, change):
     first = index(store, config=config_of(root))
     change(root)
     second = index(store, config=config_of(root))
-    assert second.dataset_hash != first.dataset_hash
+    assert second.found.dataset_hash != first.found.dataset_hash
     assert not second.made.cached
-    assert second.n_read <= 2
-    assert index(store, config=config_of(root)).dataset_hash == second.dataset_hash
+    assert second.found.n_read <= 2
+    assert index(store, config=config_of(root)).found.dataset_hash == second.found.dataset_hash
 
 
 def test_the_hash_is_the_documented_one(tmp_path):
@@ -408,7 +422,7 @@ def test_a_rejected_file_is_no_part_of_the_dataset_hash_but_of_the_index(store, 
     first = index(store, config=config_of(root))
     put(root, "query/holiday.jpg")
     second = index(store, config=config_of(root))
-    assert second.dataset_hash == first.dataset_hash
+    assert second.found.dataset_hash == first.found.dataset_hash
     assert not second.made.cached
 
 
@@ -416,7 +430,7 @@ def test_one_new_image_costs_one_read(store, root):
     index(store, config=config_of(root))
     put(root, "query/0001_c1s1_001051_77.jpg", first_seed=77)
     outcome = index(store, config=config_of(root))
-    assert (outcome.n_images, outcome.n_read, outcome.n_decoded) == (11, 1, 1)
+    assert (len(outcome.found.records), outcome.found.n_read, outcome.found.n_decoded) == (11, 1, 1)
 
 
 # The artifact and the digest memo
@@ -428,7 +442,7 @@ def test_a_damaged_artifact_is_made_again_without_reading_images(store, root, na
     path = first.made.ref.folder / name
     path.write_bytes(path.read_bytes()[:-7])
     again = index(store, config=config_of(root))
-    assert (again.made.cached, again.n_read, again.made.ref) == (False, 0, first.made.ref)
+    assert (again.made.cached, again.found.n_read, again.made.ref) == (False, 0, first.made.ref)
     assert index(store, config=config_of(root)).made.cached
 
 
@@ -441,16 +455,16 @@ def test_the_memory_of_digests_can_be_lost(store, root, damage):
     else:
         path.write_bytes(b"garbage" * 1000 if damage == "garbage" else path.read_bytes()[:5000])
     again = index(store, config=config_of(root))
-    assert (again.made.ref, again.made.cached, again.n_read) == (first.made.ref, True, 10)
-    assert index(store, config=config_of(root)).n_read == 0
+    assert (again.made.ref, again.made.cached, again.found.n_read) == (first.made.ref, True, 10)
+    assert index(store, config=config_of(root)).found.n_read == 0
 
 
 def test_files_of_the_last_tick_are_read_again(store, tmp_path, monkeypatch):
     """A file written a moment ago may change again without a change of its times, so its digest is not remembered."""
     root = market(tmp_path / "fresh")
     monkeypatch.setattr(time, "time_ns", lambda: 0)  # long before the files' own times
-    assert index(store, config=config_of(root)).n_read == 10
-    assert index(store, config=config_of(root)).n_read == 10
+    assert index(store, config=config_of(root)).found.n_read == 10
+    assert index(store, config=config_of(root)).found.n_read == 10
 
 
 def examine_market(store, root, **options):
@@ -465,7 +479,7 @@ def test_a_killed_first_run_is_not_in_vain(store, root):
 
     with pytest.raises(KeyboardInterrupt):
         examine_market(store, root, workers=2, progress=die, chunk=2, remember_every=2)
-    assert index(store, config=config_of(root)).n_read == 6
+    assert index(store, config=config_of(root)).found.n_read == 6
 
 
 def test_progress_reaches_the_end(store, root):
@@ -514,7 +528,7 @@ def test_an_empty_split(store, root, folder, split):
     assert "1 empty_file" in text
     assert "data.require_splits" in text
     others = tuple({"train", "query", "gallery"} - {split})
-    assert index(store, config=config_of(root, require_splits=others)).n_rejected == 1
+    assert len(index(store, config=config_of(root, require_splits=others)).found.rejected) == 1
 
 
 def test_a_folder_to_caption_only_needs_no_splits(store, tmp_path):
@@ -522,7 +536,7 @@ def test_a_folder_to_caption_only_needs_no_splits(store, tmp_path):
     rows = [("a.jpg", "train", 1, 0), ("b.jpg", "train", 1, 0)]
     pd.DataFrame(rows, columns=["path", "split", "pid", "camid"]).to_csv(tmp_path / "set" / "manifest.csv", index=False)
     outcome = index(store, config=config_of(tmp_path / "set", "manifest", require_splits=()))
-    assert outcome.n_images == 2
+    assert len(outcome.found.records) == 2
     assert "no usable image in query, gallery" in refusal(
         ArtifactStore(tmp_path / "other"), config_of(tmp_path / "set", "manifest")
     )
@@ -546,14 +560,14 @@ def test_identical_files_of_two_people(store, root):
     assert "0002_c1s1_000451_03.jpg (pid 2) and bounding_box_train/0007_c1s1_000451_99.jpg (pid 7)" in text
     assert "data.allow_identical=true" in text
     outcome = index(store, config=config_of(root, allow_identical=True))
-    assert any("another identity's" in notice for notice in outcome.notices)
+    assert any("another identity's" in notice for notice in outcome.found.notices)
 
 
 def test_identical_files_of_one_person_or_of_a_distractor_are_used(store, root):
     source = root / "bounding_box_train/0002_c1s1_000451_03.jpg"
     shutil.copy(source, root / "bounding_box_train/0002_c1s1_000451_99.jpg")
     shutil.copy(source, root / "bounding_box_test/0000_c1s1_000451_99.jpg")
-    assert index(store, config=config_of(root)).n_images == 12
+    assert len(index(store, config=config_of(root)).found.records) == 12
 
 
 def one_camera(root):
@@ -571,7 +585,7 @@ def test_what_can_be_evaluated_is_decided_where_evaluation_is_configured(store, 
     root = tmp_path / "set"
     one_camera(root).to_csv(root / "manifest.csv", index=False)
     outcome = index(store, config=config_of(root, "manifest"))
-    assert (outcome.n_images, outcome.notices) == (8, ())
+    assert (len(outcome.found.records), outcome.found.notices) == (8, ())
 
 
 def manifest_of(root, rows):
@@ -613,7 +627,7 @@ def test_identity_zero_is_checked_like_any_other_unless_only_the_gallery_has_it(
 
 def test_equal_bytes_in_query_and_gallery_get_a_notice_with_their_number(store, tmp_path):
     rows = [*ZERO_ONCE, ("d.jpg", 2, "gallery", 6, 2), ("e.jpg", 2, "gallery", 6, 3), ("f.jpg", 9, "query", 6, 1)]
-    (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).notices
+    (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).found.notices
     assert notice.startswith(
         "2 gallery image(s) are, byte for byte, a query, such as d.jpg (gallery) and b.jpg (query)"
     )
@@ -622,7 +636,7 @@ def test_equal_bytes_in_query_and_gallery_get_a_notice_with_their_number(store, 
 @pytest.mark.parametrize(("seed", "place"), [(1, "a.jpg (train)"), (2, "b.jpg (query)"), (3, "c.jpg (gallery)")])
 def test_a_distractor_that_is_a_known_person_gets_a_notice(store, tmp_path, seed, place):
     rows = [*ZERO_ONCE, ("d.jpg", seed, "gallery", 0, 2)]
-    (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).notices
+    (notice,) = index(store, config=manifest_of(tmp_path / "set", rows)).found.notices
     assert notice.startswith("1 distractor(s) are, byte for byte, an image of a known person, such as d.jpg (gallery)")
     assert f" and {place}: " in notice
 
@@ -635,7 +649,7 @@ def test_equal_bytes_of_identity_zero_as_a_person_are_another_identitys(store, t
 def test_equal_bytes_of_distractors_and_junk_are_fine(store, tmp_path):
     rows = [*ZERO_ONCE, *((f"{n}.jpg", 7, "gallery", 0, 2) for n in range(3)), ("j.jpg", 2, "gallery", -1, 1)]
     config = manifest_of(tmp_path / "set", rows)
-    assert index(store, config=config.model_copy(update={"keep_junk": True})).notices == ()
+    assert index(store, config=config.model_copy(update={"keep_junk": True})).found.notices == ()
 
 
 def test_all_problems_are_raised_together(store, root):
@@ -754,5 +768,5 @@ def test_a_root_that_is_not_utf8_is_refused_and_read_through_a_link(store, tmp_p
         config_of(root)
     link = tmp_path / "link"
     link.symlink_to(root)
-    assert index(store, config=config_of(link)).n_read == 10
-    assert index(store, config=config_of(link)).n_read == 0
+    assert index(store, config=config_of(link)).found.n_read == 10
+    assert index(store, config=config_of(link)).found.n_read == 0

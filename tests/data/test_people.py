@@ -9,7 +9,7 @@ import pytest
 from captioning.audit.agreement import people
 from data.people import is_junk, is_person
 from data.readers.base import Counts, ImageRecord, compare_counts
-from reid.inputs.training_rows import train_rows
+from reid.inputs.image_rows import ImageRows
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,9 @@ def test_zero_is_a_person_unless_only_the_gallery_has_it(rows, expected):
 
 
 def test_a_training_uses_identity_zero_and_no_junk():
-    assert train_rows(["train", "query", "train", "train"], [0, 4, -1, 7]).tolist() == [0, 3]
+    split, texts = np.array(["train", "query", "train", "train"], dtype=object), np.array(list("abcd"), dtype=object)
+    rows = ImageRows(np.arange(4), texts, texts, split, np.array([0, 4, -1, 7]), np.zeros(4, dtype=np.int64))
+    assert rows.of_split("train").tolist() == [0, 3]
 
 
 def test_published_identities_are_counted_by_the_same_rule():

@@ -25,6 +25,7 @@ from flows.cli.commands import StudyGroup, app
 from flows.study.plan import GROUPS, PRESETS
 from flows.summary import RunSummary, StageRun
 from tests.helpers.places import REPO
+from tests.helpers.stages import make_artifact
 
 
 def plain(text: str) -> str:
@@ -273,8 +274,8 @@ def _captioned(root: Path, captions: list[str]) -> RunSummary:
         pd.DataFrame({"image_path": paths, "caption": captions}).to_parquet(folder / "captions.parquet")
 
     made = {
-        "index": store.make("index", {}, lambda folder: write_json(folder / "dataset.json", {"rejected": 0})),
-        "caption": store.make("caption", {}, tell),
+        "index": make_artifact(store, "index", {}, lambda folder: write_json(folder / "dataset.json", {"rejected": 0})),
+        "caption": make_artifact(store, "caption", {}, tell),
     }
     stages = [
         StageRun(stage=name, status="ran", seconds=1.0, note="", ref=outcome.ref.to_json())  # type: ignore[arg-type]

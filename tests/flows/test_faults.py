@@ -35,6 +35,7 @@ from tests.helpers.places import REPO
 from tests.helpers.service_processes import AUTH, PASSWORD, Topology, find_program, missing_programs, wait_for
 from tests.helpers.small_disk import small_disk
 from tests.helpers.small_runs import SMALL_BATCH, SMALL_WORLD
+from tests.helpers.stages import make_artifact
 
 SMALL = [*SMALL_WORLD, SMALL_BATCH]
 # A site waits nine minutes for a heartbeat. The tests start the watcher themselves, so its schedule is out of the way.
@@ -338,16 +339,16 @@ def two_megabytes(tmp_path):
 
 def test_a_full_disk_keeps_old_artifacts_and_leaves_no_partial_one(two_megabytes):
     store = ArtifactStore(two_megabytes / "home")
-    kept = store.make("audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
+    kept = make_artifact(store, "audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
 
     def too_much(folder: Path) -> None:
         (folder / "b").write_bytes(os.urandom(4 << 20))
 
     with pytest.raises(ClipScgiError, match="is full: stage train could not finish"):
-        store.make("train", {"n": 2}, too_much)
+        make_artifact(store, "train", {"n": 2}, too_much)
     assert store.problems("audit", kept.fingerprint) == []
     assert list((store.root / "stages" / "train").iterdir()) == []
-    assert store.make("train", {"n": 2}, lambda folder: (folder / "b").write_bytes(b"2")).cached is False
+    assert make_artifact(store, "train", {"n": 2}, lambda folder: (folder / "b").write_bytes(b"2")).cached is False
 
 
 def test_a_full_disk_while_captioning_keeps_earlier_captions(two_megabytes):

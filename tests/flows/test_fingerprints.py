@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from captioning.audit.stage import audit_ingredients
-from captioning.stage.stage import caption_ingredients
+from captioning.audit.stage import AuditStage
+from captioning.stage.stage import CaptionStage
 from data.artifacts.fingerprint import digest
-from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
-from data.files import write_json, write_table
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.files import write_table
 from data.schemas import CAPTIONS, IMAGES
 from flows.recipes import RECIPES, build_recipe
-from reid.training.stage import train_ingredients
+from reid.training.stage import TrainStage
+from tests.helpers.stages import describe_by_hand, make_artifact, run_on
 
 GOLDEN = Path(__file__).parents[1].joinpath("golden", "fingerprints.json")
 STAGES = ("data", "caption", "audit", "train", "evaluate", "report")
@@ -46,7 +46,7 @@ def artifacts(store: ArtifactStore) -> tuple[ArtifactRef, ArtifactRef]:
 
     def images(folder: Path) -> None:
         write_table(folder / "images.parquet", pa.Table.from_pylist(rows, schema=IMAGES), IMAGES)
-        write_json(folder / "dataset.json", {"reader": "manifest", "dataset_hash": "0" * 32, "notices": []})
+        describe_by_hand(folder)
 
     def captions(folder: Path) -> None:
         table = [
@@ -58,19 +58,22 @@ def artifacts(store: ArtifactStore) -> tuple[ArtifactRef, ArtifactRef]:
         ]
         write_table(folder / "captions.parquet", pa.Table.from_pylist(table, schema=CAPTIONS), CAPTIONS)
 
-    return store.make("index", {"by": "hand"}, images).ref, store.make("caption", {"by": "hand"}, captions).ref
+    return make_artifact(store, "index", {"by": "hand"}, images).ref, make_artifact(
+        store, "caption", {"by": "hand"}, captions
+    ).ref
 
 
 def fingerprints(store: ArtifactStore, name: str) -> dict[str, str]:
     """Return stage -> fingerprint of a recipe with embedded models, on images and captions made by hand."""
     recipe = build_recipe(name)
     images, captions = artifacts(store)
-    made_of: dict[str, Any] = {
-        "caption": caption_ingredients(store, images=images, config=recipe.caption),
-        "audit": audit_ingredients(captions=captions, config=recipe.audit),
-        "train": train_ingredients(store, images=images, captions=captions, config=recipe.train),
-    }
-    return {stage: fingerprint_of(stage, ingredients)[:16] for stage, ingredients in made_of.items()}
+    run = run_on(store, images)
+    stages = (
+        CaptionStage(config=recipe.caption),
+        AuditStage(captions=captions, config=recipe.audit),
+        TrainStage(captions=captions, config=recipe.train),
+    )
+    return {stage.name: stage.plan(run).fingerprint[:16] for stage in stages}
 
 
 TINY = sorted(name for name in RECIPES if name.startswith(("demo", "pku_reid", "benchmark")))

@@ -21,6 +21,7 @@ from data.files import read_json, write_json, write_table
 from data.schemas import IMAGES
 from flows.cli import artifacts as commands_artifacts
 from flows.cli.app import main
+from tests.helpers.stages import make_artifact
 
 LONG_AGO = 100  # days
 
@@ -34,7 +35,7 @@ def _make(store: ArtifactStore, stage: str, ingredients: dict, age_days: float =
         else:
             (folder / "file").write_text(content or digest(ingredients))
 
-    ref = store.make(stage, ingredients, produce).ref
+    ref = make_artifact(store, stage, ingredients, produce).ref
     moment = datetime.now(UTC) - timedelta(days=age_days)
     sidecar = read_json(ref.folder / SIDECAR)
     write_json(ref.folder / SIDECAR, sidecar | {"created": moment.isoformat()})
@@ -186,8 +187,8 @@ def test_the_list_shows_dataset_recipe_date_and_score_in_100_columns(store, caps
     run = _run(store, "demo", 1)
     rows = [{"model": "untrained", "mode": "image", "mAP": 0.1}, {"model": "trained", "mode": "fused", "mAP": 0.2}]
     results = {"results": [*rows, {"model": "trained", "mode": "image", "mAP": 0.67891}]}
-    evaluation = store.make(
-        "evaluate", {"model": run["train"].content}, lambda f: write_json(f / "metrics.json", results)
+    evaluation = make_artifact(
+        store, "evaluate", {"model": run["train"].content}, lambda f: write_json(f / "metrics.json", results)
     )
     control = _make(store, "caption_control", {"n": 1}, 1)
     for ref in (evaluation.ref, control):
@@ -252,7 +253,7 @@ def test_an_absent_root_is_empty(tmp_path):
 
 def test_an_artifact_that_a_run_found_is_no_longer_old(tmp_path):
     store = ArtifactStore(tmp_path)
-    made = store.make("audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
+    made = make_artifact(store, "audit", {"n": 1}, lambda folder: (folder / "a").write_bytes(b"1")).ref
     long_ago = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
     os.utime(made.folder, (long_ago, long_ago))
     sidecar = made.folder / SIDECAR

@@ -18,7 +18,9 @@ from flows.cli.app import main
 from flows.execution.launch import launch_training
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
+from reid.training.stage import TrainStage
 from tests.helpers.data_trees import settle
+from tests.helpers.stages import run_on
 
 STAGES = ["index", "caption", "audit", "train", "evaluate", "report"]
 SMALL = [
@@ -169,9 +171,10 @@ def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
         _run(home, *three, "scale.train_processes=2")
     # Three identities a batch cannot be divided by two: so these really are two, and not each alone.
     summary = _run(home, until="index")["index"]
-    what = {"images": summary.artifact, "captions": None, "images_root": Path(summary.images_root)}
+    run = run_on(ArtifactStore(home), summary.artifact, summary.images_root)
+    stage = TrainStage(captions=None, config=build_recipe("demo", three, size=SMALL).train)
     with pytest.raises(ClipScgiError, match="must divide the 3 identities"):
-        launch_training(ArtifactStore(home), **what, config=build_recipe("demo", three, size=SMALL).train, processes=2)
+        launch_training(stage, run, processes=2)
 
 
 @pytest.mark.parametrize("runner", ["threads", "processes", "ray"])

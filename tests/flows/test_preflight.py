@@ -12,19 +12,19 @@ from safetensors.numpy import load_file, save_file
 
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ConfigError
-from data.files import write_json, write_table
+from data.files import write_table
 from data.schemas import IMAGES
 from flows.preflight.check import check_devices, check_run, notices_of, planned, problems_of
 from flows.preflight.disk import sizes, training_bytes
 from flows.preflight.plan import Plan
 from flows.recipes import Recipe, build_recipe
 from reid.config.train import TrainConfig
-from reid.inputs.pixel_cache import STAGE as PIXELS
-from reid.inputs.pixel_cache import pixels, pixels_ingredients
+from reid.inputs.pixel_cache import PixelStage
 from reid.inputs.training_rows import batch_problems, training_rows
 from reid.models.pretrained import TINY_FOLDER, TINY_WEIGHTS
 from tests.helpers.data_trees import put
 from tests.helpers.devices import Machine
+from tests.helpers.stages import describe_by_hand, make_artifact, pixels, run_on
 
 ALL = ("caption", "train", "evaluate")
 
@@ -50,9 +50,9 @@ def indexed(store: ArtifactStore, rows: Rows, reader: str = "market1501") -> Art
 
     def produce(folder: Path) -> None:
         write_table(folder / "images.parquet", pa.table(columns | filler).select(IMAGES.names).cast(IMAGES), IMAGES)
-        write_json(folder / "dataset.json", {"reader": reader, "dataset_hash": "0" * 32, "notices": []})
+        describe_by_hand(folder, reader=reader)
 
-    return store.make("index", {"rows": rows, "reader": reader}, produce).ref
+    return make_artifact(store, "index", {"rows": rows, "reader": reader}, produce).ref
 
 
 @pytest.fixture
@@ -82,8 +82,7 @@ def plan_of(
     reader: str = "market1501",
 ) -> Plan:
     return Plan(
-        store=store,
-        images=indexed(store, rows, reader),
+        run=run_on(store, indexed(store, rows, reader)),
         caption=recipe.caption,
         train=recipe.train,
         evaluate=recipe.evaluate,
@@ -161,7 +160,7 @@ def test_the_train_stage_raises_the_same_message(store):
     images = indexed(store, market(train=7))
     config = TrainConfig(method="clip_baseline")
     with pytest.raises(ConfigError, match=f"^training: {SEVEN}"):
-        training_rows(images, None, config)
+        training_rows(run_on(store, images).images, None, config)
     assert batch_problems(range(7), config) == [SEVEN]
 
 
@@ -409,9 +408,10 @@ def test_pixels_that_exist_do_not_need_space(store, tmp_path):
     plan = plan_of(store, build_recipe("demo"), [("train", 1, 0), ("train", 2, 0)], stages=("train",))
     assert "pixels" in sizes(plan)
     size = {"height": 128, "width": 64}
-    store.make(PIXELS, pixels_ingredients(images=plan.images, **size), lambda folder: (folder / "x").write_bytes(b"1"))
+    made_of = PixelStage(**size).ingredients(plan.run)
+    make_artifact(store, "pixels", made_of, lambda folder: (folder / "x").write_bytes(b"1"))
     assert "pixels" not in sizes(plan)
-    assert pixels(store, images=plan.images, images_root=root, **size).cached
+    assert pixels(store, images=plan.run.images.ref, images_root=root, **size).cached
 
 
 def test_a_disk_that_is_too_small(check, store, monkeypatch):
@@ -435,7 +435,7 @@ def test_all_problems_are_one_message(store, monkeypatch):
     )
     images = indexed(store, [*market(train=7), ("query", 1001, 9)])
     with pytest.raises(ConfigError) as caught:
-        check_run(store, recipe, images, "report")
+        check_run(run_on(store, images), recipe, "report")
     lines = str(caught.value).splitlines()
     assert lines[0].endswith(": 5 problems")
     for key in (
@@ -469,5 +469,5 @@ def test_devices_are_checked_before_the_index_only_where_no_artifact_can_be_foun
     with pytest.raises(ConfigError, match=r"^recipe demo: caption.device=cuda: "):
         check_devices(store, recipe, "audit")
     for stage in ALL:
-        store.make(stage, {}, lambda folder: (folder / "x").write_bytes(b"1"))
+        make_artifact(store, stage, {}, lambda folder: (folder / "x").write_bytes(b"1"))
     check_devices(store, recipe, "report")

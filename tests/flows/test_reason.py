@@ -11,8 +11,10 @@ from data.artifacts.contents import contents_of_captions, contents_of_images, im
 from data.artifacts.store import SIDECAR, ArtifactStore, fingerprint_of
 from data.files import read_json, write_json, write_table
 from data.schemas import CAPTIONS, IMAGES
+from data.stages.stage import RunContext
 from flows.reasons.reason import FIRST, Purpose, index_reason, leaves, reason
 from flows.reasons.tables import Table, image_changes, text_changes
+from tests.helpers.stages import HandMade, make_artifact
 
 DEMO = Purpose(dataset="people", recipe="demo")
 OTHER = Purpose(dataset="people", recipe="other")
@@ -41,8 +43,13 @@ def changed(base, path, value):
     return copy
 
 
+def why(store, stage, ingredients, purpose):
+    planned = HandMade(name=stage, made_of=ingredients, work=lambda folder: None).plan(RunContext(store=store))
+    return reason(store, planned, purpose)
+
+
 def make(store, ingredients, purpose=DEMO, stage="train", used=None):
-    ref = store.make(stage, ingredients, lambda folder: write_json(folder / "x.json", ingredients)).ref
+    ref = make_artifact(store, stage, ingredients, lambda folder: write_json(folder / "x.json", ingredients)).ref
     if purpose:
         store.record_use(ref, dataset=purpose.dataset, recipe=purpose.recipe)
     if used:
@@ -51,10 +58,10 @@ def make(store, ingredients, purpose=DEMO, stage="train", used=None):
 
 
 def test_the_first_run_of_a_dataset_and_recipe_says_so(store):
-    assert reason(store, "train", TRAINING, DEMO) == FIRST
+    assert why(store, "train", TRAINING, DEMO) == FIRST
     make(store, TRAINING)
-    assert reason(store, "train", changed(TRAINING, "config.seed", 1), OTHER) == FIRST
-    assert reason(store, "train", changed(TRAINING, "config.seed", 1), Purpose(dataset="x", recipe="demo")) == FIRST
+    assert why(store, "train", changed(TRAINING, "config.seed", 1), OTHER) == FIRST
+    assert why(store, "train", changed(TRAINING, "config.seed", 1), Purpose(dataset="x", recipe="demo")) == FIRST
 
 
 @pytest.mark.parametrize(
@@ -74,25 +81,25 @@ def test_the_first_run_of_a_dataset_and_recipe_says_so(store):
 )
 def test_one_changed_ingredient_is_named(store, path, value, expected):
     make(store, TRAINING)
-    assert reason(store, "train", changed(TRAINING, path, value), DEMO) == expected
+    assert why(store, "train", changed(TRAINING, path, value), DEMO) == expected
 
 
 def test_a_captioner_is_told_by_its_setting(store):
     captions = {"images": {"images.parquet": "1" * 64}, "captioner": {"dtype": "float32", "template": "2" * 64}}
     make(store, captions, stage="caption")
     other = changed(captions, "captioner.dtype", "bfloat16")
-    assert reason(store, "caption", other, DEMO) == "captioner changed: dtype float32 -> bfloat16"
+    assert why(store, "caption", other, DEMO) == "captioner changed: dtype float32 -> bfloat16"
     other = changed(captions, "captioner.template", "3" * 64)
-    assert reason(store, "caption", other, DEMO) == "captioner changed: template"
+    assert why(store, "caption", other, DEMO) == "captioner changed: template"
 
 
 def test_many_changes_are_counted_and_another_version_hides_them(store):
     make(store, TRAINING)
     many = TRAINING | {"config": {"a": 1, "b": 2, "schedule": {"epochs": 1, "milestones": [25, 32]}}}
-    assert reason(store, "train", many, DEMO) == (
+    assert why(store, "train", many, DEMO) == (
         "config.a unset -> 1; config.b unset -> 2; config.schedule.epochs 36 -> 1; and 2 more"
     )
-    assert reason(store, "train", many | {"version": 3}, DEMO) == "code version 2 -> 3"
+    assert why(store, "train", many | {"version": 3}, DEMO) == "code version 2 -> 3"
 
 
 def test_the_predecessor_is_the_nearest_of_the_same_recipe(store):
@@ -101,10 +108,10 @@ def test_the_predecessor_is_the_nearest_of_the_same_recipe(store):
     make(store, far, used=2_000)
     make(store, changed(TRAINING, "config.schedule.epochs", 20), OTHER, used=3_000)
     wanted = changed(TRAINING, "config.schedule.epochs", 21)
-    assert reason(store, "train", wanted, DEMO) == "config.schedule.epochs 36 -> 21", "shares more than the newer one"
-    assert reason(store, "train", wanted, OTHER) == "config.schedule.epochs 20 -> 21"
+    assert why(store, "train", wanted, DEMO) == "config.schedule.epochs 36 -> 21", "shares more than the newer one"
+    assert why(store, "train", wanted, OTHER) == "config.schedule.epochs 20 -> 21"
     make(store, changed(TRAINING, "config.schedule.epochs", 30), used=4_000)
-    assert reason(store, "train", wanted, DEMO) == "config.schedule.epochs 30 -> 21", "of equals the newest"
+    assert why(store, "train", wanted, DEMO) == "config.schedule.epochs 30 -> 21", "of equals the newest"
 
 
 def test_an_artifact_found_by_two_recipes_is_a_predecessor_of_both(store):
@@ -115,7 +122,7 @@ def test_an_artifact_found_by_two_recipes_is_a_predecessor_of_both(store):
         {"dataset": "people", "recipe": "other"},
     ]
     for purpose in (DEMO, OTHER):
-        assert reason(store, "train", changed(TRAINING, "config.seed", 1), purpose) == "config.seed 0 -> 1"
+        assert why(store, "train", changed(TRAINING, "config.seed", 1), purpose) == "config.seed 0 -> 1"
     assert store.find("train", ref.fingerprint) == ref, "a label is no damage"
     make(store, TRAINING)
     assert read_json(ref.folder / "labels.json")[-1] == {"dataset": "people", "recipe": "demo"}, "the last use is last"
@@ -123,33 +130,33 @@ def test_an_artifact_found_by_two_recipes_is_a_predecessor_of_both(store):
 
 def test_artifacts_without_a_label_count_where_there_is_no_other(store):
     make(store, TRAINING, purpose=None)
-    assert reason(store, "train", changed(TRAINING, "version", 3), DEMO) == "code version 2 -> 3"
+    assert why(store, "train", changed(TRAINING, "version", 3), DEMO) == "code version 2 -> 3"
     make(store, changed(TRAINING, "config.seed", 1))
-    assert reason(store, "train", changed(TRAINING, "config.seed", 2), DEMO) == "config.seed 1 -> 2"
+    assert why(store, "train", changed(TRAINING, "config.seed", 2), DEMO) == "config.seed 1 -> 2"
 
 
 def test_damaged_incomplete_deleted_and_interrupted_artifacts_are_told_apart(store):
     ref = make(store, TRAINING)
     (ref.folder / "x.json").write_text("[]")
-    assert reason(store, "train", TRAINING, DEMO).startswith("its artifact is damaged: x.json has 2 bytes")
+    assert why(store, "train", TRAINING, DEMO).startswith("its artifact is damaged: x.json has 2 bytes")
     sidecar = read_json(ref.folder / SIDECAR)
     write_json(ref.folder / SIDECAR, sidecar | {"fingerprint": None})
-    assert reason(store, "train", TRAINING, DEMO) == "some images failed last time"
+    assert why(store, "train", TRAINING, DEMO) == "some images failed last time"
     (ref.folder / SIDECAR).write_text("{")
-    assert reason(store, "train", TRAINING, DEMO) == f"its artifact is damaged: {SIDECAR} is damaged"
+    assert why(store, "train", TRAINING, DEMO) == f"its artifact is damaged: {SIDECAR} is damaged"
     ref.folder.rename(store.root / "gone")
-    assert reason(store, "train", TRAINING, DEMO).startswith("its artifact was deleted")
+    assert why(store, "train", TRAINING, DEMO).startswith("its artifact was deleted")
     store.scratch("train", ref.fingerprint).mkdir(parents=True)
-    assert reason(store, "train", TRAINING, DEMO) == f"continues an interrupted run ({FIRST})"
+    assert why(store, "train", TRAINING, DEMO) == f"continues an interrupted run ({FIRST})"
 
 
 def test_damaged_labels_and_sidecars_of_others_stop_nothing(store):
     ref = make(store, TRAINING)
     for text in ("[", "{}", "[1]", '[{"dataset": 1}]', "null"):
         (ref.folder / "labels.json").write_text(text)
-        assert reason(store, "train", changed(TRAINING, "config.seed", 1), DEMO) == "config.seed 0 -> 1", text
+        assert why(store, "train", changed(TRAINING, "config.seed", 1), DEMO) == "config.seed 0 -> 1", text
     (ref.folder / SIDECAR).write_text("[]")
-    assert reason(store, "train", changed(TRAINING, "config.seed", 1), DEMO) == FIRST
+    assert why(store, "train", changed(TRAINING, "config.seed", 1), DEMO) == FIRST
 
 
 def image(path, sha256, split="train", pid=1, camid=1):
@@ -200,7 +207,8 @@ def index(store, rows, number, **described):
     table = pa.Table.from_pylist([{"size": 1, "width": 1, "height": 1} | row for row in rows], IMAGES)
     description = {"name": "people", "reader": "manifest", "version": "", "dataset_hash": f"{number:032d}"} | described
     ingredients = {"stage_version": 2, "schema_version": 2, "rejected": "0" * 64, "description": description}
-    return store.make(
+    return make_artifact(
+        store,
         "index",
         ingredients,
         lambda folder: write_table(folder / "images.parquet", table, IMAGES),
@@ -215,15 +223,15 @@ def test_behind_a_digest_of_images_the_tables_are_compared(store):
     parts, other = image_contents(old), image_contents(new)
     make(store, TRAINING | {"images": parts["train"]})
     wanted = TRAINING | {"images": other["train"]}
-    assert reason(store, "train", wanted, DEMO) == "images changed: 1 image added", "a renamed file does not count"
+    assert why(store, "train", wanted, DEMO) == "images changed: 1 image added", "a renamed file does not count"
     make(store, {"images": parts["ranked"]}, stage="evaluate")
-    assert reason(store, "evaluate", {"images": other["ranked"]}, DEMO) == "images changed: 1 path renamed"
+    assert why(store, "evaluate", {"images": other["ranked"]}, DEMO) == "images changed: 1 path renamed"
     make(store, {"images": old.digests_of("images.parquet")}, stage="caption")
-    assert reason(store, "caption", {"images": new.digests_of("images.parquet")}, DEMO) == (
+    assert why(store, "caption", {"images": new.digests_of("images.parquet")}, DEMO) == (
         "images changed: 1 image added, 2 paths renamed"
     )
     (old.folder / "images.parquet").write_bytes(b"x")
-    assert reason(store, "train", wanted, DEMO) == "images changed"
+    assert why(store, "train", wanted, DEMO) == "images changed"
 
 
 def test_behind_a_digest_of_captions_texts_are_compared(store):
@@ -235,7 +243,8 @@ def test_behind_a_digest_of_captions_texts_are_compared(store):
         ]
         table = pa.Table.from_pylist(rows, CAPTIONS)
         refs.append(
-            store.make(
+            make_artifact(
+                store,
                 "caption",
                 {"word": word},
                 lambda folder, table=table: write_table(folder / "captions.parquet", table, CAPTIONS),
@@ -243,7 +252,7 @@ def test_behind_a_digest_of_captions_texts_are_compared(store):
             ).ref.contents()["train"]
         )
     make(store, TRAINING | {"captions": refs[0]})
-    assert reason(store, "train", TRAINING | {"captions": refs[1]}, DEMO) == "captions changed: 1 with another text"
+    assert why(store, "train", TRAINING | {"captions": refs[1]}, DEMO) == "captions changed: 1 with another text"
 
 
 def test_an_index_says_what_changed_in_the_folder(store):
@@ -269,7 +278,7 @@ def test_an_artifact_that_another_process_is_making_was_not_deleted(tmp_path):
     store, ingredients = ArtifactStore(tmp_path), {"config": {"seed": 0}}
     purpose = Purpose(dataset="people", recipe="demo")
     with store.lock("train", fingerprint_of("train", ingredients)):
-        assert reason(store, "train", ingredients, purpose) == "another process was making it"
-    assert reason(store, "train", ingredients, purpose) == (
+        assert why(store, "train", ingredients, purpose) == "another process was making it"
+    assert why(store, "train", ingredients, purpose) == (
         "its artifact was deleted, or the run that made it was interrupted"
     )

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captioning.audit.stage import AuditConfig, audit
+from captioning.audit.stage import AuditConfig
 from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.config import build_config
@@ -29,14 +29,17 @@ from data.errors import ConfigError, DataError
 from data.files import write_json, write_table, write_text
 from data.schemas import CAPTIONS, IMAGES, RANKINGS, REJECTED
 from data.slots import NONE, SLOTS, VOCABULARY
+from data.stages.images import IndexedImages
+from data.stages.stage import RunContext
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.report.charts import Curve, line_chart, round_ticks, thin
 from flows.report.curves import cmc_chart, training_charts
 from flows.report.gather import read_log, spread, thirds
 from flows.report.page import method_name
 from flows.report.scores import scores, signed
-from flows.report.stage import ReportConfig, ReportInputs, report, report_ingredients
+from flows.report.stage import ReportConfig, ReportInputs, ReportStage
 from flows.terminal import duration
+from tests.helpers.stages import audit, describe_by_hand, make_artifact
 
 HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> '); </style></svg>{{ 7 * 7 }} &amp;"
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
@@ -48,6 +51,7 @@ class World:
 
     store: ArtifactStore
     root: Path
+    index: ArtifactRef
     inputs: ReportInputs
     images: list[dict]
     captions: list[dict]
@@ -55,8 +59,15 @@ class World:
     metrics: dict
     config: ReportConfig = field(default_factory=ReportConfig)
 
+    @property
+    def run(self) -> RunContext:
+        return RunContext(store=self.store, indexed=IndexedImages(ref=self.index, root=self.root))
+
     def make(self, **changes):
-        return report(self.store, inputs=self.inputs, images_root=self.root, config=self.config, **changes)
+        return self.stage(**changes).make(self.run)
+
+    def stage(self, config=None, **changes):
+        return ReportStage(inputs=replace(self.inputs, **changes), config=config or self.config)
 
     def page(self) -> str:
         return (self.make().ref.folder / "report.html").read_text(encoding="utf-8")
@@ -77,10 +88,10 @@ def build_world(folder: Path, images_root: Path, *, hostile: bool = False, epoch
         "caption",
         lambda at: write_table(at / "captions.parquet", pa.Table.from_pylist(captions, CAPTIONS), CAPTIONS),
     )
+    index = artifact(store, "index", lambda at: write_index(at, images, rejected))
     inputs = ReportInputs(
-        images=artifact(store, "index", lambda at: write_index(at, images, rejected)),
         captions=captioned,
-        audit=audit(store, captions=captioned, config=AuditConfig()).ref,
+        audit=audit(store, captions=captioned, images=index, images_root=images_root, config=AuditConfig()).ref,
         model=artifact(store, "train", lambda at: write_training(at, epochs)),
         evaluation=artifact(store, "evaluate", lambda at: write_evaluation(at, rankings, metrics)),
         recipe={
@@ -90,11 +101,11 @@ def build_world(folder: Path, images_root: Path, *, hostile: bool = False, epoch
             "train": {"method": "clip_scgi", "epochs": epochs, "seed": 0},
         },
     )
-    return World(store, images_root, inputs, images, captions, rankings, metrics)
+    return World(store, images_root, index, inputs, images, captions, rankings, metrics)
 
 
 def artifact(store: ArtifactStore, stage: str, produce) -> ArtifactRef:
-    return store.make(stage, {"test": stage}, produce).ref
+    return make_artifact(store, stage, {"test": stage}, produce).ref
 
 
 def list_images(root: Path) -> list[dict]:
@@ -129,8 +140,8 @@ def write_index(folder: Path, images: list[dict], rejected: list[dict]) -> None:
         for split, rows in splits.items()
     }
     notices = ["3 files were rejected; rejected.parquet names them"]
-    dataset = {"name": "synthetic", "dataset_hash": "5f" * 32, "version": "1", "counts": described}
-    write_json(folder / "dataset.json", {**dataset, "rejected": len(rejected), "notices": notices})
+    about = {"name": "synthetic", "version": "1", "dataset_hash": "5f" * 32, "counts": described}
+    describe_by_hand(folder, **about, rejected=len(rejected), notices=notices)
 
 
 def make_captions(images: list[dict], root: Path, *, hostile: bool) -> list[dict]:
@@ -430,12 +441,8 @@ def evaluated(world: World, folder: Path, rankings: list[dict]) -> str:
     ]
     metrics = {**world.metrics, "results": results}
     ref = artifact(ArtifactStore(folder), "evaluate", lambda at: write_evaluation(at, rankings, metrics))
-    made = report(
-        ArtifactStore(folder),
-        inputs=replace(world.inputs, evaluation=ref),
-        images_root=world.root,
-        config=world.config,
-    )
+    run = replace(world.run, store=ArtifactStore(folder))
+    made = world.stage(evaluation=ref).make(run)
     return (made.ref.folder / "report.html").read_text()
 
 
@@ -569,7 +576,7 @@ def test_skipped_files_are_listed(world):
 
 def test_provenance_names_every_artifact_and_no_place_on_this_machine(world):
     html = world.page()
-    for ref in world.inputs.artifacts().values():
+    for ref in world.inputs.artifacts(world.run.images).values():
         assert ref.fingerprint in html
         assert ref.content in html
     assert "/home/someone" not in html
@@ -623,13 +630,13 @@ def test_the_same_inputs_give_the_same_bytes(world, images_root, tmp_path):
 
 def test_the_fingerprint_follows_what_is_shown_and_not_where_it_lies(world):
     def key(**changes):
-        return report_ingredients(inputs=replace(world.inputs, **changes), config=world.config)
+        return world.stage(**changes).ingredients(world.run)
 
     recipe = dict(world.inputs.recipe)
     assert key() == key(recipe={**recipe, "home": "/elsewhere", "data": {"name": "market1501", "root": "/b"}})
     assert key() != key(recipe={**recipe, "train": {"method": "clip_scgi", "epochs": 13, "seed": 0}})
     assert key() != key(model=replace(world.inputs.model, content="0" * 32))
-    changed = report_ingredients(inputs=world.inputs, config=ReportConfig(seed=1))
+    changed = world.stage(config=ReportConfig(seed=1)).ingredients(world.run)
     assert changed != key()
 
 
@@ -690,7 +697,7 @@ def test_a_run_with_nothing_in_it_still_gives_a_page(world, tmp_path):
         audit=refs["audit"],
         recipe={},
     )
-    made = report(store, inputs=inputs, images_root=world.root, config=ReportConfig())
+    made = ReportStage(inputs=inputs, config=ReportConfig()).make(replace(world.run, store=store))
     words = Page((made.ref.folder / "report.html").read_text()).words
     assert "No training step was logged." in words
     assert "No query has a match in the gallery." in words
@@ -715,7 +722,7 @@ def test_the_other_mode_leads_where_the_wanted_one_is_missing(world, tmp_path):
         lambda at: write_evaluation(at, world.rankings, {**world.metrics, "results": results}),
     )
     inputs = replace(world.inputs, evaluation=ref)
-    made = report(world.store, inputs=inputs, images_root=world.root, config=ReportConfig(mode="fused"))
+    made = ReportStage(inputs=inputs, config=ReportConfig(mode="fused")).make(world.run)
     words = Page((made.ref.folder / "report.html").read_text()).words
     assert "trained model, image mode" in words
 

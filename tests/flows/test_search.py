@@ -8,16 +8,16 @@ import sys
 import pytest
 from PIL import Image
 
-from captioning.stage.stage import caption
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError, DataError
 from data.index.stage import index
+from data.stages.stage import RunContext
 from flows.cli import search as commands_search
 from flows.cli.app import main
 from flows.cli.search import Searchable, find_trained, looks_like_path, read_query
 from flows.recipes import build_recipe
 from flows.worlds import ensure_world
-from reid.training.stage import train
+from tests.helpers.stages import caption, train
 
 SMALL = [
     "synthetic.seed=11",
@@ -143,12 +143,12 @@ def test_search_finds_the_model_and_names_missing_stages(tmp_path, capsys, monke
     assert find_trained(store, recipe) == ["index", "caption", "train"]
     indexed = index(store, config=data)
     assert find_trained(store, recipe) == ["caption", "train"]
-    place = {"images": indexed.made.ref, "images_root": indexed.images_root}
+    place = {"images": indexed.made.ref, "images_root": indexed.images.root}
     captions = caption(store, config=recipe.caption, **place).made.ref
     assert find_trained(store, recipe) == ["train"]
     model = train(store, captions=captions, config=recipe.train, **place).ref
     found = find_trained(store, recipe)
-    assert found == Searchable(images=indexed.made.ref, model=model, images_root=root)
+    assert found == Searchable(run=RunContext(store=store, indexed=indexed.images), model=model)
     again = build_recipe("demo", [*SMALL, "train.seed=5"])
     assert find_trained(store, again) == ["train"]
 

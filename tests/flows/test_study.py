@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from captioning.stage.stage import CaptionStage
 from data.artifacts.inventory import try_lock
-from data.artifacts.store import ArtifactStore
+from data.artifacts.store import ArtifactStore, Made
 from data.errors import ConfigError, DataError
 from data.progress import silent
 from flows.cli.app import main
@@ -28,6 +29,8 @@ from flows.study.run import do, plan
 from flows.study.table import differences, seed_mean, variant_scores
 from flows.study.text import difference_text, mean_text
 from flows.study.training import recipe_of, training_of
+from reid.evaluation.stage import EvaluateStage
+from reid.training.stage import TrainStage
 
 SMALL = [
     "synthetic.train_identities=6",
@@ -309,8 +312,8 @@ def test_runs_become_rows_and_are_found_again(home, tmp_path, monkeypatch):
     write_results(tmp_path, rows, {})
     assert {answer.comparison.left[0] for answer in differences(rows)} == set(), "nothing to compare here"
 
-    monkeypatch.setattr(study_run, "train", refuse)
-    monkeypatch.setattr(study_run, "evaluate", refuse)
+    monkeypatch.setattr(TrainStage, "produce", refuse)
+    monkeypatch.setattr(EvaluateStage, "produce", refuse)
     again = list(do(some_runs(home, "baseline", "true", seeds=2), silent))
     assert all(done.cached for done in again)
     assert [item for done in again for item in done.rows] == rows
@@ -321,14 +324,14 @@ def refuse(*_, **__):
 
 
 def test_a_failed_run_is_a_row_and_the_others_go_on(home, monkeypatch, caplog):
-    real = study_run.train
+    real = TrainStage.produce
 
-    def train(store, *, config, **inputs):
-        if config.method == "clip_baseline":
+    def produce(stage, *place):
+        if stage.config.method == "clip_baseline":
             raise DataError("too dark to see")
-        return real(store, config=config, **inputs)
+        return real(stage, *place)
 
-    monkeypatch.setattr(study_run, "train", train)
+    monkeypatch.setattr(TrainStage, "produce", produce)
     runs = some_runs(home, "long_baseline", "true", groups=("main", "why"))
     first, second = do(sorted(runs, key=lambda run: run.variant.name), silent)
     assert first.rows[0].status == "failed"
@@ -339,15 +342,15 @@ def test_a_failed_run_is_a_row_and_the_others_go_on(home, monkeypatch, caplog):
 
 def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
     names, calls = ("baseline", "true"), []
-    real = study_run.train
+    real = TrainStage.produce
 
-    def train(store, *, config, **inputs):
-        calls.append(config.method)
+    def produce(stage, *place):
+        calls.append(stage.config.method)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(store, config=config, **inputs)
+        return real(stage, *place)
 
-    monkeypatch.setattr(study_run, "train", train)
+    monkeypatch.setattr(TrainStage, "produce", produce)
     with pytest.raises(KeyboardInterrupt):
         list(do(some_runs(tmp_path, *names), silent))
     first, second = do(some_runs(tmp_path, *names), silent)
@@ -395,7 +398,7 @@ def test_captions_of_every_kind(home, monkeypatch):
     assert inputs.find("true") == true
     assert inputs.make("none", silent) is None
     assert inputs.find("shuffled") is None, "no captions yet"
-    monkeypatch.setattr(type(inputs), "_captioned", lambda self, progress: true)
+    monkeypatch.setattr(CaptionStage, "make", lambda self, run: Made(ref=true, cached=True))
     shuffled, scattered = inputs.make("shuffled", silent), inputs.make("scattered", silent)
     assert len({true.content, shuffled.content, scattered.content}) == 3
 

@@ -15,6 +15,7 @@ from data.artifacts.store import ArtifactStore
 from data.files import write_json
 from flows.execution import ui
 from flows.execution.ui_pictures import ranking_picture
+from tests.helpers.stages import make_artifact
 
 
 @pytest.fixture
@@ -47,7 +48,9 @@ def _metrics(m_ap: float, dataset: str = "people", test_hash: str = "h") -> dict
 
 
 def _evaluation(store: ArtifactStore, number: int, metrics: dict):
-    return store.make("evaluate", {"n": number}, lambda folder: write_json(folder / "metrics.json", metrics)).ref
+    return make_artifact(
+        store, "evaluate", {"n": number}, lambda folder: write_json(folder / "metrics.json", metrics)
+    ).ref
 
 
 def test_progress_is_sent_every_few_seconds_and_at_the_end(sent):
@@ -120,7 +123,7 @@ def _ranked(store: ArtifactStore, number: int, aps: list[float], dataset_hash: s
         write_json(folder / "metrics.json", _metrics(sum(aps) / len(aps), test_hash=dataset_hash))
         pq.write_table(pa.Table.from_pylist(rows), folder / "rankings.parquet")
 
-    return store.make("evaluate", {"n": number}, produce).ref
+    return make_artifact(store, "evaluate", {"n": number}, produce).ref
 
 
 def test_the_gain_since_the_previous_run_has_an_interval(sent, tmp_path):
@@ -144,7 +147,9 @@ def test_captions_are_spread_over_the_dataset(sent, tmp_path):
         "status": ["ok"] * 100,
         "n_tokens": [3] * 100,
     }
-    ref = store.make("caption", {}, lambda folder: pq.write_table(pa.table(columns), folder / "captions.parquet")).ref
+    ref = make_artifact(
+        store, "caption", {}, lambda folder: pq.write_table(pa.table(columns), folder / "captions.parquet")
+    ).ref
     ui.show_captions(ref, count=10)
     ((_, (rows,), words),) = sent
     assert [row["image_path"] for row in rows] == [f"{number}.jpg" for number in range(0, 100, 10)]

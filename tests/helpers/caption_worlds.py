@@ -21,6 +21,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore, Made
 from data.files import write_table
 from data.progress import silent
 from data.schemas import IMAGES
+from tests.helpers.stages import make_artifact
 
 
 def draw(root: Path, count: int, start: int = 0) -> Path:
@@ -48,7 +49,8 @@ def index(store: ArtifactStore, root: Path) -> ArtifactRef:
         for number, path in enumerate(sorted(root.iterdir()))
     ]
     table = pa.Table.from_pylist(rows, schema=IMAGES)
-    made = store.make(
+    made = make_artifact(
+        store,
         "index",
         {"rows": [row["sha256"] + row["path"] for row in rows]},
         lambda folder: write_table(folder / "images.parquet", table, IMAGES),

@@ -19,6 +19,7 @@ from data.synthetic.world import training_sample
 from reid.config.train import BatchConfig, ScheduleConfig, TrainConfig
 from reid.inputs.batches import TrainingSet
 from reid.inputs.captions import encode_texts
+from tests.helpers.stages import make_artifact
 from tools.tiny_clip.text import template_sentences
 
 SEED = 55_000
@@ -83,4 +84,4 @@ def write_captions(
     def produce(folder: Path) -> None:
         write_table(folder / "captions.parquet", table, CAPTIONS)
 
-    return store.make("caption", {"texts": [record["caption"] for record in records]}, produce).ref
+    return make_artifact(store, "caption", {"texts": [record["caption"] for record in records]}, produce).ref

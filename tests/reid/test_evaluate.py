@@ -19,11 +19,12 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import DataError
 from data.files import write_json, write_table
 from data.schemas import IMAGES, RANKINGS
+from data.stages.images import IndexedImages
 from data.synthetic.world import training_sample
 from reid.config.evaluate import EvaluateConfig, RerankConfig
 from reid.config.train import ScgiConfig, TrainConfig
 from reid.evaluation.search import search
-from reid.evaluation.stage import evaluate, evaluate_ingredients
+from reid.evaluation.stage import EvaluateStage
 from reid.inputs.embed import embed
 from reid.inputs.evaluation_rows import check_test_split, drawn_split, has_match
 from reid.ranking.metrics import evaluate_ranking
@@ -31,6 +32,7 @@ from reid.tasks.base import MEAN, STD
 from reid.tasks.build import build_task
 from reid.training.checkpoint import load_task, load_untrained, save_model
 from tests.helpers.data_trees import TURNED
+from tests.helpers.stages import describe_by_hand, evaluate, make_artifact, run_on
 
 SEED = 66_000
 PEOPLE = 6
@@ -60,7 +62,7 @@ def write_world(store, root, *, cameras=4, reader="manifest"):
             folder / "dataset.json", {"name": "toy", "reader": reader, "dataset_hash": "f" * 32, "version": "v1"}
         )
 
-    return store.make("index", {"rows": rows, "reader": reader}, produce).ref
+    return make_artifact(store, "index", {"rows": rows, "reader": reader}, produce).ref
 
 
 def write_model(store, config=None):
@@ -72,7 +74,7 @@ def write_model(store, config=None):
         save_model(folder / "model.safetensors", task)
         write_json(folder / "config.json", {"config": config.model_dump(mode="json"), "identities": list(range(5))})
 
-    return store.make("train", {"config": config.identity()}, produce).ref
+    return make_artifact(store, "train", {"config": config.identity()}, produce).ref
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ import sys
 from pathlib import Path
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from reid.config.evaluate import EvaluateConfig
-from reid.evaluation.stage import evaluate
+from tests.helpers.stages import evaluate
 made = evaluate(ArtifactStore(Path({str(store.root)!r})), images=ArtifactRef(**{images.to_json()!r}),
     model=ArtifactRef(**{model.to_json()!r}), images_root=Path("/nowhere"), config=EvaluateConfig(device="cpu"))
 assert made.cached and made.ref.path == {made.ref.path!r}
@@ -164,7 +166,7 @@ def test_settings_that_matter_and_only_those_change_the_key(world):
     store, images, model, _ = world
 
     def key(**settings):
-        return evaluate_ingredients(store, images=images, model=model, config=EvaluateConfig(**settings))
+        return EvaluateStage(model=model, config=EvaluateConfig(**settings)).ingredients(run_on(store, images))
 
     assert key() == key(batch_size=3, device="cpu")
     variants = [
@@ -279,9 +281,9 @@ def test_an_index_without_queries_is_refused(tmp_path):
 
     def produce(folder):
         write_table(folder / "images.parquet", gallery, IMAGES)
-        write_json(folder / "dataset.json", {"name": "bare", "reader": "manifest", "version": ""})
+        describe_by_hand(folder, name="bare", version="")
 
-    bare = store.make("index", {"bare": True}, produce).ref
+    bare = make_artifact(store, "index", {"bare": True}, produce).ref
     with pytest.raises(DataError, match="no usable query image"):
         run((store, bare, write_model(store), tmp_path / "images"))
 
@@ -407,7 +409,7 @@ def test_a_query_image_that_cannot_be_used_is_named_before_anything_is_loaded(tm
         path.write_bytes(content)
     nothing = ArtifactRef(stage="", fingerprint="", content="", path="/nowhere")
     with pytest.raises(DataError, match=rf"the query image {path} cannot be used: {reason}.*Give the path of a whole"):
-        search(ArtifactStore(tmp_path), images=nothing, model=nothing, images_root=tmp_path, query=path)
+        search(run_on(ArtifactStore(tmp_path), nothing, tmp_path), model=nothing, query=path)
 
 
 def test_a_query_image_with_odd_exif_is_searched_with(world):
@@ -416,8 +418,7 @@ def test_a_query_image_with_odd_exif_is_searched_with(world):
     turned = path.with_name("turned.jpg")
     Image.open(path).transpose(Image.Transpose.ROTATE_90).save(turned, exif=TURNED, quality=95)
     plain, odd = (
-        search(store, images=images, model=model, images_root=root, query=query, device="cpu")
-        for query in (path, turned)
+        search(run_on(store, images, root), model=model, query=query, device="cpu") for query in (path, turned)
     )
     assert [hit.path for hit in odd][:3] == [hit.path for hit in plain][:3]
 
@@ -435,9 +436,11 @@ def split_of(tmp_path, rows, reader="manifest"):
 
     def produce(folder):
         write_table(folder / "images.parquet", pa.table(blank, schema=IMAGES), IMAGES)
-        write_json(folder / "dataset.json", {"reader": reader})
+        describe_by_hand(folder, reader=reader)
 
-    return ArtifactStore(tmp_path / "home").make("index", {"rows": [list(row) for row in rows]}, produce).ref
+    store = ArtifactStore(tmp_path / "home")
+    ref = make_artifact(store, "index", {"rows": [list(row) for row in rows]}, produce).ref
+    return IndexedImages(ref=ref, root=tmp_path)
 
 
 SAME = [("train", 1, 0), ("query", 5, 0), ("query", 6, 0), ("gallery", 5, 0), ("gallery", 6, 0)]
@@ -519,8 +522,8 @@ def test_an_evaluation_depends_on_test_rows_and_their_paths_and_on_no_training_i
             write_table(folder / "images.parquet", pa.Table.from_pylist(rows, IMAGES), IMAGES)
             write_json(folder / "dataset.json", dataset | described)
 
-        ref = store.make("index", {"rows": rows, "described": described}, produce).ref
-        return evaluate_ingredients(store, images=ref, model=model, config=EvaluateConfig())
+        ref = make_artifact(store, "index", {"rows": rows, "described": described}, produce).ref
+        return EvaluateStage(model=model, config=EvaluateConfig()).ingredients(run_on(store, ref))
 
     trained = table[0] | {"split": "train", "path": "train/1.png", "pid": 99, "sha256": "1" * 64}
     base = key([*table, trained])
@@ -540,8 +543,8 @@ def test_an_evaluation_depends_on_the_model_and_not_on_what_it_was_made_from(wor
             (folder / "model.safetensors").write_bytes(changes.get("weights", b"w"))
             write_json(folder / "config.json", described | changes.get("config", {}))
 
-        ref = ArtifactStore(tmp_path).make("train", {"changes": repr(changes)}, produce).ref
-        return evaluate_ingredients(store, images=images, model=ref, config=EvaluateConfig())["model"]
+        ref = make_artifact(ArtifactStore(tmp_path), "train", {"changes": repr(changes)}, produce).ref
+        return EvaluateStage(model=ref, config=EvaluateConfig()).ingredients(run_on(store, images))["model"]
 
     base = key()
     assert key(config={"provenance": {"dataset_hash": "x", "images": "y", "python": "z"}}) == base

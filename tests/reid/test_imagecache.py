@@ -13,7 +13,8 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import DataError
 from data.files import write_table
 from data.schemas import IMAGES
-from reid.inputs.pixel_cache import load_pixels, pixels
+from reid.inputs.pixel_cache import load_pixels
+from tests.helpers.stages import make_artifact, pixels
 
 
 def png(rng, height, width):
@@ -42,7 +43,9 @@ def index_artifact(store, root, names):
             }
         )
     table = pa.Table.from_pylist(rows, IMAGES)
-    return store.make("index", {"rows": rows}, lambda folder: write_table(folder / "images.parquet", table, IMAGES)).ref
+    return make_artifact(
+        store, "index", {"rows": rows}, lambda folder: write_table(folder / "images.parquet", table, IMAGES)
+    ).ref
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from reid.tasks.build import build_task
 from reid.tasks.losses import DivergedError, identity_loss, triplet_loss
 from reid.training.checkpoint import load_task, load_untrained, save_model
 from reid.training.prompt_learning import PromptData, PromptLearner, all_texts, learn_prompts, prompt_rate, prompt_terms
-from reid.training.stage import train
 from tests.helpers.reid_worlds import small_config
+from tests.helpers.stages import train
 
 RANDOM = BackboneConfig(weights="random")
 METHODS = ["clip_scgi", "clip_reid", "clip_baseline"]

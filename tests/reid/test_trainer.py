@@ -23,8 +23,8 @@ from data.errors import ConfigError, DataError
 from data.files import write_table
 from data.index.stage import index
 from data.schemas import IMAGES
+from data.stages.images import IndexedImages
 from data.synthetic.world import WorldConfig, write_market1501
-from flows.stage_tasks import _started_from
 from reid.config.backbone import BackboneConfig
 from reid.config.train import AugmentConfig, BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig
 from reid.inputs.sampler import IdentitySampler
@@ -35,10 +35,11 @@ from reid.tasks.losses import DivergedError
 from reid.training.checkpoint import load_task, load_untrained
 from reid.training.metrics_log import METRICS
 from reid.training.optim import parameter_groups, rate_factor
-from reid.training.stage import train, train_ingredients
+from reid.training.stage import TrainStage, started_from
 from reid.training.trainer import fit
 from tests.helpers.places import GOLDEN, REPO
 from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of, write_captions
+from tests.helpers.stages import make_artifact, run_on, train
 
 LOSSES = GOLDEN / "losses.json"
 
@@ -307,8 +308,8 @@ def test_a_trained_model_is_trained_further_and_the_record_says_from_what(world)
     assert weights["activation"] == described["config"]["backbone"]["activation"] == "gelu"
     assert weights["files"]["weights"] == first.digests_of("model.safetensors")["model.safetensors"]
     assert weights["left_out"] == {"heads": 12}
-    assert _started_from(second) == "started from the CLIP of a train artifact, without its heads"
-    assert _started_from(first) == ""
+    assert started_from(second) == "started from the CLIP of a train artifact, without its heads"
+    assert started_from(first) == ""
     untrained = load_untrained(TrainConfig.model_validate(described["config"])).backbone.state_dict()
     trained = load_task(first.folder).backbone.state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in untrained.items())
@@ -320,7 +321,7 @@ def test_ingredients_follow_captions_seed_and_config(world):
     others = write_captions(store, rows, lambda row: f"Somebody, number {row['pid']}.")
 
     def of(captions=captions, **changes):
-        return train_ingredients(store, images=images, captions=captions, config=_stage_config(**changes))
+        return TrainStage(captions=captions, config=_stage_config(**changes)).ingredients(run_on(store, images))
 
     assert of() == of(checkpoint_every=7, device="auto")
     assert of() != of(captions=others)
@@ -347,7 +348,7 @@ def test_images_without_a_caption_are_left_out_and_counted_up_to_a_share(world):
 def test_captions_of_other_images_are_refused(world):
     store, images, root, rows = world
     captions = write_captions(store, rows[:-3], lambda row: "A person.")
-    with pytest.raises(DataError, match="knows nothing of 3 training images"):
+    with pytest.raises(DataError, match="lacks 3 training images"):
         train(store, images=images, captions=captions, images_root=root, config=_stage_config())
     with pytest.raises(ConfigError, match="reads captions"):
         train(store, images=images, captions=None, images_root=root, config=_stage_config())
@@ -365,17 +366,21 @@ def test_importing_the_stage_loads_no_model_library():
 def test_training_rows_stand_in_the_order_of_their_content_and_equal_bytes_stay(world):
     """Renamed and reordered files, one of them twice, give the same labels, bytes and captions in the same order."""
     _, images, _, rows = world
-    config, content = _stage_config(), ("pid", "camid", "sha256", "caption")
+    config = _stage_config()
 
     def used(renamed, name):
         store = ArtifactStore(images.folder.parents[2])
         table = pa.Table.from_pylist(sorted(renamed, key=lambda row: (row["split"], row["path"])), IMAGES)
-        ref = store.make("index", {"test": name}, lambda f: write_table(f / "images.parquet", table, IMAGES)).ref
+        ref = make_artifact(
+            store, "index", {"test": name}, lambda f: write_table(f / "images.parquet", table, IMAGES)
+        ).ref
         captions = write_captions(store, table.to_pylist(), lambda row: f"A person {row['sha256'][:5]}.")
-        found = training_rows(ref, captions, config).trained
-        assert [table["sha256"][place].as_py() for place in found["position"]] == found["sha256"]
-        ingredients = train_ingredients(store, images=ref, captions=captions, config=config)
-        return [found[column] for column in content], {key: ingredients[key] for key in ("images", "captions")}
+        found = training_rows(IndexedImages(ref=ref, root=images.folder), captions, config)
+        rows = found.trained
+        assert [table["sha256"][place].as_py() for place in rows.position] == rows.sha256.tolist()
+        ingredients = TrainStage(captions=captions, config=config).ingredients(run_on(store, ref))
+        columns = [rows.pid.tolist(), rows.camid.tolist(), rows.sha256.tolist(), found.captions]
+        return columns, {key: ingredients[key] for key in ("images", "captions")}
 
     twice = [*rows, next(row for row in rows if row["split"] == "train") | {"path": "a copy.jpg"}]
     backwards = [row | {"path": f"{number:03d}.jpg"} for number, row in enumerate(reversed(twice))]

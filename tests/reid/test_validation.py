@@ -1,6 +1,8 @@
 """Evaluation during training: holdout, measures and the epoch that is kept; nothing else changes."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +14,21 @@ from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError
 from data.index.stage import index
+from data.stages.images import IndexedImages
 from data.synthetic.world import WorldConfig, write_market1501
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig, ValidationConfig
-from reid.evaluation.stage import evaluate
-from reid.inputs.pixel_cache import load_pixels, pixels
-from reid.inputs.training_rows import read_rows, training_rows
+from reid.inputs.image_rows import ImageRows, read_rows
+from reid.inputs.pixel_cache import load_pixels
+from reid.inputs.training_rows import training_rows
 from reid.tasks.base import preprocess_of
 from reid.tasks.build import build_task
 from reid.training.checkpoint import load_task
 from reid.training.metrics_log import METRICS
-from reid.training.stage import train
 from reid.training.trainer import fit
 from reid.training.validation import Validator, ranked_held_out, ranked_test
 from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of
+from tests.helpers.stages import evaluate, pixels, train
 
 EVERY_EPOCH = ValidationConfig(every=1)
 BEST = ValidationConfig(every=1, keep="best")
@@ -79,28 +82,29 @@ def test_every_so_many_epochs_and_the_last():
 
 def _rows(images, **changes):
     settings = {"method": "clip_baseline", "batch": BatchConfig(identities=4), "validation": EVERY_EPOCH}
-    return training_rows(images, None, TrainConfig(**{**settings, **changes}))
+    return training_rows(IndexedImages(ref=images, root=Path()), None, TrainConfig(**{**settings, **changes}))
 
 
 def test_held_out_identities_are_drawn_by_their_seed_and_never_trained_on(world):
     _, images, _ = world
     quarter = ValidationConfig(every=1, held_out=0.25)
     rows = _rows(images, validation=quarter)
-    trained, held_out = set(rows.trained["pid"]), set(rows.held_out["pid"])
+    trained, held_out = set(rows.trained.pid.tolist()), set(rows.held_out.pid.tolist())
     assert (len(trained), len(held_out)) == (9, 3)
     assert not trained & held_out
-    assert len(rows.trained["path"]) + len(rows.held_out["path"]) == 48
-    assert set(rows.held_out["split"]) == {"train"}
-    assert _rows(images, validation=quarter, seed=7) == rows, "runs with other seeds hold out the same people"
+    assert len(rows.trained) + len(rows.held_out) == 48
+    assert set(rows.held_out.split) == {"train"}
+    other = _rows(images, validation=quarter, seed=7)
+    assert other.held_out.path.tolist() == rows.held_out.path.tolist(), "runs with other seeds hold out the same people"
     draws = {
-        tuple(sorted(set(_rows(images, validation=quarter.model_copy(update={"split_seed": s})).held_out["pid"])))
+        tuple(sorted(set(_rows(images, validation=quarter.model_copy(update={"split_seed": s})).held_out.pid.tolist())))
         for s in range(6)
     }
     assert len(draws) > 3
     few = _rows(images, validation=ValidationConfig(every=1, held_out=0.01))
-    assert len(set(few.held_out["pid"])) == 2, "one identity is not enough to rank"
+    assert len(set(few.held_out.pid.tolist())) == 2, "one identity is not enough to rank"
     for settings in (ValidationConfig(), ValidationConfig(every=1, images="test")):
-        assert _rows(images, validation=settings).held_out["path"] == []
+        assert _rows(images, validation=settings).held_out.path.tolist() == []
 
 
 def test_too_few_identities_for_a_batch_beside_those_held_out(world):
@@ -139,6 +143,12 @@ def _average_precision(similarity, relevant, counts):
     return np.mean([number / rank for number, rank in enumerate(ranks, start=1)]) if ranks else None
 
 
+def rows_of(pids, camids):
+    """Training images without paths, with these labels."""
+    texts = np.full(len(pids), "train", dtype=object)
+    return ImageRows(np.arange(len(pids)), texts, texts, texts, pids, camids)
+
+
 def _brute_force(pixels, pids, excluded):
     features = (pixels.astype(np.float64) / 127.5 - 1).mean((1, 2)) - 0.1
     features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -153,7 +163,7 @@ def _brute_force(pixels, pids, excluded):
 def test_held_out_images_are_ranked_each_against_the_others(data, cameras):
     """With cameras, images of the query's camera are excluded; without cameras, only the query itself is."""
     pids, camids = data.labels_N, np.arange(len(data.labels_N)) % cameras
-    rows = {"position": list(range(len(pids))), "pid": pids.tolist(), "camid": camids.tolist()}
+    rows = rows_of(pids, camids)
     task = _Means().train()
     got = Validator(ranked_held_out(rows), data.pixels, TrainConfig(validation=EVERY_EPOCH), "cpu")(task)
     assert got["mAP"] == pytest.approx(_brute_force(data.pixels, pids, camids if cameras > 1 else np.arange(len(pids))))
@@ -182,18 +192,19 @@ def test_the_test_set_is_ranked_as_the_evaluation_does_it(world):
     assert "did best on these very images" in metrics["protocol"]["description"], (
         "the choice on the test set is reported"
     )
-    rows = read_rows(images)
+    rows = read_rows(IndexedImages(ref=images, root=root))
     with pytest.raises(DataError, match="needs queries and a gallery"):
-        ranked_test({**rows, "split": ["train"] * len(rows["path"])})
+        ranked_test(replace(rows, split=np.array(["train"] * len(rows), dtype=object)))
 
 
 def test_a_test_set_without_cameras_is_ranked_without_their_rule():
-    rows = {"split": ["query", "query", "gallery", "gallery", "gallery"], "pid": [5, -1, 5, 0, -1], "camid": [3] * 5}
-    rows["sha256"] = list("abcde")
+    split, letters = np.array(["query", "query", "gallery", "gallery", "gallery"], dtype=object), list("abcde")
+    texts, camid = np.array(letters, dtype=object), np.full(5, 3)
+    rows = ImageRows(np.arange(5), texts, texts, split, np.array([5, -1, 5, 0, -1]), camid)
     ranked = ranked_test(rows)
     assert (ranked.positions_N.tolist(), ranked.pids_N.tolist()) == ([0, 3, 2], [5, 0, 5])
     assert (ranked.excluded_by_N.tolist(), ranked.query_Q.tolist()) == ([0, 1, 2], [0])
-    assert ranked_test({**rows, "camid": [3, 3, 4, 3, 3]}).excluded_by_N.tolist() == [3, 3, 4]
+    assert ranked_test(replace(rows, camid=np.array([3, 3, 4, 3, 3]))).excluded_by_N.tolist() == [3, 3, 4]
 
 
 # Which epoch is kept ----------------------------------------------------------------------------------
@@ -245,9 +256,7 @@ def test_the_first_of_the_best_epochs_is_kept(data, unwatched, tmp_path):
 
 @pytest.mark.parametrize("checkpoint_every", [0, 1])
 def test_the_last_epoch_is_kept_by_default_and_evaluation_changes_nothing(data, unwatched, tmp_path, checkpoint_every):
-    positions = ranked_held_out(
-        {"position": list(range(8)), "pid": data.labels_N[:8].tolist(), "camid": data.cameras_N[:8].tolist()}
-    )
+    positions = ranked_held_out(rows_of(data.labels_N[:8], data.cameras_N[:8]))
     config = _config(validation=ValidationConfig(every=3), checkpoint_every=checkpoint_every)
     task, state = _fit(data, tmp_path, config, validate=Validator(positions, data.pixels, config, "cpu"))
     assert [line["epoch"] for line in _lines(tmp_path, "eval")] == [2, 3]
@@ -298,7 +307,7 @@ def test_the_stage_holds_out_keeps_the_best_and_says_so(world):
     assert sorted(path.name for path in made.ref.folder.iterdir()) == [
         "artifact.json", "config.json", "metrics.jsonl", "model.safetensors"]  # fmt: skip
     # The kept model has the measures for which it was kept.
-    rows = training_rows(images, None, config)
+    rows = training_rows(IndexedImages(ref=images, root=root), None, config)
     cache = load_pixels(pixels(store, images=images, images_root=root, height=128, width=64).ref)
     again = Validator(ranked_held_out(rows.held_out), cache, config, "cpu")(load_task(made.ref.folder))
     assert again["mAP"] == pytest.approx(best["mAP"], abs=1e-6)

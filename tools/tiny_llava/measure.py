@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 
 from captioning.config import CaptionConfig
-from captioning.stage.stage import FILE, caption
-from data.artifacts.fingerprint import digest_file
+from captioning.stage.stage import CaptionStage
+from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.store import ArtifactStore
-from data.files import write_table, write_text
-from data.schemas import IMAGES
+from data.datasets import DatasetConfig
+from data.files import write_text
+from data.index.stage import index
 from data.slots import NONE, SLOTS
+from data.stages.stage import RunContext
 from data.synthetic.world import WorldConfig, write_market1501
 
 WORLD_SEED = 777_000
@@ -60,25 +61,9 @@ def measure(config: CaptionConfig, images: int, workers: int = 2) -> tuple[list[
 
 
 def _captions(store: ArtifactStore, root: Path, truth: pd.DataFrame, config: CaptionConfig) -> pd.DataFrame:
-    rows = [
-        {
-            "path": row["path"],
-            "split": "train",
-            "pid": row["pid"],
-            "camid": row["camid"],
-            "sha256": digest_file(root / row["path"]),
-            "size": (root / row["path"]).stat().st_size,
-            "width": 64,
-            "height": 128,
-        }
-        for row in truth.to_dict("records")
-    ]
-    table = pa.Table.from_pylist(rows, schema=IMAGES)
-    ref = store.make(
-        "index", {"world": WORLD_SEED}, lambda folder: write_table(folder / "images.parquet", table, IMAGES)
-    ).ref
-    made = caption(store, images=ref, images_root=root, config=config).made
-    written = pd.read_parquet(made.ref.folder / FILE)
+    images = index(store, config=DatasetConfig(reader="market1501", root=str(root))).images
+    made = CaptionStage(config=config).make(RunContext(store=store, indexed=images))
+    written = pd.read_parquet(made.ref.folder / CAPTIONS_FILE)
     return written.merge(truth.drop(columns=["split", "pid", "camid"]), left_on="image_path", right_on="path")
 
 

@@ -1,0 +1,106 @@
+"""The indexed images of a dataset: one object for every stage and page that reads images.parquet or opens an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from data.artifacts.contents import IMAGES_FILE, Contents, image_contents
+from data.artifacts.store import ArtifactRef
+from data.errors import DataError
+from data.files import read_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DESCRIPTION_FILE = "dataset.json"
+
+
+class DatasetDescription(BaseModel):
+    """What dataset.json says about an indexed dataset; files written by earlier versions may lack fields."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = ""
+    """Label of the dataset (`DatasetConfig.label`)."""
+    reader: str
+    """Name of the reader."""
+    version: str | None = None
+    """Version of the dataset, as its reader tells it."""
+    dataset_hash: str
+    """Digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
+    counts: dict[str, dict[str, int]] = {}
+    """Split -> numbers of images, identities and cameras."""
+    junk_left_out: int = 0
+    rejected: int = 0
+    """Files that cannot be used."""
+    rejected_by_reason: dict[str, int] = {}
+    notices: tuple[str, ...] = ()
+    """Sentences for the user."""
+
+
+def index_rows(index: ArtifactRef, *columns: str) -> pa.Table:
+    """Return columns of images.parquet (`data.schemas.IMAGES`), one row per usable image, sorted by (split, path).
+
+    Raises DataError when the file cannot be read.
+    """
+    path = index.folder / IMAGES_FILE
+    try:
+        return pq.read_table(path, columns=list(columns) or None)
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} cannot be read ({error}); delete its folder and run the index stage again") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedImages:
+    """An index artifact and the folder of its images.
+
+    ref: the index artifact. root: absolute folder that the paths in images.parquet are relative to.
+    """
+
+    ref: ArtifactRef
+    root: Path
+
+    @cached_property
+    def description(self) -> DatasetDescription:
+        """The content of dataset.json."""
+        return DatasetDescription.model_validate(read_json(self.ref.folder / DESCRIPTION_FILE))
+
+    @property
+    def file(self) -> Path:
+        """The path of images.parquet, for messages."""
+        return self.ref.folder / IMAGES_FILE
+
+    def rows(self, *columns: str) -> pa.Table:
+        """Return columns of images.parquet; see `index_rows`."""
+        return index_rows(self.ref, *columns)
+
+    def digests(self) -> dict[str, str]:
+        """Return path -> sha256 of every image."""
+        table = self.rows("path", "sha256")
+        return dict(zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+
+    def contents(self) -> Contents:
+        """Return the content digests that later stages depend on (`data.artifacts.contents.image_contents`)."""
+        return image_contents(self.ref)
+
+    def open(self, path: str, sha256: str | None) -> Image:
+        """Return one image in RGB. Raises RejectedRow when the file is unusable or not what was indexed."""
+        from data.images.decode import open_indexed  # a cached stage needs no Pillow
+
+        return open_indexed(self.root, path, sha256)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain fields; `from_json` reads them back."""
+        return {"ref": self.ref.to_json(), "root": str(self.root)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> IndexedImages:
+        """Return the images that `to_json` has described."""
+        return cls(ref=ArtifactRef(**fields["ref"]), root=Path(fields["root"]))

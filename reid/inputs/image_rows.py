@@ -1,0 +1,53 @@
+"""The indexed images as columns: what training, validation, evaluation and search choose their rows from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.people import JUNK
+from data.stages.images import IndexedImages
+
+Ints = NDArray[np.int64]
+Texts = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Columns of N images; `position` is the row in images.parquet and in the pixel cache."""
+
+    position: Ints
+    path: Texts
+    sha256: Texts
+    split: Texts
+    pid: Ints
+    camid: Ints
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.position)
+
+    def take(self, index: slice | Ints) -> ImageRows:
+        """Return some of the images, in the order of `index`."""
+        return ImageRows(
+            self.position[index],
+            self.path[index],
+            self.sha256[index],
+            self.split[index],
+            self.pid[index],
+            self.camid[index],
+        )
+
+    def of_split(self, split: str) -> Ints:
+        """Return the row numbers of one split without junk, in their order."""
+        return np.flatnonzero((self.split == split) & (self.pid != JUNK))
+
+
+def read_rows(images: IndexedImages) -> ImageRows:
+    """Return all rows of images.parquet. Raises DataError when the file cannot be read."""
+    table = images.rows("path", "sha256", "split", "pid", "camid")
+    path, sha256, split = (np.array(table[name].to_pylist(), dtype=object) for name in ("path", "sha256", "split"))
+    pid, camid = (table[name].to_numpy() for name in ("pid", "camid"))
+    return ImageRows(np.arange(table.num_rows, dtype=np.int64), path, sha256, split, pid, camid)
