@@ -28,16 +28,16 @@ MOST_PIXELS: Final = 178_956_970
 """Pillow's own limit, above which it refuses to open a file."""
 
 REASONS: Final = {
-    "missing": "there is no such file",
-    "unreadable": "may not be read",
-    "empty_file": "no bytes",
-    "not_an_image": "no image kind that is read here",
-    "truncated": "breaks off, or contradicts itself",
+    "missing": "the file does not exist",
+    "unreadable": "cannot be read: no permission, or not a regular file",
+    "empty_file": "the file is empty",
+    "not_an_image": "not an image in a supported format",
+    "truncated": "the file is truncated or damaged",
     "too_large": "more pixels or bytes than allowed",
     "blank": "every pixel is transparent",
-    "out_of_memory": "the memory did not suffice to decode it",
-    "changed": "its bytes are no longer those that were indexed",
-    "outside_root": "leaves the data set's folder",
+    "out_of_memory": "not enough memory to decode it",
+    "changed": "the file has changed since it was indexed",
+    "outside_root": "the path leaves the dataset's folder",
 }
 """Reason of a RejectedRow -> sentence for people. The text is part of the index fingerprint: a change reruns the index
 of every dataset with such a file."""

@@ -145,13 +145,13 @@ def _copies(records: Sequence[ImageRecord], sha256s: Sequence[str]) -> Iterator[
             of_others.append((record, first["person"][sha256]))
     if in_query:
         yield (
-            f"{len(in_query):,} gallery image(s) are, byte for byte, a query, such as {_show(in_query[0])}: finding"
-            " them proves nothing. Remove one of each"
+            f"{len(in_query):,} gallery image(s) are identical to a query, such as {_show(in_query[0])}, which makes"
+            " the evaluation too easy. Remove one of each pair"
         )
     if of_others:
         yield (
-            f"{len(of_others):,} distractor(s) are, byte for byte, an image of a known person, such as"
-            f" {_show(of_others[0])}: finding that person there counts as an error. Remove them, or correct their pid"
+            f"{len(of_others):,} distractor(s) are identical to an image of a known person, such as"
+            f" {_show(of_others[0])}, and would count as errors. Remove them, or correct their pid"
         )
 
 
@@ -161,20 +161,20 @@ def _show(pair: tuple[ImageRecord, ImageRecord]) -> str:
 
 def _show_identical(pairs: Sequence[tuple[ImageRecord, ImageRecord]]) -> str:
     shown = "; ".join(f"{a.path} (pid {a.pid}) and {b.path} (pid {b.pid})" for a, b in pairs[:_EXAMPLES])
-    return f"{len(pairs)} image(s) are, byte for byte, another identity's, such as {shown}"
+    return f"{len(pairs)} image(s) are identical to an image of another identity, such as {shown}"
 
 
 def _flat(records: Sequence[ImageRecord], facts: Sequence[Facts]) -> Iterator[str]:
     flat = [record.path for record, fact in zip(records, facts, strict=True) if fact.flat]
     if flat:
-        yield f"{len(flat):,} image(s) are of one color and show no one, such as {flat[0]}. They are used all the same"
+        yield f"{len(flat):,} image(s) are of one color, such as {flat[0]}. They are used, but do not show a person"
 
 
 def _junk(scan: Scan) -> list[str]:
-    return [f"{scan.n_junk:,} junk image(s) (pid -1) left out: no measure counts them"] if scan.n_junk else []
+    return [f"{scan.n_junk:,} junk image(s) (pid -1) left out, because no metric counts them"] if scan.n_junk else []
 
 
 def _rejected(rejected: Sequence[Rejected]) -> list[str]:
     if not rejected:
         return []
-    return [f"{len(rejected):,} file(s) or rows not used: {_tally(rejected)}; all of them are in rejected.parquet"]
+    return [f"{len(rejected):,} file(s) or row(s) rejected: {_tally(rejected)}; rejected.parquet lists them all"]

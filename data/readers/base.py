@@ -91,7 +91,7 @@ class Collector:
     def add(self, path: str, split: str, pid: int, camid: int) -> None:
         """Add one image; junk is only counted, unless `keep_junk` is set."""
         if max(pid, camid) > MAX_INT64:
-            self.reject(path, "bad_name", f"identity {pid} or camera {camid} is a larger number than can be stored")
+            self.reject(path, "bad_name", f"identity {pid} or camera {camid} does not fit into 64 bits")
         elif pid == JUNK and not self.keep_junk:
             self.n_junk += 1
         else:
@@ -136,7 +136,7 @@ def accepted_files(collector: Collector, folder: str) -> Iterator[str]:
         with os.scandir(where) as entries:
             listed = [(entry.name, entry.is_file(follow_symlinks=False)) for entry in entries]
     except (FileNotFoundError, NotADirectoryError):
-        collector.notices.append(f"there is no folder {folder} in {collector.name}")
+        collector.notices.append(f"the folder {folder} of {collector.name} does not exist")
         return
     except OSError as error:
         raise DataError(f"the folder {where} cannot be read ({error.strerror}); check its permissions") from error
@@ -254,11 +254,11 @@ def _normal(relative: str) -> str:
 
 
 PATH_DETAILS: Final[dict[str, str]] = {
-    "bad_path": "empty, or with characters no path should have; folders are separated by /",
-    "outside_root": "leaves the data set's folder (absolute, .. or a link that leads outside)",
-    "missing": "there is no such file",
+    "bad_path": "empty, or with characters that are not allowed; separate folders by /",
+    "outside_root": "the path leaves the dataset's folder (absolute, .. or a link to the outside)",
+    "missing": "the file does not exist",
     "not_a_file": "a folder or a device",
-    "unreadable": "may not be read",
+    "unreadable": "cannot be read; check its permissions",
 }
 """Reason of `PathGate.admit` -> sentence for people; part of the index fingerprint, see `Rejected`."""
 
@@ -281,10 +281,12 @@ def compare_counts(name: str, records: Sequence[ImageRecord], published: Mapping
     if found < _LEAST_PART * total:
         return []
     if found < _LEAST_COPY * total:
-        return [f"{found:,} of the {total:,} images published as {name}: results do not compare with published ones"]
+        return [
+            f"{found:,} of the {total:,} published images of {name}: results are not comparable with published ones"
+        ]
     return [
-        f"{name} {split}: {images[split]:,} images of {len(identities[split]):,} identities; published are"
-        f" {counts.images:,} of {counts.identities:,}. Results do not compare with published ones"
+        f"{name} {split}: {images[split]:,} images of {len(identities[split]):,} identities; published:"
+        f" {counts.images:,} of {counts.identities:,}. Results are not comparable with published ones"
         for split, counts in published.items()
         if (len(identities[split]), images[split]) != counts
     ]

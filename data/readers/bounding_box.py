@@ -18,7 +18,7 @@ _VERI_FOLDERS: Final = {TRAIN: "image_train", QUERY: "image_query", GALLERY: "im
 
 WITHDRAWN: Final = (
     "DukeMTMC was withdrawn by Duke University in 2019 because people were filmed without consent;"
-    " it is read here only to compare with published tables"
+    " use it only to compare with published results"
 )
 
 

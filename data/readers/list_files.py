@@ -144,7 +144,7 @@ def _read_list(collector: Collector, name: str) -> Iterator[_Line]:
     try:
         stream = (collector.root / name).open(encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError:
-        collector.notices.append(f"there is no {name} in {collector.name}")
+        collector.notices.append(f"the list {name} of {collector.name} does not exist")
         return
     except OSError as error:
         raise DataError(f"{collector.root / name} cannot be read ({error.strerror}); check its permissions") from error

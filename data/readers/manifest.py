@@ -60,7 +60,7 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
                 seen[path] = label
                 collector.add(path, *label)
             elif seen[path] == label:
-                raise _Unusable("duplicate_row", "the same row was there before")
+                raise _Unusable("duplicate_row", "an earlier row is identical")
             else:
                 clashes.append(f"row {number}: {path} is {label}, but {seen[path]} in an earlier row")
         except _Unusable as error:
@@ -143,10 +143,10 @@ def _need_columns(file: Path, names: list[str]) -> None:
 def _parse(gate: PathGate, row: _RawRow) -> tuple[str, _Label]:
     text, split, pid, camid = row
     if split not in SPLITS:
-        raise _Unusable("bad_split", f"split {split!r} is none of {', '.join(SPLITS)}")
+        raise _Unusable("bad_split", f"split {split!r} is not one of {', '.join(SPLITS)}")
     label = _Label(split, _integer(pid, "pid", -1), _integer(camid, "camid", 0))
     if not isinstance(text, str):
-        raise _Unusable("bad_path", f"path {text!r} is no text")
+        raise _Unusable("bad_path", f"path {text!r} is not text")
     try:
         return gate.admit(text), label
     except RejectedRow as error:
@@ -164,5 +164,5 @@ def _integer(value: Any, column: str, lowest: int) -> int:
     elif isinstance(value, float) and value.is_integer():
         number = int(value)
     if number is None or not lowest <= number <= MAX_INT64:
-        raise _Unusable(f"bad_{column}", f"{column} {value!r} is no whole number from {lowest} up")
+        raise _Unusable(f"bad_{column}", f"{column} {value!r} is not an integer from {lowest} up")
     return number

@@ -118,7 +118,7 @@ def test_two_datasets_in_the_parent_are_not_guessed_between(tmp_path):
 def test_a_missing_split_folder_gets_a_notice(tmp_path):
     market(tmp_path)
     shutil.rmtree(tmp_path / "query")
-    assert "there is no folder query in market1501" in scan("market1501", tmp_path).notices
+    assert "the folder query of market1501 does not exist" in scan("market1501", tmp_path).notices
 
 
 # Published counts
@@ -162,7 +162,7 @@ def test_counts_are_the_published_ones(reader, options, published, tmp_path, mon
     listing[folders["train"]].pop()
     notices = scan(reader, tmp_path, **options).notices
     assert len(notices) == 1 + len(told)
-    assert f"published are {published['train'][1]:,}" in notices[-1]
+    assert f"published: {published['train'][1]:,}" in notices[-1]
 
 
 def test_counts_of_junk_when_it_is_kept(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_part_of_a_set_gets_one_mild_notice_and_a_small_set_of_ones_own_none(i
     records = [ImageRecord(path=f"{n}", split="train", pid=1, camid=1) for n in range(images)]
     found = compare_counts("market1501", records, {"train": Counts(751, 12936), "query": Counts(750, 3368)})
     assert len(found) == notices
-    assert all("do not compare with published ones" in notice for notice in (text.lower() for text in found))
+    assert all("are not comparable with published ones" in notice for notice in (text.lower() for text in found))
 
 
 # The other person datasets
@@ -307,7 +307,7 @@ def test_msmt17_with_both_editions_or_none_asks(tmp_path):
 def test_msmt17_missing_list_gets_a_notice(tmp_path):
     root = msmt(tmp_path)
     (root / "list_val.txt").unlink()
-    assert "there is no list_val.txt in msmt17" in scan("msmt17", root).notices
+    assert "the list list_val.txt of msmt17 does not exist" in scan("msmt17", root).notices
 
 
 def test_msmt17_counts_are_the_published_ones(tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def test_msmt17_counts_are_the_published_ones(tmp_path, monkeypatch):
     with (tmp_path / "list_val.txt").open("a") as stream:
         stream.write("0000/0000_x_01_val.jpg 0\n")
     (notice,) = scan("msmt17", tmp_path).notices
-    assert "32,622 images of 1,041 identities; published are 32,621 of 1,041" in notice
+    assert "32,622 images of 1,041 identities; published: 32,621 of 1,041" in notice
 
 
 # Vehicles

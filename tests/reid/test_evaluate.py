@@ -397,10 +397,10 @@ def test_flip_averages_with_the_mirror_image_and_streams_to_a_file(tmp_path, peo
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no bytes"),
-        (b"text", "no image kind"),
-        (None, "there is no such file"),
-        (b"\xff\xd8\xff\xe0", "breaks off"),
+        (b"", "the file is empty"),
+        (b"text", "not an image"),
+        (None, "the file does not exist"),
+        (b"\xff\xd8\xff\xe0", "the file is truncated or damaged"),
     ],
 )
 def test_a_query_image_that_cannot_be_used_is_named_before_anything_is_loaded(tmp_path, content, reason):
