@@ -1,1 +1,1 @@
-"""Artifacts: folders of results, named by the fingerprint of what they were made from."""
+"""Artifacts: result folders, each named by the fingerprint of its ingredients."""

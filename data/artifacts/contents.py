@@ -1,7 +1,7 @@
-"""Content digests: what later stages depend on of an index or of captions, and of nothing else.
+"""Content digests: the parts of an index or of captions that later stages depend on.
 
-A whole file would be too much: training does not depend on the names of files, nor on which captioner wrote a text. The
-digests are taken once, when the artifact is written, and kept in its ``artifact.json``.
+The digest of a whole file would cover too much: training depends neither on file names nor on which captioner wrote a
+text. Content digests are computed once, when the artifact is written, and stored in its ``artifact.json``.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Contents = Mapping[str, str]
 def image_contents(images: ArtifactRef) -> Contents:
     """Return the content digests of an index artifact.
 
-    train: (pid, camid, sha256) of the training images, in no order. test: split and the same of queries and gallery, in
-    no order. ranked: the rows of queries and gallery in order, with their paths and whether each shows a person (which
-    training images can decide, see `data.people`): what a ranking lists.
+    train: (pid, camid, sha256) of the training images, independent of order. test: the same, with the split, of queries
+    and gallery. ranked: the rows of queries and gallery in order, which a ranking lists, with their paths and whether
+    each shows a person (this can depend on the training images, see `data.people`).
     """
     return _recorded(images, IMAGES_FILE, contents_of_images)
 
@@ -56,13 +56,14 @@ def image_contents(images: ArtifactRef) -> Contents:
 def caption_contents(captions: ArtifactRef) -> Contents:
     """Return the content digests of a caption artifact.
 
-    train: (pid, camid, sha256, caption) of the training images, in no order. audit: the columns `AUDITED`, in order.
+    train: (pid, camid, sha256, caption) of the training images, independent of order. audit: the columns `AUDITED`, in
+    order.
     """
     return _recorded(captions, CAPTIONS_FILE, contents_of_captions)
 
 
 def contents_of_images(table: pa.Table) -> dict[str, str]:
-    """Return what `image_contents` does, computed from the rows of images.parquet."""
+    """Compute the digests of `image_contents` from the rows of images.parquet."""
     rows = _rows(table, ("split", "path", "pid", "camid", "sha256"))
     persons = is_person([row[0] for row in rows], [row[2] for row in rows]).tolist()
     tested = [row for row in rows if row[0] != TRAIN]
@@ -75,21 +76,21 @@ def contents_of_images(table: pa.Table) -> dict[str, str]:
 
 
 def contents_of_captions(table: pa.Table) -> dict[str, str]:
-    """Return what `caption_contents` does, computed from the rows of captions.parquet."""
+    """Compute the digests of `caption_contents` from the rows of captions.parquet."""
     rows = _rows(table, ("split", "pid", "camid", "image_sha256", "caption"))
     trained = [(*row[1:-1], caption_text(row[-1])) for row in rows if row[0] == TRAIN and row[1] != JUNK]
     return {"train": _digest(sorted(trained)), "audit": _digest(_rows(table, AUDITED))}
 
 
 def caption_text(caption: str | None) -> str:
-    """Return the text that training reads of the column caption; empty where there is none."""
+    """Return the text that training reads from the column caption; empty if the value is missing."""
     return (caption or "").strip()
 
 
 def _recorded(ref: ArtifactRef, file: str, compute: Callable[[pa.Table], dict[str, str]]) -> Contents:
-    """Return the digests kept in artifact.json, computed from `file` where whoever made the artifact kept none.
+    """Return the digests stored in artifact.json; compute them from `file` if the artifact was written without any.
 
-    Raises DataError when that file cannot be read.
+    Raises DataError when the file cannot be read.
     """
     kept = ref.contents()
     if kept:
@@ -107,6 +108,6 @@ def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
 
 
 def _digest(rows: Iterable[tuple[Any, ...]]) -> str:
-    # Values are text, integers, truth values and float32 read back as float64: their JSON is exact. Confidences may be
-    # infinite, which JSON writes as a word.
+    # Values are text, integers, booleans, and float32 read as float64: their JSON is exact. Confidences may be
+    # infinite, which json writes as Infinity.
     return digest_bytes(json.dumps(list(rows), separators=(",", ":"), ensure_ascii=True).encode())

@@ -1,8 +1,8 @@
-"""A memory of file digests, so that an unchanged file is not read again.
+"""A cache of file digests, so that unchanged files are not read again.
 
-One SQLite file holds, for each absolute path, the size, mtime and ctime under which its digest was taken. ctime is
-in the key because tools can set mtime at will (``touch -r``, ``cp -p``) but not ctime. It is a cache: deleting it
-costs one re-read, and a damaged one is deleted.
+One SQLite file stores, per absolute path, the digest of the file and its size, mtime and ctime at that time. ctime is
+compared because tools can set mtime (``touch -r``, ``cp -p``) but not ctime. Deleting the cache costs one read of every
+file; a damaged cache is deleted.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Final, NamedTuple, TypeVar
 from data.artifacts.fingerprint import digest_file
 from data.errors import RetryableError
 
-# A file changed this recently may change again within one tick of its file system's clock.
+# A file that changed this recently may change again within one tick of its file system's clock.
 _TICK_NS: Final = 100_000_000
-_COARSE_TICK_NS: Final = 2_000_000_000  # where times are whole seconds (FAT, some network disks)
+_COARSE_TICK_NS: Final = 2_000_000_000  # for times in whole seconds (FAT, some network disks)
 _SECOND_NS: Final = 1_000_000_000
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _DIGESTS: Final = (
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Stamp(NamedTuple):
-    """What must be unchanged for a remembered digest to hold: bytes, and two times in nanoseconds."""
+    """Size in bytes and two times in nanoseconds; a remembered digest is valid while all three are unchanged."""
 
     size: int
     mtime_ns: int
@@ -40,11 +40,11 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, stat: os.stat_result) -> Stamp:
-        """Take the stamp out of a stat result."""
+        """Return the stamp in a stat result."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     def settled(self, read_ns: int) -> bool:
-        """Say whether a change after the moment `read_ns` (time.time_ns) is sure to change this stamp."""
+        """Return True if any change after `read_ns` (time.time_ns) is certain to change this stamp."""
         tick = _COARSE_TICK_NS if self.ctime_ns % _SECOND_NS == 0 else _TICK_NS
         return self.ctime_ns + tick < read_ns
 
@@ -56,28 +56,28 @@ def path_range(root: Path) -> tuple[bytes, bytes]:
 
 
 def insert(connection: sqlite3.Connection, entries: Mapping[str, tuple[Stamp, str]]) -> None:
-    """Do what `DigestMemo.remember` does, within the transaction of a `DigestMemo.run`."""
+    """Remember digests as `DigestMemo.remember` does, within a transaction of `DigestMemo.run`."""
     rows = [(os.fsencode(path), *stamp, sha256) for path, (stamp, sha256) in entries.items()]
     connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
 
 
 class DigestMemo:
-    """Digests remembered in the SQLite file at `path` (created on first use; safe with many processes)."""
+    """Digests remembered in the SQLite file at `path`, created on first use; many processes may share it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what `work` does with an open connection, in one transaction; a damaged file is begun anew.
+        """Call `work` with an open connection in one transaction and return its result; replace a damaged file.
 
-        Raises RetryableError when the file cannot be used for another reason: no space, no permission, locked.
+        Raises RetryableError when the file cannot be used for another reason: disk full, no permission, locked.
         """
         try:
             return self._run(work)
         except sqlite3.OperationalError as error:
             raise RetryableError(
-                f"{self.path}, which remembers digests of files, cannot be used: {error}. See that its folder is"
-                " writable and its disk has space; the file itself may be deleted"
+                f"{self.path}, which remembers digests of files, cannot be used: {error}. Make sure that its folder"
+                " is writable and its disk has space; the file itself may be deleted"
             ) from error
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode not in _DAMAGED:
@@ -90,7 +90,7 @@ class DigestMemo:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self.path, timeout=60)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last entries, no more
+            connection.execute("PRAGMA synchronous=NORMAL")  # a power cut loses at most the last entries
             connection.execute(_DIGESTS)
             with connection:
                 return work(connection)
@@ -106,13 +106,13 @@ class DigestMemo:
     def remember(self, entries: Mapping[str, tuple[Stamp, str]]) -> None:
         """Remember digests: absolute path -> (stamp, sha256).
 
-        Only of files whose stamp was `settled` when they were read: another might change behind its stamp.
+        Pass only files whose stamp was `settled` when they were read: others could change and keep their stamp.
         """
         if entries:
             self.run(lambda connection: insert(connection, entries))
 
     def digest_folder(self, folder: Path, names: Iterable[str]) -> dict[str, str]:
-        """Return relative name -> sha256 for the files `names` of `folder`, reading only what changed."""
+        """Return relative name -> sha256 for the files `names` in `folder`, reading only changed files."""
         base = folder.resolve()
         known = self.recall(base)
         fresh: dict[str, tuple[Stamp, str]] = {}

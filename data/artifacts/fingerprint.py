@@ -1,7 +1,7 @@
-"""Digests: of plain values through canonical JSON, of files, and of model folders.
+"""Digests of plain values (through canonical JSON), of bytes and of files.
 
-Every cache key of the project is made here, from plain values only: never from live objects, never from
-anything whose text differs between machines.
+Every cache key of the project is computed here, from plain values only: never from live objects or from anything whose
+text differs between machines.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _BLOCK = 1 << 20
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN, text as it is.
+    """Return the canonical JSON text of `value`: sorted keys, no spaces, no escaped characters.
 
-    Raises TypeError for anything that is not plain JSON data, keys other than text included (JSON would write
-    1 and "1" alike), and ValueError for NaN, infinities and text that is no Unicode.
+    Raises TypeError for anything that is not plain JSON data, including keys that are not text (JSON would write 1 and
+    "1" alike), and ValueError for NaN, infinities and text that is not valid Unicode.
     """
     _refuse_other_keys(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -28,7 +28,7 @@ def _refuse_other_keys(value: Any) -> None:
     if isinstance(value, dict):
         odd = [key for key in value if not isinstance(key, str)]
         if odd:
-            raise TypeError(f"keys of JSON objects are text, not {odd[0]!r}")
+            raise TypeError(f"keys of JSON objects must be text, not {odd[0]!r}")
         value = value.values()
     elif not isinstance(value, list | tuple):
         return

@@ -1,7 +1,7 @@
-"""Looking after an artefact root: what lies there, is it intact, and what can go. Disk only, no Prefect.
+"""Housekeeping of an artifact root: verify artifacts and remove those that are no longer needed. Does not use Prefect.
 
-``gc`` keeps the newest runs of every recipe with everything they were made from, whatever was used lately, everything
-while a stage is at work, and all caption shards: captions are the dearest thing here, and they are small.
+``gc`` keeps the newest runs of every recipe with all their inputs, everything used recently, and all caption shards
+(captions are small and cost the most to make). It removes nothing while a stage is running.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from data.errors import RetryableError
 
 @dataclass(frozen=True, kw_only=True)
 class Leftover:
-    """What a killed stage left: its checkpoints for the next try, or a folder that was never finished.
+    """Remains of a killed stage: checkpoints for its next run, or an unfinished folder.
 
-    size: bytes. used: when anything in it was last written.
+    size: bytes. used: the time of the last write to anything in it.
     """
 
     stage: str
@@ -33,7 +33,7 @@ class Leftover:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a collection would remove, oldest first, and how many artefacts it keeps."""
+    """The artifacts and leftovers that `collect` removes, oldest first, and how many artifacts it keeps."""
 
     artifacts: list[Entry]
     leftovers: list[Leftover]
@@ -41,28 +41,28 @@ class Plan:
 
     @property
     def items(self) -> list[Entry | Leftover]:
-        """All that would be removed."""
+        """Everything to be removed."""
         return [*self.artifacts, *self.leftovers]
 
     @property
     def size(self) -> int:
-        """Bytes that would be freed."""
+        """Bytes to be freed."""
         return sum(item.size for item in self.items)
 
 
 def verify(inventory: Inventory, entries: list[Entry]) -> dict[str, list[str]]:
-    """Return key -> what is wrong, for those of `entries` that are not intact; reads every byte of them."""
+    """Return key -> problems for those of `entries` that are not intact. Reads every file in full."""
     found = {entry.key: inventory.store.problems(entry.stage, entry.fingerprint) for entry in entries}
-    # An incomplete artefact is no damage: it says of itself that it has to be made again.
+    # An incomplete artifact is not damaged: it is marked to be made again.
     expected = {entry.key for entry in entries if entry.state == "incomplete"}
     return {key: problems for key, problems in found.items() if problems and key not in expected}
 
 
 def plan_gc(store: ArtifactStore, *, keep_runs: int, days: float, now: datetime | None = None) -> Plan:
-    """Return what nothing needs any more.
+    """Plan the removal of everything that is no longer needed.
 
-    keep_runs: newest reports kept of each recipe, with all they were made from. days: whatever was made or used within
-    so many days stays, with all it was made from; checkpoints of killed runs likewise.
+    keep_runs: number of newest reports kept per recipe, with all their inputs. days: artifacts made or used within this
+    many days are kept, with all their inputs; so are the checkpoints of killed runs.
     """
     limit = (now or datetime.now(UTC)) - timedelta(days=days)
     inventory = take_inventory(store)
@@ -74,14 +74,14 @@ def plan_gc(store: ArtifactStore, *, keep_runs: int, days: float, now: datetime 
 
 
 def collect(store: ArtifactStore, plan: Plan) -> list[Path]:
-    """Remove what `plan` lists and return the folders removed; what is being made meanwhile stays.
+    """Remove the items of `plan` and return the removed folders; keep any that a process has begun to make.
 
-    Raises RetryableError, having removed nothing, while any stage is at work under this root: what that run has read
-    so far is written down nowhere before it ends.
+    Raises RetryableError, and removes nothing, while any stage is running under this root: the artifacts that a stage
+    reads are recorded only when it ends.
     """
     working = in_progress(store)
     if working:
-        raise RetryableError(f"{working[0]} is being made in {store.root}; collect again when that run has ended")
+        raise RetryableError(f"{working[0]} is being made in {store.root}; run gc again when that run has ended")
     removed = []
     for item in plan.items:
         with try_lock(store, item.stage, item.fingerprint) as free:
@@ -92,7 +92,7 @@ def collect(store: ArtifactStore, plan: Plan) -> list[Path]:
 
 
 def find_leftovers(store: ArtifactStore) -> list[Leftover]:
-    """Return the checkpoints and unfinished folders of stages that nobody is making now, oldest first."""
+    """Return the checkpoints and unfinished folders of stages that are not running, oldest first."""
     folders = [*(store.root / "work").glob("*/*"), *(store.root / "stages").glob("*/.*")]
     found = [_leftover(folder) for folder in sorted(folders) if folder.is_dir()]
     working = set(in_progress(store))
@@ -113,7 +113,7 @@ def _leftover(folder: Path) -> Leftover:
 
 
 def _newest_runs(inventory: Inventory, keep: int) -> list[Entry]:
-    """Return the `keep` newest reports of each recipe: the busy one must not push out another's only run."""
+    """Return the `keep` newest reports per recipe, so that a busy recipe does not displace the only run of another."""
     reports: dict[str, list[Entry]] = defaultdict(list)
     for entry in inventory.entries:
         if entry.stage == "report":
@@ -123,7 +123,7 @@ def _newest_runs(inventory: Inventory, keep: int) -> list[Entry]:
 
 
 def _remove(folder: Path) -> None:
-    # Renamed first, so that a kill leaves an unfinished folder and never an artefact with a file missing.
+    # Renamed first: if killed, this leaves an unfinished folder, never an artifact that lacks files.
     doomed = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.removed")
     if doomed != folder:
         folder.rename(doomed)

@@ -1,4 +1,4 @@
-"""What lies in an artefact root and what needs what: read from the sidecars alone, without Prefect."""
+"""An inventory of an artifact root: its artifacts and their dependencies, read from the sidecars only."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DIGEST: Final = re.compile(r"^[0-9a-f]{32,64}$")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One artefact on disk.
+    """One artifact on disk.
 
-    content: digest of its files, "" where the sidecar is damaged. size: bytes. created: when it was sealed. used: when
-    its folder was last touched, never before `created`. files: `content`, the digest of each file and those of its
-    parts (see `contents`). digests: every digest named in its ingredients. label: the recipe or data set it names, ""
-    where it names none. dataset, recipe: of the run that used it last, "" where no run has. state: incomplete when some
-    input could not be read while it was made.
+    content: digest of its files, "" if the sidecar is damaged. size: bytes. created: when it was finished. used: when
+    its folder was last touched, not before `created`. files: `content`, the digest of each file, and its content
+    digests (see `contents`). digests: every digest in its ingredients. label: the recipe or dataset that its
+    ingredients name, or "". dataset, recipe: of the run that used it last, or "". state: incomplete if some input could
+    not be read while it was made.
     """
 
     stage: str
@@ -48,32 +48,32 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """How people name it: stage/fingerprint."""
+        """Name of the artifact on the command line: stage/fingerprint."""
         return f"{self.stage}/{self.fingerprint}"
 
     @property
     def is_helper(self) -> bool:
-        """Say whether this is a by-product (decoded pixels, text features) and no stage of the DAG."""
+        """True for a by-product (decoded pixels, text features), False for the artifact of a stage of the DAG."""
         return self.stage not in STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """Every artefact of a root, oldest first."""
+    """All artifacts of a root, oldest first."""
 
     store: ArtifactStore
     entries: tuple[Entry, ...]
 
     def uses(self, entry: Entry) -> list[Entry]:
-        """Return the artefacts that `entry` was made from, by content or fingerprint."""
+        """Return the artifacts that `entry` was made from, by content or fingerprint."""
         return [other for other in self.entries if other is not entry and _names(entry, other)]
 
     def used_by(self, entry: Entry) -> list[Entry]:
-        """Return the artefacts that were made from `entry`."""
+        """Return the artifacts that were made from `entry`."""
         return [other for other in self.entries if other is not entry and _names(other, entry)]
 
     def reachable(self, roots: Iterable[Entry]) -> set[str]:
-        """Return the keys of `roots`, of all they were made from, and of the by-products that belong to those."""
+        """Return the keys of `roots`, of all their inputs, and of the by-products that belong to any of these."""
         todo, found = list(roots), {}
         while todo:
             entry = todo.pop()
@@ -83,30 +83,32 @@ class Inventory:
         kept = list(found.values())
         named = frozenset[str]().union(*(entry.digests | entry.files | {entry.fingerprint} for entry in kept))
         named |= {order for entry in kept if (order := _image_order(entry))}
-        # By-products are named by nobody: one belongs to a run when both name the same weights, images or captions.
+        # No ingredients name a by-product: it belongs to a run if both name the same weights, images or captions.
         helpers = {entry.key for entry in self.entries if entry.is_helper and entry.digests & named}
         return {*found, *helpers}
 
     def find(self, text: str) -> Entry:
-        """Return the one artefact that `text` (fingerprint, stage/fingerprint, or the beginning of either) names."""
+        """Return the only artifact whose fingerprint or key (stage/fingerprint) starts with `text`."""
         found = [entry for entry in self.entries if entry.key.startswith(text) or entry.fingerprint.startswith(text)]
         if len(found) == 1:
             return found[0]
         if not found:
-            raise ClipScgiError(f"no artefact {text!r} in {self.store.root}; `clip-scgi artifacts ls` lists them")
+            raise ClipScgiError(
+                f"artifact {text!r} does not exist in {self.store.root}; `clip-scgi artifacts ls` lists all of them"
+            )
         shown = ", ".join(entry.key for entry in found[:5])
-        raise ClipScgiError(f"{text!r} names {len(found)} artefacts ({shown}); give more of the fingerprint")
+        raise ClipScgiError(f"{text!r} matches {len(found)} artifacts ({shown}); give more digits of the fingerprint")
 
 
 def take_inventory(store: ArtifactStore, stage: str = "*") -> Inventory:
-    """Read every sidecar under the root (or of one stage); no file of an artefact is read."""
+    """Read every sidecar under the root, or of one stage; open no other file of an artifact."""
     folders = [path for path in sorted((store.root / "stages").glob(f"{stage}/*")) if _is_artifact(path)]
     entries = [entry for folder in folders if (entry := _read(folder)) is not None]
     return Inventory(store=store, entries=tuple(sorted(entries, key=lambda entry: (entry.created, entry.key))))
 
 
 def folder_size(folder: Path) -> int:
-    """Return the bytes of all files under `folder`, 0 for none; files that vanish meanwhile count nothing."""
+    """Return the size in bytes of all files under `folder`; files that vanish meanwhile are ignored."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -119,14 +121,14 @@ def folder_size(folder: Path) -> int:
 
 @contextmanager
 def try_lock(store: ArtifactStore, stage: str, fingerprint: str) -> Iterator[bool]:
-    """Yield whether nobody makes that artefact; then nobody can begin to before the block ends."""
+    """Yield True if no process is making the artifact, and keep others from starting until the block ends."""
     held = locks.try_lock(store.lock_file(stage, fingerprint))
     with held or nullcontext():
         yield held is not None
 
 
 def in_progress(store: ArtifactStore) -> list[str]:
-    """Return which artefacts (``stage-fingerprint``) some process is making now."""
+    """Return the artifacts (``stage-fingerprint``) that some process is making now."""
     return [path.name for path in sorted((store.root / "locks").glob("*-*")) if locks.is_locked(path)]
 
 
@@ -139,7 +141,7 @@ def _names(entry: Entry, other: Entry) -> bool:
 
 
 def _read(folder: Path) -> Entry | None:
-    """Return the entry of `folder`, or None when it vanished meanwhile."""
+    """Return the entry of `folder`, or None if it vanished meanwhile."""
     try:
         touched = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
     except FileNotFoundError:
@@ -191,13 +193,17 @@ def _label(ingredients: Mapping[str, Any]) -> str:
 
 
 def _image_order(entry: Entry) -> str | None:
-    """Return what the decoded pixels of an index artefact are keyed by (`reid.inputs.pixel_cache`)."""
+    """Return the digest that keys the decoded pixels of an index artifact (`reid.inputs.pixel_cache`)."""
     if entry.stage != "index" or entry.state == "damaged":
         return None
     import pyarrow.parquet as pq
 
     try:
         column = pq.read_table(entry.folder / "images.parquet", columns=["sha256"])["sha256"]
-    except (OSError, ValueError, KeyError):  # damaged behind its sidecar: then nothing belongs to it any more
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+    ):  # the file is damaged although the sidecar is not: no by-product belongs to it
         return None
     return digest(column.to_pylist())

@@ -1,4 +1,4 @@
-"""The stages of the pipeline, by the names of their folders in the artifact store."""
+"""Names of the stages of the pipeline, which are also the names of their folders in the artifact store."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""The artefact store: results in folders named by what they were made from.
+"""The artifact store: result folders, each named by the fingerprint of its ingredients.
 
-A stage's *fingerprint* is the digest of its ingredients (input contents, config fields that matter, versions). The
-artefact is written into a folder beside its final place, listed file by file in ``artifact.json`` (written last),
-and renamed. The disk is the truth: an artefact counts only if every listed file is there with the listed digest, so
-deleting, truncating or editing one makes exactly its stage run again.
+A stage's *fingerprint* is the digest of its ingredients (input contents, config fields that can change the result,
+versions). An artifact is written into a folder next to its final path, its files are listed in ``artifact.json``
+(written last), and the folder is renamed. The files on disk decide: an artifact is valid only if every listed file
+exists with the listed digest. Deleting, truncating or editing a file makes exactly its stage run again.
 
 Layout under the root (``CLIP_SCGI_HOME``, default ``./artifacts``)::
 
-    stages/<stage>/<fingerprint>/    finished artefacts
-    work/<stage>/<fingerprint>/      what a killed stage leaves for the next try (checkpoints)
-    locks/                           one lock file an artefact being made
+    stages/<stage>/<fingerprint>/    finished artifacts
+    work/<stage>/<fingerprint>/      checkpoints that a killed stage leaves for its next run
+    locks/                           one lock file per artifact, held while it is made
     captions/<captioner>/            the append-only caption store (captioning.store.store)
-    digests.sqlite                   remembered digests of files seen before
+    digests.sqlite                   remembered digests of files
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ SIDECAR: Final = "artifact.json"
 LABELS: Final = "labels.json"
 HOME_VARIABLE: Final = "CLIP_SCGI_HOME"
 REREAD_BYTES: Final = 64 << 20
-"""Largest file that is always read again; a larger one is recalled by size and times. 64 MiB read in about 50 ms."""
+"""Files up to this size are always read again (64 MiB take about 50 ms); larger ones only if size or times changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRef:
-    """A small reference to one finished artefact; this is what stages and tasks exchange.
+    """A small reference to one finished artifact, which stages and tasks exchange.
 
-    stage: name of the stage that made it. fingerprint: digest of its ingredients. content: digest of its files; later
-    stages depend on it, or on `digests_of` the files they read. path: absolute folder.
+    stage: name of the stage that made it. fingerprint: digest of its ingredients. content: digest of its files. Later
+    stages depend on `content`, or on `digests_of` the files that they read. path: absolute folder.
     """
 
     stage: str
@@ -54,30 +54,30 @@ class ArtifactRef:
 
     @property
     def folder(self) -> Path:
-        """The artefact's folder."""
+        """The artifact's folder."""
         return Path(self.path)
 
     def to_json(self) -> dict[str, str]:
-        """Return the plain fields; `ArtifactRef(**fields)` is the way back."""
+        """Return plain fields; `ArtifactRef(**fields)` restores the reference."""
         return asdict(self)
 
     def digests_of(self, *names: str) -> dict[str, str]:
-        """Return name -> sha256 of some files of this artefact: what a stage that reads only these depends on."""
+        """Return name -> sha256 of some files of this artifact, for stages that depend on these files only."""
         files = read_json(self.folder / SIDECAR)["files"]
         return {name: files[name]["sha256"] for name in names}
 
     def contents(self) -> dict[str, str]:
-        """Return the content digests that were given to `ArtifactStore.make` (see `contents`); {} if none were."""
+        """Return the content digests in artifact.json (`data.artifacts.contents`), {} if the artifact has none."""
         found: dict[str, str] = read_json(self.folder / SIDECAR).get("contents", {})
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Produced:
-    """What a stage tells about the files it has written.
+    """The outcome of `Stage.produce`, beside the files that it has written.
 
-    complete: False for an artifact that is handed on but must count as absent next time. note: what was done, in a few
-    words. contents: digests of parts of the files, for stages that depend on these alone (see `contents`).
+    complete: False for an artifact that later stages may use now, but that has to be made again in the next run. note:
+    what was done, in a few words. contents: content digests (`data.artifacts.contents`).
     """
 
     complete: bool = True
@@ -87,7 +87,7 @@ class Produced:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage returns: the reference, whether it was found instead of made, and what the stage told."""
+    """The result of `Stage.make`. cached: the artifact was found, not made. produced: the default if it was found."""
 
     ref: ArtifactRef
     cached: bool
@@ -96,11 +96,11 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What is written about an artifact, intact or not.
+    """The record of an artifact, intact or not: its artifact.json and labels.json.
 
-    fingerprint: None where the artifact is incomplete. files: name -> sha256. contents: see `contents`. uses: what
-    used it ({"dataset": ..., "recipe": ...}), the last one at the end; no fingerprint depends on it. used: when it was
-    last used, seconds since the epoch.
+    fingerprint: None if the artifact is incomplete. files: name -> sha256. contents: see `data.artifacts.contents`.
+    uses: the runs that used it ({"dataset": ..., "recipe": ...}), the latest last; no fingerprint depends on them.
+    used: when it was last used, seconds since the epoch.
     """
 
     folder: Path
@@ -118,7 +118,7 @@ def fingerprint_of(stage: str, ingredients: Mapping[str, Any]) -> str:
 
 
 class ArtifactStore:
-    """Finds, verifies and makes artefacts under one root folder."""
+    """The artifacts under one root folder: find, verify, draft and publish them."""
 
     def __init__(self, root: Path, *, reread_bytes: int = REREAD_BYTES) -> None:
         """Raise ConfigError for a root whose name is not UTF-8: artifacts name their files in JSON."""
@@ -128,7 +128,7 @@ class ArtifactStore:
             str(self.root).encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                f"the artifact root {str(self.root).encode(errors='replace').decode()} has a name that is not UTF-8: "
+                f"the artifact root {str(self.root).encode(errors='replace').decode()} is not valid UTF-8: "
                 f"set --home or {HOME_VARIABLE} to another folder"
             ) from None
 
@@ -139,33 +139,33 @@ class ArtifactStore:
 
     @property
     def memo(self) -> DigestMemo:
-        """The remembered digests that live in this store."""
+        """The digests remembered in this store."""
         return DigestMemo(self.root / "digests.sqlite")
 
     def folder(self, stage: str, fingerprint: str) -> Path:
-        """Return where the artefact of `stage` with `fingerprint` lives, present or not."""
+        """Return the folder of the artifact of `stage` with `fingerprint`, whether it exists or not."""
         return self.root / "stages" / stage / fingerprint
 
     def scratch(self, stage: str, fingerprint: str) -> Path:
-        """Return the folder in which a stage keeps what its next try can use; removed once it has finished."""
+        """Return the folder for data that a killed stage needs when it runs again; removed when it has finished."""
         return self.root / "work" / stage / fingerprint
 
     def problems(self, stage: str, fingerprint: str) -> list[str]:
-        """Say what is wrong with an artefact: an empty list means intact."""
+        """Return what is wrong with an artifact; an empty list if it is intact."""
         return self._inspect(stage, fingerprint)[1]
 
     def find(self, stage: str, fingerprint: str) -> ArtifactRef | None:
-        """Return a reference to the artefact if it is there and intact."""
+        """Return a reference to the artifact if it exists and is intact."""
         content, problems = self._inspect(stage, fingerprint)
         if problems:
             return None
         folder = self.folder(stage, fingerprint)
-        with suppress(OSError):  # a store on a read-only disk serves as well
-            os.utime(folder)  # its age counts from the last use
+        with suppress(OSError):  # the store may be on a read-only disk
+            os.utime(folder)  # gc counts the age from the last use
         return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(folder))
 
     def _inspect(self, stage: str, fingerprint: str) -> tuple[str, list[str]]:
-        """Return the content digest and the problems, from one reading of the sidecar: it may be replaced meanwhile."""
+        """Return the content digest and the problems, from one read of the sidecar: another process may replace it."""
         folder = self.folder(stage, fingerprint)
         try:
             sidecar = read_json(folder / SIDECAR)
@@ -177,7 +177,7 @@ class ArtifactStore:
         except (DataError, OSError, AttributeError, KeyError, TypeError, ValueError):
             return "", [f"{SIDECAR} is damaged"]
         if owner != (stage, fingerprint):
-            return "", [f"{SIDECAR} belongs to another artefact"]
+            return "", [f"{SIDECAR} belongs to another artifact"]
         if content != listed:
             return "", [f"{SIDECAR} was changed"]
         found = (self._file_problem(folder, name, *expected) for name, expected in files.items())
@@ -201,13 +201,13 @@ class ArtifactStore:
 
     @contextmanager
     def draft(self, stage: str, fingerprint: str) -> Iterator[Path]:
-        """Yield an empty folder beside the artifact's place, removed at the end unless `publish` has moved it there.
+        """Yield an empty folder next to the artifact's path; remove it at the end unless `publish` has moved it there.
 
         Call it under `lock`. Raises ClipScgiError when the disk is full.
         """
         parent = self.folder(stage, fingerprint).parent
         parent.mkdir(parents=True, exist_ok=True)
-        self._sweep(stage, fingerprint)  # left by a killed process: the lock is ours
+        self._sweep(stage, fingerprint)  # drafts of killed processes: this process holds the lock
         try:
             with full_disk_explained(self.root, f"stage {stage} could not finish"):
                 yield Path(tempfile.mkdtemp(prefix=f".{fingerprint}.", dir=parent))
@@ -215,11 +215,11 @@ class ArtifactStore:
             self._sweep(stage, fingerprint)
 
     def publish(self, draft: Path, stage: str, ingredients: Mapping[str, Any], produced: Produced) -> ArtifactRef:
-        """Seal the files in `draft` with artifact.json, move them to their place, and return the reference."""
+        """Write artifact.json into `draft`, move the folder to the artifact's path, and return the reference."""
         fingerprint = fingerprint_of(stage, ingredients)
         content = _seal(draft, stage, ingredients, produced)
         final = self.folder(stage, fingerprint)
-        if final.exists():  # damaged, or `find` would have returned it
+        if final.exists():  # damaged: `find` returns intact artifacts
             final.rename(draft.with_name(f".{fingerprint}.damaged"))
         draft.rename(final)
         sync_folder(final.parent)
@@ -231,48 +231,48 @@ class ArtifactStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def sidecars(self, stage: str) -> list[Sidecar]:
-        """Return what is written about the artifacts of `stage`; those whose artifact.json is damaged are left out."""
+        """Return the records of the artifacts of `stage`, except for those with a damaged artifact.json."""
         folders = sorted(path for path in (self.root / "stages" / stage).glob("[!.]*") if path.is_dir())
         return [found for folder in folders if (found := _read_sidecar(folder)) is not None]
 
     def known(self, stage: str) -> set[str]:
-        """Return the fingerprints of `stage` that were made here, or begun, whether they are still there or not."""
+        """Return the fingerprints of `stage` that were ever made or begun in this store, even if deleted since."""
         prefix = f"{stage}-"
         return {path.name.removeprefix(prefix) for path in (self.root / "locks").glob(f"{prefix}*")}
 
     def record_use(self, ref: ArtifactRef, *, dataset: str, recipe: str) -> None:
-        """Write down, beside an artifact, for whom it was used last: a label for people, part of no fingerprint."""
+        """Record in labels.json which dataset and recipe use an artifact; no fingerprint depends on it."""
         uses, now = read_uses(ref.folder), {"dataset": dataset, "recipe": recipe}
         if uses[-1:] == [now]:
             return
-        with suppress(OSError):  # a store on a read-only disk serves as well
+        with suppress(OSError):  # the store may be on a read-only disk
             write_json(ref.folder / LABELS, [*(use for use in uses if use != now), now])
 
     @contextmanager
     def lock(self, stage: str, fingerprint: str) -> Iterator[None]:
-        """Be the only process that makes this; the others wait until the block ends."""
+        """Hold the lock of an artifact while making it; other processes wait until the block ends."""
         with locks.lock(self.lock_file(stage, fingerprint)):
             yield
 
     def lock_file(self, stage: str, fingerprint: str) -> Path:
-        """Return the file whose lock the maker of an artifact holds."""
+        """Return the lock file of an artifact."""
         return self.root / "locks" / f"{stage}-{fingerprint}"
 
 
 def _seal(folder: Path, stage: str, ingredients: Mapping[str, Any], produced: Produced) -> str:
-    """Write artifact.json into `folder`, last of all its files, and return the content digest."""
+    """Write artifact.json into `folder` after all other files, and return the content digest."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         sync_file(path)
         name = path.relative_to(folder).as_posix()
         files[name] = {"size": path.stat().st_size, "sha256": digest_file(path)}
     if not files:
-        raise DataError(f"stage {stage} wrote no file into {folder}")
+        raise DataError(f"stage {stage} did not write any file into {folder}")
     contents = dict(produced.contents)
     content = _content(files, contents)
     sidecar = {
         "stage": stage,
-        # An incomplete artifact has no fingerprint: it can be read, but never counts as found.
+        # None if incomplete: the artifact can be read, but `find` does not return it.
         "fingerprint": fingerprint_of(stage, ingredients) if produced.complete else None,
         "ingredients": dict(ingredients),
         "content": content,
@@ -301,7 +301,7 @@ def _read_sidecar(folder: Path) -> Sidecar | None:
 
 
 def read_uses(folder: Path) -> list[dict[str, str]]:
-    """Return what `record_use` has written; nothing where that is absent or damaged, as it is only a label."""
+    """Return what `record_use` has written; an empty list if the file is missing or damaged."""
     try:
         found = read_json(folder / LABELS)
         return [{name: str(use[name]) for name in ("dataset", "recipe")} for use in found]

@@ -1,7 +1,7 @@
 """The index stage: hash and decode every image once, name every unusable file, and digest the dataset.
 
-The index is a snapshot: if any file was read, the folder is listed again afterwards, and a folder that has changed is
-read once more. An unchanged folder costs one `stat` call per file and no read.
+The index is a snapshot: if any file was read, the folder is listed again afterwards, and the survey is repeated once if
+the folder has changed. In an unchanged folder no file is read, and each costs one `stat` call.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _SETTLE_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """A dataset as it is on disk: what the index stage writes, before it is written.
+    """The current state of a dataset on disk, which the index stage writes.
 
-    root: absolute folder that the paths are relative to. records, facts: the usable images, side by side, sorted by
+    root: absolute folder that the paths are relative to. records, facts: the usable images, in parallel lists sorted by
     (split, path). rejected: sorted. description: the content of dataset.json. n_read, n_decoded: files read and decoded
-    this time; 0 when nothing changed.
+    this time; 0 if nothing changed.
     """
 
     root: Path
@@ -53,23 +53,23 @@ class Survey:
 
     @property
     def dataset_hash(self) -> str:
-        """The digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
+        """Digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
         return str(self.description["dataset_hash"])
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Sentences for the user, the rejected files among them."""
+        """Sentences for the user, including one about rejected files."""
         return tuple(self.description["notices"])
 
     @property
     def note(self) -> str:
-        """What was found, in a few words."""
+        """The numbers of images, rejected files and files read."""
         return f"{len(self.records)} images, {len(self.rejected)} rejected, {self.n_read} read"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOutcome:
-    """The indexed images, and the survey that a person wants to be told about."""
+    """The indexed images and the survey that they come from."""
 
     made: Made
     images: IndexedImages
@@ -78,13 +78,13 @@ class IndexOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexStage(Stage):
-    """Write a survey as images.parquet, rejected.parquet and dataset.json."""
+    """Write a survey to images.parquet, rejected.parquet and dataset.json."""
 
     name: ClassVar[str] = "index"
     found: Survey
 
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return the description of the dataset, its hash included, and the rejected files."""
+        """Return the description of the dataset, including its hash, and the digest of the rejected files."""
         return {
             "stage_version": STAGE_VERSION,
             "schema_version": SCHEMA_VERSION,
@@ -101,10 +101,10 @@ class IndexStage(Stage):
 def index(
     store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
 ) -> IndexOutcome:
-    """Index the dataset of `config`: images.parquet, rejected.parquet and dataset.json.
+    """Index the dataset of `config`: write images.parquet, rejected.parquet and dataset.json.
 
-    reread: read every file again, even those whose size and times are as remembered. Raises DataError when the dataset
-    cannot be used as a whole, and RetryableError when its folder keeps changing.
+    reread: read every file again, even if its size and times are unchanged. Raises DataError when the dataset as a
+    whole is unusable, and RetryableError when its folder keeps changing.
     """
     found = survey(store, config=config, progress=progress, reread=reread)
     made = IndexStage(found=found).make(RunContext(store=store, progress=progress))
@@ -114,9 +114,9 @@ def index(
 def survey(
     store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
 ) -> Survey:
-    """Return the dataset of `config` as it is on disk now; writes nothing but remembered digests.
+    """Return the current state of the dataset of `config`; write nothing except remembered digests.
 
-    Cheap on an unchanged folder, so that it also serves to watch one. Raises as `index` does.
+    Cheap for an unchanged folder, so it can be called often to watch one. Raises the same errors as `index`.
     """
     try:
         return _survey(store, config, progress, reread)
@@ -163,11 +163,11 @@ def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, r
 
 
 def _compare(before: Scan, examined: Examination, after: Scan) -> None:
-    """Raise ChangedError unless the folder, read as `before`, is the same `after`."""
+    """Raise ChangedError if the folder differs between the scans `before` and `after` it was examined."""
     if before.records != after.records or before.rejected != after.rejected:
         odd = sorted({row.path for row in {*before.records} ^ {*after.records}})
         odd += sorted({row.path for row in {*before.rejected} ^ {*after.rejected}})
-        raise ChangedError(f"{len(odd)} file(s) came, went or changed their labels, such as {odd[0]}")
+        raise ChangedError(f"{len(odd)} file(s) were added, removed or relabeled, such as {odd[0]}")
     stamps = stamps_of(after.root, (record.path for record in after.records))
     for record, fact, stamp in zip(before.records, examined.facts, stamps, strict=True):
         if fact.stamp != stamp:
@@ -206,7 +206,7 @@ def _describe(
 
 
 def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) -> str:
-    """Digest the sorted rows. NUL cannot occur in a path, so two different datasets never give the same text."""
+    """Digest the sorted rows. A path cannot contain NUL, so different datasets never give the same text."""
     hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
     for record, fact in zip(records, facts, strict=True):
         row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}"

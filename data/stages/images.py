@@ -1,4 +1,4 @@
-"""The indexed images of a dataset: one object for every stage and page that reads images.parquet or opens an image."""
+"""The indexed images of a dataset, for all stages and pages that read images.parquet or open an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DESCRIPTION_FILE = "dataset.json"
 
 
 class DatasetDescription(BaseModel):
-    """What dataset.json says about an indexed dataset; files written by earlier versions may lack fields."""
+    """The content of dataset.json; files written by earlier versions may lack fields."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -32,14 +32,14 @@ class DatasetDescription(BaseModel):
     reader: str
     """Name of the reader."""
     version: str | None = None
-    """Version of the dataset, as its reader tells it."""
+    """Version of the dataset, from its reader."""
     dataset_hash: str
     """Digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
     counts: dict[str, dict[str, int]] = {}
     """Split -> numbers of images, identities and cameras."""
     junk_left_out: int = 0
     rejected: int = 0
-    """Files that cannot be used."""
+    """Number of files that cannot be used."""
     rejected_by_reason: dict[str, int] = {}
     notices: tuple[str, ...] = ()
     """Sentences for the user."""
@@ -74,7 +74,7 @@ class IndexedImages:
 
     @property
     def file(self) -> Path:
-        """The path of images.parquet, for messages."""
+        """Path of images.parquet, for messages."""
         return self.ref.folder / IMAGES_FILE
 
     def rows(self, *columns: str) -> pa.Table:
@@ -91,16 +91,16 @@ class IndexedImages:
         return image_contents(self.ref)
 
     def open(self, path: str, sha256: str | None) -> Image:
-        """Return one image in RGB. Raises RejectedRow when the file is unusable or not what was indexed."""
+        """Return one image in RGB. Raises RejectedRow if the file is unusable or has changed since it was indexed."""
         from data.images.decode import open_indexed  # a cached stage needs no Pillow
 
         return open_indexed(self.root, path, sha256)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain fields; `from_json` reads them back."""
+        """Return plain fields; `from_json` restores the object."""
         return {"ref": self.ref.to_json(), "root": str(self.root)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> IndexedImages:
-        """Return the images that `to_json` has described."""
+        """Return the object whose fields `to_json` returned."""
         return cls(ref=ArtifactRef(**fields["ref"]), root=Path(fields["root"]))

@@ -1,4 +1,4 @@
-"""The Stage object: a name, what its artifact is made from, and how it is made. It needs no Prefect."""
+"""The Stage object: its name, its ingredients, and how its artifact is made. Independent of Prefect."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from data.progress import ProgressFn, silent
 from data.stages.images import IndexedImages
 
 Ingredients = Mapping[str, Any]
-"""What a result depends on and nothing else, as plain JSON data; its digest is the fingerprint."""
+"""Exactly what a result depends on, as plain JSON data; its digest is the fingerprint."""
 
 Producer = Callable[[Path, Path], Produced]
-"""`Stage.produce` on a run: called with the artifact's folder and the scratch folder."""
+"""`Stage.produce` bound to a run; called with the folder of the artifact and the scratch folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What every stage of one run shares.
+    """The context that all stages of one run share.
 
-    store: where artifacts live. progress: called with (done, total, note). indexed: the images, None before the index.
+    store: where artifacts are stored. progress: called with (done, total, note). indexed: the images; None before the
+    index stage.
     """
 
     store: ArtifactStore
@@ -34,7 +35,7 @@ class RunContext:
 
     @property
     def images(self) -> IndexedImages:
-        """The indexed images. Raises ConfigError before the dataset is indexed."""
+        """The indexed images. Raises ConfigError if the dataset is not indexed yet."""
         if self.indexed is None:
             raise ConfigError("this stage reads the images of a dataset: index it first (data.index.stage.index)")
         return self.indexed
@@ -47,66 +48,66 @@ class RunContext:
 class Stage(ABC):
     """One stage with its inputs and its config, which are the fields of a frozen dataclass.
 
-    Importing the module of a stage loads no model library, so that a run that finds everything stays cheap.
+    Importing the module of a stage does not load any model library, so that a fully cached run stays cheap.
     """
 
     name: ClassVar[str]
-    """Name of the stage, and of its folder in the artifact store."""
+    """Name of the stage and of its folder in the artifact store."""
 
     @abstractmethod
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return what the artifact is made from. Reads the inputs, writes nothing."""
+        """Return what the artifact depends on. Reads the inputs and writes nothing."""
 
     @abstractmethod
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the files of the artifact into the empty `folder`.
 
-        scratch: a folder, perhaps absent, whose content survives a killed run and is removed once the stage is done.
+        scratch: a folder that may not exist yet; it survives a killed run and is removed once the stage is done.
         """
 
     def settled(self, run: RunContext) -> Stage:
-        """Return the stage with everything resolved that could still change, such as a branch of a model hub."""
+        """Return the stage with everything pinned that could still change, such as a branch on a model hub."""
         return self
 
     def begin(self, run: RunContext, ingredients: Ingredients) -> Producer:
-        """Return what produces the artifact; a stage does here the work that several processes share.
+        """Return the function that produces the artifact; first do any work that several processes share.
 
-        `make` calls it before it takes the lock under which one process produces the artifact and the others wait.
+        `make` calls this before it takes the lock under which one process produces the artifact while others wait.
         ingredients: those that name the artifact.
         """
         return partial(self.produce, run)
 
     def plan(self, run: RunContext) -> Plan:
-        """Return the stage with its ingredients and its fingerprint, which cost one reading of the inputs."""
+        """Return the stage with its ingredients and fingerprint, for which the inputs are read once."""
         ingredients = self.ingredients(run)
         return Plan(stage=self, ingredients=ingredients, fingerprint=fingerprint_of(self.name, ingredients))
 
     def find(self, run: RunContext) -> ArtifactRef | None:
-        """Return the artifact if it is there and intact; makes nothing."""
+        """Return the artifact if it exists and is intact; never make it."""
         return self.plan(run).find(run.store)
 
     def make(self, run: RunContext) -> Made:
-        """Return the artifact, made now if it is not there."""
+        """Return the artifact; make it if it does not exist or is damaged."""
         return self.plan(run).make(run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A stage that is ready to run: its ingredients are known, and with them the name of its artifact."""
+    """A stage that is ready to run, with its ingredients and the fingerprint that names its artifact."""
 
     stage: Stage
     ingredients: Ingredients = field(repr=False)
     fingerprint: str
 
     def find(self, store: ArtifactStore) -> ArtifactRef | None:
-        """Return the artifact if it is there and intact."""
+        """Return the artifact if it exists and is intact."""
         return store.find(self.stage.name, self.fingerprint)
 
     def make(self, run: RunContext) -> Made:
-        """Return the artifact, made now if it is not intact.
+        """Return the artifact; make it if it does not exist or is damaged.
 
-        Of several processes that want the same artifact one makes it and the others wait. An incomplete artifact (say,
-        some images could not be read) is handed on but counts as absent next time.
+        If several processes need the same artifact, one makes it and the others wait. An incomplete artifact (some
+        images could not be read, for example) is returned, but it is made again next time.
         """
         store, name = run.store, self.stage.name
         found = self.find(store)

@@ -209,7 +209,7 @@ def test_a_failing_remake_keeps_the_damaged_artifact(store):
 
 
 def test_a_stage_that_writes_nothing_is_an_error(store):
-    with pytest.raises(DataError, match="stage caption wrote no file"):
+    with pytest.raises(DataError, match="stage caption did not write any file"):
         make(store, lambda folder: None)
     assert store.find("caption", FINGERPRINT) is None
 

@@ -110,9 +110,9 @@ def test_each_problem_is_named(store):
     (folder / "deep" / "more.bin").unlink()
     assert problems() == ["deep/more.bin is missing", "rows.txt has 7 bytes instead of 5"]
     edit(store, fingerprint="0" * 32)
-    assert problems() == ["artifact.json belongs to another artefact"]
+    assert problems() == ["artifact.json belongs to another artifact"]
     edit(store, fingerprint=FINGERPRINT, stage="train")
-    assert problems() == ["artifact.json belongs to another artefact"]
+    assert problems() == ["artifact.json belongs to another artifact"]
     (folder / SIDECAR).write_text("{}")
     assert problems() == ["artifact.json is damaged"]
     assert store._inspect("caption", FINGERPRINT)[0] == store._inspect("audit", FINGERPRINT)[0] == ""
@@ -223,7 +223,9 @@ def test_an_artifact_made_meanwhile_is_found_behind_the_lock(store, monkeypatch)
 
 
 def test_a_stage_that_writes_nothing_names_itself_and_the_folder(store):
-    with pytest.raises(DataError, match=rf"^stage caption wrote no file into {store.root}/stages/caption/\.\S+$"):
+    with pytest.raises(
+        DataError, match=rf"^stage caption did not write any file into {store.root}/stages/caption/\.\S+$"
+    ):
         make(store, lambda folder: (folder / "empty").mkdir())
 
 

@@ -727,7 +727,7 @@ def test_a_file_that_comes_is_indexed(store, root, meddle, call):
 
 def test_files_that_keep_coming_are_named(store, root, meddle):
     meddle(lambda number: put(root, f"query/0003_c5s1_015245_{number:02d}.jpg", first_seed=number))
-    with pytest.raises(RetryableError, match=r"came, went or changed their labels, such as query/0003"):
+    with pytest.raises(RetryableError, match=r"were added, removed or relabeled, such as query/0003"):
         index(store, config=config_of(root))
 
 

@@ -176,7 +176,7 @@ def test_a_name_must_match_one_artifact(store):
     inventory = take_inventory(store)
     assert inventory.find(run["train"].fingerprint[:10]).stage == "train"
     assert inventory.find(f"train/{run['train'].fingerprint[:3]}").stage == "train"
-    with pytest.raises(ClipScgiError, match="names 6 artefacts"):
+    with pytest.raises(ClipScgiError, match="matches 6 artifacts"):
         inventory.find("")
     with pytest.raises(ClipScgiError, match="artifacts ls"):
         inventory.find("nothing")
