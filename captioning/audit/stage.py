@@ -1,7 +1,7 @@
-"""The audit stage: how far the captions of one identity agree, and which captions deserve a look.
+"""The audit stage: measure how well the captions of each identity agree, and flag captions worth reviewing.
 
-It changes no caption. It writes audit.json (figures), identities.parquet (one row per identity and slot),
-flags.parquet (one row per caption) and captions.audit.html (where to look, with the images beside the captions).
+It does not change any caption. It writes audit.json (figures), identities.parquet (one row per identity and slot),
+flags.parquet (one row per caption) and captions.audit.html (the captions to review, next to their images).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ IDENTITIES: Final = pa.schema(
         ("pid", pa.int64()),
         ("slot", pa.string()),
         ("n_images", pa.int64()),
-        ("n_named", pa.int64()),  # images whose caption answers the slot
-        ("majority", pa.string()),  # null where none does
-        ("agreement", pa.float64()),  # share of the named with the majority's value; null where none is named
+        ("n_named", pa.int64()),  # images whose caption names a value
+        ("majority", pa.string()),  # null if no caption does
+        ("agreement", pa.float64()),  # share of n_named with the majority value; null if n_named is 0
         ("entropy", pa.float64()),  # bits
         ("values", pa.string()),  # JSON object: value -> images
     ],
@@ -58,9 +58,9 @@ FLAG_ROWS: Final = pa.schema(
         ("image_sha256", pa.string()),
         ("pid", pa.int64()),
         ("camid", pa.int64()),
-        ("flags", pa.list_(pa.string())),  # the names of the true columns below
+        ("flags", pa.list_(pa.string())),  # names of the flags below that are true
         *((flag, pa.bool_()) for flag in FLAGS),
-        ("dissent_slots", pa.list_(pa.string())),  # slots that contradict the identity's majority
+        ("dissent_slots", pa.list_(pa.string())),  # slots whose value differs from the majority of the identity
     ],
     metadata=_METADATA,
 )
@@ -69,9 +69,10 @@ FLAG_ROWS: Final = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class AuditStage(Stage):
-    """Audit the captions of one dataset. Raises DataError if captions.parquet is unusable.
+    """Audit the captions of one dataset.
 
-    captions: the caption artifact. A page on which a picture is missing is made again next time.
+    captions: the caption artifact. If an image on the page cannot be read, the artifact is incomplete. `make` raises
+    DataError if captions.parquet is unusable.
     """
 
     name: ClassVar[str] = "audit"
@@ -79,9 +80,9 @@ class AuditStage(Stage):
     config: AuditConfig
 
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return the audited columns, the config and the page.
+        """Return the audited columns, the config and the template of the page.
 
-        The captions name the digest of each image, so the pictures on the page follow from them.
+        The columns include the digest of each image, so they determine the pictures on the page.
         """
         return {
             "stage_version": STAGE_VERSION,
@@ -93,7 +94,7 @@ class AuditStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the tables and the page."""
-        from data.images.thumbnails import Thumbnails  # a cached audit needs no Pillow
+        from data.images.thumbnails import Thumbnails  # a cached audit does not load Pillow
 
         rows = _read(self.captions.folder / CAPTIONS_FILE)
         digests = dict(zip(rows["image_path"], rows["image_sha256"], strict=True))

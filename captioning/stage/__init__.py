@@ -1,1 +1,1 @@
-"""The caption stage: which images lack a caption, the work on them, and captions.parquet."""
+"""The caption stage: find images without a caption, caption them, and write captions.parquet."""

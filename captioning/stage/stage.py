@@ -1,4 +1,4 @@
-"""The caption stage: a caption for every indexed image, generated only where the caption store has none."""
+"""The caption stage: one caption per indexed image, generated only if the caption store does not hold it yet."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, Producer, RunContext, Stage
 
 STAGE_VERSION: Final = 3
-"""Raised whenever captions.parquet changes: its columns (`captioning.stage.view`), or the result of `parse_caption`."""
+"""Increased when captions.parquet changes: its columns (`captioning.stage.view`) or the result of `parse_caption`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captioned(Produced):
-    """What a run of the stage did, in distinct images.
+    """The outcome of the stage, counted in distinct images.
 
-    generated: captioned now, by this process. reused: taken from the store. failed: unreadable, or left without an
-    answer by a server; the next run tries these again.
+    generated: captioned now by this process. reused: taken from the store. failed: unreadable, or not answered by the
+    server; the next run tries these again.
     """
 
     generated: int = 0
@@ -42,9 +42,9 @@ class Captioned(Produced):
 
 @dataclass(frozen=True, kw_only=True)
 class PartOutcome:
-    """What one of several workers did, in distinct images of its part.
+    """The outcome of one of several workers, counted in distinct images of its part.
 
-    generated: captioned now. failed: unreadable, or left without an answer by a server.
+    generated: captioned now. failed: unreadable, or not answered by the server.
     """
 
     generated: int
@@ -56,19 +56,19 @@ class CaptionStage(Stage):
     """Write captions.parquet (schemas.CAPTIONS), one row per indexed image.
 
     Only images without a caption by this captioner are read, and the model is loaded only if there are any. Processes
-    that caption the same images, here or in `caption_part`, share the work. An image that cannot be read has a row with
-    status ``image_error``, one that a server did not answer ``server_error``; the artifact then counts as absent, so
-    that the next run tries again.
+    that caption the same images, here or in `caption_part`, share the work. An image that cannot be read gets status
+    ``image_error``; one that the server did not answer gets ``server_error``. With either, the artifact is incomplete,
+    so that the next run tries again.
 
-    `make` raises DataError when no image at all can be read, RetryableError when a server answers for none,
-    WeightsError when the model is missing, ClipScgiError when the disk is full.
+    `make` raises DataError when none of the images can be read, RetryableError when the server answers for none of
+    them, WeightsError when the model is missing, and ClipScgiError when the disk is full.
     """
 
     name: ClassVar[str] = "caption"
     config: CaptionConfig
 
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return the images, the captioner, its template and the cleaning; reads only changed model files."""
+        """Return the images, the captioner, its template and the cleaning. Reads only changed model files."""
         captioner = identify(pin_offline(self.config, run.store.root), run.store.memo)
         return {
             "stage_version": STAGE_VERSION,
@@ -81,12 +81,12 @@ class CaptionStage(Stage):
         }
 
     def settled(self, run: RunContext) -> CaptionStage:
-        """Return the stage with the commit that a branch of the hub means, fetching the model if it is unknown here."""
+        """Return the stage with a branch on the hub pinned to its commit; fetch the model if its commit is unknown."""
         config = pin_or_fetch(self.config, run.store.root)
         return self if config is self.config else replace(self, config=config)
 
     def begin(self, run: RunContext, ingredients: Ingredients) -> Producer:
-        """Caption what has no caption yet, together with other processes; return what writes the table."""
+        """Caption all images without a caption, together with other processes; return the writer of the table."""
         captioner = identify(self.config, run.store.memo)
         if captioner.ingredients != ingredients["captioner"]:
             raise _model_changed(self.config)
@@ -112,7 +112,7 @@ class CaptionStage(Stage):
         return produce
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
-        """Caption and write the table in one go."""
+        """Caption the images and write captions.parquet."""
         return self.begin(run, self.ingredients(run))(folder, scratch)
 
 
@@ -123,13 +123,13 @@ def _note(generated: int, reused: int, failed: int) -> str:
 
 
 def caption_part(run: RunContext, config: CaptionConfig, *, part: int = 0, of: int = 1) -> PartOutcome:
-    """Caption, as one of several workers, what no other process has captioned or is captioning.
+    """Caption, as one of several workers, the images that no other process has captioned or is captioning.
 
-    The caption stage collects it all. Any number of processes, on one machine or on several that share the artifact
-    root, may do this at once: they claim buckets of images, so that nothing is captioned twice, and a worker that dies
-    loses only what it had not written. part, of: work on one of `of` fixed parts only (a stable hash of the image
-    decides), for machines whose file locks do not reach each other; with (0, 1) workers take whatever is free. Raises
-    what `CaptionStage.make` raises, and ConfigError when there is no such part.
+    The caption stage then collects all captions. Any number of processes, on one machine or on several that share the
+    artifact root, may run at the same time: they claim buckets of images, so no image is captioned twice, and a worker
+    that dies loses only captions that it has not written yet. part, of: caption only one of `of` fixed parts (a stable
+    hash of the image decides), for machines that do not see each other's file locks; with (0, 1), workers take any free
+    bucket. Raises the errors of `CaptionStage.make`, and ConfigError if `part` does not exist.
     """
     buckets = buckets_of_part(part, of)
     config = pin_or_fetch(config, run.store.root)
@@ -155,13 +155,13 @@ def _worker(run: RunContext, captioner: Captioner, config: CaptionConfig) -> Wor
 
 def _model_changed(config: CaptionConfig) -> WeightsError:
     return WeightsError(
-        f"the model files of caption.model={config.model} changed while they were loaded; nothing was "
-        "captioned with them: run again when they are complete"
+        f"the model files of caption.model={config.model} changed while they were loaded, so nothing "
+        "was captioned with them: run again when all files are complete"
     )
 
 
 def _paths_by_image(images: IndexedImages) -> Paths:
-    """Return image sha256 -> its paths, in the order of the index: equal files are captioned once."""
+    """Return image sha256 -> its paths, in the order of the index. Identical files are captioned once."""
     index = images.rows("sha256", "path")
     found: defaultdict[str, list[str]] = defaultdict(list)
     for sha256, path in zip(index["sha256"].to_pylist(), index["path"].to_pylist(), strict=True):
@@ -176,5 +176,5 @@ def _nothing_captioned(failed: Mapping[str, Failure], root: Path) -> ClipScgiErr
         return RetryableError(f"none of the {len(failed)} images got a caption from the server: {told}")
     return DataError(
         f"none of the {len(failed)} images can be read under {root}: {told}. "
-        "Is it the folder that was indexed? Index it again, or give the right one"
+        "Set data.root to the folder that was indexed, or run the index stage again"
     )

@@ -24,14 +24,16 @@ def view(
 ) -> pa.Table:
     """Return one row (schemas.CAPTIONS) per image of `index` (schemas.IMAGES), in its order.
 
-    known: rows of the store. failed: image sha256 -> why it has no caption. Raises RetryableError when an image is in
-    neither.
+    known: rows of the store. failed: image sha256 -> why it has no caption. Raises RetryableError for an image that is
+    in neither.
     """
     by_image = {row["image_sha256"]: row for row in known.to_pylist()}
     by_image |= {image: _failed(failure) for image, failure in failed.items() if image not in by_image}
     gone = set(index["sha256"].to_pylist()) - by_image.keys()
     if gone:
-        raise RetryableError(f"the captions of {len(gone)} images went missing while others were made; run again")
+        raise RetryableError(
+            f"the captions of {len(gone)} images disappeared from the store during captioning; run again"
+        )
     constant = _provenance(captioner, config)
     rows = [
         constant | _reading(by_image[image["sha256"]]) | _place(image)
@@ -87,7 +89,7 @@ def _place(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _reading(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a store row with the tidied caption, its attributes, and its status after parsing."""
+    """Return a store row with the normalized caption, its attributes, and its status after parsing."""
     raw = row["raw_text"]
     if raw is None:
         return dict(row)

@@ -1,7 +1,7 @@
-"""The worker of the caption stage: it captions images that have no caption, together with other processes.
+"""The worker of the caption stage, which captions images together with other processes.
 
-A worker claims one bucket of images after the other (`captioning.store.claims`), rechecks what the store already holds
-of it, and captions the rest.
+A worker claims one bucket of images at a time (`captioning.store.claims`), rechecks which of its images the store
+already holds, and captions the rest.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Failure:
 
 @dataclass(kw_only=True)
 class Done:
-    """What a worker did. generated: captions it made. failed: image sha256 -> why it has none."""
+    """Results of a worker. generated: number of captions made. failed: image sha256 -> why it has no caption."""
 
     generated: int = 0
     failed: dict[str, Failure] = field(default_factory=dict)
 
 
 class Worker:
-    """Captions the images of one dataset into a store; its results are in `done`.
+    """Caption worker for the images of one dataset; its results are in `done`.
 
-    check_model: called when the model has been loaded, before its first caption; raises if it is not the captioner of
-    `captions`.
+    captions: the store to fill. check_model: called after the model is loaded and before its first caption; raises if
+    the model is not the captioner of `captions`.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Worker:
     def work(self, buckets: Iterable[int] = range(BUCKETS), *, patient: bool) -> None:
         """Caption the images in `buckets` that have no caption.
 
-        patient: wait for buckets that other processes hold and take over what they leave; otherwise skip those buckets.
-        Raises what the engine raises; earlier captions are kept.
+        patient: wait for buckets that other processes hold, and caption any images that they leave; otherwise skip
+        these buckets. Raises the errors of the engine; earlier captions are kept.
         """
         self._captions.remove_leftovers()
         wanted = frozenset(buckets)
@@ -120,7 +120,7 @@ class Worker:
         return dict(sorted(missing.items()))
 
     def _claimed(self, missing: Mapping[int, list[Pending]], saver: Saver) -> Iterator[Pending]:
-        """Yield the images of one free bucket after the other, each claimed just before its first image is wanted."""
+        """Yield the images of all free buckets, claiming each bucket just before its first image is needed."""
         for bucket, items in missing.items():
             if not self._claims.take(bucket):
                 continue
@@ -136,7 +136,7 @@ class Worker:
     def _caption(self, items: Iterable[Pending], saver: Saver) -> None:
         engine = self._loaded_engine()
         loaded = read_ahead(items, self._root, engine.prepare, workers=self._config.workers, ahead=2 * engine.width)
-        # Both own threads: after an error the garbage collector would join them in an arbitrary thread.
+        # Both own threads, which after an error the garbage collector would join from an arbitrary thread.
         with closing(loaded), closing(engine.rows(loaded)) as answers:
             for rows in answers:
                 saver.add(rows)

@@ -54,7 +54,7 @@ def read_log(path: Path) -> dict[str, list[Row]]:
     return kinds
 
 
-def spread(keys: Sequence[Any], count: int, *, seed: int, name: str) -> list[int]:
+def draw_evenly(keys: Sequence[Any], count: int, *, seed: int, name: str) -> list[int]:
     """Choose up to `count` positions, one of each key before a second of any; order and choice follow `seed`.
 
     keys: the group of each position (an identity, a status). name: what is drawn, so that two drawings differ.

@@ -14,7 +14,7 @@ from captioning.audit.flags import FLAGS
 from data.images.thumbnails import Thumbnail, Thumbnails
 from data.people import JUNK, is_person
 from data.slots import COLORS, NONE, SLOTS
-from flows.report.gather import Row, counts, read_rows, spread, take_rows
+from flows.report.gather import Row, counts, draw_evenly, read_rows, take_rows
 
 SLOT_NAMES: Final = {slot: slot.replace("_", " ") for slot in SLOTS}
 _STATUS_MEANINGS: Final = {
@@ -168,8 +168,8 @@ def caption_section(
     rows = read_rows(path, ("pid", "status"))
     good = [index for index, row in enumerate(rows) if row["status"] == "ok" and row["pid"] != JUNK]
     bad = [index for index, row in enumerate(rows) if row["status"] != "ok"]
-    good_at = spread([rows[index]["pid"] for index in good], shown, seed=seed, name="caption")
-    bad_at = spread([rows[index]["status"] for index in bad], failed, seed=seed, name="failed")
+    good_at = draw_evenly([rows[index]["pid"] for index in good], shown, seed=seed, name="caption")
+    bad_at = draw_evenly([rows[index]["status"] for index in bad], failed, seed=seed, name="failed")
 
     def cards(indices: list[int]) -> list[CaptionCard]:
         return [_card(row, flags, thumbnail) for row in take_rows(path, indices)]

@@ -1,4 +1,4 @@
-"""The protocol of an evaluation, in words and as fields beside its figures."""
+"""The protocol of an evaluation, in words and as fields."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from reid.inputs.evaluation_rows import EvaluationRows
 def protocol(
     images: IndexedImages, rows: EvaluationRows, config: EvaluateConfig, trained: TrainConfig, *, skipped: int
 ) -> dict[str, Any]:
-    """Return what metrics.json says beside its figures: dataset, version, sizes, rules.
+    """Return the protocol in metrics.json: dataset, version, sizes and rules.
 
-    trained: the config of the model. skipped: queries of the first split without a match.
+    trained: the config of the model. skipped: number of queries in the first split without a match.
     """
     about = images.description
     split, drawn = rows.splits[0], len(rows.splits) if rows.drawn else 0
@@ -38,13 +38,13 @@ def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int) -> str:
     settings = trained.validation
     chosen = settings.every and settings.keep == "best" and settings.images == "test"
     sentences = (
-        "Single query; cosine similarity of L2-normalised features (the order of Euclidean distance); junk (identity "
-        "-1) dropped.",
+        "Single query; cosine similarity of L2-normalized features (the same ranking as Euclidean distance); junk "
+        "images (identity -1) are dropped.",
         _left_out(config, drawn),
-        "AP is not interpolated; equal scores stand in gallery order.",
+        "AP is not interpolated; ties are ranked in gallery order.",
         "Features are averaged with those of the mirrored image." if config.flip else "",
         _reranking(config),
-        "The model is the epoch that did best on these very images, so its figures do not compare with others."
+        "The epoch of the model was selected on these same images, so its scores are not comparable with others."
         if chosen
         else "",
     )
@@ -54,16 +54,16 @@ def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int) -> str:
 def _left_out(config: EvaluateConfig, drawn: int) -> str:
     if drawn:
         return (
-            f"Means over {drawn} galleries of one image an identity, with all distractors, drawn with the seeds 0 to "
-            f"{drawn - 1}; the other test images are the queries, and none is left out by camera. Rankings are kept of "
-            "the first gallery."
+            f"Means over {drawn} galleries of one image per identity and all distractors, drawn with seeds 0 to "
+            f"{drawn - 1}; the other test images are the queries. Images are not excluded by camera. Rankings are kept "
+            "for the first gallery only."
         )
     if config.exclude == "same_camera":
         return (
-            "Gallery images of the query's identity from its own camera are left out; queries without a match from "
+            "Gallery images of the query's identity from its own camera are excluded; queries without a match from "
             "another camera are skipped."
         )
-    return "No gallery image is left out by camera; queries without a match are skipped."
+    return "Images are not excluded by camera; queries without a match are skipped."
 
 
 def _reranking(config: EvaluateConfig) -> str:

@@ -1,7 +1,7 @@
-"""Search the gallery of an indexed dataset with a sentence or with an image, by a trained model.
+"""Search the gallery of an indexed dataset with a sentence or an image, using a trained model.
 
-A sentence is compared with the images in CLIP's joint space (the space L_con trains); an image is compared by the
-model's retrieval features. Both by cosine similarity.
+A sentence is compared with the images in CLIP's joint space (which L_con trains), an image by the retrieval features of
+the model. Scores are cosine similarities.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One found image. score: cosine similarity."""
+    """One image of the result. rank: from 1. score: cosine similarity."""
 
     rank: int
     score: float
@@ -42,8 +42,8 @@ class Hit:
 def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int = 10, device: str = "auto") -> list[Hit]:
     """Return the `top` gallery images nearest to `query`: a sentence (str) or an image file (Path).
 
-    model: the train artifact. Raises DataError when there is no gallery or the query image cannot be used (found before
-    anything else is done), ConfigError for an empty or too long sentence, WeightsError when the model cannot be loaded.
+    model: the train artifact. Raises DataError when the gallery is empty or the query image is unusable (which is
+    checked first), ConfigError for an empty or too long sentence, WeightsError when the model cannot be loaded.
     """
     import torch
 
@@ -57,7 +57,7 @@ def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int =
     rows = read_rows(run.images)
     gallery = rows.take(rows.of_split("gallery"))
     if not len(gallery):
-        raise DataError(f"{run.images.file} has no gallery image to search")
+        raise DataError(f"{run.images.file} does not list any gallery images to search; check the split of the dataset")
     where = resolve_device(device, torch.cuda, "evaluate.device")
     task = load_task(model.folder, where)
     shape = task.preprocess
@@ -91,16 +91,16 @@ def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int =
 
 
 def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
-    """Return the sentence's feature [1, D] and what encodes images into the same space.
+    """Return the feature [1, D] of the sentence, and the encoder of images into the same space.
 
-    Raises ConfigError for a sentence that is empty or longer than the model reads.
+    Raises ConfigError for a sentence that is empty or too long for the model.
     """
     import torch
 
     n_words, n_most = len(task.backbone.tokenizer.words(sentence)), task.backbone.context - 2
     if not sentence.strip() or not 0 < n_words <= n_most:
         raise ConfigError(
-            f"search: the sentence has {n_words if sentence.strip() else 0} tokens, and this model reads 1 to {n_most};"
+            f"search: the sentence has {n_words if sentence.strip() else 0} tokens, but this model reads 1 to {n_most};"
             " describe a person in one or two sentences"
         )
 
@@ -112,24 +112,27 @@ def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
 
 
 def open_query(path: Path) -> Image.Image:
-    """Return the query image at `path` in RGB; raise DataError, with the reason, when it cannot be used."""
+    """Return the query image at `path` in RGB. Raises DataError, with the reason, if it is unusable."""
     try:
         return open_rgb(path)
     except RejectedRow as rejected:
         raise DataError(
             f"search: the query image {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason})."
-            " Give the path of a whole JPEG, PNG, WebP, TIFF, BMP or GIF file"
+            " Give the path of an intact JPEG, PNG, WebP, TIFF, BMP or GIF file"
         ) from rejected
 
 
 def _by_image(task: Task, image: Image.Image, device: str) -> tuple[Tensor, Encoder]:
-    """Return the image's retrieval feature [1, D] and what encodes the others."""
+    """Return the retrieval feature [1, D] of the query image, and the encoder of gallery images."""
     import torch
 
     from reid.inputs.augment import normalize
 
     if task.sie:
-        raise ConfigError("search: this model has camera embeddings, and the camera of the image is not known")
+        raise ConfigError(
+            "search: this model has camera embeddings, but the camera of the query image is unknown; search with a "
+            "sentence, or use a model trained with train.sie=0"
+        )
     shape, encode = task.preprocess, next(iter(task.encoders().values()))
     pixels_HWC = np.array(image.resize((shape.width, shape.height), Image.Resampling.BICUBIC))
     images_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(device)

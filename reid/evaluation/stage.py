@@ -1,7 +1,7 @@
-"""The ``evaluate`` stage: the gallery ranked for every query, before and after training, in every inference mode.
+"""The ``evaluate`` stage: rank the gallery for every query, before and after training, in every inference mode.
 
-Writes metrics.json and rankings.parquet. Importing this module loads neither torch nor numba, and a run whose artifact
-exists loads no model and reads no image.
+Writes metrics.json and rankings.parquet. Importing this module loads neither torch nor numba; a cached evaluation
+neither loads a model nor reads an image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.evaluation.protocol import protocol
-from reid.inputs.evaluation_rows import EvaluationRows, Split, evaluation_rows
+from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
 from reid.inputs.image_rows import ImageRows
 from reid.inputs.pixel_cache import PixelStage, load_pixels
 
@@ -39,7 +39,7 @@ _MAX_RANK: Final = 50
 
 
 def tested_images(images: IndexedImages) -> dict[str, Any]:
-    """Return what an evaluation reads of the index; not the training images."""
+    """Return the ingredients of an evaluation that come from the index; training images are not among them."""
     about = images.description
     return {
         "images": images.contents()["ranked"],
@@ -48,7 +48,7 @@ def tested_images(images: IndexedImages) -> dict[str, Any]:
 
 
 def _model_identity(model: ArtifactRef) -> dict[str, Any]:
-    """Return what an evaluation reads of a train artifact; not which images and captions made it."""
+    """Return the ingredients of an evaluation that come from a train artifact: all but its images and captions."""
     described = read_json(model.folder / "config.json")
     return {
         **model.digests_of("model.safetensors"),
@@ -62,11 +62,12 @@ def _model_identity(model: ArtifactRef) -> dict[str, Any]:
 class EvaluateStage(Stage):
     """Rank the gallery for every query with the model of a train artifact.
 
-    The untrained backbone is ranked in mode ``image``, the trained model in each of its modes. model: the train
+    The untrained backbone is evaluated in mode ``image``, the trained model in each of its modes. model: the train
     artifact.
 
-    `make` raises DataError when there is no query, no gallery, no query with a match under `config.exclude`, or a
-    feature that is not finite, and WeightsError when the model, or the weights it was trained from, are unavailable.
+    `make` raises DataError when queries or gallery are empty, when none of the queries has a match under
+    `config.exclude`, or when a feature is not finite. It raises WeightsError when the model, or the weights from which
+    its training started, are unavailable.
     """
 
     name: ClassVar[str] = "evaluate"
@@ -74,7 +75,7 @@ class EvaluateStage(Stage):
     config: EvaluateConfig
 
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return the rows of queries and gallery, their paths included, the model and the config."""
+        """Return the rows of queries and gallery (with their paths), the model and the config."""
         return {
             **tested_images(run.images),
             "model": _model_identity(self.model),
@@ -101,7 +102,7 @@ class EvaluateStage(Stage):
 
 
 class _Entry(NamedTuple):
-    """A model and mode, and its ranking on every split."""
+    """A model and mode with its rankings, one per split."""
 
     model: str
     mode: str
@@ -110,7 +111,7 @@ class _Entry(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What every ranking of one evaluation has in common."""
+    """The inputs that all rankings of one evaluation share."""
 
     rows: EvaluationRows
     pixels: ArtifactRef
@@ -180,7 +181,7 @@ def _rank(features: NDArray[np.float32], rows: EvaluationRows, config: EvaluateC
 
 
 def _result(entry: _Entry, *, drawn: bool) -> dict[str, Any]:
-    """Return a row of metrics.json: means over the rankings and, where galleries were drawn, each and their spread."""
+    """Return one result of metrics.json: means over the rankings, and scores per gallery if galleries were drawn."""
     each = [_measures(ranking) for ranking in entry.rankings]
     values = {name: [measures[name] for measures in each] for name in each[0]}
     spread = {name: float(np.std(found, ddof=1)) for name, found in values.items()} if len(each) > 1 else {}
@@ -200,7 +201,7 @@ def _measures(ranking: Ranking) -> dict[str, float]:
     return {"mAP": ranking.mAP, "mINP": ranking.mINP, **ranks}
 
 
-def _ranking_table(entry: _Entry, images: ImageRows, split: Split) -> pa.Table:
+def _ranking_table(entry: _Entry, images: ImageRows, split: RankingSplit) -> pa.Table:
     ranking, query, gallery = entry.rankings[0], images.take(split.query), images.take(split.gallery)
     filled = ranking.top_index >= 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())

@@ -1,8 +1,8 @@
 """Augmentation of a batch on its device: mirror, pad and crop, normalize, erase.
 
-A plan for every image is drawn first, on the CPU, and then applied. So the same seed gives the same training images on
-every device and for every number of processes: each process draws the plan of the global batch, in which every image
-has its own noise seed, and applies its slice.
+A plan for each image is first drawn on the CPU and then applied, so the same seed gives the same training images on any
+device and with any number of processes: each process draws the plan of the global batch, in which every image has its
+own noise seed, and applies its slice.
 
 The order and the rules are those of CLIP-ReID's loader (``T.RandomHorizontalFlip``, ``T.Pad(10)``, ``T.RandomCrop``,
 ``T.Normalize``, timm's ``RandomErasing(mode="pixel", max_count=1)``): padding is black *before* normalization, so -1
@@ -58,7 +58,7 @@ class AugmentPlan:
 def draw_plan(count: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator) -> AugmentPlan:
     """Draw the plan of `count` images of `height` x `width` pixels.
 
-    Always takes the same number of draws from `generator`, which is on the CPU.
+    Always consumes the same number of draws from `generator`, a generator on the CPU.
     """
     flip_B = torch.rand(count, generator=generator) < config.flip_probability
     shift_B2 = torch.randint(0, 2 * config.pad + 1, (count, 2), generator=generator)

@@ -1,6 +1,6 @@
 """Training batches: augmented images with their labels, cameras and caption features.
 
-Everything random is a function of (seed, epoch, batch), so a resumed run gets exactly the batch at which it stopped.
+Everything random is a function of (seed, epoch, batch), so a resumed run continues with exactly the next batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TrainingSet:
 
 
 class TrainingBatches:
-    """The batches of every epoch, on a device. Each of several processes gets its part of every batch.
+    """The batches of every epoch, on a device. With several processes, each gets its part of every batch.
 
     Args:
         data: the training set.
@@ -55,7 +55,7 @@ class TrainingBatches:
         rank, world: this process and the number of processes.
 
     Raises:
-        ConfigError: fewer identities than a batch needs.
+        ConfigError: the training set has fewer identities than a batch needs.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TrainingBatches:
 
     @property
     def batch_size(self) -> int:
-        """Images per batch of all processes together."""
+        """Images per batch, over all processes."""
         return self._sampler.batch_size
 
     @property

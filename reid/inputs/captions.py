@@ -1,7 +1,7 @@
-"""The ``text`` stage: CLIP's text feature of every distinct caption, computed once, as the text tower is frozen.
+"""The ``text`` stage: CLIP's text features of all distinct captions, computed once because the text tower is frozen.
 
-Writes ``features.npy``, float32 [distinct captions, D], rows in the order of the sorted captions, and ``text.json``.
-Keyed by the captions and the digests of the weights, so method, seed and schedule may change without a new run.
+Writes ``features.npy``, float32 [distinct captions, D], with one row per sorted caption, and ``text.json``. The key is
+the captions and the digests of the weights, so changes of method, seed or schedule do not require a new run.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class CaptionFeatures:
 
 
 def weights_identity(store: ArtifactStore, config: BackboneConfig, seed: int) -> dict[str, Any]:
-    """Return what identifies a backbone's weights: digests of its files, how they are read, the seed if it is random.
+    """Return the identity of a backbone's weights: digests of its files, how they are read, the seed of random ones.
 
     Raises:
-        WeightsError: a file is unavailable, or does not say how to read it.
+        WeightsError: a file is unavailable, or does not specify how to read it.
     """
     digests: dict[str, Any] = {}
     for number, path in enumerate(weights_files(config)):
@@ -55,7 +55,7 @@ def weights_identity(store: ArtifactStore, config: BackboneConfig, seed: int) ->
 class TextStage(Stage):
     """Encode distinct captions with the text tower of a backbone.
 
-    captions: sorted, without repeats. seed: of random weights. device: "cpu" or "cuda".
+    captions: sorted and distinct. seed: of random weights. device: "cpu" or "cuda".
     """
 
     name: ClassVar[str] = "text"
@@ -86,11 +86,11 @@ class TextStage(Stage):
 def caption_features(
     run: RunContext, captions: Sequence[str], *, config: BackboneConfig, seed: int, device: str = "cpu"
 ) -> CaptionFeatures:
-    """Return the text feature of every caption, encoding only texts whose set has not been seen with these weights.
+    """Return the text feature of every caption; encode the captions unless the store holds the features of this set.
 
     Args:
         run: its store keeps the features.
-        captions: any texts, repeats allowed, [N].
+        captions: any texts, [N]; repeats are allowed.
         config: the backbone; its text tower reads the captions.
         seed: of random weights.
         device: where to encode, "cpu" or "cuda".
@@ -99,7 +99,10 @@ def caption_features(
     made = TextStage(captions=distinct, config=config, seed=seed, device=device).make(run)
     features: NDArray[np.float32] = np.load(made.ref.folder / "features.npy", allow_pickle=False)
     if len(features) != len(distinct):
-        raise DataError(f"{made.ref.folder} has {len(features)} features for {len(distinct)} captions; delete it")
+        raise DataError(
+            f"{made.ref.folder} has {len(features)} features for {len(distinct)} captions; delete that "
+            "folder and run again"
+        )
     row = {caption: index for index, caption in enumerate(distinct)}
     return CaptionFeatures(features_MD=features, rows_N=np.array([row[text] for text in captions], dtype=np.int64))
 
@@ -113,7 +116,7 @@ def encode_texts(
     from reid.models.backbone import build_backbone
 
     backbone = build_backbone(config, seed=seed).to(device).eval()
-    # Texts of similar length together: a batch is as long as its longest text.
+    # Sorted by length, because a batch is padded to its longest text.
     order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
     features = np.empty((len(texts), backbone.joint_width), dtype=np.float32)
     with torch.inference_mode(), exact_float32(torch):

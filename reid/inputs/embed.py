@@ -1,4 +1,4 @@
-"""Encode many images: cached pixels to features, one float32 row per image.
+"""Encode many images from cached pixels to features, one float32 row per image.
 
 Shapes: N images, B of a batch, D features.
 """
@@ -19,7 +19,7 @@ from reid.inputs.augment import normalize
 from reid.inputs.loading import load_batches
 
 EncodeFn = Callable[..., Tensor]
-"""(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; any `reid.tasks.base.Encoder` is one."""
+"""(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; any `reid.tasks.base.Encoder` qualifies."""
 Float32s = NDArray[np.float32]
 
 
@@ -42,8 +42,8 @@ def embed(
     """Return the features of ``pixels[indices]``, [N, D], in that order, without gradients.
 
     Args:
-        encode: normalized float32 [B, 3, H, W] on `device` -> features [B, D]; already in evaluation mode; the
-            row of an image must not depend on the other images of its batch.
+        encode: normalized float32 [B, 3, H, W] on `device` -> features [B, D]; already in evaluation mode. The
+            feature of an image must not depend on the other images of its batch.
         pixels: uint8 [all images, H, W, 3].
         indices: rows of `pixels` to encode.
         batch_size: images per batch; changes results by rounding only.
@@ -52,7 +52,7 @@ def embed(
         cameras: camera numbers of the images to encode, [N], for encoders that need them (``Task.camera_numbers``).
         flip: average with the features of the mirrored image, before any normalization.
         dtype: bfloat16 or float16 runs `encode` under autocast.
-        out: a .npy file that the features are written to; the result is then its memory map.
+        out: a .npy file to write the features to; the result is then its memory map.
         progress: called after every batch with (encoded images, all images, note).
     """
     device = torch.device(device)

@@ -1,4 +1,4 @@
-"""The indexed images as columns: what training, validation, evaluation and search choose their rows from."""
+"""The indexed images as columns, from which training, validation, evaluation and search select rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ImageRows:
         return len(self.position)
 
     def take(self, index: slice | Ints) -> ImageRows:
-        """Return some of the images, in the order of `index`."""
+        """Return the images at `index`, in that order."""
         return ImageRows(
             self.position[index],
             self.path[index],
@@ -41,7 +41,7 @@ class ImageRows:
         )
 
     def of_split(self, split: str) -> Ints:
-        """Return the row numbers of one split without junk, in their order."""
+        """Return the positions of the images of one split, in order, without junk."""
         return np.flatnonzero((self.split == split) & (self.pid != JUNK))
 
 

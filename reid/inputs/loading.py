@@ -19,7 +19,7 @@ def load_batches(
     """Yield uint8 images [B, 3, H, W] on `device` for each batch of positions in `pixels` [N, H, W, 3].
 
     One thread reads up to `ahead` batches in advance (copying from the memory map releases the interpreter lock),
-    so disk and model work at the same time. The memory order is that of the cache; see `reid.inputs.augment`.
+    so disk and model work in parallel. The tensors keep the memory order of the cache (permuted [B, H, W, 3]).
     """
     pinned = torch.device(device).type == "cuda"
 

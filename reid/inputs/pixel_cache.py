@@ -1,8 +1,8 @@
-"""The ``pixels`` stage: every image of a dataset decoded once, at the size training wants.
+"""The ``pixels`` stage: decode every image of a dataset once and resize it for the model.
 
 Writes ``pixels.npy``, uint8 [N, height, width, 3] (RGB) in the order of images.parquet, and ``pixels.json``. The key is
-the ordered list of image digests, the size and the resize rule: a renamed file or another split of the same images
-costs nothing. Decoding and resizing let go of the interpreter lock, so threads are enough (two cores: 1.9-2.1 x one).
+the ordered list of image digests, the size and the resize rule, so renaming a file or changing the split does not
+require a new run. Decoding and resizing release the interpreter lock, so threads suffice (two cores: 1.9-2.1x one).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from data.stages.stage import Ingredients, RunContext, Stage
 
 STAGE_VERSION: Final = 1
 RESIZE: Final = "bicubic-antialiased"
-"""The whole image to height x width, aspect ratio not kept, as CLIP-ReID trains (``T.Resize([256, 128], 3)``). It
-tests on bilinear images; here training and test share one cache and one rule."""
+"""Resize the whole image to height x width without keeping the aspect ratio, as CLIP-ReID does in training
+(``T.Resize([256, 128], 3)``). CLIP-ReID tests on bilinear images; here training and test share one cache and rule."""
 
 Pixels = NDArray[np.uint8]
 _SHOWN: Final = 10
@@ -38,12 +38,11 @@ _SHOWN: Final = 10
 
 @dataclass(frozen=True, kw_only=True)
 class PixelStage(Stage):
-    """Decode every indexed image once; see the module for what is written.
+    """Decode every indexed image once; the module docstring describes the files.
 
-    height, width: size of the pixels, as training wants it. workers: decoding threads; default one per core.
+    height, width: size of the model input. workers: decoding threads; by default one per core.
 
-    `make` raises DataError when a file is gone, unreadable or not what was indexed; the message names files and the
-    remedy.
+    `make` raises DataError when a file is missing, unreadable, or has changed since it was indexed.
     """
 
     name: ClassVar[str] = "pixels"
@@ -75,7 +74,7 @@ def load_pixels(ref: ArtifactRef) -> Pixels:
     expected = (described["images"], *described["size"], 3)
     if array.shape != expected or array.dtype != np.uint8:
         raise DataError(
-            f"{ref.folder}/pixels.npy holds {array.dtype} {array.shape} instead of uint8 {expected}; "
+            f"{ref.folder}/pixels.npy is {array.dtype} {array.shape} instead of uint8 {expected}; "
             "delete that folder and run again"
         )
     return array
@@ -94,8 +93,8 @@ def _fill(out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int, pr
         shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         rest = f"\n  - and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{len(problems)} of {len(rows)} indexed images under {root} are no longer what was indexed:{shown}{rest}\n"
-            "Put the files back, or run the index stage again on the folder as it is now."
+            f"{len(problems)} of {len(rows)} indexed images under {root} have changed since they were "
+            f"indexed:{shown}{rest}\nRestore these files, or run the index stage again on the folder."
         )
 
 

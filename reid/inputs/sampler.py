@@ -1,16 +1,16 @@
-"""P x K identity batches: P different identities per batch, K images of each.
+"""P x K identity batches: P different identities per batch and K images of each.
 
-The batches of an epoch are a pure function of (labels, P, K, seed, epoch). No global generator and no state between
-epochs is used, so a run can resume at any batch of any epoch. In a distributed run every process draws the same
-global batches and takes its own slice of each.
+The batches of an epoch are a pure function of (labels, P, K, seed, epoch), without a global random generator or state
+between epochs, so a run can resume at any batch of any epoch. In a distributed run, every process draws the same global
+batches and takes its own slice of each.
 
 An epoch
-    An identity with n >= K images gives floor(n / K) groups of K different images; the n mod K images left over differ
-    from epoch to epoch. An identity with n < K images gives one group: each image at least once, filled up by draws
-    with replacement. A batch has P groups of P different identities. With g_i groups for identity i, an epoch has the
+    An identity with n >= K images gives floor(n / K) groups of K different images; the n mod K unused images differ
+    between epochs. An identity with n < K images gives one group: each image at least once, filled up by draws with
+    replacement. A batch has P groups of P different identities. With g_i groups for identity i, an epoch has the
     largest number of batches B with ``sum_i min(g_i, B) >= P * B``: usually all groups but the last (sum g_i) mod P.
-    So the dataset fixes the length of an epoch. The usual sampler of the field stops when fewer than P identities
-    are left, so its epochs differ in length.
+    The length of an epoch therefore depends on the dataset only. The sampler commonly used in re-identification stops
+    when fewer than P identities are left, so its epochs differ in length.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class IdentitySampler:
         rank, world: this process and the number of processes; `world` must divide `identities`.
 
     Raises:
-        ConfigError: fewer than P identities, or settings out of range.
+        ConfigError: there are fewer than P identities, or a setting is out of range.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class IdentitySampler:
             problems.append(f"seed is {self.seed}; it must not be negative")
         if found < self.identities:
             problems.append(
-                f"a batch needs {self.identities} different identities and the training split has {found}; "
+                f"a batch needs {self.identities} different identities but the training split has {found}; "
                 f"set train.batch.identities={max(found, 2)} or lower, or add training identities"
             )
         if self.world < 1 or not 0 <= self.rank < self.world or self.identities % self.world:
@@ -112,10 +112,10 @@ class IdentitySampler:
         return drawn[: count * self.images].reshape(count, self.images)
 
     def _schedule(self, rng: np.random.Generator) -> Indices:
-        """Draw the identities of each batch, [batches, P], weighted by the number of groups they have left.
+        """Draw the identities of each batch, [batches, P], weighted by their number of remaining groups.
 
-        An identity with as many groups left as there are batches left must be in all of them, so it is always chosen.
-        By induction over the batches, the groups that can still be placed are then always enough to fill every batch.
+        An identity with as many remaining groups as remaining batches must be in all of them, so it is always chosen.
+        By induction over the batches, the remaining groups then always suffice to fill every batch.
         """
         left = self._groups.astype(np.float64)
         schedule = np.empty((self.batches_per_epoch, self.identities), dtype=np.int64)

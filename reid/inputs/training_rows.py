@@ -1,4 +1,4 @@
-"""The images of a training run: rows of images.parquet, with captions where the method reads them."""
+"""The images of a training run: rows of images.parquet, with captions if the method reads them."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from reid.config.train import TrainConfig
 from reid.inputs.image_rows import ImageRows, Ints, read_rows
 
 MIN_IDENTITIES: Final = 2
-"""Fewer identities cannot be told apart."""
+"""Fewest identities that a model can be trained to distinguish."""
 _SHOWN: Final = 5
 
 
 class TrainingRows(NamedTuple):
-    """The training split: the images that are trained on, and those of identities that are held out."""
+    """The training split: images to train on, and images of held-out identities."""
 
     trained: ImageRows
     captions: list[str]
-    """Caption of each trained image; empty for methods that read none."""
+    """Caption of each image in `trained`; empty for methods that do not read captions."""
     held_out: ImageRows
     uncaptioned: int
-    """Images left out because they have no caption."""
+    """Number of images left out because they lack a caption."""
 
 
 def training_rows(images: IndexedImages, captions: ArtifactRef | None, config: TrainConfig) -> TrainingRows:
-    """Return the training split of `images` as `config` uses it, in an order that depends on no path.
+    """Return the training split of `images` under `config`, in an order that does not depend on paths.
 
     Rows are sorted by identity, camera, digest and caption. The sampler and the augmentation draw by row number, so
-    images that are renamed, and otherwise unchanged, give the same model.
+    renaming images does not change the model.
 
     Raises:
-        ConfigError: captions are needed and not given, or too few identities to hold any out.
-        DataError: no training images, captions of other images, or too many images without one.
+        ConfigError: captions are needed but not given, or there are too few identities for a batch.
+        DataError: the train split is empty, captions belong to other images, or too many images lack one.
     """
     everything = read_rows(images)
     rows = everything.take(everything.of_split("train"))
     if not len(rows):
-        raise DataError(f"{images.file} has no training images; check the split of the dataset")
+        raise DataError(f"{images.file} does not list any training images; check the split of the dataset")
     raise_problems("training", batch_problems(rows.pid.tolist(), config), ConfigError)
     kept = held_out_identities(rows.pid.tolist(), config) if config.validation.holds_out else set()
     is_held_out = np.isin(rows.pid, sorted(kept))
@@ -64,31 +64,31 @@ def training_rows(images: IndexedImages, captions: ArtifactRef | None, config: T
 
 
 def _by_content(rows: ImageRows, captions: list[str]) -> Ints:
-    """Return the order of the rows by their content: rows that compare equal have the same image, label and caption."""
+    """Return the order of the rows by content. Rows that compare equal have the same image, labels and caption."""
     columns = [rows.pid.tolist(), rows.camid.tolist(), rows.sha256.tolist(), *([captions] if captions else [])]
     keys = list(zip(*columns, strict=True))
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
 def batch_problems(pids: Iterable[int], config: TrainConfig, processes: int = 1) -> list[str]:
-    """Return why training images of identities `pids` do not fill the batches of `config`; empty if they do.
+    """Return why training images of identities `pids` cannot fill the batches of `config`; empty if they can.
 
-    processes: how many share each batch.
+    processes: number of processes that share each batch.
     """
     people, wanted = len(set(pids)), config.batch.identities
     left = people - _held_out_count(people, config)
     held_out = f"train.validation.held_out={config.validation.held_out:g}"
     if people < MIN_IDENTITIES:
         return [
-            f"training needs at least {MIN_IDENTITIES} identities and the data set has {people}: add training images"
+            f"training needs at least {MIN_IDENTITIES} identities but the dataset has {people}: add training images"
         ]
     if left < MIN_IDENTITIES:
         batch = f" and train.batch.identities={people}" if people < wanted else ""
         told = f"{held_out} leaves {left} of {people} training identities"
         return [f"{told}: set train.validation.every=0{batch}"]
     if left < wanted:
-        beside = f"{left} of {people} training identities are left beside {held_out}"
-        have = beside if left < people else f"the data set has {people} training identities"
+        beside = f"{held_out} leaves {left} of {people} training identities"
+        have = beside if left < people else f"the dataset has {people} training identities"
         return [f"train.batch.identities={wanted} but {have}: {_smaller_batch(left, processes)}"]
     if wanted % processes:
         told = f"{PROCESSES_KEY}={processes} does not divide train.batch.identities={wanted}"
@@ -97,7 +97,7 @@ def batch_problems(pids: Iterable[int], config: TrainConfig, processes: int = 1)
 
 
 def _smaller_batch(most: int, processes: int) -> str:
-    """Return how to set the identities of a batch to at most `most`, as a multiple of `processes`."""
+    """Return the settings for a batch of at most `most` identities, a multiple of `processes`."""
     fitting = most - most % processes
     if fitting < MIN_IDENTITIES:
         return f"set train.batch.identities={most} and {PROCESSES_KEY}=1"
@@ -109,17 +109,17 @@ def _held_out_count(people: int, config: TrainConfig) -> int:
 
 
 def held_out_identities(pids: Iterable[int], config: TrainConfig) -> set[int]:
-    """Draw the identities that are not trained on."""
+    """Draw the identities to hold out of training."""
     people = sorted(set(pids))
     drawn = np.random.default_rng(config.validation.split_seed).permutation(people)
     return {int(pid) for pid in drawn[: _held_out_count(len(people), config)]}
 
 
 def _captions(rows: ImageRows, captions: ArtifactRef | None, config: TrainConfig) -> list[str]:
-    """Return the caption of each image, empty where there is none, up to the share that `config` allows.
+    """Return the caption of each image; up to the ratio `config.max_uncaptioned` may be empty.
 
-    A caption that could not be parsed or was truncated is a text like any other for CLIP; only an empty one is missing.
-    No other caption ever takes its place.
+    Captions that could not be parsed or were truncated are used like any other; only empty captions count as missing.
+    They are never replaced by another caption.
     """
     if captions is None:
         raise ConfigError(f"method {config.method} reads captions: give the caption artifact of these images")
@@ -133,12 +133,12 @@ def _captions(rows: ImageRows, captions: ArtifactRef | None, config: TrainConfig
     if unknown:
         raise DataError(
             f"{captions.folder}/captions.parquet lacks {len(unknown)} training images, such as "
-            f"{', '.join(unknown[:_SHOWN])}: it belongs to other images; run the caption stage on these"
+            f"{', '.join(unknown[:_SHOWN])}: it was made from other images; run the caption stage on this dataset"
         )
     absent = [path for path, sha256 in keys if not known[path, sha256]]
     if len(absent) > config.max_uncaptioned * len(keys):
         raise DataError(
-            f"{len(absent)} of {len(keys)} training images have no caption (such as {', '.join(absent[:_SHOWN])}), "
+            f"{len(absent)} of {len(keys)} training images lack a caption (such as {', '.join(absent[:_SHOWN])}), "
             f"more than train.max_uncaptioned={config.max_uncaptioned:g}; caption them, or set "
             f"train.max_uncaptioned={math.ceil(100 * len(absent) / len(keys)) / 100:g} to leave them out"
         )

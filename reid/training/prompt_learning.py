@@ -1,8 +1,8 @@
-"""The ``prompts`` stage, CLIP-ReID's first: four words are learned for every identity, with both towers frozen.
+"""The ``prompts`` stage, the first stage of CLIP-ReID: learn N words per identity with both towers frozen.
 
-Image features are computed once. Then, batch by batch, the prompts of the images' identities move towards their
-images: supcon(i2t) + supcon(t2i) (processor/processor_clipreid_stage1.py). Writes ``prompts.safetensors``: ``words``
-[C, N, W] and ``features`` [C, D], what the second stage uses.
+Image features are computed once. The words are then trained in batches, to align the prompt of each identity with its
+images, by supcon(i2t) + supcon(t2i) (processor/processor_clipreid_stage1.py). Writes ``prompts.safetensors`` with
+``words`` [C, N, W] and ``features`` [C, D]; the second stage uses the features.
 
 Shapes: M training images, B batch, C identities, N words, W text width, D joint width.
 """
@@ -38,12 +38,12 @@ STAGE_VERSION: Final = 2
 _FILE: Final = "prompts.safetensors"
 _ENCODE_BATCH: Final = 256
 _CHECKPOINT_EPOCHS: Final = 10
-# Keeps the order of images apart from other draws that start from (seed, epoch).
+# Separates the order of the images from other random streams seeded by (seed, epoch).
 _ORDER_STREAM: Final = 2
 
 
 class PromptLearner(nn.Module):
-    """The learnable words of every identity, in the prompt "A photo of a [X].. person."."""
+    """Learnable words for each identity, used in the prompt "A photo of a [X].. person."."""
 
     def __init__(self, backbone: Backbone, identities: int, words: int, noun: str = "person") -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class PromptLearner(nn.Module):
         nn.init.normal_(self.words_CNW, std=0.02)
 
     def forward(self, backbone: Backbone, labels_B: Tensor) -> Tensor:
-        """Return the text features [B, D] of identities."""
+        """Return the text features [B, D] of the prompts of identities `labels_B`."""
         return self.prompt(backbone, self.words_CNW[labels_B])[:, -1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptData:
-    """Training images of the first stage: `features_MD` from the frozen image tower, `labels_M` their identities."""
+    """Training images of the first stage. features_MD: from the frozen image tower. labels_M: class numbers."""
 
     features_MD: Tensor
     labels_M: Tensor
@@ -68,10 +68,10 @@ class PromptData:
 class PromptStage(Stage):
     """Learn the prompts of all training identities, with both towers frozen.
 
-    config: the training run. pixels: uint8 [all images, H, W, 3]. positions_M, labels_M: row in the pixels and class
+    config: the training run. pixels: uint8 [all images, H, W, 3]. positions_M, labels_M: row in `pixels` and class
     number of each training image. device: where to compute.
 
-    `make` raises ConfigError when the prompts are longer than the text tower takes.
+    `make` raises ConfigError when the prompts are too long for the text tower.
     """
 
     name: ClassVar[str] = "prompts"
@@ -96,7 +96,7 @@ class PromptStage(Stage):
         }
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
-        """Learn the words, and write them with the text features of all identities."""
+        """Learn the words, and write them together with the text features of all identities."""
         config = self.config
         backbone = build_backbone(config.backbone, seed=config.seed).to(self.device).eval()
         backbone.freeze_text()
@@ -114,7 +114,7 @@ class PromptStage(Stage):
 
 
 def load_texts(prompts: ArtifactRef) -> Tensor:
-    """Return the text features [C, D] of all identities from an artifact of this stage."""
+    """Return the text features [C, D] of all identities, read from an artifact of this stage."""
     return load_file(prompts.folder / _FILE)["features"]
 
 
@@ -127,7 +127,7 @@ def image_features(
     device: str,
     progress: ProgressFn,
 ) -> Tensor:
-    """Return CLIP's image features [M, D] of pixels as they are, without augmentation."""
+    """Return CLIP's image features [M, D] of the images at `positions`, without augmentation."""
 
     def encode(images_BCHW: Tensor) -> Tensor:
         return backbone.image(images_BCHW).joint_BD
@@ -154,7 +154,7 @@ def learn_prompts(
     folder: Path,
     progress: ProgressFn = silent,
 ) -> PromptLearner:
-    """Learn the words; a killed run continues from the last checkpoint under `folder`, bit for bit."""
+    """Learn the words. A killed run continues from the last checkpoint in `folder` and gives identical results."""
     identities = int(data.labels_M.max()) + 1
     with seeded(seed):
         learner = PromptLearner(backbone, identities, config.words, config.noun).to(data.features_MD.device)
@@ -196,7 +196,7 @@ def _epoch(
 def prompt_terms(
     image_BD: Tensor, labels_B: Tensor, backbone: Backbone, learner: Callable[..., Tensor], temperature: float
 ) -> dict[str, Tensor]:
-    """Return supcon(i2t) and supcon(t2i) of images and the prompts of their identities; the loss is their sum."""
+    """Return supcon(i2t) and supcon(t2i) between images and the prompts of their identities; the loss is the sum."""
     text_BD = learner(backbone, labels_B)
     return {
         "i2t": contrastive_loss(image_BD, text_BD, labels_B, labels_B, temperature),
@@ -205,7 +205,7 @@ def prompt_terms(
 
 
 def prompt_rate(epoch: int, config: PromptConfig) -> float:
-    """Return the learning rate of `epoch` (the first is 0): linear warm-up, then a cosine over all epochs.
+    """Return the learning rate of `epoch` (counted from 0): linear warm-up, then a cosine over all epochs.
 
     As in CLIP-ReID (solver/cosine_lr.py), which counts the first epoch as 1 and does not shift the cosine by the
     warm-up.

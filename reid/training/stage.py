@@ -1,6 +1,6 @@
 """The ``train`` stage: images + captions -> model.safetensors, config.json, metrics.jsonl.
 
-Importing this module loads no model library, so a cached rerun stays cheap.
+Importing this module does not load any model library, so that a cached run stays cheap.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _LIBRARIES: Final = ("torch", "open_clip_torch", "accelerate", "numpy", "safeten
 class TrainStage(Stage):
     """Train the method of `config` on the train split of the indexed images.
 
-    captions: the caption artifact of the same images; None for methods that read no captions. launched: this process
-    is one of several that a launcher has started (`reid.training.together`); the variables of a launcher in the
-    environment alone do not make it one.
+    captions: the caption artifact of the same images; None for methods that do not read captions. launched: whether a
+    launcher has started this process together with others (`reid.training.together`); variables of a launcher in the
+    environment are ignored otherwise.
 
-    `make` raises ConfigError when captions are missing or too few identities are left for a batch, DataError when there
-    are no training images, captions of other images, or too many images without a caption, WeightsError when the
-    weights of the backbone are unavailable, DivergedError when a loss term becomes infinite or NaN. A run that was
-    killed continues from its last checkpoint.
+    `make` raises ConfigError when captions are not given or too few identities are left for a batch; DataError when the
+    train split is empty, the captions belong to other images, or too many images lack a caption; WeightsError when the
+    weights of the backbone are unavailable; and DivergedError when a loss term becomes infinite or NaN. A killed run
+    continues from its last checkpoint.
     """
 
     name: ClassVar[str] = "train"
@@ -59,8 +59,8 @@ class TrainStage(Stage):
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return what the trained model depends on.
 
-        Of the training images their bytes and labels, but neither paths nor order; of the captions, where the method
-        reads them, the texts. Test images count only if training evaluates on them.
+        These are the bytes and labels of the training images, but neither their paths nor their order, and the texts of
+        the captions if the method reads them. Test images are included only if training evaluates on them.
         """
         found, validation, captions = run.images.contents(), self.config.validation, self.captions
         reads = captions is not None and self.config.needs_captions
@@ -74,12 +74,12 @@ class TrainStage(Stage):
         }
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
-        """Train, and write the model, its description and its log."""
+        """Train the model, and write it with its config.json and its log."""
         import torch
 
         from reid.tasks.build import build_task
         from reid.training.checkpoint import save_model
-        from reid.training.metrics_log import METRICS
+        from reid.training.metrics_log import METRICS_FILE
         from reid.training.trainer import fit
 
         config = self.config
@@ -99,8 +99,8 @@ class TrainStage(Stage):
                 launched=self.launched,
             )
             save_model(folder / "model.safetensors", task)
-        if (scratch / METRICS).exists():
-            shutil.copyfile(scratch / METRICS, folder / METRICS)
+        if (scratch / METRICS_FILE).exists():
+            shutil.copyfile(scratch / METRICS_FILE, folder / METRICS_FILE)
         write_json(folder / "config.json", self._description(run, rows, labels, sorted(task.encoders()), state))
         return Produced()
 
@@ -145,15 +145,15 @@ class TrainStage(Stage):
 
 
 def started_from(model: ArtifactRef) -> str:
-    """Return a note for a model that starts from the CLIP of another train artifact: what it did not take over."""
+    """Return a note about a model that started from the CLIP of another train artifact, or an empty text."""
     left_out = read_json(model.folder / "config.json")["provenance"]["weights"].get("left_out")
     return f"started from the CLIP of a train artifact, without its {', '.join(sorted(left_out))}" if left_out else ""
 
 
 class Labels(NamedTuple):
-    """The identity of each class number, and the camera of each camera number.
+    """The identity of each class number and the camera of each camera number.
 
-    Cameras that only held-out images come from have a number too: a camera embedding must know them.
+    Cameras that occur only in held-out images also get a number: camera embeddings must cover them.
     """
 
     identities: list[int]
@@ -168,7 +168,7 @@ def _validator(images: IndexedImages, rows: TrainingRows, data: TrainingSet, con
 
 
 def _kept(config: TrainConfig, state: TrainState) -> dict[str, Any]:
-    """Return the epoch of the model (from 0), the rule that chose it, and its measures there if it was evaluated."""
+    """Return the epoch of the model (from 0), the rule that chose it, and its scores at that epoch if evaluated."""
     settings = config.validation
     best = settings.keep == "best"
     measured = state.best if best else state.measured
@@ -204,7 +204,7 @@ def _training_set(run: RunContext, rows: TrainingRows, config: TrainConfig) -> t
 
 
 def _learned_texts(run: RunContext, data: TrainingSet, config: TrainConfig) -> Tensor | None:
-    """Return the features of CLIP-ReID's learned prompts (its first stage), None for other methods."""
+    """Return the text features of CLIP-ReID's learned prompts (its first stage), or None for other methods."""
     if config.method != "clip_reid":
         return None
     from reid.training.prompt_learning import PromptStage, load_texts

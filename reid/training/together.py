@@ -1,4 +1,4 @@
-"""The train stage in several processes of one launcher: the first process owns the artifact, the others help."""
+"""The train stage in several processes of one launcher; only the first process writes the artifact."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from reid.training.stage import TrainStage
 
 
 def train_together(stage: TrainStage, run: RunContext) -> Made:
-    """Train `stage`, which was built with ``launched=True``, in this process and in those started beside it.
+    """Train `stage`, which has ``launched=True``, in this process and the others of its launcher.
 
-    Only the first process takes the lock of the store; the others would wait for it in vain. Raises what
-    `TrainStage.make` raises.
+    Only the first process takes the lock of the artifact; the others would wait for it forever. Raises the errors of
+    `TrainStage.make`.
     """
     import torch.distributed as dist
     from accelerate import PartialState
@@ -22,7 +22,7 @@ def train_together(stage: TrainStage, run: RunContext) -> Made:
     from reid.training.device import training_device
 
     with hidden_variables(launched=True):
-        # Without the flag accelerate would find no GPU and let every process train for itself, without a word.
+        # Without the flag, accelerate silently lets each process train on its own if it does not find a GPU.
         process = PartialState(cpu=training_device(stage.config).type == "cpu")
         plan = stage.plan(run)
         answer = [plan.find(run.store) if process.is_main_process else None]
@@ -39,7 +39,7 @@ def train_together(stage: TrainStage, run: RunContext) -> Made:
 
 
 def _help(plan: Plan, run: RunContext, rank: int) -> None:
-    """Take part in the training; what this process writes is thrown away."""
+    """Take part in the training and delete what this process writes."""
     folder = run.store.scratch(plan.stage.name, f"{plan.fingerprint}.rank{rank}")
     folder.mkdir(parents=True, exist_ok=True)
     plan.stage.produce(run, folder, run.store.scratch(plan.stage.name, plan.fingerprint))

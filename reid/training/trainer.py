@@ -36,7 +36,7 @@ from reid.training.checkpoint import (
 )
 from reid.training.device import training_device
 from reid.training.distributed import gather_batch
-from reid.training.metrics_log import METRICS, MetricsLog
+from reid.training.metrics_log import METRICS_FILE, MetricsLog
 from reid.training.optim import build_optimizer, set_rates
 
 Measures = dict[str, float]
@@ -173,7 +173,7 @@ class _Run:
             world=self.accelerator.num_processes,
         )
         self.gather = gather_batch if self.accelerator.num_processes > 1 else no_gather
-        self.metrics = MetricsLog(folder / METRICS, config.tensorboard, main=self.accelerator.is_main_process)
+        self.metrics = MetricsLog(folder / METRICS_FILE, config.tensorboard, main=self.accelerator.is_main_process)
 
     # Steps --------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Evaluation during training: retrieval among held-out training identities, or on the test set.
 
-Each held-out image is ranked against all others, and test queries against the gallery. Images of the same identity and
-camera are excluded, as in the test protocol. If no identity appears in two cameras (data without cameras), no image is
-excluded by camera; of held-out images only the query itself is.
+Each held-out image is ranked against all other held-out images, each test query against the gallery. Images of the same
+identity and camera are excluded, as in the test protocol. If every identity appears in one camera only (data without
+camera labels), images are not excluded by camera; a held-out query is still excluded from its own ranking.
 
 Shapes: N images that are embedded, Q queries, G gallery images.
 """
@@ -35,15 +35,15 @@ class RankedImages:
     """Row of each image in the pixel cache."""
     pids_N: Ints
     camids_N: Ints
-    """Camera number of the dataset: the key of a camera embedding."""
+    """Camera id in the dataset, which selects the camera embedding."""
     excluded_by_N: Ints
-    """Images of one identity with the same number here are excluded from each other's rankings."""
+    """Images of one identity that share this number are excluded from each other's rankings."""
     query_Q: Ints
     gallery_G: Ints
 
 
 def ranked_held_out(rows: ImageRows) -> RankedImages:
-    """Return the held-out `rows`, every one a query against all of them."""
+    """Return the held-out `rows`: each is a query, and all of them are the gallery."""
     everyone = np.arange(len(rows))
     seen = np.unique(np.stack([rows.pid, rows.camid]), axis=1)[0]
     crosses = len(np.unique(seen)) < len(seen)
@@ -58,15 +58,15 @@ def ranked_held_out(rows: ImageRows) -> RankedImages:
 
 
 def ranked_test(rows: ImageRows) -> RankedImages:
-    """Return the queries and the gallery among all `rows` of images.parquet, junk left out, in no order of paths.
+    """Return queries and gallery of `rows` without junk, in an order that does not depend on paths.
 
-    Raises DataError when either is empty.
+    rows: all rows of images.parquet. Raises DataError when queries or gallery are empty.
     """
-    rows = rows.take(np.lexsort((rows.sha256.astype(str), rows.camid, rows.pid)))  # equal scores stand in this order
+    rows = rows.take(np.lexsort((rows.sha256.astype(str), rows.camid, rows.pid)))  # ties are ranked in this order
     query, gallery = rows.of_split("query"), rows.of_split("gallery")
     if not len(query) or not len(gallery):
         raise DataError(
-            "train.validation.images=test needs queries and a gallery, and this dataset lacks one of them: "
+            "train.validation.images=test needs queries and a gallery, but this dataset lacks one of them: "
             "set train.validation.images=held_out"
         )
     n, chosen = len(query), rows.take(np.concatenate([query, gallery]))
@@ -83,7 +83,7 @@ def ranked_test(rows: ImageRows) -> RankedImages:
 
 
 class Validator:
-    """Evaluation of a task during its training, which does not change the task.
+    """Evaluation of a task during its training; leaves the task unchanged.
 
     Args:
         images: the images to rank.

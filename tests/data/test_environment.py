@@ -17,7 +17,7 @@ from data.process.environment import exact_float32, hidden_variables, own_enviro
 from flows.execution.launch import launcher
 from reid.ranking.metrics import evaluate_ranking
 from reid.tasks.build import build_task
-from reid.training.metrics_log import METRICS
+from reid.training.metrics_log import METRICS_FILE
 from reid.training.trainer import fit
 from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
@@ -168,7 +168,7 @@ def _losses(folder):
     data = training_set(16)
     config = small_config(batch={"identities": 2, "images": 2}, schedule={"epochs": 1}, checkpoint_every=0)
     fit(build_task(config, identities=4), data, config, folder=folder)
-    return [json.loads(line)["loss"] for line in (folder / METRICS).read_text().splitlines()]
+    return [json.loads(line)["loss"] for line in (folder / METRICS_FILE).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_data_without_cameras_is_evaluated_as_the_setting_says(prefect_server, t
     (figures,) = (home / "stages" / "evaluate").iterdir()
     protocol = read_json(figures / "metrics.json")["protocol"]
     assert protocol["n_skipped_queries"] == 0
-    assert "No gallery image is left out by camera" in protocol["description"]
+    assert "Images are not excluded by camera" in protocol["description"]
     assert "evaluation skips them" not in capsys.readouterr().err
     assert main(command) == 1
     assert "--set evaluate.exclude=none" in " ".join(capsys.readouterr().err.split())

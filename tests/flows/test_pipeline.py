@@ -369,7 +369,7 @@ def test_what_is_known_to_fail_later_fails_before_captioning(home):
         _run(home, "caption.decoding=slots", "train.batch.identities=16", "train.device=cuda:99", "train.sie=1")
     assert str(caught.value).startswith("recipe demo: 2 problems")
     assert (
-        "train.batch.identities=16 but the data set has 6 training identities: set train.batch.identities=6 or"
+        "train.batch.identities=16 but the dataset has 6 training identities: set train.batch.identities=6 or"
         in str(caught.value)
     )
     assert "train.device=cuda:99" in str(caught.value)

@@ -28,7 +28,7 @@ from tests.helpers.stages import describe_by_hand, make_artifact, pixels, run_on
 
 ALL = ("caption", "train", "evaluate")
 
-SEVEN = "train.batch.identities=16 but the data set has 7 training identities: set train.batch.identities=7 or lower"
+SEVEN = "train.batch.identities=16 but the dataset has 7 training identities: set train.batch.identities=7 or lower"
 
 Rows = list[tuple[str, int, int]]
 
@@ -104,12 +104,12 @@ def test_a_dataset_that_fits_has_no_problem(check):
     ("people", "settings", "message"),
     [
         (7, (), SEVEN),
-        (1, (), "training needs at least 2 identities and the data set has 1: add training images"),
-        (0, (), "training needs at least 2 identities and the data set has 0: add training images"),
+        (1, (), "training needs at least 2 identities but the dataset has 1: add training images"),
+        (0, (), "training needs at least 2 identities but the dataset has 0: add training images"),
         (
             17,
             ("train.validation.every=1",),
-            "train.batch.identities=16 but 15 of 17 training identities are left beside train.validation.held_out=0.1: "
+            "train.batch.identities=16 but train.validation.held_out=0.1 leaves 15 of 17 training identities: "
             "set train.batch.identities=15 or lower",
         ),
         (
@@ -126,12 +126,12 @@ def test_a_dataset_that_fits_has_no_problem(check):
         (
             7,
             ("scale.train_processes=4",),
-            "train.batch.identities=16 but the data set has 7 training identities: set train.batch.identities=4",
+            "train.batch.identities=16 but the dataset has 7 training identities: set train.batch.identities=4",
         ),
         (
             3,
             ("scale.train_processes=4",),
-            "train.batch.identities=16 but the data set has 3 training identities: set train.batch.identities=3 and "
+            "train.batch.identities=16 but the dataset has 3 training identities: set train.batch.identities=3 and "
             "scale.train_processes=1",
         ),
     ],
@@ -152,7 +152,7 @@ def test_the_value_that_the_message_names_works(check, people):
 def test_junk_does_not_count_as_an_identity(check):
     rows = [*market(train=15), *[("train", -1, 0)] * 9]
     assert check(rows) == [
-        "train.batch.identities=16 but the data set has 15 training identities: set train.batch.identities=15 or lower"
+        "train.batch.identities=16 but the dataset has 15 training identities: set train.batch.identities=15 or lower"
     ]
 
 
@@ -229,11 +229,15 @@ def test_camera_embeddings_must_cover_the_test_cameras(check):
 @pytest.mark.parametrize(
     ("rows", "settings", "part"),
     [
-        ([row for row in market() if row[0] != "query"], (), "no usable query image"),
-        ([row for row in market() if row[0] != "gallery"], (), "no usable gallery image"),
+        ([row for row in market() if row[0] != "query"], (), "does not list any usable query image"),
+        ([row for row in market() if row[0] != "gallery"], (), "does not list any usable gallery image"),
         (market(cameras=1), (), "from another camera"),
-        ([*market(test=0), ("query", 1, 0), ("gallery", 2, 1)], (), "no query with a gallery image"),
-        ([*market(test=0), ("query", 1001, 0), ("gallery", 1002, 1)], ("evaluate.gallery_draws=3",), "no query with a"),
+        ([*market(test=0), ("query", 1, 0), ("gallery", 2, 1)], (), "none of the queries in"),
+        (
+            [*market(test=0), ("query", 1001, 0), ("gallery", 1002, 1)],
+            ("evaluate.gallery_draws=3",),
+            "none of the queries",
+        ),
     ],
 )
 def test_a_test_split_that_cannot_be_evaluated(check, rows, settings, part):

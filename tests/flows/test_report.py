@@ -34,7 +34,7 @@ from data.stages.stage import RunContext
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.report.charts import Curve, line_chart, round_ticks, thin
 from flows.report.curves import cmc_chart, training_charts
-from flows.report.gather import read_log, spread, thirds
+from flows.report.gather import draw_evenly, read_log, thirds
 from flows.report.page import method_name
 from flows.report.scores import scores, signed
 from flows.report.stage import ReportConfig, ReportInputs, ReportStage
@@ -876,14 +876,14 @@ def test_another_process_draws_the_same_bytes(tmp_path):
     assert "http://www.w3.org/2000/svg" in outputs.pop()
 
 
-def test_spread_takes_every_group_once_before_any_twice():
+def test_draw_evenly_takes_every_group_once_before_any_twice():
     keys = [index % 7 for index in range(70)]
-    chosen = spread(keys, 10, seed=0, name="x")
+    chosen = draw_evenly(keys, 10, seed=0, name="x")
     assert sorted(keys[at] for at in chosen[:7]) == list(range(7))
     assert len(set(chosen)) == 10
-    assert chosen == spread(keys, 10, seed=0, name="x")
-    assert chosen != spread(keys, 10, seed=1, name="x")
-    assert spread([], 10, seed=0, name="x") == []
+    assert chosen == draw_evenly(keys, 10, seed=0, name="x")
+    assert chosen != draw_evenly(keys, 10, seed=1, name="x")
+    assert draw_evenly([], 10, seed=0, name="x") == []
 
 
 def test_thirds_prefers_new_people_and_never_repeats_a_row():

@@ -421,7 +421,7 @@ def test_a_dry_run_prints_the_cost_and_trains_nothing(tmp_path, capsys):
 def test_settings_that_fail_every_run_are_refused_before_the_first(tmp_path, capsys):
     settings = [part for text in SMALL if text != "train.batch.identities=3" for part in ("--set", text)]
     assert main(["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), *settings]) == 1
-    told = "study: train.batch.identities=16 but the data set has 6 training identities: set train.batch.identities=6"
+    told = "study: train.batch.identities=16 but the dataset has 6 training identities: set train.batch.identities=6"
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "captions").exists()

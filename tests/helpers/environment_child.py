@@ -13,14 +13,14 @@ def train_shortly(folder: Path) -> None:
     import torch
 
     from reid.tasks.build import build_task
-    from reid.training.metrics_log import METRICS
+    from reid.training.metrics_log import METRICS_FILE
     from reid.training.trainer import fit
     from tests.helpers.reid_worlds import small_config, training_set
 
     torch.set_num_threads(1)
     task = build_task(small_config(), identities=8)
     fit(task, training_set(), small_config(), folder=folder)
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
     weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in task.state_dict().values()))
     steps = [[line["loss"], line["terms"]] for line in lines if line["kind"] == "step"]
     sys.stdout.write(json.dumps({"steps": steps, "weights": weights.hexdigest()}))

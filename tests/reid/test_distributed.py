@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 
 from flows.execution.launch import launcher
 from reid.tasks.build import build_task
-from reid.training.metrics_log import METRICS
+from reid.training.metrics_log import METRICS_FILE
 from reid.training.trainer import fit
 from tests.helpers.places import REPO
 from tests.helpers.reid_worlds import small_config, training_set
 
 
 def _losses(folder):
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
     return [{"loss": line["loss"], **line["terms"]} for line in lines if line["kind"] == "step"]
 
 

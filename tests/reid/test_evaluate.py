@@ -187,7 +187,7 @@ def test_reranking_flip_and_no_cameras_run_and_are_told(world):
     text = metrics["protocol"]["description"]
     assert "k1 = 4, k2 = 2, lambda = 0.25" in text
     assert "mirrored" in text
-    assert "No gallery image is left out by camera" in text
+    assert "Images are not excluded by camera" in text
     table = pd.read_parquet(made.ref.folder / "rankings.parquet")
     assert table["top_paths"].map(len).tolist() == [5] * 18
     assert all(row["n_skipped_queries"] == 0 for row in metrics["results"])
@@ -233,7 +233,7 @@ def test_vehicleid_is_ten_random_galleries_with_mean_and_spread(tmp_path):
         assert trained["galleries"]["std"][name] == pytest.approx(np.std(values, ddof=1), abs=1e-6)
     protocol, people = metrics["protocol"], len(set(pids.tolist()))
     assert (protocol["gallery_draws"], protocol["n_gallery"], protocol["n_query"]) == (10, people, len(pids) - people)
-    assert "Means over 10 galleries of one image an identity" in protocol["description"]
+    assert "Means over 10 galleries of one image per identity" in protocol["description"]
     table = pd.read_parquet(made.ref.folder / "rankings.parquet")
     assert len(table) == 2 * protocol["n_query"], "the rankings are those of the first gallery"
     first = rows["path"].to_numpy()[_drawn(pids, 0)[1]]
@@ -284,7 +284,7 @@ def test_an_index_without_queries_is_refused(tmp_path):
         describe_by_hand(folder, name="bare", version="")
 
     bare = make_artifact(store, "index", {"bare": True}, produce).ref
-    with pytest.raises(DataError, match="no usable query image"):
+    with pytest.raises(DataError, match="does not list any usable query image"):
         run((store, bare, write_model(store), tmp_path / "images"))
 
 
@@ -408,7 +408,9 @@ def test_a_query_image_that_cannot_be_used_is_named_before_anything_is_loaded(tm
     if content is not None:
         path.write_bytes(content)
     nothing = ArtifactRef(stage="", fingerprint="", content="", path="/nowhere")
-    with pytest.raises(DataError, match=rf"the query image {path} cannot be used: {reason}.*Give the path of a whole"):
+    with pytest.raises(
+        DataError, match=rf"the query image {path} cannot be used: {reason}.*Give the path of an intact"
+    ):
         search(run_on(ArtifactStore(tmp_path), nothing, tmp_path), model=nothing, query=path)
 
 
@@ -457,13 +459,13 @@ def test_a_split_without_cameras_is_refused_or_not_as_the_setting_says(tmp_path)
 @pytest.mark.parametrize(
     ("change", "exclude", "notice"),
     [
-        ((4, ("gallery", 6, 1)), "same_camera", "1 of 2 queries have no gallery image of their identity from another"),
+        ((4, ("gallery", 6, 1)), "same_camera", "1 of 2 queries do not have a gallery image of their identity from"),
         ((4, ("gallery", 6, 1)), "none", None),
-        ((4, ("gallery", 7, 1)), "none", "1 of 2 queries have no gallery image of their identity, such as 2.jpg: eval"),
+        ((4, ("gallery", 7, 1)), "none", "1 of 2 queries do not have a gallery image of their identity, such as 2.jpg"),
         (
             (3, ("gallery", -1, 1)),
             "none",
-            "1 of 2 queries have no gallery image of their identity, such as 1.jpg: eval",
+            "1 of 2 queries do not have a gallery image of their identity, such as 1.jpg: eval",
         ),
         ((2, ("query", -1, 0)), "none", None),
     ],
@@ -477,14 +479,14 @@ def test_queries_without_a_match_are_told_as_the_setting_counts_them(tmp_path, c
 
 @pytest.mark.parametrize("rows", [SAME[:3], SAME[3:], [*SAME[:3], ("gallery", -1, 1)], [("query", -1, 1), *SAME[3:]]])
 def test_a_split_without_queries_or_gallery_is_refused(tmp_path, rows):
-    with pytest.raises(DataError, match=r"no usable (query|gallery) image"):
+    with pytest.raises(DataError, match=r"does not list any usable (query|gallery) image"):
         check_test_split(split_of(tmp_path, rows), EvaluateConfig(exclude="none"))
 
 
 def test_no_match_at_all_is_not_blamed_on_cameras(tmp_path):
     rows = [*SAME[:3], ("gallery", 8, 1)]
     with pytest.raises(
-        DataError, match=r"same identity, so nothing can be evaluated\. Check pid and camid of the dataset$"
+        DataError, match=r"same identity, so the dataset cannot be evaluated\. Check pid and camid of the dataset$"
     ):
         check_test_split(split_of(tmp_path, rows), EvaluateConfig(exclude="none"))
 

@@ -190,7 +190,7 @@ def test_every_problem_is_named_with_its_remedy():
         "batch sampler: 4 problems",
         "  - P x K is 4 x 0; both must be at least 1",
         "  - seed is -2; it must not be negative",
-        "  - a batch needs 4 different identities and the training split has 3; set train.batch.identities=3 "
+        "  - a batch needs 4 different identities but the training split has 3; set train.batch.identities=3 "
         "or lower, or add training identities",
         "  - rank 1 of 1 processes: their number must divide the 4 identities",
     ]

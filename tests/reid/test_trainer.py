@@ -33,7 +33,7 @@ from reid.tasks.base import Batch
 from reid.tasks.build import build_task
 from reid.tasks.losses import DivergedError
 from reid.training.checkpoint import load_task, load_untrained
-from reid.training.metrics_log import METRICS
+from reid.training.metrics_log import METRICS_FILE
 from reid.training.optim import parameter_groups, rate_factor
 from reid.training.stage import TrainStage, started_from
 from reid.training.trainer import fit
@@ -84,7 +84,7 @@ def test_metrics_and_progress_tell_every_step_and_epoch(data, tmp_path):
     seen = []
     config = small_config()
     state = fit(build_task(config, identities=8), data, config, folder=tmp_path, progress=lambda *x: seen.append(x))
-    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["step", "step", "epoch"] * 2
     assert [done for done, total, _ in seen] == [1, 2, 3, 4]
     assert seen[0][1] == 4
@@ -147,7 +147,7 @@ def test_bf16_trains_with_losses_near_those_of_float32(data, tmp_path):
     for precision in ("no", "bf16"):
         config = small_config(precision=precision, schedule=ScheduleConfig(epochs=1), checkpoint_every=0)
         fit(build_task(config, identities=8), data, config, folder=tmp_path / precision)
-        losses.append(json.loads((tmp_path / precision / METRICS).read_text().splitlines()[0])["loss"])
+        losses.append(json.loads((tmp_path / precision / METRICS_FILE).read_text().splitlines()[0])["loss"])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
@@ -160,7 +160,7 @@ def test_golden_losses_of_twenty_steps(data, tmp_path):
         checkpoint_every=0,
     )
     fit(build_task(config, identities=8), data, config, folder=tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     got = [{"loss": line["loss"], **line["terms"]} for line in lines if line["kind"] == "step"]
     if os.environ.get("CLIP_SCGI_WRITE_GOLDEN"):
         LOSSES.write_text(json.dumps({"torch": _minor(torch.__version__), "losses": got}, indent=1) + "\n")
@@ -188,7 +188,7 @@ def unbroken(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     task = build_task(config, identities=8)
     fit(task, data, config, folder=folder)
-    return weights_of(task), (folder / METRICS).read_text()
+    return weights_of(task), (folder / METRICS_FILE).read_text()
 
 
 def _without_times(text):
@@ -210,7 +210,7 @@ def test_a_run_stopped_after_any_step_ends_with_the_same_weights(data, unbroken,
     task = build_task(config, identities=8)
     fit(task, data, config, folder=tmp_path)
     assert same_weights(weights_of(task), unbroken[0])
-    assert _without_times((tmp_path / METRICS).read_text()) == _without_times(unbroken[1])
+    assert _without_times((tmp_path / METRICS_FILE).read_text()) == _without_times(unbroken[1])
 
 
 _CHILD = """
@@ -337,7 +337,7 @@ def test_images_without_a_caption_are_left_out_and_counted_up_to_a_share(world):
     store, images, root, rows = world
     train_paths = sorted(row["path"] for row in rows if row["split"] == "train")
     captions = write_captions(store, rows, lambda row: "" if row["path"] == train_paths[0] else "A person.")
-    with pytest.raises(DataError, match=rf"1 of 24 training images have no caption \(such as {train_paths[0]}\)"):
+    with pytest.raises(DataError, match=rf"1 of 24 training images lack a caption \(such as {train_paths[0]}\)"):
         train(store, images=images, captions=captions, images_root=root, config=_stage_config(max_uncaptioned=0.01))
     made = train(store, images=images, captions=captions, images_root=root, config=_stage_config(max_uncaptioned=0.1))
     training = json.loads((made.ref.folder / "config.json").read_text())["training"]

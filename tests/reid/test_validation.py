@@ -24,7 +24,7 @@ from reid.inputs.training_rows import training_rows
 from reid.tasks.base import preprocess_of
 from reid.tasks.build import build_task
 from reid.training.checkpoint import load_task
-from reid.training.metrics_log import METRICS
+from reid.training.metrics_log import METRICS_FILE
 from reid.training.trainer import fit
 from reid.training.validation import Validator, ranked_held_out, ranked_test
 from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of
@@ -109,7 +109,7 @@ def test_held_out_identities_are_drawn_by_their_seed_and_never_trained_on(world)
 
 def test_too_few_identities_for_a_batch_beside_those_held_out(world):
     _, images, _ = world
-    with pytest.raises(ConfigError, match=r"identities=8 but 6 of 12 training identities are left beside .*set train"):
+    with pytest.raises(ConfigError, match=r"identities=8 but .* leaves 6 of 12 training identities: set train"):
         _rows(images, validation=ValidationConfig(every=1, held_out=0.5), batch=BatchConfig(identities=8))
 
 
@@ -189,7 +189,7 @@ def test_the_test_set_is_ranked_as_the_evaluation_does_it(world):
         assert metrics["results"][1][name] == pytest.approx(value, abs=1e-6)
     assert kept["chosen_on"] == "test"
     assert "chosen" not in metrics["protocol"]["description"]
-    assert "did best on these very images" in metrics["protocol"]["description"], (
+    assert "was selected on these same images" in metrics["protocol"]["description"], (
         "the choice on the test set is reported"
     )
     rows = read_rows(IndexedImages(ref=images, root=root))
@@ -227,7 +227,7 @@ def _fit(data, folder, config, **more):
 
 
 def _lines(folder, kind):
-    return [line for line in map(json.loads, (folder / METRICS).read_text().splitlines()) if line["kind"] == kind]
+    return [line for line in map(json.loads, (folder / METRICS_FILE).read_text().splitlines()) if line["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
