@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import traceback
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from data.artifacts.store import SIDECAR, ArtifactStore
@@ -20,6 +22,7 @@ from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from reid.training.stage import TrainStage
 from tests.helpers.data_trees import settle
+from tests.helpers.places import REPO
 from tests.helpers.stages import run_on
 
 STAGES = ["index", "caption", "audit", "train", "evaluate", "report"]
@@ -158,6 +161,22 @@ def test_a_method_without_captions_makes_none(home):
     assert "clip_baseline" in page
     assert "Captions parsed" not in page
     assert [stage.stage for stage in _run(home, "train.method=clip_baseline", until="caption").stages][-1] == "caption"
+
+
+def test_seven_frames_lie_between_the_flow_and_the_optimizer(home, monkeypatch):
+    """With the two of the command line that makes nine, which a reader can follow."""
+    stacks = []
+    step = torch.optim.Adam.step
+
+    def recording(self, *arguments, **options):
+        files = [Path(frame.filename) for frame in traceback.extract_stack()]
+        stacks.append([file.relative_to(REPO) for file in files if file.is_relative_to(REPO)])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recording)
+    _run(home, "train.method=clip_baseline", "train.seed=5", until="train")
+    own = [file for file in stacks[0] if file.parts[0] != "tests" and ".venv" not in file.parts]
+    assert len(own) == 7, own
 
 
 def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
