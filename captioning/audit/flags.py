@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 FLAGS: Final = {
     "failed": "no text: the image could not be captioned",
-    "unparsed": "no attribute could be read out of the text",
-    "truncated": "the reply ran into the token limit",
-    "looping": "the reply says the same clause again and again",
-    "off_template": "the reply has not the template's form, or is too short or too long",
-    "degrading": "a word that judges a person; it never becomes an attribute",
+    "unparsed": "no attribute could be parsed from the text",
+    "truncated": "the reply reached the token limit",
+    "looping": "the reply repeats a clause",
+    "off_template": "the reply does not follow its template, or is too short or too long",
+    "degrading": "a demeaning word; it never becomes an attribute",
     "dissent": "an attribute contradicts the clear majority of the identity's captions",
-    "hallucination": "a carried thing that hardly any other image of the identity shows",
-    "duplicate": "the same text is said of other identities, so it cannot tell them apart",
+    "hallucination": "a carried object that hardly any other image of the identity shows",
+    "duplicate": "the same text describes other identities, so it does not distinguish them",
     "low_confidence": "the model was unsure of a slot",
 }
 """Flag -> its meaning. Each flag is a bool column of flags.parquet."""

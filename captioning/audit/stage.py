@@ -18,7 +18,7 @@ from captioning.audit.flags import FLAGS, flag_table, shared_by
 from captioning.audit.page import TEMPLATE, audit_page
 from captioning.config import AuditConfig
 from data.artifacts.contents import AUDITED, CAPTIONS_FILE, caption_contents
-from data.artifacts.fingerprint import digest_file
+from data.artifacts.fingerprint import digest, digest_file
 from data.artifacts.store import ArtifactRef, Produced
 from data.errors import DataError
 from data.files import write_json, write_table, write_text
@@ -90,6 +90,7 @@ class AuditStage(Stage):
             "config": self.config.identity(),
             "dataset": run.images.description.name,
             "page": digest_file(TEMPLATE),
+            "flags": digest(dict(FLAGS)),
         }
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:

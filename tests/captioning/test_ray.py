@@ -54,5 +54,5 @@ def test_two_ray_workers_caption_one_dataset(tmp_path, cluster):
         images_root=root,
         config=CaptionConfig.model_validate_json(job.settings),
     )
-    assert str(outcome) == "0 captions generated, 120 reused"
+    assert outcome.note == "0 captions generated, 120 reused"
     assert captions_of(outcome.made)["image_path"].is_unique

@@ -98,7 +98,7 @@ def test_a_llava_on_a_server_writes_the_same_as_in_this_process(store, tmp_path,
     with serving(answer=served) as server:
         config = asking(server.url, max_new_tokens=40, image_side=engine.llava.side)
         outcome = run(store, root, config)
-    assert str(outcome) == "7 captions generated, 0 reused"
+    assert outcome.note == "7 captions generated, 0 reused"
     assert served.prompts == {local.prompt_template.prompt()}
     there, here = captions_of(outcome.made), captions_of(run(store, root, local).made)
     told = ["image_path", "caption", "raw_text", "status", "n_tokens", "truncated", "n_replies"]
@@ -188,12 +188,12 @@ def test_an_image_without_a_response_has_a_row_and_is_retried_by_the_next_run(st
         for words in FAULTS[fault].split(".*"):
             assert words in frame_of.loc["0003.png", "error"]
         assert pd.isna(frame_of.loc["0003.png", "caption"])
-        assert str(outcome) == "5 captions generated, 0 reused, 1 failed"
+        assert outcome.note == "5 captions generated, 0 reused, 1 failed"
         asked = [request for request in server.requests if same(image_of(request), unlucky)]
         assert len(asked) == 3
     with serving() as healed:
         outcome = caption(store, images=images, images_root=root, config=asking(healed.url))
-        assert str(outcome) == "1 caption generated, 5 reused"
+        assert outcome.note == "1 caption generated, 5 reused"
         assert len(healed.requests) == 1
     assert caption(store, images=images, images_root=root, config=asking("http://127.0.0.1:9")).made.cached
 
@@ -203,7 +203,7 @@ def test_a_temporary_fault_loses_nothing(store, tmp_path, fault):
     root = draw(tmp_path / "people", 5)
     with serving(fault=lambda _, before: fault if before < 2 else None) as server:
         outcome = run(store, root, asking(server.url))
-    assert str(outcome) == "5 captions generated, 0 reused"
+    assert outcome.note == "5 captions generated, 0 reused"
     assert len(server.requests) == 15
 
 
