@@ -1,7 +1,7 @@
 """The Prefect flow ``caption-and-train``: index -> caption -> audit -> train -> evaluate -> report.
 
-A method that reads no captions needs neither caption nor audit; these two then run only when asked for. Prefect's
-record of a task counts only while its artifact is intact (``refresh_cache``): losing an artifact reruns its stage.
+A method that does not read captions does not need caption and audit; these run only if requested. Prefect's record of a
+task is used only while its artifact is intact (``refresh_cache``), so losing an artifact reruns its stage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLOW_NAME = "caption-and-train"
 
 
 def _first_name() -> str:
-    """Name a run that begins: recipe, dataset and time. The dataset's hash is added once it is known."""
+    """Return the first name of a run: recipe, dataset and time. The hash of the dataset is added after the index."""
     recipe = runtime.flow_run.parameters.get("recipe")
     if isinstance(recipe, Recipe):
         return run_name(recipe.name, recipe.data.label)
@@ -43,7 +43,7 @@ def _first_name() -> str:
 
 
 def run_name(recipe: str, dataset: str) -> str:
-    """Return the name of a run that begins now; a recipe that is named after its dataset names it once."""
+    """Return the name of a run that starts now; omit the dataset if the name of the recipe starts with it."""
     is_named = not dataset or recipe == dataset or recipe.startswith(f"{dataset}_")
     return "-".join([recipe, *([] if is_named else [dataset]), time.strftime("%Y%m%d-%H%M%S")])
 
@@ -52,12 +52,13 @@ def run_name(recipe: str, dataset: str) -> str:
 def caption_and_train(
     recipe: Recipe, home: str | None = None, until: StageName = "report", reread: bool = False
 ) -> dict[str, Any]:
-    """Run the stages of `recipe` that its method needs in order, up to and including `until`.
+    """Run the stages that the method of `recipe` needs, in order, up to and including `until`.
 
-    home: artifact root (default ``CLIP_SCGI_HOME``, else ``./artifacts``). reread: hash every image again, even where
+    home: artifact root (default ``CLIP_SCGI_HOME``, else ``./artifacts``). reread: hash every image again, even if its
     size and times are unchanged. Returns a `RunSummary` as plain data.
 
-    Raises ConfigError after the index, before any other stage, for all that is known to fail later (`flows.preflight`).
+    Raises ConfigError after the index and before any other stage for everything that would fail later
+    (`flows.preflight`).
     """
     store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
     check_devices(store, recipe, until)
@@ -78,20 +79,20 @@ def caption_and_train(
 
 
 def _tell(stage: StageRun) -> None:
-    """Print how a stage ended, and write it into the run's log."""
+    """Print the outcome of a stage, and write it to the log of the run."""
     line = stage_line(stage.stage, stage.status, stage.seconds, stage.note, stage.reason)
     plain_console(stderr=True).print(line, soft_wrap=True)
     log_stage(stage)
 
 
 def _notices(run: RunContext, recipe: Recipe, until: StageName) -> Iterator[str]:
-    """Yield what a user should know of the dataset, then of the stages to come; raise what cannot be done."""
+    """Yield notices about the dataset, then about the next stages. Raises ConfigError for what would fail."""
     yield from run.images.description.notices
     yield from check_run(run, recipe, until)
 
 
 def _index(store: ArtifactStore, recipe: Recipe, reread: bool) -> tuple[StageRun, IndexedImages]:
-    """Run the first stage, which is never replayed: it is what detects that the images have changed."""
+    """Run the index stage, which is never replayed because it detects changes of the images."""
     started = time.perf_counter()
     data, known, purpose = recipe.data, store.known("index"), _purpose(recipe)
     if recipe.synthetic is not None and not data.root:
@@ -123,7 +124,7 @@ def _purpose(recipe: Recipe) -> Purpose:
 
 
 def _caption_together(run: RunContext, recipe: Recipe, step: Step) -> str:
-    """Let several workers fill the caption store where the recipe wants them; return a note about it."""
+    """Fill the caption store with several workers if the recipe sets them; return a note about it."""
     workers = recipe.scale.caption_workers
     if workers == 1 or step.stage.find(run) is not None:
         return ""
@@ -132,9 +133,9 @@ def _caption_together(run: RunContext, recipe: Recipe, step: Step) -> str:
 
 
 def _run(run: RunContext, step: Step, purpose: Purpose, note: str = "") -> StageRun:
-    """Run one step, or let Prefect replay it where its artifact is intact.
+    """Run one step, or let Prefect replay it if its artifact is intact.
 
-    purpose: by which a predecessor is found. note: what was done before, in place of the stage's own note.
+    purpose: selects the predecessor to compare with. note: replaces the note of the stage if not empty.
     """
     started, name, store = time.perf_counter(), step.stage.name, run.store
     plan = step.stage.plan(run)

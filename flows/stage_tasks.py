@@ -1,8 +1,8 @@
 """The steps of ``caption-and-train`` and the one Prefect task that runs each of them.
 
-A step is a stage with what only a flow needs to know: its device, its processes, and what Prefect's UI shows of it. The
-disk is the truth and Prefect's record is bookkeeping: the cache key of the task is the fingerprint of the artifact, and
-a record counts only while that artifact is intact (``flows.pipeline``), so losing Prefect's database costs nothing.
+A step is a stage with the settings that only a flow needs: its device, its processes, and what Prefect's UI shows about
+it. The artifacts on disk decide, not Prefect's records: the cache key of the task is the fingerprint of the artifact,
+and a record is used only while that artifact is intact (``flows.pipeline``). Losing Prefect's database costs nothing.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def _no_note(made: ArtifactRef) -> str:
 class Step:
     """A stage in a flow.
 
-    device: its ``device`` setting; as many GPUs as `processes` are held while it runs. assist: work of other processes
-    before the stage is made in this one, which then finds it. show: writes artifacts into Prefect's UI. note: what an
-    artifact tells about itself, in a few words.
+    device: the ``device`` setting; the step holds one GPU per process while it runs. assist: makes the artifact in
+    other processes, after which this process finds it. show: writes Prefect artifacts for the UI. note: returns a short
+    text about a finished artifact.
     """
 
     stage: Stage
@@ -76,18 +76,18 @@ class Step:
 
 
 def caption_step(recipe: Recipe, _: Finished) -> Step:
-    """Caption every image that has no caption by this captioner yet."""
+    """Caption every image that does not have a caption by this captioner yet."""
     stage = CaptionStage(config=recipe.caption)
     return Step(stage=stage, device=recipe.caption.local_device, show=lambda _, made: show_captions(made))
 
 
 def audit_step(recipe: Recipe, made: Finished) -> Step:
-    """Measure how far the captions of one identity agree, and flag the doubtful ones."""
+    """Measure how well the captions of each identity agree, and flag doubtful ones."""
     return Step(stage=AuditStage(captions=made["caption"], config=recipe.audit), show=lambda _, made: show_audit(made))
 
 
 def train_step(recipe: Recipe, made: Finished) -> Step:
-    """Train the recipe's method, continuing from the last checkpoint of a killed run."""
+    """Train the method of the recipe; continue from the last checkpoint of a killed run."""
     stage, processes = TrainStage(captions=made.get("caption"), config=recipe.train), recipe.scale.train_processes
     return Step(
         stage=stage,
@@ -112,7 +112,7 @@ def _show_evaluation(run: RunContext, evaluation: ArtifactRef) -> None:
 
 
 def report_step(recipe: Recipe, made: Finished) -> Step:
-    """Write the page about the run."""
+    """Write the report of the run."""
     inputs = ReportInputs(
         captions=made.get("caption"),
         audit=made.get("audit"),
@@ -130,31 +130,31 @@ STEPS: Final[Mapping[StageName, Callable[[Recipe, Finished], Step]]] = {
     "evaluate": evaluate_step,
     "report": report_step,
 }
-"""The stages after the index: how each is built from a recipe and the artifacts of those before it."""
+"""Builders of the steps after the index, from a recipe and the artifacts of earlier stages."""
 
 
 class StageResult(TypedDict):
-    """What the task of a stage returns, as plain JSON data that Prefect stores. ref: fields of ArtifactRef."""
+    """Result of a stage task, as plain JSON data that Prefect stores. ref: fields of `ArtifactRef`."""
 
     ref: dict[str, str]
     note: str
 
 
 class IndexResult(StageResult):
-    """What the task of the index returns. images: fields of `IndexedImages`."""
+    """Result of the index task. images: fields of `IndexedImages`."""
 
     images: dict[str, Any]
     cached: bool
 
 
 def _cache_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
-    # The result holds absolute paths, so a record serves only the artifact root it was made in.
+    # The result contains absolute paths, so a record is valid for one artifact root only.
     plan, run = parameters["plan"], parameters["run"]
     return f"clip-scgi-{plan.fingerprint}-{digest(str(run.store.root))[:8]}"
 
 
 def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Return True for errors that may not occur again; bad input and bad settings fail at once."""
+    """Return True for errors that a retry may avoid, not for bad input or settings."""
     try:
         state.result()
     except (RetryableError, ConnectionError, TimeoutError):
@@ -166,7 +166,7 @@ def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
 
 @contextmanager
 def _progress(stage: str) -> Iterator[ProgressFn]:
-    """Yield a progress callback that moves a bar in the terminal and one in Prefect's UI."""
+    """Yield a progress callback that updates the bar in the terminal and the one in Prefect's UI."""
     with progress_bar(stage) as bar, progress_artifact(stage, bar) as both:
         yield both
 
@@ -180,7 +180,7 @@ def _progress(stage: str) -> Iterator[ProgressFn]:
     retry_condition_fn=_worth_retrying,
 )
 def index_task(store: ArtifactStore, config: DatasetConfig, *, reread: bool) -> IndexResult:
-    """Index the dataset. Always looks at the folder (that is how a change is seen), reads only what changed."""
+    """Index the dataset. Always lists the folder, to detect changes, but reads only changed files."""
     with _progress("index") as progress:
         outcome = index(store, config=config, progress=progress, reread=reread)
     return IndexResult(
@@ -201,7 +201,7 @@ def index_task(store: ArtifactStore, config: DatasetConfig, *, reread: bool) -> 
     retry_condition_fn=_worth_retrying,
 )
 def stage_task(*, step: Step, plan: Plan, run: RunContext) -> StageResult:
-    """Make the artifact that `plan` names, holding the GPUs that it needs, and show it in Prefect's UI."""
+    """Make the artifact of `plan` while holding the GPUs that it needs, and show it in Prefect's UI."""
     name, is_made = step.stage.name, plan.find(run.store) is not None
     with gpu_slot(CPU if is_made else step.device, f"{name}.device", step.processes):
         if step.assist is not None and not is_made:

@@ -1,6 +1,6 @@
 """Captioning by several workers of one run: threads, processes, or a Ray cluster.
 
-The workers claim images in the caption store, so nobody has to divide the work; the caption stage then finds all there.
+The workers claim images in the caption store, so the work need not be divided. The caption stage collects the results.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flows.terminal import progress_bar
 
 @task(name="caption-worker", task_run_name="caption-worker-{worker}", persist_result=False, retries=0)
 def caption_worker(*, run: RunContext, config: CaptionConfig, worker: int) -> int:
-    """Caption what no other worker has claimed, on a GPU of its own where there are several; return how many."""
+    """Caption the images that no other worker has claimed, on its own GPU if possible; return their number."""
     name = f"caption-{worker}"
     config = config.model_copy(update={"device": device_of(config.local_device, worker)})
     slot = gpu_slot(config.local_device, "caption.device")
@@ -35,7 +35,7 @@ def caption_worker(*, run: RunContext, config: CaptionConfig, worker: int) -> in
         with slot, progress_bar(name) as bar, progress_artifact(name, bar) as progress:
             done = caption_part(run.with_progress(progress), config)
     except KeyboardInterrupt:
-        # A pool prints the traceback of what is not an Exception.
+        # A pool prints a traceback for anything that is not an Exception.
         raise ClipScgiError(f"{name} was stopped; its captions are kept") from None
     return done.generated
 
@@ -51,20 +51,20 @@ def caption_together(run: RunContext, scale: ScaleConfig, config: CaptionConfig)
         try:
             return sum(future.result() for future in futures)
         except BaseException:
-            # The runner waits for its workers, which would go on captioning.
+            # The runner waits for its workers, which would continue captioning.
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
 
 
 def _begin_worker(parent: int) -> None:
-    """Prepare a captioning process: it ends with its parent, and on SIGTERM it saves its captions."""
+    """Set up a captioning process: it ends with its parent and saves its captions on SIGTERM."""
     follow(parent)
     stop_on_terminate()
 
 
 def task_runner(scale: ScaleConfig) -> TaskRunner[Any]:
-    """Return the task runner that `scale` names. Raises ConfigError where Ray is wanted and not installed."""
+    """Return the task runner of `scale`. Raises ConfigError if Ray is selected but not installed."""
     if scale.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=scale.caption_workers)
     if scale.runner == "processes":
@@ -74,12 +74,14 @@ def task_runner(scale: ScaleConfig) -> TaskRunner[Any]:
     try:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
-        raise ConfigError("scale.runner is ray, which is not installed: pip install 'clip-scgi[ray]'") from error
+        raise ConfigError(
+            "scale.runner=ray: Ray is not installed; run pip install 'clip-scgi[ray]', or set scale.runner=processes"
+        ) from error
     return RayTaskRunner()
 
 
 def device_of(device: str, worker: int) -> str:
-    """Return the device of one worker: the GPUs of this machine in turn, unless one is named."""
+    """Return the device of one worker: the next GPU of this machine in turn, unless `device` names one."""
     if device not in ("auto", "cuda") or not uses_gpu(device, "caption.device"):
         return device
     import torch

@@ -1,9 +1,10 @@
-"""Training by several processes of `accelerate launch`, started from a task, with their output shown as it comes.
+"""Training in several processes of `accelerate launch`, started by a task, which streams their output.
+
+Each process runs the train stage on one job:
 
     python -m flows.execution.launch JOB.json
 
-is what each process runs: the train stage on the job. The first process owns the artifact; the task that started them
-finds it in the store.
+The first process writes the artifact; the task then finds it in the store.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ from reid.training.together import train_together
 
 _JOB: Final = "job.json"
 _PROBLEM: Final = "problem.json"
-_LAST_LINES: Final = 80  # torchrun alone ends with thirty
+_LAST_LINES: Final = 80  # torchrun alone prints thirty at its end
 _LAUNCH: Final = ("accelerate.commands.launch", "--config_file")
-# A file of our own: otherwise accelerate reads the user's default_config.yaml, which may ask for anything.
+# Passed as a file, because accelerate would otherwise read the user's default_config.yaml.
 _LAUNCH_CONFIG: Final = {
     "compute_environment": "LOCAL_MACHINE",
-    # accelerate's name of its torchrun launcher, on CPUs too: there "use_cpu" would start one process only.
+    # Selects the torchrun launcher, also for CPUs; "use_cpu" would start only one process there.
     "distributed_type": "MULTI_GPU",
     "use_cpu": False,
     "mixed_precision": "no",
     "num_machines": 1,
     "machine_rank": 0,
-    # torchrun takes a free one, so two trainings on one machine do not meet.
+    # 0: torchrun chooses a free port, so that two trainings on one machine do not collide.
     "main_process_port": 0,
 }
 
 
 def launch_training(stage: TrainStage, run: RunContext, *, processes: int) -> None:
-    """Train with `processes` processes on this machine. Raises what stopped one of them, or else their last lines."""
+    """Train with `processes` processes on this machine. Raises the error of one of them, or their last lines."""
     job = {
         "home": str(run.store.root),
         "images": run.images.to_json(),
@@ -70,21 +71,21 @@ def launch_training(stage: TrainStage, run: RunContext, *, processes: int) -> No
 
 
 def launcher(folder: Path, processes: int) -> list[str]:
-    """Return the module and its arguments that start `processes` processes; writes its config into `folder`."""
+    """Return the module and arguments that start `processes` processes; write their config into `folder`."""
     path = folder / "accelerate.json"
     write_json(path, {**_LAUNCH_CONFIG, "num_processes": processes})
     return [*_LAUNCH, str(path), "--dynamo_backend", "no"]
 
 
 def _raise_problem(path: Path) -> None:
-    """Raise the error that one of the processes has written down, if any has."""
+    """Raise the error that one of the processes has written to `path`, if any."""
     if path.exists():
         problem = read_json(path)
         raise (RetryableError if problem["retry"] else ClipScgiError)(problem["message"])
 
 
 def _stream(command: list[str]) -> tuple[int, str]:
-    """Run `command`, pass its lines on as they come, and return its status and its last lines."""
+    """Run `command`, print its lines as they arrive, and return its status and its last lines."""
     log = logging.getLogger(__name__)
     last: deque[str] = deque(maxlen=_LAST_LINES)
     environment = {"OMP_NUM_THREADS": "1", **own_environment()}
@@ -95,7 +96,7 @@ def _stream(command: list[str]) -> tuple[int, str]:
         text=True,
         bufsize=1,
         env=environment,
-        start_new_session=True,  # the launcher is told to stop by this process, not by the terminal
+        start_new_session=True,  # this process stops the launcher, not the terminal
     ) as running:
         try:
             for line in running.stdout or ():
@@ -109,7 +110,7 @@ def _stream(command: list[str]) -> tuple[int, str]:
 
 
 def _end(running: subprocess.Popen[str]) -> None:
-    """End the launcher and the processes it has started, each of which is a session of its own."""
+    """Kill the launcher and the processes that it has started, each of which is in its own session."""
     family = [*psutil.Process(running.pid).children(recursive=True), running]
     for process in family:
         with suppress(psutil.NoSuchProcess):
@@ -119,7 +120,7 @@ def _end(running: subprocess.Popen[str]) -> None:
 def main(path: Path) -> None:
     """Run the train stage on the job at `path`, as one of several processes."""
     follow(os.getppid())
-    import torch.distributed  # not at the top: a run that finds everything loads no torch
+    import torch.distributed  # not at the top: a cached run does not load torch
 
     job: dict[str, Any] = read_json(path)
     try:
@@ -137,11 +138,11 @@ def main(path: Path) -> None:
                 ),
             )
     except ClipScgiError as error:
-        # Handed over as a file: the output of several processes is mixed, and torchrun's own lines come last.
+        # Passed in a file, because the output of several processes is mixed and ends with lines of torchrun.
         write_json(path.with_name(_PROBLEM), {"message": str(error), "retry": isinstance(error, RetryableError)})
         sys.exit(f"clip-scgi: {error}")
     torch.distributed.destroy_process_group()
-    # Not through the interpreter's shutdown, which aborts when threads of the process group are still ending.
+    # os._exit, because the shutdown of the interpreter aborts while threads of the process group are ending.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

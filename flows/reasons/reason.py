@@ -1,7 +1,7 @@
-"""Why a stage runs: which ingredient changed since the last artifact of its kind.
+"""Why a stage runs: the ingredients that changed since the last comparable artifact.
 
-Reads the sidecars of one stage and, where images or captions changed, the tables that differ. Only a stage that runs
-anyway pays for it.
+Reads the sidecars of one stage and, if images or captions changed, the tables that differ. This is done only for stages
+that have to run anyway.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from data.artifacts.inventory import in_progress
 from data.artifacts.store import ArtifactRef, ArtifactStore, Sidecar
 from data.stages.stage import Plan
 from flows.reasons.tables import CAPTIONS, IMAGES, behind, between
+from reid.config.renamed import RENAMED
 
 FIRST: Final = "first run"
 ELSEWHERE: Final = "another process was making it"
@@ -32,17 +33,17 @@ Leaves = dict[tuple[str, ...], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Purpose:
-    """What a run is for. Its predecessors are the artifacts that runs of the same dataset and recipe have used."""
+    """Dataset and recipe of a run. Its predecessors are the artifacts that runs with both the same have used."""
 
     dataset: str
     recipe: str
 
 
 def reason(store: ArtifactStore, plan: Plan, purpose: Purpose) -> str:
-    """Return why the stage of `plan` has to run, in a few words; call it before the stage runs.
+    """Return why the stage of `plan` has to run, in a few words; call this before the stage runs.
 
-    The predecessor is, of the artifacts used for `purpose` before, the one that shares most ingredients, and the most
-    recently used of equals. Artifacts without a label (from an earlier version) count where there is no other.
+    The predecessor is the artifact that shares most ingredients among those used for `purpose`; of several, it is the
+    one used last. If there are none, artifacts without a label (from an earlier version) are considered.
     """
     stage, ingredients, fingerprint = plan.stage.name, plan.ingredients, plan.fingerprint
     if f"{stage}-{fingerprint}" in in_progress(store):
@@ -77,7 +78,7 @@ def index_reason(store: ArtifactStore, made: ArtifactRef, before: Iterable[str],
 
 
 def _index_ingredients(ingredients: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ingredients of an index by what a person changes: the images, and how they are read."""
+    """Return the ingredients of an index, grouped by what a user changes: the images and how they are read."""
     described = ingredients["description"]
     return {
         "stage_version": ingredients["stage_version"],
@@ -106,7 +107,7 @@ def _shared(one: Leaves, other: Leaves) -> int:
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Leaves:
-    """Return path of keys -> value for everything in nested JSON objects; lists are values."""
+    """Return path of keys -> value for all values in nested JSON objects; a list is one value."""
     if not isinstance(value, Mapping):
         return {path: value}
     found: Leaves = {}
@@ -116,9 +117,9 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Leaves:
 
 
 def changed(store: ArtifactStore, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one phrase per ingredient that differs: settings with both values, digests by what changed behind them.
+    """Return one phrase per changed ingredient: both values of a setting, or what changed in the data of a digest.
 
-    Where the version of the code differs it is the only phrase: its other ingredients may mean something else.
+    If the version of the code changed, return only that: the other ingredients may have a different meaning.
     """
     versions = [key for key in _VERSIONS if key in new and old.get(key) != new[key]]
     if versions:
@@ -136,7 +137,7 @@ def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mappin
     if not pairs:
         return []
     if key in _SETTINGS:
-        return [_change(".".join((key, *path)), *pair) for path, pair in pairs.items()]
+        return [_change(_setting(key, path), *pair) for path, pair in pairs.items()]
     details = behind(store, _TABLES[key], before.values(), after.values()) if key in _TABLES else []
     if not details and key != "model":
         details = [_change(".".join(path), *pair, named_only="") for path, pair in pairs.items()]
@@ -144,11 +145,20 @@ def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mappin
     return [f"{key} changed: {', '.join(shown)}" if shown else f"{key} changed"]
 
 
+def _setting(key: str, path: tuple[str, ...]) -> str:
+    """Return the current dotted key of a setting; ingredients contain the old keys of renamed ones."""
+    name = ".".join(path)
+    for group in ("train.", ""):  # the config of the train stage, or a whole recipe
+        if group + name in RENAMED:
+            name = RENAMED[group + name].removeprefix(group)
+    return f"{key}.{name}"
+
+
 def _change(name: str, old: Any, new: Any, named_only: str = " changed") -> str:
-    """Describe one change by both values, or by its name where a value is a digest or too long to show."""
+    """Describe one change by both values, or by its name only if a value is a digest or too long."""
     texts = [_text(value) for value in (old, new)]
     if None in texts:
-        # Fingerprint and content of an artifact change together, and its role names both.
+        # Fingerprint and content of an artifact change together, so its role is named once for both.
         name = re.sub(r"\.(fingerprint|content)$", "", name.removeprefix("files."))
         return name + named_only if name else ""
     return f"{name} {texts[0]} -> {texts[1]}".strip()

@@ -1,4 +1,4 @@
-"""What changed behind a digest of images or captions: two tables compared, in a few words."""
+"""Comparison of two tables of images or captions whose digests differ, in a few words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of images.parquet or captions.parquet. with_paths: whether the stage depends on the names of files."""
+    """Rows of images.parquet or captions.parquet. with_paths: whether the stage depends on file names."""
 
     rows: list[Row]
     with_paths: bool = True
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A kind of table: the stages that write it, the file, the columns that are compared, and how."""
+    """A kind of table: the stages that write it, its file, the columns to compare, and the comparison."""
 
     stages: tuple[str, ...]
     file: str
@@ -43,7 +43,7 @@ class Source:
 def image_changes(old: Table, new: Table) -> list[str]:
     """Return how two sets of images differ: "2 images added", "1 path renamed" and the like.
 
-    Images are matched by path, and those whose path is new or gone by their bytes.
+    Images are matched by path; those with an added or removed path are matched by their bytes.
     """
     before, after = ({row["path"]: row for row in table.rows} for table in (old, new))
     counts = Counter(_difference(before[path], after[path], "") for path in before.keys() & after.keys())
@@ -90,20 +90,20 @@ CAPTIONS: Final = Source(
 
 
 def behind(store: ArtifactStore, source: Source, old: Iterable[Any], new: Iterable[Any]) -> list[str]:
-    """Return what differs between the tables that two sets of digests name; nothing if either is gone."""
+    """Return what differs between the tables of two sets of digests; an empty list if either no longer exists."""
     sidecars = [item for stage in source.stages for item in store.sidecars(stage)]
     before, after = (_named(sidecars, digests, source) for digests in (old, new))
     return source.compare(before, after) if before and after else []
 
 
 def between(source: Source, old: Path, new: Path) -> list[str]:
-    """Return what differs between the tables in two artifact folders; nothing if either cannot be read."""
+    """Return what differs between the tables in two artifact folders; an empty list if either is unreadable."""
     before, after = (_read(folder, source, None) for folder in (old, new))
     return source.compare(before, after) if before and after else []
 
 
 def _named(sidecars: Sequence[Sidecar], digests: Iterable[Any], source: Source) -> Table | None:
-    """Return the rows that one of `digests` stands for: of the whole file, or of the splits that a part covers."""
+    """Return the rows that one of `digests` covers: the whole file or the splits of one part."""
     wanted = {digest for digest in digests if isinstance(digest, str)}
     for item in sidecars:
         part = next((name for name, digest in item.contents.items() if digest in wanted), None)
@@ -115,7 +115,7 @@ def _named(sidecars: Sequence[Sidecar], digests: Iterable[Any], source: Source) 
 def _read(folder: Path, source: Source, part: str | None) -> Table | None:
     try:
         rows = pq.read_table(folder / source.file, columns=list(source.columns)).to_pylist()
-    except (OSError, ValueError):  # a damaged artifact explains nothing; it is made again when a run needs it
+    except (OSError, ValueError):  # damaged: made again when a run needs it
         return None
     splits = _PARTS.get(part or "", (TRAIN, QUERY, GALLERY))
     return Table(rows=[row for row in rows if row["split"] in splits], with_paths=part not in _WITHOUT_PATHS)

@@ -1,7 +1,7 @@
-"""Reads what the report shows out of the finished artefacts: plain dictionaries, and no row that is not shown.
+"""Readers of the rows that the report shows, from finished artifacts.
 
-Big tables (a ranking holds fifty neighbours of every query) are first read by the few columns that decide what is
-shown; whole rows are taken afterwards.
+Of large tables (a ranking stores fifty neighbors per query), only the columns that decide what is shown are read in
+full; whole rows are read for the shown ones only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None, *, pid: int | None = None) -> list[Row]:
-    """Return the rows of a Parquet file, whole or only `columns`, of all identities or only `pid`."""
+    """Return the rows of a Parquet file, with all columns or only `columns`, of all identities or only `pid`."""
     filters = None if pid is None else [("pid", "==", pid)]
     return pq.read_table(path, columns=list(columns) if columns else None, filters=filters).to_pylist()
 
@@ -35,13 +35,13 @@ def take_rows(path: Path, indices: Sequence[int]) -> list[Row]:
 
 
 def distinct(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the different values of each column, sorted, nulls left out."""
+    """Return the distinct values of each column, sorted, without nulls."""
     table = pq.read_table(path, columns=list(columns))
     return {name: sorted(pc.unique(table[name]).drop_null().to_pylist()) for name in columns}
 
 
 def read_log(path: Path) -> dict[str, list[Row]]:
-    """Return the lines of metrics.jsonl by their kind: step, epoch, eval. No file (nothing trained) has no lines."""
+    """Return the lines of metrics.jsonl by kind (step, epoch, eval); none if the file does not exist."""
     kinds: dict[str, list[Row]] = {"step": [], "epoch": [], "eval": []}
     if not path.exists():
         return kinds
@@ -50,14 +50,16 @@ def read_log(path: Path) -> dict[str, list[Row]]:
             row = json.loads(line)
             kinds.setdefault(row["kind"], []).append(row)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: not a line of a training log; train again") from error
+            raise DataError(
+                f"{path}, line {number}: not a line of a training log; delete the folder and train again"
+            ) from error
     return kinds
 
 
 def draw_evenly(keys: Sequence[Any], count: int, *, seed: int, name: str) -> list[int]:
-    """Choose up to `count` positions, one of each key before a second of any; order and choice follow `seed`.
+    """Draw up to `count` positions with `seed`: one of each key first, then a second of each, and so on.
 
-    keys: the group of each position (an identity, a status). name: what is drawn, so that two drawings differ.
+    keys: the group of each position (an identity, a status). name: name of the draw, so that two draws differ.
     """
     groups: dict[Any, list[int]] = {}
     for position, key in enumerate(keys):
@@ -71,11 +73,11 @@ def draw_evenly(keys: Sequence[Any], count: int, *, seed: int, name: str) -> lis
 
 
 def thirds(rows: Sequence[Row], count: int, *, value: str, key: str, seed: int) -> tuple[list[int], ...]:
-    """Choose positions of up to `count` rows with the lowest, the middle and the highest `value`, none twice.
+    """Choose the positions of up to `count` rows each with the lowest, median and highest `value`, without repeats.
 
-    The lowest and the highest are at most a third of the rows each: with few rows, a high one is not among the lowest.
-    No `key` (identity) is shown twice as long as there are others; rows of equal value are in an order drawn by
-    `seed`. Each part is sorted by `value`.
+    The lowest and the highest are at most a third of the rows each, so that with few rows a high value is not among the
+    lowest. A `key` (identity) is repeated only if there are no others; `seed` orders rows of equal value. Each part is
+    sorted by `value`.
     """
     order = sorted(range(len(rows)), key=lambda at: (rows[at][value], digest([seed, "query", rows[at][key], at])))
     rank_of = {at: rank for rank, at in enumerate(order)}
@@ -93,7 +95,7 @@ def thirds(rows: Sequence[Row], count: int, *, value: str, key: str, seed: int) 
 
 
 def _pick(candidates: Sequence[int], count: int, key_of: Sequence[Any], keys: set[Any]) -> list[int]:
-    """Take the first `count` candidates of keys not in `keys`, then any others; add their keys to `keys`."""
+    """Return up to `count` candidates, those with keys not in `keys` first; add their keys to `keys`."""
     found: list[int] = []
     for fresh_only in (True, False):
         for at in candidates:
@@ -104,5 +106,5 @@ def _pick(candidates: Sequence[int], count: int, key_of: Sequence[Any], keys: se
 
 
 def counts(values: Iterable[str]) -> list[tuple[str, int]]:
-    """Count `values`, the most frequent first, equal ones by name."""
+    """Count `values`; sort by descending count, then by name."""
     return sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))

@@ -1,7 +1,7 @@
-"""The report stage: one self-contained HTML page about one run, for people.
+"""The report stage: one self-contained HTML page about one run.
 
-Nothing in the page comes from outside it and nothing of it is a program: styles, drawings and thumbnails are inline,
-a content security policy forbids the rest, and every text from captions, paths and configs is escaped.
+The page does not load external resources or run scripts: styles, charts and thumbnails are inline, a content security
+policy forbids anything else, and all text from captions, paths and configs is escaped.
 """
 
 from __future__ import annotations
@@ -25,38 +25,37 @@ _PATH_KEYS: Final = frozenset({"root", "home"})
 
 
 class ReportConfig(Config):
-    """What the page shows, and how much of it."""
+    """What the report shows, and how much of it."""
 
     seed: int = 0
     """Seed of the random choices: captions shown, and the order of queries of equal average precision."""
     mode: Literal["image", "fused"] = "image"
-    """Inference mode whose figures lead the page and whose rankings are shown; the other if it was not evaluated."""
+    """Inference mode whose scores and rankings the page shows first; the other mode if it was not evaluated."""
     queries_each: int = Field(default=4, ge=0, le=50)
-    """Query rows shown of each kind: lowest, median and highest average precision, and those that fell most against
-    the untrained model."""
+    """Query rows shown per kind: lowest, median and highest average precision, and largest drop from the untrained
+    model."""
     top_k: int = Field(default=10, ge=1, le=50)
     """Gallery crops shown in each query row."""
     cmc_ranks: int = Field(default=20, ge=2, le=50)
-    """Ranks drawn in the CMC curve."""
+    """Ranks shown in the CMC curve."""
     captions: int = Field(default=24, ge=0, le=500)
     """Captions shown, spread over identities."""
     failed_captions: int = Field(default=6, ge=0, le=500)
-    """Captions shown that could not be parsed, were cut off or have no image."""
+    """Captions shown that could not be parsed, were truncated or lack an image."""
     identities: int = Field(default=6, ge=0, le=100)
-    """Identities shown whose captions agree least."""
+    """Identities shown, those whose captions agree least."""
     identity_images: int = Field(default=8, ge=1, le=50)
-    """Crops shown of each such identity."""
+    """Crops shown per such identity."""
     thumbnail_height: int = Field(default=144, ge=32, le=512)
     """Greatest height of a thumbnail in pixels; smaller images are not enlarged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportInputs:
-    """What a report shows besides the images.
+    """The inputs of a report besides the images.
 
-    captions, audit: None where the method reads no captions.
-    recipe: the whole resolved config as plain JSON. It is shown and it counts for the fingerprint, except for the
-    places on this machine in it (keys named ``root`` or ``home``).
+    captions, audit: None if the method does not read captions. recipe: the whole resolved config as plain JSON. The
+    page shows it, and it is part of the fingerprint, except for paths on this machine (keys ``root`` and ``home``).
     """
 
     captions: ArtifactRef | None
@@ -66,7 +65,7 @@ class ReportInputs:
     recipe: Mapping[str, Any]
 
     def artifacts(self, images: IndexedImages) -> dict[str, ArtifactRef]:
-        """Return the artifacts by their role, in the order of the DAG."""
+        """Return the artifacts by role, in the order of the DAG."""
         roles = {
             "images": images.ref,
             "captions": self.captions,
@@ -78,7 +77,7 @@ class ReportInputs:
 
 
 def without_places(value: Any) -> Any:
-    """Return plain JSON data without the keys that say where things lie on this machine, at any depth."""
+    """Return plain JSON data without the keys that hold paths on this machine, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items() if key not in _PATH_KEYS}
     if isinstance(value, list | tuple):
@@ -90,8 +89,7 @@ def without_places(value: Any) -> Any:
 class ReportStage(Stage):
     """Write report.html.
 
-    A page with a placeholder for an image that could not be read counts as incomplete: it is handed on, and made again
-    next time.
+    A page with a placeholder for an unreadable image is incomplete: it can be used, but it is made again next time.
     """
 
     name: ClassVar[str] = "report"
@@ -99,7 +97,7 @@ class ReportStage(Stage):
     config: ReportConfig
 
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return what the page depends on; the fingerprints too, because the page shows them."""
+        """Return what the page depends on, including the fingerprints, which the page shows."""
         artifacts = self.inputs.artifacts(run.images)
         return {
             "inputs": {
@@ -113,7 +111,7 @@ class ReportStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the page."""
-        from flows.report.page import write_page  # a cached report needs neither Pillow nor jinja2
+        from flows.report.page import write_page  # a cached report loads neither Pillow nor Jinja2
 
         problems = write_page(folder / "report.html", run, inputs=self.inputs, config=self.config)
         return Produced(complete=not problems)

@@ -1,7 +1,7 @@
 """The controls of a study: captions that were not written for their image.
 
-``ShuffleStage`` gives every training image a caption of another identity: a gain that remains does not come from what
-the captions say. ``TrueStage`` writes what can be seen in a synthetic image and nothing else: the best that a captioner
+``ShuffleStage`` gives every training image a caption of another identity: any remaining gain does not come from the
+content of the captions. ``TrueStage`` writes exactly what is visible in a synthetic image, the best that a captioner
 could do. Both are pure functions of their inputs and write captions.parquet like the caption stage.
 """
 
@@ -33,7 +33,7 @@ from data.stages.stage import Ingredients, RunContext, Stage
 STAGE: Final = "caption_control"
 STAGE_VERSION: Final = 2
 TRUTH: Final = "attributes.parquet"
-"""What `data.synthetic` writes beside its images: one row per image, each slot's value and whether it is visible."""
+"""File that `data.synthetic` writes next to its images: per image, the value of each slot and its visibility."""
 
 _PLACE: Final = ("image_path", "image_sha256", "split", "pid", "camid")
 _SHOWN: Final = 5
@@ -43,21 +43,22 @@ Indices = NDArray[np.int64]
 
 
 class ShuffleConfig(Config):
-    """How captions change hands."""
+    """How captions are shuffled."""
 
     seed: int = 0
-    """Of the order of the identities and of the images."""
+    """Seed of the order of identities and images."""
     unit: Literal["identity", "image"] = "identity"
-    """identity: the images of a person get the captions of one other person where their numbers allow it, so captions
-    still agree within an identity. image: each image gets the caption of anybody else, so they do not agree either."""
+    """identity: the images of a person get the captions of one other person if the numbers of images allow it, so that
+    captions still agree within an identity. image: each image gets the caption of any other person, so that they do not
+    agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffleStage(Stage):
     """Give the training images of a caption artifact the captions of images of other identities.
 
-    Every caption is used exactly once, and its whole row moves: text, attributes, status and provenance. Rows of query
-    and gallery stay. captions: the caption artifact.
+    Every caption is used exactly once and moves with its whole row: text, attributes, status and provenance. Rows of
+    query and gallery are unchanged. captions: the caption artifact.
 
     `make` raises DataError when one identity has more than half of the training images.
     """
@@ -67,7 +68,7 @@ class ShuffleStage(Stage):
     config: ShuffleConfig
 
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return the captions and how they change hands."""
+        """Return the captions and how they are shuffled."""
         return {
             "control": "shuffled",
             "captions": self.captions.digests_of(CAPTIONS_FILE),
@@ -94,28 +95,28 @@ def _write(folder: Path, captions: pa.Table) -> Produced:
 
 
 def _by_content(table: pa.Table, rows: Indices) -> Indices:
-    """Return `rows` in an order that depends on no path, so that a renamed file moves no caption."""
+    """Return `rows` in an order that does not depend on paths, so that renaming files does not change the result."""
     keys = [table[name].to_pylist() for name in ("pid", "camid", "image_sha256", "caption")]
     return np.array(sorted(rows.tolist(), key=lambda row: (*(key[row] for key in keys[:3]), keys[3][row] or "")), int)
 
 
 def exchange(pids: Indices, *, seed: int, unit: Literal["identity", "image"]) -> Indices:
-    """Return for each image the image whose caption it gets: a permutation [N] without any pair of one identity.
+    """Return, for each image, the image whose caption it gets: a permutation [N] that always changes the identity.
 
-    pids: identity of each image, [N]. Raises DataError when there is no such permutation.
+    pids: identity of each image, [N]. Raises DataError when such a permutation does not exist.
     """
     identities, counts = np.unique(pids, return_counts=True)
     largest = int(counts.max(initial=0))
     if 2 * largest > len(pids):
         raise DataError(
-            f"captions cannot change hands: {largest} of {len(pids)} training images are of one identity; "
-            "no more than half may be"
+            f"captions cannot be shuffled: {largest} of {len(pids)} training images are of one identity, more than "
+            "half; add images of other identities, or leave out the variants with shuffled captions"
         )
     rng = np.random.default_rng(seed)
     rank = rng.permutation(len(identities))[np.searchsorted(identities, pids)]
-    order = np.lexsort((rng.permutation(len(pids)), rank))  # people in random order, the images of each together
+    order = np.lexsort((rng.permutation(len(pids)), rank))  # identities in random order, each with its images together
     source = np.empty(len(pids), dtype=np.int64)
-    # No identity is longer than the shift, so none reaches itself; of equally long ones each reaches exactly one other.
+    # The shift is at least the size of any identity, so none maps to itself; if all have equal size, each maps to one.
     source[order] = np.roll(order, -largest)
     return source if unit == "identity" else _scatter(pids, rng)
 
@@ -124,7 +125,7 @@ def _scatter(pids: Indices, rng: np.random.Generator) -> Indices:
     """Return a random permutation, corrected by swaps where an image got a caption of its own identity."""
     source = rng.permutation(len(pids))
     for image in np.flatnonzero(pids[source] == pids):
-        # At most half of the images are of this identity, and at most half of the captions: a partner is left.
+        # At most half of the images and half of the captions are of this identity, so a partner exists.
         partners = np.flatnonzero((pids[source] != pids[image]) & (pids != pids[source[image]]))
         if pids[source[image]] == pids[image]:
             partner = rng.choice(partners)
@@ -134,10 +135,10 @@ def _scatter(pids: Indices, rng: np.random.Generator) -> Indices:
 
 @dataclass(frozen=True, kw_only=True)
 class TrueStage(Stage):
-    """Write for every synthetic image what can be seen in it, composed with the paper's template.
+    """Caption every synthetic image with its visible attributes, using the template of the paper.
 
-    The root of the images is a synthetic dataset, which has attributes.parquet. `make` raises DataError when an image
-    has no row there.
+    The images are a synthetic dataset with attributes.parquet in its root. `make` raises DataError when that file lacks
+    an image.
     """
 
     name: ClassVar[str] = STAGE
@@ -160,7 +161,7 @@ class TrueStage(Stage):
         if unknown:
             raise DataError(
                 f"{path} lacks {len(unknown)} images, such as {', '.join(unknown[:_SHOWN])}; "
-                "true captions need the images that data.synthetic.world has drawn, and no others"
+                "true captions need a dataset with only images drawn by data.synthetic.world"
             )
         constant = _true_provenance(self.ingredients(run))
         rows = [constant | _true_row(image, truth[image["path"]]) for image in index.to_pylist()]

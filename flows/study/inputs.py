@@ -1,4 +1,4 @@
-"""The inputs of the runs of one seed: the images, and captions of every kind. Made at most once, found if possible."""
+"""The inputs of all runs of one seed: the images and every kind of captions, made only if not found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flows.worlds import ensure_world
 
 @dataclass(frozen=True, kw_only=True)
 class SeedInputs:
-    """The dataset of one seed. seed: of the shuffled captions."""
+    """The dataset of one seed and its captions. seed: of the shuffled captions."""
 
     run: RunContext
     seed: int
@@ -30,7 +30,7 @@ class SeedInputs:
         return (self.run.images.root / TRUTH).is_file()
 
     def find(self, kind: Captions) -> ArtifactRef | None:
-        """Return the captions of `kind` if they exist; makes nothing."""
+        """Return the captions of `kind` if they exist; never make them."""
         if kind in ("shuffled", "scattered"):
             captions = self.find("captioner")
             return None if captions is None else self._shuffled(kind, captions).find(self.run)
@@ -38,7 +38,7 @@ class SeedInputs:
         return None if stage is None else stage.find(self.run)
 
     def make(self, kind: Captions, progress: ProgressFn) -> ArtifactRef | None:
-        """Return the captions of `kind`, made if they do not exist; None for "none"."""
+        """Return the captions of `kind`; make them if they do not exist. Return None for "none"."""
         run = self.run.with_progress(progress)
         if kind in ("shuffled", "scattered"):
             captions = CaptionStage(config=self.config).make(run).ref

@@ -1,7 +1,7 @@
-"""The loop of a study: train and evaluate every variant of every seed, each run an artifact; failures do not end it.
+"""The loop of a study: train and evaluate every variant with every seed, one artifact per run.
 
-A finished run is found by its fingerprint and costs nothing; a killed one resumes from its last checkpoint. The outer
-loop is over seeds, so a study that is stopped has equally many seeds of every variant.
+Failures do not stop it. A finished run is found by its fingerprint; a killed one resumes from its last checkpoint. The
+outer loop is over seeds, so a stopped study has the same number of seeds for all variants, except for the last one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Run:
         return f"{self.variant.name}, seed {self.seed}"
 
     def find(self) -> ArtifactRef | None:
-        """Return the artifact of the finished run, or None; start nothing."""
+        """Return the artifact of the finished run, or None; never start the run."""
         kind = self.variant.captions
         captions = self.inputs.find(kind)
         if captions is None and kind != "none":
@@ -74,16 +74,16 @@ class Run:
 
     @property
     def turn(self) -> str:
-        """Name of the lock that one process holds for this training on these images, before its captions exist too."""
+        """Name of the lock that a process holds for this run, which does not require that its captions exist."""
         config = {"train": self.train.identity(), "evaluate": self.evaluate.identity()}
         what = {"images": self.inputs.run.images.ref.fingerprint, "captions": self.variant.captions, "seed": self.seed}
         return fingerprint_of(TURN, what | config)
 
     @property
     def obstacle(self) -> str:
-        """Reason why this dataset does not support the run, or an empty text."""
+        """Reason why the dataset does not support the run, or an empty text."""
         if self.variant.captions == "true" and not self.inputs.has_truth:
-            return "only synthetic images have true attributes"
+            return "true attributes exist for synthetic images only"
         return ""
 
 
@@ -98,7 +98,7 @@ class Done:
 
 
 def plan(store: ArtifactStore, recipe: Recipe, config: StudyConfig, progress: ProgressFn) -> Iterator[Run]:
-    """Yield every run of the study, one seed after the other; draw and index the images of each seed."""
+    """Yield every run of the study, seed by seed; draw and index the images of each seed."""
     for seed in range(config.seeds):
         own = recipe_of(recipe, config, seed)
         inputs = open_inputs(store, own, seed, progress)
@@ -113,15 +113,15 @@ def plan(store: ArtifactStore, recipe: Recipe, config: StudyConfig, progress: Pr
 
 
 def do(runs: Sequence[Run], progress: ProgressFn) -> Iterator[Done]:
-    """Do one run after the other and yield each when it is done.
+    """Execute the runs and yield each when it is done.
 
-    A run that another process is doing comes last, so that several processes share a study. progress: receives the
-    number of finished runs, the number of all runs and the state of the current one. An exception becomes a row with
-    status ``failed``; only an interruption from the keyboard ends the study.
+    Runs that another process is executing come last, so that several processes can share a study. progress: receives
+    the number of finished runs, the number of all runs and the state of the current one. An exception becomes a row
+    with status ``failed``; only an interrupt from the keyboard stops the study.
     """
     later: list[Run] = []
     for number, run in enumerate(runs):
-        # Held until the run is done, captions included: two processes that only looked would do the same run.
+        # Held until the run is done, including its captions, so that two processes never execute the same run.
         with try_lock(run.inputs.run.store, TURN, run.turn) as is_mine:
             if is_mine:
                 yield _attempt(run, _reporting(run, number - len(later), len(runs), progress))
@@ -132,7 +132,7 @@ def do(runs: Sequence[Run], progress: ProgressFn) -> Iterator[Done]:
 
 
 def _reporting(run: Run, number: int, runs: int, progress: ProgressFn) -> ProgressFn:
-    """Return a progress function that reports the state of `run` while `number` of `runs` runs are done."""
+    """Return a progress callback that reports the state of `run` after `number` of `runs` runs."""
 
     def show(done: int, total: int, note: str) -> None:
         progress(number, runs, f"{run.label}: {done}/{total} {note}")
@@ -148,7 +148,7 @@ def _attempt(run: Run, progress: ProgressFn) -> Done:
         found = run.find()
         result = read_json((found or _make(run, progress)).folder / _FILE)
     except Exception as error:
-        # Errors of our own explain themselves; any other needs its traceback.
+        # Errors of this project explain themselves; others need a traceback.
         log.error("study: %s failed: %s", run.label, error, exc_info=not isinstance(error, ClipScgiError))
         rows = [_row(run, "failed", error=f"{type(error).__name__}: {error}")]
         return Done(run=run, rows=rows, cached=False, seconds=time.perf_counter() - started)
@@ -162,7 +162,7 @@ def _make(run: Run, progress: ProgressFn) -> ArtifactRef:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStage(Stage):
-    """Train and evaluate one run of a study, each found if it has been done, and write the results as one artifact."""
+    """Train and evaluate one run of a study, reusing finished stages, and write the results as one artifact."""
 
     name: ClassVar[str] = "study_run"
     planned: Run
@@ -194,7 +194,7 @@ class RunStage(Stage):
         evaluation = EvaluateStage(model=model.ref, config=self.planned.evaluate).make(run)
         metrics = read_json(evaluation.ref.folder / "metrics.json")
         result = RunResult(
-            seconds=round(seconds, 1) if whole and not model.cached else None,  # unknown of a part of a training
+            seconds=round(seconds, 1) if whole and not model.cached else None,  # unknown for a resumed training
             steps=read_json(model.ref.folder / "config.json")["training"]["steps"],
             train=model.ref.fingerprint,
             evaluation=evaluation.ref.fingerprint,
@@ -252,6 +252,6 @@ def _row(run: Run, status: Literal["ok", "failed", "skipped"], *, error: str | N
 
 
 def _untrained(row: RunRow) -> RunRow:
-    """Return the row of the model that the baseline's training started from."""
+    """Return the row of the untrained model, from which the baseline was trained."""
     named = replace(row, variant="untrained", title="CLIP, not trained", method="none")
     return replace(named, epochs=0, steps=0, seconds=None, train=None)

@@ -1,4 +1,4 @@
-"""From a variant and a seed to the configs of its stages."""
+"""The configs of a variant and a seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reid.config.train import Method, TrainConfig
 
 
 def training_of(variant: Variant, base: TrainConfig, seed: int) -> TrainConfig:
-    """Return the training of one variant and seed; `base` is the recipe's, whose seed `seed` is added to."""
+    """Return the train config of one variant; `seed` is added to the seed of `base`, the config of the recipe."""
     changes = {"seed": base.seed + seed, **_method_changes(variant.method, base)}
     if variant.stretch != 1:
         schedule, factor = base.schedule, variant.stretch
@@ -25,10 +25,10 @@ def training_of(variant: Variant, base: TrainConfig, seed: int) -> TrainConfig:
 
 
 def _method_changes(method: Method, base: TrainConfig) -> dict[str, Any]:
-    """Return what a method wants besides the schedule that all share: dotted key of TrainConfig -> value.
+    """Return the settings of a method besides the shared schedule: dotted key of TrainConfig -> value.
 
-    CLIP-ReID has the loss weights and the first stage of its own recipe, but for what the user has set. The baseline
-    has the weights of CLIP-SCGI, so that CLIP-SCGI is the baseline and its own terms.
+    CLIP-ReID uses the loss weights and the first stage of its own recipe, except for settings that the user has
+    changed. The baseline uses the weights of CLIP-SCGI, so that the two differ only by the loss terms of CLIP-SCGI.
     """
     if method != "clip_reid":
         return {"method": method}
@@ -38,7 +38,7 @@ def _method_changes(method: Method, base: TrainConfig) -> dict[str, Any]:
 
 
 def _unset(base: TrainConfig, own: TrainConfig, group: Literal["loss", "prompts"]) -> dict[str, Any]:
-    """Return the settings of `own` in one group, as dotted keys, where `base` has the defaults."""
+    """Return the settings of `own` in one group, as dotted keys, for those that are at their default in `base`."""
     given, default, wanted = (getattr(config, group) for config in (base, TrainConfig(), own))
     plain = (part.model_dump(mode="json") for part in (given, default, wanted))
     rows = zip(*(part.items() for part in plain), strict=True)
@@ -46,7 +46,7 @@ def _unset(base: TrainConfig, own: TrainConfig, group: Literal["loss", "prompts"
 
 
 def recipe_of(recipe: Recipe, config: StudyConfig, seed: int) -> Recipe:
-    """Return the recipe of one seed: with people of its own where `config` wants that and the data set offers it."""
+    """Return the recipe of one seed, with its own people if `config.resample` is set and the dataset supports it."""
     if not config.resample:
         return recipe
     if recipe.synthetic is not None and not recipe.data.root:
@@ -57,7 +57,7 @@ def recipe_of(recipe: Recipe, config: StudyConfig, seed: int) -> Recipe:
 
 
 def _changed(config: C, changes: Mapping[str, Any]) -> C:
-    """Return `config` with dotted keys set, validated anew."""
+    """Return `config` with dotted keys set, after validation."""
     values = config.model_dump(mode="json")
     for key, value in changes.items():
         set_key(values, key, value)

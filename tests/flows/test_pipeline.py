@@ -1,4 +1,4 @@
-"""The flow on a small synthetic data set: what runs, what is found, and what reruns when something changes."""
+"""The flow on a small synthetic dataset: what runs, what is found, and what reruns when something changes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _images(home: Path) -> Path:
     return next((home / "datasets").iterdir())
 
 
-def test_a_first_run_makes_every_artefact(finished):
+def test_a_first_run_makes_every_artifact(finished):
     home, summary = finished
     assert [stage.stage for stage in summary.stages] == STAGES
     assert _reran(summary) == STAGES
@@ -335,7 +335,7 @@ def test_one_changed_byte_in_the_captions_reruns_only_the_view(home):
 
 
 @pytest.mark.parametrize("stage", ["audit", "train", "evaluate", "report"])
-def test_a_deleted_artefact_reruns_exactly_its_stage(home, stage):
+def test_a_deleted_artifact_reruns_exactly_its_stage(home, stage):
     before = _run(home)
     shutil.rmtree(before[stage].artifact.folder)
     after = _run(home)
@@ -345,7 +345,7 @@ def test_a_deleted_artefact_reruns_exactly_its_stage(home, stage):
     assert ArtifactStore(home).problems(stage, after[stage].artifact.fingerprint) == []
 
 
-def test_a_truncated_artefact_is_made_again(home):
+def test_a_truncated_artifact_is_made_again(home):
     evaluation = _run(home)["evaluate"].artifact
     (evaluation.folder / "rankings.parquet").write_bytes(b"PAR1")
     assert _reran(_run(home)) == ["evaluate"]
@@ -373,7 +373,7 @@ def test_until_stops_after_that_stage(home):
 def test_bad_images_are_rejected_and_the_run_goes_on(home):
     folder = _images(home) / "bounding_box_train"
     (folder / "0001_c1s1_000001_99.jpg").write_bytes(b"")
-    (folder / "holiday.jpg").write_bytes(b"not a name of this data set")
+    (folder / "holiday.jpg").write_bytes(b"not a name of this dataset")
     summary = _run(home, until="caption")
     index = summary["index"]
     assert "2 rejected" in index.note

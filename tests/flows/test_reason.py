@@ -14,6 +14,7 @@ from data.schemas import CAPTIONS, IMAGES
 from data.stages.stage import RunContext
 from flows.reasons.reason import FIRST, Purpose, index_reason, leaves, reason
 from flows.reasons.tables import Table, image_changes, text_changes
+from reid.config.train import ScheduleConfig, TrainConfig
 from tests.helpers.stages import HandMade, make_artifact
 
 DEMO = Purpose(dataset="people", recipe="demo")
@@ -82,6 +83,19 @@ def test_the_first_run_of_a_dataset_and_recipe_says_so(store):
 def test_one_changed_ingredient_is_named(store, path, value, expected):
     make(store, TRAINING)
     assert why(store, "train", changed(TRAINING, path, value), DEMO) == expected
+
+
+def test_a_renamed_setting_is_named_by_its_current_key(store):
+    settings = TrainConfig().identity()
+    make(store, TRAINING | {"config": settings})
+    faster = TrainConfig(schedule=ScheduleConfig(lr_clip=1e-3)).identity()
+    assert "rate_clip" in faster["schedule"], "fingerprints keep the old key"
+    told = why(store, "train", TRAINING | {"config": faster}, DEMO)
+    assert told == f"config.schedule.lr_clip {settings['schedule']['rate_clip']} -> 0.001"
+    page = {"recipe": {"name": "demo", "train": settings}, "version": 1}
+    make(store, page, stage="report")
+    told = why(store, "report", page | {"recipe": {"name": "demo", "train": faster}}, DEMO)
+    assert told.startswith("recipe.train.schedule.lr_clip ")
 
 
 def test_a_captioner_is_told_by_its_setting(store):
