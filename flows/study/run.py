@@ -26,6 +26,8 @@ from flows.study.rows import SCORES, RunRow
 from flows.study.training import recipe_of, training_of
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
+from reid.config.trained import read_trained
+from reid.evaluation.protocol import Protocol
 from reid.evaluation.stage import STAGE_VERSION as EVALUATE_VERSION
 from reid.evaluation.stage import EvaluateStage, tested_images
 from reid.training.stage import TrainStage
@@ -45,7 +47,7 @@ class RunResult(TypedDict):
     train: str
     evaluation: str
     captions: str | None
-    protocol: dict[str, Any]
+    protocol: Protocol
     results: list[dict[str, Any]]
 
 
@@ -195,7 +197,7 @@ class RunStage(Stage):
         metrics = read_json(evaluation.ref.folder / "metrics.json")
         result = RunResult(
             seconds=round(seconds, 1) if whole and not model.cached else None,  # unknown for a resumed training
-            steps=read_json(model.ref.folder / "config.json")["training"]["steps"],
+            steps=read_trained(model.ref.folder)["training"]["steps"],
             train=model.ref.fingerprint,
             evaluation=evaluation.ref.fingerprint,
             captions=self.captions.fingerprint if self.captions else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from data.stages.images import IndexedImages
 from reid.config.evaluate import EvaluateConfig
@@ -10,9 +10,24 @@ from reid.config.train import TrainConfig
 from reid.inputs.evaluation_rows import EvaluationRows
 
 
+class Protocol(TypedDict):
+    """The protocol in metrics.json. test_hash: content of the test images. gallery_draws: 0 for the published split."""
+
+    dataset: str
+    reader: str
+    version: str | None
+    test_hash: str
+    n_query: int
+    n_gallery: int
+    n_junk: int
+    n_skipped_queries: int
+    gallery_draws: int
+    description: str
+
+
 def protocol(
     images: IndexedImages, rows: EvaluationRows, config: EvaluateConfig, trained: TrainConfig, *, skipped: int
-) -> dict[str, Any]:
+) -> Protocol:
     """Return the protocol in metrics.json: dataset, version, sizes and rules.
 
     trained: the config of the model. skipped: number of queries in the first split without a match.

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
 from data.device import resolve_device
-from data.files import read_json, write_json, write_table
+from data.files import write_json, write_table
 from data.progress import ProgressFn
 from data.schemas import RANKINGS
 from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
+from reid.config.trained import read_trained
 from reid.evaluation.protocol import protocol
 from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
 from reid.inputs.image_rows import ImageRows
@@ -49,7 +50,7 @@ def tested_images(images: IndexedImages) -> dict[str, Any]:
 
 def _model_identity(model: ArtifactRef) -> dict[str, Any]:
     """Return the ingredients of an evaluation that come from a train artifact: all but its images and captions."""
-    described = read_json(model.folder / "config.json")
+    described = read_trained(model.folder)
     return {
         **model.digests_of("model.safetensors"),
         "config": digest(TrainConfig.model_validate(described["config"]).identity()),
@@ -86,7 +87,7 @@ class EvaluateStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write metrics.json and rankings.parquet."""
-        trained = TrainConfig.model_validate(read_json(self.model.folder / "config.json")["config"])
+        trained = TrainConfig.model_validate(read_trained(self.model.folder)["config"])
         rows = evaluation_rows(run.images, self.config)
         cache = PixelStage(height=trained.backbone.height, width=trained.backbone.width).make(run)
         device = _device(self.config)

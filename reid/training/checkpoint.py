@@ -25,6 +25,7 @@ from data.errors import DataError, WeightsError
 from data.files import atomic_path, read_json, sync_file, sync_folder, write_json
 from reid.config.backbone import RANDOM, BackboneConfig
 from reid.config.train import TrainConfig
+from reid.config.trained import CONFIG_FILE, read_trained
 from reid.models.loading import check_finite
 from reid.tasks.base import Task
 from reid.tasks.build import build_task
@@ -32,7 +33,6 @@ from reid.tasks.build import build_task
 MODEL: Final = "model.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
 STATE: Final = "state.json"
-CONFIG: Final = "config.json"
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,7 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
     Raises:
         WeightsError: the file is missing, damaged, or of another model than config.json describes.
     """
-    described = read_json(folder / CONFIG)
+    described = read_trained(folder)
     config = TrainConfig.model_validate(described["config"])
     backbone = BackboneConfig(**{**config.backbone.model_dump(), "weights": RANDOM, "source_grid": None})
     path = folder / MODEL
@@ -75,9 +75,9 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
         check_finite(state, str(path))
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path} is not the model that {CONFIG} beside it describes ({detail}); train again") from (
-            error
-        )
+        raise WeightsError(
+            f"{path} is not the model that {CONFIG_FILE} beside it describes ({detail}); train again"
+        ) from (error)
     return task.to(device).eval()
 
 

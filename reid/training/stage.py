@@ -10,17 +10,18 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 import numpy as np
 
 from data.artifacts.contents import caption_contents
 from data.artifacts.store import ArtifactRef, Produced
-from data.files import read_json, write_json
+from data.files import write_json
 from data.process.environment import exact_float32, hidden_variables
 from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.train import TrainConfig
+from reid.config.trained import CONFIG_FILE, Kept, Provenance, TrainedModel, read_trained
 from reid.inputs.captions import caption_features, weights_identity
 from reid.inputs.pixel_cache import PixelStage, load_pixels
 from reid.inputs.training_rows import TrainingRows, read_rows, training_rows
@@ -101,12 +102,12 @@ class TrainStage(Stage):
             save_model(folder / "model.safetensors", task)
         if (scratch / METRICS_FILE).exists():
             shutil.copyfile(scratch / METRICS_FILE, folder / METRICS_FILE)
-        write_json(folder / "config.json", self._description(run, rows, labels, sorted(task.encoders()), state))
+        write_json(folder / CONFIG_FILE, self._description(run, rows, labels, sorted(task.encoders()), state))
         return Produced()
 
     def _description(
         self, run: RunContext, rows: TrainingRows, labels: Labels, modes: list[str], state: TrainState
-    ) -> dict[str, Any]:
+    ) -> TrainedModel:
         """Return the content of config.json."""
         config = self.config
         return {
@@ -126,7 +127,7 @@ class TrainStage(Stage):
             "provenance": self._provenance(run),
         }
 
-    def _provenance(self, run: RunContext) -> dict[str, Any]:
+    def _provenance(self, run: RunContext) -> Provenance:
         """Return where the model comes from: dataset, captions, weights and library versions."""
         dataset, read = run.images.description, self.captions if self.config.needs_captions else None
         return {
@@ -146,7 +147,7 @@ class TrainStage(Stage):
 
 def started_from(model: ArtifactRef) -> str:
     """Return a note about a model that started from the CLIP of another train artifact, or an empty text."""
-    left_out = read_json(model.folder / "config.json")["provenance"]["weights"].get("left_out")
+    left_out = read_trained(model.folder)["provenance"]["weights"].get("left_out")
     return f"started from the CLIP of a train artifact, without its {', '.join(sorted(left_out))}" if left_out else ""
 
 
@@ -167,7 +168,7 @@ def _validator(images: IndexedImages, rows: TrainingRows, data: TrainingSet, con
     return Validator(ranked, data.pixels, config, _device(config))
 
 
-def _kept(config: TrainConfig, state: TrainState) -> dict[str, Any]:
+def _kept(config: TrainConfig, state: TrainState) -> Kept:
     """Return the epoch of the model (from 0), the rule that chose it, and its scores at that epoch if evaluated."""
     settings = config.validation
     best = settings.keep == "best"
