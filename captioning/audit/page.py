@@ -58,7 +58,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One caption with its image. image: None on a page without pictures."""
+    """One caption with its image."""
 
     path: str
     pid: int
@@ -66,7 +66,7 @@ class Card:
     split: str
     text: str
     notes: Sequence[Note]
-    image: Thumbnail | None
+    image: Thumbnail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +109,12 @@ def audit_page(
     summary: Mapping[str, Any],
     config: AuditConfig,
     *,
-    dataset: str | None = None,
-    picture: Picture | None = None,
+    dataset: str,
+    picture: Picture,
 ) -> str:
     """Return the page as HTML, all text of captions escaped; the same rows and pictures give the same bytes.
 
-    dataset: its name. picture: returns the thumbnail of an image; without it the page shows text only.
+    dataset: its name. picture: returns the thumbnail of an image.
     """
     from jinja2 import Environment
 
@@ -146,7 +146,7 @@ def _slot(slot: str, figures: Mapping[str, Any]) -> Slot:
     )
 
 
-def _worst(identities: pd.DataFrame, captions: pd.DataFrame, count: int, picture: Picture | None) -> list[Identity]:
+def _worst(identities: pd.DataFrame, captions: pd.DataFrame, count: int, picture: Picture) -> list[Identity]:
     """Return the identities with the least mean agreement over the slots that at least two captions answer."""
     answered = identities[identities["n_named"] >= 2]
     mean = answered.groupby("pid")["agreement"].mean()
@@ -158,9 +158,7 @@ def _worst(identities: pd.DataFrame, captions: pd.DataFrame, count: int, picture
     ]
 
 
-def _identity(
-    pid: Any, agreement: float, slots: pd.DataFrame, captions: pd.DataFrame, picture: Picture | None
-) -> Identity:
+def _identity(pid: Any, agreement: float, slots: pd.DataFrame, captions: pd.DataFrame, picture: Picture) -> Identity:
     differing = slots[slots["agreement"] < 1].sort_values("agreement", kind="stable").to_dict("records")
     majorities = {str(row["slot"]): row["majority"] for row in differing}
     shown = _records(captions.loc[_in_turn(captions, _IMAGES)])
@@ -190,7 +188,7 @@ def _flag(
     majorities: Majorities,
     *,
     shown: int,
-    picture: Picture | None,
+    picture: Picture,
 ) -> Flag:
     marked = captions[flags[flag]]
     chosen = _in_turn(marked, shown)
@@ -226,7 +224,7 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _card(row: Mapping[str, Any], notes: Sequence[Note], picture: Picture | None) -> Card:
+def _card(row: Mapping[str, Any], notes: Sequence[Note], picture: Picture) -> Card:
     return Card(
         path=row["image_path"],
         pid=row["pid"],
@@ -234,7 +232,7 @@ def _card(row: Mapping[str, Any], notes: Sequence[Note], picture: Picture | None
         split=row["split"],
         text=row["raw_text"] or row["error"] or "no text",
         notes=notes,
-        image=picture(row["image_path"]) if picture else None,
+        image=picture(row["image_path"]),
     )
 
 
