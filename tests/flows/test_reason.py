@@ -137,7 +137,7 @@ def test_an_artifact_found_by_two_recipes_is_a_predecessor_of_both(store):
     ]
     for purpose in (DEMO, OTHER):
         assert why(store, "train", changed(TRAINING, "config.seed", 1), purpose) == "config.seed 0 -> 1"
-    assert store.find("train", ref.fingerprint) == ref, "a label is no damage"
+    assert store.find("train", ref.fingerprint) == ref, "a label does not damage an artifact"
     make(store, TRAINING)
     assert read_json(ref.folder / "labels.json")[-1] == {"dataset": "people", "recipe": "demo"}, "the last use is last"
 
