@@ -197,7 +197,7 @@ def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
 
 
 @pytest.mark.parametrize("runner", ["threads", "processes", "ray"])
-def test_two_workers_caption_one_data_set(home, runner):
+def test_two_workers_caption_one_dataset(home, runner):
     if runner == "ray":
         pytest.importorskip("prefect_ray", reason="the extra [ray] is not installed")
     (file,) = (home / "stages" / "caption").glob("*/captions.parquet")

@@ -99,7 +99,7 @@ def test_k_of_the_recipe_is_the_same_training_as_the_main_variant():
     assert by_name["queries_4"] != by_name["scgi"]
 
 
-def test_seeds_change_the_people_where_the_data_set_can():
+def test_seeds_change_the_people_where_the_dataset_can():
     benchmark, real = build_recipe("benchmark"), build_recipe("pku_reid", ["data.root=/images"])
     fixed = build_recipe("benchmark", ["data.root=/images"])
     config = StudyConfig()
