@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Final
 
 # Read by accelerate: precision, accumulation, compilation, sharding, device.
@@ -68,15 +68,19 @@ def exact_float32(torch: Any) -> Iterator[None]:
         backends.mkldnn.rnn,
     ]
     precisions, dtype = [switch.fp32_precision for switch in switches], torch.get_default_dtype()
+    autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
     try:
         for switch in switches:
             switch.fp32_precision = "ieee"
         torch.set_default_dtype(torch.float32)
-        with ExitStack() as stack:
-            for device in ("cpu", "cuda"):
-                stack.enter_context(torch.autocast(device, enabled=False))
-            yield
+        # Not `torch.autocast(enabled=False)`: an autocast nested in it would never drop its half-precision copies of
+        # the weights, and training would go on computing with those of the first step.
+        for device in autocast:
+            torch.set_autocast_enabled(device, False)
+        yield
     finally:
+        for device, enabled in autocast.items():
+            torch.set_autocast_enabled(device, enabled)
         torch.set_default_dtype(dtype)
         for switch, precision in zip(switches, precisions, strict=True):
             switch.fp32_precision = precision

@@ -72,6 +72,8 @@ class TrainStage(Stage):
             "config": self.config.identity(),
             "weights": weights_identity(run.store, self.config.backbone, self.config.seed),
             "version": STAGE_VERSION,
+            # Before 2, autocast trained with stale weights; float32 was never affected.
+            **({} if self.config.precision == "no" else {"autocast": 2}),
         }
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:

@@ -192,6 +192,7 @@ class _Run:
                     means[name] = means.get(name, 0.0) + value / len(group)
                 self.accelerator.backward(total / len(group))
         self.prepared.step()
+        torch.clear_autocast_cache()  # inside an outer autocast it would keep the weights of before this step
         self.optimizer.zero_grad(set_to_none=True)
         state.add_step(means, batches=len(group), seconds=time.perf_counter() - start)
         return means

@@ -389,3 +389,27 @@ def test_training_rows_stand_in_the_order_of_their_content_and_equal_bytes_stay(
     assert list(zip(*found[:3], strict=True)) == sorted(zip(*found[:3], strict=True))
     assert len(found[0]) == 25
     assert used(rows, "once")[1] != ingredients
+
+
+@pytest.mark.parametrize("outer", [False, True], ids=["alone", "inside an autocast of the caller"])
+def test_bf16_training_computes_with_the_weights_of_the_step(data, tmp_path, outer):
+    """Autocast keeps bf16 copies of the weights until its outermost context ends; each step needs new ones."""
+    task, seen, stale = build_task(small_config(), identities=8), {}, []
+
+    def check(module, given, result):
+        if result.dtype != torch.bfloat16:
+            return  # a head, which computes in float32
+        weight = module.weight.detach().bfloat16()
+        bias = None if module.bias is None else module.bias.detach().bfloat16()
+        with torch.autocast("cpu", enabled=False):
+            expected = torch.nn.functional.linear(given[0].detach().bfloat16(), weight, bias)
+        seen.setdefault(module, []).append(weight)
+        stale.append(not torch.equal(expected, result.detach()))
+
+    for module in task.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(check)
+    with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+        fit(task, data, small_config(precision="bf16"), folder=tmp_path)
+    assert any(len(weights) > 2 and not torch.equal(weights[0], weights[-1]) for weights in seen.values())
+    assert not any(stale)
