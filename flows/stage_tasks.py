@@ -207,6 +207,8 @@ def stage_task(*, step: Step, plan: Plan, run: RunContext) -> StageResult:
         if step.assist is not None and not is_made:
             step.assist(run)
         with _progress(name) as progress:
-            made = plan.make(run.with_progress(progress))
+            # Weights may have changed while this step waited for a GPU, and the fingerprint names those that it reads.
+            current = plan if is_made else step.stage.plan(run)
+            made = current.make(run.with_progress(progress))
     step.show(run, made.ref)
     return StageResult(ref=made.ref.to_json(), note=made.produced.note or step.note(made.ref))

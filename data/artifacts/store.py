@@ -159,10 +159,14 @@ class ArtifactStore:
         content, problems = self._inspect(stage, fingerprint)
         if problems:
             return None
-        folder = self.folder(stage, fingerprint)
+        return ArtifactRef(
+            stage=stage, fingerprint=fingerprint, content=content, path=str(self.folder(stage, fingerprint))
+        )
+
+    def touch(self, ref: ArtifactRef) -> None:
+        """Mark an artifact as used now; `gc` counts its age from then."""
         with suppress(OSError):  # the store may be on a read-only disk
-            os.utime(folder)  # gc counts the age from the last use
-        return ArtifactRef(stage=stage, fingerprint=fingerprint, content=content, path=str(folder))
+            os.utime(ref.folder)
 
     def _inspect(self, stage: str, fingerprint: str) -> tuple[str, list[str]]:
         """Return the content digest and the problems, from one read of the sidecar: another process may replace it."""
@@ -241,7 +245,8 @@ class ArtifactStore:
         return {path.name.removeprefix(prefix) for path in (self.root / "locks").glob(f"{prefix}*")}
 
     def record_use(self, ref: ArtifactRef, *, dataset: str, recipe: str) -> None:
-        """Record in labels.json which dataset and recipe use an artifact; no fingerprint depends on it."""
+        """Mark an artifact as used now, and record for which dataset and recipe; no fingerprint depends on it."""
+        self.touch(ref)
         uses, now = read_uses(ref.folder), {"dataset": dataset, "recipe": recipe}
         if uses[-1:] == [now]:
             return

@@ -45,18 +45,6 @@ class DatasetDescription(BaseModel):
     """Sentences for the user."""
 
 
-def index_rows(index: ArtifactRef, *columns: str) -> pa.Table:
-    """Return columns of images.parquet (`data.schemas.IMAGES`), one row per usable image, sorted by (split, path).
-
-    Raises DataError when the file cannot be read.
-    """
-    path = index.folder / IMAGES_FILE
-    try:
-        return pq.read_table(path, columns=list(columns) or None)
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} cannot be read ({error}); delete its folder and run the index stage again") from error
-
-
 @dataclass(frozen=True, kw_only=True)
 class IndexedImages:
     """An index artifact and the folder of its images.
@@ -78,8 +66,16 @@ class IndexedImages:
         return self.ref.folder / IMAGES_FILE
 
     def rows(self, *columns: str) -> pa.Table:
-        """Return columns of images.parquet; see `index_rows`."""
-        return index_rows(self.ref, *columns)
+        """Return columns of images.parquet (`data.schemas.IMAGES`), one row per usable image, sorted by (split, path).
+
+        Raises DataError when the file cannot be read.
+        """
+        try:
+            return pq.read_table(self.file, columns=list(columns) or None)
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{self.file} cannot be read ({error}); delete its folder and run the index stage again"
+            ) from error
 
     def digests(self) -> dict[str, str]:
         """Return path -> sha256 of every image."""

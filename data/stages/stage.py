@@ -112,6 +112,7 @@ class Plan:
         store, name = run.store, self.stage.name
         found = self.find(store)
         if found is not None:
+            store.touch(found)
             return Made(ref=found, cached=True)
         settled = self.stage.settled(run)
         if settled is not self.stage:

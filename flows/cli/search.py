@@ -137,7 +137,10 @@ def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[Stag
         if captions is None:
             return stages[1:]
     model = TrainStage(captions=captions, config=recipe.train).find(run)
-    return stages[-1:] if model is None else Searchable(run=run, model=model)
+    if model is None:
+        return stages[-1:]
+    store.touch(model)
+    return Searchable(run=run, model=model)
 
 
 def _trained(store: ArtifactStore, summary: RunSummary) -> Searchable:

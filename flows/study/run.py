@@ -148,6 +148,8 @@ def _attempt(run: Run, progress: ProgressFn) -> Done:
         return Done(run=run, rows=[_row(run, "skipped", error=run.obstacle)], cached=False, seconds=0.0)
     try:
         found = run.find()
+        if found is not None:
+            run.inputs.run.store.touch(found)
         result = read_json((found or _make(run, progress)).folder / _FILE)
     except Exception as error:
         # Errors of this project explain themselves; others need a traceback.

@@ -22,9 +22,9 @@ from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
 from data.errors import DataError, RejectedRow
 from data.files import read_json, write_json
-from data.images.decode import open_indexed
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
+from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 
 STAGE_VERSION: Final = 1
@@ -61,7 +61,7 @@ class PixelStage(Stage):
         shape = (table.num_rows, self.height, self.width, 3)
         out = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         rows = list(zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-        _fill(out, rows, run.images.root, self.workers or os.cpu_count() or 1, run.progress)
+        _fill(out, rows, run.images, self.workers or os.cpu_count() or 1, run.progress)
         out.flush()
         write_json(folder / "pixels.json", {**self.ingredients(run), "images": table.num_rows})
         return Produced()
@@ -80,10 +80,10 @@ def load_pixels(ref: ArtifactRef) -> Pixels:
     return array
 
 
-def _fill(out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int, progress: ProgressFn) -> None:
+def _fill(out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, workers: int, progress: ProgressFn) -> None:
     every = max(1, len(rows) // 100)
     problems: list[str] = []
-    with closing(_decode_all(out, rows, root, workers)) as decoded:
+    with closing(_decode_all(out, rows, images, workers)) as decoded:
         for done, problem in enumerate(decoded, start=1):
             if problem:
                 problems.append(problem)
@@ -93,18 +93,18 @@ def _fill(out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int, pr
         shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         rest = f"\n  - and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{len(problems)} of {len(rows)} indexed images under {root} have changed since they were "
+            f"{len(problems)} of {len(rows)} indexed images under {images.root} have changed since they were "
             f"indexed:{shown}{rest}\nRestore these files, or run the index stage again on the folder."
         )
 
 
 def _decode_all(
-    out: Pixels, rows: list[tuple[str, str]], root: Path, workers: int
+    out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, workers: int
 ) -> Generator[str | None, None, None]:
     def decode(index: int) -> str | None:
         path, sha256 = rows[index]
         try:
-            image = open_indexed(root, path, sha256)
+            image = images.open(path, sha256)
         except RejectedRow as rejected:
             return f"{path}: {rejected.reason}"
         out[index] = np.asarray(image.resize((out.shape[2], out.shape[1]), Image.Resampling.BICUBIC))

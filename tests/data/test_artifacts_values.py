@@ -195,17 +195,22 @@ def test_the_folder_to_produce_in_lies_beside_the_final_one_and_is_not_counted(s
     assert [sidecar.folder.name for sidecar in store.sidecars("caption")] == [FINGERPRINT]
 
 
-def test_a_find_counts_as_a_use_and_works_where_nothing_may_be_written(store, monkeypatch):
+def test_a_find_changes_nothing_and_a_use_is_marked_unless_nothing_may_be_written(store, monkeypatch):
     ref = make(store).ref
     os.utime(ref.folder, (1, 1))
     assert store.find("caption", FINGERPRINT) == ref
+    assert ref.folder.stat().st_mtime == 1
+    assert make(store).cached
+    assert ref.folder.stat().st_mtime > 1
+    os.utime(ref.folder, (1, 1))
+    store.record_use(ref, dataset="people", recipe="demo")
     assert ref.folder.stat().st_mtime > 1
 
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(artifacts.os, "utime", read_only)
-    assert store.find("caption", FINGERPRINT) == ref
+    assert make(store).ref == ref
 
 
 def test_an_artifact_made_meanwhile_is_found_behind_the_lock(store, monkeypatch):

@@ -259,7 +259,7 @@ def test_an_artifact_that_a_run_found_is_no_longer_old(tmp_path):
     sidecar = made.folder / SIDECAR
     sidecar.write_text(re.sub(r'"created": *"[^"]+"', '"created": "2020-01-01T00:00:00+00:00"', sidecar.read_text()))
     assert [entry.stage for entry in plan_gc(store, keep_runs=1, days=30).artifacts] == ["audit"]
-    assert store.find("audit", made.fingerprint) is not None
+    store.record_use(made, dataset="people", recipe="demo")
     assert plan_gc(store, keep_runs=1, days=30).artifacts == []
 
 

@@ -6,16 +6,19 @@ import re
 import shutil
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from data.artifacts.store import SIDECAR, ArtifactStore
+from data.artifacts.store import SIDECAR, ArtifactRef, ArtifactStore, Produced
 from data.errors import ClipScgiError, ConfigError
 from data.files import read_json
+from data.stages.stage import RunContext, Stage
 from flows.cli.app import main
 from flows.execution.launch import launch_training
 from flows.recipes import build_recipe
@@ -177,6 +180,35 @@ def test_seven_frames_lie_between_the_flow_and_the_optimizer(home, monkeypatch):
     _run(home, "train.method=clip_baseline", "train.seed=5", until="train")
     own = [file for file in stacks[0] if file.parts[0] != "tests" and ".venv" not in file.parts]
     assert len(own) == 7, own
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Copy(Stage):
+    """A stage whose ingredient is a file, which it copies."""
+
+    name: ClassVar[str] = "train"
+    source: Path
+
+    def ingredients(self, run):
+        return {"text": self.source.read_text()}
+
+    def produce(self, run, folder, scratch):
+        shutil.copyfile(self.source, folder / "copy.txt")
+        return Produced()
+
+
+def test_an_input_that_changes_while_a_step_waits_names_its_artifact(prefect_server, tmp_path):
+    from flows.stage_tasks import Step, stage_task
+
+    source, run = tmp_path / "weights", RunContext(store=ArtifactStore(tmp_path / "home"))
+    source.write_text("old")
+    step = Step(stage=_Copy(source=source))
+    before = step.stage.plan(run)
+    source.write_text("new")
+    made = ArtifactRef(**stage_task.fn(step=step, plan=before, run=run)["ref"])
+    assert (made.folder / "copy.txt").read_text() == "new"
+    assert made == step.stage.find(run)
+    assert before.find(run.store) is None
 
 
 def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
