@@ -31,20 +31,41 @@ def prefect_server(root: Path) -> Iterator[None]:
     """
     choose_defaults(root)
     url = api_url()
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
     _quiet_terminal()
     if url:
         check_server()
         with _loss_explained(url):
             yield
         return
-    with own_server() as url, temporary_settings({PREFECT_API_URL: url}), _loss_explained(url):
+    with own_server() as url, _used_by_all_threads(url), _loss_explained(url):
         try:
             yield
         finally:
             if not stopping():
                 _drain()
+
+
+@contextmanager
+def _used_by_all_threads(url: str) -> Iterator[None]:
+    """Let every thread and child process work with the API at `url` during the block.
+
+    A thread that Prefect starts without the settings of its caller, such as the one that forwards the messages of a
+    process pool, starts a second server on the same database otherwise.
+    """
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = url
+    refresh_global_settings_context()
+    try:
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    finally:
+        del os.environ[VARIABLE]
+        if before is not None:
+            os.environ[VARIABLE] = before
+        refresh_global_settings_context()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pytest
 from data.errors import ConfigError
 from flows.execution.server import choose_defaults
 from flows.execution.site_server import check_server, masked
+from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
 
 pytestmark = pytest.mark.xdist_group("flow")
@@ -278,3 +280,37 @@ def test_a_home_whose_name_is_not_utf8_is_one_message(tmp_path):
     assert done.stderr.startswith("clip-scgi: ")
     assert "UTF-8" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+_ASK = """
+import os, sys, threading
+from pathlib import Path
+
+from flows.execution.server import prefect_server
+
+
+def ask():
+    from prefect.settings import get_current_settings
+
+    answers.append(get_current_settings().api.url)
+
+
+answers = []
+with prefect_server(Path(sys.argv[1])):
+    ask()
+    thread = threading.Thread(target=ask)  # without the context of this one, like the threads of a process pool
+    thread.start()
+    thread.join()
+    answers.append(os.environ["PREFECT_API_URL"])
+ask()
+print(len({*answers[:3]}), answers[0].startswith("http://127.0.0.1:"), answers[3], "PREFECT_API_URL" in os.environ)
+"""
+
+
+def test_every_thread_works_with_the_own_server(tmp_path):
+    """A thread that does not know it starts a second server on the same database."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    words = [sys.executable, "-c", _ASK, str(tmp_path)]
+    env = {**kept, "HOME": str(tmp_path)}
+    done = subprocess.run(words, check=False, env=env, cwd=REPO, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "True", "None", "False"], done.stdout + done.stderr
