@@ -1,8 +1,11 @@
-"""The rule for which images show a person, shared by index, captioning, training, evaluation and report.
+"""The rules for the labels of images, shared by index, captioning, training, evaluation and report.
 
 Identity -1 is junk: a detection without a person. Identity 0 is a person if any training or query image has it, because
 the dataset then numbers its people from 0; if only gallery images have it, it stands for all distractors, as in
 Market-1501. Every other identity is a person.
+
+Camera -1 is unknown. The cameras of a dataset are either all known or all unknown; the index refuses a mixture. Without
+cameras, images are not excluded by camera in any ranking, and camera embeddings (SIE) cannot be trained.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ JUNK: Final = -1
 """The identity of images that no metric counts."""
 DISTRACTOR: Final = 0
 """The identity of gallery images of people without a query, unless it is a person (see the module docstring)."""
+UNKNOWN_CAMERA: Final = -1
+"""The camera of every image of a dataset without cameras (see the module docstring)."""
 
 Labels = Sequence[Any] | NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -39,3 +44,8 @@ def is_person(splits: Labels, pids: Labels) -> Mask:
     zero_is_a_person = bool(((pid == DISTRACTOR) & (split != GALLERY)).any())
     mask: Mask = (pid != JUNK) & ((pid != DISTRACTOR) | zero_is_a_person)
     return mask
+
+
+def cameras_known(camids: Labels) -> bool:
+    """Return True unless one of the cameras `camids` is unknown, and hence those of the whole dataset."""
+    return not bool((np.asarray(camids, dtype=np.int64) == UNKNOWN_CAMERA).any())

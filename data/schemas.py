@@ -23,13 +23,20 @@ IMAGES: Final = _schema(
     ("path", pa.string()),  # relative to the dataset's root, posix separators
     ("split", pa.string()),  # train, query or gallery
     ("pid", pa.int64()),  # identity; data.people decides which are people
-    ("camid", pa.int64()),  # camera, as numbered by the dataset
+    ("camid", pa.int64()),  # camera, as numbered by the dataset; -1 in every row if unknown (data.people)
     ("sha256", pa.string()),  # of the file's bytes
     ("size", pa.int64()),  # bytes
     ("width", pa.int32()),  # pixels, after EXIF rotation
     ("height", pa.int32()),
 )
 """images.parquet: one row per usable image, sorted by (split, path)."""
+
+LABEL: Final = pa.field("label", pa.string())
+"""Last column of images.parquet, captions.parquet and identities.parquet if the identities of a dataset are text: the
+text that `pid` numbers. Datasets that number their identities themselves do not have it."""
+
+LABELED_IMAGES: Final = IMAGES.append(LABEL)
+"""images.parquet of a dataset whose identities are text."""
 
 REJECTED: Final = _schema(
     ("path", pa.string()),

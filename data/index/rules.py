@@ -16,7 +16,7 @@ from data.datasets import DatasetConfig
 from data.errors import DataError, raise_problems
 from data.images.decode import REASONS
 from data.index.examine import Facts
-from data.people import DISTRACTOR, is_junk, is_person
+from data.people import DISTRACTOR, UNKNOWN_CAMERA, is_junk, is_person
 from data.readers.base import ImageRecord, Rejected, Scan
 from data.splits import GALLERY, QUERY, SPLITS, TRAIN
 
@@ -65,7 +65,7 @@ def check_index(
         found = _tally(rejected) or "no file name matches"
         raise DataError(f"{subject} has no usable images: {found}. Check data.root and data.reader ({scan.name})")
     identical = list(_identical(records, sha256s))
-    problems = [*_empty_splits(config, records, rejected), *_shared_identities(records)]
+    problems = [*_empty_splits(config, records, rejected), *_shared_identities(records), *_mixed_cameras(records)]
     notices = [*scan.notices, *_junk(scan), *_rejected(rejected), *_copies(records, sha256s), *_flat(records, facts)]
     if identical and config.allow_identical:
         notices.append(_show_identical(identical))
@@ -117,6 +117,15 @@ def _shared_identities(records: Sequence[ImageRecord]) -> Iterator[str]:
             f"{len(shared)} identities are both in training and in query or gallery, such as {shown}. Test"
             f" identities must not occur in training: move each to one side, or give different people different"
             f" numbers{zero}"
+        )
+
+
+def _mixed_cameras(records: Sequence[ImageRecord]) -> Iterator[str]:
+    unknown = [record for record in records if record.camid == UNKNOWN_CAMERA]
+    if unknown and len(unknown) < len(records):
+        yield (
+            f"the camera of {len(unknown):,} of {len(records):,} images is unknown, such as {unknown[0].path}. Give"
+            " every image a camera, or none"
         )
 
 

@@ -23,9 +23,10 @@ from data.errors import RetryableError
 from data.files import write_json, write_table
 from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
 from data.index.rules import check_index, identities, unusable
+from data.people import UNKNOWN_CAMERA
 from data.progress import ProgressFn, silent
 from data.readers.base import ImageRecord, Rejected, Scan
-from data.schemas import IMAGES, REJECTED, SCHEMA_VERSION
+from data.schemas import IMAGES, LABELED_IMAGES, REJECTED, SCHEMA_VERSION
 from data.splits import SPLITS
 from data.stages.images import DESCRIPTION_FILE, IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
@@ -188,7 +189,7 @@ def _describe(
         split: {
             "images": sum(record.split == split for record in records),
             "identities": len(people[split]),
-            "cameras": len({record.camid for record in records if record.split == split}),
+            "cameras": len({record.camid for record in records if record.split == split} - {UNKNOWN_CAMERA}),
         }
         for split in SPLITS
     }
@@ -209,14 +210,15 @@ def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) ->
     """Digest the sorted rows. A path cannot contain NUL, so different datasets never give the same text."""
     hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
     for record, fact in zip(records, facts, strict=True):
-        row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}"
+        label = f"\0{record.label}" if record.label else ""
+        row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}{label}"
         hasher.update(row.encode())
     return hasher.hexdigest()[:32]
 
 
 def _write(folder: Path, found: Survey) -> pa.Table:
     """Write the files of the artifact; return the table of images.parquet."""
-    columns = {
+    columns: dict[str, list[Any]] = {
         "path": [record.path for record in found.records],
         "split": [record.split for record in found.records],
         "pid": [record.pid for record in found.records],
@@ -226,8 +228,11 @@ def _write(folder: Path, found: Survey) -> pa.Table:
         "width": [fact.width for fact in found.facts],
         "height": [fact.height for fact in found.facts],
     }
-    images = pa.table(columns, schema=IMAGES)
-    write_table(folder / IMAGES_FILE, images, IMAGES)
+    schema = IMAGES
+    if any(record.label for record in found.records):
+        schema, columns["label"] = LABELED_IMAGES, [record.label for record in found.records]
+    images = pa.table(columns, schema=schema)
+    write_table(folder / IMAGES_FILE, images, schema)
     rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
     write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
     write_json(folder / DESCRIPTION_FILE, found.description)

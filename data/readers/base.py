@@ -31,12 +31,17 @@ _LEAST_PART: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """One image: `path` relative to the dataset's folder (posix), `split`, identity and camera."""
+    """One image: `path` relative to the dataset's folder (posix), `split`, identity and camera.
+
+    camid: `data.people.UNKNOWN_CAMERA` in every record of a dataset without cameras. label: the text that `pid`
+    numbers; "" in every record of a dataset that numbers its identities itself.
+    """
 
     path: str
     split: str
     pid: int
     camid: int
+    label: str = ""
 
 
 class Rejected(NamedTuple):
@@ -88,14 +93,14 @@ class Collector:
     notices: list[str] = field(default_factory=list)
     n_junk: int = 0
 
-    def add(self, path: str, split: str, pid: int, camid: int) -> None:
+    def add(self, path: str, split: str, pid: int, camid: int, label: str = "") -> None:
         """Add one image; junk is only counted, unless `keep_junk` is set."""
         if max(pid, camid) > MAX_INT64:
             self.reject(path, "bad_name", f"identity {pid} or camera {camid} does not fit into 64 bits")
         elif pid == JUNK and not self.keep_junk:
             self.n_junk += 1
         else:
-            self.records.append(ImageRecord(path=path, split=split, pid=pid, camid=camid))
+            self.records.append(ImageRecord(path=path, split=split, pid=pid, camid=camid, label=label))
 
     def reject(self, path: str, reason: str, detail: str = "") -> None:
         """Add one file or row that is not used."""
@@ -113,6 +118,19 @@ class Collector:
             notices=self.notices + notices,
             n_junk=self.n_junk,
         )
+
+
+def number_labels(labels: Iterable[str]) -> dict[str, int]:
+    """Return label -> identity: the distinct labels in sorted order, from 1 (0 is a distractor)."""
+    return {label: number for number, label in enumerate(sorted(set(labels)), start=1)}
+
+
+def number_cameras(names: Iterable[str]) -> dict[str, int]:
+    """Return name -> camera: the number that the name is, if every name is one, else the sorted names from 1."""
+    distinct = set(names)
+    if all(name.isascii() and name.isdecimal() and int(name) <= MAX_INT64 for name in distinct):
+        return {name: int(name) for name in distinct}
+    return number_labels(distinct)
 
 
 def printable(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from data.people import cameras_known
 from flows.preflight.plan import Plan, message_of
 from reid.inputs.evaluation_rows import check_test_split, has_match
 from reid.inputs.training_rows import batch_problems, held_out_identities
@@ -56,8 +57,14 @@ def _test_split_problems(plan: Plan) -> Iterator[str]:
 
 
 def camera_problems(plan: Plan) -> Iterator[str]:
-    """Yield test cameras without an embedding (SIE) if test images will be encoded."""
+    """Yield cameras that camera embeddings (SIE) need but that are unknown or have no training image."""
     during = plan.train.validation.every and not plan.train.validation.holds_out and "train" in plan.stages
+    if plan.train.sie and "train" in plan.stages and not cameras_known(plan.rows.camid):
+        yield (
+            f"train.sie={plan.train.sie:g} learns one embedding per camera, but the cameras of this dataset are unknown"
+            ": set train.sie=0"
+        )
+        return
     if not plan.train.sie or not ("evaluate" in plan.stages or during):
         return
     known, wanted = (set(plan.rows.of(*splits).camid.tolist()) for splits in (("train",), ("query", "gallery")))

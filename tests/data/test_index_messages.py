@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,21 @@ def test_identities_on_both_sides_are_shown_up_to_three():
         "the dataset People in /data/set: 4 identities are both in training and in query or gallery, such as "
         "6 (train: t6, query: b); 7 (train: t7, gallery: g7); 8 (train: t8, gallery: g8). Test identities must not "
         "occur in training: move each to one side, or give different people different numbers"
+    )
+
+
+def test_cameras_are_all_known_or_all_unknown():
+    def with_cameras(*cameras: int) -> list[str]:
+        rows = [("a", "train", 5), ("b", "query", 6), ("c", "gallery", 6)]
+        records = [replace(record(*row), camid=camera) for row, camera in zip(rows, cameras, strict=True)]
+        return check_index(CONFIG, scan(), records, [fact("a"), fact("b"), fact("c")], [])
+
+    assert with_cameras(-1, -1, -1) == with_cameras(0, 1, 2) == []
+    with pytest.raises(DataError) as error:
+        with_cameras(1, -1, -1)
+    assert str(error.value) == (
+        "the dataset People in /data/set: the camera of 2 of 3 images is unknown, such as b. Give every image a "
+        "camera, or none"
     )
 
 

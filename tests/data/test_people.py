@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from captioning.audit.agreement import people
-from data.people import is_junk, is_person
-from data.readers.base import Counts, ImageRecord, compare_counts
+from data.people import UNKNOWN_CAMERA, cameras_known, is_junk, is_person
+from data.readers.base import Counts, ImageRecord, compare_counts, number_cameras, number_labels
 from reid.inputs.image_rows import ImageRows
 
 
@@ -28,6 +28,31 @@ def test_zero_is_a_person_unless_only_the_gallery_has_it(rows, expected):
     assert is_person(np.array(splits, dtype=object), np.array(pids, dtype=np.int64)).tolist() == expected
     assert is_junk(pids).tolist() == [pid == -1 for pid in pids]
     assert people(pd.DataFrame({"split": splits, "pid": pids})).tolist() == expected
+
+
+def test_cameras_are_unknown_if_one_is():
+    assert cameras_known([0, 1])
+    assert cameras_known([])
+    assert not cameras_known([UNKNOWN_CAMERA] * 2)
+    assert not cameras_known(np.array([1, UNKNOWN_CAMERA]))
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["10", "2", "02"], {"10": 10, "2": 2, "02": 2}),
+        (["north", "east", "north"], {"east": 1, "north": 2}),
+        (["1", "b"], {"1": 1, "b": 2}),
+        (["9" * 20], {"9" * 20: 1}),
+        ([], {}),
+    ],
+)
+def test_cameras_keep_their_numbers_if_all_are_numbers(names, numbers):
+    assert number_cameras(names) == number_cameras(reversed(names)) == numbers
+
+
+def test_labels_are_numbered_from_1_in_sorted_order():
+    assert number_labels(["Bob", "Alice", "2", "10", "Bob"]) == {"10": 1, "2": 2, "Alice": 3, "Bob": 4}
 
 
 def test_a_training_uses_identity_zero_and_no_junk():

@@ -213,6 +213,15 @@ def test_held_out_identities_can_be_searched(check):
     assert check(market(train=20, each=2), *settings) == []
 
 
+def test_camera_embeddings_need_known_cameras(check):
+    rows = [(split, pid, -1) for split, pid, _ in market()]
+    message = (
+        "train.sie=1 learns one embedding per camera, but the cameras of this dataset are unknown: set train.sie=0"
+    )
+    assert check(rows, "train.sie=1", stages=("train",)) == [message]
+    assert check(rows, stages=("train",)) == []
+
+
 def test_camera_embeddings_must_cover_the_test_cameras(check):
     rows = [*market(), ("query", 1001, 8), ("gallery", 1001, 9)]
     message = (
