@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import Phase, settings
+
+# For `make mutants`: the first failure of a property counts, so no smaller example is searched for.
+settings.register_profile("mutants", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
 
 
 @pytest.fixture(autouse=True)
