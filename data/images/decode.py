@@ -90,7 +90,7 @@ def _decoded(content: bytes, max_pixels: int) -> Image.Image:
         raise RejectedRow("too_large")
     image.load()
     turn = _TRANSPOSE.get(bare.orientation)
-    return _to_rgb(image if turn is None else image.transpose(turn))
+    return to_rgb(image if turn is None else image.transpose(turn))
 
 
 def _is_costly(image: Image.Image, content: bytes, max_pixels: int) -> bool:
@@ -142,7 +142,8 @@ def _regular_bytes(handle: int) -> bytes:
         return stream.readall()
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a decoded image of any mode in 8-bit RGB; raise RejectedRow (``blank``) if every pixel is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_wide(image)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:

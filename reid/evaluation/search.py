@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from data.artifacts.store import ArtifactRef
-from data.device import resolve_device
 from data.errors import ConfigError, DataError, RejectedRow
 from data.images.decode import REASONS, open_rgb
 from data.process.environment import exact_float32
@@ -23,9 +23,7 @@ from reid.inputs.image_rows import read_rows
 from reid.inputs.pixel_cache import PixelStage, load_pixels
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from reid.tasks.base import Encoder, Task
+    from reid.embedding.embedder import Embedder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +45,8 @@ def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int =
     """
     import torch
 
-    from reid.inputs.embed import embed
+    from reid.embedding.embedder import JOINT, Embedder
     from reid.ranking.similarity import FeatureRows, similarity_blocks
-    from reid.training.checkpoint import load_task
 
     if top < 1:
         raise ConfigError(f"search: top must be at least 1 (given: {top})")
@@ -58,24 +55,16 @@ def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int =
     gallery = rows.take(rows.of_split("gallery"))
     if not len(gallery):
         raise DataError(f"{run.images.file} does not list any gallery images to search; check the split of the dataset")
-    where = resolve_device(device, torch.cuda, "evaluate.device")
-    task = load_task(model.folder, where)
-    shape = task.preprocess
+    embedder = Embedder.load(model, device=device)
+    mode = JOINT if picture is None else embedder.modes[0]
+    wanted_1D = embedder.embed_texts([str(query)]) if picture is None else _of_picture(embedder, picture)
+    shape = embedder.task.preprocess
     cache = PixelStage(height=shape.height, width=shape.width).make(run)
+    features_ND = embedder.embed_pixels(
+        load_pixels(cache.ref), gallery.position, mode=mode, cameras=gallery.camid.tolist(), progress=run.progress
+    )
     with exact_float32(torch):
-        wanted_1D, encode = _by_sentence(task, str(query)) if picture is None else _by_image(task, picture, where)
-        features_ND = embed(
-            encode,
-            load_pixels(cache.ref),
-            gallery.position,
-            batch_size=64,
-            device=where,
-            mean=shape.mean,
-            std=shape.std,
-            cameras=task.camera_numbers(gallery.camid.tolist()),
-            progress=run.progress,
-        )
-        similarities = similarity_blocks(FeatureRows(wanted_1D.cpu(), "query"), FeatureRows(features_ND, "gallery"))
+        similarities = similarity_blocks(FeatureRows(wanted_1D, "query"), FeatureRows(features_ND, "gallery"))
         scores_N = next(similarities)[1][0, : len(gallery)]
     best = np.argsort(-scores_N, kind="stable")[:top]
     return [
@@ -90,25 +79,14 @@ def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int =
     ]
 
 
-def _by_sentence(task: Task, sentence: str) -> tuple[Tensor, Encoder]:
-    """Return the feature [1, D] of the sentence, and the encoder of images into the same space.
-
-    Raises ConfigError for a sentence that is empty or too long for the model.
-    """
-    import torch
-
-    n_words, n_most = len(task.backbone.tokenizer.words(sentence)), task.backbone.context - 2
-    if not sentence.strip() or not 0 < n_words <= n_most:
+def _of_picture(embedder: Embedder, picture: Image.Image) -> NDArray[np.float32]:
+    """Return the retrieval feature [1, D] of the query image."""
+    if embedder.needs_cameras:
         raise ConfigError(
-            f"search: the sentence has {n_words if sentence.strip() else 0} tokens, but this model reads 1 to {n_most};"
-            " describe a person in one or two sentences"
+            "search: this model has camera embeddings, but the camera of the query image is unknown; search with a "
+            "sentence, or use a model trained with train.sie=0"
         )
-
-    def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        return task.encode_image(images_BCHW, cameras_B).joint_BD
-
-    with torch.inference_mode():
-        return task.backbone.text([sentence]).float(), encode
+    return embedder.embed_images([picture])
 
 
 def open_query(path: Path) -> Image.Image:
@@ -120,21 +98,3 @@ def open_query(path: Path) -> Image.Image:
             f"search: the query image {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason})."
             " Give the path of an intact JPEG, PNG, WebP, TIFF, BMP or GIF file"
         ) from rejected
-
-
-def _by_image(task: Task, image: Image.Image, device: str) -> tuple[Tensor, Encoder]:
-    """Return the retrieval feature [1, D] of the query image, and the encoder of gallery images."""
-    import torch
-
-    from reid.inputs.augment import normalize
-
-    if task.sie:
-        raise ConfigError(
-            "search: this model has camera embeddings, but the camera of the query image is unknown; search with a "
-            "sentence, or use a model trained with train.sie=0"
-        )
-    shape, encode = task.preprocess, next(iter(task.encoders().values()))
-    pixels_HWC = np.array(image.resize((shape.width, shape.height), Image.Resampling.BICUBIC))
-    images_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None].to(device)
-    with torch.inference_mode():
-        return encode(normalize(images_BCHW, shape.mean, shape.std)).float(), encode

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.backbone import RANDOM, BackboneConfig
 from reid.models.pretrained import weights_files
 from reid.models.weights_source import source_identity
+
+if TYPE_CHECKING:
+    from reid.models.backbone import Backbone
 
 STAGE_VERSION: Final = 1
 _BATCH: Final = 256
@@ -111,11 +114,15 @@ def encode_texts(
     texts: Sequence[str], *, config: BackboneConfig, seed: int, device: str, progress: ProgressFn = silent
 ) -> NDArray[np.float32]:
     """Return CLIP's text features [N, D] (end token, projected, not normalized), float32."""
-    import torch
-
     from reid.models.backbone import build_backbone
 
-    backbone = build_backbone(config, seed=seed).to(device).eval()
+    return text_features(build_backbone(config, seed=seed).to(device).eval(), texts, progress)
+
+
+def text_features(backbone: Backbone, texts: Sequence[str], progress: ProgressFn = silent) -> NDArray[np.float32]:
+    """Return the text features [N, D] of a backbone in evaluation mode (end token, projected, not normalized)."""
+    import torch
+
     # Sorted by length, because a batch is padded to its longest text.
     order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
     features = np.empty((len(texts), backbone.joint_width), dtype=np.float32)

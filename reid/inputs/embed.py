@@ -1,11 +1,11 @@
-"""Encode many images from cached pixels to features, one float32 row per image.
+"""Encode many images to features, one float32 row per image.
 
 Shapes: N images, B of a batch, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ EncodeFn = Callable[..., Tensor]
 Float32s = NDArray[np.float32]
 
 
-@exact_float32(torch)
 def embed(
     encode: EncodeFn,
     pixels: NDArray[np.uint8],
@@ -55,18 +54,58 @@ def embed(
         out: a .npy file to write the features to; the result is then its memory map.
         progress: called after every batch with (encoded images, all images, note).
     """
-    device = torch.device(device)
-    features: Float32s | None = None
     starts = range(0, len(indices), batch_size)
-    batches = (indices[start : start + batch_size] for start in starts)
-    for start, pixels_BCHW in zip(starts, load_batches(pixels, batches, device), strict=True):
+    batches = load_batches(pixels, (indices[start : start + batch_size] for start in starts), device)
+    return embed_batches(
+        encode,
+        batches,
+        len(indices),
+        mean=mean,
+        std=std,
+        cameras=cameras,
+        flip=flip,
+        dtype=dtype,
+        out=out,
+        progress=progress,
+    )
+
+
+@exact_float32(torch)
+def embed_batches(
+    encode: EncodeFn,
+    batches: Iterable[Tensor],
+    count: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    cameras: Tensor | None = None,
+    flip: bool = False,
+    dtype: torch.dtype = torch.float32,
+    out: Path | None = None,
+    progress: ProgressFn = silent,
+) -> Float32s:
+    """Return the features of the images in `batches`, [N, D], in that order, without gradients.
+
+    Args:
+        encode: as for `embed`.
+        batches: uint8 [B, 3, H, W], on the device of `encode`.
+        count: the number N of images in all batches.
+        mean, std, cameras, flip, dtype, out, progress: as for `embed`.
+    """
+    features: Float32s | None = None
+    done = 0
+    for pixels_BCHW in batches:
+        device, stop = pixels_BCHW.device, done + len(pixels_BCHW)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            more = () if cameras is None else (cameras[start : start + len(pixels_BCHW)].to(device),)
+            more = () if cameras is None else (cameras[done:stop].to(device),)
             rows_BD = _encode(encode, normalize(pixels_BCHW, mean, std), more, flip)
         if features is None:
-            features = _allocate(len(indices), rows_BD.shape[1], out)
-        features[start : start + len(rows_BD)] = rows_BD.cpu().numpy()
-        progress(start + len(rows_BD), len(indices), "encoding")
+            features = _allocate(count, rows_BD.shape[1], out)
+        features[done:stop] = rows_BD.cpu().numpy()
+        done = stop
+        progress(done, count, "encoding")
+    if done != count:
+        raise ValueError(f"the batches have {done} images instead of {count}")
     return _allocate(0, 0, None) if features is None else features
 
 

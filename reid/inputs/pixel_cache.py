@@ -80,6 +80,12 @@ def load_pixels(ref: ArtifactRef) -> Pixels:
     return array
 
 
+def resized(image: Image.Image, height: int, width: int) -> Pixels:
+    """Return the pixels of an RGB image, uint8 [height, width, 3], by the rule `RESIZE`."""
+    pixels: Pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return pixels
+
+
 def _fill(out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, workers: int, progress: ProgressFn) -> None:
     every = max(1, len(rows) // 100)
     problems: list[str] = []
@@ -107,7 +113,7 @@ def _decode_all(
             image = images.open(path, sha256)
         except RejectedRow as rejected:
             return f"{path}: {rejected.reason}"
-        out[index] = np.asarray(image.resize((out.shape[2], out.shape[1]), Image.Resampling.BICUBIC))
+        out[index] = resized(image, *out.shape[1:3])
         return None
 
     return map_ahead(decode, range(len(rows)), threads=workers, ahead=4 * workers)

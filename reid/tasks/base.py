@@ -106,6 +106,10 @@ class Task(nn.Module, ABC):
             raise ValueError("this task has a camera embedding: pass cameras_B (Task.camera_numbers)")
         return self.backbone.image(images_BCHW, self.sie * self.camera_shift_KV[cameras_B])
 
+    def encode_joint(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+        """Return CLIP's image features [B, D], in the joint space of images and texts; an `Encoder`."""
+        return self.encode_image(images_BCHW, cameras_B).joint_BD
+
     def camera_numbers(self, camids: Sequence[int]) -> Tensor | None:
         """Return the camera numbers [N] of `camids` for the encoders, or None without a camera embedding.
 

@@ -1,6 +1,5 @@
 """The evaluate stage on the tiny model, and a test that an embedding does not depend on other images of its batch."""
 
-import io
 import json
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import torch
 from PIL import Image
 
 from data.artifacts.contents import image_contents
-from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import DataError
 from data.files import write_json, write_table
@@ -30,51 +28,10 @@ from reid.inputs.evaluation_rows import check_test_split, drawn_split, has_match
 from reid.ranking.metrics import evaluate_ranking
 from reid.tasks.base import MEAN, STD
 from reid.tasks.build import build_task
-from reid.training.checkpoint import load_task, load_untrained, save_model
+from reid.training.checkpoint import load_task, load_untrained
 from tests.helpers.data_trees import TURNED
+from tests.helpers.small_models import SEED, write_model, write_world
 from tests.helpers.stages import describe_by_hand, evaluate, make_artifact, run_on
-
-SEED = 66_000
-PEOPLE = 6
-
-
-def write_world(store, root, *, cameras=4, reader="manifest"):
-    """Four images each of six people, one a query; one junk image, one distractor. Returns the index artifact."""
-    rows = []
-    for index in range(4 * PEOPLE):
-        sample = training_sample(SEED, index)
-        stream = io.BytesIO()
-        Image.fromarray(sample.image).save(stream, "PNG")
-        split = "query" if index % 4 == 0 else "gallery"
-        pid = {4 * PEOPLE - 1: -1, 4 * PEOPLE - 2: 0}.get(index, 1 + index // 4)
-        name = f"{split}/{index:03d}.png"
-        (root / split).mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(stream.getvalue())
-        rows.append(
-            {"path": name, "split": split, "pid": pid, "camid": 1 + index % cameras, "width": 64, "height": 128}
-            | {"sha256": digest_bytes(stream.getvalue()), "size": len(stream.getvalue())}
-        )
-    table = pa.Table.from_pylist(sorted(rows, key=lambda row: (row["split"], row["path"])), IMAGES)
-
-    def produce(folder):
-        write_table(folder / "images.parquet", table, IMAGES)
-        write_json(
-            folder / "dataset.json", {"name": "toy", "reader": reader, "dataset_hash": "f" * 32, "version": "v1"}
-        )
-
-    return make_artifact(store, "index", {"rows": rows, "reader": reader}, produce).ref
-
-
-def write_model(store, config=None):
-    """Make a train artifact: a task whose new modules are random, as after zero steps."""
-    config = config or TrainConfig(device="cpu", seed=3)
-
-    def produce(folder):
-        task = build_task(config, identities=5, cameras=[1, 2, 3, 4])
-        save_model(folder / "model.safetensors", task)
-        write_json(folder / "config.json", {"config": config.model_dump(mode="json"), "identities": list(range(5))})
-
-    return make_artifact(store, "train", {"config": config.identity()}, produce).ref
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +109,7 @@ import sys
 from pathlib import Path
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from reid.config.evaluate import EvaluateConfig
+from tests.helpers.small_models import SEED, write_model, write_world
 from tests.helpers.stages import evaluate
 made = evaluate(ArtifactStore(Path({str(store.root)!r})), images=ArtifactRef(**{images.to_json()!r}),
     model=ArtifactRef(**{model.to_json()!r}), images_root=Path("/nowhere"), config=EvaluateConfig(device="cpu"))

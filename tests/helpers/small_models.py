@@ -1,0 +1,61 @@
+"""A small indexed dataset and models without training, for the tests of evaluation and embeddings."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+
+from data.artifacts.fingerprint import digest_bytes
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.files import write_json, write_table
+from data.schemas import IMAGES
+from data.synthetic.world import training_sample
+from reid.config.train import TrainConfig
+from reid.tasks.build import build_task
+from reid.training.checkpoint import save_model
+from tests.helpers.stages import make_artifact
+
+SEED = 66_000
+PEOPLE = 6
+
+
+def write_world(store: ArtifactStore, root: Path, *, cameras: int = 4, reader: str = "manifest") -> ArtifactRef:
+    """Write four images each of six people, one a query; one junk image, one distractor. Return the index artifact."""
+    rows = []
+    for index in range(4 * PEOPLE):
+        sample = training_sample(SEED, index)
+        stream = io.BytesIO()
+        Image.fromarray(sample.image).save(stream, "PNG")
+        split = "query" if index % 4 == 0 else "gallery"
+        pid = {4 * PEOPLE - 1: -1, 4 * PEOPLE - 2: 0}.get(index, 1 + index // 4)
+        name = f"{split}/{index:03d}.png"
+        (root / split).mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(stream.getvalue())
+        rows.append(
+            {"path": name, "split": split, "pid": pid, "camid": 1 + index % cameras, "width": 64, "height": 128}
+            | {"sha256": digest_bytes(stream.getvalue()), "size": len(stream.getvalue())}
+        )
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: (row["split"], row["path"])), IMAGES)
+
+    def produce(folder: Path) -> None:
+        write_table(folder / "images.parquet", table, IMAGES)
+        write_json(
+            folder / "dataset.json", {"name": "toy", "reader": reader, "dataset_hash": "f" * 32, "version": "v1"}
+        )
+
+    return make_artifact(store, "index", {"rows": rows, "reader": reader}, produce).ref
+
+
+def write_model(store: ArtifactStore, config: TrainConfig | None = None) -> ArtifactRef:
+    """Make a train artifact: a task whose new modules are random, as after zero steps."""
+    config = config or TrainConfig(device="cpu", seed=3)
+
+    def produce(folder: Path) -> None:
+        task = build_task(config, identities=5, cameras=[1, 2, 3, 4])
+        save_model(folder / "model.safetensors", task)
+        write_json(folder / "config.json", {"config": config.model_dump(mode="json"), "identities": list(range(5))})
+
+    return make_artifact(store, "train", {"config": config.identity()}, produce).ref
