@@ -6,19 +6,26 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.config import Config, RuntimeInt, RuntimeStr, build_config
 from data.errors import ConfigError, raise_settings
 from data.images.decode import MAX_PIXELS, MOST_PIXELS
-from data.readers import bounding_box, list_files, manifest, pku_reid
+from data.people import UNKNOWN_CAMERA
+from data.readers import bounding_box, folders, images, list_files, manifest, pku_reid
 from data.readers.base import ImageRecord, Rejected, Scan
+from data.readers.split_rule import split_by_identity
 from data.splits import SPLITS, SplitName
 
 __all__ = ["DatasetConfig", "ImageRecord", "Reader", "Rejected", "Scan", "load_dataset", "scan_dataset"]
+
+SplitRule = Literal["auto", "by_identity"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,6 +33,8 @@ Reader = Literal[
     "market1501",
     "pku_reid",
     "manifest",
+    "folders",
+    "images",
     "msmt17",
     "cuhk03_np",
     "dukemtmc_reid",
@@ -34,17 +43,21 @@ Reader = Literal[
     "vehicleid",
 ]
 
+_PATTERN_EXAMPLE: Final = r"data.camera_pattern=cam(\d+)"
 _VERSIONS: Final[dict[str, tuple[str, ...]]] = {
     "msmt17": ("v1", "v2"),  # default: whichever exists
     "cuhk03_np": ("labeled", "detected"),
     "vehicleid": ("800", "1600", "2400"),
 }
-# Option -> readers that use it. A value other than the default with any other reader is an error.
+# Option -> readers that use it. A value other than the default with any other reader is an error, unless
+# data.split=by_identity uses it.
+_SPLIT_OPTIONS: Final = ("split_seed", "train_fraction")
 _OPTIONS: Final[dict[str, tuple[str, ...]]] = {
     "version": tuple(_VERSIONS),
     "manifest": ("manifest",),
-    "split_seed": ("pku_reid", "vehicleid"),
-    "train_fraction": ("pku_reid",),
+    "split_seed": ("pku_reid", "vehicleid", "folders"),
+    "train_fraction": ("pku_reid", "folders"),
+    "camera_pattern": ("folders",),
     "include_val": ("msmt17",),
     "keep_junk": ("market1501", "manifest"),
 }
@@ -56,7 +69,8 @@ class DatasetConfig(Config):
     name: str = Field(default="", max_length=100)
     """Name of this dataset in tables and reports; empty: the name of the reader."""
     reader: Reader = "market1501"
-    """Layout of the folder. `manifest`: any dataset with a Parquet or CSV file of path, split, pid and camid."""
+    """Layout of the folder. `folders`: one folder per person. `images`: just images, to caption and to search.
+    `manifest`: any dataset with a Parquet or CSV file of path, split, pid and camid."""
     root: RuntimeStr = ""
     """The dataset's folder, or the folder that contains it."""
     manifest: RuntimeStr = ""
@@ -64,16 +78,23 @@ class DatasetConfig(Config):
     version: str = ""
     """msmt17: v1 or v2, empty: whichever exists. cuhk03_np: labeled (default) or detected. vehicleid: size of the test
     list in identities, 800 (default), 1600 or 2400."""
+    camera_pattern: str = ""
+    """folders: regular expression with one group, searched in the path of each image; the group is the camera, such as
+    `cam(\\d+)` for Alice/cam2_001.jpg. Empty: the cameras are unknown."""
+    split: SplitRule = "auto"
+    """auto: the reader's own split; by_identity for folders, which has none. by_identity: for any reader, draw the
+    training identities, and one query per test identity and camera."""
     split_seed: int = Field(default=0, ge=0)
-    """Seed of the identity split (pku_reid) or of the drawn gallery (vehicleid)."""
-    train_fraction: float = Field(default=0.5, gt=0, lt=1)
-    """pku_reid: share of the identities in the train split; the others are query and gallery."""
+    """Seed of the identity split (by_identity, pku_reid) or of the drawn gallery (vehicleid)."""
+    train_fraction: float = Field(default=0.5, ge=0, le=1)
+    """by_identity, pku_reid: share of the identities in the train split; the others are query and gallery. With
+    by_identity, 0 leaves no identity to train, and 1 none to test."""
     include_val: bool = True
     """msmt17: train on list_train and list_val, as CLIP-ReID does, or on list_train alone, as torchreid does."""
     keep_junk: bool = False
     """Keep images with identity -1. No metric counts them, so captioning them wastes time."""
-    require_splits: tuple[SplitName, ...] = SPLITS
-    """Splits that must not be empty: all three to train and evaluate, none to only caption a folder."""
+    require_splits: tuple[SplitName, ...] = ()
+    """Splits that must not be empty. Without any, each stage checks what it needs before it runs."""
     allow_identical: bool = False
     """Warn, instead of stopping, if identical files have different identities."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=MOST_PIXELS)
@@ -92,20 +113,72 @@ class DatasetConfig(Config):
         """Name to show: `name`, or else the reader's."""
         return self.name or self.reader
 
+    @property
+    def has_identities(self) -> bool:
+        """True if the images can have identities, so that a model can be trained and evaluated."""
+        return self.reader != "images"
+
+    @property
+    def splits_by_rule(self) -> bool:
+        """True if the splits are assigned by `data.readers.split_rule` instead of the reader."""
+        return self.split == "by_identity" or self.reader == "folders"
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change an index, as earlier versions did for configs that they knew."""
+        fields = super().identity()
+        for name in ("split", "camera_pattern"):
+            if fields[name] == type(self).model_fields[name].default:
+                del fields[name]
+        return fields | {"require_splits": fields["require_splits"] or list(SPLITS)}
+
+    @field_validator("camera_pattern")
+    @classmethod
+    def _pattern_has_one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups if pattern else 1
+        except re.error as error:
+            raise ValueError(f"is not a regular expression ({error}); for example {_PATTERN_EXAMPLE}") from error
+        if groups != 1:
+            raise ValueError(
+                f"has {groups} groups, but needs exactly one, which matches the camera; for example {_PATTERN_EXAMPLE}"
+            )
+        return pattern
+
     @model_validator(mode="after")
     def _options_fit_the_reader(self) -> Self:
-        fields = type(self).model_fields
-        problems = [
-            (option, f"has no effect with the reader {self.reader}, only with {', '.join(readers)}; remove it")
-            for option, readers in _OPTIONS.items()
-            if self.reader not in readers and getattr(self, option) != fields[option].default
-        ]
+        problems = [*self._unused_options(), *self._split_problems()]
         known = _VERSIONS.get(self.reader, ())
         if known and self.version and self.version not in known:
             hint = f"set {{at}}version to one of {', '.join(known)}, such as {{at}}version={known[0]}"
             problems.append(("version", f"{self.version!r} is not an edition of {self.reader}; {hint}"))
         raise_settings(problems)
         return self
+
+    def _unused_options(self) -> Iterator[tuple[str, str]]:
+        fields = type(self).model_fields
+        for option, readers in _OPTIONS.items():
+            by_rule = option in _SPLIT_OPTIONS
+            used = self.reader in readers or (by_rule and self.splits_by_rule)
+            if not used and getattr(self, option) != fields[option].default:
+                others = " or {at}split=by_identity" if by_rule and self.has_identities else ""
+                yield (
+                    option,
+                    f"has no effect with the reader {self.reader}, only with {', '.join(readers)}{others}; remove it",
+                )
+
+    def _split_problems(self) -> Iterator[tuple[str, str]]:
+        if self.split == "by_identity" and not self.has_identities:
+            yield (
+                "split",
+                f"the reader {self.reader} does not know identities to split; set {{at}}reader=folders for a folder per"
+                " person, or remove it",
+            )
+        if self.reader == "pku_reid" and not self.splits_by_rule and self.train_fraction in (0, 1):
+            yield (
+                "train_fraction",
+                "the split of pku_reid leaves identities on either side; set {at}split=by_identity as well, or"
+                " {at}train_fraction=0.5",
+            )
 
 
 def load_dataset(name: str, root: str | Path, **options: Any) -> list[ImageRecord]:
@@ -124,13 +197,37 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> list[ImageRecor
 
 
 def scan_dataset(config: DatasetConfig) -> Scan:
-    """Return the images that the config's reader finds; raises DataError if its folder does not have that layout."""
+    """Return the images that the config's reader finds, with their splits.
+
+    Raises DataError if the folder does not have the layout of the reader.
+    """
+    return assign_splits(config, read_dataset(config))
+
+
+def assign_splits(config: DatasetConfig, scan: Scan) -> Scan:
+    """Return `scan` with the splits that `config` asks for: the reader's own, or new ones by rule."""
+    if not config.splits_by_rule:
+        return scan
+    return split_by_identity(scan, seed=config.split_seed, train_fraction=config.train_fraction)
+
+
+def read_dataset(config: DatasetConfig) -> Scan:
+    """Return the images that the config's reader finds, with the reader's own splits.
+
+    The index assigns splits by rule later, among usable images only.
+    """
     if not config.root:
         raise ConfigError(
             f"data.root is empty; set data.root to the folder of the dataset {config.label}, such as"
             f" data.root=/data/{config.reader}"
         )
-    root = Path(config.root)
+    scan = _read(config, Path(config.root))
+    if config.reader == "vehicleid" and config.splits_by_rule:  # its cameras only tell queries from the gallery
+        return replace(scan, records=[replace(record, camid=UNKNOWN_CAMERA) for record in scan.records])
+    return scan
+
+
+def _read(config: DatasetConfig, root: Path) -> Scan:
     match config.reader:
         case "market1501":
             scan = bounding_box.market1501(root, keep_junk=config.keep_junk)
@@ -148,6 +245,10 @@ def scan_dataset(config: DatasetConfig) -> Scan:
             scan = list_files.msmt17(root, version=config.version, include_val=config.include_val)
         case "vehicleid":
             scan = list_files.vehicleid(root, version=config.version or "800", split_seed=config.split_seed)
+        case "folders":
+            scan = folders.folders(root, camera_pattern=config.camera_pattern)
+        case "images":
+            scan = images.images(root)
         case "manifest":
             scan = manifest.manifest(root, manifest=config.manifest, keep_junk=config.keep_junk)
     return scan

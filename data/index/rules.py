@@ -95,7 +95,7 @@ def _empty_splits(config: DatasetConfig, records: Sequence[ImageRecord], rejecte
     unused = f" Rejected: {_tally(rejected)}." if rejected else ""
     remaining = json.dumps([split for split in SPLITS if split in found], separators=(",", ":"))
     yield (
-        f"no usable image in {', '.join(empty)}.{unused} Add images there, or, to caption only, set"
+        f"no usable image in {', '.join(empty)}.{unused} Add images there, or, if no stage needs them, set"
         f" data.require_splits={remaining}"
     )
 

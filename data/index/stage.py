@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -18,11 +18,12 @@ import pyarrow as pa
 from data.artifacts.contents import IMAGES_FILE, contents_of_images
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
-from data.datasets import DatasetConfig, scan_dataset
+from data.datasets import DatasetConfig, assign_splits, read_dataset
 from data.errors import RetryableError
 from data.files import write_json, write_table
 from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
 from data.index.rules import check_index, identities, unusable
+from data.index.split_file import SPLIT_FILE, write_split
 from data.people import UNKNOWN_CAMERA
 from data.progress import ProgressFn, silent
 from data.readers.base import ImageRecord, Rejected, Scan
@@ -40,14 +41,15 @@ class Survey:
     """The current state of a dataset on disk, which the index stage writes.
 
     root: absolute folder that the paths are relative to. records, facts: the usable images, in parallel lists sorted by
-    (split, path). rejected: sorted. description: the content of dataset.json. n_read, n_decoded: files read and decoded
-    this time; 0 if nothing changed.
+    (split, path). rejected: sorted. split_by_rule: True if the splits are not the reader's own. description: content of
+    dataset.json. n_read, n_decoded: files read and decoded this time; 0 if nothing changed.
     """
 
     root: Path
     records: list[ImageRecord]
     facts: list[Facts]
     rejected: list[Rejected]
+    split_by_rule: bool
     description: dict[str, Any]
     n_read: int
     n_decoded: int
@@ -79,7 +81,7 @@ class IndexOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexStage(Stage):
-    """Write a survey to images.parquet, rejected.parquet and dataset.json."""
+    """Write a survey to images.parquet, rejected.parquet, dataset.json and, if the splits are by rule, split.csv."""
 
     name: ClassVar[str] = "index"
     found: Survey
@@ -94,7 +96,7 @@ class IndexStage(Stage):
         }
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
-        """Write the three files."""
+        """Write the files."""
         images = _write(folder, self.found)
         return Produced(note=self.found.note, contents=contents_of_images(images))
 
@@ -102,7 +104,7 @@ class IndexStage(Stage):
 def index(
     store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
 ) -> IndexOutcome:
-    """Index the dataset of `config`: write images.parquet, rejected.parquet and dataset.json.
+    """Index the dataset of `config`: write images.parquet, rejected.parquet, dataset.json and perhaps split.csv.
 
     reread: read every file again, even if its size and times are unchanged. Raises DataError when the dataset as a
     whole is unusable, and RetryableError when its folder keeps changing.
@@ -133,7 +135,7 @@ def survey(
 
 
 def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> Survey:
-    scan = scan_dataset(config)
+    scan = read_dataset(config)
     examined = examine(
         scan.root,
         [record.path for record in scan.records],
@@ -144,12 +146,12 @@ def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, r
         progress=progress,
     )
     if examined.n_read:
-        _compare(scan, examined, scan_dataset(config))
-    pairs = list(zip(scan.records, examined.facts, strict=True))
-    fates = [unusable(config, fact) for fact in examined.facts]
-    bad = [Rejected(record.path, *fate) for (record, _), fate in zip(pairs, fates, strict=True) if fate]
-    usable = [pair for pair, fate in zip(pairs, fates, strict=True) if not fate]
-    records, facts = [record for record, _ in usable], [fact for _, fact in usable]
+        _compare(scan, examined, read_dataset(config))
+    known = dict(zip((record.path for record in scan.records), examined.facts, strict=True))
+    fates = {path: unusable(config, fact) for path, fact in known.items()}
+    bad = [Rejected(path, *fate) for path, fate in fates.items() if fate]
+    scan = assign_splits(config, replace(scan, records=[one for one in scan.records if not fates[one.path]]))
+    records, facts = scan.records, [known[record.path] for record in scan.records]
     rejected = sorted(scan.rejected + bad)
     notices = check_index(config, scan, records, facts, rejected)
     return Survey(
@@ -157,6 +159,7 @@ def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, r
         records=records,
         facts=facts,
         rejected=rejected,
+        split_by_rule=scan.split_by_rule,
         description=_describe(config, scan=scan, records=records, facts=facts, rejected=rejected, notices=notices),
         n_read=examined.n_read,
         n_decoded=examined.n_decoded,
@@ -235,5 +238,7 @@ def _write(folder: Path, found: Survey) -> pa.Table:
     write_table(folder / IMAGES_FILE, images, schema)
     rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
     write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
+    if found.split_by_rule:
+        write_split(folder / SPLIT_FILE, found.records)
     write_json(folder / DESCRIPTION_FILE, found.description)
     return images

@@ -61,7 +61,8 @@ class Scan:
 
     name: the reader. version: split or edition, as text. root: absolute folder that the paths are relative to. records:
     sorted by (split, path), without junk. rejected: sorted. n_junk: files with pid -1 that were left out. notices:
-    sentences for the user; part of the index fingerprint, like the details of `Rejected`.
+    sentences for the user; part of the index fingerprint, like the details of `Rejected`. split_by_rule: True if
+    `data.readers.split_rule` assigned the splits.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Scan:
     rejected: list[Rejected]
     notices: list[str]
     n_junk: int
+    split_by_rule: bool = False
 
 
 class Counts(NamedTuple):

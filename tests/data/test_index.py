@@ -25,6 +25,7 @@ from data.images import decode as images_module
 from data.index.examine import examine
 from data.index.stage import index, survey
 from data.schemas import IMAGES, REJECTED
+from data.splits import SPLITS
 from tests.helpers.data_trees import MARKET, MARKET_JUNK, TURNED, market, picture, put, settle
 
 
@@ -521,24 +522,25 @@ def test_no_usable_image(store, tmp_path):
 )
 def test_an_empty_split(store, root, folder, split):
     shutil.rmtree(root / folder)
-    assert f"no usable image in {split}." in refusal(store, config_of(root))
+    assert f"no usable image in {split}." in refusal(store, config_of(root, require_splits=SPLITS))
     (root / folder).mkdir()
     (root / folder / "0001_c1s1_001051_90.jpg").write_bytes(b"")
-    text = refusal(store, config_of(root))
+    text = refusal(store, config_of(root, require_splits=SPLITS))
     assert "1 empty_file" in text
     assert "data.require_splits" in text
     others = tuple({"train", "query", "gallery"} - {split})
     assert len(index(store, config=config_of(root, require_splits=others)).found.rejected) == 1
+    assert len(index(store, config=config_of(root)).found.rejected) == 1
 
 
 def test_a_folder_to_caption_only_needs_no_splits(store, tmp_path):
     put(tmp_path / "set", "a.jpg", "b.jpg")
     rows = [("a.jpg", "train", 1, 0), ("b.jpg", "train", 1, 0)]
     pd.DataFrame(rows, columns=["path", "split", "pid", "camid"]).to_csv(tmp_path / "set" / "manifest.csv", index=False)
-    outcome = index(store, config=config_of(tmp_path / "set", "manifest", require_splits=()))
+    outcome = index(store, config=config_of(tmp_path / "set", "manifest"))
     assert len(outcome.found.records) == 2
     assert "no usable image in query, gallery" in refusal(
-        ArtifactStore(tmp_path / "other"), config_of(tmp_path / "set", "manifest")
+        ArtifactStore(tmp_path / "other"), config_of(tmp_path / "set", "manifest", require_splits=SPLITS)
     )
 
 
@@ -653,7 +655,7 @@ def test_equal_bytes_of_distractors_and_junk_are_fine(store, tmp_path):
 def test_all_problems_are_raised_together(store, root):
     shutil.rmtree(root / "query")
     put(root, "bounding_box_train/0003_c1s1_000451_03.jpg", first_seed=50)
-    text = refusal(store, config_of(root))
+    text = refusal(store, config_of(root, require_splits=SPLITS))
     assert "2 problems" in text
     assert "no usable image in query" in text
     assert "1 identities are both" in text

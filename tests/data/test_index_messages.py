@@ -12,6 +12,7 @@ from data.errors import DataError
 from data.index.examine import Facts
 from data.index.rules import check_index, identities, unusable
 from data.readers.base import ImageRecord, Rejected, Scan
+from data.splits import SPLITS
 
 CONFIG = DatasetConfig(reader="manifest", root="/data/set", name="People")
 
@@ -114,10 +115,12 @@ def test_no_usable_image_at_all():
 
 
 def test_empty_splits():
-    end = " Add images there, or, to caption only, set data.require_splits="
+    assert checked(rows=WHOLE[:1]) == checked(rows=WHOLE[1:]) == [], "stages check what they need themselves"
+    every = CONFIG.model_copy(update={"require_splits": SPLITS})
+    end = " Add images there, or, if no stage needs them, set data.require_splits="
     start = "the dataset People in /data/set: no usable image in "
-    assert refused(rows=WHOLE[:1]) == f'{start}query, gallery.{end}["train"]'
-    assert refused(rows=WHOLE[1:], rejected=[Rejected("x.jpg", "blank", "see-through")]) == (
+    assert refused(rows=WHOLE[:1], config=every) == f'{start}query, gallery.{end}["train"]'
+    assert refused(rows=WHOLE[1:], config=every, rejected=[Rejected("x.jpg", "blank", "see-through")]) == (
         f'{start}train. Rejected: 1 blank (such as x.jpg: see-through).{end}["query","gallery"]'
     )
     assert checked(rows=WHOLE[:1], config=CONFIG.model_copy(update={"require_splits": ("train",)})) == []
@@ -199,7 +202,8 @@ def test_images_of_one_color_get_a_notice():
 
 
 def test_all_problems_are_raised_together_and_notices_are_not_mixed_in():
-    text = refused(rows=[("a", "train", 6), ("b", "query", 6, "x"), ("c", "query", 7, "x")], n_junk=3)
+    every = CONFIG.model_copy(update={"require_splits": SPLITS})
+    text = refused(rows=[("a", "train", 6), ("b", "query", 6, "x"), ("c", "query", 7, "x")], config=every, n_junk=3)
     assert [line[:20] for line in text.splitlines()] == [
         "the dataset People i",
         "  - no usable image ",

@@ -169,7 +169,7 @@ def test_an_unknown_key_suggests_the_nearest(key, near):
     ("text", "told"),
     [
         ("train.schedule.milestones=25,32", "for example train.schedule.milestones=[25,32]"),
-        ("data.require_splits=[train]", 'for example data.require_splits=["train","query","gallery"]'),
+        ("data.require_splits=[train]", "for example data.require_splits=[]"),
         ("train.scgi.cgi=maybe", "for example train.scgi.cgi=true"),
         ("train.schedule.epochs=2.5", "for example train.schedule.epochs=36"),
         ("train.schedule.epochs=True", "for example train.schedule.epochs=36"),

@@ -1,0 +1,67 @@
+"""Images in a tree of folders, told by their names: shared by the readers `folders` and `images`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from data.errors import DataError, RejectedRow
+from data.readers.base import PATH_DETAILS, Collector, PathGate, is_litter, join
+
+SUFFIXES: Final = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png",
+                   ".pnm", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
+"""Endings of the names of images, in any case. The index decides which of these formats it can decode."""
+
+_DETAILS: Final = {
+    "hidden": "a folder whose name begins with a dot; rename it to use its images",
+    "linked_folder": "a link to a folder, which is not followed; put the folder itself there",
+    "not_an_image": "the name does not end like that of an image, such as .jpg, .png or .webp",
+}
+
+
+def image_files(collector: Collector) -> Iterator[str]:
+    """Yield the paths of all images under the root, at any depth; `collector` rejects everything else.
+
+    One row is rejected for each hidden folder, each link to a folder, and each file whose name does not end like that
+    of an image. What file managers leave behind (`is_litter`) is ignored. The order is that of the disk.
+    """
+    gate, pending = PathGate(collector.root), [""]
+    while pending:
+        for entry in _entries(collector, pending.pop()):
+            path = entry.path[len(str(collector.root)) :].lstrip("/")
+            reason = _refusal(entry)
+            if reason:
+                collector.reject(path, reason, _DETAILS[reason])
+            elif entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            else:
+                try:
+                    yield gate.admit(path)
+                except RejectedRow as error:
+                    collector.reject(path, error.reason, PATH_DETAILS[error.reason])
+
+
+def _entries(collector: Collector, folder: str) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder under the root without litter."""
+    try:
+        with os.scandir(collector.root / folder) as entries:
+            return [entry for entry in entries if not is_litter(entry.name) or _is_hidden_folder(entry)]
+    except OSError as error:
+        where = join(str(collector.root), folder)
+        raise DataError(f"the folder {where} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _is_hidden_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+
+
+def _refusal(entry: os.DirEntry[str]) -> str:
+    """Return the reason of `_DETAILS` why an entry is rejected by its name or kind, or ""."""
+    if _is_hidden_folder(entry):
+        return "hidden"
+    if entry.is_symlink() and entry.is_dir():
+        return "linked_folder"
+    if entry.is_dir(follow_symlinks=False) or entry.name.lower().endswith(SUFFIXES):
+        return ""
+    return "not_an_image"
