@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 NEED_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs format services lowest soak bench mutants clean
+.PHONY: help install demo test check docs format services lowest soak bench gpu rehearsal mutants clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,12 @@ soak: $(VENV)/.installed ## Long fault-injection suites (kills, many writers)
 
 bench: $(VENV)/.installed ## Benchmarks: ratios measured side by side in one run
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu: $(VENV)/.installed ## What only a GPU can show, in ten minutes; PEER=CLIP-ReID's code; DRY=1: the script itself, on a CPU
+	$(BIN)/python benchmarks/run_gpu.py $(if $(DRY),--dry) $(if $(PEER),--peer '$(PEER)')
+
+rehearsal: $(VENV)/.installed ## The published run at its true shapes for a few steps, on a CPU (under twenty minutes, 8 GiB)
+	$(BIN)/python benchmarks/run_rehearsal.py
 
 mutants: $(VENV)/.installed ## Put small faults into the code one by one and list those that no test catches (an hour or more)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[mutants]'

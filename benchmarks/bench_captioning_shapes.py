@@ -70,13 +70,34 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "num_attention_heads": 8,
         },
     ),
+    "dry": (  # to try the code, not to measure
+        {
+            "image_size": 56,
+            "patch_size": 14,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
+        {
+            "vocab_size": 2048,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        },
+    ),
 }
 TURNS = 3
 
 
-def random_llava(shape: str, dtype: torch.dtype) -> Llava:
-    """Return a LLaVA-1.5 of that shape with random weights and the tiny model's tokenizer."""
+def random_llava(shape: str, dtype: torch.dtype, *, layers: int | None = None) -> Llava:
+    """Return a LLaVA-1.5 of that shape with random weights and the tiny model's tokenizer.
+
+    layers: of the language model, instead of those of the shape.
+    """
     vision, text = SHAPES[shape]
+    text = {**text, "num_hidden_layers": layers or text["num_hidden_layers"]}
     processor = AutoProcessor.from_pretrained(TINY_FOLDER, local_files_only=True)
     tokenizer = processor.tokenizer
     side, patch = vision["image_size"], vision["patch_size"]

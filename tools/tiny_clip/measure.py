@@ -154,4 +154,8 @@ Text to image, R@1 among {figures[retrieval_pool]} people with different caption
 
 Re-identification with the plain image feature on an unseen world (30 test identities, 3 lookalikes each, 4 cameras):
 mAP {figures[reid][mAP]:.3f}, rank-1 {figures[reid][rank1]:.3f}.
+
+## On photographs
+The model was trained on drawings only, and its accuracy on photographs has not been measured. For photographs use OpenAI's
+weights (`train.backbone.name=vit_b16`, `train.backbone.weights=openai`).
 """

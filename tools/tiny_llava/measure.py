@@ -114,6 +114,19 @@ world of seed {world} (4 cameras, difficulty 0.5, 3 lookalikes), for each slot o
 {table}
 
 "Omitted" are visible slots that the caption does not mention; they count as wrong. {statuses}
+
+## On photographs
+The model was trained on drawings only. On 384 photographs of 24 people, labeled by hand and kept from training:
+
+| answer | right per image | right by majority vote per person |
+|---|---|---|
+| the gender | 63% | 75% |
+| the color of the upper clothes | 53% | 67% |
+| the color of the lower clothes | 52% | 54% |
+| what is carried | 23% | 33% |
+
+For comparison: a guess gets half of the genders right, and "none" is right about what is carried in half of the images;
+the model imagines a bag in three of four. Use it to try the pipeline on photographs, not to learn about the people in them.
 """
 
 
