@@ -156,6 +156,6 @@ Re-identification with the plain image feature on an unseen world (30 test ident
 mAP {figures[reid][mAP]:.3f}, rank-1 {figures[reid][rank1]:.3f}.
 
 ## On photographs
-The model was trained on drawings only, and its accuracy on photographs has not been measured. For photographs use OpenAI's
-weights (`train.backbone.name=vit_b16`, `train.backbone.weights=openai`).
+The model was trained on drawings only, and its accuracy on photographs has not been measured. For photographs use
+OpenAI's weights (`train.backbone.name=vit_b16`, `train.backbone.weights=openai`).
 """

@@ -126,7 +126,7 @@ The model was trained on drawings only. On 384 photographs of 24 people, labeled
 | what is carried | 23% | 33% |
 
 For comparison: a guess gets half of the genders right, and "none" is right about what is carried in half of the images;
-the model imagines a bag in three of four. Use it to try the pipeline on photographs, not to learn about the people in them.
+the model imagines a bag in three of four. Use it to try the pipeline on photographs, not to learn about people.
 """
 
 
