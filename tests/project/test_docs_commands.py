@@ -63,18 +63,24 @@ def people(tmp_path_factory):
 def test_every_command_of_the_readme_is_run_here_or_in_ci():
     elsewhere = [command for command in COMMANDS["README.md"] if command not in RUNNABLE and command not in IN_CI]
     assert elsewhere == ["source .venv/bin/activate"]
-    assert len(RUNNABLE) == 9
+    assert len(RUNNABLE) >= 10
 
 
 @pytest.mark.parametrize("command", RUNNABLE)
 def test_the_command_works(command, people, tmp_path):
     arguments = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
-    if arguments[0] in ("run", "search"):
-        arguments += ["--set", "train.schedule.epochs=1", "--set", "train.batch.identities=3"]
-    if arguments[0] == "search":  # a small demo, trained on the way
-        query = next((people / "Market-1501-v15.09.15" / "query").glob("*.jpg"))
-        arguments = [str(query) if word == "query.jpg" else word for word in arguments]
-        arguments += ["--train", "--set", "synthetic.train_identities=6", "--set", "synthetic.test_identities=4"]
+    small = ["--set", "train.schedule.epochs=1", "--set", "train.batch.identities=3"]
+    if arguments[0] in ("search", "explain"):  # a small demo, trained on the way
+        small += ["--set", "synthetic.train_identities=6", "--set", "synthetic.test_identities=4"]
+        queries = (str(path) for path in (people / "Market-1501-v15.09.15" / "query").glob("*.jpg"))
+        arguments = [next(queries) if word in ("query.jpg", "gallery.jpg") else word for word in arguments]
+    if arguments[0] in ("run", "search", "explain"):
+        arguments += small
+    if arguments[0] == "search":
+        arguments += ["--train"]
+    if arguments[0] == "explain":
+        arguments[arguments.index("maps.png")] = str(tmp_path / "maps.png")
+        assert run(["train", "demo", *small], tmp_path).returncode == 0
     done = run(arguments, tmp_path)
     if arguments[0] in STAGES and arguments[1] in NEEDS_WEIGHTS:
         # The weights do not exist here and no hub can be reached: one clear message, no traceback.
@@ -83,7 +89,7 @@ def test_the_command_works(command, people, tmp_path):
         assert "Traceback" not in done.stderr
         return
     assert done.returncode == 0, done.stderr[-3000:]
-    if arguments[0] == "search":
+    if arguments[0] in ("search", "explain"):
         assert "similarity" in done.stdout
     if arguments[0] == "run":
         assert "report.html" in done.stdout

@@ -1,0 +1,180 @@
+"""The command ``clip-scgi explain``: draw what a trained model looks at when it compares two images.
+
+`flows.cli.app` imports this module, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
+
+import typer
+
+from data.errors import ClipScgiError, ConfigError, DataError, RejectedRow
+from flows.cli.commands import Home, Overrides, app
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from data.artifacts.store import ArtifactStore
+    from flows.recipes import Recipe
+    from reid.relevance.pair import PairMaps
+
+_SUFFIXES: Final = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The options that name a trained model: `recipe` or `model`, exactly one of them."""
+
+    recipe: str | None
+    overrides: Sequence[str]
+    model: str | None
+    home: Path | None
+
+
+class Found(NamedTuple):
+    """A trained model. captions: sha256 of an image -> its caption, from the recipe's caption artifact."""
+
+    folder: Path
+    captions: Mapping[str, str]
+
+
+@app.command(rich_help_panel="Compare and search", no_args_is_help=True)
+def explain(
+    *,
+    query: Annotated[Path, typer.Argument(metavar="QUERY", help="The path of an image.")],
+    gallery: Annotated[Path, typer.Argument(metavar="GALLERY", help="The path of the image to compare it with.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .png or .jpg file to write.")] = Path(
+        "maps.png"
+    ),
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Use the model that this recipe trained, with these --set.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="ARTIFACT", help="Use this train artifact: its folder or fingerprint.")
+    ] = None,
+    mode: Annotated[
+        Literal["image", "fused"] | None, typer.Option(show_default="image", help="Inference mode to explain.")
+    ] = None,
+    method: Annotated[
+        Literal["gradient", "rollout"] | None,
+        typer.Option(show_default="gradient", help="Gradient-weighted relevance or attention rollout."),
+    ] = None,
+    captions: Annotated[
+        list[str],
+        typer.Option(
+            "--caption",
+            metavar="SENTENCE",
+            default_factory=list,
+            show_default=False,
+            help="Caption of both images, or first of QUERY and then of GALLERY, for the maps of CGI.",
+        ),
+    ],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Draw what makes two images similar to a trained model.
+
+    Also prints how far the similarity falls if these parts of the query are deleted.
+
+    Examples:
+    clip-scgi explain query.jpg gallery.jpg --recipe demo -o maps.png
+    clip-scgi explain query.jpg gallery.jpg --model train/3fa1 --mode fused
+    """
+    from data.device import resolve_device
+    from flows.preflight.disk import check_output
+    from flows.terminal import plain_console
+
+    check_output(out, "--out", suffixes=_SUFFIXES)
+    paths = (query, gallery)
+    images = (_open(query, "QUERY"), _open(gallery, "GALLERY"))
+    found = _trained(ModelOptions(recipe=recipe, overrides=overrides, model=model, home=home))
+
+    import torch
+
+    from reid.relevance.pair import explain_pair
+    from reid.training.checkpoint import load_task
+
+    where = resolve_device(device, torch.cuda, "--device")
+    known = captions or _captions_of(paths, found.captions)
+    pair = explain_pair(load_task(found.folder, where), images, mode=mode, method=method, captions=known, device=where)
+    _write(pair, out, paths)
+    for line in (*pair.lines(), f"maps      {out.resolve()}"):
+        plain_console().print(line, highlight=False, soft_wrap=True)
+
+
+def _open(path: Path, name: str) -> Image.Image:
+    from data.images.decode import REASONS, open_rgb
+
+    try:
+        return open_rgb(path)
+    except RejectedRow as rejected:
+        raise DataError(
+            f"explain: {name} {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason}). Give the path of "
+            "an intact JPEG, PNG, WebP, TIFF, BMP or GIF file"
+        ) from rejected
+
+
+def _write(pair: PairMaps, out: Path, paths: tuple[Path, Path]) -> None:
+    from data.files import atomic_path
+
+    sheet = pair.draw((f"query: {paths[0].name}", f"gallery: {paths[1].name}"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        sheet.save(temporary, "PNG" if out.suffix.lower() == ".png" else "JPEG", quality=92, optimize=True)
+
+
+def _captions_of(paths: Sequence[Path], captions: Mapping[str, str]) -> list[str]:
+    """Return the captions of the images if all of them are known, else nothing."""
+    from data.artifacts.fingerprint import digest_file
+
+    found = [captions.get(digest_file(path)) for path in paths] if captions else []
+    known = [caption for caption in found if caption]
+    return known if len(known) == len(found) else []
+
+
+def _trained(options: ModelOptions) -> Found:
+    """Return the model that the options name."""
+    from flows.cli.inputs import artifact_store, recipe_of
+
+    store = artifact_store(options.home)
+    if (options.recipe is None) == (options.model is None):
+        raise ConfigError("explain: name one model: --recipe RECIPE, such as --recipe demo, or --model ARTIFACT")
+    if options.recipe is not None:
+        return _of_recipe(store, options.recipe, recipe_of(options.recipe, options.overrides))
+    if options.overrides:
+        raise ConfigError("explain: --set changes a recipe and cannot change a trained model: use it with --recipe")
+    return Found(_folder(store, options.model or ""), {})
+
+
+def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
+    from captioning.stage.stage import CaptionStage
+    from flows.cli.search import Searchable, find_trained
+
+    found = find_trained(store, recipe)
+    if not isinstance(found, Searchable):
+        raise ClipScgiError(
+            f"explain: recipe {name} has no trained model here for its images and settings; missing stages: "
+            f"{', '.join(found)}. Run `clip-scgi train {name}` with the same --set and --home first, or name a trained "
+            "model with --model"
+        )
+    captions = CaptionStage(config=recipe.caption).find(found.run) if recipe.train.method == "clip_scgi" else None
+    return Found(found.model.folder, {} if captions is None else _read_captions(captions.folder / "captions.parquet"))
+
+
+def _read_captions(path: Path) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["image_sha256", "caption"])
+    return dict(zip(table["image_sha256"].to_pylist(), table["caption"].to_pylist(), strict=True))
+
+
+def _folder(store: ArtifactStore, name: str) -> Path:
+    """Return the folder of a train artifact: `name` is the folder or the beginning of its fingerprint."""
+    from data.artifacts.inventory import take_inventory
+
+    return Path(name) if Path(name).is_dir() else take_inventory(store, "train").find(name).folder

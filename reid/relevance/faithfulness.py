@@ -1,0 +1,170 @@
+"""Faithfulness of maps: deleting the most relevant patches must lower the similarity more than deleting random ones.
+
+A deleted patch gets the mean color of its image. Where patches overlap, the relevant ones, which lie together, delete
+fewer pixels than the same number of random ones.
+
+Shapes: Q pairs of a query and a gallery image, S seeds, F retrieval features, P patches, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.process.environment import exact_float32
+from reid.relevance.grid import PatchGrid
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Encode = Callable[[Tensor], Tensor]
+
+SHARE: Final = 0.25
+"""Share of the patches to delete."""
+SEEDS: Final = 5
+"""Random choices of patches per query."""
+CONFIDENCE: Final = 0.95
+RESAMPLES: Final = 2000
+_BATCH: Final = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drops:
+    """How far the similarity falls when patches of the query are deleted: the most and least relevant, and random ones.
+
+    similarity_Q: before. lead_Q: how far that is above the mean similarity to the targets of the other queries; NaN for
+    a single query.
+    """
+
+    similarity_Q: Floats
+    lead_Q: Floats
+    most_Q: Floats
+    least_Q: Floats
+    random_QS: Floats
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Faithfulness(NamedTuple):
+    """Mean falls of the cosine similarity, with intervals over queries and seeds.
+
+    share: of the patches that are deleted. lead: of the similarity over that to the targets of the other queries; after
+    a fall by as much, a pair is no more similar than any two images. difference: most relevant minus random; faithful
+    maps have low > 0.
+    """
+
+    share: float
+    queries: int
+    seeds: int
+    similarity: Estimate
+    lead: Estimate
+    most: Estimate
+    random: Estimate
+    least: Estimate
+    difference: Estimate
+
+
+def delete(image_CHW: Tensor, grid: PatchGrid, positions: Ints) -> Tensor:
+    """Return a copy of the image with the patches at `positions` in the image's mean color."""
+    deleted_CHW, color_C11 = image_CHW.clone(), image_CHW.mean((1, 2), keepdim=True)
+    for position in positions.tolist():
+        rows, columns = grid.area(position)
+        deleted_CHW[:, rows, columns] = color_C11
+    return deleted_CHW
+
+
+@torch.no_grad()
+@exact_float32(torch)
+def measure_drops(
+    encode: Encode,
+    images_QCHW: Tensor,
+    targets_QF: Tensor,
+    maps_QRC: Tensor,
+    grid: PatchGrid,
+    *,
+    share: float = SHARE,
+    seeds: int = SEEDS,
+) -> Drops:
+    """Delete patches of each query and measure how far its similarity to its target falls.
+
+    encode: normalized images [B, 3, H, W] -> retrieval features [B, F]. share: of the patches, at least one is deleted.
+    """
+    wanted_QF, count = _unit(targets_QF), max(1, round(share * len(grid)))
+
+    def after(chosen: list[Ints]) -> Floats:
+        images = (delete(image, grid, positions) for image, positions in zip(images_QCHW, chosen, strict=True))
+        return similarity_Q - (_features(encode, images, len(chosen)) * wanted_QF).sum(1)
+
+    all_QQ = _features(encode, iter(images_QCHW), len(images_QCHW)) @ wanted_QF.T
+    similarity_Q = np.diag(all_QQ)
+    order = [np.argsort(-relevance, kind="stable") for relevance in maps_QRC.flatten(1).cpu().numpy()]
+    return Drops(
+        similarity_Q=similarity_Q,
+        lead_Q=_lead(all_QQ),
+        most_Q=after([positions[:count] for positions in order]),
+        least_Q=after([positions[-count:] for positions in order]),
+        random_QS=np.stack([after(_random(len(order), len(grid), count, seed)) for seed in range(seeds)], axis=1),
+    )
+
+
+def _lead(all_QQ: Floats) -> Floats:
+    """Return how far each similarity on the diagonal is above the mean of the others in its row."""
+    own_Q, queries = np.diag(all_QQ), len(all_QQ)
+    if queries == 1:
+        return np.full(1, np.nan)
+    return own_Q - (all_QQ.sum(1) - own_Q) / (queries - 1)
+
+
+def _unit(features_NF: Tensor) -> Floats:
+    """Return the rows at length one, in float64: the features of a model may differ in the last digits of float32."""
+    unit_NF: Floats = F.normalize(features_NF.double(), dim=1).cpu().numpy()
+    return unit_NF
+
+
+def _features(encode: Encode, images: Iterator[Tensor], count: int) -> Floats:
+    """Return the unit features [count, F] of the images, which are encoded in batches."""
+    sizes = [min(_BATCH, count - start) for start in range(0, count, _BATCH)]
+    return np.concatenate([_unit(encode(torch.stack(list(islice(images, size))))) for size in sizes])
+
+
+def _random(queries: int, patches: int, count: int, seed: int) -> list[Ints]:
+    return [np.random.default_rng([seed, query]).permutation(patches)[:count] for query in range(queries)]
+
+
+def summarize(drops: Drops, share: float) -> Faithfulness:
+    """Return means and intervals of `drops`."""
+    return Faithfulness(
+        share=share,
+        queries=len(drops.most_Q),
+        seeds=drops.random_QS.shape[1],
+        similarity=estimate(drops.similarity_Q[:, None]),
+        lead=estimate(drops.lead_Q[:, None]),
+        most=estimate(drops.most_Q[:, None]),
+        random=estimate(drops.random_QS),
+        least=estimate(drops.least_Q[:, None]),
+        difference=estimate(drops.most_Q[:, None] - drops.random_QS),
+    )
+
+
+def estimate(values_QS: Floats) -> Estimate:
+    """Return the mean of the values and its interval: a percentile bootstrap that resamples queries and seeds."""
+    generator = np.random.default_rng(0)
+    queries, seeds = values_QS.shape
+    times_RQ = generator.multinomial(queries, np.full(queries, 1 / queries), RESAMPLES)
+    times_RS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
+    means_R = np.einsum("rq,qs,rs->r", times_RQ, values_QS, times_RS, optimize=True) / values_QS.size
+    low, high = np.quantile(means_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(values_QS.mean()), float(low), float(high))
