@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +25,7 @@ from reid.relevance.grid import PatchGrid
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
-Encode = Callable[[Tensor], Tensor]
+Encode = Callable[[Tensor, Tensor | None], Tensor]
 
 SHARE: Final = 0.25
 """Share of the patches to delete."""
@@ -97,18 +98,28 @@ def measure_drops(
     *,
     share: float = SHARE,
     seeds: int = SEEDS,
+    cameras_Q: Tensor | None = None,
 ) -> Drops:
     """Delete patches of each query and measure how far its similarity to its target falls.
 
-    encode: normalized images [B, 3, H, W] -> retrieval features [B, F]. share: of the patches, at least one is deleted.
+    Args:
+        encode: (normalized images [B, 3, H, W], camera numbers [B] or None) -> retrieval features [B, F].
+        images_QCHW: the queries, normalized.
+        targets_QF: features of the gallery images.
+        maps_QRC: relevance of each patch of the queries.
+        grid: where the patches lie.
+        share: of the patches, to delete; at least one is.
+        seeds: random choices of patches per query.
+        cameras_Q: camera numbers of the queries, for encoders that need them.
     """
     wanted_QF, count = _unit(targets_QF), max(1, round(share * len(grid)))
 
     def after(chosen: list[Ints]) -> Floats:
         images = (delete(image, grid, positions) for image, positions in zip(images_QCHW, chosen, strict=True))
-        return similarity_Q - (_features(encode, images, len(chosen)) * wanted_QF).sum(1)
+        return similarity_Q - (features(images) * wanted_QF).sum(1)
 
-    all_QQ = _features(encode, iter(images_QCHW), len(images_QCHW)) @ wanted_QF.T
+    features = partial(_features, encode, cameras_N=cameras_Q, count=len(images_QCHW))
+    all_QQ = features(iter(images_QCHW)) @ wanted_QF.T
     similarity_Q = np.diag(all_QQ)
     order = [np.argsort(-relevance, kind="stable") for relevance in maps_QRC.flatten(1).cpu().numpy()]
     return Drops(
@@ -134,10 +145,14 @@ def _unit(features_NF: Tensor) -> Floats:
     return unit_NF
 
 
-def _features(encode: Encode, images: Iterator[Tensor], count: int) -> Floats:
+def _features(encode: Encode, images: Iterator[Tensor], *, count: int, cameras_N: Tensor | None) -> Floats:
     """Return the unit features [count, F] of the images, which are encoded in batches."""
-    sizes = [min(_BATCH, count - start) for start in range(0, count, _BATCH)]
-    return np.concatenate([_unit(encode(torch.stack(list(islice(images, size))))) for size in sizes])
+    found = []
+    for start in range(0, count, _BATCH):
+        images_BCHW = torch.stack(list(islice(images, min(_BATCH, count - start))))
+        cameras_B = None if cameras_N is None else cameras_N[start : start + _BATCH]
+        found.append(_unit(encode(images_BCHW, cameras_B)))
+    return np.concatenate(found)
 
 
 def _random(queries: int, patches: int, count: int, seed: int) -> list[Ints]:

@@ -151,7 +151,13 @@ def _attention_row(task: Task, forward: _Forward, mode: str, method: Method) -> 
 def _fusion_layers(task: Task) -> list[nn.Module]:
     """Return the attention layers of CFF in the order of the forward pass: cross-attention first."""
     assert isinstance(task, ScgiTask)
-    return [task.cff.cross.attention, *(block.attention for block in task.cff.blocks)]
+    return [_attention_of(block) for block in (task.cff.cross, *task.cff.blocks)]
+
+
+def _attention_of(block: nn.Module) -> nn.Module:
+    attention = block.attention
+    assert isinstance(attention, nn.Module)
+    return attention
 
 
 def _class_token(weights_BLL: Tensor) -> Tensor:
@@ -211,7 +217,7 @@ def inversion_maps(
     """
     if not isinstance(task, ScgiTask) or not task.settings.cgi:
         raise ConfigError("this model does not have CGI; use a model of the method clip_scgi with train.scgi.cgi=true")
-    layers = [block.attention for block in task.cgi.blocks]
+    layers = [_attention_of(block) for block in task.cgi.blocks]
     with record_attention(layers) as calls:
         tokens_BLD = task.encode_image(images_BCHW, cameras_B).tokens_BLD
         task.cgi(tokens_BLD, task.backbone.text(list(captions)))
