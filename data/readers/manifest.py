@@ -1,81 +1,84 @@
-"""Any dataset with a manifest: a Parquet or CSV file with the columns path, split, pid and camid.
+"""Any dataset with a manifest: a table with the columns path, split, pid (or label) and, optionally, camid and label.
 
-The file is read in batches, so that only the records are kept in memory. A row becomes a record or is rejected with its
-row number; only a problem of the whole file is an error.
+A row becomes a record or is rejected with its row number; only a problem of the whole file is an error.
+`data.readers.manifest_file` reads the file, `data.readers.manifest_labels` numbers identities and cameras.
 """
 
 from __future__ import annotations
 
-import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import pyarrow as pa
-import pyarrow.csv as pc
-import pyarrow.parquet as pq
+from typing import Final, NamedTuple
 
 from data.errors import DataError, RejectedRow
-from data.readers.base import MAX_INT64, PATH_DETAILS, Collector, PathGate, Scan, existing_folder
+from data.people import UNKNOWN_CAMERA
+from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, existing_folder
+from data.readers.manifest_file import REQUIRED, Cell, manifest_rows
+from data.readers.manifest_labels import Cameras, Identities, Unusable
 from data.splits import SPLITS
 
-COLUMNS: Final = ("path", "split", "pid", "camid")
-_NAMES: Final = ("manifest.parquet", "manifest.csv")
-_BATCH_ROWS: Final = 16_384
-# Integers as text; pandas writes "3.0" for integer columns that had missing values.
-_INTEGER: Final = re.compile(r"\s*([+-]?\d{1,19})(?:\.0*)?\s*", re.ASCII)
+_NAMES: Final = ("manifest.parquet", "manifest.csv", "manifest.tsv")
+_TABLES: Final = (".csv", ".tsv", ".txt", ".parquet", ".pq")
+_SPLITS: Final[dict[str, str]] = {split: split for split in SPLITS}
+_DRIVE: Final = re.compile(r"[A-Za-z]:/")
+_SHOWN: Final = 5
+_DETAILS: Final = PATH_DETAILS | {
+    "outside_root": f"{PATH_DETAILS['outside_root']}; write paths relative to data.root, or set data.root to a folder"
+    " that contains all images"
+}
 
-_RawRow = tuple[Any, Any, Any, Any]  # path, split, pid and camid as stored; any type
 
-
-class _Label(NamedTuple):
+class _Labels(NamedTuple):
     split: str
     pid: int
     camid: int
+    label: str
 
     def __str__(self) -> str:
-        return f"{self.split} pid {self.pid} camid {self.camid}"
+        camera = "" if self.camid == UNKNOWN_CAMERA else f" camid {self.camid}"
+        return f"{self.split} pid {self.pid}{camera}{f' label {self.label!r}' if self.label else ''}"
 
 
 def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
-    """Read a manifest with paths relative to `root`.
+    """Read a manifest with paths relative to `root`, or absolute paths below it.
 
-    manifest: the file; a relative name is searched under `root` first, then in the working directory. If it is empty,
-    `root` is either a folder with a manifest.parquet or manifest.csv, or the file itself, with paths relative to its
-    folder.
+    manifest: the file, or a folder of Parquet files; a relative name is searched under `root` first, then in the
+    working directory. If it is empty, `root` is either a folder with a manifest.parquet, manifest.csv or manifest.tsv,
+    or the file itself, with paths relative to its folder.
 
-    Rejected rows: ``outside_root`` (absolute, .. or a link that leads outside), ``bad_path``, ``missing``,
-    ``bad_split``, ``bad_pid``, ``bad_camid``, ``duplicate_row``. One path with two different labels is a DataError.
+    Rejected rows: ``outside_root`` (not below the root, .. or a link that leads outside), ``bad_path``, ``missing``,
+    ``bad_split``, ``bad_pid``, ``bad_camid``, ``duplicate_row``. Raises DataError for one path with two different
+    labels and for labels that `data.readers.manifest_labels` refuses.
     """
     file, base = _find(root, manifest)
-    collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk)
-    gate = PathGate(base)
-    seen: dict[str, _Label] = {}
+    collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk, notices=_ignored(file, base))
+    rows = list(manifest_rows(file))
+    identities, cameras, paths = Identities(file, rows), Cameras(rows), _Paths(base, root)
+    collector.notices += [*identities.notices, *cameras.notices]
+    seen: dict[str, _Labels] = {}
     clashes: list[str] = []
-    for number, row in enumerate(_rows(file), start=1):
+    for row in rows:
         try:
-            path, label = _parse(gate, row)
+            split = _split(row.split)
+            pid, label = identities.of(row)
+            labels = _Labels(split, pid, cameras.of(row), label)
+            path = paths.admit(row.path)
             if path not in seen:
-                seen[path] = label
-                collector.add(path, *label)
-            elif seen[path] == label:
-                raise _Unusable("duplicate_row", "an earlier row is identical")
+                seen[path] = labels
+                collector.add(path, *labels)
+            elif seen[path] == labels:
+                raise Unusable("duplicate_row", "an earlier row is identical")
             else:
-                clashes.append(f"row {number}: {path} is {label}, but {seen[path]} in an earlier row")
-        except _Unusable as error:
-            text = row[0] if isinstance(row[0], str) else ""
-            collector.reject(text, error.reason, f"row {number}: {error.detail}")
+                clashes.append(f"{row.place}: {path} is {labels}, but {seen[path]} in an earlier row")
+        except Unusable as error:
+            collector.reject(
+                row.path if isinstance(row.path, str) else "", error.reason, f"{row.place}: {error.detail}"
+            )
     if clashes:
-        shown = "\n".join(f"  - {clash}" for clash in clashes[:5])
+        shown = "\n".join(f"  - {clash}" for clash in clashes[:_SHOWN])
         raise DataError(f"{file} has more than one label for {len(clashes)} path(s); keep one row per path:\n{shown}")
     return collector.finish()
-
-
-class _Unusable(RejectedRow):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason)
-        self.detail = detail
 
 
 def _find(root: Path, manifest: str) -> tuple[Path, Path]:
@@ -88,81 +91,78 @@ def _find(root: Path, manifest: str) -> tuple[Path, Path]:
     if manifest:
         candidates.append(Path(manifest).expanduser().absolute())
     for candidate in candidates:
-        if candidate.is_file():
+        if candidate.is_file() or (candidate.is_dir() and (manifest or candidate.suffix == ".parquet")):
             return candidate, base
+    near = sorted(path.name for path in base.iterdir() if path.suffix.lower() in _TABLES)
+    found = f" Found there: {', '.join(near[:_SHOWN])}; did you mean data.manifest={near[0]}?" if near else ""
     raise DataError(
         f"no manifest found: {' or '.join(wanted)} does not exist in {base}; set data.manifest to a Parquet or CSV file"
-        f" with the columns {', '.join(COLUMNS)}"
+        f" with the columns {', '.join(REQUIRED)} and, if the cameras are known, camid.{found} `clip-scgi manifest`"
+        " writes a manifest from any other reader"
     )
 
 
-def _rows(file: Path) -> Iterator[_RawRow]:
-    """Yield (path, split, pid, camid) as stored in the file."""
-    try:
-        batches = _parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _csv(file)
-        for batch in batches:
-            yield from zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{file} cannot be read as a manifest: {error}. Write it as Parquet or CSV") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}. Check its permissions") from error
+def _ignored(file: Path, base: Path) -> list[str]:
+    """Return a notice if another file with the name of a manifest is not read."""
+    others = [name for name in _NAMES if (base / name).exists() and base / name != file]
+    if file.parent != base or file.name not in _NAMES or not others:
+        return []
+    return [f"{', '.join(others)} is not read, because {file.name} exists; delete one of them, or set data.manifest"]
 
 
-def _parquet(file: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(file) as table:
-        _need_columns(file, table.schema_arrow.names)
-        yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=list(COLUMNS))
+def _split(cell: Cell) -> str:
+    split = _SPLITS.get(cell) if isinstance(cell, str) else None
+    if split is None and isinstance(cell, str):
+        split = _SPLITS.get(cell.strip().casefold())
+    if split is None:
+        raise Unusable("bad_split", f"split {cell!r} is not one of {', '.join(SPLITS)}")
+    return split
 
 
-def _csv(file: Path) -> Iterator[pa.RecordBatch]:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    parse = pc.ParseOptions(delimiter=delimiter)
-    with file.open("rb") as stream:
-        first = stream.readline()
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{file} is UTF-16 text; save it as UTF-8")
-    header = first.decode("utf-8-sig", "replace").rstrip("\r\n")
-    _need_columns(file, [name.removeprefix('"').removesuffix('"') for name in header.split(delimiter)])
-    convert = pc.ConvertOptions(include_columns=list(COLUMNS), column_types=dict.fromkeys(COLUMNS, pa.string()))
-    with pc.open_csv(file, parse_options=parse, convert_options=convert) as reader:
-        yield from reader
+class _Paths:
+    """Paths of a manifest, relative to the folder `base`, which the user called `root`."""
 
+    def __init__(self, base: Path, root: Path) -> None:
+        self._base, self._gate = base, PathGate(base)
+        self._roots = tuple(dict.fromkeys(f"{folder}/" for folder in (base, root.expanduser().absolute())))
+        self._resolved: dict[str, str | None] = {}  # absolute folder -> the same, relative to the base; None outside
 
-def _need_columns(file: Path, names: list[str]) -> None:
-    absent = [name for name in COLUMNS if name not in names]
-    twice = [name for name in COLUMNS if names.count(name) > 1]
-    if absent or twice:
-        problem = f"lacks the column(s) {', '.join(absent)}" if absent else f"has {', '.join(twice)} twice"
-        raise DataError(
-            f"{file} {problem}; it needs {', '.join(COLUMNS)} (others are ignored)."
-            f" Found: {', '.join(map(repr, names))}. Separate a CSV file by commas, and put the names in its first"
-            " line, without spaces around them"
-        )
+    def admit(self, cell: Cell) -> str:
+        """Return the path of a row, relative to the base and normalized; raise Unusable unless it is a file inside."""
+        if not isinstance(cell, str):
+            raise Unusable("bad_path", f"path {cell!r} is not text")
+        try:
+            return self._first_file(dict.fromkeys([cell, cell.strip()]))
+        except RejectedRow as error:
+            raise Unusable(error.reason, _DETAILS[error.reason]) from error
 
+    def _first_file(self, texts: Iterable[str]) -> str:
+        """Return the first of the `texts` that is a file; raise the RejectedRow of the last one."""
+        refused = RejectedRow("bad_path")
+        for text in texts:
+            try:
+                return self._gate.admit(self._relative(text.replace("\\", "/")))
+            except RejectedRow as error:
+                refused = error
+        raise refused
 
-def _parse(gate: PathGate, row: _RawRow) -> tuple[str, _Label]:
-    text, split, pid, camid = row
-    if split not in SPLITS:
-        raise _Unusable("bad_split", f"split {split!r} is not one of {', '.join(SPLITS)}")
-    label = _Label(split, _integer(pid, "pid", -1), _integer(camid, "camid", 0))
-    if not isinstance(text, str):
-        raise _Unusable("bad_path", f"path {text!r} is not text")
-    try:
-        return gate.admit(text), label
-    except RejectedRow as error:
-        raise _Unusable(error.reason, PATH_DETAILS[error.reason]) from error
+    def _relative(self, path: str) -> str:
+        """Return an absolute path below the base as a relative one; others are unchanged."""
+        if _DRIVE.match(path):
+            raise RejectedRow("outside_root")
+        if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            return path
+        for root in self._roots:
+            if path.startswith(root):
+                return path.removeprefix(root).lstrip("/")
+        folder, _, name = path.rpartition("/")
+        if folder not in self._resolved:
+            self._resolved[folder] = self._below(folder)
+        below = self._resolved[folder]
+        return path if below is None else f"{below}/{name}"
 
-
-def _integer(value: Any, column: str, lowest: int) -> int:
-    """Return `value` as an integer from `lowest` up that Parquet can store."""
-    number: int | None = None
-    if isinstance(value, str):
-        match = _INTEGER.fullmatch(value)
-        number = int(match[1]) if match else None
-    elif isinstance(value, int) and not isinstance(value, bool):
-        number = value
-    elif isinstance(value, float) and value.is_integer():
-        number = int(value)
-    if number is None or not lowest <= number <= MAX_INT64:
-        raise _Unusable(f"bad_{column}", f"{column} {value!r} is not an integer from {lowest} up")
-    return number
+    def _below(self, folder: str) -> str | None:
+        try:
+            return Path(folder).resolve().relative_to(self._base).as_posix()
+        except (ValueError, OSError, RuntimeError):
+            return None

@@ -1,0 +1,223 @@
+"""Rows of a manifest as stored: CSV in any common encoding and separator, Parquet, or a folder of Parquet files.
+
+Used by `data.readers.manifest`. Problems of the whole file are DataErrors that name the remedy.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Final, NamedTuple, TextIO
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError
+from data.readers.base import is_litter
+from data.settings import nearest
+
+REQUIRED: Final = ("path", "split", "pid")
+COLUMNS: Final = (*REQUIRED, "camid", "label")
+_PARQUET: Final = (".parquet", ".pq")
+_BATCH_ROWS: Final = 16_384
+_DELIMITERS: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+_BOMS: Final = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_ZIP: Final = b"PK\x03\x04"  # a spreadsheet (.xlsx, .ods)
+_TEXTS: Final = ("path", "split")
+_KINDS: Final = (
+    *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null),
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+)
+_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
+_SIMILAR: Final = 0.6  # least similarity of a column name to be suggested
+# Other names of the columns, for suggestions.
+_ALIASES: Final = {
+    "path": ("image", "file", "filename", "img", "image_path", "file_name", "name"),
+    "split": ("set", "subset", "partition", "fold", "part"),
+    "pid": ("person", "person_id", "id", "identity", "name", "subject", "personid"),
+}
+
+
+Cell = str | int | float | Decimal | None
+
+
+class Row(NamedTuple):
+    """One row. place: where it is, for messages. The others are cells as stored; None if absent."""
+
+    place: str
+    path: Cell
+    split: Cell
+    pid: Cell
+    camid: Cell
+    label: Cell
+
+
+def manifest_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a CSV file, a Parquet file or a folder of Parquet files, in their order.
+
+    Column names may be in any case and have blanks around them. Only path, split and pid (or label) are required.
+    """
+    try:
+        if file.is_dir():
+            yield from _folder(file)
+        elif file.suffix.lower() in _PARQUET:
+            yield from _parquet(file, {}, "")
+        else:
+            yield from _csv(file)
+    except pa.ArrowException as error:
+        raise DataError(f"{file} cannot be read as a manifest: {error}. Write it as Parquet or CSV") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}. Check its permissions") from error
+
+
+def _folder(folder: Path) -> Iterator[Row]:
+    """Yield the rows of all Parquet files below `folder`, sorted by path; key=value folders are columns."""
+    parts = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in _PARQUET]
+    parts = sorted(part for part in parts if not any(is_litter(name) for name in part.parts))
+    if not parts:
+        raise DataError(f"the folder {folder} does not contain Parquet files; set data.manifest to a folder or file")
+    for part in parts:
+        yield from _parquet(folder / part, _partition(part), f" of {part}")
+
+
+def _partition(part: Path) -> dict[str, str | None]:
+    """Return the columns that the folders of a partitioned dataset stand for, as in split=train/part-0.parquet."""
+    pairs = [name.split("=", 1) for name in part.parts[:-1] if "=" in name]
+    return {key.strip().casefold(): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
+
+
+def _parquet(file: Path, partition: Mapping[str, str | None], of: str) -> Iterator[Row]:
+    with pq.ParquetFile(file) as table:
+        stored = table.schema_arrow.names
+        folded = {_folded(name) for name in stored}
+        outer = {name: value for name, value in partition.items() if name in COLUMNS and name not in folded}
+        where = _positions(file, [*stored, *outer])
+        names = {column: stored[at] for column, at in where.items() if at < len(stored)}
+        _check_types(file, [table.schema_arrow.field(at) for at in where.values() if at < len(stored)])
+        number = 0
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=list(names.values())):
+            cells = {column: batch[name].to_pylist() for column, name in names.items()}
+            every = [cells.get(column) or [outer.get(column)] * batch.num_rows for column in COLUMNS]
+            for values in zip(*every, strict=True):
+                number += 1
+                yield Row(f"row {number}{of}", *values)
+
+
+def _check_types(file: Path, fields: Iterable[pa.Field]) -> None:
+    """Raise DataError if a column is neither text nor a number, or a dictionary of these."""
+    for field in fields:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if not any(is_kind(kind) for is_kind in _KINDS):
+            raise DataError(
+                f"{file}: the column {field.name} has the type {field.type}; write it as text"
+                f"{'' if _folded(field.name) in _TEXTS else ' or as integers'}"
+            )
+
+
+def _csv(file: Path) -> Iterator[Row]:
+    encoding = _encoding(file)
+    try:
+        with file.open(encoding=encoding, newline="") as stream:
+            first = stream.readline()
+            delimiter = _delimiter(first)
+            header = next(csv.reader([first], delimiter=delimiter), [])
+            where = _positions(file, header)
+            place = [where.get(column, len(header)) for column in COLUMNS]
+            for number, cells in enumerate(_lines(file, stream, delimiter, len(header)), start=1):
+                cells.append("")  # the value of absent columns
+                yield Row(f"row {number}", *(cells[at] for at in place))
+    except UnicodeError as error:
+        problem = "UTF-16 text" if encoding == "utf-16" else f"UTF-8 text{_bad_line(file)}"
+        raise DataError(f"{file} is not {problem}; save it as UTF-8") from error
+
+
+def _lines(file: Path, stream: TextIO, delimiter: str, width: int) -> Iterator[list[str]]:
+    """Yield the cells of each line after the header, without empty lines."""
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            if cells and len(cells) != width:
+                raise DataError(
+                    f"{file} cannot be read as a manifest: line {reader.line_num + 1} has {len(cells)} values, but the"
+                    f" first line {width}. Put values that contain {_DELIMITERS[delimiter]} between double quotes"
+                )
+            if cells:
+                yield cells
+    except csv.Error as error:
+        raise DataError(
+            f"{file} cannot be read as a manifest: line {reader.line_num + 1}: {error}. Put values that contain double"
+            " quotes between double quotes, and write each of theirs twice"
+        ) from error
+
+
+def _encoding(file: Path) -> str:
+    """Return the encoding that the first bytes announce; UTF-8 by default."""
+    with file.open("rb") as stream:
+        head = stream.read(1024)
+    found = next((encoding for bom, encoding in _BOMS.items() if head.startswith(bom)), "utf-8")
+    if head.startswith(_ZIP):
+        raise DataError(f"{file} is a spreadsheet or an archive; save it as CSV UTF-8")
+    if found == "utf-8" and b"\0" in head.split(b"\n", 1)[0]:
+        raise DataError(f"{file} is UTF-16 text without a byte order mark, or not text; save it as UTF-8")
+    return found
+
+
+def _delimiter(header: str) -> str:
+    """Return the delimiter that gives the most known column names; a comma if none of them gives any."""
+
+    def known(delimiter: str) -> int:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        return len({_folded(cell) for cell in cells} & {*COLUMNS})
+
+    return max(_DELIMITERS, key=known)
+
+
+def _bad_line(file: Path) -> str:
+    """Return the place of the first line that is not UTF-8, for a message; "" if there is none."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f": line {number} contains the byte 0x{line[error.start]:02x}"
+    return ""
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _positions(file: Path, names: Sequence[str]) -> dict[str, int]:
+    """Return the position of each known column among `names`; raise DataError if they do not make a manifest."""
+    folded = [_folded(name) for name in names]
+    twice = [column for column in COLUMNS if folded.count(column) > 1]
+    if twice:
+        shown = "; ".join(f"{column} ({_shown(n for n in names if _folded(n) == column)})" for column in twice)
+        raise DataError(f"{file} has more than one column {shown}; rename or remove all but one")
+    needed = [column for column in REQUIRED if column != "pid" or "label" not in folded]
+    absent = [column for column in needed if column not in folded]
+    if absent:
+        raise DataError(
+            f"{file} lacks the column(s) {', '.join(absent)}{_suggestions(absent, names)}. A manifest needs"
+            f" {', '.join(REQUIRED)} and may have camid and label (others are ignored). Found: {_shown(names)}. Put the"
+            " names in the first line, separated by commas, semicolons or tabs"
+        )
+    return {column: folded.index(column) for column in COLUMNS if column in folded}
+
+
+def _shown(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _suggestions(absent: Sequence[str], names: Sequence[str]) -> str:
+    """Return which existing columns may be meant, such as "; rename 'person_id' to pid"."""
+    free = {_folded(name): name for name in names if _folded(name) not in COLUMNS}
+    near = {
+        column: [*nearest(column, free, _SIMILAR), *(n for n in _ALIASES[column] if n in free)] for column in absent
+    }
+    hints = [f"{free[found[0]]!r} to {column}" for column, found in near.items() if found]
+    return f"; rename {', '.join(hints)}" if hints else ""
