@@ -14,7 +14,7 @@ from pydantic import Field
 from captioning.reading import Pending, load
 from data.config import Config
 from data.errors import DataError
-from data.people import is_person
+from data.people import UNKNOWN_CAMERA, is_person
 
 
 class SheetRow(NamedTuple):
@@ -159,9 +159,14 @@ def _picture(item: SheetRow, root: Path, config: SheetConfig) -> Image.Image:
     return field
 
 
+def _who(item: SheetRow) -> str:
+    known = item.camid != UNKNOWN_CAMERA
+    return f"identity {item.pid}, camera {item.camid}" if known else f"identity {item.pid}"
+
+
 def _lines(item: SheetRow, pen: Pen, config: SheetConfig) -> list[tuple[list[str], Color]]:
     """Return the lines beside one picture with their colors: identity and camera, a failed status, the caption."""
-    lines = [(words, _SOFT) for words in pen.wrapped(f"identity {item.pid}, camera {item.camid}".split(), config.text)]
+    lines = [(words, _SOFT) for words in pen.wrapped(_who(item).split(), config.text)]
     if item.status != "ok":
         lines += [(words, _WRONG) for words in pen.wrapped(item.status.split("_"), config.text)]
     lines += [(words, _INK) for words in pen.wrapped((item.caption or "").split(), config.text)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from captioning.audit.flags import FLAGS, degrading_words
 from captioning.config import AuditConfig
+from data.people import UNKNOWN_CAMERA
 from data.slots import SLOTS
 from data.splits import SPLITS
 
@@ -58,11 +59,11 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One caption with its image."""
+    """One caption with its image. camid: "?" if it is unknown."""
 
     path: str
     pid: int
-    camid: int
+    camid: int | str
     split: str
     text: str
     notes: Sequence[Note]
@@ -228,7 +229,7 @@ def _card(row: Mapping[str, Any], notes: Sequence[Note], picture: Picture) -> Ca
     return Card(
         path=row["image_path"],
         pid=row["pid"],
-        camid=row["camid"],
+        camid="?" if row["camid"] == UNKNOWN_CAMERA else row["camid"],
         split=row["split"],
         text=row["raw_text"] or row["error"] or "no text",
         notes=notes,

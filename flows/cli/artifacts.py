@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -18,6 +18,10 @@ from data.files import read_json
 from flows.cli.inputs import artifact_store
 from flows.report.retrieval import leading_row
 from flows.terminal import plain_console, size
+from reid.evaluation.protocol import NO_CAMERAS, camera_note
+
+_HEAD: Final = ("artifact", "dataset", "recipe", "made", "size", "mAP")
+_MAP: Final = _HEAD.index("mAP")
 
 
 def list_artifacts(home: Path | None, *, stage: str | None = None) -> None:
@@ -25,7 +29,10 @@ def list_artifacts(home: Path | None, *, stage: str | None = None) -> None:
     store = artifact_store(home)
     inventory = take_inventory(store)
     console = plain_console()
-    console.print(_table([entry for entry in inventory.entries if stage in (None, entry.stage)]))
+    table = _table([entry for entry in inventory.entries if stage in (None, entry.stage)])
+    console.print(table)
+    if any("*" in str(cell) for cell in table.columns[_MAP].cells):
+        console.print(f"* {NO_CAMERAS}")
     left = find_leftovers(store)
     total, captions = sum(entry.size for entry in inventory.entries), folder_size(store.root / "captions")
     console.print(
@@ -39,7 +46,7 @@ def list_artifacts(home: Path | None, *, stage: str | None = None) -> None:
 def _table(entries: list[Entry]) -> Table:
     has_state = any(entry.state != "finished" for entry in entries)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("artifact", "dataset", "recipe", "made", "size", "mAP", *(["state"] if has_state else [])):
+    for name in (*_HEAD, *(["state"] if has_state else [])):
         justify: Literal["left", "right"] = "right" if name in ("size", "mAP") else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in ("dataset", "recipe"))
     for entry in entries:
@@ -54,12 +61,16 @@ def _cells(entry: Entry) -> tuple[str, ...]:
 
 
 def mean_ap(entry: Entry) -> str:
-    """Return the mAP of an evaluation in percent, of the trained model in image mode; "" for any other artifact."""
+    """Return the mAP of an evaluation in percent, of the trained model in image mode; "" for any other artifact.
+
+    A star marks a dataset without cameras.
+    """
     if entry.stage != "evaluate" or entry.state == "damaged":
         return ""
     try:
-        row = leading_row(read_json(entry.folder / "metrics.json")["results"], "image")
-        return f"{100 * row['mAP']:.1f}"
+        metrics = read_json(entry.folder / "metrics.json")
+        mark = "*" if camera_note(metrics["protocol"]) else ""
+        return f"{100 * leading_row(metrics['results'], 'image')['mAP']:.1f}{mark}"
     except (DataError, OSError, KeyError, IndexError, TypeError):  # metrics.json is damaged, its sidecar is not
         return "?"
 

@@ -19,6 +19,7 @@ from flows.report.intervals import METHOD, MIN_QUERIES
 from flows.report.scores import METRICS, Score, scores, signed
 from flows.summary import RunSummary
 from flows.terminal import plain_console
+from reid.evaluation.protocol import camera_note
 
 
 def show_results(run: Mapping[str, Any]) -> None:
@@ -73,7 +74,8 @@ def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> T
     protocol = metrics["protocol"]
     version = f" ({protocol['version']})" if protocol["version"] else ""
     sizes = f"{protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images"
-    title = Text(f"{protocol['dataset']}{version}: {sizes}")
+    note = camera_note(protocol)
+    title = Text(f"{protocol['dataset']}{version}: {sizes}{f'; {note}' if note else ''}")
     rows = scores(metrics, rankings)
     table = Table(
         title=title,

@@ -12,6 +12,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.files import read_json
 from flows.report.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
 from flows.report.scores import METRICS, Score, interval_text, scores, signed
+from reid.evaluation.protocol import camera_note
 
 Cells = dict[str, str | float | None]
 """One row of a table: column -> the content of its cell."""
@@ -60,6 +61,8 @@ def metrics_note(now: Evaluated, before: Evaluated | None) -> str:
     """Return the description of the table: dataset, sizes, and what stands in brackets."""
     protocol = now.metrics["protocol"]
     note = f"{protocol['dataset']}: {protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images, percent"
+    cameras = camera_note(protocol)
+    note += f"; {cameras}" if cameras else ""
     if before is None:
         return f"{note}; the first run of this dataset"
     note += "; in brackets the points gained since the previous run"

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.files import read_json, write_text
 from data.images.thumbnails import Thumbnails
+from data.people import UNKNOWN_CAMERA
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.report.curves import cmc_chart, training_charts
@@ -22,6 +23,7 @@ from flows.report.retrieval import leading_row, query_section
 from flows.report.scores import METRICS, scores, signed
 from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
 from flows.terminal import duration
+from reid.evaluation.protocol import camera_note
 
 _CAPTIONER_COLUMNS: Final = (
     "model_id",
@@ -59,6 +61,7 @@ def page_environment() -> Environment:
     environment.filters.update(
         percent=lambda share, digits=1: f"{100 * share:.{digits}f}",
         signed=signed,
+        camera=lambda camid: "unknown" if camid == UNKNOWN_CAMERA else str(camid),
         thousands=lambda number: f"{number:,}",
         plain_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
@@ -95,6 +98,7 @@ def _results(
         "dataset": images.description.model_dump(),
         "rejected": _rejected(images.ref.folder / "rejected.parquet"),
         "protocol": metrics["protocol"],
+        "camera_note": camera_note(metrics["protocol"]),
         "metric_names": METRICS,
         "interval_method": METHOD,
         "min_queries": MIN_QUERIES,

@@ -11,10 +11,11 @@ from flows.report.intervals import verdict
 from flows.report.page import page_environment
 from flows.report.stage import without_places
 from flows.study.plots import Plot, plots
-from flows.study.rows import RUNS, RunRow, finished, runs_table, unfinished
+from flows.study.rows import RUNS, RunRow, finished, runs_table, unfinished, without_cameras
 from flows.study.table import COLUMNS, Difference, VariantScores, differences, variant_scores
 from flows.study.text import difference_text, differences_csv, markdown, mean_text, means_csv, verdict_text
 from flows.terminal import duration
+from reid.evaluation.protocol import NO_CAMERAS
 
 PAGE: Final = "study.html"
 MARKDOWN: Final = "study.md"
@@ -35,8 +36,8 @@ def write_results(folder: Path, rows: Sequence[RunRow], settings: Mapping[str, A
     variants, answers = variant_scores(rows), differences(rows)
     drawn = plots(rows, variants, answers)
     write_table(folder / RUNS_FILE, runs_table(rows), RUNS)
-    write_text(folder / "table.csv", means_csv(variants))
-    write_text(folder / "differences.csv", differences_csv(answers))
+    write_text(folder / "table.csv", means_csv(variants, rows))
+    write_text(folder / "differences.csv", differences_csv(answers, rows))
     write_text(folder / MARKDOWN, markdown(variants, answers, rows))
     write_text(folder / PAGE, _page(rows, variants, answers, drawn, without_places(settings)))
     for plot in drawn:
@@ -55,6 +56,7 @@ def _page(
     seconds = {row.train: row.seconds or 0.0 for row in finished(rows) if row.train}
     return environment.get_template("study.html.j2").render(
         columns=COLUMNS,
+        camera_note=NO_CAMERAS if without_cameras(rows) else "",
         group_titles=_GROUP_TITLES,
         groups=list(dict.fromkeys(each.group for each in variants)),
         variants=variants,

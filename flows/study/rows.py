@@ -27,7 +27,7 @@ RUNS: Final = pa.schema(
             (_FRACTION, ("seconds",)),
             (_TEXT, ("dataset", "dataset_hash")),
             (_NUMBER, ("n_query", "n_gallery")),
-            (_TEXT, ("caption_artifact", "train", "evaluation")),
+            (_TEXT, ("caption_artifact", "train", "evaluation", "cameras")),  # cameras: "unknown" or null
         )
         for name in names
     ]
@@ -40,7 +40,8 @@ class RunRow:
     """One run of a study in one inference mode, or a run that failed or was skipped.
 
     scores: metric -> fraction, empty without a result. seconds: of training; None where it was found finished or
-    resumed from a checkpoint. caption_artifact, train, evaluation: fingerprints. inversion_tokens (K), depth: of CGI.
+    resumed from a checkpoint. caption_artifact, train, evaluation: fingerprints. cameras: "unknown" in a
+    dataset without cameras. inversion_tokens (K), depth: of CGI.
     """
 
     variant: str
@@ -67,6 +68,7 @@ class RunRow:
     caption_artifact: str | None = None
     train: str | None = None
     evaluation: str | None = None
+    cameras: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -92,3 +94,8 @@ def finished(rows: Iterable[RunRow]) -> list[RunRow]:
 def unfinished(rows: Iterable[RunRow]) -> list[RunRow]:
     """Return the rows of runs without a result."""
     return [row for row in rows if not row.finished]
+
+
+def without_cameras(rows: Iterable[RunRow]) -> bool:
+    """Return True if a result is that of a dataset without cameras."""
+    return any(row.cameras == "unknown" for row in rows)

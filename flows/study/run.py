@@ -224,6 +224,7 @@ def _rows(run: Run, result: RunResult) -> list[RunRow]:
         dataset_hash=run.inputs.run.images.description.dataset_hash,
         n_query=protocol["n_query"],
         n_gallery=protocol["n_gallery"],
+        cameras=protocol.get("cameras"),
     )
     rows = []
     for scored in result["results"]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from flows.report.intervals import verdict
 from flows.report.scores import signed
-from flows.study.rows import RunRow, unfinished
+from flows.study.rows import RunRow, unfinished, without_cameras
 from flows.study.table import COLUMNS, Difference, SeedMean, VariantScores
+from reid.evaluation.protocol import NO_CAMERAS
 
 _LABELS: Final = tuple(label for _, label in COLUMNS)
 _VERDICTS: Final = {"up": "more", "down": "less", "even": "not shown"}
@@ -37,9 +38,10 @@ def verdict_text(part: SeedMean) -> str:
 
 def markdown(variants: Sequence[VariantScores], answers: Sequence[Difference], rows: Sequence[RunRow]) -> str:
     """Return the table of means, the table of differences, and the runs without a result."""
-    parts = ["Percent, mean ± standard deviation over seeds.", _means_table(variants)]
+    note = f" {NO_CAMERAS.capitalize()}." if without_cameras(rows) else ""
+    parts = [f"Percent, mean ± standard deviation over seeds.{note}", _means_table(variants)]
     if answers:
-        parts += ["Differences paired by seed, in points: mean (95 % t-interval).", _differences_table(answers)]
+        parts += [f"Differences paired by seed, in points: mean (95 % t-interval).{note}", _differences_table(answers)]
     missing = [f"- {row.title}, seed {row.seed}: {row.status}, {row.error}" for row in unfinished(rows)]
     if missing:
         parts += ["Without a result:", "\n".join(missing)]
@@ -68,27 +70,34 @@ def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
 
 
-def means_csv(variants: Sequence[VariantScores]) -> str:
+def means_csv(variants: Sequence[VariantScores], rows: Sequence[RunRow]) -> str:
     """Return the table of means: one row per variant and mode, four columns per metric."""
-    rows = [
+    lines = [
         {name: getattr(each, name) for name in ("variant", "title", "group", "mode", "seeds")}
         | _columns(each.metrics)
         | {"seconds_mean": each.seconds.mean if each.seconds else None}
+        | _cameras(rows)
         for each in variants
     ]
-    return _csv(rows)
+    return _csv(lines)
 
 
-def differences_csv(answers: Sequence[Difference]) -> str:
+def differences_csv(answers: Sequence[Difference], rows: Sequence[RunRow]) -> str:
     """Return the table of differences: one row per comparison, its sides as variant:mode."""
-    rows = [
+    lines = [
         {"question": answer.comparison.question}
         | {name: ":".join(getattr(answer.comparison, name)) for name in ("left", "right")}
         | {"seeds": answer.seeds, "better": answer.better}
         | _columns(answer.metrics)
+        | _cameras(rows)
         for answer in answers
     ]
-    return _csv(rows)
+    return _csv(lines)
+
+
+def _cameras(rows: Sequence[RunRow]) -> dict[str, Any]:
+    """Return a column that is only there in a dataset without cameras."""
+    return {"cameras": "unknown"} if without_cameras(rows) else {}
 
 
 def _columns(metrics: Mapping[str, SeedMean]) -> dict[str, float | None]:

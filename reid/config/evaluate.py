@@ -29,8 +29,8 @@ class EvaluateConfig(Config):
     flip: bool = False
     """Average each image's features with those of its mirror image. Published results do not."""
     exclude: Exclude = "same_camera"
-    """Gallery images left out of a query's ranking: those of its identity seen by its camera, or none (datasets
-    without cameras)."""
+    """Gallery images left out of a query's ranking: those of its identity seen by its camera, or none. If the cameras
+    of the dataset are unknown, none is left out."""
     rerank: RerankConfig | None = None
     """Re-ranking of the results; off by default, as in published tables."""
     gallery_draws: Annotated[int, Field(ge=0)] | None = None

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NotRequired, TypedDict
 
 from data.stages.images import IndexedImages
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.inputs.evaluation_rows import EvaluationRows
 
+NO_CAMERAS: Final = "cameras unknown: evaluated without the camera rule"
+"""What tables say beside scores of a dataset without cameras."""
+
 
 class Protocol(TypedDict):
-    """The protocol in metrics.json. test_hash: content of the test images. gallery_draws: 0 for the published split."""
+    """The protocol in metrics.json.
+
+    test_hash: content of the test images. gallery_draws: 0 for the published split. cameras: only in a dataset without
+    cameras, whose images are not excluded by camera.
+    """
 
     dataset: str
     reader: str
@@ -23,6 +31,7 @@ class Protocol(TypedDict):
     n_skipped_queries: int
     gallery_draws: int
     description: str
+    cameras: NotRequired[Literal["unknown"]]
 
 
 def protocol(
@@ -34,7 +43,7 @@ def protocol(
     """
     about = images.description
     split, drawn = rows.splits[0], len(rows.splits) if rows.drawn else 0
-    return {
+    made: Protocol = {
         "dataset": about.name,
         "reader": about.reader,
         "version": about.version,
@@ -44,18 +53,29 @@ def protocol(
         "n_junk": rows.n_junk,
         "n_skipped_queries": skipped,
         "gallery_draws": drawn,
-        "description": describe(config, trained, drawn),
+        "description": describe(config, trained, drawn, cameras=rows.cameras),
     }
+    if not rows.cameras:
+        made["cameras"] = "unknown"
+    return made
 
 
-def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int) -> str:
-    """Return the protocol in words; `drawn` is the number of drawn galleries, 0 for the published split."""
+def camera_note(protocol: Mapping[str, Any]) -> str:
+    """Return `NO_CAMERAS` if the protocol in a metrics.json is that of a dataset without cameras, else ""."""
+    return NO_CAMERAS if protocol.get("cameras") == "unknown" else ""
+
+
+def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int, *, cameras: bool) -> str:
+    """Return the protocol in words.
+
+    drawn: number of drawn galleries, 0 for the published split. cameras: False if the cameras are unknown.
+    """
     settings = trained.validation
     chosen = settings.every and settings.keep == "best" and settings.images == "test"
     sentences = (
         "Single query; cosine similarity of L2-normalized features (the same ranking as Euclidean distance); junk "
         "images (identity -1) are dropped.",
-        _left_out(config, drawn),
+        _left_out(config, drawn, cameras=cameras),
         "AP is not interpolated; ties are ranked in gallery order.",
         "Features are averaged with those of the mirrored image." if config.flip else "",
         _reranking(config),
@@ -66,12 +86,18 @@ def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _left_out(config: EvaluateConfig, drawn: int) -> str:
+def _left_out(config: EvaluateConfig, drawn: int, *, cameras: bool) -> str:
     if drawn:
         return (
             f"Means over {drawn} galleries of one image per identity and all distractors, drawn with seeds 0 to "
             f"{drawn - 1}; the other test images are the queries. Images are not excluded by camera. Rankings are kept "
             "for the first gallery only."
+        )
+    if not cameras:
+        return (
+            "The cameras of this dataset are unknown, so images are not excluded by camera, and a match may be from the"
+            " same camera as its query; queries without a match are skipped. Scores are not comparable with those of"
+            " datasets with cameras."
         )
     if config.exclude == "same_camera":
         return (

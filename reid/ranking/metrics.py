@@ -1,9 +1,10 @@
 """Exact ReID metrics (mAP, CMC, mINP), computed in blocks, without sorting rows or storing the distance matrix.
 
 Protocol (Market-1501 and its successors): similarity of L2-normalized features. Gallery images of identity -1 are junk
-and are dropped. For each query, gallery images of the same identity *and* the same camera are excluded. A query
-without a relevant image left is skipped and counted. AP is not interpolated; mINP is the mean of (number of relevant
-images) / (rank of the last one), as in Ye et al., TPAMI 2021. Equal scores rank in gallery order.
+and are dropped. For each query, gallery images of the same identity *and* the same camera are excluded; camera -1 is
+unknown and never the same as another. A query without a relevant image left is skipped and counted. AP is not
+interpolated; mINP is the mean of (number of relevant images) / (rank of the last one), as in Ye et al., TPAMI 2021.
+Equal scores rank in gallery order.
 
 The rank of a relevant image is one plus the number of counted gallery images that are nearer (or equal and earlier),
 so counting is enough.
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import DataError, raise_problems
-from data.people import is_junk
+from data.people import UNKNOWN_CAMERA, is_junk
 from data.process.environment import exact_float32
 from reid.config.evaluate import Exclude, RerankConfig
 from reid.ranking.kernel import rank_rows, run_on_slices, top_rows
@@ -95,8 +96,8 @@ def evaluate_ranking(  # noqa: PLR0917 - the usual order in the field
         gallery_features: the same, [G, D].
         query_pids: identities, [Q].
         gallery_pids: identities, [G]; -1 is junk.
-        query_camids: cameras, [Q].
-        gallery_camids: cameras, [G].
+        query_camids: cameras, [Q]; -1 is unknown.
+        gallery_camids: cameras, [G]; -1 is unknown, and such an image is never excluded.
         max_rank: length of the CMC curve.
         top_k: nearest images to keep per query.
         exclude: "same_camera" (the protocol), or "none" for datasets without cameras.
@@ -155,7 +156,8 @@ def _rank_blocks(blocks: Iterable[tuple[int, Scores]], labels: _Labels, *, top_k
     sorted_pids = labels.gallery_pids[by_pid]
     begin = np.searchsorted(sorted_pids, labels.query_pids, side="left")
     end = np.searchsorted(sorted_pids, labels.query_pids, side="right")
-    cams = labels.gallery_camids
+    # An unknown camera equals no camera of a query, not even an unknown one.
+    cams = np.where(labels.gallery_camids == UNKNOWN_CAMERA, -_LARGEST, labels.gallery_camids)
     table = _Table(
         ap=np.zeros(count),
         inp=np.zeros(count),

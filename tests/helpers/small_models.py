@@ -11,6 +11,7 @@ from PIL import Image
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.files import write_json, write_table
+from data.people import UNKNOWN_CAMERA
 from data.schemas import IMAGES
 from data.synthetic.world import training_sample
 from reid.config.train import TrainConfig
@@ -23,7 +24,10 @@ PEOPLE = 6
 
 
 def write_world(store: ArtifactStore, root: Path, *, cameras: int = 4, reader: str = "manifest") -> ArtifactRef:
-    """Write four images each of six people, one a query; one junk image, one distractor. Return the index artifact."""
+    """Write four images each of six people, one a query; one junk image, one distractor. Return the index artifact.
+
+    cameras: 0 if they are unknown.
+    """
     rows = []
     for index in range(4 * PEOPLE):
         sample = training_sample(SEED, index)
@@ -35,7 +39,8 @@ def write_world(store: ArtifactStore, root: Path, *, cameras: int = 4, reader: s
         (root / split).mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(stream.getvalue())
         rows.append(
-            {"path": name, "split": split, "pid": pid, "camid": 1 + index % cameras, "width": 64, "height": 128}
+            {"path": name, "split": split, "pid": pid, "width": 64, "height": 128}
+            | {"camid": 1 + index % cameras if cameras else UNKNOWN_CAMERA}
             | {"sha256": digest_bytes(stream.getvalue()), "size": len(stream.getvalue())}
         )
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: (row["split"], row["path"])), IMAGES)

@@ -21,6 +21,7 @@ from data.stages.images import IndexedImages
 from data.synthetic.world import training_sample
 from reid.config.evaluate import EvaluateConfig, RerankConfig
 from reid.config.train import ScgiConfig, TrainConfig
+from reid.evaluation.protocol import NO_CAMERAS, camera_note
 from reid.evaluation.search import search
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.embed import embed
@@ -149,6 +150,24 @@ def test_reranking_flip_and_no_cameras_run_and_are_told(world):
     table = pd.read_parquet(made.ref.folder / "rankings.parquet")
     assert table["top_paths"].map(len).tolist() == [5] * 18
     assert all(row["n_skipped_queries"] == 0 for row in metrics["results"])
+
+
+def test_unknown_cameras_are_evaluated_without_their_rule_and_told(world, tmp_path):
+    store, _, model, _ = world
+    images = write_world(store, tmp_path, cameras=0)
+    made = evaluate(
+        store, images=images, model=model, images_root=tmp_path, config=EvaluateConfig(device="cpu", batch_size=7)
+    )
+    metrics = json.loads((made.ref.folder / "metrics.json").read_text())
+    assert metrics["protocol"]["cameras"] == "unknown"
+    assert camera_note(metrics["protocol"]) == NO_CAMERAS
+    assert "The cameras of this dataset are unknown, so images are not excluded" in metrics["protocol"]["description"]
+    without = json.loads((run(world, exclude="none").ref.folder / "metrics.json").read_text())
+    assert metrics["results"] == without["results"]
+    assert camera_note(without["protocol"]) == ""
+    (notice,) = check_test_split(IndexedImages(ref=images, root=tmp_path), EvaluateConfig())
+    assert notice.startswith("the cameras of this dataset are unknown")
+    assert check_test_split(IndexedImages(ref=images, root=tmp_path), EvaluateConfig(exclude="none")) == ()
 
 
 # VehicleID --------------------------------------------------------------------------------------------
@@ -453,10 +472,10 @@ def test_has_match_is_the_definition():
     rng = np.random.default_rng(0)
     for _ in range(50):
         q, g = rng.integers(1, 6, 2)
-        query, gallery = rng.integers(0, 3, (2, q)), rng.integers(0, 3, (2, g))
+        query, gallery = rng.integers(-1, 3, (2, q)), rng.integers(-1, 3, (2, g))
         for exclude in ("same_camera", "none"):
             expected = [
-                any(p == r and (exclude == "none" or c != d) for r, d in gallery.T.tolist())
+                any(p == r and (exclude == "none" or c != d or d == -1) for r, d in gallery.T.tolist())
                 for p, c in query.T.tolist()
             ]
             assert has_match(*query, *gallery, exclude).tolist() == expected

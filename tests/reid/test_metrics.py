@@ -90,6 +90,32 @@ def test_any_small_world_matches_the_brute_force(world, same_camera, top_k):
     assert ranking.n_gallery == (world[3] != -1).sum()
 
 
+@settings(max_examples=80, deadline=None)
+@given(worlds(), st.floats(0, 1), st.integers(0, 10**6))
+def test_an_unknown_camera_excludes_nothing(world, share, seed):
+    rng = np.random.default_rng(seed)
+    *others, q_cams, g_cams = world
+    q_cams, g_cams = (np.where(rng.random(len(cams)) < share, -1, cams) for cams in (q_cams, g_cams))
+    # In the reference, every unknown camera is a camera of its own.
+    apart = [
+        np.where(cams == -1, -10 * side - np.arange(len(cams)), cams) for side, cams in ((10, q_cams), (99, g_cams))
+    ]
+    expected = brute_force(*others, *apart)
+    if expected:
+        compare(evaluate_ranking(*others, q_cams, g_cams), expected, len(g_cams))
+
+
+@settings(max_examples=40, deadline=None)
+@given(worlds())
+def test_without_cameras_no_image_of_the_identity_is_left_out(world):
+    *others, q_cams, g_cams = world
+    expected = brute_force(*others, q_cams, g_cams, same_camera=False)
+    if expected:
+        for exclude in ("same_camera", "none"):
+            unknown = evaluate_ranking(*others, np.full_like(q_cams, -1), np.full_like(g_cams, -1), exclude=exclude)
+            compare(unknown, expected, len(g_cams))
+
+
 def test_a_realistic_world_matches_the_brute_force():
     world = gaussian_world()
     ranking = evaluate_ranking(*world)
