@@ -74,6 +74,16 @@ def test_equals_the_dense_reference(k1, k2, weight):
     np.testing.assert_allclose(sparse(query, gallery, config), dense(query, gallery, config), atol=2e-5)
 
 
+def test_distances_that_are_all_below_one_are_divided_by_their_largest():
+    """Images of a narrow domain lie close together; a floor of the divisor must not flatten them."""
+    query, gallery, *_ = world(seed=3)
+    query, gallery = query + 4, gallery + 4
+    both = np.concatenate([unit(query), unit(gallery)])
+    assert 0.01 < (2 - 2 * both @ both.T).max() < 0.9
+    config = RerankConfig(k1=7, k2=3, weight=0.5)
+    np.testing.assert_allclose(sparse(query, gallery, config), dense(query, gallery, config), atol=2e-4)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 5), (3, 2), (2, 1)])
 def test_sets_smaller_than_the_neighborhoods(sizes):
     query, gallery, *_ = world(q=sizes[0], g=sizes[1])
