@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar, get_args
+from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -106,25 +106,42 @@ def build_config(
 ) -> C:
     """Build a config from plain values, or raise one `ConfigError` that lists every problem by its dotted key.
 
+    base: valid values, nested like `values`; see `examine_config`. problems: problems found earlier; listed first.
+    """
+    examined = examine_config(cls, values, base=base)
+    raise_problems(subject, dict.fromkeys([*problems, *examined.problems]), ConfigError)
+    assert examined.config is not None
+    return examined.config
+
+
+class Examined(NamedTuple, Generic[C]):
+    """A config and the problems of the values that it was built from.
+
+    config: with every invalid value replaced by its base value; None if that did not make it valid.
+    """
+
+    config: C | None
+    problems: list[str]
+
+
+def examine_config(cls: type[C], values: Mapping[str, Any], *, base: Mapping[str, Any] | None = None) -> Examined[C]:
+    """Return the config of plain values and every problem of them, by its dotted key.
+
     base: valid values, nested like `values`. An invalid value is replaced by its base value for another round of
     validation, so that the problems it hides are listed too.
-    problems: problems found earlier; listed first.
     """
-    found = dict.fromkeys(problems)
+    found: dict[str, None] = {}
     settings = settings_of(cls)
     tried = copy.deepcopy(dict(values))
     while True:
         try:
-            made = cls.model_validate(tried)
-            break
+            return Examined(cls.model_validate(tried), list(found))
         except ValidationError as error:
             items = [one for item in error.errors() for one in _explain(item, settings, base)]
         found |= dict.fromkeys(text for _, text in items)
         places = [path for path, _ in items]
         if base is None or not (_reset_all(tried, base, places) or _reset_all(tried, base, _groups(places))):
-            break
-    raise_problems(subject, found, ConfigError)
-    return made
+            return Examined(None, list(found))
 
 
 def _groups(places: Iterable[Place]) -> list[Place]:

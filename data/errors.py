@@ -13,6 +13,9 @@ from collections.abc import Iterable, Sequence
 class ClipScgiError(Exception):
     """An error that the user has to fix. The message says what is wrong, where, and what to do."""
 
+    parts: tuple[str, ...] = ()
+    """Each problem as a message of its own, if `raise_problems` raised several."""
+
 
 class ConfigError(ClipScgiError):
     """A setting, or a combination of settings, that cannot work."""
@@ -64,4 +67,11 @@ def raise_problems(subject: str, problems: Iterable[str], error: type[ClipScgiEr
     if len(found) == 1:
         raise error(f"{subject}: {found[0]}")
     lines = "\n".join(f"  - {problem}" for problem in found)
-    raise error(f"{subject}: {len(found)} problems\n{lines}")
+    raised = error(f"{subject}: {len(found)} problems\n{lines}")
+    raised.parts = tuple(f"{subject}: {problem}" for problem in found)
+    raise raised
+
+
+def messages_of(error: ClipScgiError) -> tuple[str, ...]:
+    """Return the problems that `error` reports, one message each, so that they can be listed among others."""
+    return error.parts or (str(error),)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field
 
 from captioning.audit.stage import AuditConfig
 from captioning.config import CaptionConfig
-from data.config import RUNTIME, Config, build_config
+from data.config import RUNTIME, Config, examine_config
 from data.datasets import DatasetConfig, Reader
-from data.errors import ConfigError
+from data.errors import ConfigError, raise_problems
 from data.settings import nearest
 from data.synthetic.world import WorldConfig
 from flows.overrides import apply_overrides
@@ -177,6 +177,37 @@ RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
 """Recipe by name. A dataset's bare name is CLIP-SCGI; other methods append their name."""
 
 
+class ExaminedRecipe(NamedTuple):
+    """A recipe with its overrides applied, except those with a problem.
+
+    problems: one per override that cannot work. notices: one per override that uses the old key of a renamed setting.
+    """
+
+    recipe: Recipe
+    problems: list[str]
+    notices: list[str]
+
+
+def examine_recipe(name: str, overrides: Sequence[str] = (), *, size: Sequence[str] = ()) -> ExaminedRecipe:
+    """Return the recipe `name` with settings changed by ``key=value`` texts, and the problems of these texts.
+
+    overrides: see `flows.overrides`. size: further ones, which `overrides` win over. Raises ConfigError if the recipe
+    does not exist.
+    """
+    if name not in RECIPES:
+        near = nearest(name.lower(), RECIPES)
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"recipe {name!r} does not exist; {guess}known: {', '.join(sorted(RECIPES))}")
+    own = RECIPES[name]()
+    base = own.model_dump(mode="json")
+    values = copy.deepcopy(base)
+    sized = apply_overrides(Recipe, values, size, RENAMED)
+    applied = apply_overrides(Recipe, values, overrides, RENAMED)
+    built = examine_config(Recipe, values, base=base)
+    problems = dict.fromkeys([*sized.problems, *applied.problems, *built.problems])
+    return ExaminedRecipe(built.config or own, list(problems), applied.notices)
+
+
 def build_recipe(
     name: str,
     overrides: Sequence[str] = (),
@@ -184,22 +215,15 @@ def build_recipe(
     size: Sequence[str] = (),
     notify: Callable[[str], object] = lambda notice: None,
 ) -> Recipe:
-    """Return the recipe `name` with settings changed by ``key=value`` texts.
+    """Return the recipe `name` with settings changed by ``key=value`` texts (`examine_recipe`).
 
-    overrides: see `flows.overrides`. size: further ones, which `overrides` win over. notify: called with a notice for
-    each override that uses the old key of a renamed setting.
+    notify: called with a notice for each override that uses the old key of a renamed setting.
 
     Raises:
         ConfigError: it lists every problem.
     """
-    if name not in RECIPES:
-        near = nearest(name.lower(), RECIPES)
-        guess = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ConfigError(f"recipe {name!r} does not exist; {guess}known: {', '.join(sorted(RECIPES))}")
-    base = RECIPES[name]().model_dump(mode="json")
-    values = copy.deepcopy(base)
-    sized = apply_overrides(Recipe, values, size, RENAMED)
-    applied = apply_overrides(Recipe, values, overrides, RENAMED)
-    for notice in applied.notices:
+    examined = examine_recipe(name, overrides, size=size)
+    for notice in examined.notices:
         notify(notice)
-    return build_config(Recipe, values, f"recipe {name}", base=base, problems=[*sized.problems, *applied.problems])
+    raise_problems(f"recipe {name}", examined.problems, ConfigError)
+    return examined.recipe
