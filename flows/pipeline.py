@@ -16,14 +16,16 @@ from prefect import flow, get_run_logger, runtime
 
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import ConfigError, DataError
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from data.synthetic.world import WorldConfig
 from flows.execution.fanout import caption_together
 from flows.execution.ui import log_stage, name_run
-from flows.preflight.check import check_devices, check_run, planned
+from flows.preflight.check import check_run, planned
+from flows.preflight.inspection import check_after, check_early
 from flows.reasons.reason import ELSEWHERE, Purpose, index_reason, reason
-from flows.recipes import Recipe
+from flows.recipes import ExaminedRecipe, Recipe
 from flows.stage_tasks import STEPS, Step, index_task, stage_task
 from flows.summary import RunSummary, StageRun
 from flows.terminal import notice_line, plain_console, stage_line, waiting
@@ -61,8 +63,8 @@ def caption_and_train(
     (`flows.preflight`).
     """
     store = ArtifactStore(Path(home)) if home else ArtifactStore.default()
-    check_devices(store, recipe, until)
-    indexed, images = _index(store, recipe, reread)
+    check_early(store, ExaminedRecipe(recipe), until)
+    indexed, images = _checked_index(store, recipe, until, reread)
     run, finished = RunContext(store=store, indexed=images), [indexed]
     name_run(f"{run_name(recipe.name, recipe.data.label)}-{images.description.dataset_hash[:8]}")
     _tell(indexed)
@@ -89,6 +91,17 @@ def _notices(run: RunContext, recipe: Recipe, until: StageName) -> Iterator[str]
     """Yield notices about the dataset, then about the next stages. Raises ConfigError for what would fail."""
     yield from run.images.description.notices
     yield from check_run(run, recipe, until)
+
+
+def _checked_index(
+    store: ArtifactStore, recipe: Recipe, until: StageName, reread: bool
+) -> tuple[StageRun, IndexedImages]:
+    """Run the index stage; if the dataset is unusable, raise that together with everything else that would fail."""
+    try:
+        return _index(store, recipe, reread)
+    except (ConfigError, DataError) as error:
+        check_after(store, recipe, until, error)
+        raise
 
 
 def _index(store: ArtifactStore, recipe: Recipe, reread: bool) -> tuple[StageRun, IndexedImages]:

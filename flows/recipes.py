@@ -184,8 +184,8 @@ class ExaminedRecipe(NamedTuple):
     """
 
     recipe: Recipe
-    problems: list[str]
-    notices: list[str]
+    problems: Sequence[str] = ()
+    notices: Sequence[str] = ()
 
 
 def examine_recipe(name: str, overrides: Sequence[str] = (), *, size: Sequence[str] = ()) -> ExaminedRecipe:

@@ -145,7 +145,7 @@ def _worker(run: RunContext, captioner: Captioner, config: CaptionConfig) -> Wor
 
     return Worker(
         CaptionStore(run.store.root, captioner),
-        paths=_paths_by_image(run.images),
+        paths=paths_by_image(run.images),
         root=run.images.root,
         config=config,
         progress=run.progress,
@@ -160,7 +160,7 @@ def _model_changed(config: CaptionConfig) -> WeightsError:
     )
 
 
-def _paths_by_image(images: IndexedImages) -> Paths:
+def paths_by_image(images: IndexedImages) -> Paths:
     """Return image sha256 -> its paths, in the order of the index. Identical files are captioned once."""
     index = images.rows("sha256", "path")
     found: defaultdict[str, list[str]] = defaultdict(list)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from data.artifacts.store import ArtifactStore
-from flows.recipes import Recipe, build_recipe
+from flows.recipes import ExaminedRecipe, Recipe, build_recipe, examine_recipe
 from flows.terminal import notice_line, plain_console
 
 
@@ -22,6 +22,14 @@ def recipe_of(name: str, overrides: Sequence[str], *, size: Sequence[str] = ()) 
     size: settings that `overrides` win over.
     """
     return build_recipe(name, overrides, size=size, notify=_print_once)
+
+
+def examined_recipe(name: str, overrides: Sequence[str]) -> ExaminedRecipe:
+    """Return the recipe of a command and the problems of its settings; print the same notices as `recipe_of`."""
+    examined = examine_recipe(name, overrides)
+    for notice in examined.notices:
+        _print_once(notice)
+    return examined
 
 
 @cache

@@ -15,11 +15,11 @@ from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.files import atomic_path
-from flows.cli.inputs import artifact_store, recipe_of
+from flows.cli.inputs import artifact_store, examined_recipe, recipe_of
 from flows.execution.server import prefect_server
-from flows.preflight.check import check_devices
 from flows.preflight.disk import check_output
-from flows.recipes import RECIPES, Recipe
+from flows.preflight.inspection import check_early
+from flows.recipes import RECIPES, ExaminedRecipe, Recipe
 from flows.summary import RunSummary
 from flows.terminal import plain_console
 
@@ -29,18 +29,30 @@ Flow = Callable[..., dict[str, Any]]
 
 @contextmanager
 def pipeline(name: str, overrides: Sequence[str], home: Path | None, until: StageName) -> Iterator[Flow]:
-    """Print a title and yield the flow of recipe `name` with a Prefect server running."""
-    recipe, store = recipe_of(name, overrides), artifact_store(home)
+    """Print a title and yield the flow of recipe `name` with a Prefect server running.
+
+    Raises ConfigError for settings that cannot work, together with everything else that would fail.
+    """
+    store = artifact_store(home)
+    recipe = checked_recipe(name, overrides, store, until)
     title = Text.assemble((f"clip-scgi {name}", "bold"), f": artifacts in {store.root}")
     plain_console().print(title, soft_wrap=True)
     with flow_of(recipe, store, until) as flow:
         yield flow
 
 
+def checked_recipe(name: str, overrides: Sequence[str], store: ArtifactStore, until: StageName) -> Recipe:
+    """Return a recipe without problems of settings and devices; raise ConfigError for all problems if it has some."""
+    examined = examined_recipe(name, overrides)
+    check_early(store, examined, until)
+    return examined.recipe
+
+
 @contextmanager
 def flow_of(recipe: Recipe, store: ArtifactStore, until: StageName) -> Iterator[Flow]:
     """Yield the flow of `recipe` with a Prefect server running."""
-    check_devices(store, recipe, until)  # the flow checks again; here a mistake does not cost the start of a server
+    # The flow checks again; here a mistake does not cost the start of a server.
+    check_early(store, ExaminedRecipe(recipe), until)
     with prefect_server(store.root):
         # Prefect reads its settings at its first import, so not earlier.
         from flows.pipeline import caption_and_train

@@ -13,6 +13,7 @@ from data.errors import ConfigError, raise_problems
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.preflight.check import problems_of
 from flows.preflight.disk import check_output
+from flows.preflight.finding import texts_of
 from flows.preflight.plan import Plan
 from flows.recipes import Recipe, ScaleConfig
 from flows.study.plan import PRESETS, StudyConfig
@@ -75,7 +76,7 @@ def _train(console: Console, runs: Sequence[Run], out: Path, recipe: Recipe, con
 
 def _check(runs: Sequence[Run]) -> None:
     """Raise ConfigError for everything that is known to fail in the pending runs."""
-    found = dict.fromkeys(problem for run in _pending(runs) for problem in problems_of(_plan_of(run)))
+    found = texts_of(problem for run in _pending(runs) for problem in problems_of(_plan_of(run)))
     raise_problems("study", found, ConfigError)
 
 

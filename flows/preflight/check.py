@@ -1,14 +1,14 @@
-"""Check everything that can be known to fail before hours are spent: all problems of a run, raised together.
+"""The rules that a run must pass before hours are spent, and the check of a run after its index.
 
-Each check is a small function that yields problems, each with the full key of a setting and a value that works. No
-model is loaded, except from a weights file of the user's whose faults would otherwise show after captioning. What
-depends on captions is not known yet: training checks, when it begins, if enough images have one.
+Each rule is a small function that yields problems, each with the full key of a setting and a value that works. No model
+is loaded: weights are judged by their headers, their configs and their bytes. What depends on captions is not known
+yet: training checks, when it begins, if enough images have one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, Literal, NamedTuple
 
 from captioning.stage.stage import CaptionStage
 from data.artifacts.stages import STAGES, StageName
@@ -22,41 +22,79 @@ from flows.preflight.dataset import (
     identity_problems,
     validation_problems,
 )
-from flows.preflight.devices import device_problems, limit_problems, precision_problems, worker_notices
+from flows.preflight.devices import (
+    device_problems,
+    emulation_notices,
+    limit_problems,
+    precision_problems,
+    worker_notices,
+)
 from flows.preflight.disk import disk_problems
-from flows.preflight.plan import Check, Plan
+from flows.preflight.finding import Area, Finding, in_order, texts_of
+from flows.preflight.memory import memory_notices, memory_problems
+from flows.preflight.plan import Check, IndexRows, Plan
+from flows.preflight.server import server_notices, server_problems
 from flows.preflight.settings import key_problems, log_problems, prompt_length_problems, runner_problems
 from flows.preflight.weights import backbone_problems, captioner_problems
 from flows.recipes import Recipe
 from reid.evaluation.stage import EvaluateStage
 from reid.training.stage import TrainStage
 
-CHECKS: Final[tuple[Check, ...]] = (
-    device_problems,
-    precision_problems,
-    runner_problems,
-    key_problems,
-    captioner_problems,
-    backbone_problems,
-    prompt_length_problems,
-    identity_problems,
-    validation_problems,
-    camera_problems,
-    evaluation_problems,
-    log_problems,
-    disk_problems,
+Needs = Literal["nothing", "rows", "index"]
+
+
+class Rule(NamedTuple):
+    """A check, the area of its findings, and what it needs to know about the images.
+
+    needs: rows are known from the index, or from a listing of a folder that cannot be indexed.
+    """
+
+    area: Area
+    check: Check
+    needs: Needs = "nothing"
+
+    def findings(self, plan: Plan) -> Iterator[Finding]:
+        """Yield what the check finds; nothing if the images that it needs are unknown."""
+        if {"nothing": True, "rows": plan.has_rows, "index": plan.is_indexed}[self.needs]:
+            yield from (Finding(self.area, text) for text in self.check(plan))
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    Rule("settings", runner_problems),
+    Rule("settings", key_problems),
+    Rule("settings", prompt_length_problems),
+    Rule("settings", log_problems),
+    Rule("data", evaluation_problems, "index"),
+    Rule("sampler", identity_problems, "rows"),
+    Rule("sampler", validation_problems, "rows"),
+    Rule("sampler", camera_problems, "rows"),
+    Rule("weights", captioner_problems),
+    Rule("weights", backbone_problems),
+    Rule("server", server_problems),
+    Rule("device", device_problems),
+    Rule("device", precision_problems),
+    Rule("device", memory_problems),
+    Rule("disk", disk_problems),
 )
-NOTICES: Final[tuple[Check, ...]] = (worker_notices, evaluation_notices)
+NOTICES: Final[tuple[Rule, ...]] = (
+    Rule("data", evaluation_notices, "index"),
+    Rule("server", server_notices),
+    Rule("device", worker_notices),
+    Rule("device", emulation_notices),
+    Rule("device", memory_notices),
+)
+EARLY: Final[tuple[Rule, ...]] = tuple(rule for rule in RULES if rule.check in (device_problems, precision_problems))
+"""The rules that cost nothing, not even the listing of a folder or an answer of a server."""
 
 
-def problems_of(plan: Plan) -> list[str]:
+def problems_of(plan: Plan, rules: Iterable[Rule] = RULES) -> list[Finding]:
     """Return everything that is wrong with `plan`, each problem once."""
-    return list(dict.fromkeys(problem for check in CHECKS for problem in check(plan)))
+    return in_order(found for rule in rules for found in rule.findings(plan))
 
 
-def notices_of(plan: Plan) -> list[str]:
+def notices_of(plan: Plan) -> list[Finding]:
     """Return what a person should know before `plan` runs."""
-    return [notice for check in NOTICES for notice in check(plan)]
+    return problems_of(plan, NOTICES)
 
 
 def check_run(run: RunContext, recipe: Recipe, until: StageName) -> list[str]:
@@ -64,22 +102,23 @@ def check_run(run: RunContext, recipe: Recipe, until: StageName) -> list[str]:
 
     Stages that have an artifact are not checked, so a run that finds all of them needs neither a GPU nor space.
     """
-    plan = _plan(run, recipe, _missing(run, recipe, planned(recipe, until)))
-    raise_problems(f"recipe {recipe.name}", [*problems_of(plan), *limit_problems(plan)], ConfigError)
-    return notices_of(plan)
+    plan = plan_of(run, recipe, missing(run, recipe, planned(recipe, until)))
+    limits = [Finding("device", text) for text in limit_problems(plan)]
+    raise_problems(f"recipe {recipe.name}", texts_of([*problems_of(plan), *limits]), ConfigError)
+    return texts_of(notices_of(plan))
 
 
-def check_devices(store: ArtifactStore, recipe: Recipe, until: StageName) -> None:
-    """Raise ConfigError for devices that do not exist, of the stages of which no artifact exists at all.
+def early_problems(store: ArtifactStore, recipe: Recipe, until: StageName) -> list[Finding]:
+    """Return devices that do not exist, of the stages of which no artifact exists at all.
 
     Needs no index, so that it can run before it.
     """
     stages = (name for name in planned(recipe, until) if not (store.root / "stages" / name).exists())
-    plan = _plan(RunContext(store=store), recipe, stages)
-    raise_problems(f"recipe {recipe.name}", [*device_problems(plan), *precision_problems(plan)], ConfigError)
+    return problems_of(plan_of(RunContext(store=store), recipe, stages), EARLY)
 
 
-def _plan(run: RunContext, recipe: Recipe, stages: Iterator[StageName]) -> Plan:
+def plan_of(run: RunContext, recipe: Recipe, stages: Iterable[StageName], *, listed: IndexRows | None = None) -> Plan:
+    """Return the plan of `stages` of `recipe`. listed: see `Plan`."""
     return Plan(
         run=run,
         caption=recipe.caption,
@@ -87,6 +126,7 @@ def _plan(run: RunContext, recipe: Recipe, stages: Iterator[StageName]) -> Plan:
         evaluate=recipe.evaluate,
         scale=recipe.scale,
         stages=frozenset(stages),
+        listed=listed,
     )
 
 
@@ -97,7 +137,7 @@ def planned(recipe: Recipe, until: StageName) -> tuple[StageName, ...]:
     return tuple(name for name in wanted if STAGES.index(name) <= STAGES.index(until))
 
 
-def _missing(run: RunContext, recipe: Recipe, stages: tuple[StageName, ...]) -> Iterator[StageName]:
+def missing(run: RunContext, recipe: Recipe, stages: tuple[StageName, ...]) -> Iterator[StageName]:
     """Yield those of `stages` without an artifact; a stage that depends on a missing one counts as missing."""
     captions = model = None
     if "caption" in stages:

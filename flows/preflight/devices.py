@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from data.device import CPU, cuda_devices, devices_together, resolve_device
+from data.errors import ConfigError
 from flows.execution.gpu import check_limit
+from flows.preflight.machine import CAPTION_FACTOR, TRAIN_FACTOR
 from flows.preflight.plan import Plan, message_of
 from reid.config.train import FP16_PROBLEM
+
+_DTYPES: Final = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def device_problems(plan: Plan) -> Iterator[str]:
@@ -44,3 +49,52 @@ def limit_problems(plan: Plan) -> Iterator[str]:
     processes, device = plan.scale.train_processes, plan.train.device
     if "train" in plan.stages and processes > 1 and device != CPU and cuda_devices(plan.cuda):
         yield from message_of(lambda: check_limit(processes))
+
+
+def emulation_notices(plan: Plan) -> Iterator[str]:
+    """Yield number formats that the device emulates, with the factor and the setting that avoids it."""
+    if "caption" in plan.stages and plan.caption.engine == "transformers":
+        dtype = plan.caption.number_format
+        yield from _emulated(plan, plan.caption.device, dtype, f"caption.dtype={plan.caption.dtype}", CAPTION_FACTOR)
+    for stage, device, precision in (
+        ("train", plan.train.device, plan.train.precision),
+        ("evaluate", plan.evaluate.device, plan.evaluate.precision),
+    ):
+        if stage in plan.stages and precision != "no":
+            dtype = _DTYPES[precision]
+            yield from _emulated(plan, device, dtype, f"{stage}.precision={precision}", TRAIN_FACTOR)
+
+
+def _emulated(plan: Plan, device: str, dtype: str, setting: str, factor: float) -> Iterator[str]:
+    """Yield a notice if `device` emulates `dtype`. setting: the one that selects it. factor: of the time on a CPU."""
+    if dtype == "float32":
+        return
+    key = setting.partition("=")[0]
+    instead = f"{key}={'float32' if key == 'caption.dtype' else 'no'}"
+    where = device_of(plan, device)
+    if where == CPU and plan.processor.emulates(dtype):
+        said = "" if setting.endswith(dtype) else f" ({dtype})"
+        yield (
+            f"{setting}{said}: this processor has no {dtype} instructions and emulates them, about {factor:g} times as "
+            f"slow as float32: set {instead}{_twice(key)}"
+        )
+    elif where is not None and where != CPU and dtype == "bfloat16" and not plan.cuda.computes_bf16(number_of(where)):
+        other = f"{key}={'float16' if key == 'caption.dtype' else 'fp16'}"
+        yield f"{setting}: {where} emulates bfloat16, which is slower than float16: set {other}"
+
+
+def _twice(key: str) -> str:
+    return ", which takes twice the memory and is another captioner" if key == "caption.dtype" else ""
+
+
+def device_of(plan: Plan, device: str) -> str | None:
+    """Return the device of this machine that a setting selects, or None if it does not exist."""
+    try:
+        return resolve_device(device, plan.cuda, "device")
+    except ConfigError:
+        return None
+
+
+def number_of(device: str) -> int:
+    """Return the number of a CUDA device, such as 1 for cuda:1."""
+    return int(device.partition(":")[2] or 0)

@@ -33,7 +33,7 @@ def disk_problems(plan: Plan) -> Iterator[str]:
     if not plan.stages:
         return
     root = plan.run.store.root
-    closed = [folder for folder in (root, *(root / name for name in _FOLDERS)) if not writable(folder)]
+    closed = closed_folders(root)
     if closed:
         yield f"the artifact root cannot be written ({closed[0]}): set --home to a folder of your own"
         return
@@ -45,6 +45,11 @@ def disk_problems(plan: Plan) -> Iterator[str]:
             f"the disk of the artifact root {root} has {size(free)} free and this run writes up to "
             f"{size(total)} ({parts}): free {size(total - free)}, or set --home to a folder on a larger disk"
         )
+
+
+def closed_folders(root: Path) -> list[Path]:
+    """Return the folders of the artifact root `root` in which nothing can be written."""
+    return [folder for folder in (root, *(root / name for name in _FOLDERS)) if not writable(folder)]
 
 
 def sizes(plan: Plan) -> dict[str, int]:
@@ -67,7 +72,7 @@ def sizes(plan: Plan) -> dict[str, int]:
 
 def training_bytes(config: TrainConfig) -> int:
     """Return the bytes of a model, its best epochs and two checkpoints: the older goes when the newer is written."""
-    weights = _weight_bytes(config)
+    weights = weight_bytes(config)
     copies = 1
     if config.checkpoint_every:
         copies += 2 * _COPIES
@@ -76,15 +81,18 @@ def training_bytes(config: TrainConfig) -> int:
     return copies * weights
 
 
-def _weight_bytes(config: TrainConfig) -> int:
+def weight_bytes(config: TrainConfig) -> int:
+    """Return the bytes of the weights of a backbone; 0 if its file is missing, which another check reports."""
     try:
         file = weights_file(config.backbone)
     except ClipScgiError:
-        return 0  # `backbone_problems` reports the missing file
+        return 0
     return _RANDOM_BYTES[config.backbone.name] if file is None else file.stat().st_size
 
 
 def _has_pixels(plan: Plan) -> bool:
+    if not plan.is_indexed:
+        return False
     backbone = plan.train.backbone
     pixels = PixelStage(height=backbone.height, width=backbone.width).plan(plan.run)
     return plan.run.store.folder(pixels.stage.name, pixels.fingerprint).is_dir()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
+from captioning.engines.server_probe import ServerAnswer, ask_server
 from data.device import Cuda, cuda_devices
-from data.errors import ClipScgiError
+from data.errors import ClipScgiError, messages_of
 from data.people import is_junk
+from data.readers.base import ImageRecord
 from data.stages.stage import RunContext
+from flows.preflight.machine import Memory, Processor, machine_memory, this_processor
 from flows.recipes import ScaleConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
@@ -35,8 +38,42 @@ class IndexRows(NamedTuple):
         return IndexRows(self.split[chosen], self.pid[chosen], self.camid[chosen])
 
 
+def listed_rows(records: Sequence[ImageRecord]) -> IndexRows:
+    """Return the rows of a listed folder, for a dataset that cannot be indexed yet."""
+    split = np.array([record.split for record in records], dtype=object)
+    pid, camid = (np.array([getattr(record, name) for record in records], dtype=np.int64) for name in ("pid", "camid"))
+    return _without_junk(split, pid, camid)
+
+
+def _without_junk(split: NDArray[np.object_], pid: Ints, camid: Ints) -> IndexRows:
+    kept = ~is_junk(pid)
+    return IndexRows(split[kept], pid[kept], camid[kept])
+
+
+class Gpus(Cuda, Protocol):
+    """The part of ``torch.cuda`` that the checks use. number: of the device, counted from 0."""
+
+    def memory(self, number: int) -> Memory:
+        """Return the memory of a GPU."""
+
+    def computes_bf16(self, number: int) -> bool:
+        """Return True if a GPU has bf16 instructions."""
+
+
 class LazyCuda:
     """``torch.cuda`` for checks that may not need it: a run that finds all artifacts does not load torch."""
+
+    def memory(self, number: int) -> Memory:
+        """Return the memory of a GPU."""
+        import torch
+
+        return Memory(*torch.cuda.mem_get_info(number))
+
+    def computes_bf16(self, number: int) -> bool:
+        """Return True if a GPU has bf16 instructions (Ampere or newer)."""
+        import torch
+
+        return torch.cuda.get_device_capability(number) >= (8, 0)
 
     def is_available(self) -> bool:
         """Return True if CUDA works here."""
@@ -54,6 +91,7 @@ class Plan:
     """What is about to run.
 
     run: its images are not known before the index. stages: those that will run because they have no artifact yet.
+    listed: rows of the dataset's folder if it could be listed, but not indexed.
     """
 
     run: RunContext
@@ -62,15 +100,33 @@ class Plan:
     evaluate: EvaluateConfig
     scale: ScaleConfig
     stages: frozenset[str]
-    cuda: Cuda = field(default_factory=LazyCuda)
+    listed: IndexRows | None = None
+    cuda: Gpus = field(default_factory=LazyCuda)
+    processor: Processor = field(default_factory=this_processor)
+    ram: Callable[[], Memory] = machine_memory
+
+    @cached_property
+    def server(self) -> ServerAnswer:
+        """The answer of the captioning server, asked once."""
+        return ask_server(self.caption)
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether the images are indexed."""
+        return self.run.indexed is not None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the images are known, at least from a listing of their folder."""
+        return self.is_indexed or self.listed is not None
 
     @cached_property
     def rows(self) -> IndexRows:
-        """The indexed images."""
+        """The images: indexed, or else listed, or else none."""
+        if not self.is_indexed:
+            return listed_rows([]) if self.listed is None else self.listed
         table = self.run.images.rows("split", "pid", "camid")
-        split, pid, camid = (table[name].to_numpy() for name in table.column_names)
-        kept = ~is_junk(pid)
-        return IndexRows(split[kept], pid[kept], camid[kept])
+        return _without_junk(*(table[name].to_numpy() for name in table.column_names))
 
 
 Check = Callable[[Plan], Iterator[str]]
@@ -78,8 +134,8 @@ Check = Callable[[Plan], Iterator[str]]
 
 
 def message_of(work: Callable[[], object]) -> Iterator[str]:
-    """Yield the message of the ClipScgiError that `work` raises, if it raises one."""
+    """Yield the messages of the ClipScgiError that `work` raises, if it raises one."""
     try:
         work()
     except ClipScgiError as error:
-        yield str(error)
+        yield from messages_of(error)

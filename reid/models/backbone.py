@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 from data.files import read_json
 from data.process.environment import exact_float32
+from data.weights import read_tensors
 from reid.config.backbone import BackboneConfig
-from reid.models.loading import ClipShape, load_clip, refuse_other_model, resize_positions
+from reid.models.loading import ClipShape, check_stored, load_clip, refuse_other_model, resize_positions
 from reid.models.pretrained import TINY_CONFIG, TINY_FOLDER, TINY_TOKENIZER
 from reid.models.tokens import BpeTokenizer, TextTokenizer, with_ends
 from reid.models.weights_source import activation_of, read_source
@@ -203,6 +204,22 @@ def build_backbone(config: BackboneConfig, *, seed: int = 0) -> Backbone:
         return backbone
     load_clip(backbone.clip, load_file(source.path), str(source.path), source.grid)
     return backbone
+
+
+def check_backbone(config: BackboneConfig) -> None:
+    """Raise WeightsError if the weights of `config` are unusable. Reads the file, and loads no weights into a model.
+
+    Names, shapes and formats are compared with a model without memory; the values are searched for NaN and infinity.
+    """
+    source = read_source(config)
+    if source is None:
+        return
+    shape: ClipShape = {**_shape_of(config), "quick_gelu": source.activation == "quick_gelu"}
+    if source.config is not None:
+        refuse_other_model(source.config, _with_defaults(shape))
+    with torch.device("meta"):
+        clip = build_clip(shape, config.height, config.width, config.stride)
+    check_stored(clip, read_tensors(source.path), str(source.path))
 
 
 def _shape_of(config: BackboneConfig) -> ClipShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NotRequired, TypedDict
 
 import torch
@@ -10,13 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.errors import WeightsError
-from data.weights import differences, few
+from data.weights import StoredTensor, differences, few, nonfinite
 from reid.clip_files.grids import Grid, grid_of
 from reid.clip_files.names import POOL_POSITIONS, POSITIONS, TRANSPOSED, Layout, architecture, layout_of
 from reid.models.file_configs import FileConfig
 
 _COUNTER: Final = "num_batches_tracked"
 """Buffer of a batch norm that changes no result; older files lack it."""
+
+_FORMATS: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}
+"""Format of a tensor by its name in safetensors."""
 
 
 class ClipShape(TypedDict):
@@ -42,11 +57,8 @@ def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_
             of zeros.
     """
     layout = layout_of(state.keys(), source)
-    wanted = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
-    key = POSITIONS if POSITIONS in wanted else POOL_POSITIONS
-    problems = list(_problems(wanted, state, layout, key))
-    if problems:
-        raise WeightsError(f"{source} does not fit the backbone: {'; '.join(problems)}")
+    wanted = _check_fit(clip, state, layout, source)
+    key = _positions(wanted)
     used = {stored for name in wanted for stored in layout.sources(name)}
     check_finite({name: value for name, value in state.items() if name in used}, source)
     _check_nonzero({name: value for name, value in state.items() if name in used}, source)
@@ -54,6 +66,37 @@ def load_clip(clip: nn.Module, state: Mapping[str, Tensor], source: str, source_
     loaded = {name: value.reshape(wanted[name]) if value.numel() == 1 else value for name, value in loaded.items()}
     loaded[key] = resize_positions(loaded[key], clip.visual.grid_size, source_grid)  # type: ignore[union-attr, arg-type]
     clip.load_state_dict(loaded, strict=False)  # missing tensors were checked above
+
+
+def check_stored(clip: nn.Module, stored: Mapping[str, StoredTensor], source: str) -> None:
+    """Raise WeightsError if tensors in a file, read from its header, do not fit `clip` or are not finite.
+
+    clip: open_clip's CLIP, which may lie on the meta device. source: the name of the file in errors.
+    """
+    state = {name: _without_memory(tensor) for name, tensor in stored.items()}
+    layout = layout_of(state.keys(), source)
+    wanted = _check_fit(clip, state, layout, source)
+    used = {place for name in wanted for place in layout.sources(name)}
+    _refuse_nonfinite(nonfinite({name: tensor for name, tensor in stored.items() if name in used}), source)
+
+
+def _without_memory(tensor: StoredTensor) -> Tensor:
+    """Return a tensor of the meta device with the shape and the format of a stored one."""
+    return torch.empty(tensor.shape, dtype=_FORMATS.get(tensor.dtype, torch.uint8), device="meta")
+
+
+def _check_fit(clip: nn.Module, state: Mapping[str, Tensor], layout: Layout, source: str) -> dict[str, tuple[int, ...]]:
+    """Raise WeightsError if `state` does not fit `clip`; return the shapes of its tensors."""
+    wanted = {name: tuple(value.shape) for name, value in clip.state_dict().items()}
+    problems = list(_problems(wanted, state, layout, _positions(wanted)))
+    if problems:
+        raise WeightsError(f"{source} does not fit the backbone: {'; '.join(problems)}")
+    return wanted
+
+
+def _positions(wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the name of the position embeddings, which are resized."""
+    return POSITIONS if POSITIONS in wanted else POOL_POSITIONS
 
 
 def _problems(
@@ -101,7 +144,10 @@ def _is_stored(name: str, state: Mapping[str, Tensor], layout: Layout) -> bool:
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:
     """Raise WeightsError that names the tensors of `state` with NaN or infinity (in float32)."""
-    bad = [name for name, value in state.items() if not torch.isfinite(value.float()).all()]
+    _refuse_nonfinite([name for name, value in state.items() if not torch.isfinite(value.float()).all()], source)
+
+
+def _refuse_nonfinite(bad: Sequence[str], source: str) -> None:
     if bad:
         raise WeightsError(
             f"{source} contains NaN or infinity in {len(bad)} {'tensor' if len(bad) == 1 else 'tensors'}: {few(bad)}; "

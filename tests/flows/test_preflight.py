@@ -14,16 +14,19 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ConfigError
 from data.files import write_table
 from data.schemas import IMAGES
-from flows.preflight.check import check_devices, check_run, notices_of, planned, problems_of
+from flows.preflight.check import check_run, notices_of, planned, problems_of
 from flows.preflight.disk import sizes, training_bytes
+from flows.preflight.finding import texts_of
+from flows.preflight.inspection import check_early
+from flows.preflight.machine import Processor
 from flows.preflight.plan import Plan
-from flows.recipes import Recipe, build_recipe
+from flows.recipes import ExaminedRecipe, Recipe, build_recipe
 from reid.config.train import TrainConfig
 from reid.inputs.pixel_cache import PixelStage
 from reid.inputs.training_rows import batch_problems, training_rows
 from reid.models.pretrained import TINY_FOLDER, TINY_WEIGHTS
 from tests.helpers.data_trees import put
-from tests.helpers.devices import Machine
+from tests.helpers.gpus import Gpus
 from tests.helpers.stages import describe_by_hand, make_artifact, pixels, run_on
 
 ALL = ("caption", "train", "evaluate")
@@ -67,7 +70,7 @@ def check(store):
     def problems(
         rows: Rows, *settings: str, gpus: int = 0, stages: tuple[str, ...] = ALL, reader: str = "market1501"
     ) -> list[str]:
-        return problems_of(plan_of(store, build_recipe("demo", settings), rows, gpus, stages, reader=reader))
+        return texts_of(problems_of(plan_of(store, build_recipe("demo", settings), rows, gpus, stages, reader=reader)))
 
     return problems
 
@@ -88,7 +91,8 @@ def plan_of(
         evaluate=recipe.evaluate,
         scale=recipe.scale,
         stages=frozenset(stages),
-        cuda=Machine(gpus),
+        cuda=Gpus(gpus),
+        processor=Processor(),
     )
 
 
@@ -265,7 +269,7 @@ def test_queries_that_are_skipped_are_a_notice(store):
     rows = [*market(), ("query", 5001, 0)]
     plan = plan_of(store, build_recipe("demo"), rows)
     assert problems_of(plan) == []
-    (notice,) = notices_of(plan)
+    (notice,) = texts_of(notices_of(plan))
     assert "1 of 5 queries" in notice
 
 
@@ -300,7 +304,7 @@ def test_fp16_needs_a_gpu(check):
 
 def test_workers_that_share_a_gpu_are_a_notice(store):
     def notices(*settings: str, gpus: int) -> list[str]:
-        return notices_of(plan_of(store, build_recipe("demo", settings), market(), gpus))
+        return texts_of(notices_of(plan_of(store, build_recipe("demo", settings), market(), gpus)))
 
     four = "scale.caption_workers=4"
     assert notices(four, gpus=0) == notices(four, gpus=4) == notices(four, "caption.device=cpu", gpus=2) == []
@@ -474,13 +478,15 @@ def test_planned_stages():
 
 def test_devices_are_checked_before_the_index_only_where_no_artifact_can_be_found(store, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    recipe = build_recipe("demo", ["train.device=cuda", "evaluate.device=cuda:3", "caption.device=cuda"])
+    recipe = ExaminedRecipe(
+        build_recipe("demo", ["train.device=cuda", "evaluate.device=cuda:3", "caption.device=cuda"])
+    )
     with pytest.raises(
         ConfigError, match=r"(?s)3 problems.*caption.device=cuda.*train.device=cuda.*evaluate.device=cuda:3"
     ):
-        check_devices(store, recipe, "report")
+        check_early(store, recipe, "report")
     with pytest.raises(ConfigError, match=r"^recipe demo: caption.device=cuda: "):
-        check_devices(store, recipe, "audit")
+        check_early(store, recipe, "audit")
     for stage in ALL:
         make_artifact(store, stage, {}, lambda folder: (folder / "x").write_bytes(b"1"))
-    check_devices(store, recipe, "report")
+    check_early(store, recipe, "report")

@@ -1,0 +1,118 @@
+"""Speed of captioning, measured for some seconds on the images of a dataset. Its captions are not stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from captioning.captioner import identify
+from captioning.config import CaptionConfig
+from captioning.engines.load import CaptionEngine, load_engine
+from captioning.hub import pin_offline
+from captioning.reading import Pending, read_ahead
+from captioning.stage.stage import paths_by_image
+from captioning.store.store import CaptionStore, Snapshot
+from data.errors import DataError
+from data.stages.stage import RunContext
+
+SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """A measured speed. images: captioned while the clock ran. batch: images per batch while it ran."""
+
+    images: int
+    seconds: float
+    batch: int
+
+    @property
+    def per_second(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds
+
+
+def uncaptioned(run: RunContext, config: CaptionConfig) -> list[Pending]:
+    """Return the distinct images without a caption by the captioner of `config`, as the caption stage would.
+
+    Raises WeightsError if the model is missing.
+    """
+    captioner = identify(pin_offline(config, run.store.root), run.store.memo)
+    snapshot = Snapshot(CaptionStore(run.store.root, captioner))
+    snapshot.refresh()
+    return [
+        Pending(sha256=image, paths=paths)
+        for image, paths in paths_by_image(run.images).items()
+        if image not in snapshot.images
+    ]
+
+
+def measure(
+    images: Sequence[Pending],
+    root: Path,
+    config: CaptionConfig,
+    *,
+    seconds: float = SECONDS,
+    load: Callable[[CaptionConfig], CaptionEngine] = load_engine,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speed:
+    """Load the captioner of `config` and caption some of `images` for about `seconds`; store nothing.
+
+    Loading and a first batch, which also compiles, are not measured. A machine that needs longer for one image than
+    `seconds` is measured by that image. Raises the errors of the engine, and DataError if no image can be read.
+    """
+    probe = _Probe(load(config), spread(images), root, config, clock)
+    speed = probe.warm(seconds)
+    if speed.batch >= min(probe.engine.width, len(images)):
+        speed = probe.stream(seconds)
+    if not speed.images:
+        raise DataError(f"none of the images that the probe tried can be read under {root}: run the index again")
+    return speed
+
+
+def spread(images: Sequence[Pending]) -> list[Pending]:
+    """Return the images in an order whose beginning covers the whole dataset."""
+    step = 17
+    return [image for start in range(step) for image in images[start::step]]
+
+
+@dataclass
+class _Probe:
+    engine: CaptionEngine
+    images: Sequence[Pending]
+    root: Path
+    config: CaptionConfig
+    clock: Callable[[], float]
+
+    def warm(self, seconds: float) -> Speed:
+        """Caption batches of growing size up to the full one, as long as the next one is expected to fit `seconds`."""
+        # A server answers single requests; compiled code is made for the full batch.
+        size = self.engine.width if self.config.compile or self.config.engine != "transformers" else 1
+        deadline = self.clock() + seconds
+        while True:
+            speed = self._timed(iter(self.images[:size]), size)
+            bigger = min(2 * size, self.engine.width)
+            if bigger <= size or size >= len(self.images) or self.clock() + speed.seconds * bigger / size > deadline:
+                return speed
+            size = bigger
+
+    def stream(self, seconds: float) -> Speed:
+        """Caption full batches for `seconds`, the same images again if there are too few."""
+        endless = chain.from_iterable(iter(lambda: self.images, None))
+        return self._timed(endless, self.engine.width, seconds)
+
+    def _timed(self, images: Iterator[Pending], batch: int, seconds: float = float("inf")) -> Speed:
+        loaded = read_ahead(images, self.root, self.engine.prepare, workers=self.config.workers, ahead=2 * batch)
+        started, count = self.clock(), 0
+        with closing(loaded), closing(self.engine.rows(loaded)) as answers:
+            for rows in answers:
+                count += sum(row.reply is not None for row in rows)
+                if self.clock() - started >= seconds:
+                    break
+            taken = self.clock() - started
+        return Speed(images=count, seconds=taken, batch=batch)
