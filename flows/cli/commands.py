@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from data.artifacts.stages import STAGES, StageName
+from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 
 _RUN: Final = "Run the pipeline"
 _RESULTS: Final = "Compare and search"
@@ -38,13 +39,6 @@ class StudyGroup(StrEnum):
     WHY = "why"
 
 
-def _recipe_names(incomplete: str) -> list[str]:
-    """Complete the name of a recipe in a shell."""
-    from flows.recipes import RECIPES
-
-    return sorted(name for name in RECIPES if name.startswith(incomplete))
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -57,42 +51,6 @@ def _finite(value: float) -> float:
     if not 0 <= value < math.inf:
         raise typer.BadParameter("must be 0 or more")
     return value
-
-
-RecipeName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE", help="Name of a recipe; clip-scgi recipes lists them.", autocompletion=_recipe_names
-    ),
-]
-RecipeNames = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="RECIPE", help="Names of recipes; clip-scgi recipes lists them.", autocompletion=_recipe_names
-    ),
-]
-Overrides = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        default_factory=list,
-        show_default=False,
-        help="Change one setting, such as data.root=/data/images. Repeatable.",
-    ),
-]
-Home = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Artifact root (default: $CLIP_SCGI_HOME, else ./artifacts).")
-]
-Reread = Annotated[bool, typer.Option("--reread", help="Hash every image again, even if its size and times match.")]
-Cron = Annotated[
-    str | None,
-    typer.Option(metavar="SCHEDULE", help="Also run on a schedule, such as '0 3 * * *', not only when data change."),
-]
-WatchCron = Annotated[
-    str | None,
-    typer.Option(metavar="SCHEDULE", help="When to look for changed datasets (default: every five minutes)."),
-]
 
 
 @app.callback()
@@ -124,7 +82,7 @@ def demo(*, overrides: Overrides, home: Home = None, reread: Reread = False) -> 
 def run(
     *,
     recipe: RecipeName,
-    until: Annotated[StageName, typer.Option(help="Stop after this stage.")] = STAGES[-1],
+    until: Until = STAGES[-1],
     overrides: Overrides,
     home: Home = None,
     reread: Reread = False,
@@ -143,6 +101,31 @@ def run(
     with pipeline(recipe, overrides, home, until) as flow:
         summary = flow(reread=reread)
     show_results(summary)
+
+
+@app.command(rich_help_panel=_RUN, no_args_is_help=True)
+def check(
+    *,
+    recipe: RecipeName,
+    until: Until = STAGES[-1],
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Load the models and measure their speed for some seconds.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Print all problems of a recipe at once, and what it will cost.
+
+    Indexes the dataset, and captions and trains nothing. The exit status is 1 if there is a problem.
+
+    Examples:
+    clip-scgi check market1501 --set data.root=/data/Market-1501
+    clip-scgi check demo --until caption --no-probe
+    """
+    from flows.cli.check import check_recipe
+
+    raise typer.Exit(check_recipe(recipe, overrides, home=home, until=until, probe=probe, as_json=as_json))
 
 
 def _up_to(stage: StageName) -> Callable[..., None]:

@@ -53,9 +53,13 @@ class Rule(NamedTuple):
     check: Check
     needs: Needs = "nothing"
 
+    def applies(self, plan: Plan) -> bool:
+        """Return True if the images that the check needs are known."""
+        return {"nothing": True, "rows": plan.has_rows, "index": plan.is_indexed}[self.needs]
+
     def findings(self, plan: Plan) -> Iterator[Finding]:
-        """Yield what the check finds; nothing if the images that it needs are unknown."""
-        if {"nothing": True, "rows": plan.has_rows, "index": plan.is_indexed}[self.needs]:
+        """Yield what the check finds; nothing if it does not apply."""
+        if self.applies(plan):
             yield from (Finding(self.area, text) for text in self.check(plan))
 
 

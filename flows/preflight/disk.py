@@ -21,8 +21,8 @@ _FEATURE_BYTES: Final = 2_048  # a text feature: 512 numbers
 _EMBEDDING_BYTES: Final = 3 * 5_120  # untrained, image and fused: 1,280 numbers each
 _RANKED_BYTES: Final = 3 * 100  # a neighbor of a query, in these three rankings
 _COPIES: Final = 3  # Adam keeps two more numbers per weight
-_RANDOM_BYTES: Final = {"tiny": 6_000_000, "vit_b16": 600_000_000, "rn50": 410_000_000}
-"""Bytes of the weights of a backbone without a file."""
+_PLAIN_BYTES: Final = {"tiny": 6_000_000, "vit_b16": 600_000_000, "rn50": 410_000_000}
+"""Bytes of the float32 weights of each architecture."""
 
 
 def disk_problems(plan: Plan) -> Iterator[str]:
@@ -82,12 +82,12 @@ def training_bytes(config: TrainConfig) -> int:
 
 
 def weight_bytes(config: TrainConfig) -> int:
-    """Return the bytes of the weights of a backbone; 0 if its file is missing, which another check reports."""
+    """Return the bytes of a backbone's weights file, or those of its architecture if there is no such file."""
     try:
         file = weights_file(config.backbone)
     except ClipScgiError:
-        return 0
-    return _RANDOM_BYTES[config.backbone.name] if file is None else file.stat().st_size
+        file = None  # `backbone_problems` reports it
+    return _PLAIN_BYTES[config.backbone.name] if file is None else file.stat().st_size
 
 
 def _has_pixels(plan: Plan) -> bool:

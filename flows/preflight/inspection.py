@@ -17,9 +17,9 @@ from data.errors import ClipScgiError, ConfigError, messages_of, raise_problems
 from data.index.stage import index
 from data.progress import ProgressFn, silent
 from data.stages.stage import RunContext
-from flows.preflight.check import early_problems, missing, notices_of, plan_of, planned, problems_of
+from flows.preflight.check import NOTICES, RULES, early_problems, missing, notices_of, plan_of, planned, problems_of
 from flows.preflight.disk import closed_folders
-from flows.preflight.finding import Finding, in_order, texts_of
+from flows.preflight.finding import Area, Finding, in_order, texts_of
 from flows.preflight.plan import IndexRows, Plan, listed_rows
 from flows.preflight.server import silent_server_problems
 from flows.recipes import ExaminedRecipe, Recipe
@@ -35,6 +35,11 @@ class Inspection:
     plan: Plan
     problems: Sequence[Finding]
     notices: Sequence[Finding]
+
+    @property
+    def unchecked(self) -> frozenset[Area]:
+        """Areas with rules that need images which are not known yet."""
+        return frozenset(rule.area for rule in (*RULES, *NOTICES) if not rule.applies(self.plan))
 
 
 @dataclass(frozen=True, kw_only=True)

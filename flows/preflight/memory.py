@@ -104,7 +104,8 @@ def memory_notices(plan: Plan) -> Iterator[str]:
         if need.needed <= need.memory.free or (need.stage == "caption" and problems):
             continue
         where = f"{_named(need.device)} has {size(need.memory.free)} free"
-        about = f"{need.stage}: about {size(need.needed)} of memory for a batch"
+        what = "a batch" if need.is_exact else "the weights"
+        about = f"{need.stage}: about {size(need.needed)} of memory for {what}"
         yield f"{about}, and {where}: {_smaller_batch(plan, need)}"
     found = captioner_size(plan)
     if found is not None and found.parameters >= _LARGE and device_of(plan, plan.caption.device) == CPU:

@@ -134,7 +134,7 @@ ALL_COMMANDS = {" ".join(words): command for words, command in _commands(get_com
 
 
 def test_there_are_commands():
-    assert len(ALL_COMMANDS) == 18
+    assert len(ALL_COMMANDS) == 19
 
 
 @pytest.mark.parametrize("name", ALL_COMMANDS)
