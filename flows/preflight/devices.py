@@ -73,7 +73,7 @@ def _emulated(plan: Plan, device: str, dtype: str, setting: str, factor: float) 
     instead = f"{key}={'float32' if key == 'caption.dtype' else 'no'}"
     where = device_of(plan, device)
     if where == CPU and plan.processor.emulates(dtype):
-        said = "" if setting.endswith(dtype) else f" ({dtype})"
+        said = f" ({dtype})" if setting.endswith("=auto") else ""
         yield (
             f"{setting}{said}: this processor has no {dtype} instructions and emulates them, about {factor:g} times as "
             f"slow as float32: set {instead}{_twice(key)}"

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from captioning.config import CaptionConfig
+from captioning.model_size import model_size
+from captioning.prompts.replies import Reply
+from captioning.reading import Loaded, Pending
+from captioning.stage.probe import measure
+from captioning.store.rows import CaptionRow
+from data.artifacts.fingerprint import digest_bytes
+from data.artifacts.store import ArtifactStore
+from data.errors import ConfigError, DataError
+from data.stages.stage import RunContext
 from flows.cli.app import main
+from flows.preflight.check import notices_of, problems_of
+from flows.preflight.finding import texts_of
+from flows.preflight.inspection import check_after
+from flows.preflight.machine import Memory, Processor, flags_of
+from flows.preflight.plan import Plan
+from flows.recipes import build_recipe
 from reid.models.pretrained import TINY_FOLDER, TINY_WEIGHTS
+from tests.helpers.chat_server import serving
 from tests.helpers.data_trees import market, put
+from tests.helpers.gpus import Gpus
+from tests.helpers.mini_llava import save_mini_llava
+from tests.helpers.places import REPO
+from tests.helpers.small_runs import ON_CPU, SMALL_BATCH, SMALL_WORLD
 
 ALL = ("caption", "train", "evaluate")
 GB = 1 << 30
@@ -254,3 +280,276 @@ def test_all_problems_of_a_broken_set_up_are_printed_at_once(broken, name):
 
 def test_there_are_ten_broken_set_ups():
     assert len(SET_UPS) >= 10
+
+
+def test_a_run_prints_the_same_problems_before_a_server_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("flows.cli.run.prefect_server", lambda _: pytest.fail("a server was started"))
+    home = ["--home", str(tmp_path / "home")]
+    settings = ["data.root=/nowhere", "caption.model=/nowhere/llava", "train.device=cuda"]
+    told = [part for text in settings for part in ("--set", text)]
+    assert main(["check", "demo", *home, "--no-probe", "--json", *told]) == 1
+    wanted = [problem["text"] for problem in json.loads(capsys.readouterr().out)["problems"]]
+    assert main(["run", "demo", *home, *told]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"clip-scgi: recipe demo: {len(wanted)} problems"
+    assert [line.removeprefix("  - ") for line in lines[1:]] == wanted
+    assert main(["run", "demo", *home, "--set", "train.sedule.epochs=3", *told]) == 1
+    assert f"{len(wanted) + 1} problems" in capsys.readouterr().err
+
+
+def test_what_else_would_fail_is_raised_with_an_unusable_dataset(tmp_path):
+    recipe = build_recipe("demo", [f"data.root={market(tmp_path / 'market')}", "caption.model=/nowhere/llava"])
+    store = ArtifactStore(tmp_path / "home")
+    with pytest.raises(ConfigError, match=r"(?s)3 problems\n  - the labels.*batch.identities=16.*/nowhere/llava"):
+        check_after(store, recipe, "report", DataError("the labels are wrong"))
+    fine = build_recipe("demo", [f"data.root={tmp_path / 'market'}", "train.batch.identities=2"])
+    check_after(store, fine, "report", DataError("the labels are wrong"))  # nothing to add
+
+
+def test_an_unknown_recipe_is_one_message(capsys):
+    assert main(["check", "dmeo"]) == 1
+    assert "did you mean demo" in capsys.readouterr().err
+
+
+# The machine ----------------------------------------------------------------------------------------------
+
+
+AVX2 = Processor(flags=frozenset({"avx", "avx2", "fma"}))
+MODERN = Processor(flags=frozenset({"avx2", "avx512f", "avx512_bf16"}))
+
+
+def plan(
+    tmp_path: Path,
+    *settings: str,
+    recipe: str = "demo",
+    processor: Processor = MODERN,
+    gpus: Gpus | None = None,
+    ram: int = 64 * GB,
+    stages: tuple[str, ...] = ALL,
+) -> Plan:
+    built = build_recipe(recipe, settings)
+    return Plan(
+        run=RunContext(store=ArtifactStore(tmp_path / "home")),
+        caption=built.caption,
+        train=built.train,
+        evaluate=built.evaluate,
+        scale=built.scale,
+        stages=frozenset(stages),
+        cuda=gpus or Gpus(0),
+        processor=processor,
+        ram=lambda: Memory(ram, ram),
+    )
+
+
+def test_the_flags_of_a_processor():
+    x86 = ["processor\t: 0", "flags\t\t: fpu avx2 avx512_bf16", "", "flags\t\t: fpu"]
+    assert flags_of(x86) == {"fpu", "avx2", "avx512_bf16"}
+    assert flags_of(["Features\t: fp asimd asimdhp bf16"]) == {"fp", "asimd", "asimdhp", "bf16"}
+    assert AVX2.emulates("bfloat16")
+    assert AVX2.emulates("float16")
+    assert not AVX2.emulates("float32")
+    assert not MODERN.emulates("bfloat16")
+    assert MODERN.emulates("float16")
+    assert not Processor().emulates("bfloat16"), "unknown instructions are not reported"
+
+
+def test_emulated_number_formats_are_notices_with_the_factor(tmp_path):
+    settings = ("caption.dtype=bfloat16", "train.precision=bf16", "evaluate.precision=bf16")
+    notices = texts_of(notices_of(plan(tmp_path, *settings, processor=AVX2)))
+    assert [notice.partition(":")[0] for notice in notices] == [
+        "caption.dtype=bfloat16",
+        "train.precision=bf16",
+        "evaluate.precision=bf16",
+    ]
+    assert "about 4.7 times as slow as float32: set caption.dtype=float32" in notices[0]
+    assert notices[1].endswith("times as slow as float32: set train.precision=no")
+    assert texts_of(notices_of(plan(tmp_path, *settings, processor=MODERN))) == []
+    assert texts_of(notices_of(plan(tmp_path, *settings, processor=AVX2, stages=()))) == []
+    assert texts_of(notices_of(plan(tmp_path, *settings, processor=AVX2, gpus=Gpus(1)))) == []
+    assert texts_of(notices_of(plan(tmp_path, processor=AVX2))) == [], "float32 is native everywhere"
+
+
+def test_a_gpu_without_bf16_instructions(tmp_path):
+    old = Gpus(1, bf16=False)
+    notices = texts_of(notices_of(plan(tmp_path, "caption.dtype=bfloat16", "train.precision=bf16", gpus=old)))
+    assert [notice.rpartition("set ")[2] for notice in notices] == ["caption.dtype=float16", "train.precision=fp16"]
+
+
+def test_weights_that_do_not_fit_into_the_memory_are_a_problem(tmp_path):
+    folder = save_mini_llava(tmp_path / "llava")
+    found = model_size(CaptionConfig(model=str(folder), dtype="float32"))
+    assert found is not None
+    assert found.weights == 4 * found.parameters > 0
+    assert found.per_image > 0
+    settings = (f"caption.model={folder}", "caption.dtype=float32")
+    small = Gpus(1, n_bytes=found.weights - 1)
+    (problem,) = texts_of(problems_of(plan(tmp_path, *settings, gpus=small, stages=("caption",))))
+    assert problem.startswith(f"the weights of caption.model={folder} take ")
+    assert "caption.quantization=4bit" in problem
+    room = Gpus(1, n_bytes=found.weights + 3 * found.per_image)
+    tight = plan(tmp_path, *settings, gpus=room, stages=("caption",))
+    assert problems_of(tight) == []
+    (notice,) = texts_of(notices_of(tight))
+    assert "set caption.batch_size=3" in notice
+    assert notices_of(plan(tmp_path, *settings, gpus=Gpus(1), stages=("caption",))) == []
+
+
+def test_quantized_weights_are_smaller(tmp_path):
+    folder = str(save_mini_llava(tmp_path / "llava"))
+    plain, eight, four = (
+        model_size(CaptionConfig(model=folder, dtype="float16", quantization=kind)) for kind in ("none", "8bit", "4bit")
+    )
+    assert plain is not None
+    assert eight is not None
+    assert four is not None
+    assert plain.weights > eight.weights > four.weights > 0
+
+
+def test_a_large_captioner_on_a_cpu_is_a_notice(tmp_path):
+    asked = plan(tmp_path, recipe="market1501", ram=8 * GB, stages=("caption",))
+    notices = texts_of(notices_of(asked))
+    assert any("about 14.0 GB of memory for the weights, and this machine has 8.6 GB free" in text for text in notices)
+    assert any("7.0 billion parameters and runs on the CPU" in text for text in notices)
+    on_gpu = plan(tmp_path, recipe="market1501", gpus=Gpus(1), stages=("caption",))
+    assert notices_of(on_gpu) == []
+
+
+def test_training_that_does_not_fit_is_a_notice(tmp_path):
+    settings = ("train.backbone.weights=random", "train.device=cuda")
+    small = plan(tmp_path, *settings, recipe="market1501", gpus=Gpus(1, n_bytes=8 * GB), stages=("train",))
+    (notice,) = texts_of(notices_of(small))
+    assert notice.startswith("train: about 9.")
+    assert "train.precision=bf16" in notice
+
+
+# A server -------------------------------------------------------------------------------------------------
+
+
+def test_a_server_is_asked_for_its_models(tmp_path):
+    def asked(url: str, model: str) -> Plan:
+        settings = ("caption.engine=openai", f"caption.model={model}", f"caption.server.url={url}")
+        return plan(tmp_path, *settings, stages=("caption",))
+
+    with serving() as server:
+        assert notices_of(asked(server.url, server.model)) == []
+        (notice,) = texts_of(notices_of(asked(server.url, "another")))
+        assert f"lists {server.model}, not caption.model=another" in notice
+    with serving(models_fault="key_401") as closed:
+        (problem,) = texts_of(problems_of(asked(closed.url, closed.model)))
+        assert "HTTP 401" in problem
+
+
+# Costs ----------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that the engine below moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SlowEngine:
+    """Captions an image in `each` seconds of a `Clock`, in batches of 8."""
+
+    width = 8
+
+    def __init__(self, clock: Clock, each: float) -> None:
+        self.clock, self.each = clock, each
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def rows(self, images: Iterable[Loaded]) -> Iterator[list[CaptionRow]]:
+        stream = iter(images)
+        while batch := list(islice(stream, self.width)):
+            self.clock.now += self.each * len(batch)
+            yield [CaptionRow.of(item.sha256, Reply(text="A man.", n_tokens=2, truncated=False)) for item in batch]
+
+
+@pytest.mark.parametrize(("each", "batch"), [(0.01, 8), (0.5, 8), (2.0, 2), (60.0, 1)])
+def test_the_probe_takes_about_its_time_on_any_machine(tmp_path, each, batch):
+    put(tmp_path, *(f"{number}.jpg" for number in range(20)))
+    images = [
+        Pending(sha256=digest_bytes((tmp_path / f"{n}.jpg").read_bytes()), paths=(f"{n}.jpg",)) for n in range(20)
+    ]
+    clock = Clock()
+    engine = SlowEngine(clock, each)
+    speed = measure(images, tmp_path, CaptionConfig(), load=lambda _: engine, clock=clock)
+    assert speed.per_second == pytest.approx(1 / each)
+    assert speed.batch == batch
+    assert clock.now <= max(each, 25.0)
+
+
+def test_costs_of_a_run_that_is_ready(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    root = market(tmp_path / "market")
+    home = ["--home", str(tmp_path / "home"), "--set", f"data.root={root}"]
+    settings = [*home, "--set", "train.batch.identities=2", "--set", "evaluate.device=cpu"]
+    assert main(["check", "demo", *settings, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ready"]
+    caption, train, evaluate = found["costs"]["stages"]
+    assert found["costs"]["images_to_caption"] == 10
+    assert caption["work"] == "10 images"
+    assert caption["seconds"] > 0
+    assert "images/s" in caption["basis"]
+    assert caption["memory"]["needed"] > 0
+    assert train["seconds"] > 0
+    assert evaluate["seconds"] is None
+    assert found["costs"]["unmeasured"] == ["evaluate"]
+    assert not list((tmp_path / "home" / "captions").glob("*/part-*")), "the captions of the probe are not stored"
+    assert main(["check", "demo", *settings, "--no-probe"]) == 0
+    shown = capsys.readouterr().out
+    assert "demo is ready to run" in shown
+    assert "10 images" in shown
+
+
+def test_captions_and_stages_that_exist_cost_nothing(finished, capsys):
+    def asked(epochs: int) -> list[str]:
+        settings = ["synthetic.seed=7", *SMALL_WORLD, SMALL_BATCH, *ON_CPU, f"train.schedule.epochs={epochs}"]
+        return ["check", "demo", "--home", str(finished[0]), *(part for text in settings for part in ("--set", text))]
+
+    assert main(asked(1)) == 0
+    assert capsys.readouterr().out.count("cached") == 3
+    assert main([*asked(2), "--no-probe", "--json"]) == 0
+    stages = {stage["stage"]: stage["cached"] for stage in json.loads(capsys.readouterr().out)["costs"]["stages"]}
+    assert stages == {"caption": True, "train": False, "evaluate": False}
+
+
+def test_the_fast_part_loads_no_model(tmp_path):
+    """Neither transformers nor open_clip is imported, and a backbone file of the user's is judged by its header."""
+    settings = (f"data.root={market(tmp_path / 'market')}", f"caption.model={save_mini_llava(tmp_path / 'llava')}")
+    command = ["check", "demo", "--no-probe", "--home", str(tmp_path / "home"), "--set", "train.batch.identities=2"]
+    command += [part for text in settings for part in ("--set", text)]
+    code = (
+        "import sys\n"
+        "from flows.cli.app import main\n"
+        f"status = main({command!r})\n"
+        "loaded = {'transformers', 'open_clip', 'bitsandbytes', 'accelerate', 'prefect'} & set(sys.modules)\n"
+        "sys.exit(f'status {status}, loaded {sorted(loaded)}' if status or loaded else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_weights_of_the_user_are_judged_without_loading_them(tmp_path, monkeypatch):
+    def loaded(*_: object, **__: object) -> None:
+        pytest.fail("weights were loaded into a model")
+
+    monkeypatch.setattr("reid.models.backbone.load_clip", loaded)
+    monkeypatch.setattr("reid.models.backbone.load_file", loaded)
+    file = nan_weights(tmp_path)
+    (problem,) = texts_of(problems_of(plan(tmp_path, f"train.backbone.weights={file}", stages=("train",))))
+    assert "NaN or infinity in 1 tensor: visual.ln_post.bias" in problem
