@@ -15,8 +15,8 @@ from flows.preflight.machine import Memory
 from flows.preflight.plan import Plan
 from flows.terminal import size
 
-_PER_PIXEL: Final = {"tiny": 3_200, "vit_b16": 3_200, "rn50": 2_700}
-"""Bytes of float32 activations that training keeps per pixel of an image (measured for CLIP-SCGI at 256 x 128)."""
+_PER_PIXEL: Final = {"tiny": 330, "vit_b16": 3_200, "rn50": 2_700}
+"""Bytes of float32 activations that training keeps per pixel of an image, measured for CLIP-SCGI."""
 _STATE: Final = 4
 """Weight, gradient and Adam's two moments, in multiples of the weights; an upper bound, as the text tower is frozen."""
 _LARGE: Final = 1_000_000_000
@@ -118,9 +118,10 @@ def memory_notices(plan: Plan) -> Iterator[str]:
 
 def _smaller_batch(plan: Plan, need: Need) -> str:
     if need.stage == "train":
+        helps = plan.train.precision == "no" and not (need.device == CPU and plan.processor.emulates("bfloat16"))
         return (
             "set train.batch.identities or train.batch.images lower, with train.batch.accumulate=2 for the same number "
-            "of images per step" + ("" if plan.train.precision != "no" else ", or train.precision=bf16")
+            "of images per step" + (", or train.precision=bf16" if helps else "")
         )
     found = captioner_size(plan)
     room = need.memory.free - found.weights if found is not None else 0
