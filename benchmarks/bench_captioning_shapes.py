@@ -30,7 +30,9 @@ from transformers import (
 )
 
 from captioning.captioner import TINY_FOLDER
+from captioning.chat_form import LLAVA, ChatForm
 from captioning.config import CaptionConfig
+from captioning.engines.family import Family
 from captioning.engines.llava import Engine
 from captioning.engines.llava_load import Llava
 from data.synthetic.world import training_sample
@@ -123,8 +125,8 @@ def random_llava(shape: str, dtype: torch.dtype, *, layers: int | None = None) -
         processor=processor,
         device=torch.device(DEVICE),
         dtype=dtype,
-        side=side,
-        image_tokens=tokens,
+        family=Family.of(config),
+        form=ChatForm(model_type=LLAVA),
         folder=TINY_FOLDER,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from captioning.chat_form import ChatForm, read_chat_form
 from captioning.config import TINY, CaptionConfig
 from captioning.framing import FRAMING_VERSION
 from captioning.model_folder import READ_FILES, REQUIRED_FILES, check_settings
@@ -52,7 +53,7 @@ def local_folder(model: str) -> Path | None:
     if _HUB_ID.match(model) and not model.startswith((".", "~")):
         return None
     raise WeightsError(
-        f"caption.model: folder {folder} does not exist. Put a LLaVA-1.5 model there ({', '.join(REQUIRED_FILES)}), or "
+        f"caption.model: folder {folder} does not exist. Put a LLaVA model there ({', '.join(REQUIRED_FILES)}), or "
         f"set a hub id such as caption.model=llava-hf/llava-1.5-7b-hf, or caption.model={TINY} for the embedded model"
     )
 
@@ -68,9 +69,12 @@ def folder_of(config: CaptionConfig) -> Path | None:
     return folder
 
 
-def identify(config: CaptionConfig, memo: DigestMemo) -> Captioner:
-    """Return the identity of the captioner of `config`; only changed files of a model folder are read."""
-    model = _on_server(config) if config.engine == "openai" else _local(config, memo)
+def identify(config: CaptionConfig, memo: DigestMemo, form: ChatForm | None = None) -> Captioner:
+    """Return the identity of the captioner of `config`; only changed files of a model folder are read.
+
+    form: how a model from the hub is prompted (`captioning.hub.known_form`); None if that is not known here yet.
+    """
+    model = _on_server(config) if config.engine == "openai" else _local(config, memo, form)
     ingredients = {
         "template": config.prompt_template.digest,
         "max_new_tokens": config.token_limit if config.decoding == "free" else None,
@@ -91,7 +95,7 @@ class _Model(NamedTuple):
     ingredients: dict[str, Any]
 
 
-def _local(config: CaptionConfig, memo: DigestMemo) -> _Model:
+def _local(config: CaptionConfig, memo: DigestMemo, form: ChatForm | None) -> _Model:
     """Return the model that runs in this process."""
     folder = folder_of(config)
     if folder is None:
@@ -100,6 +104,7 @@ def _local(config: CaptionConfig, memo: DigestMemo) -> _Model:
         model_id = "clip-scgi/tiny-llava" if config.model == TINY else folder.resolve().name
         revision = _folder_digest(folder, memo)
         check_settings(folder, config)
+        form = read_chat_form(folder)
     return _Model(
         model_id,
         revision,
@@ -111,6 +116,7 @@ def _local(config: CaptionConfig, memo: DigestMemo) -> _Model:
             "dtype": config.number_format,
             "quantization": config.quantization,
             "decoding": config.decoding,
+            **(form.ingredients(config.prompt_template) if form is not None else {}),
         },
     )
 

@@ -1,8 +1,9 @@
-"""Framing: fits the crop of a person to the square input of a LLaVA without losing head or feet.
+"""Framing: fits the crop of a person to the input of a LLaVA without losing head or feet.
 
 The stock processor of LLaVA-1.5 resizes the short side and crops the center: a 64 x 128 crop loses half of its rows,
 and with them hair, glasses and shoes, which the template asks for. Framing keeps the whole body. Its result has the
-model's input size, so the processor neither resizes nor crops it.
+model's input size, so the processor neither resizes nor crops it: a square, or the tall grid of a model with tiles
+(`captioning.engines.family`).
 """
 
 from __future__ import annotations
@@ -18,22 +19,21 @@ FRAMING_VERSION: Final = 1
 """Raise it whenever the pixels of a framing change; part of the captioner fingerprint."""
 
 
-def frame(image: Image.Image, framing: Framing, side: int, mean: Sequence[float]) -> Image.Image:
-    """Return `image` (RGB, any size) as a square of `side` x `side` pixels.
+def frame(image: Image.Image, framing: Framing, size: tuple[int, int], mean: Sequence[float]) -> Image.Image:
+    """Return `image` (RGB, any size) in `size`, the width and height of the model's input in pixels.
 
     mean: the processor's mean color as fractions, used for padding; the normalized padding is 0.
     """
     if framing == "stretch":
-        return image.resize((side, side), Image.Resampling.BICUBIC)
+        return image.resize(size, Image.Resampling.BICUBIC)
     if framing == "center_crop":
-        return _center_crop(image).resize((side, side), Image.Resampling.BICUBIC)
-    width, height = image.size
-    scale = side / max(width, height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    inner = image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-    square = Image.new("RGB", (side, side), pad_color(mean))
-    square.paste(inner, ((side - size[0]) // 2, (side - size[1]) // 2))
-    return square
+        return _center_crop(image, size).resize(size, Image.Resampling.BICUBIC)
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inside = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    inner = image if inside == image.size else image.resize(inside, Image.Resampling.BICUBIC)
+    framed = Image.new("RGB", size, pad_color(mean))
+    framed.paste(inner, ((size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2))
+    return framed
 
 
 def pad_color(mean: Sequence[float]) -> tuple[int, int, int]:
@@ -42,8 +42,9 @@ def pad_color(mean: Sequence[float]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _center_crop(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    return image.crop((left, top, left + short, top + short))
+def _center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the largest part in the center that has the shape of `size`."""
+    scale = min(image.width / size[0], image.height / size[1])
+    width, height = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: the commit that a name refers to, and the folder that holds it.
+"""Models on the Hugging Face hub: the commit that a name refers to, the folder that holds it, and its chat template.
 
 A branch moves, so the caption stage resolves it once and then uses only the commit: it enters the fingerprint, it is
 loaded, and the captions record it. Imports nothing heavy.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from captioning.captioner import folder_of
+from captioning.chat_form import ChatForm, read_chat_form
 from captioning.config import CaptionConfig
 from captioning.model_folder import READ_FILES, REQUIRED_FILES, missing_files
 from data.errors import WeightsError
@@ -19,6 +20,7 @@ from data.files import read_json, write_json
 _COMMIT: Final = re.compile(r"^[0-9a-f]{40}$")
 _TIMEOUT: Final = 5.0
 _MEMORY: Final = Path("captions", "hub.json")
+_FORMS: Final = Path("captions", "chat_forms.json")
 
 
 def pin_offline(config: CaptionConfig, root: Path) -> CaptionConfig:
@@ -35,23 +37,59 @@ def pin_offline(config: CaptionConfig, root: Path) -> CaptionConfig:
 
 
 def pin_or_fetch(config: CaptionConfig, root: Path) -> CaptionConfig:
-    """Return `config` with its hub id pinned to a commit; download the model if the commit is unknown here.
+    """Return `config` with its hub id pinned to a commit; download the model if the commit or its prompt is unknown.
 
-    Records the commit in the artifact store under `root`. Raises WeightsError if the model cannot be downloaded.
+    Records both in the artifact store under `root`. Raises WeightsError if the model cannot be downloaded.
     """
+    if not _on_hub(config):
+        return config
     found = pin_offline(config, root)
-    if _moves(found):
-        found = config.model_copy(update={"revision": fetch_snapshot(config.model, config.revision).name})
-    if found is not config and _remembered(root).get(_name(config)) != found.revision:
-        write_json(root / _MEMORY, _remembered(root) | {_name(config): found.revision})
+    if _moves(found) or known_form(found, root) is None:
+        folder = fetch_snapshot(config.model, found.revision)
+        found = found.model_copy(update={"revision": folder.name if _moves(found) else found.revision})
+        if found == config and known_form(found, root) is None:
+            return config  # not a LLaVA, which loading refuses
+    _record(config, found, root)
     return found
+
+
+def _record(config: CaptionConfig, found: CaptionConfig, root: Path) -> None:
+    """Record the commit and the chat form of the hub model `config`, pinned as `found`."""
+    if _moves(config) and _remembered(root).get(_name(config)) != found.revision:
+        write_json(root / _MEMORY, _remembered(root) | {_name(config): found.revision})
+    form, forms = known_form(found, root), _forms(root)
+    if form is not None and _name(found) not in forms:
+        write_json(root / _FORMS, forms | {_name(found): form.model_dump(mode="json")})
+
+
+def known_form(config: CaptionConfig, root: Path) -> ChatForm | None:
+    """Return how the hub model of `config` is prompted; never uses the network.
+
+    It is read from the hub cache or, if the weights were deleted, from what the artifact store under `root` recorded.
+    None if neither knows it, or if the model is not a hub id.
+    """
+    if not _on_hub(config):
+        return None
+    cached = cached_snapshot(config.model, config.revision)
+    form = read_chat_form(cached) if cached is not None and not missing_files(cached) else None
+    recorded = _forms(root).get(_name(config))
+    return form if form is not None or recorded is None else ChatForm.model_validate(recorded)
+
+
+def _forms(root: Path) -> dict[str, Any]:
+    """Return name and commit -> the chat form that this artifact store recorded."""
+    path = root / _FORMS
+    known: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return known
+
+
+def _on_hub(config: CaptionConfig) -> bool:
+    return config.engine == "transformers" and folder_of(config) is None
 
 
 def _moves(config: CaptionConfig) -> bool:
     """Return True for a hub id whose revision is a branch or tag, which may refer to another commit tomorrow."""
-    if config.engine != "transformers" or folder_of(config) is not None:
-        return False
-    return config.revision is None or _COMMIT.match(config.revision) is None
+    return _on_hub(config) and (config.revision is None or _COMMIT.match(config.revision) is None)
 
 
 def _name(config: CaptionConfig) -> str:

@@ -5,10 +5,12 @@ Used by `captioner`, which identifies a folder, and `llava_load`, which loads it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
+from captioning.chat_form import LLAVA, LLAVA_ONEVISION, MODEL_TYPES
 from captioning.config import CaptionConfig
 from data.errors import ConfigError, WeightsError, raise_problems
 from data.weights import INDEX, WEIGHTS, few, file_problem, model_tensors, read_model_json, shard_names
@@ -31,6 +33,19 @@ _OPTIONAL: Final = (
 )
 _CHAT_TEMPLATE: Final = "chat_template.jinja"
 _ADAPTERS: Final = "adapter_*"  # adapter_config.json, adapter_model.safetensors or .bin
+# Parts of a LLaVA that run in this process, and what transformers takes for a part without model_type.
+_PARTS: Final = {
+    "text_config": ("llama", "mistral", "qwen2"),
+    "vision_config": ("clip_vision_model", "siglip_vision_model", "dpt"),  # dpt: the embedded model
+}
+_DEFAULTS: Final = {
+    LLAVA_ONEVISION: {"text_config": "qwen2", "vision_config": "siglip_vision_model"},
+    LLAVA: {"text_config": "llama", "vision_config": "clip_vision_model"},
+}
+_SERVER: Final = (
+    "a server can run any model: start one, such as vLLM, and set caption.engine=openai, caption.server.url and "
+    "caption.model to the model's name there"
+)
 # Older and newer names that transformers maps to the same parameter.
 _RENAMED: Final = (
     ("language_model.lm_head.", "lm_head."),
@@ -83,18 +98,31 @@ def _missing_weights(folder: Path) -> list[str]:
 def _check_config(path: Path) -> None:
     config = read_model_json(path)
     kind = config.get("model_type")
-    if kind != "llava":
-        raise WeightsError(f"{path}: model_type is {kind!r}; expected a LLaVA-1.5: 'llava'")
-    problems = [f"{part} is missing" for part in ("text_config", "vision_config") if part not in config]
+    if kind not in MODEL_TYPES:
+        raise WeightsError(f"{path}: model_type is {kind!r}; expected {', '.join(MODEL_TYPES)}. Otherwise, {_SERVER}")
+    problems = [f"{part} is missing" for part in _PARTS if part not in config]
     problems += [
         f"{part} must be an object, not {config[part]!r}"
-        for part in ("text_config", "vision_config")
+        for part in _PARTS
         if part in config and not isinstance(config[part], dict)
     ]
+    if not problems:
+        problems = _unknown_parts(config)
     other = config.get("transformers_weights")
     if other not in (None, WEIGHTS, INDEX):
         problems.append(f"transformers_weights names {other!r}; the weights must be in {WEIGHTS} or {INDEX}")
     raise_problems(f"{path} does not describe a complete LLaVA", problems, WeightsError)
+
+
+def _unknown_parts(config: Mapping[str, Any]) -> list[str]:
+    """Return the parts that are not among the tested ones: another kind could give wrong captions without an error."""
+    defaults = _DEFAULTS.get(config["model_type"], _DEFAULTS[LLAVA])
+    problems = []
+    for part, known in _PARTS.items():
+        kind = config[part].get("model_type", defaults[part])
+        if kind not in known:
+            problems.append(f"{part}.model_type is {kind!r}; expected {', '.join(known)}. Otherwise, {_SERVER}")
+    return problems
 
 
 def _check_others(folder: Path) -> None:

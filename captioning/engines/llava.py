@@ -23,6 +23,7 @@ from captioning.engines.sampling import GumbelNoise
 from captioning.engines.slots.decoding import fill_slots
 from captioning.engines.slots.grammar import Grammar
 from captioning.framing import frame
+from captioning.prompts.pattern import SPACE
 from captioning.prompts.replies import Reply, prompt_until_well_formed
 from captioning.reading import Loaded
 from captioning.store.rows import CaptionRow
@@ -41,7 +42,8 @@ class Engine:
     def __init__(self, llava: Llava, config: CaptionConfig) -> None:
         self.llava = llava
         self.config = config
-        self.prompt_1L = encode_prompt(llava, config.prompt_template.prompt())
+        self.prompt = llava.form.prompt(config.prompt_template)
+        self.prompt_1L = encode_prompt(llava, self.prompt)
         self._check_length()
         self._batch_size = config.batch_size
         self._grammar = self._slot_grammar() if config.decoding == "slots" else None
@@ -78,20 +80,20 @@ class Engine:
         """Raise WeightsError if the model cannot caption a blank image, before any image is read."""
         llava = self.llava
         with explained(llava.folder, llava.device):
-            pixels_13HW = self.pixels([self.prepare(Image.new("RGB", (64, 128)))])
-            expected = (1, 3, llava.side, llava.side)
-            if pixels_13HW.shape != expected:
+            inputs = self.inputs([self.prepare(Image.new("RGB", (64, 128)))])
+            found, expected = list(inputs["pixel_values"].shape), [1, *llava.family.shape]
+            if found != expected:
                 raise WeightsError(
-                    f"the image processor in {llava.folder} returns pixels of shape {list(pixels_13HW.shape)}, but "
-                    f"the model takes {list(expected)}: use the model's own processor_config.json or "
+                    f"the image processor in {llava.folder} returns pixels of shape {found}, but "
+                    f"the model takes {expected}: use the model's own processor_config.json or "
                     "preprocessor_config.json"
                 )
             self._check_span()
             logits = llava.model(
                 input_ids=self.prompt_1L,
                 attention_mask=torch.ones_like(self.prompt_1L),
-                pixel_values=pixels_13HW,
                 logits_to_keep=1,
+                **inputs,
             ).logits
         if not logits.isfinite().all():
             raise WeightsError(
@@ -101,8 +103,8 @@ class Engine:
 
     def _check_span(self) -> None:
         """Raise WeightsError if normalized black and white are closer or farther apart than for any known model."""
-        side = self.llava.side
-        black, white = self.pixels([Image.new("RGB", (side, side), color) for color in ("black", "white")]).float()
+        size = self.llava.family.size
+        black, white = self.pixels([Image.new("RGB", size, color) for color in ("black", "white")]).float()
         span = white - black
         if not (span.min() > _SPAN[0] and span.max() < _SPAN[1]):  # also for NaN
             raise WeightsError(
@@ -122,15 +124,20 @@ class Engine:
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Frame one RGB image for this model; thread-safe."""
-        return frame(image, self.config.framing, self.llava.side, self.llava.processor.image_processor.image_mean)
+        mean = self.llava.processor.image_processor.image_mean
+        return frame(image, self.config.framing, self.llava.family.size, mean)
+
+    def inputs(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Return the model's inputs for framed images, other than the prompt."""
+        made = self.llava.family.inputs(self.llava.processor, images)
+        pixels = made["pixel_values"].to(self.llava.device, self.llava.dtype)
+        if pixels.dim() == 4:  # convolutions on a CPU are faster with channels last
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return {name: value.to(self.llava.device) for name, value in made.items()} | {"pixel_values": pixels}
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return framed images, normalized by the processor, which neither resizes nor crops them [B, 3, H, W]."""
-        made = self.llava.processor.image_processor(
-            list(images), do_resize=False, do_center_crop=False, return_tensors="pt"
-        )
-        # Convolutions on a CPU are faster with channels last.
-        return made["pixel_values"].to(self.llava.device, self.llava.dtype, memory_format=torch.channels_last)
+        """Return the normalized pixels of framed images: [B, 3, H, W], or [B, V, 3, H, W] with V views."""
+        return self.inputs(images)["pixel_values"]
 
     @torch.inference_mode()
     @exact_float32(torch)
@@ -150,7 +157,7 @@ class Engine:
 
     def _filled(self, images: Sequence[Image.Image], grammar: Grammar) -> list[Reply]:
         prompt_BL = self.prompt_1L.expand(len(images), -1)
-        fillings = fill_slots(self.llava.model, prompt_BL, self.pixels(images), grammar, fixed=self.config.compile)
+        fillings = fill_slots(self.llava.model, prompt_BL, self.inputs(images), grammar, fixed=self.config.compile)
         return [self._decoded(filling.tokens, filling.confidence) for filling in fillings]
 
     def _generated(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
@@ -159,9 +166,9 @@ class Engine:
         generated = self.llava.model.generate(
             input_ids=prompt_BL,
             attention_mask=torch.ones_like(prompt_BL),
-            pixel_values=self.pixels(images),
             generation_config=self._generation(),
             logits_processor=LogitsProcessorList(noise),
+            **self.inputs(images),
         )
         return [self._decoded(tokens) for tokens in generated[:, prompt_BL.shape[1] :].tolist()]
 
@@ -180,7 +187,11 @@ class Engine:
             ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
             return ids
 
-        return Grammar(self.config.prompt_template.pattern, encode, self._ends()[0])
+        ends = self._ends()
+        # Several end tokens are those of a chat and of its base model; the tokenizer names the one that ends a reply.
+        end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+        start = "" if self.prompt[-1:].isspace() else SPACE
+        return Grammar(self.config.prompt_template.pattern, encode, end, start)
 
     def _ends(self) -> list[int]:
         return end_tokens(self.llava.model, self.llava.processor.tokenizer)
@@ -245,13 +256,16 @@ class Engine:
 
 def encode_prompt(llava: Llava, prompt: str) -> torch.Tensor:
     """Return the token ids [1, L] of `prompt`, with one token per image feature, on the model's device."""
-    processor = llava.processor
-    text = prompt.replace("<image>", processor.image_token * llava.image_tokens)
-    ids = processor.tokenizer(text, return_tensors="pt").input_ids
+    processor, wanted = llava.processor, llava.family.image_tokens
+    text = prompt.replace("<image>", processor.image_token * wanted)
+    begin = processor.tokenizer.bos_token
+    # A chat template may write the start token itself.
+    special = begin is None or not prompt.startswith(begin)
+    ids = processor.tokenizer(text, add_special_tokens=special, return_tensors="pt").input_ids
     found = int((ids == llava.model.config.image_token_id).sum())
-    if found != llava.image_tokens:
+    if found != wanted:
         raise WeightsError(
-            f"the tokenizer in {llava.folder} returns {found} image tokens, but the model has {llava.image_tokens} "
+            f"the tokenizer in {llava.folder} returns {found} image tokens, but the model has {wanted} "
             "image features: the files belong to different models; copy the whole folder again"
         )
     return ids.to(llava.device)

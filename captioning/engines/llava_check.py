@@ -12,8 +12,16 @@ from typing import Any, Final, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    LlavaNextProcessor,
+    LlavaOnevisionProcessor,
+    LlavaProcessor,
+)
 
+from captioning.chat_form import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from captioning.config import CaptionConfig, Quantization
 from captioning.model_folder import place, stored_quantization
 from data.errors import WeightsError, raise_problems
@@ -22,6 +30,11 @@ from data.weights import differences, few, model_tensors, nonfinite
 _QUANTIZED: Final[dict[str, Quantization]] = {"Linear4bit": "4bit", "Linear8bitLt": "8bit"}
 # Tensors that bitsandbytes stores next to a quantized weight.
 _STATISTICS: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
+_PROCESSORS: Final = {
+    LLAVA: LlavaProcessor,
+    LLAVA_NEXT: LlavaNextProcessor,
+    LLAVA_ONEVISION: LlavaOnevisionProcessor,
+}
 _STATE: Final = ".quant_state.bitsandbytes__"
 
 
@@ -34,13 +47,14 @@ def check_tensors(folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if stored_quantization(folder) is not None:
         del config.quantization_config
-    model, found = LlavaForConditionalGeneration.from_pretrained(
+    model, found = AutoModelForImageTextToText.from_pretrained(
         folder,
         config=config,
         dtype=config.dtype or torch.float32,
         device_map={"": "meta"},
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
@@ -197,9 +211,11 @@ def _misshapen(model: nn.Module) -> list[str]:
 
 def check_processor(model: Any, processor: Any, folder: Path) -> None:
     """Raise WeightsError unless tokenizer and processor fit the model: its image token, its end token, its images."""
-    if not isinstance(processor, LlavaProcessor):
+    kind = model.config.model_type
+    if not isinstance(processor, _PROCESSORS[kind]):
         raise WeightsError(
-            f"{folder / 'processor_config.json'} describes a {type(processor).__name__}; expected a LlavaProcessor"
+            f"{folder / 'processor_config.json'} describes a {type(processor).__name__}; expected a "
+            f"{_PROCESSORS[kind].__name__} for model_type {kind!r} in config.json"
         )
     raise_problems(f"the tokenizer in {folder} does not fit the model", _token_problems(model, processor), WeightsError)
 

@@ -1,4 +1,4 @@
-"""Loading of any LLaVA-1.5: the embedded one, a folder, or a hub id. Only safetensors, no code from the folder.
+"""Loading of any LLaVA: the embedded one, a folder, or a hub id. Only safetensors, no code from the folder.
 
 All take the same path: find the folder (the snapshot of a hub id), check its files, load it, check the result.
 """
@@ -16,11 +16,13 @@ from typing import Any, Final
 import torch
 from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
-from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from captioning.captioner import folder_of
+from captioning.chat_form import ChatForm, read_chat_form
 from captioning.config import CaptionConfig, Quantization
+from captioning.engines.family import NOT_QUANTIZED, Family
 from captioning.engines.llava_check import (
     check_files_finite,
     check_finite,
@@ -35,26 +37,23 @@ from captioning.model_folder import REQUIRED_FILES, check_folder, check_settings
 from data.device import resolve_device
 from data.errors import ClipScgiError, ConfigError, WeightsError
 
-_WITH_CLASS_TOKEN: Final = frozenset({"clip_vision_model", "dpt"})
 _MOST_SHAPES: Final = 256
 _LOADING: Final = Lock()
-# Full paths, as transformers >= 5 requires. Parts that are small or process pixels stay in full precision.
-_NOT_QUANTIZED: Final = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Llava:
     """A loaded model.
 
-    side: pixels of its square input. image_tokens: positions of one image in the prompt. folder: where it is stored.
+    family: the views that it sees of an image. form: how it is prompted. folder: where it is stored.
     """
 
     model: Any
     processor: Any
     device: torch.device
     dtype: torch.dtype
-    side: int
-    image_tokens: int
+    family: Family
+    form: ChatForm
     folder: Path
 
 
@@ -72,6 +71,9 @@ def load_llava(config: CaptionConfig) -> Llava:
     with _LOADING, _quiet(), _same_random_state(device), explained(folder, device):
         model, processor = _load(folder, config, device)
         check_processor(model, processor, folder)
+        family = Family.of(model.config)
+        family.adjust(processor, model.config)
+        form = checked_form(processor, folder)
     model.eval()
     # Replies are greedy: transformers would apply all other settings of the folder's generation_config.json.
     model.generation_config = token_ids_only(model.generation_config)
@@ -80,8 +82,8 @@ def load_llava(config: CaptionConfig) -> Llava:
         processor=processor,
         device=device,
         dtype=getattr(torch, config.number_format),
-        side=model.config.vision_config.image_size,
-        image_tokens=_match_processor(model, processor),
+        family=family,
+        form=form,
         folder=folder,
     )
 
@@ -93,12 +95,13 @@ def _load(folder: Path, config: CaptionConfig, device: torch.device) -> tuple[An
     if config.quantization != "none":  # quantization may hide a NaN
         check_files_finite(folder)
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model, found = LlavaForConditionalGeneration.from_pretrained(
+    model, found = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
         device_map={"": device},
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
         # transformers uses SDPA attention by default for every part that supports it.
         quantization_config=quantization_settings(folder, config.quantization, dtype),
         output_loading_info=True,
@@ -173,12 +176,12 @@ def quantization_settings(folder: Path, quantization: Quantization, dtype: torch
     if quantization == "none" or stored_quantization(folder) is not None:
         return None
     if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTIZED)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_NOT_QUANTIZED,
+        llm_int8_skip_modules=list(NOT_QUANTIZED),
     )
 
 
@@ -188,20 +191,20 @@ def ensure_folder(config: CaptionConfig) -> Path:
     return folder if folder is not None else fetch_snapshot(config.model, config.revision)
 
 
-def _match_processor(model: Any, processor: Any) -> int:
-    """Copy the model's image settings to the processor and return the number of tokens per image.
-
-    Old processor files lack these settings, and then prompt and image features differ by one token (575 and 576).
-    """
-    config = model.config
-    vision = config.vision_config
-    class_tokens = 1 if vision.model_type in _WITH_CLASS_TOKEN else 0
-    processor.patch_size = vision.patch_size
-    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-    processor.num_additional_image_tokens = class_tokens
-    processor.tokenizer.padding_side = "left"
-    dropped = 1 if config.vision_feature_select_strategy == "default" else 0
-    return (vision.image_size // vision.patch_size) ** 2 + class_tokens - dropped
+def checked_form(processor: Any, folder: Path) -> ChatForm:
+    """Return how the model is prompted; raise WeightsError if its tokenizer has other special tokens than its files."""
+    form = read_chat_form(folder)
+    if form is None:
+        raise WeightsError(f"{folder} does not contain a LLaVA: copy the whole folder again")
+    own = processor.tokenizer.special_tokens_map
+    if form.chat_template is not None:
+        odd = [name for name in own if name in form.chat_template and form.tokens.get(name) != own[name]]
+        if odd:
+            raise WeightsError(
+                f"the chat template in {folder} uses {', '.join(odd)}, which tokenizer_config.json does not give: copy "
+                "the model's own tokenizer_config.json"
+            )
+    return form
 
 
 @contextmanager

@@ -64,7 +64,8 @@ class ServerEngine:
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Frame one RGB image for the model on the server; thread-safe."""
-        return frame(image, self.config.framing, self.config.server.image_side, self.config.server.image_mean)
+        server = self.config.server
+        return frame(image, self.config.framing, (server.image_side, server.image_side), server.image_mean)
 
     def rows(self, images: Iterable[Loaded]) -> Generator[list[CaptionRow], None, None]:
         """Caption a stream of images and yield their rows as the responses arrive, in any order.

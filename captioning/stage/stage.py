@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 from captioning.captioner import Captioner, identify
 from captioning.config import CaptionConfig
-from captioning.hub import pin_offline, pin_or_fetch
+from captioning.hub import known_form, pin_offline, pin_or_fetch
 from captioning.stage.view import view
 from captioning.stage.worker import Failure, Paths, Worker
 from captioning.store.claims import buckets_of_part
@@ -69,7 +69,7 @@ class CaptionStage(Stage):
 
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return the images, the captioner, its template and the cleaning. Reads only changed model files."""
-        captioner = identify(pin_offline(self.config, run.store.root), run.store.memo)
+        captioner = _captioner(run, pin_offline(self.config, run.store.root))
         return {
             "stage_version": STAGE_VERSION,
             "schema_version": SCHEMA_VERSION,
@@ -81,13 +81,13 @@ class CaptionStage(Stage):
         }
 
     def settled(self, run: RunContext) -> CaptionStage:
-        """Return the stage with a branch on the hub pinned to its commit; fetch the model if its commit is unknown."""
+        """Return the stage with a branch on the hub pinned to its commit; fetch a model of unknown commit or prompt."""
         config = pin_or_fetch(self.config, run.store.root)
         return self if config is self.config else replace(self, config=config)
 
     def begin(self, run: RunContext, ingredients: Ingredients) -> Producer:
         """Caption all images without a caption, together with other processes; return the writer of the table."""
-        captioner = identify(self.config, run.store.memo)
+        captioner = _captioner(run, self.config)
         if captioner.ingredients != ingredients["captioner"]:
             raise _model_changed(self.config)
         worker = _worker(run, captioner, self.config)
@@ -133,14 +133,18 @@ def caption_part(run: RunContext, config: CaptionConfig, *, part: int = 0, of: i
     """
     buckets = buckets_of_part(part, of)
     config = pin_or_fetch(config, run.store.root)
-    worker = _worker(run, identify(config, run.store.memo), config)
+    worker = _worker(run, _captioner(run, config), config)
     worker.work(buckets, patient=False)
     return PartOutcome(generated=worker.done.generated, failed=len(worker.done.failed))
 
 
+def _captioner(run: RunContext, config: CaptionConfig) -> Captioner:
+    return identify(config, run.store.memo, known_form(config, run.store.root))
+
+
 def _worker(run: RunContext, captioner: Captioner, config: CaptionConfig) -> Worker:
     def check_model() -> None:
-        if identify(config, run.store.memo) != captioner:
+        if _captioner(run, config) != captioner:
             raise _model_changed(config)
 
     return Worker(

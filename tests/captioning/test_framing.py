@@ -19,7 +19,7 @@ def processor(side: int) -> CLIPImageProcessor:
 
 def pixels(image: Image.Image, side: int, framing: str) -> np.ndarray:
     stock = processor(side)
-    framed = frame(image, framing, side, stock.image_mean)
+    framed = frame(image, framing, (side, side), stock.image_mean)
     assert framed.size == (side, side)
     return stock(framed, return_tensors="np")["pixel_values"][0]
 
@@ -59,7 +59,7 @@ def test_center_crop_equals_the_stock_processor():
 
 
 def test_a_crop_of_the_models_height_keeps_every_pixel():
-    framed = np.asarray(frame(person(), "pad", 128, (0.5, 0.5, 0.5)))
+    framed = np.asarray(frame(person(), "pad", (128, 128), (0.5, 0.5, 0.5)))
     assert np.array_equal(framed[:, 32:96], np.asarray(person()))
     assert (framed[:, :32] == 128).all()
     assert (framed[:, 96:] == 128).all()
@@ -74,11 +74,11 @@ def test_normalized_padding_is_zero(side):
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (200, 100), (63, 127)])
 @pytest.mark.parametrize("framing", ["pad", "stretch", "center_crop"])
 def test_any_shape_is_framed_to_the_square(size, framing):
-    assert frame(Image.new("RGB", size, (9, 9, 9)), framing, 128, (0.5, 0.4, 0.3)).size == (128, 128)
+    assert frame(Image.new("RGB", size, (9, 9, 9)), framing, (128, 128), (0.5, 0.4, 0.3)).size == (128, 128)
 
 
 def test_wide_images_are_padded_above_and_below():
-    framed = np.asarray(frame(Image.new("RGB", (200, 100), (0, 0, 0)), "pad", 64, (1.0, 1.0, 1.0)))
+    framed = np.asarray(frame(Image.new("RGB", (200, 100), (0, 0, 0)), "pad", (64, 64), (1.0, 1.0, 1.0)))
     assert (framed[:16] == 255).all()
     assert (framed[16:48] == 0).all()
     assert (framed[48:] == 255).all()

@@ -75,8 +75,8 @@ def test_damaged_weights_are_a_clear_error(mini, tmp_path):
 def test_another_kind_of_model_is_refused(mini, tmp_path):
     folder = shutil.copytree(mini, tmp_path / "other")
     settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "llava_next"}))
-    with pytest.raises(WeightsError, match="llava_next"):
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "vipllava"}))
+    with pytest.raises(WeightsError, match=r"'vipllava'; expected llava, llava_next.* a server can run any model"):
         load_llava(config(folder))
 
 
@@ -111,7 +111,7 @@ def test_the_processor_takes_the_models_settings(mini):
     processor = llava.processor
     assert (processor.patch_size, processor.vision_feature_select_strategy) == (PATCH, "default")
     assert processor.num_additional_image_tokens == 1
-    assert llava.image_tokens == (SIDE // PATCH) ** 2
+    assert llava.family.image_tokens == (SIDE // PATCH) ** 2
     # The processor's own expansion of <image> agrees with the engine's.
     prompt = CaptionConfig().prompt_template.prompt()
     expanded = processor(text=prompt, images=Image.new("RGB", (SIDE, SIDE)), return_tensors="pt").input_ids

@@ -59,7 +59,7 @@ def run(store, root, config):
 
 
 def framed(path) -> Image.Image:
-    return frame(open_rgb(path), "pad", SIDE, MEAN)
+    return frame(open_rgb(path), "pad", (SIDE, SIDE), MEAN)
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:

@@ -438,7 +438,18 @@ SETTINGS = {
     "no_parts": ("config.json", without_key("text_config", "vision_config"), "2 problems"),
     "text_config_is_null": ("config.json", put(text_config=None), "text_config must be an object, not None"),
     "other_weights_file": ("config.json", put(transformers_weights="../x.safetensors"), "transformers_weights names"),
-    "llava_next": ("config.json", put(model_type="llava_next"), "llava_next"),
+    "llava_next": ("config.json", put(model_type="llava_next"), "missing 1 tensor: model.image_newline"),
+    "vipllava": ("config.json", put(model_type="vipllava"), "model_type is 'vipllava'; expected llava, llava_next, "),
+    "pixtral": (
+        "config.json",
+        lambda c: c["vision_config"].update(model_type="pixtral"),
+        "vision_config.model_type is 'pixtral'; expected clip_vision_model, siglip_vision_model, dpt. Otherwise, a ser",
+    ),
+    "gemma": (
+        "config.json",
+        lambda c: c["text_config"].update(model_type="gemma2"),
+        "text_config.model_type is 'gemma2'; expected llama, mistral, qwen2. Otherwise, a server can run any model",
+    ),
     "original_type": ("config.json", put(model_type="llava_llama"), "llava_llama"),
     "no_type": ("config.json", without_key("model_type"), "model_type is None"),
     "image_token_of_another_word": (

@@ -12,6 +12,7 @@ Shape legend: B batch, L prompt tokens, C tokens per chunk, D width, K tokens th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,16 +89,16 @@ def choose(node: Node, logits_K: np.ndarray) -> tuple[int, float]:
 
 @torch.inference_mode()
 def fill_slots(
-    model: Any, prompt_BL: torch.Tensor, pixels_B3HW: torch.Tensor, grammar: Grammar, *, fixed: bool = False
+    model: Any, prompt_BL: torch.Tensor, images: Mapping[str, torch.Tensor], grammar: Grammar, *, fixed: bool = False
 ) -> list[Filling]:
     """Write one caption per image of a batch, in parallel.
 
-    fixed: use few tensor shapes, for a compiled model: chunks of 1, 2, 4, 8, ... tokens, and attention over the whole
-    cache.
+    images: the model's inputs other than the prompt. fixed: use few tensor shapes, for a compiled model: chunks of 1,
+    2, 4, 8, ... tokens, and attention over the whole cache.
     """
     batch, length = prompt_BL.shape
     device = prompt_BL.device
-    cache = RowCache(model.config.text_config.num_hidden_layers, length + grammar.longest + 1)
+    cache = RowCache(model.config.text_config, length + grammar.longest + 1)
     tokens_K = torch.from_numpy(grammar.tokens).to(device)
     rows = [Filling(node=grammar.decision(State())) for _ in range(batch)]
     for row in rows:
@@ -106,9 +107,9 @@ def fill_slots(
     # Without padding no mask is needed: attention is causal.
     out = model.model(
         input_ids=torch.cat([prompt_BL, guess_G.expand(batch, -1)], dim=1),
-        pixel_values=pixels_B3HW,
         past_key_values=cache,
         use_cache=True,
+        **images,
     )
     logits_BCK = _logits(model, out.last_hidden_state[:, length - 1 :], tokens_K)
     # The next chunk overwrites wrong guesses.

@@ -23,6 +23,8 @@ Encode = Callable[[str], list[int]]
 
 # The word before an option when it is tokenized: options begin with a space or a full stop, where tokenizers split.
 _BEFORE: Final = "person"
+# What is before a caption that begins without a space, because its prompt ends with a line break.
+_LINE: Final = "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,16 @@ class Node:
 
 
 class Grammar:
-    """The decisions of one pattern in the tokens of one tokenizer."""
+    """The decisions of one pattern in the tokens of one tokenizer.
 
-    def __init__(self, pattern: Pattern, encode: Encode, end_token: int) -> None:
+    start: what is written between the prompt and the caption: a space, or nothing after a line break.
+    """
+
+    def __init__(self, pattern: Pattern, encode: Encode, end_token: int, start: str = SPACE) -> None:
         self.pattern = pattern
         self._encode = encode
-        self._before = encode(_BEFORE)
+        self._before = {text: encode(text) for text in (_BEFORE, _LINE)}
+        self._start = start
         self._end_token = end_token
         self._tries: dict[State, Node] = {}
         phrases = [PERSON, *(PHRASES[clause.phrase] for sentence in pattern for clause in sentence.clauses)]
@@ -128,7 +134,7 @@ class Grammar:
         for choice in PERSON.choices():
             values = dict(choice.values)
             after = State(sentence=0, gender=values["gender"])
-            yield Option(text=SPACE + choice.text, values=values, after=after)
+            yield Option(text=self._start + choice.text, values=values, after=after)
 
     def _within(self, state: State) -> Iterator[Option]:
         """Yield the further clauses of the sentence, and its full stop."""
@@ -171,13 +177,14 @@ class Grammar:
     def _tokens(self, option: Option) -> list[int]:
         if option.after is None:
             return [self._end_token]
-        ids = self._encode(_BEFORE + option.text)
-        if ids[: len(self._before)] != self._before:
+        before = _LINE if option.text[:1].isalpha() else _BEFORE
+        skipped, ids = self._before[before], self._encode(before + option.text)
+        if ids[: len(skipped)] != skipped:
             raise ConfigError(
                 f"caption.decoding=slots: this model's tokenizer joins {option.text!r} with the word before it, so "
                 "slots cannot be filled one by one; set caption.decoding=free"
             )
-        return ids[len(self._before) :]
+        return ids[len(skipped) :]
 
 
 def _ids(tokens: Iterable[int]) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ Shape legend: B batch, H heads, D width of a head, L prompt tokens, C tokens per
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,26 +30,38 @@ class _Target:
 
 
 class RowCache(Cache):
-    """A cache for `room` tokens per row in each of `layers` layers. The prompt is written first, then chunks."""
+    """A cache for `room` tokens per row of a language model with the config `text`. The prompt is written first."""
 
-    def __init__(self, layers: int, room: int) -> None:
+    def __init__(self, text: Any, room: int) -> None:
         self._room = room
         self._target = _Target(used=room)
-        super().__init__(layers=[_RowLayer(self._target, room) for _ in range(layers)])
+        self._window: int | None = getattr(text, "sliding_window", None)
+        self._kinds: Sequence[str] | None = getattr(text, "layer_types", None)
+        super().__init__(layers=[_RowLayer(self._target, room) for _ in range(text.num_hidden_layers)])
 
-    def aim(self, places_BC: torch.Tensor, dtype: torch.dtype, used: int | None) -> torch.Tensor:
+    def aim(
+        self, places_BC: torch.Tensor, dtype: torch.dtype, used: int | None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Set the positions `places_BC` of the next chunk and return its additive attention mask [B, 1, C, U].
 
         A token attends to the columns up to its own. Positions beyond the room belong to padding, which no token
-        attends to. used: number of columns to read; all of them by default.
+        attends to. used: number of columns to read; all of them by default. A model whose layers see only a window of
+        the last columns gets the mask of that window; if only some of them do, both masks by the kind of the layer.
         """
         used = min(used or self._room, self._room)
         self._target.used = used
         self._target.columns = places_BC.clamp(max=self._room - 1)
-        hidden = torch.arange(used, device=places_BC.device) > places_BC[:, None, :, None]
-        return torch.zeros(hidden.shape, dtype=dtype, device=places_BC.device).masked_fill_(
-            hidden, torch.finfo(dtype).min
-        )
+        columns_U = torch.arange(used, device=places_BC.device)
+        last_B1C1 = places_BC[:, None, :, None]
+        full = _additive(columns_U > last_B1C1, dtype)
+        if self._window is None:
+            return full
+        seen = _additive((columns_U > last_B1C1) | (columns_U <= last_B1C1 - self._window), dtype)
+        return seen if self._kinds is None else {"full_attention": full, "sliding_attention": seen}
+
+
+def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 class _RowLayer(DynamicLayer):
