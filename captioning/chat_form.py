@@ -33,6 +33,7 @@ _IMAGE: Final = "<image>"
 _JINJA: Final = "chat_template.jinja"
 _JSON: Final = ("chat_template.json", "processor_config.json")
 _TOKENIZER: Final = "tokenizer_config.json"
+_SPECIAL: Final = "special_tokens_map.json"
 _TOKENS: Final = (
     "bos_token",
     "eos_token",
@@ -96,7 +97,8 @@ def read_chat_form(folder: Path) -> ChatForm | None:
         return None
     settings = _settings(folder / _TOKENIZER)
     own = _processor_template(folder)
-    tokens = {name: _token(settings.get(name)) for name in _TOKENS}
+    older = _settings(folder / _SPECIAL)
+    tokens = {name: _token(settings.get(name, older.get(name))) for name in _TOKENS}
     return ChatForm(
         model_type=kind,
         chat_template=own if own is not None else _default(settings.get("chat_template")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 
 import numpy as np
@@ -16,21 +15,9 @@ from captioning.config import CaptionConfig
 from captioning.engines.llava import Engine
 from captioning.engines.slots.grammar import Grammar, State
 from captioning.prompts.templates import compose, get_template
-from data.slots import NONE, SLOTS, VOCABULARY
+from data.slots import SLOTS
+from tests.helpers.constrained_greedy import legal_captions, plain_constrained_greedy, small_template
 from tests.helpers.mini_llava import save_mini_llava
-
-SMALL = """
-id = "small"
-instruction = "Who is it?"
-[[pattern]]
-introduces = true
-clauses = [{phrase = "shoes", first = " is wearing ", later = " and "}]
-[[pattern]]
-clauses = [
-  {phrase = "carrying", first = " is carrying ", later = " and carrying "},
-  {phrase = "hair", first = " has ", later = " and "},
-]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,48 +37,8 @@ def engine_of(mini, template: str) -> Engine:
     )
 
 
-def legal_captions(engine: Engine) -> dict[tuple[int, ...], dict[str, str | None]]:
-    """Every caption of the small template, written by `compose`, as tokens, with its slots."""
-    tokenizer = engine.llava.processor.tokenizer
-    end = engine.llava.model.generation_config.eos_token_id
-    slots = ("gender", "age", "shoes", "carrying", "hair")
-    options = [[*(v for v in VOCABULARY[slot] if v != NONE), None] for slot in slots]
-    legal = {}
-    for chosen in itertools.product(*options):
-        values = dict(zip(slots, chosen, strict=True))
-        text = compose(values, engine.config.prompt_template.pattern)
-        legal[(*tokenizer(" " + text, add_special_tokens=False).input_ids, end)] = values
-    return legal
-
-
-def plain_constrained_greedy(engine, person, legal) -> tuple[tuple[int, ...], dict[str, float]]:
-    """One image, one token per step, no cache: the best token that begins or continues a legal caption.
-
-    Also returns, for each slot, the log-probability of the choices that narrowed what it can still be.
-    """
-    pixels = engine.pixels([engine.prepare(person)])
-    done: tuple[int, ...] = ()
-    confidence: dict[str, float] = {}
-    while len(legal) > 1 or done not in legal:
-        ids = torch.cat([engine.prompt_1L, torch.tensor([done], dtype=torch.long)], dim=1)
-        with torch.inference_mode():
-            logits = engine.llava.model(input_ids=ids, pixel_values=pixels).logits[0, -1].double()
-        allowed = sorted({row[len(done)] for row in legal})
-        chances = logits[allowed].log_softmax(dim=0)
-        best = int(chances.argmax())
-        done = (*done, allowed[best])
-        left = {row: values for row, values in legal.items() if row[: len(done)] == done}
-        for slot in next(iter(legal.values())):
-            if {values[slot] for values in left.values()} != {values[slot] for values in legal.values()}:
-                confidence[slot] = confidence.get(slot, 0.0) + float(chances[best])
-        legal = left
-    return done, confidence
-
-
 def test_tokens_and_confidence_are_those_of_plain_constrained_greedy_decoding(mini, people, tmp_path):
-    template = tmp_path / "small.toml"
-    template.write_text(SMALL)
-    engine = engine_of(mini, str(template))
+    engine = engine_of(mini, str(small_template(tmp_path)))
     legal = legal_captions(engine)
     replies = engine.reply([engine.prepare(person) for person in people])
     for person, reply in zip(people, replies, strict=True):

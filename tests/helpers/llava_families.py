@@ -235,7 +235,9 @@ def _sentencepiece() -> Any:
     """Return a tokenizer like Llama's: words begin with a block, other characters are bytes."""
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     letters = sorted({char for text in _corpus() for char in text if char.isalnum() or char in ".,:[]"})
-    vocabulary, merges = _trained(520, pre_tokenizers.Metaspace(), special, letters)
+    # Punctuation is on its own, as in SentencePiece.
+    before = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    vocabulary, merges = _trained(520, before, special, letters)
     tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, pad_token="<pad>", model_max_length=2048)
     tokenizer.add_tokens([AddedToken("<image>", special=True, normalized=False)])
     return tokenizer
