@@ -20,7 +20,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import RejectedRow
 from data.files import inside
-from data.images.metadata import without_metadata
+from data.images.boxes import heif_without_metadata, jp2_size, jp2_without_metadata
+from data.images.formats import READABLE, UNREADABLE, ModernFormat, can_decode, modern_format
+from data.images.metadata import UPRIGHT, Bare, orientation_of, without_metadata
 
 MAX_PIXELS: Final = 64_000_000
 """Default cap on width x height: a crop of a person has thousands of pixels, a decompression bomb has billions."""
@@ -38,15 +40,22 @@ REASONS: Final = {
     "out_of_memory": "not enough memory to decode it",
     "changed": "the file has changed since it was indexed",
     "outside_root": "the path leaves the dataset's folder",
+    "heic_unreadable": "a HEIC image, which this installation cannot decode: install the extra heif (pip install"
+    f" 'clip-scgi[heif]'), or convert it to {READABLE}",
+    "avif_unreadable": "an AVIF image, which this build of Pillow cannot decode: install a Pillow with AVIF, or convert"
+    " the image to JPEG or PNG",
+    "jp2_unreadable": "a JPEG 2000 image, which this build of Pillow cannot decode: install a Pillow with OpenJPEG, or"
+    " convert the image to JPEG or PNG",
 }
 """Reason of a RejectedRow -> sentence for people. The text is part of the index fingerprint: a change reruns the index
 of every dataset with such a file."""
 
 _MAX_BYTES: Final = 1 << 29  # even uncompressed, an image within any sensible pixel limit is smaller
-# The formats of photographs. Fixed, so that Pillow never tries its rarely used parsers.
+# Formats of photographs, besides those of `data.images.formats`. Fixed, so that Pillow never tries its rare parsers.
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _HEADS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_MOST_COMPONENTS: Final = 4  # of a JPEG 2000 image
 _MOST_SCANS: Final = 500  # of a progressive JPEG; each is a pass over all pixels, and encoders write about ten
 _TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,25 +87,42 @@ def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectedRow("too_large") from error
     except UnidentifiedImageError as error:
-        raise RejectedRow("truncated" if content.startswith(_HEADS) else "not_an_image") from error
-    except Exception as error:  # the decoders of the seven formats do not document their exceptions
+        known = content.startswith(_HEADS) or modern_format(content)
+        raise RejectedRow("truncated" if known else "not_an_image") from error
+    except Exception as error:  # the decoders of these formats do not document their exceptions
         raise RejectedRow("truncated") from error
 
 
 def _decoded(content: bytes, max_pixels: int) -> Image.Image:
-    bare = without_metadata(content)
-    image = Image.open(io.BytesIO(bare.content), formats=_FORMATS)
+    modern = modern_format(content)
+    if modern and not can_decode(modern):
+        raise RejectedRow(UNREADABLE[modern])
+    bare = _without_metadata(content, modern)
+    image = Image.open(io.BytesIO(bare.content), formats=[modern] if modern else _FORMATS)
     if image.width * image.height > max_pixels or _is_costly(image, bare.content, max_pixels):
         raise RejectedRow("too_large")
     image.load()
-    turn = _TRANSPOSE.get(bare.orientation)
+    # Pillow reports the rotation of an AVIF image, which is not that of its EXIF block, as EXIF; HEIC is upright.
+    told = orientation_of(image.info.get("exif", b"").removeprefix(b"Exif\0\0"), b"") if modern == "AVIF" else 0
+    turn = _TRANSPOSE.get(told or bare.orientation)
     return to_rgb(image if turn is None else image.transpose(turn))
 
 
+def _without_metadata(content: bytes, modern: ModernFormat | None) -> Bare:
+    if modern == "JPEG2000":
+        return jp2_without_metadata(content)
+    return Bare(heif_without_metadata(content), UPRIGHT) if modern else without_metadata(content)
+
+
 def _is_costly(image: Image.Image, content: bytes, max_pixels: int) -> bool:
-    """Return True if decoding costs far more than the pixels: tiles larger than the image, or too many scans."""
+    """Return True if decoding costs far more than the pixels: tiles larger than the image, too many scans,
+    or a codestream that is larger than its header says.
+    """
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(_TILE_WIDTH, 1)) * int(image.tag_v2.get(_TILE_LENGTH, 1)) > max_pixels
+    if image.format == "JPEG2000":
+        pixels, components = jp2_size(content)
+        return pixels > max_pixels or components > _MOST_COMPONENTS
     return image.format == "JPEG" and content.count(b"\xff\xda") > _MOST_SCANS
 
 

@@ -3,7 +3,8 @@
 Malformed metadata (a resolution stored as text, a truncated color profile, a text block that unpacks to gigabytes) can
 make a decoder raise or exhaust memory although every pixel is intact. The decoder therefore gets files without EXIF,
 XMP, color profiles, comments, text and further frames. Only the orientation is read, by the code below, which treats
-anything unreadable as absent. Formats that store metadata apart from pixels: JPEG, PNG, WebP, TIFF and GIF.
+anything unreadable as absent. Formats that store metadata apart from pixels: JPEG, PNG, WebP, TIFF and GIF;
+`data.images.boxes` does the same for HEIC, AVIF and JPEG 2000.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _jpeg(content: bytes) -> Bare:
         elif not (0xE0 <= marker <= 0xEF or marker == 0xFE) or _is_adobe(marker, body):
             kept.append(content[start:end])
         at = end
-    return Bare(b"".join([*kept, content[at:]]), _orientation(exif, xmp))
+    return Bare(b"".join([*kept, content[at:]]), orientation_of(exif, xmp))
 
 
 def _is_adobe(marker: int, body: bytes) -> bool:
@@ -116,7 +117,7 @@ def _png(content: bytes) -> Bare:
             break
         at = end
     exif = found.get("exif") or found.get("raw", b"")
-    return Bare(b"".join(kept), _orientation(exif.removeprefix(_EXIF_HEAD), found.get("xmp", b"")))
+    return Bare(b"".join(kept), orientation_of(exif.removeprefix(_EXIF_HEAD), found.get("xmp", b"")))
 
 
 def _png_metadata(kind: bytes, body: bytes) -> dict[str, bytes]:
@@ -157,7 +158,7 @@ def _webp(content: bytes) -> Bare:
             kept.append(content[at:end])
         at = end
     exif = found.get(b"EXIF", b"").removeprefix(_EXIF_HEAD)
-    orientation = _orientation(exif, found.get(b"XMP ", b""))
+    orientation = orientation_of(exif, found.get(b"XMP ", b""))
     if not found:
         return Bare(content, orientation)
     body = b"WEBP" + b"".join(kept)
@@ -256,14 +257,14 @@ def _tiff(content: bytes) -> Bare:
         return Bare(content, UPRIGHT)
     xmp = next((entry for entry in tiff.entries if entry.tag == 700), None)
     place = int.from_bytes(xmp.value, "little" if tiff.order == "<" else "big") if xmp else 0
-    orientation = tiff.orientation() or _orientation(b"", content[place : place + xmp.length] if xmp else b"")
+    orientation = tiff.orientation() or orientation_of(b"", content[place : place + xmp.length] if xmp else b"")
     head, end = ("Q", bytes(8)) if tiff.big else ("H", bytes(4))
     directory = struct.pack(tiff.order + head, len(kept)) + b"".join(kept) + end
     return Bare(content[: tiff.start] + directory + content[tiff.start + len(directory) :], orientation)
 
 
-def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Return the orientation of an EXIF block or else of an XMP packet; upright if neither has one."""
+def orientation_of(exif: bytes, xmp: bytes) -> int:
+    """Return the orientation in an EXIF block or else in an XMP packet; upright if neither has one."""
     found = _Tiff(exif).orientation()
     if found is None and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])

@@ -22,10 +22,11 @@ from data.artifacts.digests import DigestMemo, Stamp, insert, path_range
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import RejectedRow
 from data.images.decode import open_rgb, read_bytes
+from data.images.formats import decoders
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
 
-CHECK_VERSION: Final = 2
+CHECK_VERSION: Final = 3
 """Version of the decoder; increment it when `data.images.decode.open_rgb` accepts or rejects other files."""
 
 CHUNK: Final = 32
@@ -118,8 +119,8 @@ def examine(
     workers: threads; 0 for one per core. reread: read every file. chunk: files per task of a thread. remember_every:
     files after which their facts are saved. Raises ChangedError.
     """
-    # Another version of Pillow may accept other files.
-    checker = f"{CHECK_VERSION} {pillow_version} {max_pixels}"
+    # Another version of Pillow, or a plugin, may accept other files.
+    checker = f"{CHECK_VERSION} {pillow_version} {max_pixels} {decoders()}"
     known = _recall(memo, root, checker)
     facts = [_remembered(f"{root}/{path}", known) for path in paths]
     todo = [index for index, fact in enumerate(facts) if reread or not fact.sha256]

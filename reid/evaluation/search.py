@@ -17,6 +17,7 @@ from PIL import Image
 from data.artifacts.store import ArtifactRef
 from data.errors import ConfigError, DataError, RejectedRow
 from data.images.decode import REASONS, open_rgb
+from data.images.formats import READABLE
 from data.process.environment import exact_float32
 from data.stages.stage import RunContext
 from reid.inputs.image_rows import read_rows
@@ -96,5 +97,5 @@ def open_query(path: Path) -> Image.Image:
     except RejectedRow as rejected:
         raise DataError(
             f"search: the query image {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason})."
-            " Give the path of an intact JPEG, PNG, WebP, TIFF, BMP or GIF file"
+            f" Give the path of an intact {READABLE} file"
         ) from rejected
