@@ -21,6 +21,7 @@ from data.errors import DataError
 from data.stages.stage import RunContext
 
 SECONDS: Final = 10.0
+_STRIDE: Final = 17  # the first images of the probe are so many apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,8 @@ def uncaptioned(run: RunContext, config: CaptionConfig) -> list[Pending]:
     captioner = identify(pin_offline(config, run.store.root), run.store.memo)
     snapshot = Snapshot(CaptionStore(run.store.root, captioner))
     snapshot.refresh()
-    return [
-        Pending(sha256=image, paths=paths)
-        for image, paths in paths_by_image(run.images).items()
-        if image not in snapshot.images
-    ]
+    known = paths_by_image(run.images)
+    return [Pending(sha256=image, paths=paths) for image, paths in known.items() if image not in snapshot.images]
 
 
 def measure(
@@ -63,12 +61,12 @@ def measure(
 ) -> Speed:
     """Load the captioner of `config` and caption some of `images` for about `seconds`; store nothing.
 
-    Loading and a first batch, which also compiles, are not measured. A machine that needs longer for one image than
+    Loading and the first batch, which also compiles, are not measured. A machine that needs longer for one image than
     `seconds` is measured by that image. Raises the errors of the engine, and DataError if no image can be read.
     """
     probe = _Probe(load(config), spread(images), root, config, clock)
     speed = probe.warm(seconds)
-    if speed.batch >= min(probe.engine.width, len(images)):
+    if speed.batch >= probe.engine.width and len(images) >= speed.batch:
         speed = probe.stream(seconds)
     if not speed.images:
         raise DataError(f"none of the images that the probe tried can be read under {root}: run the index again")
@@ -77,12 +75,13 @@ def measure(
 
 def spread(images: Sequence[Pending]) -> list[Pending]:
     """Return the images in an order whose beginning covers the whole dataset."""
-    step = 17
-    return [image for start in range(step) for image in images[start::step]]
+    return [image for start in range(_STRIDE) for image in images[start::_STRIDE]]
 
 
 @dataclass
 class _Probe:
+    """An engine and the images for it, in the order in which it captions them."""
+
     engine: CaptionEngine
     images: Sequence[Pending]
     root: Path
@@ -93,6 +92,9 @@ class _Probe:
         """Caption batches of growing size up to the full one, as long as the next one is expected to fit `seconds`."""
         # A server answers single requests; compiled code is made for the full batch.
         size = self.engine.width if self.config.compile or self.config.engine != "transformers" else 1
+        cold = self._timed(iter(self.images[:size]), size)
+        if cold.seconds >= seconds and size == 1:
+            return cold
         deadline = self.clock() + seconds
         while True:
             speed = self._timed(iter(self.images[:size]), size)
@@ -102,7 +104,7 @@ class _Probe:
             size = bigger
 
     def stream(self, seconds: float) -> Speed:
-        """Caption full batches for `seconds`, the same images again if there are too few."""
+        """Caption full batches for `seconds`, the same images again if they run out; no batch has an image twice."""
         endless = chain.from_iterable(iter(lambda: self.images, None))
         return self._timed(endless, self.engine.width, seconds)
 

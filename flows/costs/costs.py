@@ -18,8 +18,9 @@ from flows.costs.steps import brief_steps, prompt_steps, training_steps
 from flows.preflight.devices import device_of
 from flows.preflight.disk import free_bytes, sizes
 from flows.preflight.inspection import Inspection
-from flows.preflight.memory import Need, memory_needs
+from flows.preflight.memory import Need, captioner_size, memory_needs
 from flows.preflight.plan import Plan
+from flows.terminal import size
 from reid.inputs.training_rows import held_out_identities
 
 COSTLY: Final[tuple[StageName, ...]] = ("caption", "train", "evaluate")
@@ -178,7 +179,9 @@ def _explained(measured: Callable[[], Duration]) -> Duration:
 def _captioning(plan: Plan, pending: list[Pending]) -> Duration:
     """Caption for ten seconds."""
     if plan.caption.engine == "transformers" and model_on_disk(plan.caption) is None:
-        return Duration(None, f"not measured: caption.model={plan.caption.model} is not downloaded yet")
+        found = captioner_size(plan)
+        told = "" if found is None else f" (about {size(found.weights)})"
+        return Duration(None, f"not measured: caption.model={plan.caption.model} is not downloaded yet{told}")
     speed = measure(pending, plan.run.images.root, plan.caption)
     workers = _parallel(plan)
     basis = f"{speed.per_second:.3g} images/s in batches of {speed.batch}"

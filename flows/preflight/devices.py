@@ -60,7 +60,8 @@ def emulation_notices(plan: Plan) -> Iterator[str]:
         ("train", plan.train.device, plan.train.precision),
         ("evaluate", plan.evaluate.device, plan.evaluate.precision),
     ):
-        if stage in plan.stages and precision != "no":
+        refused = stage == "train" and any(precision_problems(plan))
+        if stage in plan.stages and precision != "no" and not refused:
             dtype = _DTYPES[precision]
             yield from _emulated(plan, device, dtype, f"{stage}.precision={precision}", TRAIN_FACTOR)
 
@@ -75,16 +76,17 @@ def _emulated(plan: Plan, device: str, dtype: str, setting: str, factor: float) 
     if where == CPU and plan.processor.emulates(dtype):
         said = f" ({dtype})" if setting.endswith("=auto") else ""
         yield (
-            f"{setting}{said}: this processor has no {dtype} instructions and emulates them, about {factor:g} times as "
-            f"slow as float32: set {instead}{_twice(key)}"
+            f"{setting}{said}: this processor does not have {dtype} instructions. It emulates them, which takes about "
+            f"{factor:g} times as long as float32: set {instead}{_price(key)}"
         )
     elif where is not None and where != CPU and dtype == "bfloat16" and not plan.cuda.computes_bf16(number_of(where)):
         other = f"{key}={'float16' if key == 'caption.dtype' else 'fp16'}"
         yield f"{setting}: {where} emulates bfloat16, which is slower than float16: set {other}"
 
 
-def _twice(key: str) -> str:
-    return ", which takes twice the memory and is another captioner" if key == "caption.dtype" else ""
+def _price(key: str) -> str:
+    """Return the price of float32 for a captioner."""
+    return " (twice the memory; captions made in another format are not reused)" if key == "caption.dtype" else ""
 
 
 def device_of(plan: Plan, device: str) -> str | None:

@@ -111,6 +111,7 @@ def _indexed(store: ArtifactStore, recipe: Recipe, progress: ProgressFn) -> _Dat
         return _listed(store, recipe)
     try:
         if recipe.synthetic is not None and not recipe.data.root:
+            progress(0, 0, "drawing synthetic people")
             ensure_world(store, recipe.synthetic)
         made = index(store, config=_data_of(store, recipe), progress=progress)
     except ClipScgiError as error:
