@@ -129,6 +129,16 @@ def manifest() -> Recipe:
     return _published("manifest")
 
 
+def folders() -> Recipe:
+    """Your own people, one folder each, with the embedded models (set data.root)."""
+    return Recipe(name="folders", data=DatasetConfig(name="folders", reader="folders"), train=tiny_training())
+
+
+def images() -> Recipe:
+    """Your own images without labels, to caption and to search, with the embedded models (set data.root)."""
+    return Recipe(name="images", data=DatasetConfig(name="images", reader="images"), train=tiny_training())
+
+
 def _published(reader: Reader) -> Recipe:
     return Recipe(
         name=reader,
@@ -167,12 +177,13 @@ _PUBLISHED: Final[dict[str, tuple[str, Callable[[], TrainConfig]]]] = {
     "rn50": ("CLIP-SCGI on ResNet-50", partial(published_training, "clip_scgi", "rn50")),
 }
 _VARIANTS: Final = (
-    *(_variant(base, name, *what) for base in (demo, pku_reid) for name, what in _TINY.items()),
+    *(_variant(base, name, *what) for base in (demo, pku_reid, folders) for name, what in _TINY.items()),
     *(_variant(base, name, *what) for base in (market1501, msmt17, manifest) for name, what in _PUBLISHED.items()),
 )
 
 RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
-    recipe.__name__: recipe for recipe in (demo, benchmark, pku_reid, market1501, msmt17, manifest, *_VARIANTS)
+    recipe.__name__: recipe
+    for recipe in (demo, benchmark, pku_reid, folders, images, market1501, msmt17, manifest, *_VARIANTS)
 }
 """Recipe by name. A dataset's bare name is CLIP-SCGI; other methods append their name."""
 

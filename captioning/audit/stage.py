@@ -17,12 +17,12 @@ from captioning.audit.agreement import identity_table, mixed_gender_identities, 
 from captioning.audit.flags import FLAGS, flag_table, shared_by
 from captioning.audit.page import TEMPLATE, audit_page
 from captioning.config import AuditConfig
-from data.artifacts.contents import AUDITED, CAPTIONS_FILE, caption_contents
+from data.artifacts.contents import CAPTIONS_FILE, audited_columns, caption_contents
 from data.artifacts.fingerprint import digest, digest_file
 from data.artifacts.store import ArtifactRef, Produced
 from data.errors import DataError
 from data.files import write_json, write_table, write_text
-from data.schemas import SCHEMA_VERSION
+from data.schemas import LABEL, SCHEMA_VERSION
 from data.stages.stage import Ingredients, RunContext, Stage
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ IDENTITIES: Final = pa.schema(
     ],
     metadata=_METADATA,
 )
-"""identities.parquet: one row per identity and slot; junk and distractors are left out."""
+"""identities.parquet: one row per identity and slot, then schemas.LABEL if the captions have it; junk and distractors
+are left out."""
 
 FLAG_ROWS: Final = pa.schema(
     [
@@ -107,13 +108,14 @@ class AuditStage(Stage):
 def _write(folder: Path, rows: pd.DataFrame, config: AuditConfig, run: RunContext, thumbnails: Thumbnails) -> None:
     known = people(rows)
     run.progress(1, _STEPS, "agreement")
-    identities = identity_table(rows[known])
+    identities = _with_labels(identity_table(rows[known]), rows)
     run.progress(2, _STEPS, "flags")
     flags = flag_table(rows, identities, known, config)
     summary = _summary(rows, identities, flags, known)
     run.progress(3, _STEPS, "writing")
     write_json(folder / "audit.json", summary)
-    write_table(folder / "identities.parquet", _table(identities, IDENTITIES), IDENTITIES)
+    schema = IDENTITIES.append(LABEL) if LABEL.name in identities else IDENTITIES
+    write_table(folder / "identities.parquet", _table(identities, schema), schema)
     write_table(folder / "flags.parquet", _table(flags, FLAG_ROWS), FLAG_ROWS)
     dataset = run.images.description.name
     page = audit_page(rows, identities, flags, summary, config, dataset=dataset, picture=thumbnails)
@@ -121,9 +123,17 @@ def _write(folder: Path, rows: pd.DataFrame, config: AuditConfig, run: RunContex
     run.progress(_STEPS, _STEPS, f"{summary['identities']} identities")
 
 
+def _with_labels(identities: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return `identities` with the label of each, if the captions `rows` have labels."""
+    if LABEL.name not in rows:
+        return identities
+    labels = dict(zip(rows["pid"], rows[LABEL.name], strict=True))
+    return identities.assign(**{LABEL.name: [labels[pid] for pid in identities["pid"]]})
+
+
 def _read(path: Path) -> pd.DataFrame:
     try:
-        return pq.read_table(path, columns=list(AUDITED)).to_pandas()
+        return pq.read_table(path, columns=audited_columns(pq.read_schema(path).names)).to_pandas()
     except (FileNotFoundError, pa.ArrowInvalid) as error:
         raise DataError(
             f"{path} cannot be audited ({error}); delete its folder and run the caption stage again"

@@ -19,7 +19,7 @@ from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_capt
 from data.artifacts.store import Produced
 from data.errors import ClipScgiError, DataError, RetryableError, WeightsError
 from data.files import write_table
-from data.schemas import CAPTIONS, SCHEMA_VERSION
+from data.schemas import SCHEMA_VERSION
 from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, Producer, RunContext, Stage
 
@@ -53,7 +53,7 @@ class PartOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionStage(Stage):
-    """Write captions.parquet (schemas.CAPTIONS), one row per indexed image.
+    """Write captions.parquet (schemas.CAPTIONS and, if the index has it, schemas.LABEL), one row per indexed image.
 
     Only images without a caption by this captioner are read, and the model is loaded only if there are any. Processes
     that caption the same images, here or in `caption_part`, share the work. An image that cannot be read gets status
@@ -97,7 +97,7 @@ class CaptionStage(Stage):
 
         def produce(folder: Path, _: Path) -> Captioned:
             table = view(run.images.rows(), worker.snapshot.table(), worker.done.failed, captioner, self.config)
-            write_table(folder / CAPTIONS_FILE, table, CAPTIONS)
+            write_table(folder / CAPTIONS_FILE, table, table.schema)
             generated, failed = worker.done.generated, len(worker.done.failed)
             reused = worker.distinct - generated - failed
             return Captioned(

@@ -15,7 +15,7 @@ from captioning.prompts.pattern import PAPER_PATTERN
 from captioning.stage.worker import Failure
 from data.errors import RetryableError
 from data.people import JUNK
-from data.schemas import CAPTIONS
+from data.schemas import CAPTIONS, LABEL
 from data.slots import SLOTS
 
 
@@ -24,8 +24,8 @@ def view(
 ) -> pa.Table:
     """Return one row (schemas.CAPTIONS) per image of `index` (schemas.IMAGES), in its order.
 
-    known: rows of the store. failed: image sha256 -> why it has no caption. Raises RetryableError for an image that is
-    in neither.
+    The label is added if the index has it. known: rows of the store. failed: image sha256 -> why it has no caption.
+    Raises RetryableError for an image that is in neither.
     """
     by_image = {row["image_sha256"]: row for row in known.to_pylist()}
     by_image |= {image: _failed(failure) for image, failure in failed.items() if image not in by_image}
@@ -40,7 +40,8 @@ def view(
         for image in index.select(["path", "sha256", "split", "pid", "camid"]).to_pylist()
     ]
     _clean(rows, config)
-    return pa.Table.from_pylist(rows, schema=CAPTIONS)
+    table = pa.Table.from_pylist(rows, schema=CAPTIONS)
+    return table.append_column(LABEL, index[LABEL.name]) if LABEL.name in index.column_names else table
 
 
 def _provenance(captioner: Captioner, config: CaptionConfig) -> dict[str, Any]:

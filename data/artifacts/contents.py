@@ -17,6 +17,7 @@ from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactRef
 from data.errors import DataError
 from data.people import JUNK, is_person
+from data.schemas import LABEL
 from data.slots import SLOTS
 from data.splits import TRAIN
 
@@ -37,7 +38,7 @@ AUDITED: Final = (
     *(f"attr_{slot}" for slot in SLOTS),
     *(f"conf_{slot}" for slot in SLOTS),
 )
-"""The columns of captions.parquet that the audit reads."""
+"""The columns of captions.parquet that the audit reads; see `audited_columns`."""
 
 Contents = Mapping[str, str]
 """Name of a part -> its digest, 64 hex digits."""
@@ -56,8 +57,8 @@ def image_contents(images: ArtifactRef) -> Contents:
 def caption_contents(captions: ArtifactRef) -> Contents:
     """Return the content digests of a caption artifact.
 
-    train: (pid, camid, sha256, caption) of the training images, independent of order. audit: the columns `AUDITED`, in
-    order.
+    train: (pid, camid, sha256, caption) of the training images, independent of order. audit: the columns
+    `audited_columns`, in order.
     """
     return _recorded(captions, CAPTIONS_FILE, contents_of_captions)
 
@@ -79,7 +80,12 @@ def contents_of_captions(table: pa.Table) -> dict[str, str]:
     """Compute the digests of `caption_contents` from the rows of captions.parquet."""
     rows = _rows(table, ("split", "pid", "camid", "image_sha256", "caption"))
     trained = [(*row[1:-1], caption_text(row[-1])) for row in rows if row[0] == TRAIN and row[1] != JUNK]
-    return {"train": _digest(sorted(trained)), "audit": _digest(_rows(table, AUDITED))}
+    return {"train": _digest(sorted(trained)), "audit": _digest(_rows(table, audited_columns(table.column_names)))}
+
+
+def audited_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns that the audit reads from a captions.parquet with the columns `names`."""
+    return [*AUDITED, *(name for name in names if name == LABEL.name)]
 
 
 def caption_text(caption: str | None) -> str:

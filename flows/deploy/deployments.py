@@ -61,12 +61,16 @@ def recipe_deployment(
     worker; None for the one that the worker's own environment names.
     """
     name = deployment_name(recipe)
+    parameters: dict[str, Any] = {"recipe": recipe_parameters(recipe)}
+    what = "Index, caption, audit, train, evaluate and report on"
+    if not recipe.data.has_identities:  # a model cannot be trained
+        parameters["until"], what = "caption", "Index and caption"
     return _deployment(
         caption_and_train,
         name,
-        description=f"Index, caption, audit, train, evaluate and report on {name}.",
+        description=f"{what} {name}.",
         tags=[TAG, f"dataset:{name}"],
-        parameters={"recipe": recipe_parameters(recipe)},
+        parameters=parameters,
         cron=cron,
         triggers=[change_trigger(name)],
         pool=pool,

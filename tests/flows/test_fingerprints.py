@@ -76,7 +76,7 @@ def fingerprints(store: ArtifactStore, name: str) -> dict[str, str]:
     return {stage.name: stage.plan(run).fingerprint[:16] for stage in stages}
 
 
-TINY = sorted(name for name in RECIPES if name.startswith(("demo", "pku_reid", "benchmark")))
+TINY = sorted(name for name in RECIPES if name.startswith(("demo", "pku_reid", "benchmark", "folders", "images")))
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
