@@ -20,6 +20,8 @@ from flows.preflight.dataset import (
     evaluation_notices,
     evaluation_problems,
     identity_problems,
+    label_problems,
+    split_problems,
     validation_problems,
 )
 from flows.preflight.devices import (
@@ -68,6 +70,8 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("settings", key_problems),
     Rule("settings", prompt_length_problems),
     Rule("settings", log_problems),
+    Rule("data", label_problems),
+    Rule("data", split_problems, "rows"),
     Rule("data", evaluation_problems, "index"),
     Rule("sampler", identity_problems, "rows"),
     Rule("sampler", validation_problems, "rows"),
@@ -87,7 +91,8 @@ NOTICES: Final[tuple[Rule, ...]] = (
     Rule("device", emulation_notices),
     Rule("device", memory_notices),
 )
-EARLY: Final[tuple[Rule, ...]] = tuple(rule for rule in RULES if rule.check in (device_problems, precision_problems))
+_FREE: Final = (label_problems, device_problems, precision_problems)
+EARLY: Final[tuple[Rule, ...]] = tuple(rule for rule in RULES if rule.check in _FREE)
 """The rules that cost nothing, not even the listing of a folder or an answer of a server."""
 
 
@@ -113,7 +118,7 @@ def check_run(run: RunContext, recipe: Recipe, until: StageName) -> list[str]:
 
 
 def early_problems(store: ArtifactStore, recipe: Recipe, until: StageName) -> list[Finding]:
-    """Return devices that do not exist, of the stages of which no artifact exists at all.
+    """Return devices and labels that do not exist, of the stages of which no artifact exists at all.
 
     Needs no index, so that it can run before it.
     """
@@ -129,6 +134,7 @@ def plan_of(run: RunContext, recipe: Recipe, stages: Iterable[StageName], *, lis
         train=recipe.train,
         evaluate=recipe.evaluate,
         scale=recipe.scale,
+        data=recipe.data,
         stages=frozenset(stages),
         listed=listed,
     )

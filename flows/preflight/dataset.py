@@ -1,4 +1,4 @@
-"""Checks of the indexed images: do they fill a batch, and can they be evaluated."""
+"""Checks of the images: do the stages have the splits they need, do they fill a batch, and can they be evaluated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,42 @@ from reid.inputs.training_rows import batch_problems, held_out_identities
 _SHOWN: Final = 5
 
 
+def label_problems(plan: Plan) -> Iterator[str]:
+    """Yield stages that need identities if the reader does not know any. Needs no image."""
+    lacking = [name for name in ("train", "evaluate") if name in plan.stages]
+    if lacking and not plan.data.has_identities:
+        yield (
+            f"data.reader={plan.data.reader} does not know identities, but {' and '.join(lacking)} need them: run"
+            " clip-scgi caption instead, or set data.reader=folders for one folder per person"
+        )
+
+
+def split_problems(plan: Plan) -> Iterator[str]:
+    """Yield stages that need images of a split of which the dataset has none."""
+    if not plan.data.has_identities:
+        return  # `label_problems` reports these
+    for stage, needed in (("train", ("train",)), ("evaluate", ("query", "gallery"))):
+        empty = [split for split in needed if not len(plan.rows.of(split).pid)]
+        if stage in plan.stages and empty:
+            instead = "caption" if stage == "train" else "train"
+            yield (
+                f"{stage} needs images with split={' and split='.join(needed)}, but the dataset has none with split="
+                f"{' or split='.join(empty)}: {_split_remedy(plan)}, or stop before it (clip-scgi {instead})"
+            )
+
+
+def _split_remedy(plan: Plan) -> str:
+    """Return what gives a dataset the splits that it lacks."""
+    if not plan.data.splits_by_rule:
+        return "add some, or set data.split=by_identity to split its identities by rule"
+    if plan.data.train_fraction in (0, 1):
+        return f"set data.train_fraction=0.5 (it is {plan.data.train_fraction:g})"
+    return "add people, and at least two images of each"
+
+
 def identity_problems(plan: Plan) -> Iterator[str]:
     """Yield a training split that does not fill a batch, after held-out identities, for all training processes."""
-    if "train" in plan.stages:
+    if "train" in plan.stages and len(plan.rows.of("train").pid):
         yield from batch_problems(plan.rows.of("train").pid, plan.train, plan.scale.train_processes)
 
 
@@ -78,12 +111,17 @@ def camera_problems(plan: Plan) -> Iterator[str]:
 
 
 def evaluation_problems(plan: Plan) -> Iterator[str]:
-    """Yield a test split that `evaluate` cannot use: without a query, a gallery, or a query with a match."""
-    if "evaluate" in plan.stages:
+    """Yield a test split without a query that has a match."""
+    if "evaluate" in plan.stages and _has_test_images(plan):
         yield from message_of(lambda: check_test_split(plan.run.images, plan.evaluate))
 
 
 def evaluation_notices(plan: Plan) -> Iterator[str]:
     """Yield notices about queries that `evaluate` will skip."""
-    if "evaluate" in plan.stages:
+    if "evaluate" in plan.stages and _has_test_images(plan):
         yield from check_test_split(plan.run.images, plan.evaluate)
+
+
+def _has_test_images(plan: Plan) -> bool:
+    """Return True if there are queries and a gallery; `split_problems` reports it otherwise."""
+    return all(len(plan.rows.of(split).pid) for split in ("query", "gallery"))

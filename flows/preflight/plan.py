@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
 from captioning.engines.server_probe import ServerAnswer, ask_server
+from data.datasets import DatasetConfig
 from data.device import Cuda, cuda_devices
 from data.errors import ClipScgiError, messages_of
 from data.people import is_junk
@@ -100,6 +101,7 @@ class Plan:
     evaluate: EvaluateConfig
     scale: ScaleConfig
     stages: frozenset[str]
+    data: DatasetConfig = field(default_factory=DatasetConfig)
     listed: IndexRows | None = None
     cuda: Gpus = field(default_factory=LazyCuda)
     processor: Processor = field(default_factory=this_processor)

@@ -25,7 +25,8 @@ from data.artifacts.contents import caption_contents
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactStore
 from data.errors import DataError
-from data.schemas import CAPTIONS
+from data.files import write_table
+from data.schemas import CAPTIONS, LABEL
 from data.slots import SLOTS, VOCABULARY
 from tests.helpers.stages import audit, describe_by_hand, make_artifact, run_on
 
@@ -89,6 +90,27 @@ def test_agreement_computed_by_hand(tmp_path):
     assert summary["slots"]["hair"] == {"coverage": 0.0, "agreement": 1.0, "entropy": 0.0, "values": {}}
     assert list(flags["dissent"]) == [False, False, True, False, False, False, False, False]
     assert list(flags["dissent_slots"][2]) == ["gender", "upper_color"]
+
+
+def test_labels_of_the_captions_reach_the_identities_and_the_fingerprint(tmp_path):
+    rows = [caption(RED, 7), caption(BLUE, 8)]
+    assert "label" not in audited(tmp_path / "plain", rows)[1]
+
+    def labeled(folder, *labels):
+        def produce(out):
+            table = pa.Table.from_pylist([row | {"image_path": "x"} for row in rows], schema=CAPTIONS)
+            table = table.append_column(LABEL, pa.array(labels))
+            write_table(out / "captions.parquet", table, table.schema)
+
+        store = ArtifactStore(folder)
+        return audit(
+            store, captions=make_artifact(store, "caption", {"labels": labels}, produce).ref, config=AuditConfig()
+        )
+
+    first, second = labeled(tmp_path / "a", "Chloé", "Bob"), labeled(tmp_path / "b", "Chloé", "Eve")
+    identities = pd.read_parquet(first.ref.folder / "identities.parquet")
+    assert set(zip(identities["pid"], identities["label"], strict=True)) == {(7, "Chloé"), (8, "Bob")}
+    assert first.ref.fingerprint != second.ref.fingerprint
 
 
 def test_identity_zero_is_a_person_outside_the_gallery(tmp_path):

@@ -53,6 +53,15 @@ def test_parameters_are_the_recipe_without_its_defaults(name):
     assert "epochs" in str(schema["definitions"])
 
 
+def test_the_deployment_of_images_without_identities_ends_after_captions():
+    from flows.deploy.deployments import recipe_deployment
+
+    images, people = (recipe_deployment(build_recipe(name)) for name in ("images", "folders"))
+    assert (images.name, images.parameters["until"]) == ("images", "caption")
+    assert images.description == "Index and caption images."
+    assert "until" not in people.parameters
+
+
 @pytest.mark.parametrize("old", sorted(RENAMED))
 def test_a_run_of_a_deployment_with_old_keys_gets_the_recipe(old):
     """Prefect validates the saved parameters of a deployment against the flow of the installed release."""

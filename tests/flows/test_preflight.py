@@ -14,7 +14,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ConfigError
 from data.files import write_table
 from data.schemas import IMAGES
-from flows.preflight.check import check_run, notices_of, planned, problems_of
+from flows.preflight.check import check_run, early_problems, notices_of, planned, problems_of
 from flows.preflight.disk import sizes, training_bytes
 from flows.preflight.finding import texts_of
 from flows.preflight.inspection import check_early
@@ -90,6 +90,7 @@ def plan_of(
         train=recipe.train,
         evaluate=recipe.evaluate,
         scale=recipe.scale,
+        data=recipe.data,
         stages=frozenset(stages),
         cuda=Gpus(gpus),
         processor=Processor(),
@@ -101,6 +102,52 @@ def test_a_dataset_that_fits_has_no_problem(check):
     assert check(market(), "train.method=clip_baseline", "train.sie=1", "train.validation.every=1") == []
 
 
+# Splits ---------------------------------------------------------------------------------------------------
+
+OWN = "add some, or set data.split=by_identity to split its identities by rule"
+
+
+TRAIN_LACKS = "train needs images with split=train, but the dataset has none with split=train: "
+TEST_LACKS = "evaluate needs images with split=query and split=gallery, but the dataset has none with split="
+STOP_AT_TRAIN, STOP_AT_CAPTION = (f", or stop before it (clip-scgi {stage})" for stage in ("train", "caption"))
+
+
+@pytest.mark.parametrize(
+    ("kept", "settings", "message"),
+    [
+        (("train",), (), f"{TEST_LACKS}query or split=gallery: {OWN}{STOP_AT_TRAIN}"),
+        (("train", "gallery"), (), f"{TEST_LACKS}query: {OWN}{STOP_AT_TRAIN}"),
+        (("query", "gallery"), (), f"{TRAIN_LACKS}{OWN}{STOP_AT_CAPTION}"),
+        (
+            ("query", "gallery"),
+            ("data.split=by_identity", "data.train_fraction=0"),
+            f"{TRAIN_LACKS}set data.train_fraction=0.5 (it is 0){STOP_AT_CAPTION}",
+        ),
+        (
+            ("train", "gallery"),
+            ("data.reader=folders",),
+            f"{TEST_LACKS}query: add people, and at least two images of each{STOP_AT_TRAIN}",
+        ),
+    ],
+)
+def test_a_stage_without_the_splits_it_needs(check, kept, settings, message):
+    rows = [row for row in market() if row[0] in kept]
+    assert check(rows, *settings) == [message]
+    assert check(rows, *settings, stages=("caption",)) == []
+
+
+def test_images_without_identities_can_only_be_captioned(check, store):
+    message = (
+        "data.reader=images does not know identities, but train and evaluate need them: run clip-scgi caption instead, "
+        "or set data.reader=folders for one folder per person"
+    )
+    assert check([("gallery", 0, -1)], "data.reader=images") == [message]
+    assert check([("gallery", 0, -1)], "data.reader=images", stages=("caption",)) == []
+    recipe = build_recipe("images", ["data.root=/nowhere"])
+    assert texts_of(early_problems(store, recipe, "report")) == [message], "before the images are read"
+    assert early_problems(store, recipe, "caption") == []
+
+
 # Identities -----------------------------------------------------------------------------------------------
 
 
@@ -109,7 +156,6 @@ def test_a_dataset_that_fits_has_no_problem(check):
     [
         (7, (), SEVEN),
         (1, (), "training needs at least 2 identities but the dataset has 1: add training images"),
-        (0, (), "training needs at least 2 identities but the dataset has 0: add training images"),
         (
             17,
             ("train.validation.every=1",),
@@ -242,8 +288,6 @@ def test_camera_embeddings_must_cover_the_test_cameras(check):
 @pytest.mark.parametrize(
     ("rows", "settings", "part"),
     [
-        ([row for row in market() if row[0] != "query"], (), "does not list any usable query image"),
-        ([row for row in market() if row[0] != "gallery"], (), "does not list any usable gallery image"),
         (market(cameras=1), (), "from another camera"),
         ([*market(test=0), ("query", 1, 0), ("gallery", 2, 1)], (), "none of the queries in"),
         (
