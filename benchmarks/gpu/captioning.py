@@ -69,7 +69,17 @@ class Captioning:
     @cached_property
     def limit(self) -> float:
         """Images per second of the vision tower and the prompt alone, at the rate of a matrix product."""
-        return matrix_rate(torch.bfloat16) / operations(self.engine(), self.framed[:2])
+        return self.peak / self.need
+
+    @cached_property
+    def peak(self) -> float:
+        """Operations per second of a large matrix product."""
+        return matrix_rate(torch.bfloat16, side=self.sizes.side)
+
+    @cached_property
+    def need(self) -> float:
+        """Operations of the vision tower and the prompt per image."""
+        return operations(self.engine(), self.framed[:2])
 
     @cached_property
     def single(self) -> float:
@@ -88,10 +98,9 @@ class Captioning:
 
     def limits(self) -> Outcome:
         """Measure the matrix rate and what it allows."""
-        peak = matrix_rate(torch.bfloat16)
-        need = operations(self.engine(), self.framed[:2])
-        got = f"{self.limit:.1f} images/s at {peak / 1e12:.1f} TFLOP/s, {need / 1e12:.3f} TFLOP per image"
-        return Outcome(got=got, figures={"images_per_second": self.limit, "matrix_rate": peak, "operations": need})
+        got = f"{self.limit:.1f} images/s at {self.peak / 1e12:.1f} TFLOP/s, {self.need / 1e12:.3f} TFLOP per image"
+        figures = {"images_per_second": self.limit, "matrix_rate": self.peak, "operations": self.need}
+        return Outcome(got=got, figures=figures)
 
     def alone(self) -> Outcome:
         """Measure one image at a time."""

@@ -13,15 +13,17 @@ from bench_training import Backbone
 class Sizes:
     """Sizes of all parts.
 
-    judged: whether speeds have targets; a CPU's are only measured. llava: a key of `bench_captioning_shapes.SHAPES`.
-    crowd: images of a batch that does not fit. held: in the dry form, which has no memory to run out of, the number of
-    images per batch from which the model pretends to. compiles: whether compiled parts are really compiled. identities,
-    images: of a training batch. steps: per epoch of a timed training. parity: identities and images of the batches
-    whose losses are compared, and the number of steps. ranking: queries, gallery, identities, cameras. demo: settings
-    of the demo. together: settings of the training in two processes. peer: a checkout of Syliz517/CLIP-ReID.
+    judged: whether speeds have targets; a CPU's are only measured. side: of the matrix product whose rate is the
+    reference. llava: a key of `bench_captioning_shapes.SHAPES`. batch: images per batch. crowd: images of a batch that
+    does not fit into the memory. held: the dry form has no memory to run out of, so its model pretends to with more
+    images than that. compiles: whether compiled parts are really compiled. height, width, identities, images: of the
+    training batches. steps: per epoch of a timed training. parity: identities and images of the batches whose losses
+    are compared, and the number of steps. ranking: queries, gallery, identities, cameras. demo, together: settings of
+    the demo, and of the training in two processes. peer: a checkout of Syliz517/CLIP-ReID.
     """
 
     judged: bool
+    side: int
     llava: str
     batch: int
     crowd: int
@@ -50,6 +52,7 @@ _SMALL_WORLD: Final = (
 
 FULL: Final = Sizes(
     judged=True,
+    side=8192,
     llava="llava-1.5-7b",
     batch=64,
     crowd=512,
@@ -68,6 +71,7 @@ FULL: Final = Sizes(
 )
 DRY: Final = Sizes(
     judged=False,
+    side=256,
     llava="dry",
     batch=8,
     crowd=8,

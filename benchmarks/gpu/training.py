@@ -75,7 +75,7 @@ class Training:
             *(
                 Check(
                     name=f"losses of {method} {backbone} {precision}",
-                    want=f"within {LOSS:.0%} of float32 on the CPU over {self.sizes.parity[2]} steps",
+                    want=f"mean of {self.sizes.parity[2]} steps within {LOSS:.0%} of float32 on the CPU",
                     work=partial(self.losses, method, backbone, precision),
                     seconds=12,
                 )
@@ -94,7 +94,7 @@ class Training:
     @cached_property
     def matrix_rates(self) -> dict[str, float]:
         """Operations per second of a matrix product, by precision."""
-        return {precision: matrix_rate(dtype) for precision, dtype in PRECISIONS.items()}
+        return {precision: matrix_rate(dtype, side=self.sizes.side) for precision, dtype in PRECISIONS.items()}
 
     def config(
         self, method: Method, backbone: Backbone, precision: str, *, identities: int | None = None, images: int = 0
@@ -145,15 +145,19 @@ class Training:
         )
 
     def losses(self, method: Method, backbone: Backbone, precision: str) -> Outcome:
-        """Compare the loss of every step with that of the same run in float32 on the CPU."""
+        """Compare the mean loss with that of the same run in float32 on the CPU.
+
+        A single step may differ more: rounding to half precision changes which pairs are the hardest of a batch.
+        """
         exact = self._exact.get((method, backbone)) or self._losses(method, backbone, "no", device=CPU)
         self._exact[method, backbone] = exact
         found = self._losses(method, backbone, precision, device="auto")
+        apart = abs(sum(found) / sum(exact) - 1)
         worst = max(abs(one / other - 1) for one, other in zip(found, exact, strict=True))
         return Outcome(
-            got=f"at most {worst:.3%} apart",
-            passed=at_most(worst, LOSS),
-            figures={"difference": worst, "first": found[0], "last": found[-1]},
+            got=f"mean {apart:.2%} apart, a single step at most {worst:.2%}",
+            passed=at_most(apart, LOSS),
+            figures={"difference": apart, "difference_of_a_step": worst, "first": found[0], "last": found[-1]},
         )
 
     def _losses(self, method: Method, backbone: Backbone, precision: str, *, device: str) -> list[float]:
