@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from rehearsal.recipe import RecipeRun
 
 PARTS: Final = (
-    Part(name="loading", seconds=180),
-    Part(name="market1501", seconds=640),
+    Part(name="material", seconds=120),
+    Part(name="llava", seconds=60),
+    Part(name="vit_b16", seconds=40),
+    Part(name="market1501", seconds=600),
     Part(name="msmt17", seconds=360),
 )
 
@@ -64,13 +66,13 @@ def run_one(options: argparse.Namespace) -> None:
 
 
 def _part(name: str, work: Path) -> Loading | RecipeRun:
-    if name == "loading":
-        from rehearsal.loading import Loading
+    if name in ("market1501", "msmt17"):
+        from rehearsal.recipe import RecipeRun
 
-        return Loading(work)
-    from rehearsal.recipe import RecipeRun
+        return RecipeRun(work, name)
+    from rehearsal.loading import Loading
 
-    return RecipeRun(work, name)
+    return Loading(work, name)
 
 
 def _options() -> argparse.Namespace:

@@ -13,31 +13,40 @@ from checks.rows import Outcome
 from captioning.config import CaptionConfig
 from captioning.engines.llava import Engine
 from rehearsal.material import CLIP, LLAVA, weight_bytes, write_clip, write_llava, write_trees
-from rehearsal.memory import GIB, own_memory, peak_of
+from rehearsal.memory import GIB, own_memory, peak_of, resident
 from reid.config.published import published_training
 from reid.models.backbone import build_backbone
 from reid.tasks.build import build_task
 
-HELD = 1.3
-"""Largest ratio of the memory that a model adds to the size of its file. Held twice, it would be above 2."""
+HELD = 1.5
+"""Largest ratio of the memory that a model adds to the size of its file. Weights held twice would be above 2.
+
+While loading, anonymous pages count; after it, the pages of the mapped file too, which may be all that a model needs.
+"""
 _LONG = "a person wearing " + "a red coat and a blue scarf, " * 20
 
 
 class Loading:
-    """The checks of loading. The first of them writes what all parts read."""
+    """The checks of the material and of one model. Each has a process of its own, whose memory nothing else has used.
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    kind: material, llava or vit_b16.
+    """
+
+    def __init__(self, work: Path, kind: str) -> None:
+        self.work, self.kind = work, kind
 
     def checks(self) -> list[Check]:
         """Return the checks."""
-        once = f"memory <= {HELD:g} x the file"
-        return [
-            Check(name="material", want="trees and weights written", work=self.write, seconds=0),
-            Check(name="LLaVA loads once", want=once, work=self.llava, seconds=0),
-            Check(name="ViT-B/16 loads once", want=once, work=self.clip, seconds=0),
-            Check(name="77 tokens", want="finite feature of 512", work=self.long_text, seconds=0),
-        ]
+        once = f"while and after loading <= {HELD:g} x the file"
+        kinds = {
+            "material": [Check(name="trees and weights", want="written", work=self.write, seconds=0)],
+            "llava": [Check(name="loads once", want=once, work=self.llava, seconds=0)],
+            "vit_b16": [
+                Check(name="loads once", want=once, work=self.clip, seconds=0),
+                Check(name="77 tokens", want="finite feature of 512", work=self.long_text, seconds=0),
+            ],
+        }
+        return kinds[self.kind]
 
     def write(self) -> Outcome:
         """Write trees and weights into the work folder."""
@@ -73,13 +82,13 @@ class Loading:
 
     def _held(self, repository: str, load: Callable[[], object]) -> Outcome:
         gc.collect()
-        before = own_memory()
+        before, mapped_before = own_memory(), resident()
         with peak_of(own_memory) as peak:
             model = load()
-        size, added = weight_bytes(self.work, repository), peak.bytes - before
+        size, added, kept = weight_bytes(self.work, repository), peak.bytes - before, resident() - mapped_before
         del model
         return Outcome(
-            got=f"{added / GIB:.2f} GiB for {size / GIB:.2f} GiB: {added / size:.2f} x",
-            passed=added <= HELD * size,
-            figures={"added": added / GIB, "file": size / GIB, "ratio": added / size},
+            got=f"file {size / GIB:.2f} GiB, while loading {added / GIB:.2f} GiB, after it {kept / GIB:.2f} GiB",
+            passed=max(added, kept) <= HELD * size,
+            figures={"file": size / GIB, "loading": added / GIB, "after": kept / GIB},
         )

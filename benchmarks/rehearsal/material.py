@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -80,9 +81,10 @@ _LISTS: Final[Mapping[str, tuple[str, str]]] = {
 
 def _write_msmt17(market: Path, root: Path) -> None:
     """Write the images of `market` under MSMT17's names, and its lists."""
+    numbers = count()
     for name, (folder, source) in _LISTS.items():
         lines = []
-        for number, path in enumerate(sorted((market / source).glob("*.jpg"))):
+        for path, number in zip(sorted((market / source).glob("*.jpg")), numbers, strict=False):
             person, camera = int(path.name[:4]), int(path.name[6])
             pid = person - 1 if folder == "train" else person - IDENTITIES - 1
             relative = f"{pid:04d}/{pid:04d}_{number:03d}_{camera:02d}_0303morning_{number:04d}_0.jpg"

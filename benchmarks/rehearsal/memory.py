@@ -1,7 +1,6 @@
 """Peak memory of this process, or of a command and everything that it starts.
 
-Counts anonymous pages only. Pages of a mapped weights file are a cache that the system can drop, so they would hide
-whether weights are held twice.
+A peak counts anonymous pages only: the system can drop the pages of a mapped weights file at any time.
 """
 
 from __future__ import annotations
@@ -60,10 +59,15 @@ def memory_of_family(pid: int) -> int:
     return sum(memory_of_process(str(member)) for member in family)
 
 
-def memory_of_process(pid: str) -> int:
-    """Return the anonymous memory of one process in bytes, or 0 if it has ended."""
+def resident() -> int:
+    """Return the memory of this process in bytes, mapped files included."""
+    return memory_of_process("self", ("VmRSS:",))
+
+
+def memory_of_process(pid: str, kinds: tuple[str, ...] = ("RssAnon:", "RssShmem:")) -> int:
+    """Return the anonymous memory of one process in bytes, or the given kinds; 0 if it has ended."""
     try:
         lines = Path("/proc", pid, "status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
