@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from rehearsal.recipe import RecipeRun
 
 PARTS: Final = (
-    Part(name="material", seconds=120),
-    Part(name="llava", seconds=60),
+    Part(name="material", seconds=100),
+    Part(name="llava", seconds=40),
     Part(name="vit_b16", seconds=40),
-    Part(name="market1501", seconds=600),
-    Part(name="msmt17", seconds=360),
+    Part(name="market1501", seconds=680),
+    Part(name="msmt17", seconds=340),
 )
 
 

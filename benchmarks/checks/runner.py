@@ -39,6 +39,7 @@ def run_parts(parts: Sequence[Part], script: Path, arguments: Sequence[str], fol
     NAME.log in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `run_part` stops its process
     rows: list[Row] = []
     end = time.monotonic()
     for part in parts:

@@ -16,6 +16,7 @@ import torch
 from bench_captioning_shapes import random_llava
 from safetensors.torch import save_file
 
+from captioning.engines.llava_load import Llava
 from data.synthetic.world import WorldConfig, write_market1501
 from reid.models.pretrained import HUB_FILE, HUB_REPOSITORIES
 
@@ -43,8 +44,17 @@ def write_llava(work: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a LLaVA-1.5-7B of reduced depth with random weights, as transformers saves it."""
     folder = _new_snapshot(work, LLAVA)
     llava = random_llava("llava-1.5-7b", dtype, layers=LAYERS)
+    _speak(llava)
     llava.model.save_pretrained(folder)
     llava.processor.save_pretrained(folder)
+
+
+def _speak(llava: Llava) -> None:
+    """Let the model write words up to its limit: the small tokenizer reads only the first tokens of the vocabulary."""
+    tokenizer, weight = llava.processor.tokenizer, llava.model.lm_head.weight
+    with torch.no_grad():
+        weight[len(tokenizer) :] = 0
+        weight[tokenizer.all_special_ids] = 0
 
 
 def write_clip(work: Path) -> None:
@@ -66,8 +76,9 @@ def _new_snapshot(work: Path, repository: str) -> Path:
 def write_trees(work: Path) -> int:
     """Write a small Market-1501 and an MSMT17 of the same images; return the number of images."""
     market = write_market1501(work / "market1501", _WORLD)
-    for path in sorted((market / "bounding_box_train").glob("*.jpg"))[1::2]:
-        path.unlink()  # one image per camera is enough, and every image costs a caption
+    train = market / "bounding_box_train"
+    for path in {*train.glob("*.jpg")} - {*train.glob("*_c1s1_*_01.jpg")}:
+        path.unlink()  # one image per identity is enough for a batch, and every image costs a caption
     _write_msmt17(market, work / "msmt17")
     return len(list(market.rglob("*.jpg")))
 

@@ -19,7 +19,7 @@ from rehearsal.memory import GIB, memory_of_family, peak_of
 
 STEPS: Final = 2
 MOST_GIB: Final = 8.0
-_CAPTION_BATCH: Final = 4
+_CAPTION_BATCH: Final = 8
 
 
 class RecipeRun:
