@@ -23,8 +23,8 @@ from captioning.reading import Loaded
 from data.synthetic.world import training_sample
 from gpu.sizes import Sizes
 
-SHARE, RATIO, BODY = 0.5, 15.0, 1.5
-"""Wanted share of the limit that prefill sets, ratio to one image at a time, and ratio of body tokens to all tokens."""
+SHARE, RATIO = 0.5, 15.0
+"""Wanted share of the limit that prefill sets, and ratio to one image at a time."""
 _PEOPLE = 32
 
 
@@ -42,7 +42,6 @@ class Captioning:
             Check(name="limit set by prefill", want="", work=self.limits, seconds=25),
             Check(name="one image at a time", want="", work=self.alone, seconds=15),
             Check(name="slots", want=fast, work=self.slots, seconds=15),
-            Check(name="slots, body tokens", want=fast, work=self.body, seconds=15),
             Check(name="free text", want=f"ratio >= {RATIO:g}", work=self.free, seconds=25),
             Check(name="slots, 4 bit", want="", work=self.four_bit, seconds=30),
             Check(
@@ -52,12 +51,6 @@ class Captioning:
                 seconds=45,
             ),
             Check(name="slots, compiled", want=fast, work=self.compiled, seconds=60),
-            Check(
-                name="slots, body tokens, compiled",
-                want=f">= {BODY:g} x all tokens, compiled",
-                work=self.body_compiled,
-                seconds=60,
-            ),
         ]
 
     # Shared by the checks ------------------------------------------------------------------------------
@@ -118,10 +111,6 @@ class Captioning:
         """Measure slots."""
         return self._speed(self.engine(), share=SHARE, ratio=RATIO)
 
-    def body(self) -> Outcome:
-        """Measure slots with the tokens of the body only; the share is of the limit with all tokens."""
-        return self._speed(self.engine(image_tokens="body"), share=SHARE, ratio=RATIO)
-
     def free(self) -> Outcome:
         """Measure free text, which nonsense weights write up to the limit of tokens."""
         return self._speed(self.engine(decoding="free"), share=None, ratio=RATIO)
@@ -134,16 +123,6 @@ class Captioning:
         """Measure slots with compiled parts."""
         with self._compiler():
             return self._speed(self.engine(compile=True), share=SHARE, ratio=RATIO)
-
-    def body_compiled(self) -> Outcome:
-        """Measure the same with the tokens of the body only."""
-        with self._compiler():
-            body, every = (rate(self.engine(compile=True, image_tokens=t), self.framed) for t in ("body", "all"))
-        return Outcome(
-            got=f"{body:.1f} images/s, {body / every:.2f} x all tokens",
-            passed=at_least(body / every, BODY) if self.sizes.judged else None,
-            figures={"images_per_second": body, "ratio": body / every},
-        )
 
     @contextmanager
     def _compiler(self) -> Iterator[None]:
