@@ -1,6 +1,6 @@
 """Speed of captioning at the size of a published model, with random weights: images per second and share of the limit.
 
-    python benchmarks/bench_captioning_shapes.py [llava-1.5-7b | small] [batch]
+    python benchmarks/bench_captioning_shapes.py [llava-1.5-7b | llava-1.5-7b-shallow | small] [batch]
 
 The default is llava-1.5-7b (14 GB in bf16) on a GPU, else small. The limit is the time for the operations of the vision
 tower and the prompt, as torch counts them, at the rate of a large matrix product in the same format (bf16; float32
@@ -52,6 +52,24 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "hidden_size": 4096,
             "intermediate_size": 11008,
             "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+    ),
+    # The same widths and input at an eighth of the depth, for a CPU.
+    "llava-1.5-7b-shallow": (
+        {
+            "image_size": 336,
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 16,
+        },
+        {
+            "vocab_size": 32064,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 4,
             "num_attention_heads": 32,
         },
     ),

@@ -117,6 +117,8 @@ def _local(config: CaptionConfig, memo: DigestMemo, form: ChatForm | None) -> _M
             "quantization": config.quantization,
             "decoding": config.decoding,
             **(form.ingredients(config.prompt_template) if form is not None else {}),
+            # "all" is left out, so that stores from before this setting are found.
+            **({"image_tokens": config.image_tokens} if config.image_tokens != "all" else {}),
         },
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -22,6 +22,7 @@ Framing = Literal["pad", "stretch", "center_crop"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Decoding = Literal["free", "slots"]
+ImageTokens = Literal["all", "body", "body_only"]
 EngineName = Literal["transformers", "openai"]
 
 
@@ -94,6 +95,11 @@ class CaptionConfig(Config):
     framing: Framing = "pad"
     """How to fit a crop to the model's square input: pad (whole body, padded with the mean color), stretch (whole body,
     distorted), or center_crop (as the stock processor: a 1:2 crop loses half of its rows; for comparison only)."""
+    image_tokens: ImageTokens = "all"
+    """Which patches the model reads: all; body (the language model reads only the image tokens of patches that the crop
+    touches, without the padding, at their own positions); or body_only (the vision tower skips the padding too, which
+    changes the features of all patches; CLIP towers only). Both are faster and change some captions: measure them on
+    your model first (docs/captions.md). They need framing=pad."""
     dtype: Dtype = "auto"
     """Number format of the weights. auto is float32 for the embedded model and bfloat16 for any other."""
     quantization: Quantization = "none"
@@ -128,9 +134,17 @@ class CaptionConfig(Config):
             raise ValueError(str(error)) from error
         return template
 
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change a result.
+
+        `image_tokens` only if it is not "all", so that artifacts from before this setting are found.
+        """
+        fields = super().identity()
+        return {name: value for name, value in fields.items() if (name, value) != ("image_tokens", "all")}
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems = [*self._server_problems(), *self._decoding_problems()]
+        problems = [*self._server_problems(), *self._decoding_problems(), *self._image_token_problems()]
         if self.model == TINY and self.revision is not None:
             problems.append(
                 ("revision", "only hub ids have a revision, the embedded model does not; set {at}revision=null")
@@ -153,6 +167,16 @@ class CaptionConfig(Config):
                 remedy = f"set {{at}}{key}={value}, and describe the server in {{at}}revision"
                 problems.append((key, f"with engine openai the server decides this; {remedy}"))
         return problems
+
+    def _image_token_problems(self) -> list[tuple[str, str]]:
+        if self.image_tokens == "all":
+            return []
+        if self.engine == "openai":
+            return [("image_tokens", "with engine openai the server decides this; set {at}image_tokens=all")]
+        if self.framing != "pad":
+            problem = f"{self.image_tokens} leaves out the padding, and framing={self.framing} adds none"
+            return [("image_tokens", f"{problem}; set {{at}}image_tokens=all or {{at}}framing=pad")]
+        return []
 
     def _decoding_problems(self) -> list[tuple[str, str]]:
         problems = []

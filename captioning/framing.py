@@ -9,7 +9,7 @@ model's input size, so the processor neither resizes nor crops it: a square, or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import Image
 
@@ -18,11 +18,23 @@ from captioning.config import Framing
 FRAMING_VERSION: Final = 1
 """Raise it whenever the pixels of a framing change; part of the captioner fingerprint."""
 
+_BODY: Final = "body"
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels; right and bottom are outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
 
 def frame(image: Image.Image, framing: Framing, size: tuple[int, int], mean: Sequence[float]) -> Image.Image:
     """Return `image` (RGB, any size) in `size`, the width and height of the model's input in pixels.
 
-    mean: the processor's mean color as fractions, used for padding; the normalized padding is 0.
+    mean: the processor's mean color as fractions, used for padding; the normalized padding is 0. `body_of`
+    tells the padding from the crop.
     """
     if framing == "stretch":
         return image.resize(size, Image.Resampling.BICUBIC)
@@ -32,8 +44,16 @@ def frame(image: Image.Image, framing: Framing, size: tuple[int, int], mean: Seq
     inside = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     inner = image if inside == image.size else image.resize(inside, Image.Resampling.BICUBIC)
     framed = Image.new("RGB", size, pad_color(mean))
-    framed.paste(inner, ((size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2))
+    left, top = (size[0] - inside[0]) // 2, (size[1] - inside[1]) // 2
+    framed.paste(inner, (left, top))
+    framed.info[_BODY] = Box(left, top, left + inside[0], top + inside[1])
     return framed
+
+
+def body_of(framed: Image.Image) -> Box:
+    """Return the part of a framed image that shows the crop; the rest is padding."""
+    box: Box = framed.info.get(_BODY, Box(0, 0, *framed.size))
+    return box
 
 
 def pad_color(mean: Sequence[float]) -> tuple[int, int, int]:

@@ -203,13 +203,20 @@ def place(name: str) -> str:
 
 
 def check_settings(folder: Path, config: CaptionConfig) -> None:
-    """Raise ConfigError if caption.quantization contradicts the folder, because captions record the setting.
+    """Raise ConfigError if caption.quantization contradicts the folder, or if its family cannot leave out padding.
 
     Reads only config.json; does nothing if it is missing or damaged, which `check_folder` reports.
     """
     stored = stored_quantization(folder)
     if stored is not None and stored != config.quantization:
         raise ConfigError(_disagreement(folder, stored, config.quantization))
+    path = folder / _CONFIG
+    kind = read_model_json(path).get("model_type") if path.is_file() and file_problem(path) is None else LLAVA
+    if config.image_tokens != "all" and kind != LLAVA:
+        raise ConfigError(
+            f"caption.image_tokens={config.image_tokens} is for models without tiles (model_type llava), and {folder} "
+            f"is a {kind}: set caption.image_tokens=all"
+        )
 
 
 def _disagreement(folder: Path, stored: str, setting: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -17,11 +18,14 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessorList
 
 from captioning.config import CaptionConfig
+from captioning.engines.body_tower import BodyTower
+from captioning.engines.image_tokens import PatchGrid, embed_prompts, image_features, kept_tokens
 from captioning.engines.llava_check import end_tokens, overflow_remedy
-from captioning.engines.llava_load import Llava, compile_llava, explained, load_llava
+from captioning.engines.llava_load import Llava, compile_llava, compiled_part, explained, load_llava
 from captioning.engines.sampling import GumbelNoise
 from captioning.engines.slots.decoding import fill_slots
 from captioning.engines.slots.grammar import Grammar
+from captioning.engines.slots.prompts import Prompts
 from captioning.framing import frame
 from captioning.prompts.pattern import SPACE
 from captioning.prompts.replies import Reply, prompt_until_well_formed
@@ -46,6 +50,8 @@ class Engine:
         self.prompt_1L = encode_prompt(llava, self.prompt)
         self._check_length()
         self._batch_size = config.batch_size
+        self._grid = PatchGrid.of(llava.family)
+        self._body_tower = BodyTower(llava.model, self._grid) if config.image_tokens == "body_only" else None
         self._grammar = self._slot_grammar() if config.decoding == "slots" else None
         self._check_tokens()
 
@@ -59,6 +65,8 @@ class Engine:
         engine._try_out()
         if config.compile:
             compile_llava(engine.llava)
+            if engine._body_tower is not None:
+                engine._body_tower.compile(partial(compiled_part, device=engine.llava.device))
         return engine
 
     @property
@@ -156,21 +164,32 @@ class Engine:
         return self._generated(images, seeds)[:count]
 
     def _filled(self, images: Sequence[Image.Image], grammar: Grammar) -> list[Reply]:
-        prompt_BL = self.prompt_1L.expand(len(images), -1)
-        fillings = fill_slots(self.llava.model, prompt_BL, self.inputs(images), grammar, fixed=self.config.compile)
+        fillings = fill_slots(self.llava.model, self._prompts(images), grammar, fixed=self.config.compile)
         return [self._decoded(filling.tokens, filling.confidence) for filling in fillings]
 
-    def _generated(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
+    def _prompts(self, images: Sequence[Image.Image]) -> Prompts:
+        model, inputs, fixed = self.llava.model, self.inputs(images), self.config.compile
+        kept_BP = kept_tokens(images, self._grid) if self.config.image_tokens != "all" else None
+        features = (
+            image_features(model, inputs)
+            if self._body_tower is None
+            else self._body_tower.features(images, inputs["pixel_values"], fixed=fixed)
+        )
         prompt_BL = self.prompt_1L.expand(len(images), -1)
+        return embed_prompts(model, prompt_BL, features, kept_BP, fixed=fixed)
+
+    def _generated(self, images: Sequence[Image.Image], seeds: Sequence[int] | None) -> list[Reply]:
         noise = [] if seeds is None else [GumbelNoise(seeds, self.config.regenerate.temperature)]
+        embeds_BND, mask_BN, positions_BN = self._prompts(images).padded_left()
+        # Without `input_ids`, `generate` returns only the reply.
         generated = self.llava.model.generate(
-            input_ids=prompt_BL,
-            attention_mask=torch.ones_like(prompt_BL),
+            inputs_embeds=embeds_BND,
+            attention_mask=mask_BN,
+            position_ids=positions_BN,
             generation_config=self._generation(),
             logits_processor=LogitsProcessorList(noise),
-            **self.inputs(images),
         )
-        return [self._decoded(tokens) for tokens in generated[:, prompt_BL.shape[1] :].tolist()]
+        return [self._decoded(tokens) for tokens in generated.tolist()]
 
     def _decoded(self, tokens: list[int], confidence: Mapping[str, float] | None = None) -> Reply:
         """Return the reply whose generated tokens are `tokens`, up to the first end token."""

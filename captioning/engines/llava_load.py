@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import torch
 from torch._dynamo import config as dynamo_config
@@ -39,6 +39,9 @@ from data.errors import ClipScgiError, ConfigError, WeightsError
 
 _MOST_SHAPES: Final = 256
 _LOADING: Final = Lock()
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,17 +146,21 @@ def _same_random_state(device: torch.device) -> Iterator[None]:
 
 
 def compile_llava(llava: Llava) -> None:
-    """Compile the two slow parts; on a CPU with the weights as constants, packed for its kernels."""
+    """Compile the two slow parts."""
     llava.model.requires_grad_(False)
     for part in (llava.model.model.vision_tower, llava.model.model.language_model):
-        part.forward = _set_for(torch.compile(part.forward), freezing=llava.device.type == "cpu")
+        part.forward = compiled_part(part.forward, llava.device)
 
 
-def _set_for(compiled: Callable[..., Any], *, freezing: bool) -> Callable[..., Any]:
+def compiled_part(part: Callable[P, T], device: torch.device) -> Callable[P, T]:
+    """Return `part` compiled; on a CPU with the weights as constants, packed for its kernels."""
+    compiled = torch.compile(part)
+
     # Torch reads both while it traces a call of a new shape; as an option of torch.compile, `freezing` is ignored.
     # Above the limit, which all models of a process share, torch continues without compiling.
-    @wraps(compiled)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    @wraps(part)
+    def forward(*args: P.args, **kwargs: P.kwargs) -> T:
+        freezing = device.type == "cpu"
         with inductor_config.patch(freezing=freezing), dynamo_config.patch(recompile_limit=_MOST_SHAPES):
             return compiled(*args, **kwargs)
 

@@ -1,12 +1,13 @@
 """Train and evaluate the embedded default captioner.
 
     python -m tools.tiny_llava train --out DIR --minutes 50 --threads 2
+    python -m tools.tiny_llava train --out DIR --minutes 8 --start captioning/weights/tiny_llava --image-tokens body
     python -m tools.tiny_llava measure --images 2000
     python -m tools.tiny_llava compare
 
 `train` uses people of the synthetic stream, whose identities are in no written world; `measure` captions an unseen
 world with the real captioning engine and compares the parsed captions with the true attributes; `compare` does so for
-several decodings and framings, and measures the calibration of the confidences.
+several decodings, framings and image tokens, and measures the calibration of the confidences.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.seed,
             capacity=args.people,
             workers=args.workers,
+            start=args.start,
+            image_tokens=args.image_tokens,
         )
         Training(plan).run()
         return
@@ -48,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
         for text in compare(args.images, model):
             sys.stdout.write(f"{text}\n\n")
         return
-    config = CaptionConfig(model=model, dtype="float32", decoding=args.decoding, framing=args.framing)
+    config = CaptionConfig(
+        model=model, dtype="float32", decoding=args.decoding, framing=args.framing, image_tokens=args.image_tokens
+    )
     scores, frame = measure(config, args.images)
     sys.stdout.write(f"{table(scores)}\n")
     if args.card:
@@ -81,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--minutes", type=float, default=50.0, help="time budget of the training steps")
     train.add_argument("--people", type=int, default=60_000, help="images in the pool")
     train.add_argument("--workers", type=int, default=1, help="processes that render images")
+    train.add_argument("--start", type=Path, help="folder of a finished model, to train its captions further")
     train.add_argument("--seed", type=int, default=20_260_000, help="seed of people, weights and augmentation")
     score = commands.add_parser("measure", help="accuracy per slot on unseen people")
     score.add_argument("--images", type=int, default=2000, help="approximate number of images to caption")
@@ -92,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     side = commands.add_parser("compare", help="accuracy by decoding and framing, and calibration, on unseen people")
     side.add_argument("--images", type=int, default=1500, help="approximate number of images to caption per setting")
     side.add_argument("--weights", type=Path, help="a model folder (default: the embedded model)")
+    for command in (train, score):
+        command.add_argument(
+            "--image-tokens", choices=["all", "body", "body_only"], default="all", help="as caption.image_tokens"
+        )
     for command in (train, score, side):
         command.add_argument("--threads", type=int, default=2, help="torch threads")
     return parser

@@ -1,4 +1,4 @@
-"""Accuracy of the tiny LLaVA by decoding and framing, and calibration of its confidences.
+"""Accuracy of the tiny LLaVA by decoding, framing and image tokens, and calibration of its confidences.
 
 All settings caption the same images, of the world in `measure`, through the caption stage.
 """
@@ -20,19 +20,21 @@ _BINS: Final = (0.0, 0.5, 0.7, 0.9, 0.97, 0.99, 1.0)
 _SETTINGS: Final[Mapping[str, dict[str, str]]] = {
     "free, pad": {"decoding": "free", "framing": "pad"},
     "slots, pad": {"decoding": "slots", "framing": "pad"},
+    "slots, pad, body": {"decoding": "slots", "framing": "pad", "image_tokens": "body"},
+    "slots, pad, body_only": {"decoding": "slots", "framing": "pad", "image_tokens": "body_only"},
     "free, stretch": {"decoding": "free", "framing": "stretch"},
     "free, center_crop": {"decoding": "free", "framing": "center_crop"},
 }
 
 
 def compare(images: int, model: str) -> Iterator[str]:
-    """Yield Markdown tables: accuracy per slot by decoding and framing, then the calibration of slot filling."""
+    """Yield Markdown tables: accuracy per slot by setting, then the calibration of slot filling."""
     scores: dict[str, list[Score]] = {}
     calibrated = pd.DataFrame()
     for name, settings in _SETTINGS.items():
         config = CaptionConfig(model=model, dtype="float32", **settings)  # type: ignore[arg-type]
         scores[name], frame = measure(config, images)
-        if config.decoding == "slots":
+        if config.decoding == "slots" and config.image_tokens == "all":
             calibrated = frame
     yield accuracy_table(scores)
     yield calibration_table(calibrated)

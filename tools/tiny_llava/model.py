@@ -10,6 +10,7 @@ Shape legend: B batch, L tokens, D width of the vision tower.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -70,6 +71,11 @@ def build_tokenizer(
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a finished model."""
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:

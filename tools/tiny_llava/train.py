@@ -28,10 +28,12 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from captioning.attributes.parse import parse_caption
+from captioning.config import ImageTokens
+from captioning.engines.image_tokens import embed_prompts, image_features
 from data.files import read_json, write_json
 from data.slots import NONE, SLOTS
 from tools.tiny_llava.data import CLASSES, WIDTH, Pool, augment, frame, normalize
-from tools.tiny_llava.model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor
+from tools.tiny_llava.model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor, load_tokenizer
 from tools.tiny_llava.objectives import POINTS, Heads, Writer, accuracy, cosine, make_tokenizer, slots_loss
 
 log = logging.getLogger(__name__)
@@ -45,13 +47,18 @@ _STAGES: Final = (
 _HEADS_WEIGHT: Final = 0.2  # of the slot heads in stage (c)
 _TOWER_EVERY: Final = 3  # steps of stage (c), one of which trains the tower too, at twice the cost
 _WARM_UP: Final = 60  # steps
+_FURTHER: Final = 0.15  # learning rates of a finished model that is trained further, relative to stage (c)
 _SAVE_SECONDS: Final = 120.0
 _CHECK_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One training run. minutes: time budget of all stages together."""
+    """One training run.
+
+    minutes: time budget of all stages together. start: the folder of a finished model, of which stage (c) is trained
+    further, alone and with a lower learning rate. image_tokens: what the language model reads in stage (c).
+    """
 
     folder: Path
     pool: Path
@@ -60,6 +67,8 @@ class Plan:
     capacity: int = 60_000
     unseen: int = 1000
     workers: int = 1
+    start: Path | None = None
+    image_tokens: ImageTokens = "all"
 
 
 class TrainingFacts(TypedDict):
@@ -79,9 +88,12 @@ class Training:
         """Build the model, or load its last checkpoint. clock: monotonic seconds, which measure the time budget."""
         self.plan = plan
         self.clock = clock
-        self.tokenizer = make_tokenizer(plan.seed)
+        self.tokenizer = make_tokenizer(plan.seed) if plan.start is None else load_tokenizer(plan.start)
         torch.manual_seed(plan.seed)  # only for the initial weights
         self.model: LlavaForConditionalGeneration = build_model(self.tokenizer)
+        if plan.start is not None:
+            finished = LlavaForConditionalGeneration.from_pretrained(plan.start, dtype=torch.float32)
+            self.model.load_state_dict(finished.state_dict())
         self.tower: Any = self.model.model.vision_tower
         self.tower.to(memory_format=torch.channels_last)  # convolutions on a CPU are faster in this order
         self.heads = Heads(self.model.config.vision_config.hidden_size)
@@ -101,7 +113,7 @@ class Training:
         while self.pool.ready < min(4000, self.pool.capacity):
             time.sleep(1)
         start = 0.0
-        for name, share in _STAGES:
+        for name, share in _STAGES if self.plan.start is None else _STAGES[-1:]:
             end = 60 * self.plan.minutes * share
             self._stage(name, start, end)
             start = end
@@ -159,7 +171,9 @@ class Training:
             return _adamw(fresh, 1.5e-3, (known, 6e-4))
         vision = [*self.tower.parameters(), *self.heads.parameters()]
         seen = {id(p) for p in vision}
-        return _adamw([p for p in self.model.parameters() if id(p) not in seen], 2e-3, (vision, 8e-4))
+        scale = 1.0 if self.plan.start is None else _FURTHER
+        text = [p for p in self.model.parameters() if id(p) not in seen]
+        return _adamw(text, 2e-3 * scale, (vision, 8e-4 * scale))
 
     def _patches(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
         """Return the features of the convolutions for crops without padding, float32 [B, P, D]."""
@@ -198,22 +212,40 @@ class Training:
         batch = self.pool.batch(BATCH, self.rng)
         pixels, _ = augment(batch, self.generator)
         with_tower = self.steps["caption"] % _TOWER_EVERY == 0
+        squares = frame(pixels, self.generator)
         with torch.set_grad_enabled(with_tower):
-            _, features = self._encode(frame(pixels, self.generator))
+            _, features = self._encode(squares)
         answers_BA = self.writer.answers(batch.labels)
         prompt_BL = self.writer.sample(self.rng).expand(BATCH, -1)
         ids = torch.cat([prompt_BL, answers_BA], dim=1)
         embeds = self.model.get_input_embeddings()(ids)
         places = (ids == self.model.config.image_token_index).unsqueeze(-1)
         embeds = embeds.masked_scatter(places, self.model.model.multi_modal_projector(features))
-        # Padding follows the end token, so causal attention hides it from all tokens in the loss.
+        kept = self._kept_places(ids[0], squares)
+        # Padding follows the end token, so causal attention hides it from all tokens in the loss. Without a mask,
+        # transformers would take the gaps between position ids for the borders of packed sequences.
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            hidden = self.model.model.language_model(
+                inputs_embeds=embeds[:, kept],
+                position_ids=kept[None],
+                attention_mask=torch.ones(len(ids), len(kept), dtype=torch.long),
+                use_cache=False,
+            ).last_hidden_state
         logits = self.model.lm_head(hidden[:, -answers_BA.shape[1] - 1 : -1].float())
         loss = F.cross_entropy(logits.flatten(0, 1), answers_BA.flatten(), ignore_index=self.tokenizer.pad_token_id)
-        if not with_tower:
+        if not with_tower or self.plan.start is not None:  # a finished model has no heads
             return loss
         return loss + _HEADS_WEIGHT * slots_loss(self.heads.from_mean(features), batch.labels)
+
+    def _kept_places(self, ids_L: torch.Tensor, squares_B3HW: torch.Tensor) -> torch.Tensor:
+        """Return the places of the tokens that the language model reads, the same for all rows of a batch."""
+        kept_L = torch.ones(len(ids_L), dtype=torch.bool)
+        if self.plan.image_tokens == "body":
+            # Normalized padding is exactly zero.
+            shown_HW = (squares_B3HW != 0).any(dim=0).any(dim=0)
+            patches = F.max_pool2d(shown_HW[None, None].float(), PATCH_SIZE).flatten() > 0
+            kept_L[ids_L == self.model.config.image_token_id] = patches
+        return kept_L.nonzero()[:, 0]
 
     @torch.inference_mode()
     def _report(self, name: str, step: int, losses: list[float]) -> None:
@@ -242,15 +274,20 @@ class Training:
     def _captions_right(self) -> list[float]:
         batch = self.unseen.take(slice(256))
         images, labels = batch.images, batch.labels
-        prompt = self.writer.encode(self.writer.prompts[0]).expand(len(images), -1)
+        prompt_1L = self.writer.encode(self.writer.prompts[0])
+        squares = frame(normalize(images))
+        kept = self._kept_places(prompt_1L[0], squares)
+        embeds = embed_prompts(
+            self.model, prompt_1L.expand(len(images), -1), image_features(self.model, {"pixel_values": squares})
+        ).embeds[:, kept]
         ids = self.model.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            pixel_values=frame(normalize(images)),
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+            position_ids=kept.expand(len(images), -1),
             max_new_tokens=60,
             do_sample=False,
         )
-        texts = self.tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         log.info("example:%s", texts[0])
         parsed = [parse_caption(text) for text in texts]
         right = []

@@ -12,15 +12,18 @@ Shape legend: B batch, L prompt tokens, C tokens per chunk, D width, K tokens th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from captioning.engines.slots.grammar import Grammar, Node, State
+from captioning.engines.slots.prompts import Prompts
 from captioning.engines.slots.row_cache import RowCache
+
+_PROMPT: Final = -1
+"""Takes the place of the last chosen token in the first chunk, which follows the prompt."""
 
 
 @dataclass(kw_only=True)
@@ -88,46 +91,51 @@ def choose(node: Node, logits_K: np.ndarray) -> tuple[int, float]:
 
 
 @torch.inference_mode()
-def fill_slots(
-    model: Any, prompt_BL: torch.Tensor, images: Mapping[str, torch.Tensor], grammar: Grammar, *, fixed: bool = False
-) -> list[Filling]:
+def fill_slots(model: Any, prompts: Prompts, grammar: Grammar, *, fixed: bool = False) -> list[Filling]:
     """Write one caption per image of a batch, in parallel.
 
-    images: the model's inputs other than the prompt. fixed: use few tensor shapes, for a compiled model: chunks of 1,
-    2, 4, 8, ... tokens, and attention over the whole cache.
+    fixed: use few tensor shapes, for a compiled model: chunks of 1, 2, 4, 8, ... tokens, and attention over the whole
+    cache.
     """
-    batch, length = prompt_BL.shape
-    device = prompt_BL.device
-    cache = RowCache(model.config.text_config, length + grammar.longest + 1)
+    batch, width, _ = prompts.embeds.shape
+    device = prompts.embeds.device
+    cache = RowCache(model.config.text_config, width + grammar.longest + 1)
     tokens_K = torch.from_numpy(grammar.tokens).to(device)
     rows = [Filling(node=grammar.decision(State())) for _ in range(batch)]
     for row in rows:
-        row.plan(int(prompt_BL[0, -1]), grammar)
-    guess_G = torch.tensor(rows[0].chunk[1:], dtype=prompt_BL.dtype, device=device)
-    # Without padding no mask is needed: attention is causal.
-    out = model.model(
-        input_ids=torch.cat([prompt_BL, guess_G.expand(batch, -1)], dim=1),
-        past_key_values=cache,
-        use_cache=True,
-        **images,
-    )
-    logits_BCK = _logits(model, out.last_hidden_state[:, length - 1 :], tokens_K)
+        row.plan(_PROMPT, grammar)
+    hidden_BCD = _read(model, prompts, rows[0].chunk[1:], cache)
+    logits_BCK = _logits(model, hidden_BCD, tokens_K)
+    skipped_B1 = (prompts.after - prompts.counts)[:, None]
     # The next chunk overwrites wrong guesses.
-    lengths_B = length - 1 + np.array([row.accept(logits_BCK[i], grammar) for i, row in enumerate(rows)])
+    lengths_B = prompts.counts - 1 + np.array([row.accept(logits_BCK[i], grammar) for i, row in enumerate(rows)])
     while not all(row.done for row in rows):
         chunk_BC = _plan_chunks(rows, grammar, fixed=fixed)
-        places_BC = lengths_B[:, None] + np.arange(chunk_BC.shape[1])
-        places = torch.from_numpy(places_BC).to(device)
+        columns_BC = lengths_B[:, None] + np.arange(chunk_BC.shape[1])
+        used = None if fixed else int(columns_BC.max()) + 1
         hidden_BCD = model.model.language_model(
             input_ids=torch.from_numpy(chunk_BC).to(device),
-            attention_mask=cache.aim(places, out.last_hidden_state.dtype, None if fixed else int(places_BC.max()) + 1),
-            position_ids=places,
+            attention_mask=cache.aim(torch.from_numpy(columns_BC).to(device), hidden_BCD.dtype, used),
+            position_ids=torch.from_numpy(columns_BC + skipped_B1).to(device),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         logits_BCK = _logits(model, hidden_BCD, tokens_K)
         lengths_B += [0 if row.done else row.accept(logits_BCK[i], grammar) for i, row in enumerate(rows)]
     return rows
+
+
+def _read(model: Any, prompts: Prompts, guess: list[int], cache: RowCache) -> torch.Tensor:
+    """Feed the prompts and the first guess; return the hidden states from the end of each prompt on [B, C, D]."""
+    device = prompts.embeds.device
+    guess_GD = model.get_input_embeddings()(torch.tensor(guess, dtype=torch.long, device=device))
+    fed = prompts.followed_by(guess_GD)
+    # The padding follows all tokens, so no mask is needed: attention is causal.
+    hidden_BND = model.model.language_model(
+        inputs_embeds=fed.embeds, position_ids=fed.positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    columns_BC = torch.from_numpy(prompts.counts[:, None] - 1 + np.arange(len(guess) + 1)).to(device)
+    return hidden_BND.take_along_dim(columns_BC[:, :, None], dim=1)
 
 
 def _logits(model: Any, hidden_BCD: torch.Tensor, tokens_K: torch.Tensor) -> np.ndarray:
