@@ -76,8 +76,8 @@ def _emulated(plan: Plan, device: str, dtype: str, setting: str, factor: float) 
     if where == CPU and plan.processor.emulates(dtype):
         said = f" ({dtype})" if setting.endswith("=auto") else ""
         yield (
-            f"{setting}{said}: this processor does not have {dtype} instructions. It emulates them, which takes about "
-            f"{factor:g} times as long as float32: set {instead}{_price(key)}"
+            f"{setting}{said}: this processor does not have {dtype} instructions. It emulates them, which takes at "
+            f"least {factor:g} times as long as float32: set {instead}{_price(key)}"
         )
     elif where is not None and where != CPU and dtype == "bfloat16" and not plan.cuda.computes_bf16(number_of(where)):
         other = f"{key}={'float16' if key == 'caption.dtype' else 'fp16'}"

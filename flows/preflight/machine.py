@@ -17,10 +17,9 @@ _FLAG_LINES: Final = ("flags", "Features")  # x86, ARM
 _BF16: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _FP16: Final = frozenset({"avx512_fp16", "amx_fp16", "asimdhp"})
 CAPTION_FACTOR: Final = 4.7
-"""Time of compiled slots in bf16 relative to float32 on a CPU with AVX2 only (docs/performance.md)."""
-
-TRAIN_FACTOR: Final = 4.0
-"""The same for a training step of CLIP-SCGI at ViT-B/16, and assumed for the evaluation, which is its forward pass."""
+"""Time of captioning in bf16 relative to float32 on a CPU with AVX2 only: the embedded model, compiled slots."""
+TRAIN_FACTOR: Final = 8.5
+"""The same for a training step of the embedded CLIP. Both are larger for larger models (docs/performance.md)."""
 
 
 class Memory(NamedTuple):

@@ -362,8 +362,8 @@ def test_emulated_number_formats_are_notices_with_the_factor(tmp_path):
         "train.precision=bf16",
         "evaluate.precision=bf16",
     ]
-    assert "about 4.7 times as long as float32: set caption.dtype=float32" in notices[0]
-    assert notices[1].endswith("times as long as float32: set train.precision=no")
+    assert "at least 4.7 times as long as float32: set caption.dtype=float32" in notices[0]
+    assert notices[1].endswith("at least 8.5 times as long as float32: set train.precision=no")
     assert texts_of(notices_of(plan(tmp_path, *settings, processor=MODERN))) == []
     assert texts_of(notices_of(plan(tmp_path, *settings, processor=AVX2, stages=()))) == []
     assert texts_of(notices_of(plan(tmp_path, *settings, processor=AVX2, gpus=Gpus(1)))) == []
