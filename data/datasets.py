@@ -70,11 +70,12 @@ class DatasetConfig(Config):
     """Name of this dataset in tables and reports; empty: the name of the reader."""
     reader: Reader = "market1501"
     """Layout of the folder. `folders`: one folder per person. `images`: just images, to caption and to search.
-    `manifest`: any dataset with a Parquet or CSV file of path, split, pid and camid."""
+    `manifest`: any dataset with a Parquet or CSV file of path, split, pid (a number or text) and, if known, camid."""
     root: RuntimeStr = ""
     """The dataset's folder, or the folder that contains it."""
     manifest: RuntimeStr = ""
-    """manifest: the Parquet or CSV file; empty: manifest.parquet or manifest.csv in the root, or the root itself."""
+    """manifest: the Parquet or CSV file, or a folder of Parquet files; empty: manifest.parquet, manifest.csv or
+    manifest.tsv in the root, or the root itself."""
     version: str = ""
     """msmt17: v1 or v2, empty: whichever exists. cuhk03_np: labeled (default) or detected. vehicleid: size of the test
     list in identities, 800 (default), 1600 or 2400."""
@@ -250,5 +251,7 @@ def _read(config: DatasetConfig, root: Path) -> Scan:
         case "images":
             scan = images.images(root)
         case "manifest":
-            scan = manifest.manifest(root, manifest=config.manifest, keep_junk=config.keep_junk)
+            scan = manifest.manifest(
+                root, manifest=config.manifest, keep_junk=config.keep_junk, by_rule=config.splits_by_rule
+            )
     return scan

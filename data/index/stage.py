@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -121,12 +121,34 @@ def survey(
 
     Cheap for an unchanged folder, so it can be called often to watch one. Raises the same errors as `index`.
     """
+    return _survey(config, _settled(store, config, progress, reread))
+
+
+def usable_images(store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent) -> Scan:
+    """Return the usable images of the dataset of `config` with their splits, and the rejected files.
+
+    Unlike `survey`, accepts a dataset whose labels contradict each other. Raises RetryableError like `index`.
+    """
+    return _settled(store, config, progress, reread=False).scan
+
+
+class _Found(NamedTuple):
+    """The usable images with their splits and facts, and how many files were read and decoded this time."""
+
+    scan: Scan
+    facts: list[Facts]
+    n_read: int
+    n_decoded: int
+
+
+def _settled(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> _Found:
+    """Look at the dataset, and once more if it changes meanwhile."""
     try:
-        return _survey(store, config, progress, reread)
+        return _look(store, config, progress, reread)
     except ChangedError:
         time.sleep(_SETTLE_SECONDS)
     try:
-        return _survey(store, config, progress, reread)
+        return _look(store, config, progress, reread)
     except ChangedError as error:
         raise RetryableError(
             f"the dataset {config.label} in {config.root} is changing while it is being read: {error}."
@@ -134,7 +156,7 @@ def survey(
         ) from error
 
 
-def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> Survey:
+def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> _Found:
     scan = read_dataset(config)
     examined = examine(
         scan.root,
@@ -151,8 +173,14 @@ def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, r
     fates = {path: unusable(config, fact) for path, fact in known.items()}
     bad = [Rejected(path, *fate) for path, fate in fates.items() if fate]
     scan = assign_splits(config, replace(scan, records=[one for one in scan.records if not fates[one.path]]))
-    records, facts = scan.records, [known[record.path] for record in scan.records]
-    rejected = sorted(scan.rejected + bad)
+    scan = replace(scan, rejected=sorted(scan.rejected + bad))
+    facts = [known[record.path] for record in scan.records]
+    return _Found(scan=scan, facts=facts, n_read=examined.n_read, n_decoded=examined.n_decoded)
+
+
+def _survey(config: DatasetConfig, found: _Found) -> Survey:
+    scan, facts = found.scan, found.facts
+    records, rejected = scan.records, scan.rejected
     notices = check_index(config, scan, records, facts, rejected)
     return Survey(
         root=scan.root,
@@ -161,8 +189,8 @@ def _survey(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, r
         rejected=rejected,
         split_by_rule=scan.split_by_rule,
         description=_describe(config, scan=scan, records=records, facts=facts, rejected=rejected, notices=notices),
-        n_read=examined.n_read,
-        n_decoded=examined.n_decoded,
+        n_read=found.n_read,
+        n_decoded=found.n_decoded,
     )
 
 

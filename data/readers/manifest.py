@@ -16,7 +16,7 @@ from data.people import UNKNOWN_CAMERA
 from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, existing_folder
 from data.readers.manifest_file import REQUIRED, Cell, manifest_rows
 from data.readers.manifest_labels import Cameras, Identities, Unusable
-from data.splits import SPLITS
+from data.splits import GALLERY, SPLITS
 
 _NAMES: Final = ("manifest.parquet", "manifest.csv", "manifest.tsv")
 _TABLES: Final = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -40,12 +40,13 @@ class _Labels(NamedTuple):
         return f"{self.split} pid {self.pid}{camera}{f' label {self.label!r}' if self.label else ''}"
 
 
-def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
+def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = False) -> Scan:
     """Read a manifest with paths relative to `root`, or absolute paths below it.
 
     manifest: the file, or a folder of Parquet files; a relative name is searched under `root` first, then in the
     working directory. If it is empty, `root` is either a folder with a manifest.parquet, manifest.csv or manifest.tsv,
-    or the file itself, with paths relative to its folder.
+    or the file itself, with paths relative to its folder. by_rule: splits are assigned by rule later, so that rows
+    without one are in the gallery for now.
 
     Rejected rows: ``outside_root`` (not below the root, .. or a link that leads outside), ``bad_path``, ``missing``,
     ``bad_split``, ``bad_pid``, ``bad_camid``, ``duplicate_row``. Raises DataError for one path with two different
@@ -53,14 +54,14 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool) -> Scan:
     """
     file, base = _find(root, manifest)
     collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk, notices=_ignored(file, base))
-    rows = list(manifest_rows(file))
+    rows = list(manifest_rows(file, needs_split=not by_rule))
     identities, cameras, paths = Identities(file, rows), Cameras(rows), _Paths(base, root)
     collector.notices += [*identities.notices, *cameras.notices]
     seen: dict[str, _Labels] = {}
     clashes: list[str] = []
     for row in rows:
         try:
-            split = _split(row.split)
+            split = _split(row.split, by_rule=by_rule)
             pid, label = identities.of(row)
             labels = _Labels(split, pid, cameras.of(row), label)
             path = paths.admit(row.path)
@@ -110,7 +111,9 @@ def _ignored(file: Path, base: Path) -> list[str]:
     return [f"{', '.join(others)} is not read, because {file.name} exists; delete one of them, or set data.manifest"]
 
 
-def _split(cell: Cell) -> str:
+def _split(cell: Cell, *, by_rule: bool) -> str:
+    if by_rule and (cell is None or cell == ""):
+        return GALLERY
     split = _SPLITS.get(cell) if isinstance(cell, str) else None
     if split is None and isinstance(cell, str):
         split = _SPLITS.get(cell.strip().casefold())

@@ -56,32 +56,34 @@ class Row(NamedTuple):
     label: Cell
 
 
-def manifest_rows(file: Path) -> Iterator[Row]:
+def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
     """Yield the rows of a CSV file, a Parquet file or a folder of Parquet files, in their order.
 
-    Column names may be in any case and have blanks around them. Only path, split and pid (or label) are required.
+    Column names may be in any case and have blanks around them. Only path, split and pid (or label) are required;
+    split only if `needs_split` is set.
     """
+    needed = tuple(name for name in REQUIRED if needs_split or name != "split")
     try:
         if file.is_dir():
-            yield from _folder(file)
+            yield from _folder(file, needed)
         elif file.suffix.lower() in _PARQUET:
-            yield from _parquet(file, {}, "")
+            yield from _parquet(file, {}, "", needed)
         else:
-            yield from _csv(file)
+            yield from _csv(file, needed)
     except pa.ArrowException as error:
         raise DataError(f"{file} cannot be read as a manifest: {error}. Write it as Parquet or CSV") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}. Check its permissions") from error
 
 
-def _folder(folder: Path) -> Iterator[Row]:
+def _folder(folder: Path, needed: Sequence[str]) -> Iterator[Row]:
     """Yield the rows of all Parquet files below `folder`, sorted by path; key=value folders are columns."""
     parts = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in _PARQUET]
     parts = sorted(part for part in parts if not any(is_litter(name) for name in part.parts))
     if not parts:
         raise DataError(f"the folder {folder} does not contain Parquet files; set data.manifest to a folder or file")
     for part in parts:
-        yield from _parquet(folder / part, _partition(part), f" of {part}")
+        yield from _parquet(folder / part, _partition(part), f" of {part}", needed)
 
 
 def _partition(part: Path) -> dict[str, str | None]:
@@ -90,12 +92,12 @@ def _partition(part: Path) -> dict[str, str | None]:
     return {key.strip().casefold(): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
 
 
-def _parquet(file: Path, partition: Mapping[str, str | None], of: str) -> Iterator[Row]:
+def _parquet(file: Path, partition: Mapping[str, str | None], of: str, required: Sequence[str]) -> Iterator[Row]:
     with pq.ParquetFile(file) as table:
         stored = table.schema_arrow.names
         folded = {_folded(name) for name in stored}
         outer = {name: value for name, value in partition.items() if name in COLUMNS and name not in folded}
-        where = _positions(file, [*stored, *outer])
+        where = _positions(file, [*stored, *outer], required)
         names = {column: stored[at] for column, at in where.items() if at < len(stored)}
         _check_types(file, [table.schema_arrow.field(at) for at in where.values() if at < len(stored)])
         number = 0
@@ -118,14 +120,14 @@ def _check_types(file: Path, fields: Iterable[pa.Field]) -> None:
             )
 
 
-def _csv(file: Path) -> Iterator[Row]:
+def _csv(file: Path, required: Sequence[str]) -> Iterator[Row]:
     encoding = _encoding(file)
     try:
         with file.open(encoding=encoding, newline="") as stream:
             first = stream.readline()
             delimiter = _delimiter(first)
             header = next(csv.reader([first], delimiter=delimiter), [])
-            where = _positions(file, header)
+            where = _positions(file, header, required)
             place = [where.get(column, len(header)) for column in COLUMNS]
             for number, cells in enumerate(_lines(file, stream, delimiter, len(header)), start=1):
                 cells.append("")  # the value of absent columns
@@ -191,19 +193,19 @@ def _folded(name: str) -> str:
     return name.strip().casefold()
 
 
-def _positions(file: Path, names: Sequence[str]) -> dict[str, int]:
+def _positions(file: Path, names: Sequence[str], required: Sequence[str]) -> dict[str, int]:
     """Return the position of each known column among `names`; raise DataError if they do not make a manifest."""
     folded = [_folded(name) for name in names]
     twice = [column for column in COLUMNS if folded.count(column) > 1]
     if twice:
         shown = "; ".join(f"{column} ({_shown(n for n in names if _folded(n) == column)})" for column in twice)
         raise DataError(f"{file} has more than one column {shown}; rename or remove all but one")
-    needed = [column for column in REQUIRED if column != "pid" or "label" not in folded]
+    needed = [column for column in required if column != "pid" or "label" not in folded]
     absent = [column for column in needed if column not in folded]
     if absent:
         raise DataError(
             f"{file} lacks the column(s) {', '.join(absent)}{_suggestions(absent, names)}. A manifest needs"
-            f" {', '.join(REQUIRED)} and may have camid and label (others are ignored). Found: {_shown(names)}. Put the"
+            f" {', '.join(required)} and may have camid and label (others are ignored). Found: {_shown(names)}. Put the"
             " names in the first line, separated by commas, semicolons or tabs"
         )
     return {column: folded.index(column) for column in COLUMNS if column in folded}

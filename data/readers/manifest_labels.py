@@ -54,7 +54,7 @@ class Identities:
 
     def _label(self, row: Row) -> str:
         if self._by_name:
-            return str(row.pid).strip() if _is_name(row.pid) else ""
+            return _text(row.pid).strip() if _is_name(row.pid) else ""
         return _text(row.label)
 
     def _number(self, file: Path, rows: Sequence[Row]) -> dict[str, list[int]]:
@@ -195,10 +195,10 @@ def _integer(cell: Cell) -> int | None:
 
 
 def _text(cell: Cell) -> str:
-    """Return a label as text; "" if it is missing."""
-    if _is_missing(cell):
-        return ""
-    return cell.strip() if isinstance(cell, str) else str(cell if (number := _integer(cell)) is None else number)
+    """Return a label as text in Unicode's composed form (NFC); "" if it is missing."""
+    if isinstance(cell, str):
+        return unicodedata.normalize("NFC", cell)
+    return "" if _is_missing(cell) else str(cell if (number := _integer(cell)) is None else number)
 
 
 def _list(values: Iterable[object]) -> str:

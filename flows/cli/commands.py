@@ -233,6 +233,28 @@ def sheet(
     draw_sheet(recipe, overrides, home, out, identities=identities, each=each, seed=seed)
 
 
+@app.command(rich_help_panel=_RUN, no_args_is_help=True)
+def manifest(
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the dataset.")],
+    reader: Annotated[str, typer.Option(metavar="NAME", help="Reader that knows its layout.")] = "folders",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A .csv, .tsv or .parquet file (default: manifest.csv beside the images)."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overrides: Overrides,
+    home: Home = None,
+) -> None:
+    """Write the images of a dataset to a manifest, to edit by hand and read back with data.reader=manifest.
+
+    Example: clip-scgi manifest /data/Market-1501 --reader market1501 --output people.csv
+    """
+    from flows.cli.run import write_dataset_manifest
+
+    write_dataset_manifest(folder, reader, overrides, home, output, overwrite=overwrite)
+
+
 @app.command(rich_help_panel=_RECIPES)
 def recipes() -> None:
     """List the recipes.

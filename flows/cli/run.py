@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,15 +14,21 @@ from rich.text import Text
 
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
-from data.config import build_config
+from data.config import Config, build_config
+from data.datasets import DatasetConfig
 from data.files import atomic_path
+from data.index.export import SUFFIXES, formulas, keep_existing, write_manifest
+from data.index.stage import usable_images
+from data.people import JUNK
+from data.readers.base import Scan
 from flows.cli.inputs import artifact_store, examined_recipe, recipe_of
 from flows.execution.server import prefect_server
+from flows.overrides import apply_overrides
 from flows.preflight.disk import check_output
 from flows.preflight.inspection import check_early
 from flows.recipes import RECIPES, ExaminedRecipe, Recipe
 from flows.summary import RunSummary
-from flows.terminal import plain_console
+from flows.terminal import notice_line, plain_console, progress_bar
 
 Flow = Callable[..., dict[str, Any]]
 """The flow ``caption-and-train``, bound to a recipe, an artifact root and a last stage."""
@@ -72,6 +79,57 @@ def show_recipe(name: str, overrides: Sequence[str]) -> None:
     """Print every setting of one recipe as JSON."""
     recipe = recipe_of(name, overrides)
     plain_console().print_json(json.dumps(recipe.model_dump(mode="json")))
+
+
+class _Settings(Config):
+    data: DatasetConfig
+
+
+def write_dataset_manifest(
+    root: Path, reader: str, overrides: Sequence[str], home: Path | None, output: Path | None, *, overwrite: bool
+) -> None:
+    """Write the images that `reader` finds in `root` to a manifest, and print how to read it back.
+
+    output: default: manifest.csv in the folder of the images.
+    """
+    values = {"data": {"reader": reader, "root": str(root)}}
+    applied = apply_overrides(_Settings, values, overrides)
+    config = build_config(_Settings, values, "manifest", problems=applied.problems).data
+    if output:
+        check_output(output, "--output", suffixes=SUFFIXES)
+        keep_existing(output, overwrite=overwrite)
+    with progress_bar("manifest") as progress:
+        scan = usable_images(artifact_store(home), config=config, progress=progress)
+    file = output.absolute() if output else scan.root / "manifest.csv"
+    write_manifest(file, scan.records, overwrite=overwrite)
+    for notice in _manifest_notices(scan):
+        plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
+    print_line = partial(plain_console().print, soft_wrap=True)
+    print_line(Text(f"manifest  {file} ({len(scan.records):,} images)"))
+    print_line(Text(f"use       {shlex.join(_manifest_settings(scan, file))}"))
+
+
+def _manifest_notices(scan: Scan) -> Iterator[str]:
+    yield from scan.notices
+    if scan.rejected:
+        path, _, detail = scan.rejected[0]
+        yield f"{len(scan.rejected):,} files or rows are not in the manifest, such as {path}: {detail}"
+    risky = formulas(scan.records)
+    if risky:
+        yield (
+            f"{risky:,} paths or labels begin with =, +, - or @, which a spreadsheet may run as a formula; import all"
+            " columns as text"
+        )
+
+
+def _manifest_settings(scan: Scan, file: Path) -> list[str]:
+    """Return the options that read the manifest `file` back."""
+    settings = [f"data.root={scan.root}", "data.reader=manifest"]
+    if file != scan.root / "manifest.csv":
+        settings.append(f"data.manifest={file}")
+    if any(record.pid == JUNK for record in scan.records):
+        settings.append("data.keep_junk=true")
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def draw_sheet(

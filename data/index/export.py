@@ -1,0 +1,66 @@
+"""Writes the images of any reader as a manifest, to be edited by hand and read back with data.reader=manifest.
+
+Reading it back gives the same images.parquet. Values are written as they are: a label that begins with =, +, - or @
+would otherwise not be read back as the same label; `formulas` counts those that a spreadsheet may run.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from data.errors import ConfigError
+from data.files import atomic_path, write_table
+from data.people import UNKNOWN_CAMERA
+from data.readers.base import ImageRecord
+from data.schemas import IMAGES, LABEL
+
+SUFFIXES: Final = (".csv", ".tsv", ".parquet")
+_COLUMNS: Final = ("path", "split", "pid", "camid")
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+
+
+def keep_existing(file: Path, *, overwrite: bool) -> None:
+    """Raise ConfigError if `file` exists, unless `overwrite` is set."""
+    if file.exists() and not overwrite:
+        raise ConfigError(f"{file} exists already: give another --output, or add --overwrite to replace it")
+
+
+def write_manifest(file: Path, records: Sequence[ImageRecord], *, overwrite: bool) -> None:
+    """Write one row per record, atomically: CSV, tab-separated or Parquet, by the ending of `file`.
+
+    An unknown camera is an empty cell. The column label is only there if a record has a label. A CSV file with letters
+    beyond ASCII begins with a byte order mark, which spreadsheets need to read them. Raises ConfigError if the file
+    exists, unless `overwrite` is set.
+    """
+    keep_existing(file, overwrite=overwrite)
+    labeled = any(record.label for record in records)
+    if file.suffix.lower() == ".parquet":
+        schema = pa.schema([IMAGES.field(name) for name in _COLUMNS] + [LABEL] * labeled)
+        columns = {name: [getattr(record, name) for record in records] for name in schema.names}
+        columns["camid"] = [None if camid == UNKNOWN_CAMERA else camid for camid in columns["camid"]]
+        write_table(file, pa.table(columns, schema=schema), schema)
+        return
+    lines = [[*_COLUMNS, *(["label"] if labeled else [])], *_lines(records, labeled=labeled)]
+    plain = all(text.isascii() for line in lines for text in line)
+    with (
+        atomic_path(file) as temporary,
+        temporary.open("w", encoding="utf-8" if plain else "utf-8-sig", newline="") as stream,
+    ):
+        delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+        csv.writer(stream, delimiter=delimiter, lineterminator="\r\n").writerows(lines)
+
+
+def _lines(records: Sequence[ImageRecord], *, labeled: bool) -> Iterator[list[str]]:
+    for record in records:
+        camera = "" if record.camid == UNKNOWN_CAMERA else str(record.camid)
+        yield [record.path, record.split, str(record.pid), camera, *([record.label] if labeled else [])]
+
+
+def formulas(records: Sequence[ImageRecord]) -> int:
+    """Return the number of records whose path or label a spreadsheet may take for a formula."""
+    return sum(record.path.startswith(_FORMULA) or record.label.startswith(_FORMULA) for record in records)
