@@ -1,0 +1,130 @@
+"""features.parquet: one row per image with its embedding, written in row groups so that it need not fit into memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import ConfigError, DataError
+from data.files import atomic_path
+from data.schemas import SCHEMA_VERSION
+from reid.embedding.journal import Float32s, Journal
+
+GROUP_ROWS: Final = 8192
+"""Rows per row group."""
+_IDENTITY: Final = b"clip_scgi_features"
+_ROOT: Final = b"clip_scgi_root"
+_TEXTS: Final = ("path", "sha256", "split", "label", "model_fingerprint")
+
+
+class ImageFile(NamedTuple):
+    """One image of a features file. path: relative to the root, posix. What is unknown of it is None."""
+
+    path: str
+    sha256: str
+    split: str | None = None
+    pid: int | None = None
+    camid: int | None = None
+    label: str | None = None
+
+    def key(self, *, by_camera: bool) -> str:
+        """Return what the embedding depends on: the bytes of the file and, with camera embeddings, the camera."""
+        return f"{self.sha256}:{self.camid}" if by_camera else self.sha256
+
+
+class Heading(NamedTuple):
+    """Metadata of a features file.
+
+    identity: what an embedding depends on besides the image, as JSON: model (fingerprint), mode, comparable_with_texts,
+    width, preprocessing. root: absolute folder that the paths are relative to.
+    """
+
+    identity: dict[str, Any]
+    root: str
+
+
+def features_schema(heading: Heading) -> pa.Schema:
+    """Return the schema of features.parquet, with `heading` in its metadata."""
+    return pa.schema(
+        [
+            ("path", pa.string()),  # relative to the root, posix separators
+            ("sha256", pa.string()),  # of the file's bytes
+            ("split", pa.string()),  # null if the images have no split
+            ("pid", pa.int64()),  # identity; null if unknown
+            ("camid", pa.int64()),  # camera; null if unknown
+            ("label", pa.string()),  # the text that pid numbers; null if the dataset numbers its identities itself
+            ("model_fingerprint", pa.string()),
+            ("embedding", pa.list_(pa.float32(), heading.identity["width"])),  # of length one
+        ],
+        metadata={
+            b"clip_scgi_schema": str(SCHEMA_VERSION).encode(),
+            _IDENTITY: json.dumps(heading.identity, sort_keys=True).encode(),
+            _ROOT: heading.root.encode(errors="replace"),
+        },
+    )
+
+
+def read_heading(path: Path) -> Heading | None:
+    """Return the metadata of the features file at `path`, or None if it does not exist.
+
+    Raises ConfigError if another file is there, so that it is not overwritten.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return Heading(json.loads(metadata[_IDENTITY]), metadata[_ROOT].decode())
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} exists and is not a file of embeddings; give another file to write") from error
+
+
+def read_images(path: Path) -> list[ImageFile]:
+    """Return the images of a features file, without their embeddings. Raises DataError for a damaged file."""
+    try:
+        table = pq.read_table(path, columns=list(ImageFile._fields))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from error
+    return [ImageFile(*row) for row in zip(*(table[name].to_pylist() for name in ImageFile._fields), strict=True)]
+
+
+def read_embeddings(path: Path) -> Iterator[Float32s]:
+    """Yield the embeddings of a features file in order, float32 [rows of a group, D]. Raises DataError if damaged."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
+                yield column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from error
+
+
+def write_features(
+    path: Path, heading: Heading, images: Sequence[ImageFile], keys: Sequence[str], journal: Journal
+) -> None:
+    """Write features.parquet atomically: one row per image, with the embedding that `journal` has for its key."""
+    schema = features_schema(heading)
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=list(_TEXTS)) as writer,
+    ):
+        for start in range(0, len(images), GROUP_ROWS):
+            rows = images[start : start + GROUP_ROWS]
+            vectors = journal.read(keys[start : start + GROUP_ROWS])
+            writer.write_table(_group(schema, rows, vectors, heading.identity["model"]), row_group_size=GROUP_ROWS)
+
+
+def _group(schema: pa.Schema, rows: Sequence[ImageFile], vectors_ND: Float32s, model: str) -> pa.Table:
+    columns = {name: [getattr(row, name) for row in rows] for name in ImageFile._fields}
+    flat = pa.array(np.ascontiguousarray(vectors_ND).reshape(-1), pa.float32())
+    embedding = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
+    return pa.table({**columns, "model_fingerprint": [model] * len(rows), "embedding": embedding}, schema=schema)
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({' '.join(str(error).split())}); delete it and run again")
