@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from bench_captioning_shapes import operations, random_llava, rate
 from checks.part import Check
-from checks.rows import Outcome, all_of, at_least
+from checks.rows import NotRun, Outcome, all_of, at_least
 from matrix_rate import DEVICE, ON_GPU, matrix_rate
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
@@ -23,8 +23,8 @@ from captioning.reading import Loaded
 from data.synthetic.world import training_sample
 from gpu.sizes import Sizes
 
-SHARE, RATIO = 0.5, 15.0
-"""Wanted share of the limit that prefill sets, and ratio to one image at a time."""
+SHARE, RATIO, BODY = 0.5, 15.0, 1.5
+"""Wanted share of the limit that prefill sets, ratio to one image at a time, and ratio of body tokens to all tokens."""
 _PEOPLE = 32
 
 
@@ -42,6 +42,7 @@ class Captioning:
             Check(name="limit set by prefill", want="", work=self.limits, seconds=25),
             Check(name="one image at a time", want="", work=self.alone, seconds=15),
             Check(name="slots", want=fast, work=self.slots, seconds=15),
+            Check(name="slots, body tokens", want=fast, work=self.body, seconds=15),
             Check(name="free text", want=f"ratio >= {RATIO:g}", work=self.free, seconds=25),
             Check(name="slots, 4 bit", want="", work=self.four_bit, seconds=30),
             Check(
@@ -51,6 +52,12 @@ class Captioning:
                 seconds=45,
             ),
             Check(name="slots, compiled", want=fast, work=self.compiled, seconds=60),
+            Check(
+                name="slots, body tokens, compiled",
+                want=f">= {BODY:g} x all tokens, compiled",
+                work=self.body_compiled,
+                seconds=60,
+            ),
         ]
 
     # Shared by the checks ------------------------------------------------------------------------------
@@ -111,6 +118,11 @@ class Captioning:
         """Measure slots."""
         return self._speed(self.engine(), share=SHARE, ratio=RATIO)
 
+    def body(self) -> Outcome:
+        """Measure slots with the tokens of the body only; the share is of the limit with all tokens."""
+        _needs_image_tokens()
+        return self._speed(self.engine(image_tokens="body"), share=SHARE, ratio=RATIO)
+
     def free(self) -> Outcome:
         """Measure free text, which nonsense weights write up to the limit of tokens."""
         return self._speed(self.engine(decoding="free"), share=None, ratio=RATIO)
@@ -123,6 +135,17 @@ class Captioning:
         """Measure slots with compiled parts."""
         with self._compiler():
             return self._speed(self.engine(compile=True), share=SHARE, ratio=RATIO)
+
+    def body_compiled(self) -> Outcome:
+        """Measure the same with the tokens of the body only."""
+        _needs_image_tokens()
+        with self._compiler():
+            body, every = (rate(self.engine(compile=True, image_tokens=t), self.framed) for t in ("body", "all"))
+        return Outcome(
+            got=f"{body:.1f} images/s, {body / every:.2f} x all tokens",
+            passed=at_least(body / every, BODY) if self.sizes.judged else None,
+            figures={"images_per_second": body, "ratio": body / every},
+        )
 
     @contextmanager
     def _compiler(self) -> Iterator[None]:
@@ -159,6 +182,11 @@ class Captioning:
             passed=all_of(at_least(of_limit, share), at_least(times, ratio)) if judged else None,
             figures={"images_per_second": found, "share": of_limit, "ratio": times},
         )
+
+
+def _needs_image_tokens() -> None:
+    if "image_tokens" not in CaptionConfig.model_fields:
+        raise NotRun("this version has no caption.image_tokens")
 
 
 def quantized(llava: Llava) -> Llava:
