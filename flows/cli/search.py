@@ -17,6 +17,7 @@ from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ClipScgiError, ConfigError
 from data.index.stage import IndexStage, index
+from data.people import UNKNOWN_CAMERA
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.cli.inputs import artifact_store, recipe_of
@@ -176,7 +177,8 @@ def _show(recipe: Recipe, found: Searchable, query: str | Path, top: int) -> Non
         table.add_column(column, justify="left" if column == "image" else "right")
     for hit in hits:
         path = Text(str(found.run.images.root / hit.path))
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), str(hit.camid), path)
+        camera = "unknown" if hit.camid == UNKNOWN_CAMERA else str(hit.camid)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), camera, path)
     console.print(table)
     if len(hits) < top:
         console.print(f"the gallery has {len(hits):,} images; all of them are shown", highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -271,6 +272,16 @@ def test_a_verdict_is_colored_only_where_its_interval_excludes_zero(tmp_path, po
     write_results(tmp_path, rows, {})
     cells = re.findall(r'<td class="(up|down|even)">', (tmp_path / "study.html").read_text())
     assert cells == [color]
+
+
+def test_unknown_cameras_are_told_in_every_table(tmp_path):
+    scored = [row(name, seed, 50 + seed) for name in ("clip_scgi", "clip_baseline") for seed in (1, 2)]
+    for folder, rows in (("known", scored), ("unknown", [replace(one, cameras="unknown") for one in scored])):
+        write_results(tmp_path / folder, rows, {})
+        for file in ("study.md", "study.html"):
+            told = "valuated without the camera rule" in (tmp_path / folder / file).read_text()
+            assert told == (folder == "unknown")
+        assert ("unknown" in (tmp_path / folder / "table.csv").read_text()) == (folder == "unknown")
 
 
 def test_nothing_finished_is_still_a_page(tmp_path):

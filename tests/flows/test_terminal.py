@@ -12,7 +12,9 @@ from data.artifacts.store import ArtifactStore
 from flows.cli import artifacts as commands_artifacts
 from flows.cli import run as commands
 from flows.cli.results import results_table
+from flows.execution.ui_metrics import Evaluated, metrics_note
 from flows.terminal import progress_bar, size, stage_line, waiting
+from reid.evaluation.protocol import NO_CAMERAS
 
 
 def row(model: str, mode: str, value: float) -> dict:
@@ -49,6 +51,15 @@ def test_results_are_in_percent_with_the_gain_over_untrained():
     assert lines[lines.index(["trained", "image", *["50.0"] * 5]) + 1] == ["+25.0"] * 5
     assert lines[lines.index(["trained", "fused", *["20.0"] * 5]) + 1] == ["−5.0"] * 5
     assert lines[-1][-4:] == ["(fused", "against", "image", "mode)"]
+
+
+def test_unknown_cameras_are_told_in_every_table_of_scores():
+    found = metrics(row("trained", "image", 0.5))
+    assert NO_CAMERAS not in shown(results_table(found))
+    assert NO_CAMERAS not in metrics_note(Evaluated(metrics=found, queries={}), None)
+    found["protocol"]["cameras"] = "unknown"
+    assert f"56,789 gallery images; {NO_CAMERAS}" in " ".join(shown(results_table(found), 200).split())
+    assert NO_CAMERAS in metrics_note(Evaluated(metrics=found, queries={}), None)
 
 
 def test_without_an_untrained_row_there_is_no_gain():
