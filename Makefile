@@ -62,7 +62,7 @@ bench: $(VENV)/.installed ## Benchmarks: ratios measured side by side in one run
 gpu: $(VENV)/.installed ## What only a GPU can show, in ten minutes; PEER=CLIP-ReID's code; DRY=1: the script itself, on a CPU
 	$(BIN)/python benchmarks/run_gpu.py $(if $(DRY),--dry) $(if $(PEER),--peer '$(PEER)')
 
-rehearsal: $(VENV)/.installed ## The published run at its true shapes for a few steps, on a CPU (under twenty minutes, 8 GiB)
+rehearsal: $(VENV)/.installed ## The published run at its true shapes for a few steps, on a CPU (under twenty minutes, up to 10 GiB)
 	$(BIN)/python benchmarks/run_rehearsal.py
 
 mutants: $(VENV)/.installed ## Put small faults into the code one by one and list those that no test catches (an hour or more)

@@ -5,8 +5,8 @@
 ViT-B/16 at 256 x 128 in batches of 64, both stages of CLIP-ReID, CLIP-SCGI, and LLaVA-1.5-7B with two layers of its
 language model run by command line for a few steps, on generated trees and random weights in the formats of the hub.
 It prints a table with peak memory and seconds, and writes it to table.md and rehearsal.json in FOLDER
-(rehearsal-report). The exit status is 1 if a shape, the memory or the time is a surprise. It needs 8 GiB of memory and
-5 GiB of disk.
+(rehearsal-report). The exit status is 1 if a shape, the memory or the time is a surprise. It needs 10 GiB of memory
+(half of it where the processor computes in bf16) and 5 GiB of disk.
 """
 
 from __future__ import annotations
