@@ -137,9 +137,9 @@ SET_UPS = {
     ),
     "an identity on both sides": SetUp(
         "demo",
-        lambda folder: [f"data.root={shared(folder)}", 'data.require_splits=["query"]', "train.sie=1"],
+        lambda folder: [f"data.root={shared(folder)}", "train.sie=1"],
         {
-            "data": ["no usable image in query", "both in training and in query or gallery"],
+            "data": ["set data.split=by_identity", "both in training and in query or gallery"],
             "sampler": [BATCH, "train.sie=1 learns one embedding per camera"],
         },
     ),
