@@ -1,13 +1,13 @@
-"""Price of the image tokens: caption.image_tokens=body beside all, in operations and in images per second.
+"""Price of the image tokens: caption.image_tokens=body and body_only beside all, in operations and images per second.
 
     python benchmarks/bench_image_tokens.py [--images 128] [--turns 5]
 
 The first table counts the operations of LLaVA-1.5-7B per image, on the meta device, where nothing is computed. The
-second captions the same 1:2 crops both ways, in turns; the best turn counts. Two models: the embedded one, whose vision
-tower is its largest part, and a random one with the widths, the vocabulary and the input of LLaVA-1.5-7B at an eighth
-of its depth (on a GPU at full depth). A ratio depends on the processor's instructions, which are printed with it. To
-measure as without AVX-512, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2. bf16 is skipped where it is
-emulated. Target in bf16: at least 1.5 x. For the accuracy, see `python -m tools.tiny_llava compare`.
+second captions the same 1:2 crops with each setting, in turns; the best turn counts. Two models: the embedded one,
+whose vision tower is its largest part, and a random one with the widths, the vocabulary and the input of LLaVA-1.5-7B
+at an eighth of its depth (on a GPU at full depth). A ratio depends on the processor's instructions, which are printed
+with it. To measure as without AVX-512, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2. bf16 is skipped where
+it is emulated. Target in bf16: at least 1.5 x. For the accuracy, see `python -m tools.tiny_llava compare`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from captioning.engines.llava import Engine
 from captioning.framing import body_of, frame
 from data.synthetic.world import training_sample
 
+SETTINGS = ("all", "body", "body_only")
 FULL = "llava-1.5-7b"
 LARGE = FULL if ON_GPU else "llava-1.5-7b-shallow"
 LARGE_BATCH = 64 if ON_GPU else 2
@@ -79,7 +80,7 @@ def count_operations() -> None:
     everything = operations(model, (side // patch) ** 2)
     tower = everything[0]
     print(f"{FULL}: TFLOP per image with {TEXT} text tokens and a reply of {REPLY} tokens")
-    print("crop        image tokens   tower   prompt   reply   in all   all / body   if the tower skipped padding too")
+    print("crop        image tokens   tower   prompt   reply   in all   all / body   all / body_only")
     for width, height in CROPS:
         framed = frame(Image.new("RGB", (width, height)), "pad", (side, side), (0.5, 0.5, 0.5))
         kept = int(grid.inside(grid.window(body_of(framed))).sum())
@@ -94,7 +95,7 @@ def count_operations() -> None:
 
 @dataclass(kw_only=True)
 class Race:
-    """Both settings over the same framed images. best: image_tokens -> seconds per image of the best turn."""
+    """The settings over the same framed images. best: image_tokens -> seconds per image of the best turn."""
 
     name: str
     engines: dict[str, Engine]
@@ -102,7 +103,7 @@ class Race:
     best: dict[str, float] = field(default_factory=dict)
 
     def turn(self) -> None:
-        """Caption all images both ways."""
+        """Caption all images with each setting."""
         for tokens, engine in self.engines.items():
             wait()
             started = time.perf_counter()
@@ -117,16 +118,16 @@ class Race:
         self.best.clear()
 
     def report(self) -> None:
-        """Print images per second and their ratio."""
+        """Print images per second and their ratio to `all`."""
         rates = {tokens: 1 / seconds for tokens, seconds in self.best.items()}
-        cells = "   ".join(f"{tokens} {rate:8.2f}" for tokens, rate in rates.items())
-        print(f"{self.name:48s} {cells} images/s   {rates['body'] / rates['all']:5.2f} x", flush=True)
+        cells = "   ".join(f"{tokens} {rate:8.2f} ({rate / rates['all']:.2f} x)" for tokens, rate in rates.items())
+        print(f"{self.name:50s} {cells}", flush=True)
 
 
 def tiny(images: list[Image.Image], dtype: str, decoding: str, *, compiled: bool) -> Race:
     """Return the race with the embedded model."""
     settings = {"dtype": dtype, "decoding": decoding, "compile": compiled, "batch_size": len(images)}
-    configs = {tokens: CaptionConfig.model_validate({**settings, "image_tokens": tokens}) for tokens in ("all", "body")}
+    configs = {tokens: CaptionConfig.model_validate({**settings, "image_tokens": tokens}) for tokens in SETTINGS}
     engines = {tokens: Engine.load(config) for tokens, config in configs.items()}
     framed = [engines["all"].prepare(image) for image in images]
     return Race(
@@ -141,7 +142,7 @@ def large(images: list[Image.Image], dtype: str) -> Race:
     llava = random_llava(LARGE, getattr(torch, dtype))
     settings = {"decoding": "slots", "batch_size": LARGE_BATCH}
     engines = {}
-    for tokens in ("all", "body"):
+    for tokens in SETTINGS:
         engine = Engine(llava, CaptionConfig.model_validate({**settings, "image_tokens": tokens}))
         missing = TEXT + llava.family.image_tokens - engine.prompt_1L.shape[1]
         last_11 = engine.prompt_1L[:, -1:]
@@ -157,10 +158,14 @@ def main(count: int, turns: int, *, bf16: bool) -> None:
     limits = {name: os.environ[name] for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if name in os.environ}
     print(f"\n{device_name()}, {torch.backends.cpu.get_cpu_capability()}, limits {limits or 'none'}, 1:2 crops")
     images = [Image.fromarray(training_sample(3, 4 * i).image) for i in range(count)]
-    formats = ["float32", *(["bfloat16"] if bf16 else [])]
-    cases = [(dtype, *case) for dtype in formats for case in (("slots", True), ("slots", False), ("free", False))]
+    last = "bfloat16" if bf16 else "float32"
+    cases = [
+        (last, "slots", False),
+        (last, "free", False),
+        *((dtype, "slots", True) for dtype in sorted({"float32", last})),
+    ]
     races = [tiny(images, dtype, decoding, compiled=compiled) for dtype, decoding, compiled in cases]
-    races.append(large(images, formats[-1]))
+    races.append(large(images, last))
     for race in races:
         race.warm_up()
     for _ in range(turns):
