@@ -15,6 +15,7 @@ from rich.text import Text
 from captioning.stage.stage import CaptionStage
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.datasets import DatasetConfig
 from data.errors import ClipScgiError, ConfigError
 from data.index.stage import IndexStage, index
 from data.people import UNKNOWN_CAMERA
@@ -27,6 +28,7 @@ from flows.recipes import Recipe
 from flows.summary import RunSummary
 from flows.terminal import plain_console, progress_bar
 from flows.worlds import world_folder
+from reid.config.train import TrainConfig
 from reid.training.stage import TrainStage
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -48,6 +50,9 @@ def find_people(
     recipe = recipe_of(name, overrides)
     uses_gpu(recipe.evaluate.device, "evaluate.device")  # the search needs it, so check before anything runs
     store = artifact_store(home)
+    if not recipe.data.has_identities:  # no model can be trained on them
+        _show(recipe, _indexed(store, recipe.data), recipe.train, query, top)
+        return
     found = find_trained(store, recipe)
     if not isinstance(found, Searchable) and train:
         with flow_of(recipe, store, "train") as flow:
@@ -55,7 +60,7 @@ def find_people(
         found = _trained(store, RunSummary.model_validate(summary))
     if not isinstance(found, Searchable):
         raise ClipScgiError(_missing(found, name, overrides, home))
-    _show(recipe, found, query, top)
+    _show(recipe, found.run, found.model, query, top)
 
 
 def read_query(given: str | None, *, image: str | None, text: str | None) -> str | Path:
@@ -130,8 +135,7 @@ def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[Stag
     indexed = store.sidecars(IndexStage.name)
     if not any(item.ingredients.get("description", {}).get("name") == data.label for item in indexed):
         return stages
-    with progress_bar(IndexStage.name) as progress:
-        run = RunContext(store=store, indexed=index(store, config=data, progress=progress).images)
+    run = _indexed(store, data)
     captions = None
     if recipe.train.needs_captions:
         captions = CaptionStage(config=recipe.caption).find(run)
@@ -160,14 +164,20 @@ def _missing(stages: Sequence[str], recipe: str, overrides: Sequence[str], home:
     )
 
 
-def _show(recipe: Recipe, found: Searchable, query: str | Path, top: int) -> None:
+def _indexed(store: ArtifactStore, data: DatasetConfig) -> RunContext:
+    """Index the dataset, which reads only files that changed."""
+    with progress_bar(IndexStage.name) as progress:
+        return RunContext(store=store, indexed=index(store, config=data, progress=progress).images)
+
+
+def _show(recipe: Recipe, run: RunContext, model: ArtifactRef | TrainConfig, query: str | Path, top: int) -> None:
     from reid.evaluation.search import search
 
     console = plain_console()
     with progress_bar("search") as progress:
         hits = search(
-            found.run.with_progress(progress),
-            model=found.model,
+            run.with_progress(progress),
+            model=model,
             query=query,
             top=top,
             device=recipe.evaluate.device,
@@ -176,7 +186,7 @@ def _show(recipe: Recipe, found: Searchable, query: str | Path, top: int) -> Non
     for column in ("rank", "similarity", "pid", "camera", "image"):
         table.add_column(column, justify="left" if column == "image" else "right")
     for hit in hits:
-        path = Text(str(found.run.images.root / hit.path))
+        path = Text(str(run.images.root / hit.path))
         camera = "unknown" if hit.camid == UNKNOWN_CAMERA else str(hit.camid)
         table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), camera, path)
     console.print(table)

@@ -26,6 +26,7 @@ from data.device import Device, resolve_device
 from data.errors import ConfigError, DataError
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
+from reid.config.train import TrainConfig
 from reid.embedding.find import find_model
 from reid.embedding.sources import ImageSource, pixels_of
 from reid.inputs.captions import text_features
@@ -33,7 +34,7 @@ from reid.inputs.embed import Float32s, embed, embed_batches
 from reid.inputs.pixel_cache import RESIZE
 from reid.precision import unit_rows
 from reid.tasks.base import Encoder, Task
-from reid.training.checkpoint import load_task
+from reid.training.checkpoint import load_task, load_untrained
 
 JOINT: Final = "joint"
 """The mode of CLIP's joint space, the only one whose image embeddings are comparable with sentences."""
@@ -61,8 +62,8 @@ class Embedder:
     call, their order or the batch size, except for rounding.
     """
 
-    def __init__(self, task: Task, model: ArtifactRef, config: EmbedConfig, device: str) -> None:
-        """Use a loaded task; `load` is the usual way. device: of the task, "cpu" or "cuda:N"."""
+    def __init__(self, task: Task, model: ArtifactRef | None, config: EmbedConfig, device: str) -> None:
+        """Use a loaded task; `load` is the usual way. model: None if untrained. device: its own, "cpu" or "cuda:N"."""
         self.task = task
         self.model = model
         self.config = config
@@ -99,10 +100,16 @@ class Embedder:
         found = find_model(model, store)
         return cls(load_task(found.folder, where), found, config, where)
 
+    @classmethod
+    def untrained(cls, config: TrainConfig, *, device: str = "auto") -> Self:
+        """Load the backbone of `config` as it is before training. It has no fingerprint."""
+        where = resolve_device(device, torch.cuda, "device")
+        return cls(load_untrained(config, where), None, EmbedConfig(device=device), where)
+
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the model, 32 hex digits."""
-        return self.model.fingerprint
+        """The fingerprint of the model, 32 hex digits; "" if it is untrained."""
+        return "" if self.model is None else self.model.fingerprint
 
     @property
     def modes(self) -> tuple[str, ...]:

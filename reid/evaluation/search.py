@@ -20,6 +20,7 @@ from data.images.decode import REASONS, open_rgb
 from data.images.formats import READABLE
 from data.process.environment import exact_float32
 from data.stages.stage import RunContext
+from reid.config.train import TrainConfig
 from reid.inputs.image_rows import read_rows
 from reid.inputs.pixel_cache import PixelStage, load_pixels
 
@@ -38,11 +39,14 @@ class Hit:
     camid: int
 
 
-def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int = 10, device: str = "auto") -> list[Hit]:
+def search(
+    run: RunContext, *, model: ArtifactRef | TrainConfig, query: str | Path, top: int = 10, device: str = "auto"
+) -> list[Hit]:
     """Return the `top` gallery images nearest to `query`: a sentence (str) or an image file (Path).
 
-    model: the train artifact. Raises DataError when the gallery is empty or the query image is unusable (which is
-    checked first), ConfigError for an empty or too long sentence, WeightsError when the model cannot be loaded.
+    model: the train artifact, or the config whose untrained backbone searches. Raises DataError when the gallery is
+    empty or the query image is unusable (which is checked first), ConfigError for an empty or too long sentence,
+    WeightsError when the model cannot be loaded.
     """
     import torch
 
@@ -56,7 +60,10 @@ def search(run: RunContext, *, model: ArtifactRef, query: str | Path, top: int =
     gallery = rows.take(rows.of_split("gallery"))
     if not len(gallery):
         raise DataError(f"{run.images.file} does not list any gallery images to search; check the split of the dataset")
-    embedder = Embedder.load(model, device=device)
+    if isinstance(model, TrainConfig):
+        embedder = Embedder.untrained(model, device=device)
+    else:
+        embedder = Embedder.load(model, device=device)
     mode = JOINT if picture is None else embedder.modes[0]
     wanted_1D = embedder.embed_texts([str(query)]) if picture is None else _of_picture(embedder, picture)
     shape = embedder.task.preprocess

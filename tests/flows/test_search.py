@@ -17,6 +17,7 @@ from flows.cli.app import main
 from flows.cli.search import Searchable, find_trained, looks_like_path, read_query
 from flows.recipes import build_recipe
 from flows.worlds import ensure_world
+from tests.helpers.data_trees import put
 from tests.helpers.stages import caption, train
 
 SMALL = [
@@ -176,3 +177,18 @@ def test_search_finds_the_model_and_names_missing_stages(tmp_path, capsys, monke
     image.rename(image.with_name("0901_c9s1_000001_01.jpg"))  # another identity
     assert main([*command, "a man"]) == 1
     assert "; missing stages: caption, train." in capsys.readouterr().err
+
+
+def test_images_without_labels_are_searched_with_the_untrained_model(tmp_path, capsys):
+    put(tmp_path / "crops", "a.jpg", "deep/b.jpg")
+    common = [
+        "--set",
+        f"data.root={tmp_path / 'crops'}",
+        "--set",
+        "evaluate.device=cpu",
+        "--home",
+        str(tmp_path / "home"),
+    ]
+    for query in (["--text", "a woman in a red coat"], ["--image", str(tmp_path / "crops" / "a.jpg")]):
+        assert main(["search", "images", *query, *common]) == 0
+        assert "the gallery has 2 images; all of them are shown" in capsys.readouterr().out
