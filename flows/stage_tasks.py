@@ -120,7 +120,8 @@ def report_step(recipe: Recipe, made: Finished) -> Step:
         evaluation=made["evaluate"],
         recipe=recipe.identity(),
     )
-    return Step(stage=ReportStage(inputs=inputs, config=recipe.report))
+    stage = ReportStage(inputs=inputs, config=recipe.report, device=recipe.evaluate.device)
+    return Step(stage=stage, device=recipe.evaluate.device if recipe.report.relevance else CPU)
 
 
 STEPS: Final[Mapping[StageName, Callable[[Recipe, Finished], Step]]] = {

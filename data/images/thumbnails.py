@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,17 +41,22 @@ class Thumbnails:
     def __call__(self, path: str) -> Thumbnail:
         """Return the thumbnail of the image at `path`, relative to the root."""
         if path not in self._made:
-            try:
-                self._made[path] = self._make(path)
-            except RejectedRow as rejected:
-                self.problems[path] = rejected.reason
-                problem = rejected.reason.replace("_", " ")
-                self._made[path] = Thumbnail(source=None, problem=problem, width=self.height // 2, height=self.height)
+            self._made[path] = self.drawn(path, lambda image: image)
         return self._made[path]
 
-    def _make(self, path: str) -> Thumbnail:
+    def drawn(self, path: str, draw: Callable[[Image.Image], Image.Image]) -> Thumbnail:
+        """Return the thumbnail of the image at `path` after `draw`, which gets it in RGB at the thumbnail's size."""
+        try:
+            return self._make(path, draw)
+        except RejectedRow as rejected:
+            self.problems[path] = rejected.reason
+            problem = rejected.reason.replace("_", " ")
+            return Thumbnail(source=None, problem=problem, width=self.height // 2, height=self.height)
+
+    def _make(self, path: str, draw: Callable[[Image.Image], Image.Image]) -> Thumbnail:
         image = open_indexed(self.root, path, self.digests.get(path))
         image.thumbnail((2 * self.height, self.height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        image = draw(image)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=82, subsampling=0, optimize=True)
         code = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     # Imports of other modules come later, because a signal may arrive while they load.
     with interrupts.watched():
-        import flows.cli.explain  # noqa: F401 - adds its command
         from data.errors import ClipScgiError
         from flows.cli.commands import app
 

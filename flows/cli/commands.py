@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from data.artifacts.stages import STAGES, StageName
+from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 
 _RUN: Final = "Run the pipeline"
@@ -211,6 +212,9 @@ def search(
 
     wanted = read_query(query, image=image, text=text)
     find_people(recipe, overrides, wanted, top=top, train=train, home=home)
+
+
+app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(explain)
 
 
 @app.command(rich_help_panel=_RESULTS, no_args_is_help=True)

@@ -1,6 +1,6 @@
 """The command ``clip-scgi explain``: draw what a trained model looks at when it compares two images.
 
-`flows.cli.app` imports this module, so it imports nothing heavy.
+`flows.cli.commands` imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 import typer
 
 from data.errors import ClipScgiError, ConfigError, DataError, RejectedRow
-from flows.cli.commands import Home, Overrides, app
+from flows.cli.options import Home, Overrides
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +42,6 @@ class Found(NamedTuple):
     captions: Mapping[str, str]
 
 
-@app.command(rich_help_panel="Compare and search", no_args_is_help=True)
 def explain(
     *,
     query: Annotated[Path, typer.Argument(metavar="QUERY", help="The path of an image.")],
@@ -54,7 +53,10 @@ def explain(
         str | None, typer.Option(metavar="RECIPE", help="Use the model that this recipe trained, with these --set.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="ARTIFACT", help="Use this train artifact: its folder or fingerprint.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Use this model: a fingerprint, a folder, or a recipe for the model it trained last."
+        ),
     ] = None,
     mode: Annotated[
         Literal["image", "fused"] | None, typer.Option(show_default="image", help="Inference mode to explain.")
@@ -143,12 +145,14 @@ def _trained(options: ModelOptions) -> Found:
 
     store = artifact_store(options.home)
     if (options.recipe is None) == (options.model is None):
-        raise ConfigError("explain: name one model: --recipe RECIPE, such as --recipe demo, or --model ARTIFACT")
+        raise ConfigError("explain: name one model: --recipe RECIPE, such as --recipe demo, or --model MODEL")
     if options.recipe is not None:
         return _of_recipe(store, options.recipe, recipe_of(options.recipe, options.overrides))
     if options.overrides:
         raise ConfigError("explain: --set changes a recipe and cannot change a trained model: use it with --recipe")
-    return Found(_folder(store, options.model or ""), {})
+    from reid.embedding.find import find_model
+
+    return Found(find_model(options.model or "", store).folder, {})
 
 
 def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
@@ -171,10 +175,3 @@ def _read_captions(path: Path) -> dict[str, str]:
 
     table = pq.read_table(path, columns=["image_sha256", "caption"])
     return dict(zip(table["image_sha256"].to_pylist(), table["caption"].to_pylist(), strict=True))
-
-
-def _folder(store: ArtifactStore, name: str) -> Path:
-    """Return the folder of a train artifact: `name` is the folder or the beginning of its fingerprint."""
-    from data.artifacts.inventory import take_inventory
-
-    return Path(name) if Path(name).is_dir() else take_inventory(store, "train").find(name).folder

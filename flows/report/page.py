@@ -13,17 +13,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data.files import read_json, write_text
 from data.images.thumbnails import Thumbnails
 from data.people import UNKNOWN_CAMERA
+from data.progress import silent
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.report.curves import cmc_chart, training_charts
 from flows.report.gather import Row, counts, distinct, read_log, read_rows
 from flows.report.intervals import METHOD, MIN_QUERIES
 from flows.report.language import audit_section, caption_section, image_flags
-from flows.report.retrieval import leading_row, query_section
+from flows.report.retrieval import Explain, leading_row, query_section
 from flows.report.scores import METRICS, scores, signed
 from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
 from flows.terminal import duration
 from reid.evaluation.protocol import camera_note
+from reid.relevance.stage import Pair, Relevance, RelevanceStage, read_relevance
 
 _CAPTIONER_COLUMNS: Final = (
     "model_id",
@@ -38,10 +40,15 @@ _REJECTED_SHOWN: Final = 50
 _SECTIONS: Final = 4
 
 
-def write_page(path: Path, run: RunContext, *, inputs: ReportInputs, config: ReportConfig) -> dict[str, str]:
-    """Write the page to `path`; return the images that could not be shown, each with the reason."""
+def write_page(
+    path: Path, run: RunContext, *, inputs: ReportInputs, config: ReportConfig, device: str
+) -> dict[str, str]:
+    """Write the page to `path`; return the images that could not be shown, each with the reason.
+
+    device: where relevance is computed.
+    """
     thumbnail = Thumbnails(run.images.root, run.images.digests(), config.thumbnail_height)
-    page = _page(run, inputs, config, thumbnail)
+    page = _page(run, inputs, config, thumbnail, device)
     page["n_without_image"] = len(thumbnail.problems)
     write_text(path, page_environment().get_template("report.html.j2").render(page))
     run.progress(_SECTIONS, _SECTIONS, "report.html")
@@ -68,7 +75,9 @@ def page_environment() -> Environment:
     return environment
 
 
-def _page(run: RunContext, inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails) -> dict[str, Any]:
+def _page(
+    run: RunContext, inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, device: str
+) -> dict[str, Any]:
     metrics = read_json(inputs.evaluation.folder / "metrics.json")
     lead = leading_row(metrics["results"], config.mode)
     page = {"config": config, "artifacts": inputs.artifacts(run.images)}
@@ -85,9 +94,24 @@ def _page(run: RunContext, inputs: ReportInputs, config: ReportConfig, thumbnail
         each=config.queries_each,
         top_k=config.top_k,
         seed=config.seed,
+        explain=_explain(run, inputs, lead, device) if config.relevance else None,
     )
     run.progress(3, _SECTIONS, "captions")
     return page | _language_part(inputs, config, thumbnail)
+
+
+def _explain(run: RunContext, inputs: ReportInputs, lead: Row, device: str) -> Explain | None:
+    """Return the function that computes the relevance of pairs; None if an untrained model leads the page."""
+    if lead["model"] != "trained":
+        return None
+
+    def explain(pairs: Sequence[Pair], sample: Sequence[Pair]) -> Relevance:
+        stage = RelevanceStage(
+            model=inputs.model, pairs=tuple(pairs), sample=tuple(sample), mode=lead["mode"], device=device
+        )
+        return read_relevance(stage.make(run.with_progress(silent)).ref)
+
+    return explain
 
 
 def _results(

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
+
+import numpy as np
 
 from data.images.thumbnails import Thumbnail, Thumbnails
 from flows.report.gather import Row, read_rows, take_rows, thirds
+from reid.relevance.overlay import overlay
+from reid.relevance.stage import Pair, Relevance
+
+if TYPE_CHECKING:
+    from reid.relevance.faithfulness import Faithfulness
 
 _SELECTORS: Final = ("model", "mode", "query_path", "query_pid", "ap", "first_hit")
 _GROUPS: Final = ("Lowest average precision", "Around the median", "Highest average precision")
 _FALLEN: Final = "Lost most against the untrained model"
+_SAMPLE: Final = 64
+"""Queries on which the faithfulness of maps is measured."""
+
+Explain = Callable[[Sequence[Pair], Sequence[Pair]], Relevance]
+"""(pairs to map, pairs on which faithfulness is measured) -> their relevance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +42,19 @@ class Hit:
     image: Thumbnail
 
 
+class PairMaps(NamedTuple):
+    """What makes a query and its first gallery image similar, drawn over both."""
+
+    query: Thumbnail
+    first: Thumbnail
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueryRow:
     """A query with its nearest gallery images. ap_before: AP of the untrained model; None where there is none.
 
-    first_hit: rank of the first match. n_relevant: matches in the gallery. n_right: matches shown.
+    first_hit: rank of the first match. n_relevant: matches in the gallery. n_right: matches shown. maps: None where
+    relevance is not shown.
     """
 
     path: str
@@ -46,6 +67,7 @@ class QueryRow:
     n_relevant: int
     n_right: int
     hits: Sequence[Hit]
+    maps: PairMaps | None
 
 
 class QueryGroup(NamedTuple):
@@ -69,6 +91,7 @@ class QuerySection(TypedDict):
 
     groups: Sequence[QueryGroup]
     failures: Failures
+    faithfulness: Faithfulness | None
 
 
 def leading_row(results: Sequence[Row], mode: str) -> Row:
@@ -78,12 +101,20 @@ def leading_row(results: Sequence[Row], mode: str) -> Row:
 
 
 def query_section(
-    path: Path, thumbnail: Thumbnails, *, model: str, mode: str, each: int, top_k: int, seed: int
+    path: Path,
+    thumbnail: Thumbnails,
+    *,
+    model: str,
+    mode: str,
+    each: int,
+    top_k: int,
+    seed: int,
+    explain: Explain | None = None,
 ) -> QuerySection:
     """Choose queries from rankings.parquet.
 
     There are three groups by average precision (AP) and, where there is an untrained model, the queries that lost most
-    AP against it.
+    AP against it. explain: None to show no relevance.
     """
     rows = read_rows(path, _SELECTORS)
     before = {row["query_path"]: row["ap"] for row in rows if (row["model"], row["mode"]) == ("untrained", mode)}
@@ -92,14 +123,46 @@ def query_section(
     positions = [at for at, row in enumerate(rows) if (row["model"], row["mode"]) == (model, mode)]
     own = [rows[at] for at in positions]
     fallen = _fallen(own, before)
-    groups = []
-    for title, part in _parts(own, fallen, each, seed).items():
-        full = take_rows(path, [positions[at] for at in part])
-        queries = [_query(row, thumbnail, top_k, before.get(row["query_path"])) for row in full]
-        if queries:
-            groups.append(QueryGroup(title, _meaning(full), queries))
+    parts = _parts(own, fallen, each, seed).items()
+    chosen = {title: take_rows(path, [positions[at] for at in part]) for title, part in parts if part}
+    relevance = None
+    if explain is not None and chosen:
+        drawn = np.random.default_rng(seed).permutation(len(own))[:_SAMPLE]
+        sample = take_rows(path, [positions[at] for at in sorted(drawn.tolist())])
+        relevance = explain([_pair(row) for rows in chosen.values() for row in rows], [_pair(row) for row in sample])
+    groups = [
+        QueryGroup(
+            title,
+            _meaning(full),
+            [
+                _query(row, thumbnail, top_k, before.get(row["query_path"]), _maps(row, thumbnail, relevance))
+                for row in full
+            ],
+        )
+        for title, full in chosen.items()
+    ]
     missed = sum(row["first_hit"] > 1 for row in own)
-    return QuerySection(groups=groups, failures=Failures(len(own), missed, len(fallen) if before else None))
+    return QuerySection(
+        groups=groups,
+        failures=Failures(len(own), missed, len(fallen) if before else None),
+        faithfulness=relevance.faithfulness if relevance else None,
+    )
+
+
+def _pair(row: Row) -> Pair:
+    """Return the query and its first gallery image."""
+    return row["query_path"], row["top_paths"][0]
+
+
+def _maps(row: Row, thumbnail: Thumbnails, relevance: Relevance | None) -> PairMaps | None:
+    if relevance is None:
+        return None
+    pair, grid = relevance.pairs[_pair(row)], relevance.grid
+    query, first = _pair(row)
+    return PairMaps(
+        query=thumbnail.drawn(query, partial(overlay, map_RC=pair.query_RC, grid=grid)),
+        first=thumbnail.drawn(first, partial(overlay, map_RC=pair.gallery_RC, grid=grid)),
+    )
 
 
 def _parts(rows: Sequence[Row], fallen: Sequence[int], each: int, seed: int) -> dict[str, list[int]]:
@@ -123,7 +186,7 @@ def _meaning(rows: Sequence[Row]) -> str:
     return f"{count}, AP {aps[0]:.1f} to {aps[-1]:.1f} %, {missed} with a wrong first image"
 
 
-def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None) -> QueryRow:
+def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None, maps: PairMaps | None) -> QueryRow:
     hits = _hits(row, thumbnail, top_k)
     return QueryRow(
         path=row["query_path"],
@@ -136,6 +199,7 @@ def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None)
         n_relevant=row["n_relevant"],
         n_right=sum(hit.right for hit in hits),
         hits=hits,
+        maps=maps,
     )
 
 

@@ -16,10 +16,11 @@ from pydantic import Field
 from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactRef, Produced
 from data.config import Config
+from data.device import CPU
 from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 
-STAGE_VERSION: Final = 2
+STAGE_VERSION: Final = 3
 TEMPLATES: Final = Path(__file__).parents[1] / "templates"
 _PATH_KEYS: Final = frozenset({"root", "home"})
 
@@ -36,6 +37,8 @@ class ReportConfig(Config):
     model."""
     top_k: int = Field(default=10, ge=1, le=50)
     """Gallery crops shown in each query row."""
+    relevance: bool = True
+    """Show what makes each query and its first gallery image similar (`reid.relevance`). This loads the model."""
     cmc_ranks: int = Field(default=20, ge=2, le=50)
     """Ranks shown in the CMC curve."""
     captions: int = Field(default=24, ge=0, le=500)
@@ -48,6 +51,13 @@ class ReportConfig(Config):
     """Crops shown per such identity."""
     thumbnail_height: int = Field(default=144, ge=32, le=512)
     """Greatest height of a thumbnail in pixels; smaller images are not enlarged."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change the page, except `relevance`, which `ReportStage.ingredients` adds.
+
+        Recipes are known by this digest, so a new setting does not change it.
+        """
+        return {name: value for name, value in super().identity().items() if name != "relevance"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +99,15 @@ def without_places(value: Any) -> Any:
 class ReportStage(Stage):
     """Write report.html.
 
+    device: where relevance is computed, "auto", "cpu", "cuda" or "cuda:N".
+
     A page with a placeholder for an unreadable image is incomplete: it can be used, but it is made again next time.
     """
 
     name: ClassVar[str] = "report"
     inputs: ReportInputs
     config: ReportConfig
+    device: str = CPU
 
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return what the page depends on, including the fingerprints, which the page shows."""
@@ -105,6 +118,7 @@ class ReportStage(Stage):
             },
             "recipe": without_places(self.inputs.recipe),
             "config": self.config.identity(),
+            "relevance": self.config.relevance,
             "templates": {path.name: digest_file(path) for path in sorted(TEMPLATES.iterdir()) if path.is_file()},
             "version": STAGE_VERSION,
         }
@@ -113,5 +127,5 @@ class ReportStage(Stage):
         """Write the page."""
         from flows.report.page import write_page  # a cached report loads neither Pillow nor Jinja2
 
-        problems = write_page(folder / "report.html", run, inputs=self.inputs, config=self.config)
+        problems = write_page(folder / "report.html", run, inputs=self.inputs, config=self.config, device=self.device)
         return Produced(complete=not problems)

@@ -63,15 +63,15 @@ class Faithfulness(NamedTuple):
     """Mean falls of the cosine similarity, with intervals over queries and seeds.
 
     share: of the patches that are deleted. lead: of the similarity over that to the targets of the other queries; after
-    a fall by as much, a pair is no more similar than any two images. difference: most relevant minus random; faithful
-    maps have low > 0.
+    a fall by as much, a pair is no more similar than any two images; None for a single query. difference: most relevant
+    minus random; faithful maps have low > 0.
     """
 
     share: float
     queries: int
     seeds: int
     similarity: Estimate
-    lead: Estimate
+    lead: Estimate | None
     most: Estimate
     random: Estimate
     least: Estimate
@@ -166,7 +166,7 @@ def summarize(drops: Drops, share: float) -> Faithfulness:
         queries=len(drops.most_Q),
         seeds=drops.random_QS.shape[1],
         similarity=estimate(drops.similarity_Q[:, None]),
-        lead=estimate(drops.lead_Q[:, None]),
+        lead=estimate(drops.lead_Q[:, None]) if len(drops.lead_Q) > 1 else None,
         most=estimate(drops.most_Q[:, None]),
         random=estimate(drops.random_QS),
         least=estimate(drops.least_Q[:, None]),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.errors import ConfigError
 from reid.inputs.augment import normalize
+from reid.inputs.pixel_cache import resized
 from reid.relevance.faithfulness import SHARE, Drops, measure_drops
 from reid.relevance.grid import PatchGrid, grid_of
 from reid.relevance.maps import (
@@ -167,6 +168,5 @@ def _inversion(task: Task, images_2CHW: Tensor, captions: Sequence[str]) -> Toke
 def _pixels(task: Task, images: Sequence[Image.Image], device: str) -> Tensor:
     """Return the images as the model reads them: resized and normalized, float32 [B, 3, H, W]."""
     shape = task.preprocess
-    sized = [np.asarray(image.resize((shape.width, shape.height), Image.Resampling.BICUBIC)) for image in images]
-    pixels_BHWC = torch.from_numpy(np.stack(sized)).to(device)
+    pixels_BHWC = torch.from_numpy(np.stack([resized(image, shape.height, shape.width) for image in images])).to(device)
     return normalize(pixels_BHWC.permute(0, 3, 1, 2), shape.mean, shape.std)

@@ -84,7 +84,7 @@ def test_maps_of_two_images_of_the_dataset(trained, tmp_path, capsys):
         ([], "name one model: --recipe RECIPE"),
         (["--recipe", "demo", "--model", "x"], "name one model"),
         (["--model", "x", "--set", "train.seed=1"], "--set changes a recipe"),
-        (["--model", "nothing"], "artifact 'nothing' does not exist"),
+        (["--model", "nothing"], "'nothing' does not name a trained model"),
         (
             ["--recipe", "demo", "--set", "train.seed=99", *SETTINGS],
             "missing stages: train. Run `clip-scgi train demo`",

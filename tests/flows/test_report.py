@@ -9,10 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from captioning.audit.stage import AuditConfig
 from data.artifacts.fingerprint import digest_file
@@ -27,6 +30,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.config import build_config
 from data.errors import ConfigError, DataError
 from data.files import write_json, write_table, write_text
+from data.images.thumbnails import Thumbnails
 from data.schemas import CAPTIONS, IMAGES, RANKINGS, REJECTED
 from data.slots import NONE, SLOTS, VOCABULARY
 from data.stages.images import IndexedImages
@@ -36,9 +40,13 @@ from flows.report.charts import Curve, line_chart, round_ticks, thin
 from flows.report.curves import cmc_chart, training_charts
 from flows.report.gather import draw_evenly, read_log, thirds
 from flows.report.page import method_name
+from flows.report.retrieval import query_section
 from flows.report.scores import scores, signed
 from flows.report.stage import ReportConfig, ReportInputs, ReportStage
 from flows.terminal import duration
+from reid.relevance.faithfulness import Estimate, Faithfulness
+from reid.relevance.grid import PatchGrid
+from reid.relevance.stage import PairRelevance, Relevance
 from tests.helpers.stages import audit, describe_by_hand, make_artifact
 
 HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> '); </style></svg>{{ 7 * 7 }} &amp;"
@@ -57,7 +65,7 @@ class World:
     captions: list[dict]
     rankings: list[dict]
     metrics: dict
-    config: ReportConfig = field(default_factory=ReportConfig)
+    config: ReportConfig = field(default_factory=lambda: ReportConfig(relevance=False))  # there is no model
 
     @property
     def run(self) -> RunContext:
@@ -636,7 +644,7 @@ def test_the_fingerprint_follows_what_is_shown_and_not_where_it_lies(world):
     assert key() == key(recipe={**recipe, "home": "/elsewhere", "data": {"name": "market1501", "root": "/b"}})
     assert key() != key(recipe={**recipe, "train": {"method": "clip_scgi", "epochs": 13, "seed": 0}})
     assert key() != key(model=replace(world.inputs.model, content="0" * 32))
-    changed = world.stage(config=ReportConfig(seed=1)).ingredients(world.run)
+    changed = world.stage(config=ReportConfig(seed=1, relevance=False)).ingredients(world.run)
     assert changed != key()
 
 
@@ -697,7 +705,7 @@ def test_a_run_with_nothing_in_it_still_gives_a_page(world, tmp_path):
         audit=refs["audit"],
         recipe={},
     )
-    made = ReportStage(inputs=inputs, config=ReportConfig()).make(replace(world.run, store=store))
+    made = ReportStage(inputs=inputs, config=ReportConfig(relevance=False)).make(replace(world.run, store=store))
     words = Page((made.ref.folder / "report.html").read_text()).words
     assert "No training step was logged." in words
     assert "No query has a match in the gallery." in words
@@ -722,7 +730,7 @@ def test_the_other_mode_leads_where_the_wanted_one_is_missing(world, tmp_path):
         lambda at: write_evaluation(at, world.rankings, {**world.metrics, "results": results}),
     )
     inputs = replace(world.inputs, evaluation=ref)
-    made = ReportStage(inputs=inputs, config=ReportConfig(mode="fused")).make(world.run)
+    made = ReportStage(inputs=inputs, config=ReportConfig(mode="fused", relevance=False)).make(world.run)
     words = Page((made.ref.folder / "report.html").read_text()).words
     assert "trained model, image mode" in words
 
@@ -928,6 +936,59 @@ def test_spans_of_time():
         "4 min 05 s",
         "2 h 13 min",
     ]
+
+
+def explained(pairs, sample, calls):
+    """Return made-up relevance: all of it in the top left patch of the query and the bottom right one of the image."""
+    calls.append((pairs, sample))
+    top, bottom = np.zeros((8, 4)), np.zeros((8, 4))
+    top[0, 0] = bottom[7, 3] = 1.0
+    grid = PatchGrid(rows=8, columns=4, patch=16, stride=16, height=128, width=64)
+    estimate = Estimate(0.5, 0.25, 0.75)
+    found = Faithfulness(0.25, len(sample), 5, *6 * [estimate])
+    return Relevance(grid, {pair: PairRelevance(0.9, top, bottom) for pair in pairs}, found)
+
+
+def test_each_shown_query_and_its_first_image_have_a_map(world):
+    thumbnail = Thumbnails(world.root, IndexedImages(ref=world.index, root=world.root).digests(), 128)
+    calls = []
+    section = query_section(
+        world.inputs.evaluation.folder / "rankings.parquet",
+        thumbnail,
+        model="trained",
+        mode="image",
+        each=2,
+        top_k=3,
+        seed=0,
+        explain=lambda pairs, sample: explained(pairs, sample, calls),
+    )
+    rows = [row for group in section["groups"] for row in group.queries]
+    ((pairs, sample),) = calls
+    assert pairs == [(row.path, row.hits[0].path) for row in rows]
+    own = [row for row in world.rankings if (row["model"], row["mode"]) == ("trained", "image")]
+    assert len(set(sample)) == len(sample) == min(len(own), 64)
+    assert set(sample) <= {(row["query_path"], row["top_paths"][0]) for row in own}
+    assert section["faithfulness"].queries == len(sample)
+    for row in rows:
+        for drawn, (y, x) in ((row.maps.query, (4, 4)), (row.maps.first, (123, 59))):
+            pixels = np.asarray(Image.open(BytesIO(b64decode(drawn.source.partition(",")[2])))).astype(int)
+            assert pixels.shape == (128, 64, 3)
+            assert np.ptp(pixels[y, x]) > 80, "in color where the relevance is"
+            assert np.ptp(pixels[64, 32]) < 12, "gray elsewhere"
+    assert (
+        query_section(
+            world.inputs.evaluation.folder / "rankings.parquet",
+            thumbnail,
+            model="trained",
+            mode="image",
+            each=2,
+            top_k=3,
+            seed=0,
+        )["groups"][0]
+        .queries[0]
+        .maps
+        is None
+    )
 
 
 def test_the_method_is_found_where_it_is_stated():

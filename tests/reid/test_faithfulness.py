@@ -57,6 +57,7 @@ def test_falls_equal_a_computation_by_hand():
     assert again.random_QS == pytest.approx(drops.random_QS[:, :2]), "a choice depends on its seed and query only"
     single = measure_drops(encode, images[:1], encode(images[:1]), maps[:1], GRID)
     assert np.isnan(single.lead_Q).all()
+    assert summarize(single, 0.25).lead is None
 
 
 def test_a_faithful_map_beats_random_and_an_unfaithful_one_does_not():
