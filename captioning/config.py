@@ -81,8 +81,8 @@ class CaptionConfig(Config):
     engine: EngineName = "transformers"
     """transformers: run the model in this process. openai: use a server with the OpenAI chat API."""
     model: str = Field(default=TINY, min_length=1)
-    """"tiny" (embedded), a folder with a LLaVA-1.5 model, or a hub id such as llava-hf/llava-1.5-7b-hf. With engine
-    openai: the model's name on the server."""
+    """"tiny" (embedded), a folder with a LLaVA (model type llava, llava_next or llava_onevision), or a hub id such as
+    llava-hf/llava-1.5-7b-hf. With engine openai: the name of any model on the server."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; None is the main branch. A branch means the commit in this machine's hub cache
     (`hf download` updates it), which the captions record; set a commit for the same captions on every machine. With
@@ -93,8 +93,9 @@ class CaptionConfig(Config):
     template: str = "scgi"
     """The instruction to the model: scgi (the paper's), port45, free, closed, or the path of a .toml file."""
     framing: Framing = "pad"
-    """How to fit a crop to the model's square input: pad (whole body, padded with the mean color), stretch (whole body,
-    distorted), or center_crop (as the stock processor: a 1:2 crop loses half of its rows; for comparison only)."""
+    """How to fit a crop to the model's input, a square or a tall grid of tiles: pad (whole body, padded with the mean
+    color), stretch (whole body, distorted), or center_crop (as the stock processor of LLaVA-1.5: in a square, a 1:2
+    crop loses half of its rows; for comparison only)."""
     image_tokens: ImageTokens = "all"
     """Which patches the model reads: all; body (the language model reads only the image tokens of patches that the crop
     touches, without the padding, at their own positions); or body_only (the vision tower skips the padding too, which

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from captioning.captioner import local_folder
+from captioning.chat_form import read_chat_form
 from captioning.config import CaptionConfig
 from captioning.hub import check_available
 from captioning.model_folder import check_folder, check_settings
@@ -25,6 +26,9 @@ def _check_captioner(config: CaptionConfig) -> None:
     else:
         check_folder(folder)
         check_settings(folder, config)
+        form = read_chat_form(folder)
+        if form is not None:
+            form.prompt(config.prompt_template)  # raises for an unusable chat template
 
 
 def backbone_problems(plan: Plan) -> Iterator[str]:
