@@ -98,6 +98,7 @@ def _load(folder: Path, config: CaptionConfig, device: torch.device) -> tuple[An
     if config.quantization != "none":  # quantization may hide a NaN
         check_files_finite(folder)
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    quantized = quantization_settings(folder, config.quantization, dtype)
     model, found = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
@@ -106,8 +107,8 @@ def _load(folder: Path, config: CaptionConfig, device: torch.device) -> tuple[An
         local_files_only=True,
         trust_remote_code=False,
         # transformers uses SDPA attention by default for every part that supports it.
-        quantization_config=quantization_settings(folder, config.quantization, dtype),
         output_loading_info=True,
+        **({"quantization_config": quantized} if quantized is not None else {}),  # None would replace the folder's own
     )
     check_loading(folder, found)
     check_finite(model, folder, dtype)

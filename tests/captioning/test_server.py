@@ -96,7 +96,7 @@ def test_a_llava_on_a_server_writes_the_same_as_in_this_process(store, tmp_path,
     served = Served(engine)
     root = draw(tmp_path / "people", 7)
     with serving(answer=served) as server:
-        config = asking(server.url, max_new_tokens=40, image_side=engine.llava.side)
+        config = asking(server.url, max_new_tokens=40, image_side=engine.llava.family.side)
         outcome = run(store, root, config)
     assert outcome.note == "7 captions generated, 0 reused"
     assert served.prompts == {local.prompt_template.prompt()}
