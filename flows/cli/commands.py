@@ -244,7 +244,9 @@ def manifest(
     reader: Annotated[str, typer.Option(metavar="NAME", help="Reader that knows its layout.")] = "folders",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A .csv, .tsv or .parquet file (default: manifest.csv beside the images)."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A .csv, .tsv or .parquet file (default: manifest.csv in DIR)."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     overrides: Overrides,
@@ -252,7 +254,7 @@ def manifest(
 ) -> None:
     """Write the images of a dataset to a manifest, to edit by hand and read back with data.reader=manifest.
 
-    Example: clip-scgi manifest /data/Market-1501 --reader market1501 --output people.csv
+    Example: clip-scgi manifest /data/Market-1501 --reader market1501 -o people.csv
     """
     from flows.cli.run import write_dataset_manifest
 
