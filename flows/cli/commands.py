@@ -254,7 +254,7 @@ def manifest(
 ) -> None:
     """Write the images of a dataset to a manifest, to edit by hand and read back with data.reader=manifest.
 
-    Example: clip-scgi manifest /data/Market-1501 --reader market1501 -o people.csv
+    Example: clip-scgi manifest /data/Market-1501 --reader market1501
     """
     from flows.cli.run import write_dataset_manifest
 
