@@ -43,7 +43,7 @@ _SECTIONS: Final = 4
 def write_page(
     path: Path, run: RunContext, *, inputs: ReportInputs, config: ReportConfig, device: str
 ) -> dict[str, str]:
-    """Write the page to `path`; return the images that could not be shown, each with the reason.
+    """Write the page to `path`; return what could not be shown (paths of images, "relevance"), each with the reason.
 
     device: where relevance is computed.
     """
@@ -52,7 +52,8 @@ def write_page(
     page["n_without_image"] = len(thumbnail.problems)
     write_text(path, page_environment().get_template("report.html.j2").render(page))
     run.progress(_SECTIONS, _SECTIONS, "report.html")
-    return thumbnail.problems
+    problem = page["relevance_problem"]
+    return {**thumbnail.problems, **({"relevance": problem} if problem else {})}
 
 
 def page_environment() -> Environment:

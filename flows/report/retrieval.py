@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 import numpy as np
 
+from data.errors import DataError
 from data.images.thumbnails import Thumbnail, Thumbnails
 from flows.report.gather import Row, read_rows, take_rows, thirds
 from reid.relevance.overlay import overlay
@@ -87,11 +88,15 @@ class Failures(NamedTuple):
 
 
 class QuerySection(TypedDict):
-    """Queries on the page, in groups, and how many of all queries fail."""
+    """Queries on the page, in groups, and how many of all queries fail.
+
+    relevance_problem: why relevance could not be computed; None if it was, or was not asked for.
+    """
 
     groups: Sequence[QueryGroup]
     failures: Failures
     faithfulness: Faithfulness | None
+    relevance_problem: str | None
 
 
 def leading_row(results: Sequence[Row], mode: str) -> Row:
@@ -125,11 +130,15 @@ def query_section(
     fallen = _fallen(own, before)
     parts = _parts(own, fallen, each, seed).items()
     chosen = {title: take_rows(path, [positions[at] for at in part]) for title, part in parts if part}
-    relevance = None
+    relevance, problem = None, None
     if explain is not None and chosen:
         drawn = np.random.default_rng(seed).permutation(len(own))[:_SAMPLE]
         sample = take_rows(path, [positions[at] for at in sorted(drawn.tolist())])
-        relevance = explain([_pair(row) for rows in chosen.values() for row in rows], [_pair(row) for row in sample])
+        pairs = [_pair(row) for rows in chosen.values() for row in rows]
+        try:
+            relevance = explain(pairs, [_pair(row) for row in sample])
+        except DataError as error:  # an image is gone: the rest of the page is still worth having
+            problem = str(error)
     groups = [
         QueryGroup(
             title,
@@ -146,6 +155,7 @@ def query_section(
         groups=groups,
         failures=Failures(len(own), missed, len(fallen) if before else None),
         faithfulness=relevance.faithfulness if relevance else None,
+        relevance_problem=problem,
     )
 
 

@@ -46,7 +46,7 @@ from flows.report.stage import ReportConfig, ReportInputs, ReportStage
 from flows.terminal import duration
 from reid.relevance.faithfulness import Estimate, Faithfulness
 from reid.relevance.grid import PatchGrid
-from reid.relevance.stage import PairRelevance, Relevance
+from reid.relevance.stage import PairRelevance, Relevance, RelevanceStage
 from tests.helpers.stages import audit, describe_by_hand, make_artifact
 
 HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> '); </style></svg>{{ 7 * 7 }} &amp;"
@@ -664,6 +664,19 @@ def test_a_picture_that_is_gone_or_changed_leaves_a_placeholder(images_root, tmp
     assert sum(attrs["aria-label"].startswith("query, ") for attrs in missing) == len(page.classed("query"))
     assert re.search(r"images that this page could not show [1-9]", page.words)
     assert not world.make().cached  # the pictures may be back next time
+
+
+def test_relevance_that_needs_a_lost_image_is_left_out_with_the_reason(world, tmp_path, monkeypatch):
+    def lost(*_):
+        raise DataError("1 of 9 indexed images have changed: <a.jpg>")
+
+    monkeypatch.setattr(RelevanceStage, "make", lost)
+    world = replace(world, store=ArtifactStore(tmp_path), config=ReportConfig())
+    made = world.make()
+    page = Page((made.ref.folder / "report.html").read_text())
+    assert "Relevance is not shown : 1 of 9 indexed images have changed: <a.jpg>" in page.words
+    assert page.classed("query")
+    assert not world.make().cached  # the image may be back next time
 
 
 def test_a_path_that_leaves_the_root_is_not_read(world, tmp_path):
