@@ -16,6 +16,11 @@ def world_folder(store: ArtifactStore, world: WorldConfig) -> Path:
     return store.root / "datasets" / f"synthetic-{digest(asdict(world))[:12]}"
 
 
+def is_drawn(store: ArtifactStore, root: Path) -> bool:
+    """Return True if `root` is the folder of a synthetic dataset of `store`."""
+    return root.parent == store.root / "datasets" and root.name.startswith("synthetic-")
+
+
 def ensure_world(store: ArtifactStore, world: WorldConfig) -> Path:
     """Write the synthetic dataset unless its folder exists, and return the folder.
 

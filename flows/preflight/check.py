@@ -37,7 +37,7 @@ from flows.preflight.memory import memory_notices, memory_problems
 from flows.preflight.plan import Check, IndexRows, Plan
 from flows.preflight.server import server_notices, server_problems
 from flows.preflight.settings import key_problems, log_problems, prompt_length_problems, runner_problems
-from flows.preflight.weights import backbone_problems, captioner_problems
+from flows.preflight.weights import backbone_problems, captioner_problems, photograph_notices
 from flows.recipes import Recipe
 from reid.evaluation.stage import EvaluateStage
 from reid.training.stage import TrainStage
@@ -86,6 +86,7 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 NOTICES: Final[tuple[Rule, ...]] = (
     Rule("data", evaluation_notices, "index"),
+    Rule("weights", photograph_notices),
     Rule("server", server_notices),
     Rule("device", worker_notices),
     Rule("device", emulation_notices),

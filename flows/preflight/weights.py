@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from captioning.captioner import local_folder
 from captioning.chat_form import read_chat_form
-from captioning.config import CaptionConfig
+from captioning.config import TINY, CaptionConfig
 from captioning.hub import check_available
 from captioning.model_folder import check_folder, check_settings
 from flows.preflight.plan import Plan, message_of
+from flows.worlds import is_drawn
 from reid.models.weights_source import read_source
 
 
@@ -29,6 +31,19 @@ def _check_captioner(config: CaptionConfig) -> None:
         form = read_chat_form(folder)
         if form is not None:
             form.prompt(config.prompt_template)  # raises for an unusable chat template
+
+
+def photograph_notices(plan: Plan) -> Iterator[str]:
+    """Yield a notice if the embedded captioner is about to caption images that were not drawn here."""
+    config, root = plan.caption, plan.data.root
+    is_embedded = config.engine == "transformers" and config.model == TINY
+    if "caption" in plan.stages and is_embedded and root and not is_drawn(plan.run.store, Path(root)):
+        yield (
+            "caption.model=tiny has only learned drawn people, for trying the pipeline: on 384 photographs it had the"
+            " gender right in 63 %, the upper color in 53 %, the lower color in 52 % and the bag in 23 %. To caption"
+            " photographs set caption.model=llava-hf/llava-1.5-7b-hf, which needs a GPU, or ask a server"
+            " (caption.engine=openai)"
+        )
 
 
 def backbone_problems(plan: Plan) -> Iterator[str]:

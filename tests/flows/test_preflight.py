@@ -357,6 +357,19 @@ def test_workers_that_share_a_gpu_are_a_notice(store):
     assert notice == "scale.caption_workers=4 share 1 GPU(s); set scale.caption_workers=1"
 
 
+def test_the_embedded_captioner_on_images_that_were_not_drawn_is_a_notice(store):
+    def notices(*settings: str, stages: tuple[str, ...] = ALL) -> list[str]:
+        return texts_of(notices_of(plan_of(store, build_recipe("demo", settings), market(), stages=stages)))
+
+    own, drawn = "data.root=/data/people", f"data.root={store.root / 'datasets' / 'synthetic-0123456789ab'}"
+    (notice,) = notices(own)
+    assert notice.startswith("caption.model=tiny has only learned drawn people")
+    assert "set caption.model=llava-hf/llava-1.5-7b-hf" in notice
+    assert notices() == notices(drawn) == notices(own, stages=("train", "evaluate")) == []
+    (other,) = notices(own, "caption.model=llava-hf/llava-1.5-7b-hf")
+    assert "drawn people" not in other
+
+
 def test_a_runner_that_is_not_installed(check, monkeypatch):
     monkeypatch.setattr("flows.preflight.settings.find_spec", lambda _: None)
     settings = ("scale.caption_workers=2", "scale.runner=ray")
