@@ -96,7 +96,8 @@ def _write_msmt17(market: Path, root: Path) -> None:
     for name, (folder, source) in _LISTS.items():
         lines = []
         for path, number in zip(sorted((market / source).glob("*.jpg")), numbers, strict=False):
-            person, camera = int(path.name[:4]), int(path.name[6])
+            # Other cameras than in Market-1501: the same images with the same labels would not be trained on again.
+            person, camera = int(path.name[:4]), int(path.name[6]) + 6
             pid = person - 1 if folder == "train" else person - IDENTITIES - 1
             relative = f"{pid:04d}/{pid:04d}_{number:03d}_{camera:02d}_0303morning_{number:04d}_0.jpg"
             (root / folder / relative).parent.mkdir(parents=True, exist_ok=True)
