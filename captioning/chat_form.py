@@ -48,6 +48,9 @@ _TOKENS: Final = (
 # {% generation %} marks what a model says in training; it does not change the text.
 _MARK: Final = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
+# The text of an object that is not text, such as a generator; its address differs between processes.
+_OBJECT: Final = re.compile(r"<[^<>]+ at 0x[0-9a-f]+>")
+
 
 class ChatForm(Config):
     """How a model is prompted: all that its folder says about it."""
@@ -148,12 +151,12 @@ def _conversation(source: str, template: Template, tokens: dict[str, str]) -> st
     for parts in (True, False):
         try:
             text = _render(source, _messages(template, parts=parts), tokens)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            errors.append(f"{type(error).__name__}: {error}")
+        except Exception as error:  # a template is a program: it may fail in any way, with RecursionError too
+            errors.append(f"{type(error).__name__}: {error}".rstrip(": "))
             continue
-        if text.count(_IMAGE) == 1 and all(words in text for words in wanted):
+        if text.count(_IMAGE) == 1 and all(words in text for words in wanted) and not _OBJECT.search(text):
             return text
-    reason = errors[0] if errors else f"it must write {_IMAGE} once, and each message as it is"
+    reason = errors[0] if errors else f"it must write {_IMAGE} once, each message as it is, and nothing but text"
     system = "; if it does not take a system sentence, set caption.template to a template without one"
     raise ConfigError(
         f"caption.model: the chat template of the model cannot be used ({reason}): copy {_JINJA} (or "
@@ -178,8 +181,13 @@ def _render(source: str, messages: list[dict[str, Any]], tokens: dict[str, str])
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
+    for chance in (environment.globals, environment.filters):  # the same text in every process
+        chance.pop("lipsum", None)
+        chance.pop("random", None)
     marked = _MARK.sub(lambda found: f"{{%{found[1]} {'endif' if found[2] else 'if true'} {found[3]}%}}", source)
-    return environment.from_string(marked).render(messages=messages, add_generation_prompt=True, **tokens)
+    text = environment.from_string(marked).render(messages=messages, add_generation_prompt=True, **tokens)
+    text.encode()  # raises for a lone surrogate, which cannot be tokenized
+    return text
 
 
 def _to_json(value: Any, **options: Any) -> str:

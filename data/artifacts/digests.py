@@ -61,6 +61,10 @@ def insert(connection: sqlite3.Connection, entries: Mapping[str, tuple[Stamp, st
     connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
 
 
+MEMO_FILE: Final = "digests.sqlite"
+"""Name of the memo's file in the root of an artifact store; every store has one."""
+
+
 class DigestMemo:
     """Digests remembered in the SQLite file at `path`, created on first use; many processes may share it."""
 

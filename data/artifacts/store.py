@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from data.artifacts.digests import DigestMemo
+from data.artifacts.digests import MEMO_FILE, DigestMemo
 from data.artifacts.fingerprint import digest, digest_file
 from data.errors import ConfigError, DataError
 from data.files import full_disk_explained, read_json, sync_file, sync_folder, write_json
@@ -140,7 +140,7 @@ class ArtifactStore:
     @property
     def memo(self) -> DigestMemo:
         """The digests remembered in this store."""
-        return DigestMemo(self.root / "digests.sqlite")
+        return DigestMemo(self.root / MEMO_FILE)
 
     def folder(self, stage: str, fingerprint: str) -> Path:
         """Return the folder of the artifact of `stage` with `fingerprint`, whether it exists or not."""

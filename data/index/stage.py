@@ -19,7 +19,7 @@ from data.artifacts.contents import IMAGES_FILE, contents_of_images
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
 from data.datasets import DatasetConfig, assign_splits, read_dataset
-from data.errors import RetryableError
+from data.errors import ConfigError, RetryableError
 from data.files import write_json, write_table
 from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
 from data.index.rules import check_index, identities, unusable
@@ -158,6 +158,7 @@ def _settled(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, 
 
 def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> _Found:
     scan = read_dataset(config)
+    _check_place(store, config, scan.root)
     examined = examine(
         scan.root,
         [record.path for record in scan.records],
@@ -176,6 +177,15 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
     scan = replace(scan, rejected=sorted(scan.rejected + bad))
     facts = [known[record.path] for record in scan.records]
     return _Found(scan=scan, facts=facts, n_read=examined.n_read, n_decoded=examined.n_decoded)
+
+
+def _check_place(store: ArtifactStore, config: DatasetConfig, root: Path) -> None:
+    """Raise ConfigError if a reader of all images under `root` would read pictures of artifacts too."""
+    if config.reader in ("folders", "images") and root == store.root:
+        raise ConfigError(
+            f"data.root={root} is the folder of the artifacts too: set --home to another folder, such as --home"
+            f" {root / 'artifacts'}"
+        )
 
 
 def _survey(config: DatasetConfig, found: _Found) -> Survey:

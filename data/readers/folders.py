@@ -12,7 +12,7 @@ from typing import Final
 from data.errors import DataError
 from data.people import UNKNOWN_CAMERA
 from data.readers.base import Collector, Scan, existing_folder, is_litter, number_cameras, number_labels, printable
-from data.readers.tree import image_files
+from data.readers.tree import image_files, is_store
 from data.splits import GALLERY
 
 _NOT_PEOPLE: Final = frozenset(
@@ -83,7 +83,9 @@ def _merged(labels: Mapping[str, str]) -> list[str]:
 def _empty(root: Path, paths: Sequence[str]) -> list[str]:
     """Return a notice about folders of people without an image."""
     used = {path.partition("/")[0] for path in paths}
-    found = (entry.name for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink())
+    found = (
+        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink() and not is_store(entry)
+    )
     empty = sorted(printable(name) for name in found if name not in used and not is_litter(name))
     if not empty:
         return []

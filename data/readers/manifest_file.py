@@ -25,7 +25,11 @@ COLUMNS: Final = (*REQUIRED, "camid", "label")
 _PARQUET: Final = (".parquet", ".pq")
 _BATCH_ROWS: Final = 16_384
 _DELIMITERS: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
-_BOMS: Final = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# The mark of UTF-32 begins with that of UTF-16.
+_BOMS: Final = {
+    **{codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"},
+    **{codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"},
+}
 _ZIP: Final = b"PK\x03\x04"  # a spreadsheet (.xlsx, .ods)
 _TEXTS: Final = ("path", "split")
 _KINDS: Final = (
@@ -71,9 +75,20 @@ def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
         else:
             yield from _csv(file, needed)
     except pa.ArrowException as error:
-        raise DataError(f"{file} cannot be read as a manifest: {error}. Write it as Parquet or CSV") from error
+        raise _unreadable(file, error) from error
+    except UnicodeDecodeError as error:  # of a Parquet file; `_csv` reports those of a CSV file
+        raise DataError(
+            f"{file} has text that is not UTF-8: write it again as Parquet or CSV with UTF-8 text"
+        ) from error
     except OSError as error:
+        if error.errno is None:  # Arrow's, on the content
+            raise _unreadable(file, error) from error
         raise DataError(f"{file} cannot be read: {error}. Check its permissions") from error
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    problem = str(error).strip().rstrip(".")
+    return DataError(f"{file} cannot be read as a manifest: {problem}. Write it again, unencrypted, as Parquet or CSV")
 
 
 def _folder(folder: Path, needed: Sequence[str]) -> Iterator[Row]:
@@ -124,16 +139,15 @@ def _csv(file: Path, required: Sequence[str]) -> Iterator[Row]:
     encoding = _encoding(file)
     try:
         with file.open(encoding=encoding, newline="") as stream:
-            first = stream.readline()
-            delimiter = _delimiter(first)
-            header = next(csv.reader([first], delimiter=delimiter), [])
+            delimiter, header = _header(file, stream.readline())
             where = _positions(file, header, required)
             place = [where.get(column, len(header)) for column in COLUMNS]
             for number, cells in enumerate(_lines(file, stream, delimiter, len(header)), start=1):
                 cells.append("")  # the value of absent columns
                 yield Row(f"row {number}", *(cells[at] for at in place))
     except UnicodeError as error:
-        problem = "UTF-16 text" if encoding == "utf-16" else f"UTF-8 text{_bad_line(file)}"
+        wide = encoding in ("utf-16", "utf-32")
+        problem = f"{encoding.upper()} text" if wide else f"UTF-8 text{_bad_line(file)}"
         raise DataError(f"{file} is not {problem}; save it as UTF-8") from error
 
 
@@ -150,10 +164,24 @@ def _lines(file: Path, stream: TextIO, delimiter: str, width: int) -> Iterator[l
             if cells:
                 yield cells
     except csv.Error as error:
-        raise DataError(
-            f"{file} cannot be read as a manifest: line {reader.line_num + 1}: {error}. Put values that contain double"
-            " quotes between double quotes, and write each of theirs twice"
-        ) from error
+        raise _malformed(file, reader.line_num + 1, error) from error
+
+
+def _malformed(file: Path, line: int, error: csv.Error) -> DataError:
+    return DataError(
+        f"{file} cannot be read as a manifest: line {line}: {error}. Put values that contain double quotes between"
+        f" double quotes, and write each of theirs twice; no value may have more than {csv.field_size_limit():,}"
+        " characters"
+    )
+
+
+def _header(file: Path, line: str) -> tuple[str, list[str]]:
+    """Return the delimiter and the column names in the first line."""
+    try:
+        delimiter = _delimiter(line)
+        return delimiter, next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise _malformed(file, 1, error) from error
 
 
 def _encoding(file: Path) -> str:

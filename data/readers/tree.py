@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
+from data.artifacts.digests import MEMO_FILE
 from data.errors import DataError, RejectedRow
 from data.readers.base import PATH_DETAILS, Collector, PathGate, is_litter, join
 
@@ -24,7 +26,8 @@ def image_files(collector: Collector) -> Iterator[str]:
     """Yield the paths of all images under the root, at any depth; `collector` rejects everything else.
 
     One row is rejected for each hidden folder, each link to a folder, and each file whose name does not end like that
-    of an image. What file managers leave behind (`is_litter`) is ignored. The order is that of the disk.
+    of an image. What file managers leave behind (`is_litter`) and artifact stores are ignored. The order is that of the
+    disk.
     """
     gate, pending = PathGate(collector.root), [""]
     while pending:
@@ -34,12 +37,18 @@ def image_files(collector: Collector) -> Iterator[str]:
             if reason:
                 collector.reject(path, reason, _DETAILS[reason])
             elif entry.is_dir(follow_symlinks=False):
-                pending.append(path)
+                if not is_store(collector.root / path):
+                    pending.append(path)
             else:
                 try:
                     yield gate.admit(path)
                 except RejectedRow as error:
                     collector.reject(path, error.reason, PATH_DETAILS[error.reason])
+
+
+def is_store(folder: Path) -> bool:
+    """Return True if `folder` is an artifact store, which has pictures of people too; the default is ./artifacts."""
+    return (folder / MEMO_FILE).exists()
 
 
 def _entries(collector: Collector, folder: str) -> list[os.DirEntry[str]]:
@@ -60,7 +69,7 @@ def _refusal(entry: os.DirEntry[str]) -> str:
     """Return the reason of `_DETAILS` why an entry is rejected by its name or kind, or ""."""
     if _is_hidden_folder(entry):
         return "hidden"
-    if entry.is_symlink() and entry.is_dir():
+    if entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 - `entry.is_dir` raises for a cycle of links
         return "linked_folder"
     if entry.is_dir(follow_symlinks=False) or entry.name.lower().endswith(SUFFIXES):
         return ""

@@ -249,6 +249,13 @@ def test_other_prompts_and_tiles_are_ingredients(made, tmp_path):
         ("{% if %}", "TemplateSyntaxError"),
         ("{{ strftime_now('%d %b %Y') }} <image>", "'strftime_now' is undefined"),
         ("{{ messages.__class__.__mro__ }} <image>", "SecurityError"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
+        ("{{ 'x' | dictsort }}", "AttributeError"),
+        ("{{ 'x' | center(10 ** 18) }}", "MemoryError"),
+        ("{{ lipsum(1) }}", "'lipsum' is undefined"),
+        ("{{ [1, 2] | random }}", "No filter named 'random'"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError"),
+        ("{{ messages | map('first') }}<image>{{ messages[0]['content'][1]['text'] }}", "nothing but text"),
     ],
 )
 def test_an_unusable_chat_template_is_refused_with_the_remedy(made, tmp_path, source, problem):

@@ -71,6 +71,8 @@ def test_everything_else_in_the_tree_is_rejected_with_a_reason(root, tmp_path):
     (root / "elsewhere").symlink_to(tmp_path / "elsewhere")
     (root / "again").symlink_to(root / "7up")
     (root / "7up" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "7up" / "self.jpg").symlink_to(root / "7up" / "self.jpg")
+    (root / "round").symlink_to(root / "round")
     (root / "7up" / "out.jpg").symlink_to(tmp_path / "outside.jpg")
     (tmp_path / "outside.jpg").write_bytes(b"x")
     litter(root, root / "7up")
@@ -85,6 +87,8 @@ def test_everything_else_in_the_tree_is_rejected_with_a_reason(root, tmp_path):
         "elsewhere": "linked_folder",
         "again": "linked_folder",
         "7up/gone.jpg": "missing",
+        "7up/self.jpg": "missing",
+        "round": "not_an_image",
         "7up/out.jpg": "outside_root",
     }
     assert all(row.detail for row in found.rejected)

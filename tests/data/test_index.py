@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
-from data.errors import DataError, RetryableError
+from data.errors import ConfigError, DataError, RetryableError
 from data.images import decode as images_module
 from data.index.examine import examine
 from data.index.stage import index, survey
@@ -770,3 +770,25 @@ def test_a_root_that_is_not_utf8_is_refused_and_read_through_a_link(store, tmp_p
     link.symlink_to(root)
     assert index(store, config=config_of(link)).found.n_read == 10
     assert index(store, config=config_of(link)).found.n_read == 0
+
+
+@pytest.mark.parametrize("reader", ["folders", "images"])
+def test_artifacts_in_the_folder_of_the_images_are_not_images(tmp_path, reader):
+    root = tmp_path / "people"
+    put(root, "Ann/1.jpg", "Ann/2.jpg", "Bob/1.jpg", "Bob/2.jpg")
+    settle()
+    store = ArtifactStore(root / "artifacts")
+    config = DatasetConfig(reader=reader, root=str(root))
+    first = index(store, config=config)
+    put(store.root, "pictures/thumbnail.jpg", first_seed=9)
+    again = index(store, config=config)
+    assert again.made.cached
+    assert again.made.ref == first.made.ref
+    assert not again.found.rejected
+
+
+@pytest.mark.parametrize("reader", ["folders", "images"])
+def test_images_in_the_root_of_the_artifacts_are_refused(tmp_path, reader):
+    put(tmp_path, "Ann/1.jpg", "Bob/1.jpg")
+    with pytest.raises(ConfigError, match=r"is the folder of the artifacts too: set --home to .*/artifacts"):
+        survey(ArtifactStore(tmp_path), config=DatasetConfig(reader=reader, root=str(tmp_path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 from decimal import Decimal
 
 import numpy as np
@@ -182,6 +183,14 @@ def test_manifest_one_path_with_two_labels(tmp_path, change):
     assert str(file) in str(error.value)
 
 
+def _parquet_with_other_bytes():
+    """Return a Parquet file with a string that is not UTF-8, as tools that do not check it write."""
+    stream = io.BytesIO()
+    path = pa.array([b"caf\xe9"]).view(pa.string())
+    pq.write_table(pa.table({"path": path, "split": ["train"], "pid": [1]}), stream)
+    return stream.getvalue()
+
+
 def test_what_is_refused_names_the_remedy(tmp_path):
     put(tmp_path, *GOOD["path"])
     text = GOOD.to_csv(index=False)
@@ -214,8 +223,16 @@ def test_what_is_refused_names_the_remedy(tmp_path):
             "path,split,pid,label\na/1.jpg,train,1,Al\na/2.jpg,train,1,Bo\n",
             r"more than one label for 1 identities, such as pid 1 \('Al', 'Bo'\)\. Give each pid one label",
         ),
+        "long.csv": (
+            f"{text}{'x' * 200_000},train,1,1\n",
+            r"line 7: field larger .*no value may have more than 131,072",
+        ),
+        "head.csv": (f"{'x' * 200_000},{text}", "line 1: field larger .*no value may have more than 131,072"),
+        "cut32.csv": (text.encode("utf-32")[:-1], "is not UTF-32 text; save it as UTF-8"),
         "text.parquet": ("hello", "cannot be read as a manifest"),
         "empty.parquet": ("", "cannot be read as a manifest"),
+        "secret.parquet": (b"PAR1" + b"\0" * 9 + b"\1\0\0\0PARE", "as a manifest: .*Write it again, unencrypted"),
+        "bytes.parquet": (_parquet_with_other_bytes(), "has text that is not UTF-8: write it again"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -307,6 +324,7 @@ def _shouted(text):
         lambda text: text.replace(",", ";").replace("\n", "\r\n").encode("utf-8-sig"),
         lambda text: text.replace(",", "\t").encode(),
         lambda text: text.replace(",", "\t").encode("utf-16"),
+        lambda text: text.encode("utf-32"),
         lambda text: _shouted(text).encode(),
         lambda text: ('"' + text.replace(",", '","').replace("\n", '"\n"')).removesuffix('"').encode(),
         lambda text: text.replace("\n", "\n\n").removesuffix("\n").encode(),
