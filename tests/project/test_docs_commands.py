@@ -48,13 +48,17 @@ def people(tmp_path_factory):
         pid, camera = re.match(r"(\d+)_c(\d)", path.name).groups()
         free = next(n for n in range(1, 99) if not (pku / f"{pid}_0{camera}_{n}.png").exists())
         (pku / f"{pid}_0{camera}_{free}.png").write_bytes(path.read_bytes())
-    mine = root / "my-people"
+    mine, crops = root / "my-people", root / "crops"
     mine.mkdir()
+    crops.mkdir()
     rows = []
     for folder, split in (("bounding_box_train", "train"), ("query", "query"), ("bounding_box_test", "gallery")):
         for path in sorted((market / folder).glob("*.jpg")):
             pid, camera = re.match(r"(\d+)_c(\d)", path.name).groups()
-            (mine / path.name).write_bytes(path.read_bytes())
+            person = root / "people" / f"person {pid}"
+            person.mkdir(parents=True, exist_ok=True)
+            for folder_of_copy in (mine, crops, person):
+                (folder_of_copy / path.name).write_bytes(path.read_bytes())
             rows.append({"path": path.name, "split": split, "pid": int(pid), "camid": int(camera)})
     pd.DataFrame(rows).to_csv(mine / "manifest.csv", index=False)
     return root
@@ -74,12 +78,12 @@ def test_the_command_works(command, people, tmp_path):
         small += ["--set", "synthetic.train_identities=6", "--set", "synthetic.test_identities=4"]
         queries = (str(path) for path in (people / "Market-1501-v15.09.15" / "query").glob("*.jpg"))
         arguments = [next(queries) if word in ("query.jpg", "gallery.jpg") else word for word in arguments]
+    arguments = [str(tmp_path / word) if word in ("people.csv", "maps.png") else word for word in arguments]
     if arguments[0] in ("run", "search", "explain"):
         arguments += small
     if arguments[0] == "search":
         arguments += ["--train"]
     if arguments[0] == "explain":
-        arguments[arguments.index("maps.png")] = str(tmp_path / "maps.png")
         assert run(["train", "demo", *small], tmp_path).returncode == 0
     done = run(arguments, tmp_path)
     if arguments[0] in STAGES and arguments[1] in NEEDS_WEIGHTS:
