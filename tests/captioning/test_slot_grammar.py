@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_the_choice_is_the_likeliest_legal_token_and_for_ties_the_smallest():
 
 
 def test_where_the_cache_writes_and_what_each_token_attends_to():
-    cache = RowCache(layers=2, room=6)
+    cache = RowCache(SimpleNamespace(num_hidden_layers=2), room=6)
     places = torch.tensor([[0, 2], [5, 7]])
     for used, seen in ((None, 6), (3, 3), (99, 6)):
         mask = cache.aim(places, torch.float16, used)
@@ -241,7 +242,7 @@ def test_where_the_cache_writes_and_what_each_token_attends_to():
 
 
 def test_chunks_overwrite_wrong_guesses_row_by_row():
-    cache = RowCache(layers=1, room=6)
+    cache = RowCache(SimpleNamespace(num_hidden_layers=1), room=6)
     prompt = torch.arange(2 * 3 * 2.0).reshape(2, 1, 3, 2) + 1
     assert cache.update(prompt, -prompt, 0)[0] is prompt
     assert cache.layers[0].is_initialized is True
