@@ -69,7 +69,7 @@ def mean_ap(entry: Entry) -> str:
         return ""
     try:
         metrics = read_json(entry.folder / "metrics.json")
-        mark = "*" if camera_note(metrics["protocol"]) else ""
+        mark = "*" if camera_note(metrics.get("protocol", {})) else ""
         return f"{100 * leading_row(metrics['results'], 'image')['mAP']:.1f}{mark}"
     except (DataError, OSError, KeyError, IndexError, TypeError):  # metrics.json is damaged, its sidecar is not
         return "?"
