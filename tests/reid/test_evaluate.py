@@ -110,7 +110,6 @@ import sys
 from pathlib import Path
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from reid.config.evaluate import EvaluateConfig
-from tests.helpers.small_models import SEED, write_model, write_world
 from tests.helpers.stages import evaluate
 made = evaluate(ArtifactStore(Path({str(store.root)!r})), images=ArtifactRef(**{images.to_json()!r}),
     model=ArtifactRef(**{model.to_json()!r}), images_root=Path("/nowhere"), config=EvaluateConfig(device="cpu"))
@@ -246,7 +245,7 @@ def test_a_camera_embedding_is_given_the_cameras_of_the_images(world):
 def test_one_camera_leaves_no_valid_query_and_says_so(tmp_path):
     store = ArtifactStore(tmp_path / "home")
     images = write_world(store, tmp_path / "images", cameras=1)
-    with pytest.raises(DataError, match="exclude='none'"):
+    with pytest.raises(DataError, match="evaluate.exclude=none"):
         run((store, images, write_model(store), tmp_path / "images"))
 
 
