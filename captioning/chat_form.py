@@ -120,7 +120,10 @@ def _processor_template(folder: Path) -> str | None:
     problem = file_problem(jinja)
     if problem is not None:
         raise WeightsError(f"{jinja} {problem}")
-    return jinja.read_text(encoding="utf-8")
+    try:
+        return jinja.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{jinja} is not UTF-8 text ({error}): download or copy it again") from error
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -83,9 +83,9 @@ class Costs:
 
 
 class _Images(NamedTuple):
-    """Images to caption. pending: distinct ones without a caption. total: of all distinct images."""
+    """Images to caption. pending: distinct ones without a caption, None if unknown. total: of all distinct images."""
 
-    pending: list[Pending]
+    pending: list[Pending] | None
     total: int
 
 
@@ -110,8 +110,9 @@ def costs_of(found: Inspection, *, probe: bool) -> Costs:
         for stage in COSTLY
         if stage in found.stages
     ]
-    pending = None if images is None else len(images.pending)
-    return Costs(stages=stages, to_caption=pending, free=free_bytes(plan.run.store.root))
+    pending = None if images is None else images.pending
+    to_caption = None if pending is None else len(pending)
+    return Costs(stages=stages, to_caption=to_caption, free=free_bytes(plan.run.store.root))
 
 
 def _bytes(stage: StageName, plan: Plan, written: Mapping[str, int]) -> int | None:
@@ -130,7 +131,7 @@ def _images(plan: Plan) -> _Images | None:
     try:
         return _Images(uncaptioned(plan.run, plan.caption), total)
     except ClipScgiError:
-        return _Images([], total)  # the captioner is unusable, which is a problem of its own
+        return _Images(None, total)  # the captioner is unusable, which is a problem of its own
 
 
 def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
@@ -140,8 +141,8 @@ def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
         return "unknown until the images can be read"
     counts = {split: len(plan.rows.of(split).pid) for split in ("train", "query", "gallery")}
     if stage == "caption":
-        if images is None:
-            return f"{len(plan.rows.pid):,} images"
+        if images is None or images.pending is None:
+            return f"{len(plan.rows.pid) if images is None else images.total:,} images"
         known = images.total - len(images.pending)
         return f"{len(images.pending):,} images" + (f", {known:,} already captioned" if known else "")
     if stage == "train":
@@ -153,12 +154,13 @@ def _duration(stage: StageName, plan: Plan, images: _Images | None, refusal: str
     """Return the time of a stage. refusal: why nothing may be measured, or ""."""
     if stage not in plan.stages:
         return Duration(0.0, "cached")
-    if stage == "caption" and images is not None and not images.pending and not refusal:
+    pending = None if images is None else images.pending
+    if stage == "caption" and pending == [] and not refusal:
         return Duration(0.0, "all captions exist")
-    if refusal or images is None:
+    if refusal or pending is None:
         return Duration(None, refusal or "not measured")
     if stage == "caption":
-        return _explained(lambda: _captioning(plan, images.pending))
+        return _explained(lambda: _captioning(plan, pending))
     if stage == "train":
         return _explained(lambda: _training(plan))
     return Duration(None, "not measured")

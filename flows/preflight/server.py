@@ -25,12 +25,22 @@ def silent_server_problems(plan: Plan) -> Iterator[str]:
 
 
 def server_notices(plan: Plan) -> Iterator[str]:
-    """Yield that the server does not list the model: some servers load a model on request."""
-    if not _asks(plan) or plan.server.models is None or plan.caption.model in plan.server.models:
+    """Yield that the server does not list the model: some servers load a model on request, and some list none."""
+    if not _asks(plan) or plan.server.refusal or plan.server.silence:
+        return
+    url = plan.caption.server.url
+    if plan.server.models is None:
+        yield (
+            f"the server does not list its models at {url}/models, so caption.model={plan.caption.model} is not"
+            " checked: make sure that caption.server.url is the base of its API, which usually ends in /v1, such as"
+            " caption.server.url=http://127.0.0.1:8000/v1"
+        )
+        return
+    if plan.caption.model in plan.server.models:
         return
     names = ", ".join(plan.server.models) or "no model"
     yield (
-        f"the server {plan.caption.server.url} lists {names}, not caption.model={plan.caption.model}: set "
+        f"the server {url} lists {names}, not caption.model={plan.caption.model}: set "
         "caption.model to a name that it lists, unless it loads models on request"
     )
 

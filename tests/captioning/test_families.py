@@ -269,6 +269,13 @@ def test_an_unusable_chat_template_is_refused_with_the_remedy(made, tmp_path, so
     assert "copy chat_template.jinja (or chat_template.json) from the model's repository" in str(caught.value)
 
 
+def test_a_chat_template_that_is_not_text_is_named(made, tmp_path):
+    folder = shutil.copytree(made("llava_next_mistral"), tmp_path / "llava")
+    (folder / "chat_template.jinja").write_bytes("{{ 'é' }}".encode("latin-1"))
+    with pytest.raises(WeightsError, match=r"chat_template\.jinja is not UTF-8 text .*download or copy it again"):
+        read_chat_form(folder)
+
+
 def test_a_system_sentence_that_the_chat_template_drops_is_an_error(made):
     form = read_chat_form(made("llava_next_mistral"))
     deaf = form.model_copy(update={"chat_template": "[INST] <image>\n{{ messages[-1]['content'][1]['text'] }} [/INST]"})

@@ -436,6 +436,9 @@ def test_a_server_is_asked_for_its_models(tmp_path):
         assert notices_of(asked(server.url, server.model)) == []
         (notice,) = texts_of(notices_of(asked(server.url, "another")))
         assert f"lists {server.model}, not caption.model=another" in notice
+        (notice,) = texts_of(notices_of(asked(server.url.removesuffix("/v1"), server.model)))
+        assert "does not list its models" in notice
+        assert "caption.server.url=http://127.0.0.1:8000/v1" in notice
     with serving(models_fault="key_401") as closed:
         (problem,) = texts_of(problems_of(asked(closed.url, closed.model)))
         assert "HTTP 401" in problem
@@ -508,6 +511,15 @@ def test_costs_of_a_run_that_is_ready(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "demo is ready to run" in shown
     assert "10 images" in shown
+
+
+def test_images_of_an_unusable_captioner_do_not_count_as_captioned(tmp_path, capsys):
+    settings = ["--set", f"data.root={market(tmp_path / 'market')}", "--set", f"caption.model={tmp_path / 'nowhere'}"]
+    command = ["check", "demo", "--no-probe", "--home", str(tmp_path / "home"), *settings, "--json"]
+    assert main(command) == 1
+    costs = json.loads(capsys.readouterr().out)["costs"]
+    assert costs["stages"][0]["work"] == "10 images"
+    assert costs["images_to_caption"] is None
 
 
 def test_captions_and_stages_that_exist_cost_nothing(finished, capsys):
