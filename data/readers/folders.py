@@ -105,14 +105,16 @@ def _cameras(paths: Sequence[str], pattern: str) -> dict[str, int]:
         shown = ", ".join(lacking[:_SHOWN])
         raise DataError(
             f"data.camera_pattern={pattern} does not find a camera in {share} image paths, such as {shown}. Correct the"
-            f" pattern, which is searched in the path relative to data.root (cam(\\d+) fits {_example(lacking[0])}), or"
-            ' set data.camera_pattern="" if the cameras are unknown'
+            f" pattern, which is searched in the path relative to data.root ({_example(lacking[0])}), or set"
+            ' data.camera_pattern="" if the cameras are unknown'
         )
     numbers = number_cameras(names.values())
     return {path: numbers[name] for path, name in names.items()}
 
 
 def _example(path: str) -> str:
-    """Return a path like `path` in which the pattern cam(\\d+) finds camera 3."""
+    """Return what the pattern cam(\\d+) finds in `path`, or in a path like it."""
+    if match := re.search(r"cam(\d+)", path):
+        return f"cam(\\d+) finds camera {match[1]} in {path}"
     folder, _, name = path.rpartition("/")
-    return f"{folder}/cam3_{name}"
+    return f"cam(\\d+) would find camera 3 if it were {folder}/cam3_{name}"

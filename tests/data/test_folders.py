@@ -136,6 +136,17 @@ def test_a_pattern_that_does_not_fit_every_path_is_refused(root, pattern, share)
     assert 'data.camera_pattern=""' in text
 
 
+def test_the_hint_of_a_wrong_camera_pattern_names_a_path_that_exists(tmp_path):
+    put(tmp_path, "Alice/day 1/cam2_00.jpg", first_seed=1)
+    with pytest.raises(DataError) as error:
+        scan("folders", tmp_path, camera_pattern=r"kamera(\d+)")
+    assert r"(cam(\d+) finds camera 2 in Alice/day 1/cam2_00.jpg)" in str(error.value)
+    put(tmp_path, "Aaron/00.jpg", first_seed=2)
+    with pytest.raises(DataError) as error:
+        scan("folders", tmp_path, camera_pattern=r"cam(\d+)")
+    assert r"(cam(\d+) would find camera 3 if it were Aaron/cam3_00.jpg)" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [
