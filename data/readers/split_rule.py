@@ -99,5 +99,5 @@ def _notice(rule: str, records: Sequence[ImageRecord]) -> str:
     return (
         f"identities are split by rule ({rule}): {len(train):,} to train ({len(of[TRAIN]):,} images) and {len(test):,}"
         f" to test ({len(of[QUERY]):,} queries, one per identity{'' if unknown else ' and camera'}, and"
-        f" {len(of[GALLERY]):,} gallery images). split.csv in the index artifact lists them"
+        f" {len(of[GALLERY]):,} gallery images). The index writes the list to split.csv"
     )

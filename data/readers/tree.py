@@ -15,6 +15,9 @@ SUFFIXES: Final = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", "
                    ".pnm", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
 """Endings of the names of images, in any case. The index decides which of these formats it can decode."""
 
+MANIFESTS: Final = ("manifest.csv", "manifest.tsv", "manifest.parquet")
+"""Tables in the root that may describe the same images; not images of a person."""
+
 _DETAILS: Final = {
     "hidden": "a folder whose name begins with a dot; rename it to use its images",
     "linked_folder": "a link to a folder, which is not followed; put the folder itself there",
@@ -26,13 +29,15 @@ def image_files(collector: Collector) -> Iterator[str]:
     """Yield the paths of all images under the root, at any depth; `collector` rejects everything else.
 
     One row is rejected for each hidden folder, each link to a folder, and each file whose name does not end like that
-    of an image. What file managers leave behind (`is_litter`) and artifact stores are ignored. The order is that of the
-    disk.
+    of an image. What file managers leave behind (`is_litter`), artifact stores and the manifest that `clip-scgi
+    manifest` writes into the root are ignored. The order is that of the disk.
     """
     gate, pending = PathGate(collector.root), [""]
     while pending:
         for entry in _entries(collector, pending.pop()):
             path = entry.path[len(str(collector.root)) :].lstrip("/")
+            if path in MANIFESTS:
+                continue
             reason = _refusal(entry)
             if reason:
                 collector.reject(path, reason, _DETAILS[reason])

@@ -101,7 +101,9 @@ def _smaller_batch(most: int, processes: int) -> str:
     fitting = most - most % processes
     if fitting < MIN_IDENTITIES:
         return f"set train.batch.identities={most} and {PROCESSES_KEY}=1"
-    return f"set train.batch.identities={fitting}" + (" or lower" if processes == 1 else "")
+    return f"set train.batch.identities={fitting}" + (
+        " or lower" if processes == 1 and fitting > MIN_IDENTITIES else ""
+    )
 
 
 def _held_out_count(people: int, config: TrainConfig) -> int:

@@ -95,6 +95,16 @@ def test_everything_else_in_the_tree_is_rejected_with_a_reason(root, tmp_path):
     assert "1 folder(s) do not contain an image, such as empty" in found.notices
 
 
+@pytest.mark.parametrize("reader", ["folders", "images"])
+def test_a_manifest_of_the_same_images_in_the_root_is_not_part_of_the_dataset(root, reader):
+    before = scan(reader, root)
+    for name in ("manifest.csv", "manifest.tsv", "manifest.parquet", "0012/manifest.csv"):
+        (root / name).write_text("path,pid\n")
+    after = scan(reader, root)
+    assert after.records == before.records
+    assert reasons(after) == {"0012/manifest.csv": "not_an_image"}
+
+
 def test_names_that_are_not_utf8_are_rejected(root):
     (root / "7up" / "caf\udce9.jpg").write_bytes(b"x")
     assert reasons(scan("folders", root)) == {"7up/caf\\xe9.jpg": "bad_path"}

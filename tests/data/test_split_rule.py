@@ -160,7 +160,7 @@ def test_the_index_writes_labels_and_the_split(store, tmp_path):
     (notice,) = outcome.found.notices
     assert notice == (
         "identities are split by rule (by_identity seed=0 train_fraction=0.5): 2 to train (8 images) and 1 to test (2 "
-        "queries, one per identity and camera, and 2 gallery images). split.csv in the index artifact lists them"
+        "queries, one per identity and camera, and 2 gallery images). The index writes the list to split.csv"
     )
 
 

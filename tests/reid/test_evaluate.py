@@ -245,7 +245,7 @@ def test_a_camera_embedding_is_given_the_cameras_of_the_images(world):
 def test_one_camera_leaves_no_valid_query_and_says_so(tmp_path):
     store = ArtifactStore(tmp_path / "home")
     images = write_world(store, tmp_path / "images", cameras=1)
-    with pytest.raises(DataError, match="evaluate.exclude=none"):
+    with pytest.raises(DataError, match=r"evaluate\.exclude=none"):
         run((store, images, write_model(store), tmp_path / "images"))
 
 
