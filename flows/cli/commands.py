@@ -16,6 +16,7 @@ import typer
 from data.artifacts.stages import STAGES, StageName
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
+from flows.cli.retrieval.embed import embed
 
 _RUN: Final = "Run the pipeline"
 _RESULTS: Final = "Compare and search"
@@ -215,6 +216,7 @@ def search(
 
 
 app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(explain)
+app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(embed)
 
 
 @app.command(rich_help_panel=_RESULTS, no_args_is_help=True)

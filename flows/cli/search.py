@@ -59,7 +59,8 @@ def find_people(
             summary = flow()
         found = _trained(store, RunSummary.model_validate(summary))
     if not isinstance(found, Searchable):
-        raise ClipScgiError(_missing(found, name, overrides, home))
+        missing = missing_model("search", found, name, overrides, home)
+        raise ClipScgiError(f"{missing}, or add --train to this command to do both")
     _show(recipe, found.run, found.model, query, top)
 
 
@@ -154,13 +155,14 @@ def _trained(store: ArtifactStore, summary: RunSummary) -> Searchable:
     return Searchable(run=RunContext(store=store, indexed=images), model=summary["train"].artifact)
 
 
-def _missing(stages: Sequence[str], recipe: str, overrides: Sequence[str], home: Path | None) -> str:
+def missing_model(command: str, stages: Sequence[str], recipe: str, overrides: Sequence[str], home: Path | None) -> str:
+    """Return the message of `command` that a recipe has no trained model, and what to run first."""
     place = ["--home", str(home)] if home else []
     settings = [part for override in overrides for part in ("--set", override)]
-    command = shlex.join(["clip-scgi", "train", recipe, *place, *settings])
+    first = shlex.join(["clip-scgi", "train", recipe, *place, *settings])
     return (
-        f"search: recipe {recipe} has no trained model here for its images and settings; missing stages: "
-        f"{', '.join(stages)}. Run `{command}` first, or add --train to this command to do both"
+        f"{command}: recipe {recipe} has no trained model here for its images and settings; missing stages: "
+        f"{', '.join(stages)}. Run `{first}` first"
     )
 
 

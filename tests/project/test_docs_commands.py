@@ -10,9 +10,11 @@ import subprocess
 import pandas as pd
 import pytest
 
+from data.artifacts.store import ArtifactStore
 from data.synthetic.world import WorldConfig, write_market1501
 from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
+from tests.helpers.small_models import write_model
 
 PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/gpu.md")
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
@@ -85,6 +87,12 @@ def test_the_command_works(command, people, tmp_path):
         arguments += ["--train"]
     if arguments[0] == "explain":
         assert run(["train", "demo", *small], tmp_path).returncode == 0
+    if arguments[0] == "embed":
+        store = ArtifactStore(tmp_path)
+        store.record_use(write_model(store), dataset="demo", recipe="demo")
+        arguments = [str(tmp_path / word) if word == "features.parquet" else word for word in arguments]
+        if "-o" not in arguments:
+            arguments += ["-o", str(tmp_path / "features.parquet")]
     done = run(arguments, tmp_path)
     if arguments[0] in STAGES and arguments[1] in NEEDS_WEIGHTS:
         # The weights do not exist here and no hub can be reached: one clear message, no traceback.
@@ -95,6 +103,8 @@ def test_the_command_works(command, people, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     if arguments[0] in ("search", "explain"):
         assert "similarity" in done.stdout
+    if arguments[0] == "embed":
+        assert (tmp_path / "features.parquet").exists()
     if arguments[0] == "run":
         assert "report.html" in done.stdout
         assert "mAP" in done.stdout

@@ -8,7 +8,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
+from data.artifacts.store import ArtifactStore
 from data.schemas import CAPTIONS, IMAGES, RANKINGS, REJECTED
 from tests.helpers.places import REPO
 
@@ -58,11 +60,24 @@ def files(tmp_path, monkeypatch):
     result = {"model": "trained", "mode": "image", "mAP": 0.5, "rank1": 0.4, "mINP": 0.3}
     metrics = {"protocol": {"description": "Single query."}, "results": [result]}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    vectors = np.eye(6, 3, dtype=np.float32) + np.float32(0.5)
+    pd.DataFrame({"path": images["path"], "embedding": list(vectors)}).to_parquet(tmp_path / "features.parquet")
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def _model(tmp_path):
+    """Write a model of the recipe demo and two images."""
+    from tests.helpers.small_models import write_model
+
+    store = ArtifactStore.default()
+    store.record_use(write_model(store), dataset="demo", recipe="demo")
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (20, 40), "red").save(tmp_path / name)
+
+
 @pytest.mark.parametrize("page", WITH_CODE)
-@pytest.mark.usefixtures("files")
+@pytest.mark.usefixtures("files", "_model")
 def test_the_code_runs(page, capsys):
     for code in BLOCKS[page]:
         run_block(code, page)
@@ -81,7 +96,7 @@ def test_the_cookbook_finds_what_it_says(capsys):
 
 @pytest.mark.usefixtures("files")
 def test_shown_images_are_marked_right_or_wrong():
-    (code,) = BLOCKS["docs/search.md"]
+    *_, code = BLOCKS["docs/search.md"]
     names = run_block(code, "docs/search.md")
     assert names["shown"]["right"].tolist() == [True, False]
     assert names["hardest"]["query_path"].tolist() == ["1.jpg"]
