@@ -66,8 +66,8 @@ def test_a_folder_of_images_is_embedded_once(place, capsys):
     assert len(frame) == n_images
     assert f"{n_images} images, mode image, " in shown
     assert f"; {n_images} embedded now; model train/" in shown
-    assert "1 files are rejected; features.rejected.parquet says why" in shown
-    assert pd.read_parquet("features.rejected.parquet")["reason"].tolist() == ["truncated"]
+    assert "2 files are rejected; features.rejected.parquet says why" in shown
+    assert pd.read_parquet("features.rejected.parquet")["reason"].tolist() == ["truncated", "not_an_image"]
     assert frame[["split", "pid", "camid", "label"]].isna().all(axis=None)
     embedder = Embedder.load("demo", device="cpu")
     expected = embedder.embed_images([place / "photos" / path for path in frame["path"]])
@@ -77,7 +77,7 @@ def test_a_folder_of_images_is_embedded_once(place, capsys):
     image = next((place / "photos/day1").glob("*.jpg"))
     image.unlink()
     assert main(["embed", "photos", "--model", embedder.fingerprint[:8], *ON_CPU]) == 0
-    assert f"{n_images} images, mode image, {embedder.width()} values each; 0 embedded now" in capsys.readouterr().out
+    assert f"{n_images} images, mode image, {embedder.width():,} values each; 0 embedded now" in capsys.readouterr().out
 
 
 def test_a_manifest_gives_labels(place, capsys):
