@@ -121,7 +121,7 @@ def reads(recipe: str, override: str) -> bool:
 def is_python(name: str) -> bool:
     """Return True for a dotted name of a module, or of something in a module, such as `data.people`."""
     parts = name.split(".")
-    for length in range(len(parts), 1, -1):
+    for length in range(len(parts), 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
