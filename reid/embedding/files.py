@@ -89,11 +89,13 @@ def embed_files(
         save_seconds: seconds between two saves.
 
     Raises:
-        ConfigError: `out` is something else than embeddings, another process is writing it, the mode does not exist, or
-            the model needs cameras that the images do not have.
+        ConfigError: `out` is something else than embeddings, another process is writing it, the mode does not exist,
+            the model is untrained, or it needs cameras that the images do not have.
         DataError: `out` is damaged, a camera is unknown to the model, or an embedding is not finite.
     """
     mode = embedder.resolve_mode(mode)
+    if embedder.model is None:
+        raise ConfigError("a file of embeddings names the model by its fingerprint: give a trained model")
     _check_cameras(embedder, images)
     heading = Heading(identity_of(embedder, mode), str(root))
     former = read_heading(out)

@@ -210,6 +210,13 @@ def test_nothing_else_is_overwritten(world, tmp_path):
         run(world, damaged)
 
 
+def test_an_untrained_model_is_refused_because_a_rerun_could_not_tell_it_from_another(world, tmp_path):
+    _, root, images = world
+    untrained = Embedder.untrained(TrainConfig(device="cpu"), device="cpu")
+    with pytest.raises(ConfigError, match="give a trained model"):
+        run((untrained, root, images), tmp_path / "features.parquet")
+
+
 def test_two_processes_cannot_write_one_file(world, tmp_path):
     out = tmp_path / "features.parquet"
     with locks.lock(tmp_path / "features.parquet.parts/lock"), pytest.raises(ConfigError, match="another process"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from data.artifacts.store import ArtifactRef, ArtifactStore
     from data.index.stage import Survey
     from flows.recipes import Recipe
+    from reid.embedding.embedder import Embedder
     from reid.embedding.files import Embedded
     from reid.embedding.table import ImageFile
 
@@ -87,7 +88,7 @@ def run(
             rejected=survey.rejected,
             progress=progress,
         )
-    _show(out, done, embedder.model, embedder.resolve_mode(mode), embedder.width(mode))
+    _show(out, done, embedder, embedder.resolve_mode(mode))
 
 
 class _Source(NamedTuple):
@@ -167,7 +168,7 @@ def _images(survey: Survey) -> list[ImageFile]:
     ]
 
 
-def _show(out: Path, done: Embedded, model: ArtifactRef, mode: str, width: int) -> None:
+def _show(out: Path, done: Embedded, embedder: Embedder, mode: str) -> None:
     from flows.terminal import notice_line, plain_console
     from reid.embedding.files import rejected_file
 
@@ -175,8 +176,8 @@ def _show(out: Path, done: Embedded, model: ArtifactRef, mode: str, width: int) 
     if done.replaced:
         console.print(notice_line(f"{out} had embeddings of another model or mode, which are replaced"), soft_wrap=True)
     console.print(
-        f"{out}: {done.images:,} images, mode {mode}, {width:,} values each; {done.computed:,} embedded now; "
-        f"model train/{model.fingerprint}",
+        f"{out}: {done.images:,} images, mode {mode}, {embedder.width(mode):,} values each; {done.computed:,} embedded "
+        f"now; model train/{embedder.fingerprint}",
         highlight=False,
         soft_wrap=True,
     )
