@@ -327,6 +327,48 @@ def test_labels_that_are_not_whole_numbers_are_named(place, odd):
         evaluate_ranking(query, gallery, *labels)
 
 
+def test_the_whole_message_about_shapes_and_empty_sides():
+    query, gallery, query_pids, gallery_pids, query_camids, gallery_camids = gaussian_world(q=5, g=9)
+    with pytest.raises(DataError) as caught:
+        evaluate_ranking(query, gallery, query_pids[1:], gallery_pids[1:], query_camids[1:], gallery_camids[1:])
+    assert [line.strip(" -") for line in str(caught.value).splitlines()] == [
+        "ranking: 4 problems",
+        "query_pids has shape (4,), but there are 5 query features",
+        "query_camids has shape (4,), but there are 5 query features",
+        "gallery_pids has shape (8,), but there are 9 gallery features",
+        "gallery_camids has shape (8,), but there are 9 gallery features",
+    ]
+    with pytest.raises(DataError, match=r"^ranking: the query is empty$"):
+        evaluate_ranking(query[:0], gallery, query_pids[:0], gallery_pids, query_camids[:0], gallery_camids)
+    with pytest.raises(DataError, match=r"^ranking: the gallery is empty$"):
+        evaluate_ranking(query, gallery[:0], query_pids, gallery_pids[:0], query_camids, gallery_camids[:0])
+    with pytest.raises(DataError, match=r"^ranking: max_rank must be a whole number from 1 up, not 0$"):
+        evaluate_ranking(query, gallery, query_pids, gallery_pids, query_camids, gallery_camids, max_rank=0)
+
+
+def test_the_largest_labels_are_accepted_and_the_message_gives_the_range():
+    query, gallery, *labels = gaussian_world()
+    expected = evaluate_ranking(query, gallery, *labels)
+    largest, exact = np.iinfo(np.int64).max, 2.0**53
+    assert labels[0].max() == labels[1].max()
+    for top in (largest, exact):
+        moved = [np.where(values == values.max(), top, values) for values in labels[:2]]
+        assert evaluate_ranking(query, gallery, *moved, *labels[2:]).mAP == expected.mAP
+    with pytest.raises(DataError) as caught:
+        evaluate_ranking(query, gallery, labels[0] + 0.5, *labels[1:])
+    assert str(caught.value) == (
+        f"ranking: query_pids must be whole numbers from {-largest} to {largest}, and are float64: number the "
+        "identities and the cameras"
+    )
+
+
+def test_places_without_a_gallery_image_are_minus_one_and_nan():
+    query, gallery, *labels = gaussian_world()
+    found = evaluate_ranking(query, gallery, *labels, top_k=len(gallery) + 3)
+    assert set(found.top_index[:, -3:].ravel().tolist()) == {-1}
+    assert np.isnan(found.top_score[:, -3:]).all()
+
+
 @pytest.mark.parametrize(
     "as_type", [np.float64, np.int16, object, torch.tensor, list], ids=["float", "int16", "object", "tensor", "list"]
 )
