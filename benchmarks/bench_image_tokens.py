@@ -1,6 +1,6 @@
 """Price of the image tokens: caption.image_tokens=body and body_only beside all, in operations and images per second.
 
-    python benchmarks/bench_image_tokens.py [--images 128] [--turns 5]
+    python benchmarks/bench_image_tokens.py [--images 128] [--turns 4]
 
 The first table counts the operations of LLaVA-1.5-7B per image, on the meta device, where nothing is computed. The
 second captions the same 1:2 crops with each setting, in turns; the best turn counts. Two models: the embedded one,
@@ -178,6 +178,6 @@ def main(count: int, turns: int, *, bf16: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--turns", type=int, default=5, help="number of turns; the best counts")
+    parser.add_argument("--turns", type=int, default=4, help="number of turns; the best counts")
     given = parser.parse_args()
     main(given.images, given.turns, bf16=has_bf16())
