@@ -8,12 +8,28 @@ from pathlib import Path
 
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore
+from data.datasets import DatasetConfig
 from data.synthetic.world import WorldConfig, write_market1501
+from flows.recipes import Recipe
 
 
 def world_folder(store: ArtifactStore, world: WorldConfig) -> Path:
     """Return the folder of the images of `world`, which may not exist yet: one folder per distinct setting."""
     return store.root / "datasets" / f"synthetic-{digest(asdict(world))[:12]}"
+
+
+def dataset_of(store: ArtifactStore, recipe: Recipe) -> DatasetConfig:
+    """Return the dataset of `recipe`; if it is synthetic, with its folder, which may not exist yet."""
+    if recipe.synthetic is None or recipe.data.root:
+        return recipe.data
+    return recipe.data.model_copy(update={"root": str(world_folder(store, recipe.synthetic))})
+
+
+def ensure_dataset(store: ArtifactStore, recipe: Recipe) -> DatasetConfig:
+    """Return the dataset of `recipe`; draw it first if it is synthetic and does not exist."""
+    if recipe.synthetic is not None and not recipe.data.root:
+        ensure_world(store, recipe.synthetic)
+    return dataset_of(store, recipe)
 
 
 def is_drawn(store: ArtifactStore, root: Path) -> bool:

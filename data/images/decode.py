@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data.artifacts.fingerprint import digest_bytes
-from data.errors import RejectedRow
+from data.errors import DataError, RejectedRow
 from data.files import inside
 from data.images.boxes import heif_without_metadata, jp2_size, jp2_without_metadata
 from data.images.formats import READABLE, UNREADABLE, ModernFormat, can_decode, modern_format
@@ -66,6 +66,13 @@ _TRANSPOSE: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def unusable_image(name: str, rejected: RejectedRow) -> DataError:
+    """Return the error about an image that a person has named, for callers that cannot do without it."""
+    return DataError(
+        f"{name} cannot be used: {REASONS[rejected.reason]} ({rejected.reason}). Give an intact {READABLE} file"
+    )
 
 
 def open_rgb(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

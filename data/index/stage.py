@@ -7,6 +7,7 @@ the folder has changed. In an unchanged folder no file is read, and each costs o
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -248,10 +249,10 @@ def _describe(
 
 
 def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) -> str:
-    """Digest the sorted rows. A path cannot contain NUL, so different datasets never give the same text."""
+    """Digest the sorted rows. Paths do not contain NUL and labels are escaped: different rows give different text."""
     hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
     for record, fact in zip(records, facts, strict=True):
-        label = f"\0{record.label}" if record.label else ""
+        label = f"\0{json.dumps(record.label)}" if record.label else ""
         row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}{label}"
         hasher.update(row.encode())
     return hasher.hexdigest()[:32]

@@ -18,7 +18,8 @@ from data.readers.manifest_file import REQUIRED, Cell, manifest_rows
 from data.readers.manifest_labels import Cameras, Identities, Unusable
 from data.splits import GALLERY, SPLITS
 
-_NAMES: Final = ("manifest.parquet", "manifest.csv", "manifest.tsv")
+NAMES: Final = ("manifest.parquet", "manifest.csv", "manifest.tsv")
+"""Manifests that are found in the root by their names."""
 _TABLES: Final = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 _SPLITS: Final[dict[str, str]] = {split: split for split in SPLITS}
 _DRIVE: Final = re.compile(r"[A-Za-z]:/")
@@ -87,7 +88,7 @@ def _find(root: Path, manifest: str) -> tuple[Path, Path]:
         file = root.expanduser().absolute()
         return file, file.parent.resolve()
     base = existing_folder(root)
-    wanted = [manifest] if manifest else list(_NAMES)
+    wanted = [manifest] if manifest else list(NAMES)
     candidates = [base / Path(name).expanduser() for name in wanted]
     if manifest:
         candidates.append(Path(manifest).expanduser().absolute())
@@ -105,8 +106,8 @@ def _find(root: Path, manifest: str) -> tuple[Path, Path]:
 
 def _ignored(file: Path, base: Path) -> list[str]:
     """Return a notice if another file with the name of a manifest is not read."""
-    others = [name for name in _NAMES if (base / name).exists() and base / name != file]
-    if file.parent != base or file.name not in _NAMES or not others:
+    others = [name for name in NAMES if (base / name).exists() and base / name != file]
+    if file.parent != base or file.name not in NAMES or not others:
         return []
     return [f"{', '.join(others)} is not read, because {file.name} exists; delete one of them, or set data.manifest"]
 

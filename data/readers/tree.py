@@ -10,13 +10,11 @@ from typing import Final
 from data.artifacts.digests import MEMO_FILE
 from data.errors import DataError, RejectedRow
 from data.readers.base import PATH_DETAILS, Collector, PathGate, is_litter, join
+from data.readers.manifest import NAMES
 
 SUFFIXES: Final = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png",
                    ".pnm", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
 """Endings of the names of images, in any case. The index decides which of these formats it can decode."""
-
-MANIFESTS: Final = ("manifest.csv", "manifest.tsv", "manifest.parquet")
-"""Tables in the root that may describe the same images; not images of a person."""
 
 _DETAILS: Final = {
     "hidden": "a folder whose name begins with a dot; rename it to use its images",
@@ -36,7 +34,7 @@ def image_files(collector: Collector) -> Iterator[str]:
     while pending:
         for entry in _entries(collector, pending.pop()):
             path = entry.path[len(str(collector.root)) :].lstrip("/")
-            if path in MANIFESTS:
+            if path in NAMES:  # a table of the same images
                 continue
             reason = _refusal(entry)
             if reason:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
 import typer
 
-from data.errors import ClipScgiError, ConfigError, DataError, RejectedRow
+from data.errors import ClipScgiError, ConfigError, RejectedRow
 from flows.cli.options import Home, Overrides
 
 if TYPE_CHECKING:
@@ -110,15 +110,12 @@ def explain(
 
 
 def _open(path: Path, name: str) -> Image.Image:
-    from data.images.decode import REASONS, open_rgb
+    from data.images.decode import open_rgb, unusable_image
 
     try:
         return open_rgb(path)
     except RejectedRow as rejected:
-        raise DataError(
-            f"explain: {name} {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason}). Give the path of "
-            "an intact JPEG, PNG, WebP, TIFF, BMP or GIF file"
-        ) from rejected
+        raise unusable_image(f"explain: {name} {path}", rejected) from rejected
 
 
 def _write(pair: PairMaps, out: Path, paths: tuple[Path, Path]) -> None:

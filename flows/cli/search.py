@@ -27,7 +27,7 @@ from flows.execution.gpu import uses_gpu
 from flows.recipes import Recipe
 from flows.summary import RunSummary
 from flows.terminal import plain_console, progress_bar
-from flows.worlds import world_folder
+from flows.worlds import dataset_of
 from reid.config.train import TrainConfig
 from reid.training.stage import TrainStage
 
@@ -127,12 +127,9 @@ def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[Stag
     trained, and Prefect is not started.
     """
     stages: list[StageName] = ["index", "caption", "train"] if recipe.train.needs_captions else ["index", "train"]
-    data = recipe.data
-    if recipe.synthetic is not None and not data.root:
-        world = world_folder(store, recipe.synthetic)
-        if not world.is_dir():
-            return stages
-        data = data.model_copy(update={"root": str(world)})
+    data = dataset_of(store, recipe)
+    if data.root != recipe.data.root and not Path(data.root).is_dir():
+        return stages  # synthetic people that are not drawn yet
     indexed = store.sidecars(IndexStage.name)
     if not any(item.ingredients.get("description", {}).get("name") == data.label for item in indexed):
         return stages

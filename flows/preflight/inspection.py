@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
-from data.datasets import DatasetConfig, scan_dataset
+from data.datasets import scan_dataset
 from data.errors import ClipScgiError, ConfigError, messages_of, raise_problems
 from data.index.stage import index
 from data.progress import ProgressFn, silent
@@ -23,7 +23,7 @@ from flows.preflight.finding import Area, Finding, in_order, texts_of
 from flows.preflight.plan import IndexRows, Plan, listed_rows
 from flows.preflight.server import silent_server_problems
 from flows.recipes import ExaminedRecipe, Recipe
-from flows.worlds import ensure_world, world_folder
+from flows.worlds import dataset_of, ensure_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +110,9 @@ def _indexed(store: ArtifactStore, recipe: Recipe, progress: ProgressFn) -> _Dat
     if closed_folders(store.root):  # the index could not be written
         return _listed(store, recipe)
     try:
-        if recipe.synthetic is not None and not recipe.data.root:
+        if dataset_of(store, recipe).root != recipe.data.root:
             progress(0, 0, "drawing synthetic people")
-            ensure_world(store, recipe.synthetic)
-        made = index(store, config=_data_of(store, recipe), progress=progress)
+        made = index(store, config=ensure_dataset(store, recipe), progress=progress)
     except ClipScgiError as error:
         return _listed(store, recipe, error)
     return _Dataset(run=RunContext(store=store, indexed=made.images), notices=made.found.notices)
@@ -121,7 +120,7 @@ def _indexed(store: ArtifactStore, recipe: Recipe, progress: ProgressFn) -> _Dat
 
 def _listed(store: ArtifactStore, recipe: Recipe, error: ClipScgiError | None = None) -> _Dataset:
     """List the dataset without reading any image. error: why it cannot be indexed, if that is known."""
-    data, run = _data_of(store, recipe), RunContext(store=store)
+    data, run = dataset_of(store, recipe), RunContext(store=store)
     problems = () if error is None else messages_of(error)
     if data.root != recipe.data.root and not Path(data.root).is_dir():
         return _Dataset(run=run, problems=problems)  # synthetic people that are not drawn yet
@@ -130,10 +129,3 @@ def _listed(store: ArtifactStore, recipe: Recipe, error: ClipScgiError | None = 
     except ClipScgiError as unlisted:
         return _Dataset(run=run, problems=problems or messages_of(unlisted))
     return _Dataset(run=run, problems=problems, listed=listed_rows(scan.records))
-
-
-def _data_of(store: ArtifactStore, recipe: Recipe) -> DatasetConfig:
-    """Return the dataset of a recipe; if it is synthetic, with its folder, which may not exist."""
-    if recipe.synthetic is None or recipe.data.root:
-        return recipe.data
-    return recipe.data.model_copy(update={"root": str(world_folder(store, recipe.synthetic))})

@@ -25,7 +25,8 @@ from flows.report.scores import METRICS, scores, signed
 from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
 from flows.terminal import duration
 from reid.evaluation.protocol import camera_note
-from reid.relevance.stage import Pair, Relevance, RelevanceStage, read_relevance
+from reid.relevance.grid import Pair
+from reid.relevance.stage import Relevance, RelevanceStage, read_relevance
 
 _CAPTIONER_COLUMNS: Final = (
     "model_id",

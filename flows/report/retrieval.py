@@ -13,8 +13,9 @@ import numpy as np
 from data.errors import DataError
 from data.images.thumbnails import Thumbnail, Thumbnails
 from flows.report.gather import Row, read_rows, take_rows, thirds
+from reid.relevance.grid import Pair
 from reid.relevance.overlay import overlay
-from reid.relevance.stage import Pair, Relevance
+from reid.relevance.stage import Relevance
 
 if TYPE_CHECKING:
     from reid.relevance.faithfulness import Faithfulness

@@ -13,7 +13,7 @@ from data.stages.stage import RunContext, Stage
 from flows.recipes import Recipe
 from flows.study.controls import TRUTH, ShuffleConfig, ShuffleStage, TrueStage
 from flows.study.plan import Captions
-from flows.worlds import ensure_world
+from flows.worlds import ensure_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,5 @@ class SeedInputs:
 
 def open_inputs(store: ArtifactStore, recipe: Recipe, seed: int, progress: ProgressFn) -> SeedInputs:
     """Draw the synthetic dataset of `recipe` if it has one, index the images, and return the inputs of its runs."""
-    data = recipe.data
-    if recipe.synthetic is not None and not data.root:
-        data = data.model_copy(update={"root": str(ensure_world(store, recipe.synthetic))})
-    outcome = index(store, config=data, progress=progress)
+    outcome = index(store, config=ensure_dataset(store, recipe), progress=progress)
     return SeedInputs(run=RunContext(store=store, indexed=outcome.images), seed=seed, config=recipe.caption)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data.errors import ConfigError, DataError, RejectedRow
-from data.images.decode import REASONS, open_rgb, to_rgb
+from data.errors import ConfigError, RejectedRow
+from data.images.decode import open_rgb, to_rgb, unusable_image
 from reid.inputs.pixel_cache import Pixels, resized
 from reid.tasks.base import Preprocess
 
@@ -35,10 +35,7 @@ def pixels_of(source: ImageSource, shape: Preprocess, name: str) -> Pixels:
         image = _opened(source, name)
     except RejectedRow as rejected:
         where = f" {source}" if isinstance(source, str | Path) else ""
-        raise DataError(
-            f"{name}{where} cannot be used: {REASONS[rejected.reason]} ({rejected.reason}). Give an intact JPEG, PNG, "
-            "WebP, TIFF, BMP or GIF file"
-        ) from rejected
+        raise unusable_image(f"{name}{where}", rejected) from rejected
     return resized(image, shape.height, shape.width)
 
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from data.artifacts.store import ArtifactRef
 from data.errors import ConfigError, DataError, RejectedRow
-from data.images.decode import REASONS, open_rgb
-from data.images.formats import READABLE
+from data.images.decode import open_rgb, unusable_image
 from data.process.environment import exact_float32
 from data.stages.stage import RunContext
 from reid.config.train import TrainConfig
@@ -102,7 +101,4 @@ def open_query(path: Path) -> Image.Image:
     try:
         return open_rgb(path)
     except RejectedRow as rejected:
-        raise DataError(
-            f"search: the query image {path} cannot be used: {REASONS[rejected.reason]} ({rejected.reason})."
-            f" Give the path of an intact {READABLE} file"
-        ) from rejected
+        raise unusable_image(f"search: the query image {path}", rejected) from rejected

@@ -16,14 +16,11 @@ from reid.inputs.augment import normalize
 from reid.inputs.image_rows import ImageRows
 from reid.inputs.pixel_cache import Pixels
 from reid.relevance.faithfulness import SHARE, Faithfulness, measure_drops, summarize
-from reid.relevance.grid import PatchGrid
+from reid.relevance.grid import Pair, PatchGrid
 from reid.relevance.maps import Explained, similarity_maps
 from reid.tasks.base import Task
 
 _BATCH: Final = 32
-
-Pair = tuple[str, str]
-"""Paths of a query and of a gallery image in images.parquet."""
 
 
 class _Images(NamedTuple):
@@ -68,7 +65,7 @@ class DatasetImages:
             query, gallery = self._sides(part)
             targets.append(self._encode(gallery))
             maps.append(self._maps(query, targets[-1]).maps_BRC)
-        queries = self._sides(pairs)[0]
+        queries = self._images([query for query, _ in pairs])
         drops = measure_drops(
             self.task.encoders()[self.mode],
             queries.pixels_BCHW,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from reid.models.backbone import Backbone
 
 Floats = NDArray[np.floating[Any]]
+Pair = tuple[str, str]
+"""Paths of a query and of a gallery image in images.parquet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from reid.config.train import TrainConfig
 from reid.config.trained import read_trained
 from reid.inputs.image_rows import read_rows
 from reid.inputs.pixel_cache import PixelStage, load_pixels
-from reid.relevance.grid import Floats, PatchGrid
+from reid.relevance.grid import Floats, Pair, PatchGrid
 
 if TYPE_CHECKING:
     from reid.relevance.dataset import DatasetImages
@@ -46,9 +46,6 @@ RELEVANCE: Final = pa.schema(
     ]
 )
 """relevance.parquet: one row per pair."""
-
-Pair = tuple[str, str]
-"""Paths of a query and of a gallery image in images.parquet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from captioning.engines.llava import Engine
 from captioning.engines.slots.grammar import Grammar, State
 from captioning.prompts.templates import compose, get_template
 from data.slots import SLOTS
-from tests.helpers.constrained_greedy import legal_captions, plain_constrained_greedy, small_template
+from tests.helpers.constrained_greedy import assert_plain_constrained_greedy, small_template
 from tests.helpers.mini_llava import save_mini_llava
 
 
@@ -39,14 +39,7 @@ def engine_of(mini, template: str) -> Engine:
 
 def test_tokens_and_confidence_are_those_of_plain_constrained_greedy_decoding(mini, people, tmp_path):
     engine = engine_of(mini, str(small_template(tmp_path)))
-    legal = legal_captions(engine)
-    replies = engine.reply([engine.prepare(person) for person in people])
-    for person, reply in zip(people, replies, strict=True):
-        tokens, confidence = plain_constrained_greedy(engine, person, legal)
-        assert reply.text == engine.llava.processor.tokenizer.decode(tokens[:-1])
-        assert reply.n_tokens == len(tokens) - 1
-        assert reply.confidence == pytest.approx(confidence, abs=1e-4)
-    assert len({reply.text for reply in replies}) > 1
+    assert len({*assert_plain_constrained_greedy(engine, people)}) > 1
 
 
 def walk(grammar: Grammar, rng: np.random.Generator) -> tuple[list[int], dict[str, str | None]]:

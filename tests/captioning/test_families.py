@@ -23,7 +23,7 @@ from data.artifacts.digests import DigestMemo
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError, WeightsError
 from tests.helpers.caption_worlds import captions_of, draw, index
-from tests.helpers.constrained_greedy import legal_captions, plain_constrained_greedy, small_template
+from tests.helpers.constrained_greedy import assert_plain_constrained_greedy, small_template
 from tests.helpers.llava_families import CHAT_ML, GRIDS, PATCH, SIDE, SORTS, save_family
 from tests.helpers.stages import caption
 
@@ -324,13 +324,7 @@ def test_free_text_is_what_transformers_generates_one_at_a_time(made, people, na
 @pytest.mark.parametrize("name", SORTS)
 def test_slots_are_plain_constrained_greedy_decoding(made, people, tmp_path, name):
     engine = Engine.load(config(made(name), decoding="slots", template=str(small_template(tmp_path))))
-    legal = legal_captions(engine)
-    replies = engine.reply([engine.prepare(person) for person in people])
-    for person, reply in zip(people, replies, strict=True):
-        tokens, confidence = plain_constrained_greedy(engine, person, legal)
-        assert reply.text == engine.llava.processor.tokenizer.decode(tokens[:-1])
-        assert reply.n_tokens == len(tokens) - 1
-        assert reply.confidence == pytest.approx(confidence, abs=1e-4)
+    assert_plain_constrained_greedy(engine, people)
 
 
 def test_a_caption_after_a_line_break_begins_without_a_space(made, people):

@@ -7,10 +7,13 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig, load_dataset, scan_dataset
 from data.errors import ConfigError
@@ -201,3 +204,19 @@ def test_images_alone_are_an_index(store, tmp_path):
         {"path": path, "split": "gallery", "pid": 0, "camid": -1} for path in ("deep/y.png", "x.jpg")
     ]
     assert outcome.found.description["counts"]["gallery"] == {"images": 2, "identities": 0, "cameras": 0}
+
+
+def test_a_label_cannot_imitate_the_rows_of_another_dataset(store, tmp_path):
+    """The hash of a dataset digests its rows as lines of text, and a label may contain line breaks and NUL."""
+    put(tmp_path, "a.jpg", "b.jpg")
+    sha256 = digest_file(tmp_path / "b.jpg")
+
+    def hash_of(name: str, paths: list[str], labels: list[str]) -> str:
+        table = pa.table({"path": paths, "split": ["gallery"] * len(paths), "label": labels})
+        pq.write_table(table, tmp_path / name)
+        config = DatasetConfig(reader="manifest", root=str(tmp_path), manifest=str(tmp_path / name))
+        return index(store, config=config).found.dataset_hash
+
+    two = hash_of("two.parquet", ["a.jpg", "b.jpg"], ["x", "y"])
+    imitated = f"x\ngallery\0b.jpg\0{2}\0{-1}\0{sha256}\0y"
+    assert hash_of("one.parquet", ["a.jpg"], [imitated]) != two

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -38,7 +35,7 @@ from tests.helpers.chat_server import serving
 from tests.helpers.data_trees import market, put
 from tests.helpers.gpus import Gpus
 from tests.helpers.mini_llava import save_mini_llava
-from tests.helpers.places import REPO
+from tests.helpers.programs import run_code
 from tests.helpers.small_runs import ON_CPU, SMALL_BATCH, SMALL_WORLD
 
 ALL = ("caption", "train", "evaluate")
@@ -546,14 +543,7 @@ def test_the_fast_part_loads_no_model(tmp_path):
         "loaded = {'transformers', 'open_clip', 'bitsandbytes', 'accelerate', 'prefect'} & set(sys.modules)\n"
         "sys.exit(f'status {status}, loaded {sorted(loaded)}' if status or loaded else 0)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(code)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

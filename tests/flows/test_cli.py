@@ -134,9 +134,10 @@ ALL_COMMANDS = {" ".join(words): command for words, command in _commands(get_com
 
 
 def test_there_are_commands():
-    assert {"run", "check", "caption", "train", "evaluate", "manifest", "search", "explain", "deploy"} <= set(
-        ALL_COMMANDS
-    )
+    stages = {"run", "caption", "audit", "train", "evaluate", "report"}
+    looking = {"check", "show", "recipes", "sheet", "search", "embed", "explain", "study"}
+    artifacts = {f"artifacts {verb}" for verb in ("gc", "ls", "show", "verify")}
+    assert set(ALL_COMMANDS) == {*stages, *looking, *artifacts, "demo", "manifest", "deploy", "serve"}
 
 
 @pytest.mark.parametrize("name", ALL_COMMANDS)

@@ -15,21 +15,10 @@ from data.index.stage import index
 from flows.cli.app import main
 from flows.recipes import build_recipe
 from flows.worlds import ensure_world
+from tests.helpers.small_runs import SMALL_MODEL
 from tests.helpers.stages import caption, train
 
-SMALL = [
-    "synthetic.seed=11",
-    "synthetic.train_identities=4",
-    "synthetic.test_identities=3",
-    "synthetic.images_per_camera=2",
-    "synthetic.cameras=2",
-    "train.schedule.epochs=1",
-    "train.batch.identities=3",
-    "train.batch.images=2",
-    "train.device=cpu",
-    "evaluate.device=cpu",
-]
-SETTINGS = [part for text in SMALL for part in ("--set", text)]
+SETTINGS = [part for text in SMALL_MODEL for part in ("--set", text)]
 NUMBER = r"-?\d+\.\d{4}"
 
 
@@ -37,7 +26,7 @@ NUMBER = r"-?\d+\.\d{4}"
 def trained(tmp_path_factory):
     """Return the home of a trained demo, its model's folder, and two images of one person."""
     home = tmp_path_factory.mktemp("home")
-    store, recipe = ArtifactStore(home), build_recipe("demo", SMALL)
+    store, recipe = ArtifactStore(home), build_recipe("demo", SMALL_MODEL)
     root = ensure_world(store, recipe.synthetic)
     indexed = index(store, config=recipe.data.model_copy(update={"root": str(root)}))
     place = {"images": indexed.made.ref, "images_root": indexed.images.root}

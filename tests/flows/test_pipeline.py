@@ -270,7 +270,7 @@ def test_a_second_run_finds_everything_and_loads_no_model(home, monkeypatch):
 
 
 def test_losing_prefects_database_costs_nothing(home):
-    # The copy lies elsewhere, so Prefect has no record of it: the disk alone decides.
+    # The copy lies elsewhere, so Prefect does not know it: the disk alone decides.
     assert _reran(_run(home)) == []
 
 
@@ -306,7 +306,7 @@ def test_a_renamed_training_image_retrains_nothing(home):
     found = _reasons(summary)
     assert found["index"] == found["caption"] == "images changed: 1 path renamed"
     assert found["audit"].startswith("captions changed")
-    assert set(found) == set(_reran(summary)), "what is cached has no reason"
+    assert set(found) == set(_reran(summary)), "a cached stage does not give a reason"
 
 
 def test_a_renamed_gallery_image_is_ranked_anew_and_trains_nothing(home):

@@ -18,21 +18,10 @@ from flows.cli.search import Searchable, find_trained, looks_like_path, read_que
 from flows.recipes import build_recipe
 from flows.worlds import ensure_world
 from tests.helpers.data_trees import put
+from tests.helpers.small_runs import SMALL_MODEL
 from tests.helpers.stages import caption, train
 
-SMALL = [
-    "synthetic.seed=11",
-    "synthetic.train_identities=4",
-    "synthetic.test_identities=3",
-    "synthetic.images_per_camera=2",
-    "synthetic.cameras=2",
-    "train.schedule.epochs=1",
-    "train.batch.identities=3",
-    "train.batch.images=2",
-    "train.device=cpu",
-    "evaluate.device=cpu",
-]
-SETTINGS = [part for text in SMALL for part in ("--set", text)]
+SETTINGS = [part for text in SMALL_MODEL for part in ("--set", text)]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +127,7 @@ def test_a_model_that_is_not_trained_is_a_message_with_the_stages_and_the_comman
 
 def test_search_finds_the_model_and_names_missing_stages(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")  # paths on one line
-    store, recipe = ArtifactStore(tmp_path), build_recipe("demo", SMALL)
+    store, recipe = ArtifactStore(tmp_path), build_recipe("demo", SMALL_MODEL)
     root = ensure_world(store, recipe.synthetic)
     data = recipe.data.model_copy(update={"root": str(root)})
     assert find_trained(store, recipe) == ["index", "caption", "train"]
@@ -150,7 +139,7 @@ def test_search_finds_the_model_and_names_missing_stages(tmp_path, capsys, monke
     model = train(store, captions=captions, config=recipe.train, **place).ref
     found = find_trained(store, recipe)
     assert found == Searchable(run=RunContext(store=store, indexed=indexed.images), model=model)
-    again = build_recipe("demo", [*SMALL, "train.seed=5"])
+    again = build_recipe("demo", [*SMALL_MODEL, "train.seed=5"])
     assert find_trained(store, again) == ["train"]
 
     command = ["search", "demo", "--home", str(tmp_path), *SETTINGS]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -76,3 +78,15 @@ def plain_constrained_greedy(
                 confidence[slot] = confidence.get(slot, 0.0) + float(chances[best])
         legal = left
     return done, confidence
+
+
+def assert_plain_constrained_greedy(engine: Engine, people: Sequence[Image.Image]) -> list[str]:
+    """Check the captions of `people`, tokens and confidence; return their texts."""
+    legal = legal_captions(engine)
+    replies = engine.reply([engine.prepare(person) for person in people])
+    for person, reply in zip(people, replies, strict=True):
+        tokens, confidence = plain_constrained_greedy(engine, person, legal)
+        assert reply.text == engine.llava.processor.tokenizer.decode(tokens[:-1])
+        assert reply.n_tokens == len(tokens) - 1
+        assert reply.confidence == pytest.approx(confidence, abs=1e-4)
+    return [reply.text for reply in replies]

@@ -19,6 +19,20 @@ SMALL_BATCH = "train.batch.identities=3"
 SMALL_RUN = [*SMALL_WORLD, SMALL_BATCH, ONE_EPOCH]
 ON_CPU = ["caption.device=cpu", "train.device=cpu", "evaluate.device=cpu"]
 
+SMALL_MODEL = [
+    "synthetic.seed=11",
+    "synthetic.train_identities=4",
+    "synthetic.test_identities=3",
+    "synthetic.images_per_camera=2",
+    "synthetic.cameras=2",
+    ONE_EPOCH,
+    SMALL_BATCH,
+    "train.batch.images=2",
+    "train.device=cpu",
+    "evaluate.device=cpu",
+]
+"""The smallest demo that trains a model to search or to explain with."""
+
 
 def demo_run(home: Path) -> RunSummary:
     """Caption, train and evaluate eleven synthetic people with the embedded models. Prefect's test server must run."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.imports import imports_of
 from tests.helpers.places import REPO
+from tests.helpers.programs import run_code
 
 PACKAGES = ("data", "captioning", "reid", "flows")
 
@@ -166,13 +164,6 @@ def test_light_modules_load_no_engine():
         "    seen |= new\n"
         "    if new: print(name, 'loads', *sorted(new))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -385,7 +385,7 @@ def test_a_query_image_that_cannot_be_used_is_named_before_anything_is_loaded(tm
         path.write_bytes(content)
     nothing = ArtifactRef(stage="", fingerprint="", content="", path="/nowhere")
     with pytest.raises(
-        DataError, match=rf"the query image {path} cannot be used: {reason}.*Give the path of an intact"
+        DataError, match=rf"the query image {path} cannot be used: {reason}.*Give an intact JPEG, PNG, WebP, AVIF"
     ):
         search(run_on(ArtifactStore(tmp_path), nothing, tmp_path), model=nothing, query=path)
 

@@ -140,13 +140,12 @@ def _own_model(wanted: _Source, overrides: Sequence[str], store: ArtifactStore, 
 def _surveyed(recipe: Recipe, store: ArtifactStore) -> Survey:
     from data.index.stage import survey
     from flows.terminal import progress_bar
-    from flows.worlds import ensure_world
+    from flows.worlds import ensure_dataset
 
     changes = {"require_splits": (), "allow_identical": True}  # embedding needs neither splits nor right labels
-    if recipe.synthetic is not None and not recipe.data.root:
-        changes |= {"root": str(ensure_world(store, recipe.synthetic))}
+    data = ensure_dataset(store, recipe).model_copy(update=changes)
     with progress_bar("index") as progress:
-        return survey(store, config=recipe.data.model_copy(update=changes), progress=progress)
+        return survey(store, config=data, progress=progress)
 
 
 def _images(survey: Survey) -> list[ImageFile]:
