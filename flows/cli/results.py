@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from data.files import read_json
-from flows.report.intervals import METHOD, MIN_QUERIES
 from flows.report.scores import METRICS, Score, scores, signed
 from flows.summary import RunSummary
 from flows.terminal import plain_console
+from reid.evaluation.intervals import METHOD, MIN_QUERIES
 from reid.evaluation.protocol import camera_note
 
 

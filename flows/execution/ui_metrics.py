@@ -10,8 +10,8 @@ from typing import Any
 from data.artifacts.inventory import take_inventory
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.files import read_json
-from flows.report.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
 from flows.report.scores import METRICS, Score, interval_text, scores, signed
+from reid.evaluation.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
 from reid.evaluation.protocol import camera_note
 
 Cells = dict[str, str | float | None]

@@ -18,12 +18,12 @@ from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.report.curves import cmc_chart, training_charts
 from flows.report.gather import Row, counts, distinct, read_log, read_rows
-from flows.report.intervals import METHOD, MIN_QUERIES
 from flows.report.language import audit_section, caption_section, image_flags
 from flows.report.retrieval import Explain, leading_row, query_section
 from flows.report.scores import METRICS, scores, signed
 from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
 from flows.terminal import duration
+from reid.evaluation.intervals import METHOD, MIN_QUERIES
 from reid.evaluation.protocol import camera_note
 from reid.relevance.grid import Pair
 from reid.relevance.stage import Relevance, RelevanceStage, read_relevance

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flows.report.intervals import Interval, QueryScores, intervals, query_scores_of, verdict
+from reid.evaluation.intervals import Interval, QueryScores, intervals, query_scores_of, verdict
 
 METRICS: Final = (("mAP", "mAP"), ("mINP", "mINP"), ("rank1", "R1"), ("rank5", "R5"), ("rank10", "R10"))
 """Keys of metrics.json in the order of the tables, with their names."""

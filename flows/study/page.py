@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from data.files import write_table, write_text
-from flows.report.intervals import verdict
 from flows.report.page import page_environment
 from flows.report.stage import without_places
 from flows.study.plots import Plot, plots
@@ -15,6 +14,7 @@ from flows.study.rows import RUNS, RunRow, finished, runs_table, unfinished, wit
 from flows.study.table import COLUMNS, Difference, VariantScores, differences, variant_scores
 from flows.study.text import difference_text, differences_csv, markdown, mean_text, means_csv, verdict_text
 from flows.terminal import duration
+from reid.evaluation.intervals import verdict
 from reid.evaluation.protocol import NO_CAMERAS
 
 PAGE: Final = "study.html"

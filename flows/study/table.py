@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from flows.report.intervals import CONFIDENCE, Interval
 from flows.report.scores import METRICS
 from flows.study.plan import COMPARISONS, Comparison
 from flows.study.rows import RunRow, finished
+from reid.evaluation.intervals import CONFIDENCE, Interval
 
 COLUMNS: Final = tuple((key, dict(METRICS)[key]) for key in ("mAP", "rank1", "mINP"))
 """Metrics that the tables of a study show, with their names."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from flows.report.intervals import verdict
 from flows.report.scores import signed
 from flows.study.rows import RunRow, unfinished, without_cameras
 from flows.study.table import COLUMNS, Difference, SeedMean, VariantScores
+from reid.evaluation.intervals import verdict
 from reid.evaluation.protocol import NO_CAMERAS
 
 _LABELS: Final = tuple(label for _, label in COLUMNS)

@@ -1,4 +1,4 @@
-"""Intervals of differences: against an independent bootstrap, their pairs, and the colors that follow from them."""
+"""Intervals of scores and differences: against an independent bootstrap, their pairs, and the colors that follow from them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ import pytest
 from rich.console import Console
 
 from flows.cli.results import results_table
-from flows.report.intervals import MIN_QUERIES, QueryScores, intervals, query_scores_of, read_query_scores, verdict
 from flows.report.scores import interval_text, scores
+from reid.evaluation.intervals import (
+    MIN_QUERIES,
+    QueryScores,
+    intervals,
+    query_scores_of,
+    read_query_scores,
+    score_intervals,
+    verdict,
+)
 
 KEYS = ("mAP", "mINP", "rank1", "rank5", "rank10")
 
@@ -41,6 +49,15 @@ def test_an_interval_is_that_of_an_independent_bootstrap(n, shift):
     tolerance = 0.06 * (expected[1] - expected[0])
     assert (low, high) == pytest.approx(expected, abs=tolerance)
     assert low < 100 * (ours - base).mean() < high
+
+
+def test_the_interval_of_a_score_is_that_of_an_independent_bootstrap():
+    values = np.random.default_rng(5).uniform(0.1, 0.9, 80)
+    low, high = score_intervals(scored(values))["mAP"]
+    assert (low, high) == pytest.approx(plain_bootstrap(values.tolist(), 4000), abs=0.6)
+    assert low < 100 * values.mean() < high
+    assert score_intervals(scored(values[: MIN_QUERIES - 1])) is None
+    assert score_intervals(None) is None
 
 
 def test_of_many_queries_it_is_the_interval_of_the_normal_distribution():

@@ -1,7 +1,7 @@
-"""95 % intervals of the difference between two rankings of the same queries, for the report, the terminal and Prefect.
+"""95 % intervals of scores, and of the difference between two rankings of the same queries, for tables and pages.
 
-The paired bootstrap resamples the queries with replacement, the same ones for both rankings. It does not cover the
-variation between training seeds.
+The bootstrap resamples the queries with replacement; for a difference, the same ones for both rankings. It does not
+cover the variation between training seeds.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ METHOD: Final = (
     f"{100 * CONFIDENCE:.0f} % interval (paired percentile bootstrap over queries, {RESAMPLES:,} resamples, "
     f"seed {SEED}; it does not cover other training seeds)"
 )
-"""Description of the interval, shown wherever one is shown."""
+"""Description of the interval of a difference, shown wherever one is shown."""
+SCORE_METHOD: Final = METHOD.replace("paired percentile", "percentile")
+"""Description of the interval of a score."""
 _COLUMNS: Final = ("model", "mode", "query_path", "ap", "inp", "first_hit")
 _BATCH: Final = 50  # resamples at a time: 12,000 queries and five metrics take 24 MB
 
 Interval = tuple[float, float]
-"""Low and high end, in points."""
+"""Low and high end, in points, or in percent for the interval of a score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,23 @@ def intervals(ours: QueryScores | None, base: QueryScores | None) -> dict[str, I
     """
     if ours is None or base is None or ours.paths != base.paths or len(ours.paths) < MIN_QUERIES:
         return None
+    return _of_means({key: ours.values[key] - base.values[key] for key in ours.values})
+
+
+def score_intervals(scores: QueryScores | None) -> dict[str, Interval] | None:
+    """Return for each metric the interval of its mean, in percent; None without scores or below `MIN_QUERIES`."""
+    if scores is None or len(scores.paths) < MIN_QUERIES:
+        return None
+    return _of_means(scores.values)
+
+
+def _of_means(values: Mapping[str, NDArray[np.float64]]) -> dict[str, Interval]:
+    """Return name -> 100 times the interval of the mean of `values`, [Q] each; all are resampled alike."""
     import numpy as np
     from scipy import stats  # takes a second
 
-    differences = np.stack([ours.values[key] - base.values[key] for key in ours.values], axis=1)  # [Q, metrics]
     found = stats.bootstrap(
-        (differences,),
+        (np.stack(list(values.values()), axis=1),),
         np.mean,
         n_resamples=RESAMPLES,
         batch=_BATCH,
@@ -84,7 +97,7 @@ def intervals(ours: QueryScores | None, base: QueryScores | None) -> dict[str, I
         method="percentile",
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    return {key: (100 * float(low), 100 * float(high)) for key, low, high in zip(ours.values, *found, strict=True)}
+    return {key: (100 * float(low), 100 * float(high)) for key, low, high in zip(values, *found, strict=True)}
 
 
 def verdict(interval: Interval | None) -> str:
