@@ -1,0 +1,12 @@
+"""Corrections of captions: what people or other tools say instead of the model, in a layer of its own.
+
+edits.py     an edit: text, slots, wrong or reset
+record.py    a correction as it is kept, and its line in the file
+store.py     the append-only history of the corrections of one template (`Corrections`)
+"""
+
+from captioning.corrections.edits import Edit, EditError
+from captioning.corrections.record import Correction, ModelCaption
+from captioning.corrections.store import ConflictError, Corrections
+
+__all__ = ["ConflictError", "Correction", "Corrections", "Edit", "EditError", "ModelCaption"]
