@@ -27,9 +27,10 @@ from flows.study.training import recipe_of, training_of
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.config.trained import read_trained
+from reid.evaluation.inputs import tested_images
 from reid.evaluation.protocol import Protocol
 from reid.evaluation.stage import STAGE_VERSION as EVALUATE_VERSION
-from reid.evaluation.stage import EvaluateStage, tested_images
+from reid.evaluation.stage import EvaluateStage
 from reid.training.stage import TrainStage
 
 log = logging.getLogger(__name__)

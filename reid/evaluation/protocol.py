@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 from data.stages.images import IndexedImages
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
+from reid.evaluation.inputs import EvaluatedModel, config_of, trained_on
 from reid.inputs.evaluation_rows import EvaluationRows
 
 NO_CAMERAS: Final = "cameras unknown: evaluated without the camera rule"
@@ -18,7 +19,8 @@ class Protocol(TypedDict):
     """The protocol in metrics.json.
 
     test_hash: content of the test images. gallery_draws: 0 for the published split. cameras: only in a dataset without
-    cameras, whose images are not excluded by camera.
+    cameras, whose images are not excluded by camera. trained_on: the dataset that the model was trained on, if it is
+    another one.
     """
 
     dataset: str
@@ -32,17 +34,20 @@ class Protocol(TypedDict):
     gallery_draws: int
     description: str
     cameras: NotRequired[Literal["unknown"]]
+    trained_on: NotRequired[str]
 
 
 def protocol(
-    images: IndexedImages, rows: EvaluationRows, config: EvaluateConfig, trained: TrainConfig, *, skipped: int
+    images: IndexedImages, rows: EvaluationRows, config: EvaluateConfig, model: EvaluatedModel, *, skipped: int
 ) -> Protocol:
     """Return the protocol in metrics.json: dataset, version, sizes and rules.
 
-    trained: the config of the model. skipped: number of queries in the first split without a match.
+    skipped: number of queries in the first split without a match.
     """
     about = images.description
     split, drawn = rows.splits[0], len(rows.splits) if rows.drawn else 0
+    source = trained_on(model)
+    elsewhere = source if source != about.name else None
     made: Protocol = {
         "dataset": about.name,
         "reader": about.reader,
@@ -53,8 +58,10 @@ def protocol(
         "n_junk": rows.n_junk,
         "n_skipped_queries": skipped,
         "gallery_draws": drawn,
-        "description": describe(config, trained, drawn, cameras=rows.cameras),
+        "description": describe(config, drawn, cameras=rows.cameras, selected=_selected(model) and not elsewhere),
     }
+    if elsewhere:
+        made["trained_on"] = elsewhere
     if not rows.cameras:
         made["cameras"] = "unknown"
     return made
@@ -65,13 +72,18 @@ def camera_note(protocol: Mapping[str, Any]) -> str:
     return NO_CAMERAS if protocol.get("cameras") == "unknown" else ""
 
 
-def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int, *, cameras: bool) -> str:
+def trained_elsewhere(protocol: Mapping[str, Any]) -> str:
+    """Return "DATASET -> " if the protocol in a metrics.json is of a model trained on another dataset, else ""."""
+    source = protocol.get("trained_on")
+    return f"{source} -> " if source else ""
+
+
+def describe(config: EvaluateConfig, drawn: int, *, cameras: bool, selected: bool) -> str:
     """Return the protocol in words.
 
-    drawn: number of drawn galleries, 0 for the published split. cameras: False if the cameras are unknown.
+    drawn: number of drawn galleries, 0 for the published split. cameras: False if the cameras are unknown. selected:
+    the epoch of the model was selected on these test images.
     """
-    settings = trained.validation
-    chosen = settings.every and settings.keep == "best" and settings.images == "test"
     sentences = (
         "Single query; cosine similarity of L2-normalized features (the same ranking as Euclidean distance); junk "
         "images (identity -1) are dropped.",
@@ -80,10 +92,18 @@ def describe(config: EvaluateConfig, trained: TrainConfig, drawn: int, *, camera
         "Features are averaged with those of the mirrored image." if config.flip else "",
         _reranking(config),
         "The epoch of the model was selected on these same images, so its scores are not comparable with others."
-        if chosen
+        if selected
         else "",
     )
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _selected(model: EvaluatedModel) -> bool:
+    """Return True if the epoch of a model was selected on the test images of the dataset that it was trained on."""
+    if isinstance(model, TrainConfig):
+        return False
+    settings = config_of(model).validation
+    return bool(settings.every) and settings.keep == "best" and settings.images == "test"
 
 
 def _left_out(config: EvaluateConfig, drawn: int, *, cameras: bool) -> str:

@@ -6,7 +6,6 @@ neither loads a model nor reads an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
@@ -15,56 +14,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.artifacts.fingerprint import digest
-from data.artifacts.store import ArtifactRef, Produced
-from data.device import resolve_device
+from data.artifacts.store import Produced
 from data.files import write_json, write_table
-from data.progress import ProgressFn
 from data.schemas import RANKINGS
-from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import EvaluateConfig
-from reid.config.train import TrainConfig
-from reid.config.trained import read_trained
+from reid.evaluation.features import FeatureStage
+from reid.evaluation.inputs import EvaluatedModel, model_identity, tested_images
 from reid.evaluation.protocol import protocol
 from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
 from reid.inputs.image_rows import ImageRows
-from reid.inputs.pixel_cache import PixelStage, load_pixels
 
 if TYPE_CHECKING:
     from reid.ranking.metrics import Ranking
-    from reid.tasks.base import Task
 
 STAGE_VERSION: Final = 2
 _MAX_RANK: Final = 50
 
 
-def tested_images(images: IndexedImages) -> dict[str, Any]:
-    """Return the ingredients of an evaluation that come from the index; training images are not among them."""
-    about = images.description
-    return {
-        "images": images.contents()["ranked"],
-        "dataset": {"name": about.name, "reader": about.reader, "version": about.version},
-    }
-
-
-def _model_identity(model: ArtifactRef) -> dict[str, Any]:
-    """Return the ingredients of an evaluation that come from a train artifact: all but its images and captions."""
-    described = read_trained(model.folder)
-    return {
-        **model.digests_of("model.safetensors"),
-        "config": digest(TrainConfig.model_validate(described["config"]).identity()),
-        "identities": len(described["identities"]),
-        "weights": digest(described.get("provenance", {}).get("weights")),
-    }
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluateStage(Stage):
-    """Rank the gallery for every query with the model of a train artifact.
+    """Rank the gallery for every query with a model: a train artifact, or the untrained backbone of a config.
 
-    The untrained backbone is evaluated in mode ``image``, the trained model in each of its modes. model: the train
-    artifact.
+    The untrained backbone is evaluated in mode ``image``, the trained model in each of its modes. untrained: also
+    evaluate a trained model as it was before training, for which the weights that it started from must be available.
 
     `make` raises DataError when queries or gallery are empty, when none of the queries has a match under
     `config.exclude`, or when a feature is not finite. It raises WeightsError when the model, or the weights from which
@@ -72,31 +45,35 @@ class EvaluateStage(Stage):
     """
 
     name: ClassVar[str] = "evaluate"
-    model: ArtifactRef
+    model: EvaluatedModel
     config: EvaluateConfig
+    untrained: bool = True
+
+    @property
+    def features(self) -> FeatureStage:
+        """The stage that encodes the test images for this evaluation."""
+        return FeatureStage(model=self.model, config=self.config, untrained=self.untrained)
 
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return the rows of queries and gallery (with their paths), the model and the config."""
         return {
             **tested_images(run.images),
-            "model": _model_identity(self.model),
+            "model": model_identity(self.model, run.store),
             "config": self.config.identity(),
             **({"drawn": "one image per person, all distractors"} if self.config.gallery_draws else {}),
+            **({} if self.untrained else {"untrained": False}),
             "version": STAGE_VERSION,
         }
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write metrics.json and rankings.parquet."""
-        trained = TrainConfig.model_validate(read_trained(self.model.folder)["config"])
         rows = evaluation_rows(run.images, self.config)
-        cache = PixelStage(height=trained.backbone.height, width=trained.backbone.width).make(run)
-        device = _device(self.config)
-        job = _Job(rows=rows, pixels=cache.ref, config=self.config, device=device, scratch=scratch)
         results, tables = [], []
-        for entry in _rankings(job, self.model, trained, run.progress):
+        for encoded in self.features.encoded(run, scratch):
+            entry = _Entry(encoded.model, encoded.mode, _rank(encoded.features_ND, rows, self.config))
             results.append(_result(entry, drawn=rows.drawn))
             tables.append(_ranking_table(entry, rows.images, rows.splits[0]))
-        rules = protocol(run.images, rows, self.config, trained, skipped=results[0]["n_skipped_queries"])
+        rules = protocol(run.images, rows, self.config, self.model, skipped=results[0]["n_skipped_queries"])
         write_json(folder / "metrics.json", {"protocol": rules, "results": results})
         write_table(folder / "rankings.parquet", pa.concat_tables(tables), RANKINGS)
         return Produced()
@@ -108,56 +85,6 @@ class _Entry(NamedTuple):
     model: str
     mode: str
     rankings: list[Ranking]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """The inputs that all rankings of one evaluation share."""
-
-    rows: EvaluationRows
-    pixels: ArtifactRef
-    config: EvaluateConfig
-    device: str
-    scratch: Path
-
-
-def _rankings(job: _Job, model: ArtifactRef, train_config: TrainConfig, progress: ProgressFn) -> Iterator[_Entry]:
-    """Yield one entry per model and mode."""
-    from reid.training.checkpoint import load_task, load_untrained
-
-    trained = load_task(model.folder, job.device)
-    untrained = load_untrained(train_config, job.device)
-    plan = [("untrained", "image", untrained), *(("trained", mode, trained) for mode in trained.encoders())]
-    size = len(job.rows.images.position)
-    for step, (name, mode, task) in enumerate(plan):
-
-        def report(done: int, total: int, _: str, step: int = step, note: str = f"{name} {mode}") -> None:
-            progress(step * size + done, len(plan) * size, note)
-
-        features = _features(job, task, mode, job.scratch / f"{name}-{mode}.npy", report)
-        yield _Entry(name, mode, _rank(features, job.rows, job.config))
-
-
-def _features(job: _Job, task: Task, mode: str, out: Path, progress: ProgressFn) -> NDArray[np.float32]:
-    import torch
-
-    from reid.inputs.embed import embed
-
-    images = job.rows.images
-    return embed(
-        task.encoders()[mode],
-        load_pixels(job.pixels),
-        images.position,
-        cameras=task.camera_numbers(images.camid.tolist()),
-        batch_size=job.config.batch_size,
-        device=job.device,
-        mean=task.preprocess.mean,
-        std=task.preprocess.std,
-        flip=job.config.flip,
-        dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[job.config.precision],
-        out=out,
-        progress=progress,
-    )
 
 
 def _rank(features: NDArray[np.float32], rows: EvaluationRows, config: EvaluateConfig) -> list[Ranking]:
@@ -227,9 +154,3 @@ def _ranking_table(entry: _Entry, images: ImageRows, split: RankingSplit) -> pa.
         "top_scores": lists(ranking.top_score[filled]),
     }
     return pa.table(columns).cast(RANKINGS)
-
-
-def _device(config: EvaluateConfig) -> str:
-    import torch
-
-    return resolve_device(config.device, torch.cuda, "evaluate.device")

@@ -1,4 +1,4 @@
-"""Intervals of scores and differences: against an independent bootstrap, their pairs, and the colors that follow from them."""
+"""Intervals of scores and differences: an independent bootstrap, their pairs, and the colors that follow from them."""
 
 from __future__ import annotations
 

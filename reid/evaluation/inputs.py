@@ -1,0 +1,87 @@
+"""The inputs of an evaluation: its model and its test images, with what identifies them. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from data.artifacts.fingerprint import digest, digest_file
+from data.artifacts.store import SIDECAR, ArtifactRef, ArtifactStore
+from data.errors import WeightsError
+from data.stages.images import IndexedImages
+from reid.config.train import TrainConfig
+from reid.config.trained import TrainedModel, read_trained
+from reid.inputs.captions import weights_identity
+
+EvaluatedModel = ArtifactRef | TrainConfig
+"""A train artifact, or the config whose backbone is evaluated without any training (zero-shot)."""
+_MODEL: Final = "model.safetensors"
+
+
+def tested_images(images: IndexedImages) -> dict[str, Any]:
+    """Return the ingredients of an evaluation that come from the index; training images are not among them."""
+    about = images.description
+    return {
+        "images": images.contents()["ranked"],
+        "dataset": {"name": about.name, "reader": about.reader, "version": about.version},
+    }
+
+
+def config_of(model: EvaluatedModel) -> TrainConfig:
+    """Return the config of a model."""
+    if isinstance(model, TrainConfig):
+        return model
+    return TrainConfig.model_validate(read_trained(model.folder)["config"])
+
+
+def model_identity(model: EvaluatedModel, store: ArtifactStore) -> dict[str, Any]:
+    """Return the ingredients of an evaluation that come from the model, except its training images and captions.
+
+    Raises WeightsError if the weights of an untrained model are unavailable.
+    """
+    if isinstance(model, TrainConfig):
+        weights = weights_identity(store, model.backbone, model.seed)
+        return {"untrained": {"backbone": digest(model.backbone.identity()), "weights": digest(weights)}}
+    described = read_trained(model.folder)
+    return {
+        **_file_digest(model),
+        "config": digest(TrainConfig.model_validate(described["config"]).identity()),
+        "identities": len(described["identities"]),
+        "weights": digest(described.get("provenance", {}).get("weights")),
+    }
+
+
+def trained_on(model: EvaluatedModel) -> str | None:
+    """Return the name of the dataset that a model was trained on, None if it is unknown or the model is untrained."""
+    if isinstance(model, TrainConfig):
+        return None
+    provenance = read_trained(model.folder).get("provenance")
+    return provenance["dataset"] if provenance else None
+
+
+def untrained_problem(model: ArtifactRef, store: ArtifactStore) -> str:
+    """Return why the model before training cannot be evaluated here, "" if it can.
+
+    The weights that the training started from may be missing on this machine, or be other ones.
+    """
+    described = read_trained(model.folder)
+    config = TrainConfig.model_validate(described["config"])
+    try:
+        here = weights_identity(store, config.backbone, config.seed)
+    except WeightsError as error:
+        return f"the weights that its training started from are unavailable ({error})"
+    known = _known_weights(described)
+    if known and any(known.get(key) != value for key, value in here.items()):
+        return f"train.backbone.weights={config.backbone.weights} is another file here than where it was trained"
+    return ""
+
+
+def _known_weights(described: TrainedModel) -> dict[str, Any]:
+    provenance = described.get("provenance")
+    return provenance["weights"] if provenance else {}
+
+
+def _file_digest(model: ArtifactRef) -> dict[str, str]:
+    """Return the name and digest of the model file; the folder may be a copy without artifact.json."""
+    if (model.folder / SIDECAR).is_file():
+        return model.digests_of(_MODEL)
+    return {_MODEL: digest_file(model.folder / _MODEL)}
