@@ -14,11 +14,14 @@ from pydantic import Field
 from captioning.reading import Pending, load
 from data.config import Config
 from data.errors import DataError
-from data.people import UNKNOWN_CAMERA, is_person
+from data.people import UNKNOWN_CAMERA, IdentityName, is_person
 
 
 class SheetRow(NamedTuple):
-    """The columns of captions.parquet that the sheet reads. caption: None if captioning failed."""
+    """The columns of captions.parquet that the sheet reads.
+
+    caption: None if captioning failed. label: None if the dataset has no text labels.
+    """
 
     image_path: str
     split: str
@@ -27,10 +30,10 @@ class SheetRow(NamedTuple):
     caption: str | None
     status: str
     image_sha256: str
+    label: str | None = None
 
 
-COLUMNS: Final = SheetRow._fields
-"""Names of the columns to read."""
+_OPTIONAL: Final = SheetRow._field_defaults
 Color = tuple[int, int, int]
 
 _INK: Final = (26, 33, 48)
@@ -66,8 +69,8 @@ class SheetConfig(Config):
 def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig) -> Image.Image:
     """Draw `config.identities` people with up to `config.each` images of each, taken from the cameras in turn.
 
-    captions: COLUMNS of captions.parquet. Distractors and junk are left out. An image that is missing or has changed
-    since it was captioned becomes a gray field with the reason. Raise DataError without known people.
+    captions: `sheet_columns` of captions.parquet. Distractors and junk are left out. An image that is missing or has
+    changed since it was captioned becomes a gray field with the reason. Raise DataError without known people.
     """
     people = chosen(captions, config)
     if not people:
@@ -85,6 +88,11 @@ def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig
             for number, (words, ink) in enumerate(_lines(item, pen, config)):
                 pen.write(beside, top + _LINE * number, words, ink)
     return sheet
+
+
+def sheet_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns that the sheet reads from a captions.parquet with the columns `names`."""
+    return [name for name in SheetRow._fields if name in names or name not in _OPTIONAL]
 
 
 class Pen:
@@ -139,7 +147,8 @@ def _over_cameras(rows: pd.DataFrame, count: int, rng: np.random.Generator) -> l
     shuffled = rows.iloc[rng.permutation(len(rows))]
     turn = shuffled.groupby("camid").cumcount()
     order = turn.sort_values(kind="stable").index[:count]
-    shown = shuffled.loc[order, list(COLUMNS)].sort_values(["camid", "image_path"]).astype(object)
+    columns = sheet_columns([*rows.columns])
+    shown = shuffled.loc[order, columns].sort_values(["camid", "image_path"]).astype(object)
     return [SheetRow(*values) for values in shown.where(shown.notna(), None).itertuples(index=False, name=None)]
 
 
@@ -160,8 +169,9 @@ def _picture(item: SheetRow, root: Path, config: SheetConfig) -> Image.Image:
 
 
 def _who(item: SheetRow) -> str:
+    identity = IdentityName(item.pid, item.label or "")
     known = item.camid != UNKNOWN_CAMERA
-    return f"identity {item.pid}, camera {item.camid}" if known else f"identity {item.pid}"
+    return f"identity {identity}, camera {item.camid}" if known else f"identity {identity}"
 
 
 def _lines(item: SheetRow, pen: Pen, config: SheetConfig) -> list[tuple[list[str], Color]]:

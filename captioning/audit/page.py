@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from captioning.audit.flags import FLAGS, degrading_words
 from captioning.config import AuditConfig
-from data.people import UNKNOWN_CAMERA
+from data.people import UNKNOWN_CAMERA, IdentityName, identity_names
+from data.schemas import LABEL
 from data.slots import SLOTS
 from data.splits import SPLITS
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 TEMPLATE: Final = Path(__file__).with_name("audit.html.j2")
 _TOP_VALUES: Final = 8
 _IMAGES: Final = 8  # of one identity
-_COLUMNS: Final = ["image_path", "pid", "camid", "split", "raw_text", "error", *(f"attr_{slot}" for slot in SLOTS)]
+_IDENTITY: Final = "identity"  # column of `IdentityName`
+_KEYS: Final = ("image_path", "pid", _IDENTITY, "camid", "split", "raw_text", "error")
+_COLUMNS: Final = [*_KEYS, *(f"attr_{slot}" for slot in SLOTS)]
 
 Picture = Callable[[str], "Thumbnail"]
 """image_path -> its thumbnail."""
@@ -62,7 +65,7 @@ class Card:
     """One caption with its image. camid: "?" if it is unknown."""
 
     path: str
-    pid: int
+    identity: IdentityName
     camid: int | str
     split: str
     text: str
@@ -95,7 +98,7 @@ class Disagreement:
 class Identity:
     """An identity whose captions differ. shown: some of its captions."""
 
-    pid: int
+    identity: IdentityName
     agreement: float
     n_images: int
     splits: Sequence[str]
@@ -122,6 +125,7 @@ def audit_page(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["share"] = lambda share: f"{100 * share:.0f} %"
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    captions = captions.assign(**{_IDENTITY: _names(captions)})
     counts = captions["split"].value_counts()
     majorities = identities.set_index(["pid", "slot"])["majority"].to_dict()
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -133,6 +137,12 @@ def audit_page(
         worst=_worst(identities, captions, config.shown, picture),
         flags=[_flag(flag, captions, flags, majorities, shown=config.shown, picture=picture) for flag in FLAGS],
     )
+
+
+def _names(captions: pd.DataFrame) -> pd.Series[Any]:
+    """Return the name of the identity of each caption."""
+    labels = captions[LABEL.name] if LABEL.name in captions else [""] * len(captions)
+    return captions["pid"].map(identity_names(captions["pid"], labels))
 
 
 def _slot(slot: str, figures: Mapping[str, Any]) -> Slot:
@@ -154,17 +164,17 @@ def _worst(identities: pd.DataFrame, captions: pd.DataFrame, count: int, picture
     # Stable, and groupby sorts by identity: equals stay in the order of their numbers.
     worst = mean[mean < 1].sort_values(kind="stable")[:count]
     return [
-        _identity(pid, agreement, answered[answered["pid"] == pid], captions[captions["pid"] == pid], picture)
+        _identity(agreement, answered[answered["pid"] == pid], captions[captions["pid"] == pid], picture)
         for pid, agreement in worst.to_dict().items()
     ]
 
 
-def _identity(pid: Any, agreement: float, slots: pd.DataFrame, captions: pd.DataFrame, picture: Picture) -> Identity:
+def _identity(agreement: float, slots: pd.DataFrame, captions: pd.DataFrame, picture: Picture) -> Identity:
     differing = slots[slots["agreement"] < 1].sort_values("agreement", kind="stable").to_dict("records")
     majorities = {str(row["slot"]): row["majority"] for row in differing}
     shown = _records(captions.loc[_in_turn(captions, _IMAGES)])
     return Identity(
-        pid=int(pid),
+        identity=captions[_IDENTITY].iloc[0],
         agreement=agreement,
         n_images=int(slots["n_images"].iloc[0]),
         splits=[split for split in SPLITS if split in set(captions["split"])],
@@ -228,7 +238,7 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _card(row: Mapping[str, Any], notes: Sequence[Note], picture: Picture) -> Card:
     return Card(
         path=row["image_path"],
-        pid=row["pid"],
+        identity=row[_IDENTITY],
         camid="?" if row["camid"] == UNKNOWN_CAMERA else row["camid"],
         split=row["split"],
         text=row["raw_text"] or row["error"] or "no text",

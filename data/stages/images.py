@@ -15,6 +15,8 @@ from data.artifacts.contents import IMAGES_FILE, Contents, image_contents
 from data.artifacts.store import ArtifactRef
 from data.errors import DataError
 from data.files import read_json
+from data.people import IdentityName, Names, identity_names
+from data.schemas import LABEL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,6 +83,13 @@ class IndexedImages:
         """Return path -> sha256 of every image."""
         table = self.rows("path", "sha256")
         return dict(zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+
+    def names(self) -> Names:
+        """Return the function that names an identity: by its label, if the dataset has text labels."""
+        table = self.rows()
+        if LABEL.name not in table.column_names:
+            return IdentityName
+        return identity_names(table["pid"].to_pylist(), table[LABEL.name].to_pylist())
 
     def contents(self) -> Contents:
         """Return the content digests that later stages depend on (`data.artifacts.contents.image_contents`)."""

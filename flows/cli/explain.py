@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from data.artifacts.store import ArtifactStore
+    from data.people import IdentityName
+    from data.stages.images import IndexedImages
     from flows.recipes import Recipe
     from reid.relevance.pair import PairMaps
 
@@ -36,10 +38,15 @@ class ModelOptions:
 
 
 class Found(NamedTuple):
-    """A trained model. captions: sha256 of an image -> its caption, from the recipe's caption artifact."""
+    """A trained model.
+
+    captions: sha256 of an image -> its caption, from the recipe's caption artifact. names: sha256 -> its identity, of
+    a recipe whose dataset has text labels.
+    """
 
     folder: Path
     captions: Mapping[str, str]
+    names: Mapping[str, IdentityName]
 
 
 def explain(
@@ -104,7 +111,7 @@ def explain(
     where = resolve_device(device, torch.cuda, "--device")
     known = captions or _captions_of(paths, found.captions)
     pair = explain_pair(load_task(found.folder, where), images, mode=mode, method=method, captions=known, device=where)
-    _write(pair, out, paths)
+    _write(pair, out, (_title("query", query, found.names), _title("gallery", gallery, found.names)))
     for line in (*pair.lines(), f"maps      {out.resolve()}"):
         plain_console().print(line, highlight=False, soft_wrap=True)
 
@@ -118,10 +125,18 @@ def _open(path: Path, name: str) -> Image.Image:
         raise unusable_image(f"explain: {name} {path}", rejected) from rejected
 
 
-def _write(pair: PairMaps, out: Path, paths: tuple[Path, Path]) -> None:
+def _title(role: str, path: Path, names: Mapping[str, IdentityName]) -> str:
+    """Return the title of the row of an image: its file name and, if it has a text label, its identity."""
+    from data.artifacts.fingerprint import digest_file
+
+    name = names.get(digest_file(path)) if names else None
+    return f"{role}: {path.name}" if name is None else f"{role}: {path.name}, {name}"
+
+
+def _write(pair: PairMaps, out: Path, titles: tuple[str, str]) -> None:
     from data.files import atomic_path
 
-    sheet = pair.draw((f"query: {paths[0].name}", f"gallery: {paths[1].name}"))
+    sheet = pair.draw(titles)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
         sheet.save(temporary, "PNG" if out.suffix.lower() == ".png" else "JPEG", quality=92, optimize=True)
@@ -149,7 +164,7 @@ def _trained(options: ModelOptions) -> Found:
         raise ConfigError("explain: --set changes a recipe and cannot change a trained model: use it with --recipe")
     from reid.embedding.find import find_model
 
-    return Found(find_model(options.model or "", store).folder, {})
+    return Found(find_model(options.model or "", store).folder, {}, {})
 
 
 def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
@@ -164,7 +179,15 @@ def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
             "model with --model"
         )
     captions = CaptionStage(config=recipe.caption).find(found.run) if recipe.train.method == "clip_scgi" else None
-    return Found(found.model.folder, {} if captions is None else _read_captions(captions.folder / "captions.parquet"))
+    texts = {} if captions is None else _read_captions(captions.folder / "captions.parquet")
+    return Found(found.model.folder, texts, _names_of(found.run.images))
+
+
+def _names_of(images: IndexedImages) -> dict[str, IdentityName]:
+    """Return sha256 -> the name of its identity, of the images with text labels."""
+    table, names = images.rows("sha256", "pid"), images.names()
+    pairs = zip(table["sha256"].to_pylist(), table["pid"].to_pylist(), strict=True)
+    return {sha256: names(pid) for sha256, pid in pairs if names(pid).label}
 
 
 def _read_captions(path: Path) -> dict[str, str]:

@@ -137,14 +137,16 @@ def draw_sheet(
 ) -> None:
     """Caption the images that have no caption yet, and write a contact sheet of the captions to `out`."""
     import pandas as pd
+    import pyarrow.parquet as pq
 
-    from captioning.audit.contact_sheet import COLUMNS, SheetConfig, contact_sheet
+    from captioning.audit.contact_sheet import SheetConfig, contact_sheet, sheet_columns
 
     config = build_config(SheetConfig, {"identities": identities, "each": each, "seed": seed}, "sheet")
     check_output(out, "--out", suffixes=(".png", ".jpg", ".jpeg"))
     with flow_of(recipe_of(name, overrides), artifact_store(home), "caption") as flow:
         summary = RunSummary.model_validate(flow())
-    captions = pd.read_parquet(summary["caption"].artifact.folder / "captions.parquet", columns=list(COLUMNS))
+    file = summary["caption"].artifact.folder / "captions.parquet"
+    captions = pd.read_parquet(file, columns=sheet_columns(pq.read_schema(file).names))
     sheet = contact_sheet(captions, Path(summary["index"].images_root or ""), config)
     with atomic_path(out) as temporary:
         sheet.save(temporary, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=88, optimize=True)

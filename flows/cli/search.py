@@ -18,7 +18,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError, ConfigError
 from data.index.stage import IndexStage, index
-from data.people import UNKNOWN_CAMERA
+from data.people import UNKNOWN_CAMERA, IdentityName
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.cli.inputs import artifact_store, recipe_of
@@ -183,11 +183,11 @@ def _show(recipe: Recipe, run: RunContext, model: ArtifactRef | TrainConfig, que
         )
     table = Table(title=Text(f"gallery images nearest to: {query}"), title_justify="left")
     for column in ("rank", "similarity", "pid", "camera", "image"):
-        table.add_column(column, justify="left" if column == "image" else "right")
+        table.add_column(column, justify="left" if column == "image" else "right", overflow="fold")
     for hit in hits:
         path = Text(str(run.images.root / hit.path))
         camera = "unknown" if hit.camid == UNKNOWN_CAMERA else str(hit.camid)
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(hit.pid), camera, path)
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(str(IdentityName(hit.pid, hit.label))), camera, path)
     console.print(table)
     if len(hits) < top:
         console.print(f"the gallery has {len(hits):,} images; all of them are shown", highlight=False)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from captioning.audit.flags import FLAGS
 from data.images.thumbnails import Thumbnail, Thumbnails
-from data.people import JUNK, is_person
+from data.people import JUNK, IdentityName, Names, is_person
 from data.slots import COLORS, NONE, SLOTS
 from flows.report.gather import Row, counts, draw_evenly, read_rows, take_rows
 
@@ -57,7 +57,7 @@ class CaptionCard:
 
     path: str
     split: str
-    pid: int
+    identity: IdentityName
     camid: int
     image: Thumbnail
     caption: str
@@ -143,7 +143,7 @@ class IdentityImage:
 class IdentityCard:
     """An identity whose captions differ. slot_shown: the attribute named below its images."""
 
-    pid: int
+    identity: IdentityName
     agreement: float
     n_images: int
     conflicts: Sequence[Conflict]
@@ -162,9 +162,19 @@ class AuditSection:
 
 
 def caption_section(
-    path: Path, flags: Mapping[str, Sequence[str]], thumbnail: Thumbnails, *, shown: int, failed: int, seed: int
+    path: Path,
+    flags: Mapping[str, Sequence[str]],
+    thumbnail: Thumbnails,
+    *,
+    shown: int,
+    failed: int,
+    seed: int,
+    names: Names,
 ) -> CaptionSection:
-    """Choose captions of captions.parquet: parsed ones spread over identities, failed ones over statuses."""
+    """Choose captions of captions.parquet: parsed ones spread over identities, failed ones over statuses.
+
+    names: of the identities.
+    """
     rows = read_rows(path, ("pid", "status"))
     good = [index for index, row in enumerate(rows) if row["status"] == "ok" and row["pid"] != JUNK]
     bad = [index for index, row in enumerate(rows) if row["status"] != "ok"]
@@ -172,7 +182,7 @@ def caption_section(
     bad_at = draw_evenly([rows[index]["status"] for index in bad], failed, seed=seed, name="failed")
 
     def cards(indices: list[int]) -> list[CaptionCard]:
-        return [_card(row, flags, thumbnail) for row in take_rows(path, indices)]
+        return [_card(row, flags, thumbnail, names) for row in take_rows(path, indices)]
 
     return CaptionSection(
         total=len(rows),
@@ -186,13 +196,13 @@ def caption_section(
     )
 
 
-def _card(row: Row, flags: Mapping[str, Sequence[str]], thumbnail: Thumbnails) -> CaptionCard:
+def _card(row: Row, flags: Mapping[str, Sequence[str]], thumbnail: Thumbnails, names: Names) -> CaptionCard:
     caption, raw = row["caption"] or "", row["raw_text"] or ""
     answered = any(row[f"attr_{slot}"] is not None for slot in SLOTS)
     return CaptionCard(
         path=row["image_path"],
         split=row["split"],
-        pid=row["pid"],
+        identity=names(row["pid"]),
         camid=row["camid"],
         image=thumbnail(row["image_path"]),
         caption=caption,
@@ -221,11 +231,11 @@ def image_flags(path: Path) -> dict[str, list[str]]:
 
 
 def audit_section(
-    folder: Path, captions: Path, thumbnail: Thumbnails, *, identities: int, identity_images: int
+    folder: Path, captions: Path, thumbnail: Thumbnails, *, identities: int, identity_images: int, names: Names
 ) -> AuditSection:
     """Read the figures of an audit artifact, and choose the identities whose captions agree least.
 
-    captions: captions.parquet, whose distractors and junk are left out.
+    captions: captions.parquet, whose distractors and junk are left out. names: of the identities.
     """
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     people = _people(read_rows(captions, ("pid", "split")))
@@ -237,7 +247,7 @@ def audit_section(
         flags=[
             Tally(name=flag, count=count, meaning=FLAGS.get(flag, "")) for flag, count in _most_frequent(audit["flags"])
         ],
-        worst=[_identity(pid, slots, captions, thumbnail, identity_images) for pid, slots in worst],
+        worst=[_identity(names(pid), slots, captions, thumbnail, identity_images) for pid, slots in worst],
     )
 
 
@@ -279,14 +289,16 @@ def _mean_agreement(slots: Sequence[Row]) -> float:
     return float(sum(row["agreement"] for row in slots) / len(slots))
 
 
-def _identity(pid: int, slots: Sequence[Row], captions: Path, thumbnail: Thumbnails, count: int) -> IdentityCard:
+def _identity(
+    identity: IdentityName, slots: Sequence[Row], captions: Path, thumbnail: Thumbnails, count: int
+) -> IdentityCard:
     ordered = sorted(slots, key=lambda row: (row["agreement"], SLOTS.index(row["slot"])))
     differing = [row for row in ordered if row["agreement"] < 1][:_WORST_SLOTS]
     shown = differing[0] if differing else None
     columns = ["image_path", "camid", *([f"attr_{shown['slot']}"] if shown else [])]
-    images = read_rows(captions, columns, pid=pid)
+    images = read_rows(captions, columns, pid=identity.pid)
     return IdentityCard(
-        pid=pid,
+        identity=identity,
         agreement=_mean_agreement(slots),
         n_images=len(images),
         conflicts=[

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.files import read_json, write_text
 from data.images.thumbnails import Thumbnails
-from data.people import UNKNOWN_CAMERA
+from data.people import UNKNOWN_CAMERA, Names
 from data.progress import silent
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
@@ -81,7 +81,7 @@ def _page(
     run: RunContext, inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, device: str
 ) -> dict[str, Any]:
     metrics = read_json(inputs.evaluation.folder / "metrics.json")
-    lead = leading_row(metrics["results"], config.mode)
+    lead, names = leading_row(metrics["results"], config.mode), run.images.names()
     page = {"config": config, "artifacts": inputs.artifacts(run.images)}
     run.progress(0, _SECTIONS, "results")
     page |= _results(run.images, inputs, metrics, lead, config)
@@ -97,9 +97,10 @@ def _page(
         top_k=config.top_k,
         seed=config.seed,
         explain=_explain(run, inputs, lead, device) if config.relevance else None,
+        names=names,
     )
     run.progress(3, _SECTIONS, "captions")
-    return page | _language_part(inputs, config, thumbnail)
+    return page | _language_part(inputs, config, thumbnail, names)
 
 
 def _explain(run: RunContext, inputs: ReportInputs, lead: Row, device: str) -> Explain | None:
@@ -150,7 +151,7 @@ def _training_part(inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails) -> dict[str, Any]:
+def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbnails, names: Names) -> dict[str, Any]:
     if inputs.captions is None or inputs.audit is None:
         return {"captioner": {}, "captions": None, "audit": None}
     path = inputs.captions.folder / "captions.parquet"
@@ -163,6 +164,7 @@ def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbn
             shown=config.captions,
             failed=config.failed_captions,
             seed=config.seed,
+            names=names,
         ),
         "audit": audit_section(
             inputs.audit.folder,
@@ -170,6 +172,7 @@ def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbn
             thumbnail,
             identities=config.identities,
             identity_images=config.identity_images,
+            names=names,
         ),
     }
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from data.errors import DataError
 from data.images.thumbnails import Thumbnail, Thumbnails
+from data.people import IdentityName, Names
 from flows.report.gather import Row, read_rows, take_rows, thirds
 from reid.relevance.grid import Pair
 from reid.relevance.overlay import overlay
@@ -37,7 +38,7 @@ class Hit:
     rank: int
     far: bool
     path: str
-    pid: int
+    identity: IdentityName
     camid: int
     score: float
     right: bool
@@ -60,7 +61,7 @@ class QueryRow:
     """
 
     path: str
-    pid: int
+    identity: IdentityName
     camid: int
     image: Thumbnail
     ap: float
@@ -116,11 +117,12 @@ def query_section(
     top_k: int,
     seed: int,
     explain: Explain | None = None,
+    names: Names = IdentityName,
 ) -> QuerySection:
     """Choose queries from rankings.parquet.
 
     There are three groups by average precision (AP) and, where there is an untrained model, the queries that lost most
-    AP against it. explain: None to show no relevance.
+    AP against it. explain: None to show no relevance. names: of the identities.
     """
     rows = read_rows(path, _SELECTORS)
     before = {row["query_path"]: row["ap"] for row in rows if (row["model"], row["mode"]) == ("untrained", mode)}
@@ -145,7 +147,14 @@ def query_section(
             title,
             _meaning(full),
             [
-                _query(row, thumbnail, top_k, before.get(row["query_path"]), _maps(row, thumbnail, relevance))
+                _query(
+                    row,
+                    thumbnail,
+                    top_k,
+                    names=names,
+                    ap_before=before.get(row["query_path"]),
+                    maps=_maps(row, thumbnail, relevance),
+                )
                 for row in full
             ],
         )
@@ -197,11 +206,13 @@ def _meaning(rows: Sequence[Row]) -> str:
     return f"{count}, AP {aps[0]:.1f} to {aps[-1]:.1f} %, {missed} with a wrong first image"
 
 
-def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None, maps: PairMaps | None) -> QueryRow:
-    hits = _hits(row, thumbnail, top_k)
+def _query(
+    row: Row, thumbnail: Thumbnails, top_k: int, *, names: Names, ap_before: float | None, maps: PairMaps | None
+) -> QueryRow:
+    hits = _hits(row, thumbnail, top_k, names)
     return QueryRow(
         path=row["query_path"],
-        pid=row["query_pid"],
+        identity=names(row["query_pid"]),
         camid=row["query_camid"],
         image=thumbnail(row["query_path"]),
         ap=row["ap"],
@@ -214,7 +225,7 @@ def _query(row: Row, thumbnail: Thumbnails, top_k: int, ap_before: float | None,
     )
 
 
-def _hits(row: Row, thumbnail: Thumbnails, top_k: int) -> list[Hit]:
+def _hits(row: Row, thumbnail: Thumbnails, top_k: int, names: Names) -> list[Hit]:
     """Return the `top_k` nearest images; if none of them is right, the first match takes the last place."""
     columns = zip(*(row[f"top_{name}"] for name in ("paths", "pids", "camids", "scores")), strict=True)
     ranked = list(enumerate(columns, start=1))
@@ -226,7 +237,7 @@ def _hits(row: Row, thumbnail: Thumbnails, top_k: int) -> list[Hit]:
             rank=rank,
             far=rank > top_k,
             path=path,
-            pid=pid,
+            identity=names(pid),
             camid=camid,
             score=score,
             right=pid == row["query_pid"],

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One image of the result. rank: from 1. score: cosine similarity."""
+    """One image of the result. rank: from 1. score: cosine similarity. label: "" if the dataset has no text labels."""
 
     rank: int
     score: float
     path: str
     pid: int
     camid: int
+    label: str = ""
 
 
 def search(
@@ -73,6 +74,7 @@ def search(
     with exact_float32(torch):
         similarities = similarity_blocks(FeatureRows(wanted_1D, "query"), FeatureRows(features_ND, "gallery"))
         scores_N = next(similarities)[1][0, : len(gallery)]
+    names = run.images.names()
     best = np.argsort(-scores_N, kind="stable")[:top]
     return [
         Hit(
@@ -81,6 +83,7 @@ def search(
             path=gallery.path[place],
             pid=int(gallery.pid[place]),
             camid=int(gallery.camid[place]),
+            label=names(int(gallery.pid[place])).label,
         )
         for rank, place in enumerate(best, start=1)
     ]

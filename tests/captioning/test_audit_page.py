@@ -10,8 +10,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captioning.config import AuditConfig
+from data.artifacts.store import ArtifactStore
+from data.schemas import CAPTIONS, LABEL
 from tests.captioning.test_audit import audited, caption
 from tests.helpers.places import GOLDEN
+from tests.helpers.stages import audit, make_artifact
 
 PAGE = GOLDEN / "audit_page.html"
 RED = "A man is wearing a red shirt and black pants. The man is carrying a backpack."
@@ -32,6 +39,26 @@ def page(folder: Path) -> str:
 
 def test_the_page_is_the_same(tmp_path):
     assert page(tmp_path) == PAGE.read_text(encoding="utf-8")
+
+
+def test_text_labels_are_shown_escaped_and_cut(tmp_path):
+    labels = {7: 'Anna <b>&\n"x"', 8: "👩‍👧 שלום", 9: "ü" * 200, 10: ""}
+    labeled = [row | {"image_path": f"{at:05d}.jpg"} for at, row in enumerate(rows())]
+
+    def captions(folder: Path) -> None:
+        table = pa.Table.from_pylist(labeled, schema=CAPTIONS)
+        column = pa.array([labels.get(row["pid"], "") for row in labeled])
+        pq.write_table(table.append_column(LABEL, column), folder / "captions.parquet")
+
+    store = ArtifactStore(tmp_path)
+    made = audit(store, captions=make_artifact(store, "caption", {}, captions).ref, config=AuditConfig())
+    shown = (made.ref.folder / "captions.audit.html").read_text(encoding="utf-8")
+    assert "<h3>Identity <bdi>Anna &lt;b&gt;&amp; &quot;x&quot;</bdi> (pid&nbsp;7) <span" in shown
+    assert "identity <bdi>👩‍👧 שלום</bdi> (pid&nbsp;8) · c1" in shown
+    assert f'identity <bdi title="{"ü" * 200}">{"ü" * 23}…</bdi> (pid&nbsp;9) · c1' in shown
+    assert "identity 10 · c1 · train" in shown
+    assert "identity -1 · c1 · gallery" in shown
+    assert "ü" * 24 not in shown.replace(f'title="{"ü" * 200}"', "")
 
 
 def main() -> None:

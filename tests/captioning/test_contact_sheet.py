@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from captioning.audit.contact_sheet import COLUMNS, Pen, SheetConfig, chosen, contact_sheet
+from captioning.audit.contact_sheet import Pen, SheetConfig, chosen, contact_sheet, sheet_columns
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import DataError
 
@@ -28,7 +28,7 @@ def people(tmp_path):
                 Image.new("RGB", (30, 60), RED).save(tmp_path / path)
                 sha256 = digest_bytes((tmp_path / path).read_bytes())
                 rows.append((path, "gallery", pid, camid, "A man is wearing a black shirt.", "ok", sha256))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=sheet_columns([]))
 
 
 def pixels(sheet: Image.Image, color: tuple[int, int, int]) -> int:
@@ -73,6 +73,23 @@ def test_a_failed_caption_says_why(people, tmp_path):
     plain = contact_sheet(people, tmp_path, SMALL)
     people["status"], people["caption"] = "image_error", pd.Series([None] * len(people), dtype="str")
     assert pixels(contact_sheet(people, tmp_path, SMALL), (192, 38, 38)) > pixels(plain, (192, 38, 38)) == 0
+
+
+def test_a_text_label_stands_beside_the_picture(people, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(Pen, "write", lambda _self, _left, _top, words, _ink: lines.append(" ".join(words)))
+    contact_sheet(people, tmp_path, SMALL)
+    plain, shown = " ".join(lines), {person[0].pid for person in chosen(people, SMALL)}
+    lines.clear()
+    labels = people["pid"].map(lambda pid: "" if pid < 1 else f"אנה <b>\n{'x' * 200}{pid}")
+    contact_sheet(people.assign(label=labels), tmp_path, SMALL)
+    labeled = " ".join(lines).replace("x x", "xx")
+    for pid in shown:
+        assert f"identity {pid}, camera 1" in plain
+        assert f"(pid {pid}), camera 1" in labeled
+    assert "identity אנה <b> xx" in labeled
+    assert "x" * 20 not in labeled
+    assert sheet_columns(["label", "n_tokens"])[-1] == "label"
 
 
 def written(words: list[str]) -> np.ndarray:

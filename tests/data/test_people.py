@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from captioning.audit.agreement import people
-from data.people import UNKNOWN_CAMERA, cameras_known, is_junk, is_person
+from data.people import UNKNOWN_CAMERA, IdentityName, cameras_known, identity_names, is_junk, is_person
 from data.readers.base import Counts, ImageRecord, compare_counts, number_cameras, number_labels
 from reid.inputs.image_rows import ImageRows
 
@@ -35,6 +35,43 @@ def test_cameras_are_unknown_if_one_is():
     assert cameras_known([])
     assert not cameras_known([UNKNOWN_CAMERA] * 2)
     assert not cameras_known(np.array([1, UNKNOWN_CAMERA]))
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "page"),
+    [
+        ("", "3", "3"),
+        ("anna", "anna (pid 3)", "<bdi>anna</bdi> (pid&nbsp;3)"),
+        ("7", "7 (pid 3)", "<bdi>7</bdi> (pid&nbsp;3)"),
+        ('<b>"x"&', '<b>"x"& (pid 3)', "<bdi>&lt;b&gt;&quot;x&quot;&amp;</bdi> (pid&nbsp;3)"),
+        ("first\nsecond\t\x1b[31m", "first second [31m (pid 3)", "<bdi>first second [31m</bdi> (pid&nbsp;3)"),
+        ("\u202eanna\u2066", "anna (pid 3)", "<bdi>anna</bdi> (pid&nbsp;3)"),
+        ("שלום", "שלום (pid 3)", "<bdi>שלום</bdi> (pid&nbsp;3)"),
+        (" \n\u2028\ud800", "3", "3"),
+        ("a" * 24, f"{'a' * 24} (pid 3)", f"<bdi>{'a' * 24}</bdi> (pid&nbsp;3)"),
+        ("a" * 200, f"{'a' * 23}… (pid 3)", f'<bdi title="{"a" * 200}">{"a" * 23}…</bdi> (pid&nbsp;3)'),
+        (
+            f"{'a' * 22} {'b' * 9}",
+            f"{'a' * 22}… (pid 3)",
+            f'<bdi title="{"a" * 22} {"b" * 9}">{"a" * 22}…</bdi> (pid&nbsp;3)',
+        ),
+        (
+            f"{'a' * 20}👩‍👩‍👧‍👦 family",
+            f"{'a' * 20}… (pid 3)",
+            f'<bdi title="{"a" * 20}👩‍👩‍👧‍👦 family">{"a" * 20}…</bdi> (pid&nbsp;3)',
+        ),
+        (f"{'a' * 22}q\u0301{'b' * 9}", f"{'a' * 22}… (pid 3)", None),
+    ],
+)
+def test_an_identity_is_written_with_its_label(label, text, page):
+    name = IdentityName(3, label)
+    assert str(name) == text
+    assert page is None or name.__html__() == page
+
+
+def test_an_identity_is_named_by_the_label_of_all_of_its_images():
+    name = identity_names([1, 1, 0, 0, 4], ["anna", "anna", "x", "y", ""])
+    assert [str(name(pid)) for pid in (1, 0, 4, 99)] == ["anna (pid 1)", "0", "4", "99"]
 
 
 @pytest.mark.parametrize(

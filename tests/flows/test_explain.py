@@ -12,9 +12,12 @@ from PIL import Image
 
 from data.artifacts.store import ArtifactStore
 from data.index.stage import index
+from data.people import IdentityName
+from data.stages.images import IndexedImages
 from flows.cli.app import main
 from flows.recipes import build_recipe
 from flows.worlds import ensure_world
+from reid.relevance.sheet import draw_sheet
 from tests.helpers.small_runs import SMALL_MODEL
 from tests.helpers.stages import caption, train
 
@@ -65,6 +68,28 @@ def test_maps_of_two_images_of_the_dataset(trained, tmp_path, capsys):
     widths = [Image.open(path).width for path in (by_name, by_folder, captioned, out)]
     assert widths[0] == widths[1] < widths[2] == widths[3]
     assert by_folder.read_bytes() != out.read_bytes()
+
+
+def test_a_text_label_stands_above_the_maps(trained, tmp_path, monkeypatch):
+    home, _, query, gallery = trained
+    titles = []
+
+    def draw(rows, *rest):
+        titles.extend(row.title for row in rows)
+        return draw_sheet(rows, *rest)
+
+    monkeypatch.setattr("reid.relevance.pair.draw_sheet", draw)
+    command = ["explain", str(query), str(gallery), "--home", str(home), "--device", "cpu", "--recipe", "demo"]
+    command += [*SETTINGS, "-o", str(tmp_path / "maps.png")]
+    assert main(command) == 0
+    assert titles == [f"query: {query.name}", f"gallery: {gallery.name}"]
+    titles.clear()
+    monkeypatch.setattr(IndexedImages, "names", lambda _: lambda pid: IdentityName(pid, "Anna\nLee"))
+    assert main(command) == 0
+    pid = int(query.name[:4])
+    assert titles == [
+        f"{role}: {path.name}, Anna Lee (pid {pid})" for role, path in (("query", query), ("gallery", gallery))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ from data.config import build_config
 from data.errors import ConfigError, DataError
 from data.files import write_json, write_table, write_text
 from data.images.thumbnails import Thumbnails
-from data.schemas import CAPTIONS, IMAGES, RANKINGS, REJECTED
+from data.people import IdentityName
+from data.schemas import CAPTIONS, IMAGES, LABEL, LABELED_IMAGES, RANKINGS, REJECTED
 from data.slots import NONE, SLOTS, VOCABULARY
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
@@ -624,6 +625,40 @@ def test_chart_text_is_escaped_and_never_a_formula():
         assert page.elements[0][1]["aria-label"] == f"{HOSTILE}, {HOSTILE} $x$"
         assert page.elements[0][1]["role"] == "img"
     ElementTree.fromstring(chart.as_file())
+
+
+LABELS = (HOSTILE, "👩‍👧 אנה", "anna\nlee", "ü" * 200)
+
+
+def label_of(pid: int) -> str:
+    return "" if pid < 1 else f"{LABELS[pid % 4]}"
+
+
+def test_text_labels_are_shown_escaped_and_cut(world, tmp_path):
+    def produce(folder: Path) -> None:
+        write_index(folder, world.images, [])
+        table = pa.Table.from_pylist(world.images, IMAGES)
+        labels = pa.array([label_of(row["pid"]) for row in world.images])
+        write_table(folder / "images.parquet", table.append_column(LABEL, labels), LABELED_IMAGES)
+
+    store = ArtifactStore(tmp_path)
+    labeled = replace(world, store=store, index=artifact(store, "index", produce))
+    html, plain = labeled.page(), Page(world.page())
+    page = Page(html)
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in plain.elements} | {"bdi"}
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    shown = {int(pid) for pid in re.findall(r"\(pid\s(\d+)\)", page.words)}
+    assert {pid % 4 for pid in shown} == {0, 1, 2, 3}
+    names = {pid: IdentityName(pid, label_of(pid)) for pid in shown}
+    for pid, name in names.items():
+        assert f"identity {name.__html__()} · c" in html or f"<div>{name.__html__()} · c" in html, pid
+    alts = " ".join(attrs.get("alt") or "" for _, attrs in page.elements)
+    assert "anna lee (pid " in alts
+    assert "<bdi" not in alts
+    assert {attrs["title"] for tag, attrs in page.elements if tag == "bdi" and "title" in attrs} == {
+        " ".join(HOSTILE.split()),
+        "ü" * 200,
+    }
 
 
 # Bytes, caching, places -------------------------------------------------------------------------------

@@ -168,6 +168,25 @@ def test_search_finds_the_model_and_names_missing_stages(tmp_path, capsys, monke
     assert "; missing stages: caption, train." in capsys.readouterr().err
 
 
+def test_text_labels_stand_in_the_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    people = {"1.jpg": "anna", "2.jpg": "anna", "3.jpg": f"[red]{'x' * 90}", "4.jpg": "שלום"}
+    put(tmp_path, *people)
+    lines = ["path,split,pid", *(f"{path},gallery,{label}" for path, label in people.items())]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines), encoding="utf-8")
+    reader = ["data.reader=manifest", "data.split=auto"]
+    recipe = build_recipe("folders", [f"data.root={tmp_path}", "evaluate.device=cpu", *reader])
+    store = ArtifactStore(tmp_path / "home")
+    run = RunContext(store=store, indexed=index(store, config=recipe.data).images)
+    # The untrained model: the table is the same.
+    monkeypatch.setattr("flows.cli.search.find_trained", lambda *_: Searchable(run=run, model=recipe.train))
+    assert main(["search", "folders", "a man", "--home", str(tmp_path / "home")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("anna (pid 2)") == 2
+    assert f"[red]{'x' * 18}… (pid 1)" in shown
+    assert "שלום (pid 3)" in shown
+
+
 def test_images_without_labels_are_searched_with_the_untrained_model(tmp_path, capsys):
     put(tmp_path / "crops", "a.jpg", "deep/b.jpg")
     common = [
