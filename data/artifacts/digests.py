@@ -107,6 +107,14 @@ class DigestMemo:
         rows = self.run(lambda connection: connection.execute(query, path_range(root)).fetchall())
         return {os.fsdecode(row[0]): (Stamp(*row[1:4]), row[4]) for row in rows}
 
+    def files_with(self, sha256: str) -> list[Path]:
+        """Return the absolute paths of the files whose remembered digest is `sha256`, whether they still exist or not."""
+        if not self.path.exists():
+            return []
+        query = "SELECT path FROM digests WHERE sha256 = ? ORDER BY path"
+        rows = self.run(lambda connection: connection.execute(query, (sha256,)).fetchall())
+        return [Path(os.fsdecode(row[0])) for row in rows]
+
     def remember(self, entries: Mapping[str, tuple[Stamp, str]]) -> None:
         """Remember digests: absolute path -> (stamp, sha256).
 

@@ -1,0 +1,1 @@
+"""Comparison of finished evaluations: paired differences over the same queries, as objects, text and page."""

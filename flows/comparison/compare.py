@@ -1,0 +1,283 @@
+"""Paired comparison of evaluations: the first is the baseline, and each other one is compared with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.artifacts.store import ArtifactStore
+from data.errors import ConfigError
+from flows.comparison.bootstrap import MIN_UNITS, Unit, mean_intervals, method
+from flows.comparison.images import TestImages, find_test_images
+from flows.comparison.queries import MatchedBy, Paired, pair_queries, read_scores
+from flows.comparison.runs import RankedRow, Run, choose_rows
+from flows.report.intervals import Interval, verdict
+from flows.report.scores import METRICS
+
+_TIE: Final = 1e-9
+"""Scores that differ by less are equal."""
+
+
+class Tally(NamedTuple):
+    """Number of queries whose score is higher, lower and equal in the run than in the baseline."""
+
+    won: int
+    lost: int
+    tied: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricDifference:
+    """The difference of one metric over the paired queries.
+
+    baseline, run: percent. points: run - baseline. interval: 95 % interval of the points; None for too few queries.
+    """
+
+    key: str
+    label: str
+    baseline: float
+    run: float
+    points: float
+    interval: Interval | None
+    tally: Tally
+
+    @property
+    def verdict(self) -> str:
+        """ "up" or "down" if the interval excludes zero, else "even"."""
+        return verdict(self.interval)
+
+
+class QueryPair(NamedTuple):
+    """One query in both runs. path: in the run. AP: fractions. first hits: ranks of the first match."""
+
+    path: str
+    baseline_path: str
+    pid: int
+    camid: int
+    baseline_ap: float
+    ap: float
+    baseline_first_hit: int
+    first_hit: int
+
+    @property
+    def gain(self) -> float:
+        """Difference of average precision, run - baseline, a fraction."""
+        return self.ap - self.baseline_ap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One run against the baseline.
+
+    queries: the paired ones, the greatest gain of average precision first. only_baseline, only_run: paths of the
+    queries that only one of the two has, which are left out. notices: what limits the comparison, sentences.
+    """
+
+    ranked: RankedRow
+    metrics: tuple[MetricDifference, ...]
+    queries: tuple[QueryPair, ...]
+    n_identities: int
+    matched_by: MatchedBy
+    only_baseline: tuple[str, ...]
+    only_run: tuple[str, ...]
+    notices: tuple[str, ...]
+
+    def most_won(self, count: int) -> tuple[QueryPair, ...]:
+        """Return up to `count` queries whose average precision rose most, the greatest gain first."""
+        return tuple(pair for pair in self.queries[:count] if pair.gain > _TIE)
+
+    def most_lost(self, count: int) -> tuple[QueryPair, ...]:
+        """Return up to `count` queries whose average precision fell most, the greatest loss first."""
+        return tuple(pair for pair in self.queries[::-1][:count] if pair.gain < -_TIE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A baseline and the runs compared with it. method: how the intervals were made, a sentence."""
+
+    baseline: RankedRow
+    differences: tuple[Difference, ...]
+    method: str
+
+    @property
+    def rows(self) -> tuple[RankedRow, ...]:
+        """Everything that is compared, the baseline first."""
+        return (self.baseline, *(difference.ranked for difference in self.differences))
+
+
+def compare(
+    runs: Sequence[Run],
+    store: ArtifactStore,
+    *,
+    models: Sequence[str] = (),
+    modes: Sequence[str] = (),
+    unit: Unit = "identities",
+    different_galleries: bool = False,
+) -> Comparison:
+    """Compare runs with the first of them.
+
+    Args:
+        runs: at least two (`flows.comparison.runs.find_run`).
+        store: where the index artifacts of the runs are looked up.
+        models, modes: see `choose_rows`.
+        unit: what the bootstrap draws.
+        different_galleries: compare runs whose galleries or rules differ too, with a notice.
+
+    Raises:
+        ConfigError: a run does not have the row, or two runs have different galleries or no query in common.
+        DataError: a ranking cannot be read.
+    """
+    if len(runs) < 2:
+        raise ConfigError("compare: give two or more evaluations; the first is the baseline")
+    baseline, *others = choose_rows(runs, models, modes)
+    differences = [_difference(baseline, other, store, unit, different_galleries) for other in others]
+    return Comparison(baseline=baseline, differences=tuple(differences), method=method(unit))
+
+
+def _difference(
+    baseline: RankedRow, other: RankedRow, store: ArtifactStore, unit: Unit, different_galleries: bool
+) -> Difference:
+    same_images = _same_images(baseline.run, other.run)
+    images = (None, None) if same_images else tuple(find_test_images(ranked.run, store) for ranked in (baseline, other))
+    paired = pair_queries(read_scores(baseline), read_scores(other), (images[0], images[1]))
+    if not paired.run.path:
+        raise ConfigError(
+            f"compare: {_named(baseline)} and {_named(other)} have no query in common "
+            f"(matched by {paired.matched_by}): their datasets are {baseline.run.dataset} and {other.run.dataset}. "
+            "Compare evaluations on the same queries"
+        )
+    problems = [*_gallery_problems(images, same_images), *_rule_problems(baseline.run, other.run, paired)]
+    if problems and not different_galleries:
+        raise ConfigError(
+            f"compare: {_named(baseline)} and {_named(other)} cannot be compared: {'; '.join(problems)}. Scores on "
+            "different galleries differ for that reason alone; add --different-galleries to compare them nevertheless"
+        )
+    metrics, n_identities = _metrics(paired, unit)
+    return Difference(
+        ranked=other,
+        metrics=metrics,
+        queries=_pairs(paired),
+        n_identities=n_identities,
+        matched_by=paired.matched_by,
+        only_baseline=paired.only_baseline,
+        only_run=paired.only_run,
+        notices=tuple(_notices(baseline, other, problems, metrics, unit)),
+    )
+
+
+def _named(ranked: RankedRow) -> str:
+    return f"{ranked.run.name} ({ranked.run.key})" if ranked.run.name != ranked.run.key else ranked.run.key
+
+
+def _same_images(baseline: Run, other: Run) -> bool:
+    """Return True if both runs rank the same files at the same paths with the same labels."""
+    return bool(baseline.test_images) and baseline.test_images == other.test_images
+
+
+def _gallery_problems(images: Sequence[TestImages | None], same_images: bool) -> list[str]:
+    if same_images:
+        return []
+    first, second = images
+    if first is None or second is None:
+        return [
+            "their test images differ, or are not recorded, and the index artifact of at least one is not in this "
+            "artifact root, so that the galleries cannot be compared"
+        ]
+    gone, new = (first.gallery - second.gallery).total(), (second.gallery - first.gallery).total()
+    if not gone and not new:
+        return []
+    return [f"{gone:,} gallery images are in the first only and {new:,} in the second only"]
+
+
+def _rule_problems(baseline: Run, other: Run, paired: Paired) -> list[str]:
+    """Return how the rules of the two runs differ in which gallery images count."""
+    draws = [run.protocol.get("gallery_draws") or 0 for run in (baseline, other)]
+    if draws[0] != draws[1]:
+        return [f"their numbers of drawn galleries are {draws[0]} and {draws[1]}"]
+    changed = int((paired.baseline.n_relevant != paired.run.n_relevant).sum())
+    return [f"{changed:,} queries have another number of matches in the second"] if changed else []
+
+
+def _metrics(paired: Paired, unit: Unit) -> tuple[tuple[MetricDifference, ...], int]:
+    """Return the difference of every metric, and the number of identities of the queries."""
+    base, ours = paired.baseline.values(), paired.run.values()
+    gains = np.stack([ours[key] - base[key] for key, _ in METRICS], axis=1)
+    identities = paired.baseline.pid
+    units = identities if unit == "identities" else np.arange(len(identities))
+    intervals = mean_intervals(gains, units)
+    metrics = [
+        MetricDifference(
+            key=key,
+            label=label,
+            baseline=100 * float(base[key].mean()),
+            run=100 * float(ours[key].mean()),
+            points=100 * float(gains[:, at].mean()),
+            interval=_points(intervals[at]) if intervals else None,
+            tally=_tally(gains[:, at]),
+        )
+        for at, (key, label) in enumerate(METRICS)
+    ]
+    return tuple(metrics), len(np.unique(identities))
+
+
+def _points(interval: Interval) -> Interval:
+    return 100 * interval[0], 100 * interval[1]
+
+
+def _tally(gains: NDArray[np.float64]) -> Tally:
+    won, lost = int((gains > _TIE).sum()), int((gains < -_TIE).sum())
+    return Tally(won=won, lost=lost, tied=len(gains) - won - lost)
+
+
+def _pairs(paired: Paired) -> tuple[QueryPair, ...]:
+    base, ours = paired.baseline, paired.run
+    columns = zip(
+        ours.path,
+        base.path,
+        base.pid.tolist(),
+        base.camid.tolist(),
+        base.ap.tolist(),
+        ours.ap.tolist(),
+        base.first_hit.tolist(),
+        ours.first_hit.tolist(),
+        strict=True,
+    )
+    return tuple(sorted((QueryPair(*row) for row in columns), key=lambda pair: (-pair.gain, pair.path)))
+
+
+def _notices(
+    baseline: RankedRow,
+    other: RankedRow,
+    problems: Sequence[str],
+    metrics: Sequence[MetricDifference],
+    unit: Unit,
+) -> list[str]:
+    notices = [f"not the same gallery: {problem}" for problem in problems]
+    if baseline == other or (baseline.run.folder == other.run.folder and baseline.row == other.row):
+        notices.append("the run is the baseline itself")
+    rules = _rules_of_one(baseline.run, other.run)
+    if rules:
+        notices.append(f"the protocols differ: {rules}")
+    if other.run.protocol.get("gallery_draws"):
+        notices.append(
+            "the scores of these runs are means over several drawn galleries, but only the rankings of the first are kept, "
+            "so this compares the runs on the first gallery"
+        )
+    if metrics[0].interval is None:
+        notices.append(f"no intervals: they need queries of at least {MIN_UNITS} {unit}")
+    return notices
+
+
+def _rules_of_one(baseline: Run, other: Run) -> str:
+    """Return the sentences of the two protocols that only one of them has."""
+    ours, theirs = (re.split(r"(?<=\.) ", str(run.protocol.get("description", ""))) for run in (baseline, other))
+    first = " ".join(sentence for sentence in ours if sentence not in theirs)
+    second = " ".join(sentence for sentence in theirs if sentence not in ours)
+    if not first and not second:
+        return ""
+    return f"only the baseline: {first or 'nothing'} Only the run: {second or 'nothing'}"

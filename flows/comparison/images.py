@@ -1,0 +1,78 @@
+"""The test images of an evaluation, from the index artifact of its dataset, and the folder that contains them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from data.artifacts.contents import image_contents
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import DataError
+from data.people import JUNK
+from data.schemas import LABEL
+from data.splits import GALLERY
+from data.stages.images import IndexedImages
+from flows.comparison.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestImages:
+    """Queries and gallery of an evaluation.
+
+    digests, labels: path -> sha256, and path -> label if the identities of the dataset are text. gallery: sha256 ->
+    number of gallery images, without junk.
+    """
+
+    digests: Mapping[str, str]
+    labels: Mapping[str, str]
+    gallery: Counter[str]
+
+
+def find_test_images(run: Run, store: ArtifactStore) -> TestImages | None:
+    """Return the test images of `run` from an index artifact of `store`, or None if it has none with these images."""
+    for ref in _index_artifacts(store):
+        with suppress(DataError):  # a damaged index is as good as none
+            if run.test_images and image_contents(ref)["ranked"] == run.test_images:
+                return _read(IndexedImages(ref=ref, root=Path()))
+    return None
+
+
+def _index_artifacts(store: ArtifactStore) -> Iterator[ArtifactRef]:
+    for sidecar in reversed(store.sidecars("index")):
+        if sidecar.fingerprint:
+            yield ArtifactRef(
+                stage="index", fingerprint=sidecar.fingerprint, content="", path=str(sidecar.folder.absolute())
+            )
+
+
+def _read(images: IndexedImages) -> TestImages:
+    table = images.rows()
+    rows = {name: table[name].to_pylist() for name in ("path", "split", "pid", "sha256")}
+    labels = table[LABEL.name].to_pylist() if LABEL.name in table.column_names else []
+    counted = (
+        sha256
+        for split, pid, sha256 in zip(rows["split"], rows["pid"], rows["sha256"], strict=True)
+        if split == GALLERY and pid != JUNK
+    )
+    return TestImages(
+        digests=dict(zip(rows["path"], rows["sha256"], strict=True)),
+        labels=dict(zip(rows["path"], labels, strict=True)) if labels else {},
+        gallery=Counter(counted),
+    )
+
+
+def find_root(images: TestImages, store: ArtifactStore) -> Path | None:
+    """Return the folder that the paths of `images` are relative to, or None if no such folder is known or exists.
+
+    The index stage remembers the digest of every file by its absolute path, and no artifact records the folder.
+    """
+    path, sha256 = next(iter(images.digests.items()), ("", ""))
+    depth = len(PurePosixPath(path).parts)
+    for file in store.memo.files_with(sha256):
+        root = file.parents[depth - 1] if depth <= len(file.parents) else file
+        if root.is_dir() and root / path == file:
+            return root
+    return None

@@ -1,0 +1,204 @@
+"""Finished evaluations, found by fingerprint, folder or recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from data.artifacts.fingerprint import digest_file
+from data.artifacts.inventory import Entry, take_inventory
+from data.artifacts.store import SIDECAR, ArtifactStore, read_uses
+from data.errors import ConfigError, DataError
+from data.files import read_json
+
+EVALUATE: Final = "evaluate"
+METRICS_FILE: Final = "metrics.json"
+RANKINGS_FILE: Final = "rankings.parquet"
+_SHOWN: Final = 5
+
+
+class RowName(NamedTuple):
+    """A model (trained or untrained) and an inference mode: one row of metrics.json."""
+
+    model: str
+    mode: str
+
+    def __str__(self) -> str:
+        """Return the row in words."""
+        return f"{self.model}, {self.mode} mode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One finished evaluation.
+
+    name: how the user named it. fingerprint: "" if the folder has no artifact.json. recipe: of its last use, or "".
+    test_images: digest of the rows of queries and gallery, or "". rows: in the order of metrics.json. protocol: see
+    `reid.evaluation.protocol.Protocol`.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    recipe: str
+    created: datetime | None
+    test_images: str
+    rows: tuple[RowName, ...]
+    protocol: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Short name of the artifact, or its folder if that has no artifact.json."""
+        return f"{EVALUATE}/{self.fingerprint[:8]}" if self.fingerprint else str(self.folder)
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return str(self.protocol.get("dataset", ""))
+
+    @property
+    def rankings(self) -> Path:
+        """Path of rankings.parquet."""
+        return self.folder / RANKINGS_FILE
+
+
+class RankedRow(NamedTuple):
+    """One row of one run: what is compared."""
+
+    run: Run
+    row: RowName
+
+
+def find_run(name: Path | str, store: ArtifactStore) -> Run:
+    """Return the evaluation that `name` names.
+
+    Args:
+        name: a folder; or a text: the beginning of a fingerprint (with or without ``evaluate/``), a folder, or the name
+            of a recipe, which stands for its newest evaluation.
+        store: where fingerprints and recipes are looked up.
+
+    Raises:
+        ConfigError: no evaluation has that name, or several have.
+        DataError: the files of the evaluation are missing, damaged or changed.
+    """
+    folder = name if isinstance(name, Path) else _folder(name, store)
+    run = _read(str(name), folder.expanduser())
+    _check_files(run.folder)
+    return run
+
+
+def _folder(name: str, store: ArtifactStore) -> Path:
+    entries = [entry for entry in take_inventory(store, EVALUATE).entries if entry.state == "finished"]
+    found = [entry.folder for entry in entries if name and _is_start(name, entry)]
+    if _is_evaluation(name):
+        found.append(Path(name).expanduser())
+    of_recipe = [entry for entry in entries if any(use["recipe"] == name for use in read_uses(entry.folder))]
+    found += [entry.folder for entry in of_recipe[-1:]]
+    distinct = list(dict.fromkeys(folder.resolve() for folder in found))
+    if len(distinct) == 1:
+        return distinct[0]
+    if distinct:
+        shown = ", ".join(map(str, distinct[:_SHOWN]))
+        raise ConfigError(f"compare: {name!r} names {len(distinct)} evaluations ({shown}); give one of these folders")
+    recipes = sorted({use["recipe"] for entry in entries for use in read_uses(entry.folder)})
+    known = f"recipes evaluated there: {', '.join(recipes)}" if recipes else "no recipe has been evaluated there"
+    raise ConfigError(
+        f"compare: {name!r} does not name an evaluation: it is not a folder with {METRICS_FILE}, and neither the "
+        f"fingerprint of an evaluate artifact in {store.root} nor a recipe evaluated there; {known}. "
+        "`clip-scgi artifacts ls --stage evaluate` lists the evaluations"
+    )
+
+
+def _is_start(name: str, entry: Entry) -> bool:
+    return f"{EVALUATE}/{entry.fingerprint}".startswith((name, f"{EVALUATE}/{name}"))
+
+
+def _is_evaluation(name: str) -> bool:
+    try:
+        return bool(name) and (Path(name).expanduser() / METRICS_FILE).is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, the home of an unknown user, with a NUL
+        return False
+
+
+def _read(name: str, folder: Path) -> Run:
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"compare: {folder} does not contain an evaluation ({METRICS_FILE} missing); give the folder of an "
+            "evaluate artifact, such as artifacts/stages/evaluate/<fingerprint>"
+        )
+    try:
+        metrics, sidecar = read_json(path), _sidecar(folder)
+        created = sidecar.get("created")
+        return Run(
+            name=name,
+            folder=folder.absolute(),
+            fingerprint=str(sidecar.get("fingerprint") or ""),
+            recipe=next((use["recipe"] for use in reversed(read_uses(folder))), ""),
+            created=datetime.fromisoformat(created) if created else None,
+            test_images=str(sidecar.get("ingredients", {}).get("images", "")),
+            rows=tuple(RowName(str(row["model"]), str(row["mode"])) for row in metrics["results"]),
+            protocol=dict(metrics["protocol"]),
+        )
+    except (DataError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"compare: {path} or {SIDECAR} beside it is damaged; evaluate again") from error
+
+
+def _sidecar(folder: Path) -> dict[str, Any]:
+    return dict(read_json(folder / SIDECAR)) if (folder / SIDECAR).is_file() else {}
+
+
+def _check_files(folder: Path) -> None:
+    """Raise DataError unless the rankings exist and both files are what artifact.json lists, if that exists."""
+    if not (folder / RANKINGS_FILE).is_file():
+        raise DataError(
+            f"compare: {folder} does not contain {RANKINGS_FILE}, which has the score of each query; evaluate again"
+        )
+    listed = _sidecar(folder).get("files", {})
+    for name in (METRICS_FILE, RANKINGS_FILE):
+        if name in listed and listed[name]["sha256"] != digest_file(folder / name):
+            raise DataError(f"compare: {folder / name} differs from what {SIDECAR} lists; evaluate again")
+
+
+def choose_rows(runs: Sequence[Run], models: Sequence[str] = (), modes: Sequence[str] = ()) -> tuple[RankedRow, ...]:
+    """Return the row to compare of each run.
+
+    models, modes: nothing, one for all runs, or one per run. By default, the trained model where a run has one, and the
+    image mode, or else the first mode that all runs have.
+
+    Raises:
+        ConfigError: a run does not have that row, or the numbers of values and runs differ.
+    """
+    of_run = [_one_each("--model", models, runs)[at] or _default_model(run) for at, run in enumerate(runs)]
+    shared = _shared_mode(runs, of_run)
+    rows = []
+    for run, model, given in zip(runs, of_run, _one_each("--mode", modes, runs), strict=True):
+        row = RowName(model, given or shared)
+        if row not in run.rows:
+            has = "; ".join(map(str, run.rows))
+            raise ConfigError(
+                f"compare: {run.name} ({run.key}) does not have the row {row}. It has: {has}. "
+                "Choose with --model and --mode, once for all runs or once per run"
+            )
+        rows.append(RankedRow(run, row))
+    return tuple(rows)
+
+
+def _one_each(option: str, values: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    if len(values) not in (0, 1, len(runs)):
+        raise ConfigError(f"compare: give {option} once, or {len(runs)} times, once per run (given: {len(values)})")
+    return list(values or [""]) * (len(runs) if len(values) < 2 else 1)
+
+
+def _default_model(run: Run) -> str:
+    models = [row.model for row in run.rows]
+    return "trained" if "trained" in models or not models else models[0]
+
+
+def _shared_mode(runs: Sequence[Run], models: Sequence[str]) -> str:
+    of_run = [[row.mode for row in run.rows if row.model == model] for run, model in zip(runs, models, strict=True)]
+    shared = [mode for mode in of_run[0] if all(mode in modes for modes in of_run)]
+    return "image" if "image" in shared or not shared else shared[0]
