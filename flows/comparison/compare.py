@@ -265,7 +265,7 @@ def _notices(
         notices.append(f"the protocols differ: {rules}")
     if other.run.protocol.get("gallery_draws"):
         notices.append(
-            "the scores of these runs are means over several drawn galleries, but only the rankings of the first are kept, "
+            "the scores of these runs are means over drawn galleries, but only the rankings of the first are kept, "
             "so this compares the runs on the first gallery"
         )
     if metrics[0].interval is None:
