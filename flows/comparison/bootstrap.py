@@ -15,7 +15,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.report.intervals import CONFIDENCE, MIN_QUERIES, SEED, Interval
+from reid.evaluation.intervals import CONFIDENCE, MIN_QUERIES, SEED, Interval
 
 Unit = Literal["identities", "queries"]
 """What the bootstrap draws."""

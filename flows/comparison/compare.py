@@ -16,8 +16,8 @@ from flows.comparison.bootstrap import MIN_UNITS, Unit, mean_intervals, method
 from flows.comparison.images import TestImages, find_test_images
 from flows.comparison.queries import MatchedBy, Paired, pair_queries, read_scores
 from flows.comparison.runs import RankedRow, Run, choose_rows
-from flows.report.intervals import Interval, verdict
 from flows.report.scores import METRICS
+from reid.evaluation.intervals import Interval, verdict
 
 _TIE: Final = 1e-9
 """Scores that differ by less are equal."""
@@ -191,7 +191,7 @@ def _gallery_problems(images: Sequence[TestImages | None], same_images: bool) ->
     gone, new = (first.gallery - second.gallery).total(), (second.gallery - first.gallery).total()
     if not gone and not new:
         return []
-    return [f"{gone:,} gallery images are in the first only and {new:,} in the second only"]
+    return [f"gallery images only in the first: {gone:,}, only in the second: {new:,}"]
 
 
 def _rule_problems(baseline: Run, other: Run, paired: Paired) -> list[str]:
@@ -200,7 +200,7 @@ def _rule_problems(baseline: Run, other: Run, paired: Paired) -> list[str]:
     if draws[0] != draws[1]:
         return [f"their numbers of drawn galleries are {draws[0]} and {draws[1]}"]
     changed = int((paired.baseline.n_relevant != paired.run.n_relevant).sum())
-    return [f"{changed:,} queries have another number of matches in the second"] if changed else []
+    return [f"queries with another number of matches in the second: {changed:,}"] if changed else []
 
 
 def _metrics(paired: Paired, unit: Unit) -> tuple[tuple[MetricDifference, ...], int]:
@@ -260,9 +260,7 @@ def _notices(
     notices = [f"not the same gallery: {problem}" for problem in problems]
     if baseline == other or (baseline.run.folder == other.run.folder and baseline.row == other.row):
         notices.append("the run is the baseline itself")
-    rules = _rules_of_one(baseline.run, other.run)
-    if rules:
-        notices.append(f"the protocols differ: {rules}")
+    notices += _rules_of_one(baseline.run, other.run)
     if other.run.protocol.get("gallery_draws"):
         notices.append(
             "the scores of these runs are means over drawn galleries, but only the rankings of the first are kept, "
@@ -273,11 +271,10 @@ def _notices(
     return notices
 
 
-def _rules_of_one(baseline: Run, other: Run) -> str:
-    """Return the sentences of the two protocols that only one of them has."""
+def _rules_of_one(baseline: Run, other: Run) -> list[str]:
+    """Return a notice with the sentences of the two protocols that only one of them has, if there are any."""
     ours, theirs = (re.split(r"(?<=\.) ", str(run.protocol.get("description", ""))) for run in (baseline, other))
-    first = " ".join(sentence for sentence in ours if sentence not in theirs)
-    second = " ".join(sentence for sentence in theirs if sentence not in ours)
-    if not first and not second:
-        return ""
-    return f"only the baseline: {first or 'nothing'} Only the run: {second or 'nothing'}"
+    sides = (("baseline", ours, theirs), ("run", theirs, ours))
+    said = [(name, " ".join(text for text in own if text not in rest)) for name, own, rest in sides]
+    parts = [f"only for the {name}: {text}" for name, text in said if text]
+    return [f"the protocols differ; {' '.join(parts)}"] if parts else []

@@ -21,7 +21,7 @@ _COLUMNS: Final = ("model", "mode", "query_path", "query_pid", "query_camid", "a
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryScores:
+class ScoredQueries:
     """Scores of the queries [Q] of one row, in the order of rankings.parquet."""
 
     path: list[str]
@@ -32,10 +32,10 @@ class QueryScores:
     first_hit: NDArray[np.int64]
     n_relevant: NDArray[np.int64]
 
-    def take(self, places: Sequence[int]) -> QueryScores:
+    def take(self, places: Sequence[int]) -> ScoredQueries:
         """Return the queries at `places`, in that order."""
         at = np.asarray(places, dtype=np.int64)
-        return QueryScores(
+        return ScoredQueries(
             path=[self.path[place] for place in places],
             pid=self.pid[at],
             camid=self.camid[at],
@@ -54,20 +54,20 @@ class QueryScores:
 class Paired(NamedTuple):
     """Queries of two rows, paired one to one, and the paths of those that only one row has."""
 
-    baseline: QueryScores
-    run: QueryScores
+    baseline: ScoredQueries
+    run: ScoredQueries
     only_baseline: tuple[str, ...]
     only_run: tuple[str, ...]
     matched_by: MatchedBy
 
 
-def read_scores(ranked: RankedRow) -> QueryScores:
+def read_scores(ranked: RankedRow) -> ScoredQueries:
     """Return the scores of the queries of one row. Raises DataError when rankings.parquet does not have them."""
     path, row = ranked.run.rankings, ranked.row
     try:
         table = pq.read_table(path, columns=list(_COLUMNS))
         table = table.filter(pc.and_(pc.equal(table["model"], row.model), pc.equal(table["mode"], row.mode)))
-        found = QueryScores(
+        found = ScoredQueries(
             path=table["query_path"].to_pylist(),
             pid=table["query_pid"].to_numpy().astype(np.int64),
             camid=table["query_camid"].to_numpy().astype(np.int64),
@@ -84,7 +84,7 @@ def read_scores(ranked: RankedRow) -> QueryScores:
 
 
 def pair_queries(
-    baseline: QueryScores, run: QueryScores, images: tuple[TestImages | None, TestImages | None] = (None, None)
+    baseline: ScoredQueries, run: ScoredQueries, images: tuple[TestImages | None, TestImages | None] = (None, None)
 ) -> Paired:
     """Pair the queries of two rows.
 
