@@ -87,6 +87,19 @@ def leave_to_asyncio() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def left_to_server() -> Iterator[None]:
+    """Leave signals to a server that handles them itself, and for which Ctrl-C is the normal end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former, warn_on_full_buffer=False)
+
+
 class _Raise:
     """A signal handler that raises KeyboardInterrupt in the main thread, but only once: clean-up is not interrupted."""
 

@@ -17,6 +17,7 @@ from data.artifacts.stages import STAGES, StageName
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 from flows.cli.retrieval.embed import embed
+from flows.cli.serving.ui import ui
 
 _RUN: Final = "Run the pipeline"
 _RESULTS: Final = "Compare and search"
@@ -217,6 +218,7 @@ def search(
 
 app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(explain)
 app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(embed)
+app.command(rich_help_panel=_RESULTS)(ui)
 
 
 @app.command(rich_help_panel=_RESULTS, no_args_is_help=True)

@@ -135,7 +135,7 @@ ALL_COMMANDS = {" ".join(words): command for words, command in _commands(get_com
 
 def test_there_are_commands():
     stages = {"run", "caption", "audit", "train", "evaluate", "report"}
-    looking = {"check", "show", "recipes", "sheet", "search", "embed", "explain", "study"}
+    looking = {"check", "show", "recipes", "sheet", "search", "embed", "explain", "study", "ui"}
     artifacts = {f"artifacts {verb}" for verb in ("gc", "ls", "show", "verify")}
     assert set(ALL_COMMANDS) == {*stages, *looking, *artifacts, "demo", "manifest", "deploy", "serve"}
 

@@ -1,0 +1,186 @@
+"""Datasets and runs of an artifact store, found from the sidecars of finished artifacts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Protocol, TypeVar
+
+from data.artifacts.inventory import Entry, Inventory, take_inventory
+from data.artifacts.store import ArtifactStore
+from data.errors import ClipScgiError, DataError
+from data.files import read_json
+from data.splits import SPLITS
+from data.stages.images import DESCRIPTION_FILE, DatasetDescription
+from flows.report.scores import Score, scores
+
+_FRESH_SECONDS: Final = 2.0
+
+T = TypeVar("T")
+
+
+class MissingError(ClipScgiError):
+    """An address that names something that does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One index artifact. captions: its caption artifacts, newest first."""
+
+    entry: Entry
+    description: DatasetDescription
+    captions: tuple[Entry, ...]
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the index artifact."""
+        return self.entry.fingerprint
+
+    @property
+    def name(self) -> str:
+        """Name for people; the fingerprint tells apart datasets of one name."""
+        return self.description.name or self.entry.dataset or self.description.reader
+
+    @property
+    def splits(self) -> dict[str, dict[str, int]]:
+        """Split -> numbers of images, identities and cameras, of the splits that have images."""
+        counts = self.description.counts
+        return {split: counts[split] for split in SPLITS if counts.get(split, {}).get("images")}
+
+    @property
+    def n_images(self) -> int:
+        """Number of indexed images."""
+        return sum(counts.get("images", 0) for counts in self.description.counts.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One evaluation. dataset, model: None if their artifacts were removed."""
+
+    entry: Entry
+    dataset: Dataset | None
+    model: Entry | None
+    protocol: dict[str, Any]
+    scores: Sequence[Score]
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the evaluation."""
+        return self.entry.fingerprint
+
+    @property
+    def name(self) -> str:
+        """Name for people: recipe and dataset."""
+        dataset = str(self.protocol.get("dataset") or self.entry.dataset)
+        names = dict.fromkeys(name for name in (self.entry.recipe, dataset) if name)
+        return " on ".join(names) or self.entry.fingerprint[:8]
+
+
+class Snapshot:
+    """The store at one moment. Everything is read on first use and then kept."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+
+    def entries(self, stage: str) -> list[Entry]:
+        """Return the readable artifacts of a stage, newest first."""
+        found = [entry for entry in self._inventory.entries if entry.stage == stage and entry.state != "damaged"]
+        return found[::-1]
+
+    @cached_property
+    def damaged(self) -> tuple[str, ...]:
+        """Keys of the artifacts whose artifact.json cannot be read."""
+        return tuple(entry.key for entry in self._inventory.entries if entry.state == "damaged")
+
+    @cached_property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """All datasets, newest first."""
+        return _readable(self.entries("index"), self._dataset)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """All evaluations, newest first."""
+        return _readable(self.entries("evaluate"), self._run)
+
+    def audit_of(self, captions: Entry) -> Entry | None:
+        """Return the newest audit of a caption artifact."""
+        return next((entry for entry in self._inventory.used_by(captions)[::-1] if entry.stage == "audit"), None)
+
+    def _dataset(self, entry: Entry) -> Dataset:
+        description = DatasetDescription.model_validate(read_json(entry.folder / DESCRIPTION_FILE))
+        named = [other for other in self._inventory.used_by(entry) if other.stage == "caption"]
+        captions = tuple(other for other in named[::-1] if other.state != "damaged")
+        return Dataset(entry=entry, description=description, captions=captions)
+
+    def _run(self, entry: Entry) -> Run:
+        metrics = read_json(entry.folder / "metrics.json")
+        used = self._inventory.uses(entry)[::-1]
+        indexes = {other.fingerprint for other in used if other.stage == "index"}
+        return Run(
+            entry=entry,
+            dataset=next((dataset for dataset in self.datasets if dataset.key in indexes), None),
+            model=next((other for other in used if other.stage == "train"), None),
+            protocol=metrics["protocol"],
+            scores=scores(metrics),
+        )
+
+
+class Library:
+    """The store as it is now: read again when artifacts were added or removed, and otherwise every two seconds."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._read = 0.0
+        self._stamp: tuple[tuple[str, int], ...] | None = None
+        self._snapshot: Snapshot | None = None
+
+    def snapshot(self) -> Snapshot:
+        """Return the present artifacts."""
+        with self._lock:
+            stamp, now = self._stages(), time.monotonic()
+            if self._snapshot is None or stamp != self._stamp or now - self._read > _FRESH_SECONDS:
+                self._snapshot, self._stamp, self._read = Snapshot(take_inventory(self.store)), stamp, now
+            return self._snapshot
+
+    def dataset(self, key: str) -> Dataset:
+        """Return the dataset whose index has the fingerprint `key`. Raises MissingError if it does not exist."""
+        return _named(self.snapshot().datasets, key, "dataset")
+
+    def run(self, key: str) -> Run:
+        """Return the run whose evaluation has the fingerprint `key`. Raises MissingError if it does not exist."""
+        return _named(self.snapshot().runs, key, "run")
+
+    def _stages(self) -> tuple[tuple[str, int], ...]:
+        """Return the times of the folders of all stages; adding or removing an artifact changes one."""
+        folders = sorted((self.store.root / "stages").glob("*"))
+        return tuple((folder.name, folder.stat().st_mtime_ns) for folder in folders)
+
+
+class _Named(Protocol):
+    @property
+    def key(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def _named(found: Sequence[N], key: str, what: str) -> N:
+    named = next((one for one in found if one.key == key), None)
+    if named is None:
+        raise MissingError(f"{what} {key[:40]!r} does not exist in this artifact store; it may have been removed")
+    return named
+
+
+def _readable(entries: Sequence[Entry], read: Callable[[Entry], T]) -> tuple[T, ...]:
+    """Return what `read` makes of each entry; leave out those that are damaged or were removed meanwhile."""
+    found = []
+    for entry in entries:
+        try:
+            found.append(read(entry))
+        except (DataError, OSError, KeyError, TypeError, ValueError):
+            continue
+    return tuple(found)

@@ -1,0 +1,46 @@
+"""The folder of a dataset's images, which no artifact names: an index lists paths relative to it.
+
+The store remembers the digest of each file that it has indexed by absolute path (`data.artifacts.digests`), so a file
+with the right digest and the right end of its path gives the folder. A folder that the user names is tried first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from data.artifacts.store import ArtifactStore
+from data.errors import RejectedRow
+from data.files import inside
+
+_LOOKED_UP: Final = 3
+"""Images that are looked up by digest, which reads the whole memo; a very new file may not be remembered."""
+
+
+def find_root(
+    store: ArtifactStore, paths: Sequence[str], digests: Sequence[str], folders: Sequence[Path]
+) -> Path | None:
+    """Return the folder that contains the most of a few images, None if none of them is found.
+
+    paths, digests: some images of the index: relative path and sha256.
+    """
+    images = list(zip(paths, digests, strict=True))[:_LOOKED_UP]
+    known = [_above(place, path) for path, sha256 in images for place in store.memo.files_with(sha256)]
+    candidates = [*folders, *(folder for folder in known if folder is not None)]
+    counted = {folder: sum(_exists(folder, path) for path in paths) for folder in dict.fromkeys(candidates)}
+    best = max(counted, key=lambda folder: counted[folder], default=None)
+    return best if best is not None and counted[best] else None
+
+
+def _above(place: Path, path: str) -> Path | None:
+    """Return the folder in which `path` is the file `place`, None if `place` ends differently."""
+    ending = f"/{path}"
+    return Path(str(place).removesuffix(ending)) if str(place).endswith(ending) else None
+
+
+def _exists(folder: Path, path: str) -> bool:
+    try:
+        return inside(folder, path).is_file()
+    except (OSError, RejectedRow):
+        return False

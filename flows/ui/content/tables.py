@@ -1,0 +1,288 @@
+"""The images of a dataset with their captions and flags, as one table that is read once and filtered by columns."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from captioning.audit.flags import FLAGS
+from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE
+from data.artifacts.inventory import Entry
+from data.artifacts.store import ArtifactStore
+from data.errors import DataError
+from data.people import UNKNOWN_CAMERA
+from data.schemas import LABEL
+from data.slots import SLOTS
+from data.splits import SPLITS
+from flows.ui.content.places import find_root
+
+_IMAGES: Final = ("path", "sha256", "split", "pid", "camid", "width", "height")
+_CAPTIONS: Final = ("caption", "raw_text", "status", "error", "model_id")
+_SLOT_COLUMNS: Final = tuple(f"{kind}_{slot}" for slot in SLOTS for kind in ("attr", "conf"))
+_CODED: Final = {"split", "status", "model_id", *(f"attr_{slot}" for slot in SLOTS)}
+_MOST_TABLES: Final = 4
+_SAMPLE: Final = 12
+UNSAID: Final = "(not said)"
+"""Value of a filter that selects the captions that do not answer a slot."""
+
+Places = NDArray[np.int64]
+
+
+class Attribute(NamedTuple):
+    """What a caption says in one slot. value: None if it does not. confidence: probability, None in free decoding."""
+
+    slot: str
+    value: str | None
+    confidence: float | None
+
+    @property
+    def title(self) -> str:
+        """The slot in words."""
+        return self.slot.replace("_", " ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageItem:
+    """One image. row: its place in images.parquet. camera: None if unknown. caption: None without one."""
+
+    row: int
+    path: str
+    sha256: str
+    split: str
+    pid: int
+    label: str | None
+    camera: int | None
+    width: int
+    height: int
+    caption: str | None
+    raw_text: str | None
+    status: str | None
+    error: str | None
+    model_id: str | None
+    attributes: tuple[Attribute, ...]
+    flags: tuple[str, ...]
+
+    @property
+    def person(self) -> str:
+        """The identity as the dataset names it."""
+        return self.label or str(self.pid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFilter:
+    """Which images to list; an empty value selects all. attributes: slot -> value or `UNSAID`."""
+
+    text: str = ""
+    split: str = ""
+    camera: int | None = None
+    person: str = ""
+    flag: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+class ImageTable:
+    """The images of one index, with captions and flags if there are any.
+
+    root: the folder of the images, None if it is not found.
+    """
+
+    def __init__(self, table: pa.Table, root: Path | None) -> None:
+        self.table = table
+        self.root = root
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return self.table.num_rows
+
+    @property
+    def has_captions(self) -> bool:
+        """True if captions were joined."""
+        return "caption" in self.table.column_names
+
+    @property
+    def has_flags(self) -> bool:
+        """True if an audit was joined."""
+        return next(iter(FLAGS)) in self.table.column_names
+
+    @cached_property
+    def rows_of_paths(self) -> dict[str, int]:
+        """Path -> row."""
+        return {path: row for row, path in enumerate(self.table["path"].to_pylist())}
+
+    @cached_property
+    def flag_counts(self) -> dict[str, int]:
+        """Flag -> number of captions that have it; empty without an audit."""
+        return {flag: pc.sum(self.table[flag]).as_py() or 0 for flag in FLAGS} if self.has_flags else {}
+
+    @cached_property
+    def cameras(self) -> tuple[int, ...]:
+        """The known cameras in order."""
+        return tuple(sorted(set(pc.unique(self.table["camid"]).to_pylist()) - {UNKNOWN_CAMERA}))
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images."""
+        found = _distinct(self.table["split"])
+        return tuple(split for split in SPLITS if split in found)
+
+    @cached_property
+    def values(self) -> dict[str, tuple[str, ...]]:
+        """Slot -> the values that captions give, sorted; empty without captions."""
+        if not self.has_captions:
+            return {}
+        return {slot: tuple(sorted(_distinct(self.table[f"attr_{slot}"]))) for slot in SLOTS}
+
+    def select(self, wanted: ImageFilter) -> Places:
+        """Return the rows that `wanted` selects, in order."""
+        masks = [mask for mask in self._masks(wanted) if mask is not None]
+        if not masks:
+            return np.arange(len(self), dtype=np.int64)
+        both = masks[0]
+        for mask in masks[1:]:
+            both = pc.and_(both, mask)
+        return np.flatnonzero(pc.fill_null(both, False).to_numpy())
+
+    def items(self, rows: Sequence[int] | Places) -> list[ImageItem]:
+        """Return the images at `rows`, in that order."""
+        return [_item(row, values) for row, values in zip(map(int, rows), self._taken(rows), strict=True)]
+
+    def item(self, row: int) -> ImageItem:
+        """Return one image. Raises IndexError if it does not exist."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.items([row])[0]
+
+    def _taken(self, rows: Sequence[int] | Places) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.table.take(pa.array(rows, pa.int64())).to_pylist()
+        return found
+
+    def _masks(self, wanted: ImageFilter) -> list[pa.ChunkedArray | None]:
+        return [
+            self._text_mask(wanted.text),
+            _equal(self.table["split"], wanted.split or None),
+            _equal(self.table["camid"], wanted.camera),
+            self._person_mask(wanted.person),
+            self.table[wanted.flag] if wanted.flag and self.has_flags else None,
+            *(self._slot_mask(slot, value) for slot, value in wanted.attributes.items() if self.has_captions),
+        ]
+
+    def _text_mask(self, text: str) -> pa.ChunkedArray | None:
+        """Return where the caption or the path contains `text`, whatever its case."""
+        if not text:
+            return None
+        names = [name for name in ("caption", "path") if name in self.table.column_names]
+        found = [pc.fill_null(pc.match_substring(self.table[name], text, ignore_case=True), False) for name in names]
+        return found[0] if len(found) == 1 else pc.or_(*found)
+
+    def _person_mask(self, person: str) -> pa.ChunkedArray | None:
+        if not person:
+            return None
+        by_number = _equal(self.table["pid"], int(person)) if _is_number(person) else None
+        if LABEL.name not in self.table.column_names:
+            return by_number if by_number is not None else _nowhere(self.table["pid"])
+        by_label = pc.fill_null(_equal(self.table[LABEL.name], person), False)
+        return by_label if by_number is None else pc.or_(by_label, by_number)
+
+    def _slot_mask(self, slot: str, value: str) -> pa.ChunkedArray | None:
+        column = self.table[f"attr_{slot}"]
+        return pc.is_null(column) if value == UNSAID else _equal(column, value or None)
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isascii() and text.removeprefix("-").isdecimal() and len(text) < 18
+
+
+def _nowhere(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.and_(pc.is_null(column), False)
+
+
+def _equal(column: pa.ChunkedArray, value: str | int | None) -> pa.ChunkedArray | None:
+    return None if value is None else pc.equal(column, value)
+
+
+def _distinct(column: pa.ChunkedArray) -> set[str]:
+    return set(pc.unique(column).drop_null().to_pylist())
+
+
+def _item(row: int, values: Mapping[str, Any]) -> ImageItem:
+    attributes = tuple(_attribute(slot, values) for slot in SLOTS) if "caption" in values else ()
+    place: dict[str, Any] = {name: values[name] for name in ("path", "sha256", "split", "pid", "width", "height")}
+    said: dict[str, Any] = {name: values.get(name) for name in ("caption", "raw_text", "status", "error", "model_id")}
+    return ImageItem(
+        row=row,
+        label=values.get(LABEL.name),
+        camera=None if values["camid"] == UNKNOWN_CAMERA else values["camid"],
+        attributes=attributes,
+        flags=tuple(flag for flag in FLAGS if values.get(flag)),
+        **place,
+        **said,
+    )
+
+
+def _attribute(slot: str, values: Mapping[str, Any]) -> Attribute:
+    log = values[f"conf_{slot}"]
+    return Attribute(slot, values[f"attr_{slot}"], None if log is None else math.exp(min(log, 0.0)))
+
+
+class Tables:
+    """The tables that were read last, by the fingerprints of their artifacts; at most `_MOST_TABLES` stay in memory."""
+
+    def __init__(self, store: ArtifactStore, folders: Sequence[Path]) -> None:
+        self._store = store
+        self._folders = folders
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, ...], ImageTable] = OrderedDict()
+
+    def get(self, index: Entry, captions: Entry | None, audit: Entry | None) -> ImageTable:
+        """Return the table of an index with its captions and audit. Raises DataError if a file is damaged."""
+        key = tuple("" if entry is None else f"{entry.key}-{entry.content}" for entry in (index, captions, audit))
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self._load(index, captions, audit)
+            self._kept.move_to_end(key)
+            while len(self._kept) > _MOST_TABLES:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+    def _load(self, index: Entry, captions: Entry | None, audit: Entry | None) -> ImageTable:
+        table = _read(index.folder / IMAGES_FILE, _IMAGES, (LABEL.name,))
+        if captions is not None:
+            joined = _read(captions.folder / CAPTIONS_FILE, ("image_path", *_CAPTIONS, *_SLOT_COLUMNS))
+            table = _beside(table, joined, captions.folder / CAPTIONS_FILE)
+        if captions is not None and audit is not None:
+            flags = _read(audit.folder / "flags.parquet", ("image_path", *FLAGS))
+            table = _beside(table, flags, audit.folder / "flags.parquet")
+        sample = table.slice(0, _SAMPLE)
+        paths, digests = sample["path"].to_pylist(), sample["sha256"].to_pylist()
+        return ImageTable(table, find_root(self._store, paths, digests, self._folders))
+
+
+def _read(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    try:
+        names = pq.read_schema(path).names
+        wanted = [*columns, *(name for name in optional if name in names)]
+        table = pq.read_table(path, columns=wanted, read_dictionary=[name for name in wanted if name in _CODED])
+        return table.combine_chunks()
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); run its stage again") from error
+
+
+def _beside(table: pa.Table, other: pa.Table, path: Path) -> pa.Table:
+    """Return `table` with the columns of `other`, whose rows are those of the same images in the same order."""
+    if not other["image_path"].equals(table["path"]):
+        raise DataError(f"{path} lists other images than its index; run its stage again")
+    for name in other.column_names[1:]:
+        table = table.append_column(name, other[name])
+    return table

@@ -1,0 +1,22 @@
+// Behavior that all pages share. Every page also works without it, except for what needs a script by nature.
+"use strict";
+
+for (const form of document.querySelectorAll("form[data-submit-on-change]")) {
+  form.addEventListener("change", (event) => {
+    if (event.target.matches("select")) form.requestSubmit();
+  });
+  form.addEventListener("submit", () => {
+    for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
+  });
+}
+
+// n and p, or the arrow keys, lead to the neighboring page unless the user is writing.
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, .scroll")) return;
+  const wanted = { n: "next", ArrowRight: "next", p: "prev", ArrowLeft: "prev" }[event.key];
+  const link = wanted && document.querySelector(`a[rel="${wanted}"]`);
+  if (link) {
+    event.preventDefault();
+    link.click();
+  }
+});
