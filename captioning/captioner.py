@@ -21,7 +21,13 @@ ENGINE_VERSION: Final = 1
 SERVER_ENGINE_VERSION: Final = 1
 """The same for the engine that uses a server."""
 
+IMPORTED_ENGINE_VERSION: Final = 1
+"""The same for the engine that uses no model."""
+
 TINY_FOLDER: Final = Path(__file__).parent / "weights" / "tiny_llava"
+IMPORTED: Final = "imported"
+"""Id of the captioner of engine imported, which writes no text."""
+
 _HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
@@ -74,6 +80,9 @@ def identify(config: CaptionConfig, memo: DigestMemo, form: ChatForm | None = No
 
     form: how a model from the hub is prompted (`captioning.hub.known_form`); None if that is not known here yet.
     """
+    if config.engine == "imported":
+        nobody: dict[str, Any] = {"engine": [IMPORTED, IMPORTED_ENGINE_VERSION]}
+        return Captioner(fingerprint=digest(nobody)[:32], model_id=IMPORTED, model_revision="", ingredients=nobody)
     model = _on_server(config) if config.engine == "openai" else _local(config, memo, form)
     ingredients = {
         "template": config.prompt_template.digest,

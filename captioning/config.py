@@ -23,7 +23,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Decoding = Literal["free", "slots"]
 ImageTokens = Literal["all", "body", "body_only"]
-EngineName = Literal["transformers", "openai"]
+EngineName = Literal["transformers", "openai", "imported"]
 
 
 class ServerConfig(Config):
@@ -79,7 +79,8 @@ class CaptionConfig(Config):
     """The captioning model, how images are prepared for it, and how it writes captions."""
 
     engine: EngineName = "transformers"
-    """transformers: run the model in this process. openai: use a server with the OpenAI chat API."""
+    """transformers: run the model in this process. openai: use a server with the OpenAI chat API. imported: use no
+    model and take every caption from `clip-scgi corrections import`; needs caption.corrections=use."""
     model: str = Field(default=TINY, min_length=1)
     """"tiny" (embedded), a folder with a LLaVA (model type llava, llava_next or llava_onevision), or a hub id such as
     llava-hf/llava-1.5-7b-hf. With engine openai: the name of any model on the server."""
@@ -119,6 +120,9 @@ class CaptionConfig(Config):
     compile: Annotated[bool, RUNTIME] = False
     """Compile the vision tower and the language model with torch.compile, with a cache of fixed size. The first batch
     waits for the compiler, so it pays off only for many images."""
+    corrections: Literal["ignore", "use"] = "ignore"
+    """use: apply the corrections of this template to the captions that audit, training and report read
+    (docs/captions.md). ignore: read the model's captions only."""
     batch_size: Annotated[int, RUNTIME] = Field(default=32, ge=1, le=4096)
     """Images per batch; halved when the device runs out of memory. Recorded in each row as provenance."""
     device: Device = "auto"
@@ -138,14 +142,19 @@ class CaptionConfig(Config):
     def identity(self) -> dict[str, Any]:
         """Return the fields that can change a result.
 
-        `image_tokens` only if it is not "all", so that artifacts from before this setting are found.
+        `image_tokens` and `corrections` only if they are not "all" and "ignore", so that artifacts from before these
+        settings are found.
         """
         fields = super().identity()
-        return {name: value for name, value in fields.items() if (name, value) != ("image_tokens", "all")}
+        defaults = (("image_tokens", "all"), ("corrections", "ignore"))
+        return {name: value for name, value in fields.items() if (name, value) not in defaults}
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems = [*self._server_problems(), *self._decoding_problems(), *self._image_token_problems()]
+        if self.engine == "imported":
+            problems = self._import_problems()
+        else:
+            problems = [*self._server_problems(), *self._decoding_problems(), *self._image_token_problems()]
         if self.model == TINY and self.revision is not None:
             problems.append(
                 ("revision", "only hub ids have a revision, the embedded model does not; set {at}revision=null")
@@ -153,8 +162,13 @@ class CaptionConfig(Config):
         raise_settings(problems)
         return self
 
+    def _import_problems(self) -> list[tuple[str, str]]:
+        if self.corrections == "use":
+            return []
+        return [("corrections", "engine imported takes every caption from them; set {at}corrections=use")]
+
     def _server_problems(self) -> list[tuple[str, str]]:
-        if self.engine == "transformers":
+        if self.engine != "openai":
             return []
         problems = []
         if self.model == TINY:

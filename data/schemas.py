@@ -69,7 +69,7 @@ CAPTIONS: Final = _schema(
     ("raw_text", pa.string()),
     ("first_text", pa.string()),  # the malformed first reply, if the model was re-prompted; else null
     ("n_replies", pa.int32()),
-    ("status", pa.string()),  # ok, unparsed, truncated, image_error, server_error
+    ("status", pa.string()),  # ok, unparsed, truncated, image_error, server_error, missing; wrong (corrections)
     ("error", pa.string()),
     ("template_id", pa.string()),
     ("model_id", pa.string()),
@@ -84,6 +84,21 @@ CAPTIONS: Final = _schema(
     *((f"conf_{slot}", pa.float32()) for slot in SLOTS),
 )
 """captions.parquet: one row per image of one dataset, in the order of images.parquet."""
+
+CORRECTED: Final = pa.schema(
+    [
+        *CAPTIONS,
+        ("source", pa.string()),  # whose text `caption` is: model, human or import
+        ("model_text", pa.string()),  # the model's caption, corrected or not
+        ("corrected_by", pa.string()),  # author of the correction; null without one
+        ("corrected_at", pa.string()),  # its time, ISO 8601 in UTC
+        ("stale", pa.bool_()),  # it was made against another text than model_text
+    ],
+    metadata=_METADATA,
+)
+"""captions.parquet with corrections applied, by the stage ``correct``. In a corrected row, `caption` and `raw_text`
+are the author's text; the columns of the model's reply (`conf_<slot>`, `n_tokens`, ...) are null, and `model_id` to
+`captioner_fingerprint` name the captioner of `model_text`."""
 
 RANKINGS: Final = _schema(
     ("model", pa.string()),  # untrained or trained

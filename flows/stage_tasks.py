@@ -19,6 +19,7 @@ from prefect.context import TaskRunContext
 from prefect.tasks import Task
 
 from captioning.audit.stage import AuditStage
+from captioning.corrections.stage import CorrectStage
 from captioning.stage.stage import CaptionStage
 from data.artifacts.fingerprint import digest
 from data.artifacts.stages import StageName
@@ -79,6 +80,12 @@ def caption_step(recipe: Recipe, _: Finished) -> Step:
     """Caption every image that does not have a caption by this captioner yet."""
     stage = CaptionStage(config=recipe.caption)
     return Step(stage=stage, device=recipe.caption.local_device, show=lambda _, made: show_captions(made))
+
+
+def correct_step(recipe: Recipe, made: Finished) -> Step:
+    """Apply the corrections of the images to the captions that the caption stage has written."""
+    stage = CorrectStage(captions=made["caption"], config=recipe.caption)
+    return Step(stage=stage, show=lambda _, made: show_captions(made))
 
 
 def audit_step(recipe: Recipe, made: Finished) -> Step:

@@ -44,6 +44,11 @@ class RunSummary(Config):
         """Return the stage `name`, or None if the run ended before it."""
         return next((stage for stage in self.stages if stage.stage == name), None)
 
+    @property
+    def captions(self) -> StageRun:
+        """The stage that wrote the captions which later stages read: with corrections, if they are in use."""
+        return self.find("correct") or self["caption"]
+
     def __getitem__(self, name: str) -> StageRun:
         """Return the stage `name`; raise KeyError if the run ended before it."""
         found = self.find(name)

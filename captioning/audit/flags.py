@@ -49,7 +49,7 @@ def flag_table(
     templated = pd.Series(list(zip(text, captions["template_id"], strict=True)), index=text.index, dtype=object)
     dissent = dissenting_slots(captions, identities, people, config)
     columns = {
-        "failed": ~written,
+        "failed": ~written & (captions["status"] != "wrong"),  # marked by a person, who needs no flag
         "unparsed": (captions["status"] == "unparsed") | (written & captions[_ATTRIBUTES].isna().all(axis=1)),
         "truncated": captions["truncated"].fillna(value=False).astype(bool) | (captions["status"] == "truncated"),
         "looping": _mask(text, lambda reply: is_looping(reply, config.loop_repeats)),

@@ -3,6 +3,8 @@
 edits.py     an edit: text, slots, wrong or reset
 record.py    a correction as it is kept, and its line in the file
 store.py     the append-only history of the corrections of one template (`Corrections`)
+layer.py     captions with their corrections applied, as a table
+stage.py     the stage ``correct``, between caption and audit, if caption.corrections=use
 """
 
 from captioning.corrections.edits import Edit, EditError

@@ -110,6 +110,10 @@ class Corrections:
             self._refresh()
             return tuple(entry for entries in self._entries.values() for entry in entries)
 
+    def preview(self, change: Change) -> Correction:
+        """Return the entry that `save_all` would append for `change`, without saving it. Raises EditError."""
+        return _entry(change, self.history(change.sha256), self.template)
+
     def save(
         self,
         sha256: str,

@@ -43,6 +43,8 @@ def uncaptioned(run: RunContext, config: CaptionConfig) -> list[Pending]:
 
     Raises WeightsError if the model is missing.
     """
+    if config.engine == "imported":
+        return []
     captioner = identify(pin_offline(config, run.store.root), run.store.memo)
     snapshot = Snapshot(CaptionStore(run.store.root, captioner))
     snapshot.refresh()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -19,7 +20,7 @@ from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_capt
 from data.artifacts.store import Produced
 from data.errors import ClipScgiError, DataError, RetryableError, WeightsError
 from data.files import write_table
-from data.schemas import SCHEMA_VERSION
+from data.schemas import SCHEMA_VERSION, SHARD
 from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, Producer, RunContext, Stage
 
@@ -88,6 +89,8 @@ class CaptionStage(Stage):
     def begin(self, run: RunContext, ingredients: Ingredients) -> Producer:
         """Caption all images without a caption, together with other processes; return the writer of the table."""
         captioner = _captioner(run, self.config)
+        if self.config.engine == "imported":
+            return partial(_write_missing, run, captioner, self.config)
         if captioner.ingredients != ingredients["captioner"]:
             raise _model_changed(self.config)
         worker = _worker(run, captioner, self.config)
@@ -116,6 +119,15 @@ class CaptionStage(Stage):
         return self.begin(run, self.ingredients(run))(folder, scratch)
 
 
+def _write_missing(run: RunContext, captioner: Captioner, config: CaptionConfig, folder: Path, _: Path) -> Captioned:
+    """Write captions.parquet without a text: `captioning.corrections` adds the imported ones."""
+    missing = Failure(status="missing", error="no caption was imported")
+    failed = dict.fromkeys(run.images.rows("sha256")["sha256"].to_pylist(), missing)
+    table = view(run.images.rows(), SHARD.empty_table(), failed, captioner, config)
+    write_table(folder / CAPTIONS_FILE, table, table.schema)
+    return Captioned(note="no captioning model", contents=contents_of_captions(table))
+
+
 def _note(generated: int, reused: int, failed: int) -> str:
     plural = "caption" if generated == 1 else "captions"
     note = f"{generated} {plural} generated, {reused} reused"
@@ -132,6 +144,8 @@ def caption_part(run: RunContext, config: CaptionConfig, *, part: int = 0, of: i
     bucket. Raises the errors of `CaptionStage.make`, and ConfigError if `part` does not exist.
     """
     buckets = buckets_of_part(part, of)
+    if config.engine == "imported":
+        return PartOutcome(generated=0, failed=0)
     config = pin_or_fetch(config, run.store.root)
     worker = _worker(run, _captioner(run, config), config)
     worker.work(buckets, patient=False)

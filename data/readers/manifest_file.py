@@ -136,7 +136,7 @@ def _check_types(file: Path, fields: Iterable[pa.Field]) -> None:
 
 
 def _csv(file: Path, required: Sequence[str]) -> Iterator[Row]:
-    encoding = _encoding(file)
+    encoding = encoding_of(file)
     try:
         with file.open(encoding=encoding, newline="") as stream:
             delimiter, header = _header(file, stream.readline())
@@ -147,7 +147,7 @@ def _csv(file: Path, required: Sequence[str]) -> Iterator[Row]:
                 yield Row(f"row {number}", *(cells[at] for at in place))
     except UnicodeError as error:
         wide = encoding in ("utf-16", "utf-32")
-        problem = f"{encoding.upper()} text" if wide else f"UTF-8 text{_bad_line(file)}"
+        problem = f"{encoding.upper()} text" if wide else f"UTF-8 text{bad_line(file)}"
         raise DataError(f"{file} is not {problem}; save it as UTF-8") from error
 
 
@@ -178,13 +178,13 @@ def _malformed(file: Path, line: int, error: csv.Error) -> DataError:
 def _header(file: Path, line: str) -> tuple[str, list[str]]:
     """Return the delimiter and the column names in the first line."""
     try:
-        delimiter = _delimiter(line)
+        delimiter = delimiter_of(line)
         return delimiter, next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error as error:
         raise _malformed(file, 1, error) from error
 
 
-def _encoding(file: Path) -> str:
+def encoding_of(file: Path) -> str:
     """Return the encoding that the first bytes announce; UTF-8 by default."""
     with file.open("rb") as stream:
         head = stream.read(1024)
@@ -196,17 +196,18 @@ def _encoding(file: Path) -> str:
     return found
 
 
-def _delimiter(header: str) -> str:
-    """Return the delimiter that gives the most known column names; a comma if none of them gives any."""
+def delimiter_of(header: str, columns: Iterable[str] = COLUMNS) -> str:
+    """Return the delimiter that gives the most names of `columns`; a comma if none of them gives any."""
+    names = {*columns}
 
     def known(delimiter: str) -> int:
         cells = next(csv.reader([header], delimiter=delimiter), [])
-        return len({_folded(cell) for cell in cells} & {*COLUMNS})
+        return len({_folded(cell) for cell in cells} & names)
 
     return max(_DELIMITERS, key=known)
 
 
-def _bad_line(file: Path) -> str:
+def bad_line(file: Path) -> str:
     """Return the place of the first line that is not UTF-8, for a message; "" if there is none."""
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):

@@ -54,7 +54,7 @@ def show_findings(console: Console, found: Inspection) -> None:
     for area in AREAS:
         problems = [finding for finding in found.problems if finding.area == area]
         notices = [finding for finding in found.notices if finding.area == area]
-        if area == "server" and found.recipe.caption.engine == "transformers":
+        if area == "server" and found.recipe.caption.engine != "openai":
             continue
         console.print(_heading(area, problems, notices, is_checked=area not in found.unchecked))
         for mark, style, findings in (("✗", "red", problems), ("!", "yellow", notices)):

@@ -168,7 +168,7 @@ def _trained(options: ModelOptions) -> Found:
 
 
 def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
-    from captioning.stage.stage import CaptionStage
+    from captioning.corrections.stage import find_captions
     from flows.cli.search import Searchable, find_trained
 
     found = find_trained(store, recipe)
@@ -178,7 +178,7 @@ def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
             f"{', '.join(found)}. Run `clip-scgi train {name}` with the same --set and --home first, or name a trained "
             "model with --model"
         )
-    captions = CaptionStage(config=recipe.caption).find(found.run) if recipe.train.method == "clip_scgi" else None
+    captions = find_captions(found.run, recipe.caption) if recipe.train.method == "clip_scgi" else None
     texts = {} if captions is None else _read_captions(captions.folder / "captions.parquet")
     return Found(found.model.folder, texts, _names_of(found.run.images))
 

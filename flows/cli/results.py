@@ -45,7 +45,7 @@ def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
     if n_rejected:
         yield "rejected", f"{indexed / 'rejected.parquet'} ({n_rejected:,} files or rows, each with its reason)"
     if "caption" in folders:
-        path = folders["caption"] / "captions.parquet"
+        path = summary.captions.artifact.folder / "captions.parquet"
         yield "captions", f"{path}"
         read = f"pd.read_parquet({json.dumps(str(path), ensure_ascii=False)})"
         code = f'import pandas as pd; print({read}[["image_path", "caption"]].head().to_string())'

@@ -145,7 +145,7 @@ def draw_sheet(
     check_output(out, "--out", suffixes=(".png", ".jpg", ".jpeg"))
     with flow_of(recipe_of(name, overrides), artifact_store(home), "caption") as flow:
         summary = RunSummary.model_validate(flow())
-    file = summary["caption"].artifact.folder / "captions.parquet"
+    file = summary.captions.artifact.folder / "captions.parquet"
     captions = pd.read_parquet(file, columns=sheet_columns(pq.read_schema(file).names))
     sheet = contact_sheet(captions, Path(summary["index"].images_root or ""), config)
     with atomic_path(out) as temporary:

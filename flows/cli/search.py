@@ -12,7 +12,7 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
-from captioning.stage.stage import CaptionStage
+from captioning.corrections.stage import find_captions
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
@@ -136,7 +136,7 @@ def find_trained(store: ArtifactStore, recipe: Recipe) -> Searchable | list[Stag
     run = _indexed(store, data)
     captions = None
     if recipe.train.needs_captions:
-        captions = CaptionStage(config=recipe.caption).find(run)
+        captions = find_captions(run, recipe.caption)
         if captions is None:
             return stages[1:]
     model = TrainStage(captions=captions, config=recipe.train).find(run)

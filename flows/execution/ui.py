@@ -141,7 +141,7 @@ def _details(stage: StageRun) -> list[str]:
         case "index":
             found = read_json(folder / "dataset.json")
             return [str(notice) for notice in found["notices"]]
-        case "caption":
+        case "caption" | "correct":
             return [f"captions: {folder / 'captions.parquet'}"]
         case "evaluate":
             rows = scores(read_json(folder / "metrics.json"))

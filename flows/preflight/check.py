@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
+from captioning.corrections.stage import CorrectStage
 from captioning.stage.stage import CaptionStage
 from data.artifacts.stages import STAGES, StageName
-from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
 from data.errors import ClipScgiError, ConfigError, raise_problems
 from data.stages.stage import RunContext, Stage
 from flows.preflight.dataset import (
@@ -156,13 +157,27 @@ def missing(run: RunContext, recipe: Recipe, stages: tuple[StageName, ...]) -> I
         if captions is None:
             yield "caption"
     if "train" in stages and (captions is not None or not recipe.train.needs_captions):
-        model = _found(TrainStage(captions=captions, config=recipe.train), run)
+        model = _found_model(run, recipe, captions)
     if "train" in stages and model is None:
         yield "train"
     if "evaluate" not in stages:
         return
     if model is None or not _found(EvaluateStage(model=model, config=recipe.evaluate), run):
         yield "evaluate"
+
+
+def _found_model(run: RunContext, recipe: Recipe, captions: ArtifactRef | None) -> ArtifactRef | None:
+    """Return the model of `recipe` for the captions of the caption stage, with corrections if they are in use."""
+    stage = TrainStage(captions=captions, config=recipe.train)
+    if captions is None or not recipe.train.needs_captions or recipe.caption.corrections == "ignore":
+        return _found(stage, run)
+    try:
+        # The corrected captions are not written before the run, but their content names the model.
+        corrected = CorrectStage(captions=captions, config=recipe.caption).contents(run)
+        ingredients = {**stage.ingredients(run), "captions": corrected["train"]}
+    except ClipScgiError:
+        return None
+    return run.store.find(stage.name, fingerprint_of(stage.name, ingredients))
 
 
 def _found(stage: Stage, run: RunContext) -> ArtifactRef | None:

@@ -49,4 +49,4 @@ def _asks(plan: Plan) -> bool:
     """Return True if captions come from a server. Without its key it is not asked: `key_problems` reports that."""
     variable = plan.caption.server.key_variable
     has_key = not variable or bool(os.environ.get(variable))
-    return "caption" in plan.stages and plan.caption.engine != "transformers" and has_key
+    return "caption" in plan.stages and plan.caption.engine == "openai" and has_key

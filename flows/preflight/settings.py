@@ -21,7 +21,7 @@ def runner_problems(plan: Plan) -> Iterator[str]:
 def key_problems(plan: Plan) -> Iterator[str]:
     """Yield the variable of a captioning server's API key if it is not set."""
     variable = plan.caption.server.key_variable
-    served = "caption" in plan.stages and plan.caption.engine != "transformers"
+    served = "caption" in plan.stages and plan.caption.engine == "openai"
     if served and variable and not os.environ.get(variable):
         yield (
             f"caption.server.key_variable={variable}: that environment variable is not set; put the API key of the "

@@ -159,7 +159,7 @@ def _change(name: str, old: Any, new: Any, named_only: str = " changed") -> str:
     texts = [_text(value) for value in (old, new)]
     if None in texts:
         # Fingerprint and content of an artifact change together, so its role is named once for both.
-        name = re.sub(r"\.(fingerprint|content)$", "", name.removeprefix("files."))
+        name = re.sub(r"(^|\.)(fingerprint|content)$", "", name.removeprefix("files."))
         return name + named_only if name else ""
     return f"{name} {texts[0]} -> {texts[1]}".strip()
 

@@ -32,12 +32,16 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A kind of table: the stages that write it, its file, the columns to compare, and the comparison."""
+    """A kind of table: the stages that write it, its file, the columns to compare, and the comparison.
+
+    extra: columns that are compared if the file has them.
+    """
 
     stages: tuple[str, ...]
     file: str
     columns: tuple[str, ...]
     compare: Callable[[Table, Table], list[str]]
+    extra: tuple[str, ...] = ()
 
 
 def image_changes(old: Table, new: Table) -> list[str]:
@@ -67,13 +71,16 @@ def _difference(old: Row, new: Row, same: str) -> str:
 
 
 def text_changes(old: Table, new: Table) -> list[str]:
-    """Return how two sets of captions differ: "3 with another text", "1 added" and the like."""
+    """Return how two sets of captions differ: "3 with another text", "2 by corrections", "1 added" and the like."""
     before, after = (
-        {(row["image_sha256"], row["pid"], row["camid"]): caption_text(row["caption"]) for row in table.rows}
-        for table in (old, new)
+        {(row["image_sha256"], row["pid"], row["camid"]): row for row in table.rows} for table in (old, new)
     )
+    pairs = [(before[key], after[key]) for key in before.keys() & after.keys()]
+    changed = [pair for pair in pairs if len({caption_text(row["caption"]) for row in pair}) > 1]
+    corrected = sum(any(row.get("source", "model") != "model" for row in pair) for pair in changed)
     counts = {
-        "with another text": sum(before[key] != after[key] for key in before.keys() & after.keys()),
+        "by corrections": corrected,
+        "with another text": len(changed) - corrected,
         "added": len(after.keys() - before.keys()),
         "removed": len(before.keys() - after.keys()),
     }
@@ -82,10 +89,11 @@ def text_changes(old: Table, new: Table) -> list[str]:
 
 IMAGES: Final = Source(stages=("index",), file=IMAGES_FILE, columns=("path", "sha256", *_LABELS), compare=image_changes)
 CAPTIONS: Final = Source(
-    stages=("caption", "caption_control"),
+    stages=("caption", "correct", "caption_control"),
     file=CAPTIONS_FILE,
     columns=("image_sha256", "caption", *_LABELS),
     compare=text_changes,
+    extra=("source",),
 )
 
 
@@ -114,7 +122,8 @@ def _named(sidecars: Sequence[Sidecar], digests: Iterable[Any], source: Source) 
 
 def _read(folder: Path, source: Source, part: str | None) -> Table | None:
     try:
-        rows = pq.read_table(folder / source.file, columns=list(source.columns)).to_pylist()
+        extra = [name for name in source.extra if name in pq.read_schema(folder / source.file).names]
+        rows = pq.read_table(folder / source.file, columns=[*source.columns, *extra]).to_pylist()
     except (OSError, ValueError):  # damaged: made again when a run needs it
         return None
     splits = _PARTS.get(part or "", (TRAIN, QUERY, GALLERY))

@@ -10,6 +10,8 @@ from itertools import compress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import pyarrow.parquet as pq
+
 from captioning.audit.flags import FLAGS
 from data.images.thumbnails import Thumbnail, Thumbnails
 from data.people import JUNK, IdentityName, Names, is_person
@@ -23,6 +25,8 @@ _STATUS_MEANINGS: Final = {
     "truncated": "the reply reached the token limit",
     "image_error": "the image could not be read, so the text is missing",
     "server_error": "the captioning server sent no usable reply, so the text is missing",
+    "missing": "no caption was imported",
+    "wrong": "a person marked the text as wrong, so it is not used",
 }
 _CARD_ROWS: Final = {
     "person": ("gender", "age"),
@@ -79,13 +83,17 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSection:
-    """Captions on the page: how many there are of each status, and some of the parsed and of the failed ones."""
+    """Captions on the page: how many there are of each status, and some of the parsed and of the failed ones.
+
+    corrected: captions that people or other tools have changed.
+    """
 
     total: int
     n_ok: int
     statuses: Sequence[Tally]
     cards: Sequence[CaptionCard]
     failed: Sequence[CaptionCard]
+    corrected: int = 0
 
     @property
     def with_confidence(self) -> bool:
@@ -193,7 +201,15 @@ def caption_section(
         ],
         cards=cards([good[at] for at in good_at]),
         failed=sorted(cards([bad[at] for at in bad_at]), key=lambda card: card.status),
+        corrected=_corrected(path),
     )
+
+
+def _corrected(path: Path) -> int:
+    """Return the number of captions in captions.parquet that are not the model's."""
+    if "source" not in pq.read_schema(path).names:
+        return 0
+    return sum(row["source"] != "model" for row in read_rows(path, ("source",)))
 
 
 def _card(row: Row, flags: Mapping[str, Sequence[str]], thumbnail: Thumbnails, names: Names) -> CaptionCard:

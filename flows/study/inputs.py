@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from captioning.config import CaptionConfig
-from captioning.stage.stage import CaptionStage
+from captioning.corrections.stage import find_captions, make_captions
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.index.stage import index
 from data.progress import ProgressFn
-from data.stages.stage import RunContext, Stage
+from data.stages.stage import RunContext
 from flows.recipes import Recipe
 from flows.study.controls import TRUTH, ShuffleConfig, ShuffleStage, TrueStage
 from flows.study.plan import Captions
@@ -34,26 +34,18 @@ class SeedInputs:
         if kind in ("shuffled", "scattered"):
             captions = self.find("captioner")
             return None if captions is None else self._shuffled(kind, captions).find(self.run)
-        stage = self._stage(kind)
-        return None if stage is None else stage.find(self.run)
+        if kind == "captioner":
+            return find_captions(self.run, self.config)
+        return TrueStage().find(self.run) if kind == "true" else None
 
     def make(self, kind: Captions, progress: ProgressFn) -> ArtifactRef | None:
         """Return the captions of `kind`; make them if they do not exist. Return None for "none"."""
         run = self.run.with_progress(progress)
         if kind in ("shuffled", "scattered"):
-            captions = CaptionStage(config=self.config).make(run).ref
-            return self._shuffled(kind, captions).make(run).ref
-        stage = self._stage(kind)
-        return None if stage is None else stage.make(run).ref
-
-    def _stage(self, kind: Captions) -> Stage | None:
-        match kind:
-            case "captioner":
-                return CaptionStage(config=self.config)
-            case "true":
-                return TrueStage()
-            case _:
-                return None
+            return self._shuffled(kind, make_captions(run, self.config)).make(run).ref
+        if kind == "captioner":
+            return make_captions(run, self.config)
+        return TrueStage().make(run).ref if kind == "true" else None
 
     def _shuffled(self, kind: Captions, captions: ArtifactRef) -> ShuffleStage:
         config = ShuffleConfig(seed=self.seed, unit="identity" if kind == "shuffled" else "image")

@@ -1,0 +1,299 @@
+"""Import and export of corrections as tables; captions that were made elsewhere come in by the same door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, Literal, NamedTuple, get_args
+
+from captioning.corrections.edits import Edit, EditError
+from captioning.corrections.record import Correction, ModelCaption, Provenance
+from captioning.corrections.store import Change, Corrections
+from captioning.corrections.table import ATTRIBUTES, FileRow
+from captioning.prompts.pattern import Slots
+from data.errors import ClipScgiError, DataError, messages_of, raise_problems
+
+Outcome = Literal["new", "changed", "unchanged", "kept"]
+
+_OWN_KIND: Final = ("text", "slots", "wrong")
+_SHOWN: Final = 5
+_MOST_PROBLEMS: Final = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetImages:
+    """The images that a file may name. paths: path -> sha256. root: their folder, as the start of absolute paths.
+
+    captions: sha256 -> the model's caption, for the images that have one.
+    """
+
+    paths: Mapping[str, str]
+    root: str
+    captions: Mapping[str, ModelCaption] = field(default_factory=dict)
+
+    @property
+    def shas(self) -> frozenset[str]:
+        """The digests of all images."""
+        return frozenset(self.paths.values())
+
+
+class Planned(NamedTuple):
+    """What an import does with one row. before: the current change of the image. kept: a newer human edit stays."""
+
+    row: FileRow
+    change: Change
+    after: Correction
+    before: Correction | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportPlan:
+    """What an import does. empty: rows without a caption and attributes. unknown: rows of other images.
+
+    unused: rows whose attr_ columns are not used, because their caption leads.
+    """
+
+    rows: Sequence[Planned]
+    empty: int
+    unknown: int
+    unused: int
+
+    def of(self, outcome: Outcome) -> list[Planned]:
+        """Return the rows with this outcome."""
+        return [row for row in self.rows if row.outcome == outcome]
+
+    @property
+    def changes(self) -> list[Change]:
+        """The changes to save."""
+        return [row.change for row in self.rows if row.outcome in ("new", "changed")]
+
+
+class _SkippedError(Exception):
+    """A row that is left out. reason: a field of `ImportPlan`."""
+
+    def __init__(self, reason: Literal["empty", "unknown"]) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def plan_import(
+    file: str,
+    rows: Sequence[FileRow],
+    kept: Corrections,
+    images: DatasetImages,
+    *,
+    author: str,
+    force: bool = False,
+    skip_unknown: bool = False,
+) -> ImportPlan:
+    """Return what an import of `rows` changes. Raises DataError that lists every row that cannot be imported.
+
+    file: for messages. author: of rows that do not name one. force: replace human edits that are newer than a row.
+    skip_unknown: leave out rows of images that the dataset does not have.
+    """
+    found = _Reading(kept, images, author=author, force=force)
+    problems = found.read(rows, skip_unknown=skip_unknown)
+    more = [f"and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
+    raise_problems(f"{file}, of which nothing was imported", [*problems[:_MOST_PROBLEMS], *more], DataError)
+    empty, unknown = found.skipped["empty"], found.skipped["unknown"]
+    return ImportPlan(rows=found.planned, empty=empty, unknown=unknown, unused=found.unused)
+
+
+def save_import(plan: ImportPlan, kept: Corrections) -> int:
+    """Save the changes of `plan` and return their number.
+
+    Raises ClipScgiError if captions were edited since the plan was made: their rows are in the history, without effect.
+    """
+    saved = kept.save_all(plan.changes)
+    lost = [entry for entry in saved if not entry.applied]
+    if lost:
+        shown = ", ".join(entry.sha256[:12] for entry in lost[:_SHOWN])
+        raise ClipScgiError(
+            f"{len(lost):,} of {len(saved):,} captions were edited by others meanwhile ({shown}): their edits stay in"
+            " effect, and the imported rows are kept in the history. Import again to see the differences"
+        )
+    return len(saved)
+
+
+def export_rows(current: Mapping[str, Correction], images: DatasetImages) -> Iterator[dict[str, str | None]]:
+    """Yield one row (table.COLUMNS) per corrected image of the dataset, in the order of its images.
+
+    attr_ columns are only filled where slots lead. Importing the rows again changes nothing.
+    """
+    done: set[str] = set()
+    for path, sha256 in images.paths.items():
+        entry = current.get(sha256)
+        if entry is None or entry.kind == "reset" or sha256 in done:
+            continue
+        done.add(sha256)
+        yield {
+            "image_path": path,
+            "image_sha256": sha256,
+            "kind": entry.kind,
+            "caption": entry.text,
+            **({f"attr_{slot}": value for slot, value in entry.given.items()} if entry.given is not None else {}),
+            "author": entry.author,
+            "time": entry.time.isoformat(),
+            "provenance": entry.provenance,
+            "model_caption": None if entry.against is None else entry.against.text,
+            "model_captioner": None if entry.against is None else entry.against.captioner,
+        }
+
+
+class _Reading:
+    """Reads rows one by one into `planned`, against the corrections that exist."""
+
+    def __init__(self, kept: Corrections, images: DatasetImages, *, author: str, force: bool) -> None:
+        self._kept, self._images, self._author, self._force = kept, images, author, force
+        self._known, self._current = images.shas, kept.current(images.shas)
+        self._first: dict[str, Planned] = {}
+        self.planned: list[Planned] = []
+        self.skipped = {"empty": 0, "unknown": 0}
+        self.unused = 0
+
+    def read(self, rows: Sequence[FileRow], *, skip_unknown: bool) -> list[str]:
+        """Read all rows and return the problems, with row numbers."""
+        problems: list[str] = []
+        for row in rows:
+            try:
+                self._take(row)
+            except _SkippedError as skipped:
+                if skipped.reason == "unknown" and not skip_unknown:
+                    problems.append(f"row {row.number}: {self._unknown(row)}")
+                else:
+                    self.skipped[skipped.reason] += 1
+            except (EditError, ValueError) as error:
+                told = messages_of(error) if isinstance(error, EditError) else (str(error),)
+                problems += [f"row {row.number}: {problem}" for problem in told]
+        return problems
+
+    def _take(self, row: FileRow) -> None:
+        sha256 = self._image(row)
+        edit = edit_of(row)
+        self.unused += edit.kind == "text" and not row.cell("kind") and any(map(row.cell, ATTRIBUTES))
+        before = self._current.get(sha256)
+        change = self._change(row, sha256, edit, before)
+        after = self._kept.preview(change)
+        _check_composed(row, after)
+        planned = Planned(row, change, after, before, self._outcome(after, before, _time(row)))
+        first = self._first.setdefault(sha256, planned)
+        if first is planned:
+            self.planned.append(planned)
+        elif not _same(first.after, after):
+            raise ValueError(f"another caption of the image of row {first.row.number}: leave one of the two rows out")
+
+    def _image(self, row: FileRow) -> str:
+        """Return the digest of the image of a row."""
+        sha256, path = row.cell("image_sha256").lower(), self._relative(row.cell("image_path"))
+        if not sha256 and not path:
+            raise ValueError("image_path and image_sha256 are both empty: name the image")
+        by_path = self._images.paths.get(path)
+        if sha256 and by_path and by_path != sha256:
+            raise ValueError(
+                f"{path} has another image_sha256 in this dataset ({by_path[:12]}...): the image was replaced, or the"
+                " row belongs to another dataset; leave image_sha256 empty to go by the path"
+            )
+        found = sha256 or by_path
+        if found is None or found not in self._known:
+            raise _SkippedError("unknown")
+        return found
+
+    def _relative(self, path: str) -> str:
+        plain = path.replace("\\", "/").removeprefix("./")
+        return plain.removeprefix(f"{self._images.root.rstrip('/')}/")
+
+    def _unknown(self, row: FileRow) -> str:
+        name = row.cell("image_path") or row.cell("image_sha256")
+        return f"the dataset has no usable image {name}: remove the row, or add --skip-unknown"
+
+    def _change(self, row: FileRow, sha256: str, edit: Edit, before: Correction | None) -> Change:
+        against = self._images.captions.get(sha256)
+        if row.cell("model_caption"):
+            against = ModelCaption(row.cell("model_caption"), row.cell("model_captioner"))
+        return Change(
+            sha256=sha256,
+            edit=edit,
+            author=row.cell("author") or self._author,
+            expected_revision=before.revision if before else 0,
+            against=against,
+            provenance=_provenance(row),
+            time=_time(row),
+        )
+
+    def _outcome(self, after: Correction, before: Correction | None, time: datetime | None) -> Outcome:
+        if before is None:
+            return "new"
+        if _same(before, after):
+            return "unchanged"
+        is_newer = time is not None and time > before.time
+        if before.provenance == "human" and not is_newer and not self._force:
+            return "kept"
+        return "new" if before.kind == "reset" else "changed"
+
+
+def edit_of(row: FileRow) -> Edit:
+    """Return the edit that a row asks for. Raises ValueError, or `_SkippedError` for a row that asks for nothing.
+
+    Without a kind, the caption leads if there is one, and otherwise the attributes that are not empty.
+    """
+    kind, caption = row.cell("kind").lower(), row.cell("caption")
+    answers = {name.removeprefix("attr_"): row.cell(name) or None for name in ATTRIBUTES if name in row.cells}
+    given = {slot: value for slot, value in answers.items() if value}
+    if not kind:
+        if not caption and not given:
+            raise _SkippedError("empty")
+        return Edit.of_text(caption) if caption else Edit.of_slots(given)
+    if kind not in _OWN_KIND:
+        raise ValueError(f"invalid kind {kind!r}: expected {', '.join(_OWN_KIND)}, or nothing")
+    return _of_kind(kind, caption, answers)
+
+
+def _of_kind(kind: str, caption: str, answers: Slots) -> Edit:
+    given = sorted(slot for slot, value in answers.items() if value)
+    if kind == "text" and given:
+        raise ValueError(
+            f"kind=text, but attr_{given[0]} is filled in: clear the attr_ columns, or set kind=slots and clear caption"
+        )
+    if kind == "wrong":
+        if caption or given:
+            raise ValueError("kind=wrong, but there is a caption: set kind=text to use it, or clear it")
+        return Edit.wrong()
+    return Edit.of_text(caption) if kind == "text" else Edit.of_slots(answers)
+
+
+def _check_composed(row: FileRow, after: Correction) -> None:
+    """Raise ValueError if a row whose slots lead has another caption than they give."""
+    caption = " ".join(row.cell("caption").split())
+    if after.kind == "slots" and caption and caption != after.text:
+        raise ValueError(
+            f"kind=slots, but the caption is not that of the attributes, {after.text!r}: clear caption to use the"
+            " attributes, or set kind=text and clear the attr_ columns to use the caption"
+        )
+
+
+def _same(one: Correction, other: Correction) -> bool:
+    """Return True if two corrections say the same."""
+    if one.kind == other.kind == "wrong":
+        return one.against is not None and other.against is not None and one.against.text == other.against.text
+    return one.kind == other.kind and one.text == other.text and one.slots == other.slots
+
+
+def _provenance(row: FileRow) -> Provenance:
+    found = row.cell("provenance").lower() or "import"
+    for known in get_args(Provenance):
+        if found == known:
+            return known
+    raise ValueError(f"invalid provenance {found!r}: expected human or import, or nothing")
+
+
+def _time(row: FileRow) -> datetime | None:
+    text = row.cell("time")
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"invalid time {text!r}: expected ISO 8601, such as 2026-01-31T12:00:00+00:00") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
