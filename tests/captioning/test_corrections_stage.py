@@ -199,9 +199,7 @@ def imported(store, tmp_path):
 
 def test_imported_captions_need_no_model(imported, store):
     run, config = imported
-    with pytest.raises(
-        DataError, match="none of the 4 images has an imported caption for template scgi"
-    ):
+    with pytest.raises(DataError, match="none of the 4 images has an imported caption for template scgi"):
         make_captions(run, config)
     first, *others = run.images.rows("sha256")["sha256"].to_pylist()
     kept = Corrections.open(store.root)
