@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from captioning.audit.flags import FLAGS
+from captioning.corrections import Correction, Corrections
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
+from data.errors import ConfigError
 from flows.terminal import size
 from flows.ui.content.library import Dataset, Library, MissingError
 from flows.ui.content.pictures import Pictures
@@ -32,6 +35,7 @@ class Site:
         self.library = Library(store)
         self.tables = Tables(store, folders)
         self.pictures = Pictures()
+        self.corrections = CorrectionsByTemplate(store.root)
         self.token = secrets.token_urlsafe(24)
         self._templates = _environment()
 
@@ -46,6 +50,29 @@ class Site:
         """Return the images of a dataset with these captions and their audit."""
         audit = None if captions is None else self.library.snapshot().audit_of(captions)
         return self.tables.get(dataset.entry, captions, audit)
+
+
+class CorrectionsByTemplate:
+    """The corrections in an artifact root, opened once per template."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._open: dict[str, Corrections] = {}
+
+    def get(self, template: str) -> Corrections:
+        """Return the corrections of a template. Raises ConfigError if this installation does not have the template."""
+        with self._lock:
+            if template not in self._open:
+                self._open[template] = Corrections.open(self._home, template)
+            return self._open[template]
+
+    def current(self, template: str | None) -> dict[str, Correction]:
+        """Return sha256 -> correction; none without captions or for a template that this installation does not have."""
+        try:
+            return {} if template is None else self.get(template).current()
+        except ConfigError:
+            return {}
 
 
 def captions_of(dataset: Dataset, fingerprint: str) -> Entry | None:

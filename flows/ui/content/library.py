@@ -106,8 +106,11 @@ class Snapshot:
         return _readable(self.entries("evaluate"), self._run)
 
     def audit_of(self, captions: Entry) -> Entry | None:
-        """Return the newest audit of a caption artifact."""
-        return next((entry for entry in self._inventory.used_by(captions)[::-1] if entry.stage == "audit"), None)
+        """Return the newest audit of a caption artifact, or else of its captions with corrections."""
+        made = self._inventory.used_by(captions)[::-1]
+        corrected = [entry for entry in made if entry.stage == "correct"]
+        made += [entry for other in corrected for entry in self._inventory.used_by(other)[::-1]]
+        return next((entry for entry in made if entry.stage == "audit" and entry.state != "damaged"), None)
 
     def _dataset(self, entry: Entry) -> Dataset:
         description = DatasetDescription.model_validate(read_json(entry.folder / DESCRIPTION_FILE))

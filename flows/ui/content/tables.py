@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from captioning.audit.flags import FLAGS
+from captioning.corrections import Correction
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
@@ -29,14 +30,26 @@ from data.splits import SPLITS
 from flows.ui.content.places import find_root
 
 _IMAGES: Final = ("path", "sha256", "split", "pid", "camid", "width", "height")
-_CAPTIONS: Final = ("caption", "raw_text", "status", "error", "model_id")
+_CAPTIONS: Final = ("caption", "raw_text", "status", "error", "model_id", "template_id", "captioner_fingerprint")
 _SLOT_COLUMNS: Final = tuple(f"{kind}_{slot}" for slot in SLOTS for kind in ("attr", "conf"))
-_CODED: Final = {"split", "status", "model_id", *(f"attr_{slot}" for slot in SLOTS)}
+_CODED: Final = {
+    "split",
+    "status",
+    "model_id",
+    "template_id",
+    "captioner_fingerprint",
+    *(f"attr_{slot}" for slot in SLOTS),
+}
 _MOST_TABLES: Final = 4
 _SAMPLE: Final = 12
 UNSAID: Final = "(not said)"
 """Value of a filter that selects the captions that do not answer a slot."""
 
+STATES: Final = {"corrected": "corrected", "wrong": "marked as wrong", "model": "not corrected"}
+"""State of a filter -> its name for people."""
+
+Corrected = Mapping[str, Correction]
+"""sha256 of an image -> its correction in effect."""
 Places = NDArray[np.int64]
 
 
@@ -71,8 +84,28 @@ class ImageItem:
     status: str | None
     error: str | None
     model_id: str | None
+    captioner: str | None
     attributes: tuple[Attribute, ...]
     flags: tuple[str, ...]
+    correction: Correction | None
+
+    @property
+    def in_effect(self) -> Correction | None:
+        """The correction, if it replaces the model's caption or marks it as wrong."""
+        found = self.correction
+        return found if found is not None and found.corrects(self.caption) else None
+
+    @property
+    def text(self) -> str | None:
+        """The caption as corrected; the model's if it was not, or if it was marked as wrong."""
+        found = self.in_effect
+        return found.text if found is not None and found.text is not None else self.caption
+
+    @property
+    def state(self) -> str:
+        """What a person said about the caption: "", "corrected" or "wrong"."""
+        found = self.in_effect
+        return "" if found is None else "wrong" if found.kind == "wrong" else "corrected"
 
     @property
     def person(self) -> str:
@@ -82,13 +115,14 @@ class ImageItem:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFilter:
-    """Which images to list; an empty value selects all. attributes: slot -> value or `UNSAID`."""
+    """Which images to list; an empty value selects all. state: of `STATES`. attributes: slot -> value or `UNSAID`."""
 
     text: str = ""
     split: str = ""
     camera: int | None = None
     person: str = ""
     flag: str = ""
+    state: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -144,39 +178,76 @@ class ImageTable:
             return {}
         return {slot: tuple(sorted(_distinct(self.table[f"attr_{slot}"]))) for slot in SLOTS}
 
-    def select(self, wanted: ImageFilter) -> Places:
-        """Return the rows that `wanted` selects, in order."""
-        masks = [mask for mask in self._masks(wanted) if mask is not None]
-        if not masks:
-            return np.arange(len(self), dtype=np.int64)
-        both = masks[0]
-        for mask in masks[1:]:
-            both = pc.and_(both, mask)
-        return np.flatnonzero(pc.fill_null(both, False).to_numpy())
+    @cached_property
+    def template(self) -> str | None:
+        """Id of the template of the captions; None without captions."""
+        if not self.has_captions:
+            return None
+        return next(iter(_distinct(self.table["template_id"])), None)
 
-    def items(self, rows: Sequence[int] | Places) -> list[ImageItem]:
+    @cached_property
+    def rows_of_digests(self) -> dict[str, list[int]]:
+        """sha256 -> the rows of the images with these bytes."""
+        rows: dict[str, list[int]] = {}
+        for row, sha256 in enumerate(self.table["sha256"].to_pylist()):
+            rows.setdefault(sha256, []).append(row)
+        return rows
+
+    def select(self, wanted: ImageFilter, corrections: Corrected | None = None) -> Places:
+        """Return the rows that `wanted` selects, in order; a corrected caption counts as it was corrected."""
+        said = self._all(self._said_masks(wanted))
+        if corrections:
+            places = [row for sha256 in corrections for row in self.rows_of_digests.get(sha256, ())]
+            items = self.items(places, corrections)
+            said[places] = [_says(item, wanted) for item in items]
+            if wanted.state:
+                said &= self._of_state(wanted.state, items)
+        elif wanted.state and wanted.state != "model":
+            said[:] = False
+        return np.flatnonzero(said & self._all(self._place_masks(wanted)))
+
+    def items(self, rows: Sequence[int] | Places, corrections: Corrected | None = None) -> list[ImageItem]:
         """Return the images at `rows`, in that order."""
-        return [_item(row, values) for row, values in zip(map(int, rows), self._taken(rows), strict=True)]
+        known = corrections or {}
+        return [
+            _item(row, values, known.get(values["sha256"]))
+            for row, values in zip(map(int, rows), self._taken(rows), strict=True)
+        ]
 
-    def item(self, row: int) -> ImageItem:
+    def item(self, row: int, corrections: Corrected | None = None) -> ImageItem:
         """Return one image. Raises IndexError if it does not exist."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return self.items([row])[0]
+        return self.items([row], corrections)[0]
+
+    def _all(self, masks: Sequence[pa.ChunkedArray | None]) -> NDArray[np.bool_]:
+        both: NDArray[np.bool_] = np.ones(len(self), dtype=bool)
+        for mask in masks:
+            if mask is not None:
+                both &= pc.fill_null(mask, False).to_numpy()
+        return both
+
+    def _of_state(self, state: str, items: Sequence[ImageItem]) -> NDArray[np.bool_]:
+        mask: NDArray[np.bool_] = np.full(len(self), state == "model")
+        for item in items:
+            mask[item.row] = (item.state or "model") == state
+        return mask
 
     def _taken(self, rows: Sequence[int] | Places) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.table.take(pa.array(rows, pa.int64())).to_pylist()
         return found
 
-    def _masks(self, wanted: ImageFilter) -> list[pa.ChunkedArray | None]:
+    def _place_masks(self, wanted: ImageFilter) -> list[pa.ChunkedArray | None]:
         return [
-            self._text_mask(wanted.text),
             _equal(self.table["split"], wanted.split or None),
             _equal(self.table["camid"], wanted.camera),
             self._person_mask(wanted.person),
             self.table[wanted.flag] if wanted.flag and self.has_flags else None,
-            *(self._slot_mask(slot, value) for slot, value in wanted.attributes.items() if self.has_captions),
         ]
+
+    def _said_masks(self, wanted: ImageFilter) -> list[pa.ChunkedArray | None]:
+        slots = wanted.attributes.items() if self.has_captions else ()
+        return [self._text_mask(wanted.text), *(self._slot_mask(slot, value) for slot, value in slots)]
 
     def _text_mask(self, text: str) -> pa.ChunkedArray | None:
         """Return where the caption or the path contains `text`, whatever its case."""
@@ -216,19 +287,37 @@ def _distinct(column: pa.ChunkedArray) -> set[str]:
     return set(pc.unique(column).drop_null().to_pylist())
 
 
-def _item(row: int, values: Mapping[str, Any]) -> ImageItem:
-    attributes = tuple(_attribute(slot, values) for slot in SLOTS) if "caption" in values else ()
+def _says(item: ImageItem, wanted: ImageFilter) -> bool:
+    """Return True if the caption of an image, as corrected, has the text and attributes that are wanted."""
+    texts = [item.path, item.text or ""]
+    slots = {attribute.slot: attribute.value or UNSAID for attribute in item.attributes}
+    has_text = any(wanted.text.lower() in text.lower() for text in texts)
+    return has_text and all(slots.get(slot) == value for slot, value in wanted.attributes.items())
+
+
+def _item(row: int, values: Mapping[str, Any], correction: Correction | None) -> ImageItem:
     place: dict[str, Any] = {name: values[name] for name in ("path", "sha256", "split", "pid", "width", "height")}
     said: dict[str, Any] = {name: values.get(name) for name in ("caption", "raw_text", "status", "error", "model_id")}
     return ImageItem(
         row=row,
         label=values.get(LABEL.name),
         camera=None if values["camid"] == UNKNOWN_CAMERA else values["camid"],
-        attributes=attributes,
+        captioner=values.get("captioner_fingerprint"),
+        attributes=_attributes(values, correction),
+        correction=correction,
         flags=tuple(flag for flag in FLAGS if values.get(flag)),
         **place,
         **said,
     )
+
+
+def _attributes(values: Mapping[str, Any], correction: Correction | None) -> tuple[Attribute, ...]:
+    if "caption" not in values:
+        return ()
+    if correction is not None and correction.text is not None:
+        slots = correction.slots
+        return tuple(Attribute(slot, slots.get(slot), None) for slot in SLOTS)
+    return tuple(_attribute(slot, values) for slot in SLOTS)
 
 
 def _attribute(slot: str, values: Mapping[str, Any]) -> Attribute:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,10 +14,10 @@ from starlette.responses import Response
 from captioning.audit.flags import FLAGS
 from data.artifacts.inventory import Entry
 from data.errors import ConfigError, RejectedRow
-from data.slots import SLOTS
+from data.slots import SLOTS, VOCABULARY
 from flows.ui.content.library import Dataset
 from flows.ui.content.pictures import HEIGHTS, placeholder
-from flows.ui.content.tables import UNSAID, ImageFilter, ImageTable
+from flows.ui.content.tables import STATES, UNSAID, Corrected, ImageFilter, ImageTable
 from flows.ui.site import Site, captions_of
 
 PAGE: Final = 60
@@ -31,6 +32,7 @@ class Browsed:
     captions: Entry | None
     table: ImageTable
     wanted: ImageFilter
+    corrections: Corrected
     chosen: Mapping[str, str]
 
 
@@ -55,10 +57,12 @@ def browsed(site: Site, key: str, query: Mapping[str, str]) -> Browsed:
     """Return what the address and its query name. Raises ConfigError for a wrong value of a filter."""
     dataset = site.library.dataset(key)
     captions = captions_of(dataset, query.get("captions", ""))
+    table = site.table(dataset, captions)
     return Browsed(
         dataset=dataset,
         captions=captions,
-        table=site.table(dataset, captions),
+        table=table,
+        corrections=site.corrections.current(table.template),
         wanted=filter_of(query),
         chosen={name: value for name, value in query.items() if value and name != "page"},
     )
@@ -71,7 +75,10 @@ def filter_of(query: Mapping[str, str]) -> ImageFilter:
         raise ConfigError(f"The camera {camera[:40]!r} is not a number; choose one from the list.")
     if flag and flag not in FLAGS:
         raise ConfigError(f"The flag {flag[:40]!r} does not exist; choose one from the list.")
+    if query.get("state") and query["state"] not in STATES:
+        raise ConfigError(f"The state {query['state'][:40]!r} does not exist; choose one from the list.")
     return ImageFilter(
+        state=query.get("state", ""),
         text=query.get("text", "").strip(),
         split=query.get("split", ""),
         camera=int(camera[:18]) if camera else None,
@@ -98,7 +105,7 @@ def picture_of(site: Site, table: ImageTable, row: int, height: int) -> Response
 
 def _browse(site: Site, request: Request, what: Browsed, page: int) -> Response:
     table = what.table
-    rows = table.select(what.wanted)
+    rows = table.select(what.wanted, what.corrections)
     pages = max(1, -(-len(rows) // PAGE))
     page = min(max(page, 1), pages)
     shown = rows[(page - 1) * PAGE : page * PAGE]
@@ -106,7 +113,7 @@ def _browse(site: Site, request: Request, what: Browsed, page: int) -> Response:
         request,
         "images.html.j2",
         **_common(what),
-        items=table.items(shown),
+        items=table.items(shown, what.corrections),
         found=len(rows),
         page=page,
         pages=pages,
@@ -131,20 +138,31 @@ def _links(what: Browsed, page: int, pages: int) -> dict[str, dict[str, Any]]:
 def _one(site: Site, request: Request, what: Browsed, row: int) -> Response:
     if not 0 <= row < len(what.table):
         raise HTTPException(404)
-    rows = what.table.select(what.wanted)
+    rows = what.table.select(what.wanted, what.corrections)
     at = int(rows.searchsorted(row))
     inside = at < len(rows) and rows[at] == row
     return site.page(
         request,
         "image.html.j2",
         **_common(what),
-        item=what.table.item(row),
+        item=what.table.item(row, what.corrections),
         place=at + 1 if inside else None,
         found=len(rows),
         before=int(rows[at - 1]) if at > 0 else None,
         after=int(rows[at + inside]) if at + inside < len(rows) else None,
         back=at // PAGE + 1,
+        author=getpass.getuser(),
+        correctable=_is_correctable(site, what.table),
+        suggestions={slot: sorted({*VOCABULARY[slot], *what.table.values.get(slot, ())}) for slot in SLOTS},
     )
+
+
+def _is_correctable(site: Site, table: ImageTable) -> bool:
+    """Return False without captions, and if this installation does not have their template."""
+    try:
+        return table.template is not None and bool(site.corrections.get(table.template))
+    except ConfigError:
+        return False
 
 
 def _common(what: Browsed) -> dict[str, Any]:
@@ -155,4 +173,5 @@ def _common(what: Browsed) -> dict[str, Any]:
         "wanted": what.wanted,
         "chosen": what.chosen,
         "slots": SLOTS,
+        "states": STATES,
     }
