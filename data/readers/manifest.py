@@ -7,14 +7,15 @@ A row becomes a record or is rejected with its row number; only a problem of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from data.errors import DataError, RejectedRow
 from data.people import UNKNOWN_CAMERA
 from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, existing_folder
-from data.readers.manifest_file import REQUIRED, Cell, manifest_rows
+from data.readers.manifest_file import REQUIRED, Cell, NamedCell, manifest_column, manifest_rows
 from data.readers.manifest_labels import Cameras, Identities, Unusable
 from data.splits import GALLERY, SPLITS
 
@@ -81,6 +82,23 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
         shown = "\n".join(f"  - {clash}" for clash in clashes[:_SHOWN])
         raise DataError(f"{file} has more than one label for {len(clashes)} path(s); keep one row per path:\n{shown}")
     return collector.finish()
+
+
+def column_of(root: Path, *, manifest: str, name: str) -> Mapping[str, NamedCell] | None:
+    """Return the cells of the column `name`, by path relative to the folder that the manifest's paths are relative to.
+
+    root, manifest: as for `manifest`, which has read the file. None if the column does not exist. Rows whose path is
+    not a file are left out; of two rows with one path, the first counts.
+    """
+    file, base = _find(root, manifest)
+    names, cells = manifest_column(file, name)
+    if name.strip().casefold() not in {column.strip().casefold() for column in names}:
+        return None
+    paths, found = _Paths(base, root), dict[str, NamedCell]()
+    for cell in cells:
+        with suppress(Unusable):
+            found.setdefault(paths.admit(cell.path), cell)
+    return found
 
 
 def _find(root: Path, manifest: str) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -60,6 +60,14 @@ class Row(NamedTuple):
     label: Cell
 
 
+class NamedCell(NamedTuple):
+    """One cell of a column that the caller names. place: its row, for messages. cell: as stored."""
+
+    place: str
+    path: Cell
+    cell: Any
+
+
 def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
     """Yield the rows of a CSV file, a Parquet file or a folder of Parquet files, in their order.
 
@@ -84,6 +92,46 @@ def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
         if error.errno is None:  # Arrow's, on the content
             raise _unreadable(file, error) from error
         raise DataError(f"{file} cannot be read: {error}. Check its permissions") from error
+
+
+def manifest_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
+    """Return the names of the columns, and, of each row, the path and the cell in the column `name`, if that exists.
+
+    The manifest is one that `manifest_rows` reads; the cell is as stored, of any type.
+    """
+    if file.is_dir():
+        parts = sorted(path for path in file.rglob("*") if path.suffix.lower() in _PARQUET and not is_litter(path.name))
+    else:
+        parts = [file]
+    names, cells = dict[str, None](), list[NamedCell]()
+    for part in parts:
+        read = _parquet_column if part.suffix.lower() in _PARQUET else _csv_column
+        found, more = read(part, name)
+        names |= dict.fromkeys(found)
+        cells += more
+    return list(names), cells
+
+
+def _parquet_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
+    with pq.ParquetFile(file) as table:
+        stored = table.schema_arrow.names
+        at = {_folded(column): column for column in stored}
+        if _folded(name) not in at:
+            return stored, []
+        columns = table.read(columns=[at["path"], at[_folded(name)]])
+    pairs = zip(columns[at["path"]].to_pylist(), columns[at[_folded(name)]].to_pylist(), strict=True)
+    return stored, [NamedCell(f"row {number}", *pair) for number, pair in enumerate(pairs, start=1)]
+
+
+def _csv_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
+    with file.open(encoding=_encoding(file), newline="") as stream:
+        delimiter, header = _header(file, stream.readline())
+        at = {_folded(column): place for place, column in enumerate(header)}
+        if _folded(name) not in at:
+            return header, []
+        path, cell = at["path"], at[_folded(name)]
+        lines = enumerate(_lines(file, stream, delimiter, len(header)), start=1)
+        return header, [NamedCell(f"row {number}", cells[path], cells[cell]) for number, cells in lines]
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

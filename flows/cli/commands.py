@@ -17,6 +17,7 @@ from data.artifacts.stages import STAGES, StageName
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 from flows.cli.retrieval.embed import embed
+from flows.cli.retrieval.gallery import gallery
 from flows.cli.serving.ui import ui
 
 _RUN: Final = "Run the pipeline"
@@ -332,6 +333,7 @@ def serve(
     run_here(recipes, overrides, home=home, cron=cron, watch_cron=watch_cron, limit=limit)
 
 
+app.add_typer(gallery, name="gallery", rich_help_panel=_RESULTS)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=_SERVE)
 
 

@@ -5,28 +5,24 @@ The embeddings computed so far lie in ``<file>.parts`` beside the result (`reid.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from data.errors import ConfigError, RejectedRow
+from data.errors import ConfigError
 from data.files import full_disk_explained, write_table
-from data.images.decode import REASONS, open_indexed
-from data.people import UNKNOWN_CAMERA
 from data.process import locks
-from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
 from data.readers.base import Rejected
 from data.schemas import REJECTED
+from reid.embedding.batches import check_cameras, embed_distinct
 from reid.embedding.embedder import JOINT, Embedder
 from reid.embedding.journal import Float32s, Journal
 from reid.embedding.table import (
@@ -37,7 +33,6 @@ from reid.embedding.table import (
     read_images,
     write_features,
 )
-from reid.inputs.pixel_cache import Pixels, resized
 
 SAVE_SECONDS: Final = 5.0
 """Embeddings are saved at least this often; a killed run loses no more."""
@@ -96,7 +91,7 @@ def embed_files(
     mode = embedder.resolve_mode(mode)
     if embedder.model is None:
         raise ConfigError("a file of embeddings names the model by its fingerprint: give a trained model")
-    _check_cameras(embedder, images)
+    check_cameras(embedder, images)
     heading = Heading(identity_of(embedder, mode), str(root))
     former = read_heading(out)
     if former == heading and read_images(out) == list(images):
@@ -148,27 +143,6 @@ class _Job(NamedTuple):
         return image.key(by_camera=self.embedder.needs_cameras)
 
 
-class _Opened(NamedTuple):
-    """The outcome of opening one image: its pixels, or the reason why it is unusable."""
-
-    image: ImageFile
-    pixels: Pixels | None
-    reason: str = ""
-
-    def rejected(self) -> Rejected:
-        return Rejected(self.image.path, self.reason, REASONS[self.reason])
-
-
-def _check_cameras(embedder: Embedder, images: Sequence[ImageFile]) -> None:
-    unknown = [image.path for image in images if image.camid in (None, UNKNOWN_CAMERA)]
-    if embedder.needs_cameras and unknown:
-        raise ConfigError(
-            f"this model has camera embeddings, but the cameras of {len(unknown)} images are unknown, such as "
-            f"{unknown[0]}: give a manifest with the column camid, or use a model trained with train.sie=0"
-        )
-    embedder.task.camera_numbers(sorted({image.camid for image in images if image.camid is not None}))
-
-
 def _take_over(out: Path, job: _Job, wanted: set[str]) -> None:
     """Copy from `out` into the journal what is wanted and not there."""
     keys, start = [job.key(image) for image in read_images(out)], 0
@@ -190,13 +164,12 @@ def _compute(
     done, computed, refused = len(copies) - len(missing), 0, dict[str, Rejected]()
     saver = _Saver(job.journal, save_seconds)
     try:
-        with closing(_open_all(job, missing)) as opened:
-            while batch := list(islice(opened, job.embedder.config.batch_size)):
-                usable = [item for item in batch if item.pixels is not None]
-                refused |= {job.key(item.image): item.rejected() for item in batch if item.pixels is None}
-                if usable:
-                    saver.add([job.key(item.image) for item in usable], _embed(job, usable))
-                computed, done = computed + len(usable), done + len(batch)
+        with closing(embed_distinct(job.embedder, missing, root=job.root, mode=job.mode)) as batches:
+            for batch in batches:
+                refused |= {job.key(image): why for image, why in batch.rejected}
+                if batch.images:
+                    saver.add([job.key(image) for image in batch.images], batch.vectors_ND)
+                computed, done = computed + len(batch.images), done + len(batch.images) + len(batch.rejected)
                 progress(done, len(copies), "encoding")
     finally:
         saver.save()
@@ -223,30 +196,6 @@ class _Saver:
         if self._keys:
             self._journal.append(self._keys, np.concatenate(self._rows))
         self._keys, self._rows, self._saved = [], [], time.monotonic()
-
-
-def _embed(job: _Job, usable: Sequence[_Opened]) -> Float32s:
-    pixels = np.stack([item.pixels for item in usable if item.pixels is not None])
-    cameras = [item.image.camid or 0 for item in usable] if job.embedder.needs_cameras else None
-    return job.embedder.embed_pixels(pixels, np.arange(len(pixels)), mode=job.mode, cameras=cameras)
-
-
-def _open_all(job: _Job, missing: Sequence[Sequence[ImageFile]]) -> Generator[_Opened, None, None]:
-    """Yield the pixels of each distinct image, decoded ahead in threads."""
-    shape, threads = job.embedder.task.preprocess, os.cpu_count() or 1
-
-    def decode(same: Sequence[ImageFile]) -> _Opened:
-        reason = ""
-        for image in same:  # identical files: the first that can be opened
-            try:
-                opened = open_indexed(job.root, image.path, image.sha256)
-            except RejectedRow as rejected:
-                reason = rejected.reason
-            else:
-                return _Opened(image, resized(opened, shape.height, shape.width))
-        return _Opened(same[0], None, reason)
-
-    return map_ahead(decode, missing, threads=threads, ahead=max(2 * job.embedder.config.batch_size, threads))
 
 
 def _write_rejected(path: Path, rows: Sequence[Rejected]) -> None:

@@ -120,7 +120,7 @@ class Gallery:
         """
         place = Path(folder).expanduser().absolute()
         if space is not None and (place / HEADER).exists():
-            check_space(place, read_header(place), space)
+            check_space(place, read_header(place).space, space)
         elif space is not None:
             with Writer(place, space):
                 pass  # makes the gallery

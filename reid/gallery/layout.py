@@ -75,6 +75,13 @@ class IndexFile(NamedTuple):
     probes: int
     recall: float
 
+    def __str__(self) -> str:
+        """Return it as words for messages."""
+        return (
+            f"recall@10 {self.recall:.4f}, measured; {self.rows:,} images in {self.lists:,} lists, of which a search "
+            f"reads {self.probes:,}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
@@ -213,11 +220,11 @@ def read_lists(path: Path) -> Lists:
         raise _damaged(path.parent.parent, path, " ".join(str(error).split())) from error
 
 
-def check_space(folder: Path, header: Header, space: Space) -> None:
-    """Raise ConfigError unless the gallery in `folder` has embeddings of `space`."""
-    if header.space != space:
+def check_space(folder: Path, own: Space, space: Space) -> None:
+    """Raise ConfigError unless the space of the gallery in `folder`, `own`, is `space`."""
+    if own != space:
         raise ConfigError(
-            f"the gallery {folder} has embeddings of {header.space}, but these are of {space}: they are not "
+            f"the gallery {folder} has embeddings of {own}, but these are of {space}: they are not "
             "comparable. Add them to another gallery, or embed the images with the model and mode of this one"
         )
 

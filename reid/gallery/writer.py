@@ -81,7 +81,7 @@ class Writer:
             write_header(self.folder, Header(space=space))
         header = read_header(self.folder)
         if space is not None:
-            check_space(self.folder, header, space)
+            check_space(self.folder, header.space, space)
         remove_leftovers(self.folder, header)
         self._load(header)
 

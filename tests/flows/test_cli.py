@@ -137,7 +137,8 @@ def test_there_are_commands():
     stages = {"run", "caption", "audit", "train", "evaluate", "report"}
     looking = {"check", "show", "recipes", "sheet", "search", "embed", "explain", "study", "ui"}
     artifacts = {f"artifacts {verb}" for verb in ("gc", "ls", "show", "verify")}
-    assert set(ALL_COMMANDS) == {*stages, *looking, *artifacts, "demo", "manifest", "deploy", "serve"}
+    galleries = {f"gallery {verb}" for verb in ("add", "info", "remove", "search")}
+    assert set(ALL_COMMANDS) == {*stages, *looking, *artifacts, *galleries, "demo", "manifest", "deploy", "serve"}
 
 
 @pytest.mark.parametrize("name", ALL_COMMANDS)

@@ -25,7 +25,7 @@ def vectors(count: int, seed: int = 0, width: int = WIDTH) -> Float32s:
 
 
 def entry(number: int, **changes: object) -> Entry:
-    """Return entry `number`: person number // 4, camera number % 3, one per hour, a caption; confidences that float32 can represent."""
+    """Return entry `number` of person number // 4, camera number % 3, one per hour; float32 holds its confidences."""
     values = {
         "path": f"/photos/person {number // 4}/{number:05d}.jpg",
         "sha256": hashlib.sha256(str(number).encode()).hexdigest(),

@@ -1,0 +1,87 @@
+"""Sources of images that ``clip-scgi embed`` and ``clip-scgi gallery add`` accept: a folder, a manifest, a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import ConfigError
+from data.index.stage import Survey, survey
+from data.people import UNKNOWN_CAMERA
+from flows.cli.inputs import recipe_of
+from flows.cli.search import Searchable, find_trained, missing_model
+from flows.recipes import RECIPES, Recipe
+from flows.terminal import progress_bar
+from flows.worlds import ensure_dataset
+from reid.embedding.table import ImageFile
+
+
+class Source(NamedTuple):
+    """The images to embed: a recipe whose data are they, and whether the user named it."""
+
+    recipe: Recipe
+    is_named: bool
+
+
+def source_of(command: str, text: str, overrides: Sequence[str]) -> Source:
+    """Return the source that `text` names. Raises ConfigError if it names none, or two."""
+    try:
+        path = Path(text).expanduser()
+        exists = bool(text) and path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, the home of an unknown user, with a NUL
+        path, exists = Path(text), False
+    if exists and text in RECIPES:
+        raise ConfigError(f"{command}: {text} is a recipe, and a file or folder here; write ./{text} for the latter")
+    if exists:
+        base = recipe_of("manifest", overrides)
+        folder, manifest = (path, "") if path.is_dir() else (path.parent, str(path.absolute()))
+        kind = {"reader": "manifest" if manifest else "images", "name": path.absolute().name[:100]}
+        place = {"root": str(folder.absolute()), "manifest": manifest, **kind}
+        return Source(base.model_copy(update={"data": base.data.model_copy(update=place)}), False)
+    if text not in RECIPES:
+        raise ConfigError(
+            f"{command}: {text!r} is neither a folder, nor a manifest file, nor a recipe; `clip-scgi recipes` lists "
+            "these"
+        )
+    return Source(recipe_of(text, overrides), True)
+
+
+def own_model(
+    command: str, wanted: Source, overrides: Sequence[str], store: ArtifactStore, home: Path | None
+) -> ArtifactRef:
+    """Return the model that the recipe trained with these settings. Raises ConfigError if there is none."""
+    if not wanted.is_named:
+        raise ConfigError(
+            f"{command}: name the model, such as --model demo: a recipe that trained one, the fingerprint of a train "
+            "artifact (`clip-scgi artifacts ls --stage train`), or its folder"
+        )
+    found = find_trained(store, wanted.recipe)
+    if not isinstance(found, Searchable):
+        raise ConfigError(missing_model(command, found, wanted.recipe.name, overrides, home))
+    return found.model
+
+
+def surveyed(recipe: Recipe, store: ArtifactStore) -> Survey:
+    """Return the usable images of a recipe. Embedding needs neither splits nor labels that agree."""
+    changes = {"require_splits": (), "allow_identical": True}
+    data = ensure_dataset(store, recipe).model_copy(update=changes)
+    with progress_bar("index") as progress:
+        return survey(store, config=data, progress=progress)
+
+
+def images_of(found: Survey) -> list[ImageFile]:
+    """Return the usable images with the labels that are known; the reader `images` knows none."""
+    bare = found.description["reader"] == "images"
+    return [
+        ImageFile(
+            path=record.path,
+            sha256=fact.sha256,
+            split=None if bare else record.split,
+            pid=None if bare else record.pid,
+            camid=None if record.camid == UNKNOWN_CAMERA else record.camid,
+            label=record.label or None,
+        )
+        for record, fact in zip(found.records, found.facts, strict=True)
+    ]
