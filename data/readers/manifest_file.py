@@ -124,7 +124,7 @@ def _parquet_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
 
 
 def _csv_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
-    with file.open(encoding=_encoding(file), newline="") as stream:
+    with file.open(encoding=encoding_of(file), newline="") as stream:
         delimiter, header = _header(file, stream.readline())
         at = {_folded(column): place for place, column in enumerate(header)}
         if _folded(name) not in at:
