@@ -1,12 +1,12 @@
 """Speed of captioning at the size of a published model, with random weights: images per second and share of the limit.
 
-    python benchmarks/bench_captioning_shapes.py [llava-1.5-7b | llava-1.5-7b-shallow | small] [batch]
+    python benchmarks/bench_captioning_shapes.py [SHAPE] [batch]
 
-The default is llava-1.5-7b (14 GB in bf16) on a GPU, else small. The limit is the time for the operations of the vision
-tower and the prompt, as torch counts them, at the rate of a large matrix product in the same format (bf16; float32
-where bf16 is emulated), measured in the same run; decoding is not part of it. Random weights generate nonsense: slots
-are filled as always, and free text runs to the template's token limit. Target on an H200: at least 50 % of the limit
-with slots.
+SHAPE is a key of `SHAPES`; the default is llava-1.5-7b (14 GB in bf16) on a GPU, else small. The limit is the time for
+the operations of the vision tower and the prompt, as torch counts them, at the rate of a large matrix product in the
+same format (bf16; float32 where bf16 is emulated), measured in the same run; decoding is not part of it. Random weights
+generate nonsense: slots are filled as always, and free text runs to the template's token limit. Target on an H200: at
+least 50 % of the limit with slots.
 """
 
 from __future__ import annotations
@@ -55,7 +55,25 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "num_attention_heads": 32,
         },
     ),
-    # The same widths and input at an eighth of the depth, for a CPU.
+    # The same widths and input at a quarter of the depth: the compiler needs a quarter of the time.
+    "llava-1.5-7b-quarter": (
+        {
+            "image_size": 336,
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 16,
+        },
+        {
+            "vocab_size": 32064,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 32,
+        },
+    ),
+    # An eighth of the depth, for a CPU.
     "llava-1.5-7b-shallow": (
         {
             "image_size": 336,

@@ -14,17 +14,18 @@ class Sizes:
     """Sizes of all parts.
 
     judged: whether speeds have targets; a CPU's are only measured. side: of the matrix product whose rate is the
-    reference. llava: a key of `bench_captioning_shapes.SHAPES`. batch: images per batch. crowd: images of a batch that
-    does not fit into the memory. held: the dry form has no memory to run out of, so its model pretends to with more
-    images than that. compiles: whether compiled parts are really compiled. height, width, identities, images: of the
-    training batches. steps: per epoch of a timed training. parity: identities and images of the batches whose losses
-    are compared, and the number of steps. ranking: queries, gallery, identities, cameras. demo, together: settings of
-    the demo, and of the training in two processes. peer: a checkout of Syliz517/CLIP-ReID.
+    reference. llava, compiled_llava: keys of `bench_captioning_shapes.SHAPES`. batch: images per batch. crowd: images
+    of a batch that does not fit into the memory. held: the dry form has no memory to run out of, so its model pretends
+    to with more images than that. compiles: whether compiled parts are really compiled. height, width, identities,
+    images: of the training batches. steps: per epoch of a timed training. parity: identities and images of the batches
+    whose losses are compared, and the number of steps. ranking: queries, gallery, identities, cameras. demo, together:
+    settings of the demo, and of the training in two processes. peer: a checkout of Syliz517/CLIP-ReID.
     """
 
     judged: bool
     side: int
     llava: str
+    compiled_llava: str
     batch: int
     crowd: int
     held: int
@@ -54,6 +55,7 @@ FULL: Final = Sizes(
     judged=True,
     side=8192,
     llava="llava-1.5-7b",
+    compiled_llava="llava-1.5-7b-quarter",
     batch=64,
     crowd=512,
     held=0,
@@ -73,6 +75,7 @@ DRY: Final = Sizes(
     judged=False,
     side=256,
     llava="dry",
+    compiled_llava="dry",
     batch=8,
     crowd=8,
     held=4,

@@ -32,6 +32,9 @@ SHARE, PEER, LOSS = 0.4, 3.0, 0.01
 """Wanted share of the matrix rate, ratio to CLIP-ReID's own loop, and largest difference of a loss."""
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 PRECISIONS: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_FIRST_SCALE: Final = 65_536.0
+"""Scale that torch's GradScaler starts with."""
+_LOW_SCALE: Final = 256.0
 _OVERFLOWS_AT: Final = 3
 _OVERFLOW_STEPS: Final = 6
 _TOO_MUCH: Final = 1e34
@@ -147,7 +150,8 @@ class Training:
     def losses(self, method: Method, backbone: Backbone, precision: str) -> Outcome:
         """Compare the mean loss with that of the same run in float32 on the CPU.
 
-        A single step may differ more: rounding to half precision changes which pairs are the hardest of a batch.
+        A single step may differ more: rounding to half precision changes which pairs are the hardest of a batch. The
+        gradient scaler starts low, because a skipped step, which overflow at the usual start causes, is another run.
         """
         exact = self._exact.get((method, backbone)) or self._losses(method, backbone, "no", device=CPU)
         self._exact[method, backbone] = exact
@@ -167,7 +171,7 @@ class Training:
         config = config.model_copy(update={"device": device, "schedule": once})
         folder = self.folder / f"{method}-{backbone}-{precision}-{device}"
         task = build_task(config, identities=identities)
-        with scaled(precision):
+        with scaled(precision, scale=_LOW_SCALE):
             trainer.fit(task, random_people(self.folder, config, steps), config, folder=folder)
         return losses_of(folder)
 
@@ -194,8 +198,7 @@ class OverflowingRun:
 
     task: Task
     changed: list[int] = field(default_factory=list)
-    first_scale: float = 65_536.0
-    """The scale that torch's GradScaler starts with."""
+    first_scale: float = _FIRST_SCALE
 
     def __post_init__(self) -> None:
         """Replace the total of the task."""
@@ -228,16 +231,20 @@ def losses_of(folder: Path) -> list[float]:
 
 
 @contextmanager
-def scaled(precision: str) -> Iterator[None]:
-    """Give the trainer a gradient scaler where fp16 is wanted without a GPU; there `Training.config` sets bf16."""
-    if ON_GPU or precision != "fp16":
+def scaled(precision: str, *, scale: float | None = None) -> Iterator[None]:
+    """Start the gradient scaler of fp16 at `scale`, if one is given.
+
+    Without a GPU, this also gives the trainer a scaler; there `Training.config` sets bf16.
+    """
+    if precision != "fp16" or (ON_GPU and scale is None):
         yield
         return
     make = trainer.make_accelerator
 
     def with_scaler(config: TrainConfig) -> Accelerator:
         accelerator = make(config)
-        accelerator.scaler = torch.amp.GradScaler(CPU)
+        if accelerator.scaler is not None or not ON_GPU:
+            accelerator.scaler = torch.amp.GradScaler(accelerator.device.type, init_scale=scale or _FIRST_SCALE)
         return accelerator
 
     with patch.object(trainer, "make_accelerator", with_scaler):

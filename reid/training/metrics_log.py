@@ -2,6 +2,7 @@
 
 {"kind": "step", "epoch", "step", "loss", "terms": {name: value}, "lr": {group: rate}}     every log_every steps
 {"kind": "epoch", "epoch", "step", "loss", "terms" (means), "seconds", "images_per_second"}
+    fp16 adds "loss_scale", which each skipped step halves and 2,000 steps in a row without one double
 {"kind": "eval", "epoch", "step", "mAP", "mINP", "rank1", "seconds"}     after the epochs that are evaluated
 
 Epochs count from 0 and steps from 1. TensorBoard shows every number as kind/name or kind/name/key, at its step.

@@ -215,6 +215,9 @@ class _Run:
         """Log the epoch's means and move `state` to the next epoch."""
         means = {name: value / state.steps_in_epoch for name, value in state.sums.items()}
         images = state.batch * self.batches.batch_size
+        scaler = self.accelerator.scaler
+        # fp16 skips a step whose gradients overflow, and halves the scale: the record must show it.
+        scale = {} if scaler is None else {"loss_scale": scaler.get_scale()}
         self.metrics.write(
             "epoch",
             epoch=state.epoch,
@@ -223,6 +226,7 @@ class _Run:
             terms=means,
             seconds=round(state.seconds, 3),
             images_per_second=round(images / state.seconds, 1),
+            **scale,
         )
         state.start_epoch()
 

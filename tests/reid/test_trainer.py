@@ -5,6 +5,7 @@ CLIP_SCGI_WRITE_GOLDEN=1 pytest tests/reid/test_trainer.py -k golden
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from reid.inputs.training_rows import training_rows
 from reid.tasks.base import Batch
 from reid.tasks.build import build_task
 from reid.tasks.losses import DivergedError
+from reid.training import trainer
 from reid.training.checkpoint import load_task, load_untrained
 from reid.training.metrics_log import METRICS_FILE
 from reid.training.optim import parameter_groups, rate_factor
@@ -140,6 +142,22 @@ def test_fp16_without_a_gpu_is_refused(data, tmp_path):
     config = small_config(precision="fp16")
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         fit(build_task(config, identities=8), data, config, folder=tmp_path)
+
+
+def test_the_log_shows_the_loss_scale_which_falls_when_a_step_is_skipped(data, tmp_path, monkeypatch):
+    def with_scaler(config, make=trainer.make_accelerator):
+        accelerator = make(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)  # overflows in float32 too
+        return accelerator
+
+    monkeypatch.setattr(trainer, "make_accelerator", with_scaler)
+    config = small_config(schedule=ScheduleConfig(epochs=2), checkpoint_every=0)
+    state = fit(build_task(config, identities=8), data, config, folder=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    scales = [row["loss_scale"] for row in rows if row["kind"] == "epoch"]
+    skipped = [round(127 - math.log2(scale)) for scale in scales]
+    assert 1 <= skipped[0] <= state.step
+    assert skipped == sorted(skipped)
 
 
 def test_bf16_trains_with_losses_near_those_of_float32(data, tmp_path):
