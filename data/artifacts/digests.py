@@ -108,7 +108,7 @@ class DigestMemo:
         return {os.fsdecode(row[0]): (Stamp(*row[1:4]), row[4]) for row in rows}
 
     def files_with(self, sha256: str) -> list[Path]:
-        """Return the absolute paths of the files whose remembered digest is `sha256`, whether they still exist or not."""
+        """Return the absolute paths of the files whose remembered digest is `sha256`; some may no longer exist."""
         if not self.path.exists():
             return []
         query = "SELECT path FROM digests WHERE sha256 = ? ORDER BY path"
