@@ -73,6 +73,23 @@ class Ranking:
         return len(self.query_index)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CameraRanking:
+    """Scores of the queries in the part of the gallery that one camera took. V queries with a match there."""
+
+    camera: int
+    query_index: Ints
+    """[V]: position of each query with a match."""
+    ap: Floats
+    """[V]: average precision."""
+    inp: Floats
+    """[V]: number of relevant images / rank of the last."""
+    first_hit: Ints
+    """[V]: 1-based rank of the first relevant image."""
+    n_gallery: int
+    """Gallery images of the camera, junk not counted."""
+
+
 @exact_float32(torch)
 def evaluate_ranking(  # noqa: PLR0917 - the usual order in the field
     query_features: Features,
@@ -110,20 +127,84 @@ def evaluate_ranking(  # noqa: PLR0917 - the usual order in the field
             with re-ranking.
     """
     _check_options(exclude, max_rank=max_rank, top_k=top_k)
-    given = (query_pids, gallery_pids, query_camids, gallery_camids)
-    labels = _Labels(*(_whole(values, name) for values, name in zip(given, _Labels._fields, strict=True)))
+    labels = _labels_of(query_pids, gallery_pids, query_camids, gallery_camids)
+    blocks, kept, keep = _prepared(query_features, gallery_features, labels, rerank, block_bytes)
+    ranker = _Ranker(kept, top_k=top_k, same_camera=exclude == "same_camera")
+    for start, scores in blocks:
+        ranker.add(start, scores)
+    return _summarize(ranker.table, keep, n_junk=len(labels.gallery_pids) - len(keep), max_rank=max_rank)
+
+
+@exact_float32(torch)
+def evaluate_by_camera(  # noqa: PLR0917 - as `evaluate_ranking`
+    query_features: Features,
+    gallery_features: Features,
+    query_pids: ArrayLike,
+    gallery_pids: ArrayLike,
+    query_camids: ArrayLike,
+    gallery_camids: ArrayLike,
+    *,
+    exclude: Exclude = "same_camera",
+    rerank: RerankConfig | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> list[CameraRanking]:
+    """Rank the gallery images of each camera on their own, for every query; return one result per gallery camera.
+
+    Arguments and errors are those of `evaluate_ranking`, but a camera without a match of any query is no error. With
+    `rerank`, the scores are those of the whole gallery, so that each ranking is a part of the one that
+    `evaluate_ranking` computes.
+    """
+    _check_options(exclude)
+    labels = _labels_of(query_pids, gallery_pids, query_camids, gallery_camids)
+    blocks, kept, _ = _prepared(query_features, gallery_features, labels, rerank, block_bytes)
+    parts = [(camera, np.flatnonzero(kept.gallery_camids == camera)) for camera in np.unique(kept.gallery_camids)]
+    rankers = [_Ranker(_in_part(kept, part), top_k=0, same_camera=exclude == "same_camera") for _, part in parts]
+    for start, scores in blocks:
+        for (_, part), ranker in zip(parts, rankers, strict=True):
+            ranker.add(start, np.ascontiguousarray(scores[:, part]))
+    return [
+        _of_camera(int(camera), ranker.table, len(part)) for (camera, part), ranker in zip(parts, rankers, strict=True)
+    ]
+
+
+def _in_part(labels: _Labels, part: Ints) -> _Labels:
+    """Return the labels of all queries and of the gallery images at `part`."""
+    return labels._replace(gallery_pids=labels.gallery_pids[part], gallery_camids=labels.gallery_camids[part])
+
+
+def _of_camera(camera: int, table: _Table, n_gallery: int) -> CameraRanking:
+    valid = np.flatnonzero(table.n_relevant)
+    return CameraRanking(
+        camera=camera,
+        query_index=valid,
+        ap=table.ap[valid],
+        inp=table.inp[valid],
+        first_hit=table.first_hit[valid],
+        n_gallery=n_gallery,
+    )
+
+
+def _labels_of(*given: ArrayLike) -> _Labels:
+    return _Labels(*(_whole(values, name) for values, name in zip(given, _Labels._fields, strict=True)))
+
+
+def _prepared(
+    query_features: Features,
+    gallery_features: Features,
+    labels: _Labels,
+    rerank: RerankConfig | None,
+    block_bytes: int,
+) -> tuple[Iterable[tuple[int, Scores]], _Labels, Ints]:
+    """Return blocks of scores, the labels without junk, and the positions of the gallery images without junk."""
     _check_shapes(query_features, gallery_features, labels)
     keep = np.flatnonzero(~is_junk(labels.gallery_pids))
-    n_junk = len(labels.gallery_pids) - len(keep)
     queries = FeatureRows(query_features, "query")
-    gallery = FeatureRows(gallery_features, "gallery", keep if n_junk else None)
+    gallery = FeatureRows(gallery_features, "gallery", keep if len(keep) < len(labels.gallery_pids) else None)
     if rerank is None:
         blocks = similarity_blocks(queries, gallery, block_bytes)
     else:
         blocks = _as_scores(rerank_blocks(queries, gallery, rerank, block_bytes))
-    kept = labels._replace(gallery_pids=labels.gallery_pids[keep], gallery_camids=labels.gallery_camids[keep])
-    table = _rank_blocks(blocks, kept, top_k=top_k, same_camera=exclude == "same_camera")
-    return _summarize(table, keep, n_junk=n_junk, max_rank=max_rank)
+    return blocks, _in_part(labels, keep), keep
 
 
 def _as_scores(blocks: Iterable[tuple[int, Scores]]) -> Iterator[tuple[int, Scores]]:
@@ -150,34 +231,41 @@ class _Table:
     top_score: Scores
 
 
-def _rank_blocks(blocks: Iterable[tuple[int, Scores]], labels: _Labels, *, top_k: int, same_camera: bool) -> _Table:
-    count = len(labels.query_pids)
-    by_pid = np.argsort(labels.gallery_pids, kind="stable")
-    sorted_pids = labels.gallery_pids[by_pid]
-    begin = np.searchsorted(sorted_pids, labels.query_pids, side="left")
-    end = np.searchsorted(sorted_pids, labels.query_pids, side="right")
-    # An unknown camera equals no camera of a query, not even an unknown one.
-    cams = np.where(labels.gallery_camids == UNKNOWN_CAMERA, -_LARGEST, labels.gallery_camids)
-    table = _Table(
-        ap=np.zeros(count),
-        inp=np.zeros(count),
-        first_hit=np.zeros(count, np.int64),
-        n_relevant=np.zeros(count, np.int64),
-        top_index=np.full((count, top_k), -1, np.int64),
-        top_score=np.full((count, top_k), np.nan, np.float32),
-    )
-    for start, scores in blocks:
+class _Ranker:
+    """Ranks a gallery for blocks of queries. top_k: nearest images to keep, 0 for none."""
 
-        def work(part: slice, start: int = start, scores: Scores = scores) -> None:
+    def __init__(self, labels: _Labels, *, top_k: int, same_camera: bool) -> None:
+        count = len(labels.query_pids)
+        self._query_camids = labels.query_camids
+        self._same_camera = same_camera
+        self._by_pid = np.argsort(labels.gallery_pids, kind="stable")
+        sorted_pids = labels.gallery_pids[self._by_pid]
+        self._begin = np.searchsorted(sorted_pids, labels.query_pids, side="left")
+        self._end = np.searchsorted(sorted_pids, labels.query_pids, side="right")
+        # An unknown camera equals no camera of a query, not even an unknown one.
+        self._cams = np.where(labels.gallery_camids == UNKNOWN_CAMERA, -_LARGEST, labels.gallery_camids)
+        self.table = _Table(
+            ap=np.zeros(count),
+            inp=np.zeros(count),
+            first_hit=np.zeros(count, np.int64),
+            n_relevant=np.zeros(count, np.int64),
+            top_index=np.full((count, top_k), -1, np.int64),
+            top_score=np.full((count, top_k), np.nan, np.float32),
+        )
+
+    def add(self, start: int, scores: Scores) -> None:
+        """Fill in the results of the queries from `start` on. Changes `scores` [b, W]."""
+        table, same_camera = self.table, self._same_camera
+
+        def work(part: slice) -> None:
             rows = slice(start + part.start, start + part.stop)
+            members = (self._by_pid, self._begin[rows], self._end[rows])
             results = (table.ap[rows], table.inp[rows], table.first_hit[rows], table.n_relevant[rows])
-            rank_rows(
-                scores[part], by_pid, begin[rows], end[rows], cams, labels.query_camids[rows], same_camera, *results
-            )
-            top_rows(scores[part], table.top_index[rows], table.top_score[rows])
+            rank_rows(scores[part], *members, self._cams, self._query_camids[rows], same_camera, *results)
+            if table.top_index.shape[1]:
+                top_rows(scores[part], table.top_index[rows], table.top_score[rows])
 
         run_on_slices(len(scores), work)
-    return table
 
 
 def _summarize(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Ranking:
