@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -108,15 +108,22 @@ def write_features(
     path: Path, heading: Heading, images: Sequence[ImageFile], keys: Sequence[str], journal: Journal
 ) -> None:
     """Write features.parquet atomically: one row per image, with the embedding that `journal` has for its key."""
+    write_embeddings(path, heading, images, lambda rows: journal.read(keys[rows]))
+
+
+def write_embeddings(
+    path: Path, heading: Heading, images: Sequence[ImageFile], read: Callable[[slice], Float32s]
+) -> None:
+    """Write features.parquet atomically, a row group at a time. read: returns the embeddings of some of the images."""
     schema = features_schema(heading)
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=list(_TEXTS)) as writer,
     ):
         for start in range(0, len(images), GROUP_ROWS):
-            rows = images[start : start + GROUP_ROWS]
-            vectors = journal.read(keys[start : start + GROUP_ROWS])
-            writer.write_table(_group(schema, rows, vectors, heading.identity["model"]), row_group_size=GROUP_ROWS)
+            rows = slice(start, start + GROUP_ROWS)
+            group = _group(schema, images[rows], read(rows), heading.identity["model"])
+            writer.write_table(group, row_group_size=GROUP_ROWS)
 
 
 def _group(schema: pa.Schema, rows: Sequence[ImageFile], vectors_ND: Float32s, model: str) -> pa.Table:
