@@ -18,6 +18,7 @@ from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 from flows.cli.retrieval.embed import embed
 from flows.cli.retrieval.gallery import gallery
+from flows.cli.scoring.evaluate import evaluate
 from flows.cli.serving.ui import ui
 
 _RUN: Final = "Run the pipeline"
@@ -151,7 +152,8 @@ def _up_to(stage: StageName) -> Callable[..., None]:
 
 
 for _stage in STAGES[1:]:
-    app.command(_stage, rich_help_panel=_RUN, no_args_is_help=True)(_up_to(_stage))
+    _command = evaluate if _stage == "evaluate" else _up_to(_stage)
+    app.command(_stage, rich_help_panel=_RUN, no_args_is_help=True)(_command)
 
 
 @app.command(rich_help_panel=_RESULTS)

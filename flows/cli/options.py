@@ -23,6 +23,12 @@ RecipeName = Annotated[
         metavar="RECIPE", help="Name of a recipe; clip-scgi recipes lists them.", autocompletion=_recipe_names
     ),
 ]
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE]", help="Name of a recipe; clip-scgi recipes lists them.", autocompletion=_recipe_names
+    ),
+]
 RecipeNames = Annotated[
     list[str],
     typer.Argument(

@@ -15,11 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from data.files import read_json
-from flows.report.scores import METRICS, Score, scores, signed
+from flows.report.scores import METRICS, Score, percent_interval_text, scores, signed
 from flows.summary import RunSummary
 from flows.terminal import plain_console
-from reid.evaluation.intervals import METHOD, MIN_QUERIES
-from reid.evaluation.protocol import camera_note
+from reid.evaluation.intervals import (
+    METHOD,
+    MIN_QUERIES,
+    SCORE_METHOD,
+    Interval,
+    query_scores_of,
+    score_intervals,
+)
+from reid.evaluation.protocol import camera_note, trained_elsewhere
 
 
 def show_results(run: Mapping[str, Any]) -> None:
@@ -69,17 +76,19 @@ def python_command() -> str:
 def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> Table:
     """Return metrics.json as a table: one row per model and inference mode, in percent, trained rows with their gain.
 
-    rankings: rankings.parquet of the same evaluation, which the intervals of the gains come from.
+    rankings: rankings.parquet of the same evaluation, which the intervals come from.
     """
     protocol = metrics["protocol"]
     version = f" ({protocol['version']})" if protocol["version"] else ""
     sizes = f"{protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images"
     note = camera_note(protocol)
-    title = Text(f"{protocol['dataset']}{version}: {sizes}{f'; {note}' if note else ''}")
+    where = f"{trained_elsewhere(protocol)}{protocol['dataset']}"
+    title = Text(f"{where}{version}: {sizes}{f'; {note}' if note else ''}")
     rows = scores(metrics, rankings)
+    own = _own_intervals(metrics, rankings)
     table = Table(
         title=title,
-        caption=_caption(rows, ranked=rankings is not None),
+        caption=_caption(rows, ranked=rankings is not None, own=any(own.values())),
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # room for the intervals on a terminal of 64 columns
         title_justify="left",
@@ -91,15 +100,28 @@ def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> T
         table.add_column(label, justify="right", overflow="fold")
     for row in rows:
         style = "" if row.model == "untrained" else "bold"
-        table.add_row(Text(row.model, style), Text(row.mode, style), *(_cell(row, key, style) for key, _ in METRICS))
+        known = own.get((row.model, row.mode)) or {}
+        cells = (_cell(row, key, style, known.get(key)) for key, _ in METRICS)
+        table.add_row(Text(row.model, style), Text(row.mode, style), *cells)
     return table
 
 
-def _caption(rows: list[Score], *, ranked: bool) -> str | None:
-    """Return the explanation below the table, None if it has no points. ranked: the rankings were given."""
+def _own_intervals(
+    metrics: Mapping[str, Any], rankings: Path | None
+) -> dict[tuple[str, str], dict[str, Interval] | None]:
+    """Return the intervals of the scores by model and mode, {} without rankings or for drawn galleries."""
+    found = query_scores_of(metrics, rankings) if rankings else {}
+    return {name: score_intervals(queries) for name, queries in found.items()}
+
+
+def _caption(rows: list[Score], *, ranked: bool, own: bool) -> str | None:
+    """Return the explanation below the table, None if it has neither points nor intervals.
+
+    ranked: the rankings were given. own: the scores have intervals.
+    """
     if not any(row.points for row in rows):
-        return None
-    caption = "percent; below it the points gained over the untrained model"
+        return f"percent, with the {SCORE_METHOD}" if own else None
+    caption = f"percent{', with its interval' if own else ''}; below it the points gained over the untrained model"
     others = sorted({f"{row.mode} against {row.against}" for row in rows if row.against not in (None, row.mode)})
     if others:
         caption += f" ({', '.join(others)} mode)"
@@ -108,10 +130,12 @@ def _caption(rows: list[Score], *, ranked: bool) -> str | None:
     return f"{caption}; no interval: drawn galleries, or fewer than {MIN_QUERIES} queries" if ranked else caption
 
 
-def _cell(row: Score, key: str, style: str) -> Text:
+def _cell(row: Score, key: str, style: str, own: Interval | None) -> Text:
     text = Text(f"{row.percent[key]:.1f}", style)
     if key in row.deviation:
         text.append(f" ± {row.deviation[key]:.1f}")
+    if own is not None:
+        text.append(f"\n{percent_interval_text(own)}", "dim not bold")
     if row.points is not None:
         color = {"up": "green", "down": "red"}.get(row.verdict(key), "dim")
         text.append(f"\n{signed(row.points[key])}", color)

@@ -79,3 +79,8 @@ def signed(points: float) -> str:
 def interval_text(interval: Interval) -> str:
     """Return an interval of points such as ``[+4.1, +9.0]``."""
     return f"[{signed(interval[0])}, {signed(interval[1])}]"
+
+
+def percent_interval_text(interval: Interval) -> str:
+    """Return the interval of a score in percent, such as ``52.1–61.9``."""
+    return f"{interval[0]:.1f}–{interval[1]:.1f}"

@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, RejectedRow
+from data.images.decode import unusable_image
 from data.progress import ProgressFn, silent
+from data.stages.images import IndexedImages
 from data.synthetic.world import training_sample
 from reid.embedding.embedder import Embedder
+from reid.inputs.image_rows import read_rows
 from reid.inputs.pixel_cache import Pixels, resized
 
 TOLERANCE: Final = 1e-4
@@ -67,6 +70,28 @@ def drawn_sample(embedder: Embedder, count: int = IMAGES) -> Sample:
     paths = [f"drawn/{sample.identity:04d}_{sample.index:04d}.png" for sample in samples]
     known = embedder.task.camera_ids_K.tolist() if embedder.needs_cameras else []
     return Sample(paths, np.stack(pixels), [known[at % len(known)] for at in range(count)] if known else None)
+
+
+def indexed_sample(embedder: Embedder, images: IndexedImages, count: int = IMAGES) -> Sample:
+    """Return the first images of the gallery (or else of the dataset) by path, in random order.
+
+    Raises DataError if one of them is unusable, or if the model does not know one of their cameras.
+    """
+    rows, shape = read_rows(images), embedder.task.preprocess
+    gallery = rows.of_split("gallery")
+    chosen = rows.take(np.random.default_rng(_SEED).permutation((gallery if len(gallery) else rows.position)[:count]))
+    pixels = [
+        resized(_open(images, path, sha256), shape.height, shape.width)
+        for path, sha256 in zip(chosen.path, chosen.sha256, strict=True)
+    ]
+    return Sample(chosen.path.tolist(), np.stack(pixels), chosen.camid.tolist() if embedder.needs_cameras else None)
+
+
+def _open(images: IndexedImages, path: str, sha256: str) -> Image.Image:
+    try:
+        return images.open(path, sha256)
+    except RejectedRow as rejected:
+        raise unusable_image(f"{images.root / path}", rejected) from rejected
 
 
 def check_independence(

@@ -179,8 +179,10 @@ def test_the_terminal_colors_what_the_interval_allows(tmp_path, gain, style):
     table = results_table(metrics, tmp_path / "r.parquet")
     cell = list(table.columns[2].cells)[1]
     trained = scores(metrics, tmp_path / "r.parquet")[1]
-    assert cell.plain.splitlines()[2] == interval_text(trained.intervals["mAP"])
-    assert [span.style for span in cell.spans] == [style, style]
+    low, high = score_intervals(read_query_scores(tmp_path / "r.parquet")["trained", "image"])["mAP"]
+    assert cell.plain.splitlines()[1] == f"{low:.1f}–{high:.1f}"
+    assert cell.plain.splitlines()[3] == interval_text(trained.intervals["mAP"])
+    assert [span.style for span in cell.spans] == ["dim not bold", style, style]
 
 
 @pytest.mark.parametrize("width", [64, 80, 200])

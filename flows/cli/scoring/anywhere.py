@@ -1,0 +1,183 @@
+"""Action of ``clip-scgi evaluate --model`` and ``--zero-shot``: evaluate without captioning or training anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from data.artifacts.contents import IMAGES_FILE
+from data.artifacts.store import ArtifactRef, ArtifactStore, Made, read_uses
+from data.errors import ConfigError, raise_problems
+from data.files import read_json
+from data.index.stage import IndexStage
+from data.stages.images import IndexedImages
+from data.stages.stage import RunContext, Stage
+from flows.cli.inputs import artifact_store, recipe_of
+from flows.cli.results import results_table
+from flows.cli.scoring.details import show_details
+from flows.cli.scoring.indexing import indexed_run
+from flows.execution.gpu import uses_gpu
+from flows.preflight.check import EARLY, plan_of, problems_of
+from flows.preflight.finding import texts_of
+from flows.recipes import Recipe
+from flows.summary import RunSummary
+from flows.terminal import notice_line, plain_console, progress_bar, stage_line
+from reid.config.trained import read_trained
+from reid.embedding.find import find_model
+from reid.evaluation.inputs import EvaluatedModel, config_of, trained_on, untrained_problem
+from reid.evaluation.stage import EvaluateStage
+from reid.inputs.evaluation_rows import check_test_split, evaluation_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command. model: None with `zero_shot`. out: folder for the files of the evaluation."""
+
+    model: str | None
+    zero_shot: bool
+    breakdown: bool
+    out: Path | None
+    reread: bool
+
+
+def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, home: Path | None) -> None:
+    """Index the images of a recipe, evaluate a model on them, and print the scores.
+
+    Raises:
+        ConfigError: both or none of the models is named, the settings do not work, or the dataset has no labels.
+        DataError: the dataset cannot be evaluated.
+        WeightsError: the model or its weights are unavailable.
+    """
+    if options.zero_shot and options.model is not None:
+        raise ConfigError("evaluate: --zero-shot is the untrained CLIP of the recipe; leave out --model")
+    recipe, store = recipe_of(name, overrides), artifact_store(home)
+    _check_settings(recipe, store, overrides, trained=options.model is not None)
+    model = recipe.train if options.model is None else find_model(options.model, store)
+    run = indexed_run(recipe, store, reread=options.reread)
+    stage = EvaluateStage(model=model, config=recipe.evaluate, untrained=_evaluates_untrained(model, store))
+    for notice in _notices(run, stage):
+        plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
+    if options.breakdown or options.out is not None:
+        _make(run, stage.features)
+    made = _make(run, stage)
+    store.record_use(made.ref, dataset=recipe.data.label, recipe=_label(model, recipe))
+    _show(made.ref, model, recipe)
+    if options.breakdown or options.out is not None:
+        show_details(run, stage, recipe, out=options.out, breakdown=options.breakdown)
+
+
+def show_details_of_run(
+    name: str,
+    overrides: Sequence[str],
+    summary: Mapping[str, Any],
+    *,
+    out: Path | None,
+    breakdown: bool,
+    home: Path | None,
+) -> None:
+    """Print or write the details of an evaluation by the pipeline. summary: the flow's result."""
+    recipe, done = recipe_of(name, overrides), RunSummary.model_validate(summary)
+    indexed = done["index"]
+    images = IndexedImages(ref=indexed.artifact, root=Path(indexed.images_root or ""))
+    run = RunContext(store=artifact_store(home), indexed=images)
+    stage = EvaluateStage(model=done["train"].artifact, config=recipe.evaluate)
+    _make(run, stage.features)
+    show_details(run, stage, recipe, out=out, breakdown=breakdown)
+
+
+def _check_settings(recipe: Recipe, store: ArtifactStore, overrides: Sequence[str], *, trained: bool) -> None:
+    """Raise ConfigError for settings that cannot work or would have no effect."""
+    idle = [text for text in overrides if text.startswith(("train.", "train="))] if trained else []
+    if idle:
+        raise ConfigError(
+            f"evaluate: --set {idle[0]} has no effect on a trained model; leave it out, or leave out --model"
+        )
+    plan = plan_of(RunContext(store=store), recipe, ["evaluate"])
+    raise_problems(f"recipe {recipe.name}", texts_of(problems_of(plan, EARLY)), ConfigError)
+    uses_gpu(recipe.evaluate.device, "evaluate.device")
+
+
+def _evaluates_untrained(model: EvaluatedModel, store: ArtifactStore) -> bool:
+    """Return True if the model before training can be evaluated; print a notice if it cannot."""
+    problem = untrained_problem(model, store) if isinstance(model, ArtifactRef) else ""
+    if problem:
+        notice = f"the untrained model is not evaluated beside the trained one: {problem}"
+        plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
+    return not problem
+
+
+def _notices(run: RunContext, stage: EvaluateStage) -> Iterator[str]:
+    yield from run.images.description.notices
+    yield from check_test_split(run.images, stage.config)
+    seen = _seen_in_training(run, stage) if isinstance(stage.model, ArtifactRef) else 0
+    if seen:
+        yield (
+            f"{seen:,} of the queries and gallery images were training images of this model, so its scores are too "
+            "high; test on other people"
+        )
+
+
+def _seen_in_training(run: RunContext, stage: EvaluateStage) -> int:
+    """Return the number of test images that the model was trained on, 0 if its training images are not known here."""
+    import pyarrow.parquet as pq
+
+    assert isinstance(stage.model, ArtifactRef)
+    provenance = read_trained(stage.model.folder).get("provenance")
+    file = run.store.folder(IndexStage.name, provenance["images"] if provenance else "") / IMAGES_FILE
+    if not file.is_file():
+        return 0
+    rows = pq.read_table(file, columns=["sha256"], filters=[("split", "=", "train")])
+    trained = set(rows["sha256"].to_pylist())
+    tested = evaluation_rows(run.images, stage.config).images.sha256.tolist()
+    return sum(sha256 in trained for sha256 in tested)
+
+
+def _make(run: RunContext, stage: Stage) -> Made:
+    """Return the artifact of a stage, and print a line about it."""
+    started = time.perf_counter()
+    with progress_bar(stage.name) as progress:
+        made = stage.make(run.with_progress(progress))
+    line = stage_line(stage.name, "cached" if made.cached else "ran", time.perf_counter() - started, "")
+    plain_console(stderr=True).print(line, soft_wrap=True)
+    return made
+
+
+def _label(model: EvaluatedModel, recipe: Recipe) -> str:
+    """Return the recipe to record for an evaluation, such as "demo" or "demo -> folders"."""
+    if not isinstance(model, ArtifactRef):
+        return f"zero-shot -> {recipe.name}"
+    source = trained_on(model)
+    last = next(reversed(read_uses(model.folder)), None)
+    trainer = last["recipe"] if last else source or "unknown"
+    return trainer if source == recipe.data.label else f"{trainer} -> {recipe.name}"
+
+
+def _show(evaluation: ArtifactRef, model: EvaluatedModel, recipe: Recipe) -> None:
+    console = plain_console()
+    metrics = read_json(evaluation.folder / "metrics.json")
+    console.print(results_table(metrics, evaluation.folder / "rankings.parquet"))
+    console.print(Text(metrics["protocol"]["description"], "dim"))
+    for name, text in _lines(evaluation, model, recipe, [row["mode"] for row in metrics["results"]]):
+        console.print(Text(f"{name:<9} {text}"), soft_wrap=True)
+
+
+def _lines(
+    evaluation: ArtifactRef, model: EvaluatedModel, recipe: Recipe, modes: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the model, what it was trained and tested on, and a mode that it does not have."""
+    config, tested = config_of(model), recipe.data.label
+    if isinstance(model, ArtifactRef):
+        source = trained_on(model) or "an unknown dataset"
+        yield "model", f"train/{model.fingerprint} ({config.method}), trained on {source}, tested on {tested}"
+    else:
+        backbone = f"{config.backbone.name}, weights {config.backbone.weights}"
+        yield "model", f"CLIP without training ({backbone}), tested on {tested}"
+    if "fused" not in modes:
+        why = "the model is untrained" if not isinstance(model, ArtifactRef) else "the model was trained without CFF"
+        yield "fused", f"this mode is not available: {why}"
+    yield "result", f"{evaluation.folder}"
