@@ -26,7 +26,7 @@ RecipeName = Annotated[
 OptionalRecipe = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RECIPE]", help="Name of a recipe; clip-scgi recipes lists them.", autocompletion=_recipe_names
+        metavar="RECIPE", help="Name of a recipe; clip-scgi recipes lists them.", autocompletion=_recipe_names
     ),
 ]
 RecipeNames = Annotated[

@@ -19,7 +19,7 @@ from data.stages.images import IndexedImages
 from data.stages.stage import RunContext, Stage
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.cli.results import results_table
-from flows.cli.scoring.details import show_details
+from flows.cli.scoring.details import check_folder, show_details
 from flows.cli.scoring.indexing import indexed_run
 from flows.execution.gpu import uses_gpu
 from flows.preflight.check import EARLY, plan_of, problems_of
@@ -56,6 +56,7 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
     if options.zero_shot and options.model is not None:
         raise ConfigError("evaluate: --zero-shot is the untrained CLIP of the recipe; leave out --model")
     recipe, store = recipe_of(name, overrides), artifact_store(home)
+    check_folder(options.out)
     _check_settings(recipe, store, overrides, trained=options.model is not None)
     model = recipe.train if options.model is None else find_model(options.model, store)
     run = indexed_run(recipe, store, reread=options.reread)
@@ -65,7 +66,8 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
     if options.breakdown or options.out is not None:
         _make(run, stage.features)
     made = _make(run, stage)
-    store.record_use(made.ref, dataset=recipe.data.label, recipe=_label(model, recipe))
+    for ref in (run.images.ref, made.ref):
+        store.record_use(ref, dataset=recipe.data.label, recipe=_label(model, recipe))
     _show(made.ref, model, recipe)
     if options.breakdown or options.out is not None:
         show_details(run, stage, recipe, out=options.out, breakdown=options.breakdown)

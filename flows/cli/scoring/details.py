@@ -14,9 +14,10 @@ from rich.text import Text
 from captioning.audit.stage import AuditStage
 from captioning.stage.stage import CaptionStage
 from data.artifacts.store import ArtifactRef
-from data.errors import ClipScgiError
+from data.errors import ClipScgiError, ConfigError
 from data.files import read_json
 from data.stages.stage import RunContext
+from flows.preflight.disk import writable
 from flows.recipes import Recipe
 from flows.report.retrieval import leading_row
 from flows.report.scores import percent_interval_text
@@ -29,6 +30,12 @@ from reid.inputs.evaluation_rows import evaluation_rows
 _SHOWN: Final = 30
 """Rows of a table; of a longer one, those with the lowest mAP."""
 Row = dict[str, Any]
+
+
+def check_folder(out: Path | None) -> None:
+    """Raise ConfigError if files cannot be written into the folder `out`, before anything is computed."""
+    if out is not None and not writable(out):
+        raise ConfigError(f"evaluate: --out: {out} is not a folder that can be written; name another one")
 
 
 def show_details(run: RunContext, stage: EvaluateStage, recipe: Recipe, *, out: Path | None, breakdown: bool) -> None:

@@ -90,7 +90,9 @@ def evaluate(
         return
     from flows.cli.results import show_results
     from flows.cli.run import pipeline
+    from flows.cli.scoring.details import check_folder
 
+    check_folder(out)
     with pipeline(recipe, overrides, home, "evaluate") as flow:
         summary = flow(reread=reread)
     show_results(summary)
