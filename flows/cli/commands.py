@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from data.artifacts.stages import STAGES, StageName
+from flows.cli.corrections.commands import corrections
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 from flows.cli.retrieval.embed import embed
@@ -336,6 +337,7 @@ def serve(
 
 
 app.add_typer(gallery, name="gallery", rich_help_panel=_RESULTS)
+app.add_typer(corrections, name="corrections", rich_help_panel=_RESULTS)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=_SERVE)
 
 

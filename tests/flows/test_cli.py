@@ -138,7 +138,9 @@ def test_there_are_commands():
     looking = {"check", "show", "recipes", "sheet", "search", "embed", "explain", "study", "ui"}
     artifacts = {f"artifacts {verb}" for verb in ("gc", "ls", "show", "verify")}
     galleries = {f"gallery {verb}" for verb in ("add", "info", "remove", "search")}
-    assert set(ALL_COMMANDS) == {*stages, *looking, *artifacts, *galleries, "demo", "manifest", "deploy", "serve"}
+    corrections = {f"corrections {verb}" for verb in ("export", "import", "info", "log")}
+    others = {"demo", "manifest", "deploy", "serve"}
+    assert set(ALL_COMMANDS) == {*stages, *looking, *artifacts, *galleries, *corrections, *others}
 
 
 @pytest.mark.parametrize("name", ALL_COMMANDS)

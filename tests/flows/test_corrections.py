@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,12 +12,15 @@ import pytest
 
 from captioning.corrections import Corrections, Edit, ModelCaption
 from data.artifacts.store import ArtifactStore
+from data.files import read_json
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
+from flows.cli.app import main
 from flows.preflight.check import missing, planned
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from tests.helpers.data_trees import settle
+from tests.helpers.places import REPO
 from tests.helpers.small_runs import ON_CPU, SMALL_RUN
 
 USE = "caption.corrections=use"
@@ -89,3 +94,44 @@ def test_a_corrected_caption_trains_again_and_says_why(home, finished):
     correct(home, trained, "An old man is wearing a green coat.")
     assert "train" in missing(RunContext(store=store, indexed=indexed), recipe_of(USE), stages)
     assert reasons(run(home)) == {}
+
+
+def test_imported_captions_train_without_a_captioning_model(home, finished, capsys):
+    """Every caption comes from a file; an image without one is a row with its status, and is not trained with."""
+    overrides = ["caption.engine=imported", USE, "train.max_uncaptioned=0.1"]
+    model = rows(finished[1])
+    trained = model[model["split"] == "train"]
+    file = home / "captions.csv"
+    listed = model[model["image_path"] != trained["image_path"].iloc[0]]
+    listed[["image_path", "caption"]].to_csv(file, sep=";", index=False, encoding="utf-8-sig")
+    settings = [f"--set={text}" for text in ["synthetic.seed=7", *SMALL_RUN, *ON_CPU, *overrides]]
+    assert main(["corrections", "import", str(file), "--recipe", "demo", "--home", str(home), *settings]) == 0
+    assert f"imported  {len(listed)} new, 0 changed, 0 unchanged; template scgi" in capsys.readouterr().out
+
+    summary = run(home, *overrides)
+    assert summary["caption"].note == "no captioning model"
+    made = rows(summary)
+    assert made["status"].value_counts().to_dict() == {"ok": len(listed), "missing": 1}
+    assert set(made["model_id"]) == {"imported"}
+    trained_with = read_json(summary["train"].artifact.folder / "config.json")["training"]
+    assert (trained_with["images"], trained_with["images_without_caption"]) == (len(trained) - 1, 1)
+    assert "captioner" in (summary["report"].artifact.folder / "report.html").read_text()
+
+
+SECTION = (REPO / "docs" / "captions.md").read_text(encoding="utf-8").split("## Correct captions")[1].split("\n## ")[0]
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", SECTION, re.S) for line in block.splitlines()]
+
+
+def test_the_commands_of_the_documentation_work(home, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows(finished[1])[["image_path", "caption"]].to_csv("captions.csv", index=False)
+    settings = [f"--set={text}" for text in ["synthetic.seed=7", *SMALL_RUN, *ON_CPU]]
+    assert len(COMMANDS) == 7
+    for command in COMMANDS:
+        words = shlex.split(command)[1:]
+        until = ["--until", "caption"] if words[0] == "run" else []
+        assert main([*words, *until, "--home", str(home), *settings]) == 0, command
+    told = capsys.readouterr().out
+    assert "dry run  44 new, 0 changed, 0 unchanged" in told
+    assert "exported  44 corrections" in told
+    assert "corrected 44 (44 text)" in told

@@ -34,6 +34,8 @@ def files(tmp_path, monkeypatch):
     rows = [
         {
             "image_path": f"{n}.jpg",
+            "image_sha256": f"{n:064x}",
+            "captioner_fingerprint": "f" * 32,
             "status": "ok" if n else "image_error",
             "caption": "A woman." if n else None,
             "pid": 1 + n // 3,
@@ -86,12 +88,22 @@ def test_the_code_runs(page, capsys):
 
 @pytest.mark.usefixtures("files")
 def test_the_cookbook_finds_what_it_says(capsys):
-    (code,) = BLOCKS["docs/captions.md"]
+    *_, code = BLOCKS["docs/captions.md"]
     names = run_block(code, "docs/captions.md")
     assert names["captions"]["sure_gender"].notna().sum() == 3
     assert names["votes"].query("nunique > 1").index.tolist() == [2]
     assert len(names["joined"]) == 6
     assert "image_error" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("files")
+def test_the_second_correction_is_told(capsys):
+    code, _ = BLOCKS["docs/captions.md"]
+    run_block(code, "docs/captions.md")
+    told = capsys.readouterr().out
+    assert told.startswith("1 A woman is wearing a green upper garment. green\n")
+    assert "was changed meanwhile by ada" in told
+    assert told.endswith("in effect: A woman is wearing a green upper garment.\n")
 
 
 @pytest.mark.usefixtures("files")

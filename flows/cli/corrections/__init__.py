@@ -1,0 +1,1 @@
+"""The group of commands ``clip-scgi corrections``: import, export, info and log."""

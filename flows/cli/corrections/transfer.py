@@ -1,0 +1,185 @@
+"""Actions of ``clip-scgi corrections import`` and ``export``, and the images that both are about."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow.parquet as pq
+from rich.text import Text
+
+from captioning.corrections.exchange import (
+    DatasetImages,
+    ImportPlan,
+    Planned,
+    export_rows,
+    plan_import,
+    save_import,
+)
+from captioning.corrections.record import Correction, ModelCaption
+from captioning.corrections.store import Corrections
+from captioning.corrections.table import SUFFIXES, read_rows, write_rows
+from captioning.stage.stage import CaptionStage
+from data.artifacts.contents import CAPTIONS_FILE, caption_text
+from data.errors import ClipScgiError, ConfigError
+from data.index.export import keep_existing
+from data.index.stage import index
+from data.stages.stage import RunContext
+from flows.cli.inputs import artifact_store, recipe_of
+from flows.preflight.disk import check_output
+from flows.recipes import Recipe
+from flows.terminal import notice_line, plain_console, progress_bar
+from flows.worlds import ensure_dataset
+
+_SHOWN: Final = 20
+_LONGEST: Final = 72  # characters of a caption that is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """The corrections of a recipe's template, and the images of its dataset."""
+
+    recipe: Recipe
+    kept: Corrections
+    images: DatasetImages
+
+    def current(self) -> dict[str, Correction]:
+        """Return the changes in effect of the images of the dataset."""
+        return self.kept.current(self.images.shas)
+
+
+def open_scope(name: str, overrides: Sequence[str], home: Path | None) -> Scope:
+    """Index the dataset of a recipe, which reads only files that changed, and open its corrections."""
+    store, recipe = artifact_store(home), recipe_of(name, overrides)
+    with progress_bar("index") as progress:
+        images = index(store, config=ensure_dataset(store, recipe), progress=progress).images
+    found = DatasetImages(
+        paths=images.digests(),
+        root=str(images.root),
+        captions=_model_captions(RunContext(store=store, indexed=images), recipe),
+    )
+    return Scope(recipe=recipe, kept=Corrections.open(store.root, recipe.caption.template), images=found)
+
+
+def _model_captions(run: RunContext, recipe: Recipe) -> dict[str, ModelCaption]:
+    """Return sha256 -> the model's caption, if the caption stage of the recipe has run."""
+    try:
+        made = CaptionStage(config=recipe.caption).find(run)
+    except ClipScgiError:  # the model is not on this machine
+        made = None
+    if made is None:
+        return {}
+    columns = ["image_sha256", "caption", "captioner_fingerprint"]
+    table = pq.read_table(made.folder / CAPTIONS_FILE, columns=columns)
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return {sha256: ModelCaption(caption_text(text), by) for sha256, text, by in rows if caption_text(text)}
+
+
+def import_file(
+    file: Path,
+    name: str,
+    overrides: Sequence[str],
+    *,
+    home: Path | None,
+    author: str | None,
+    dry_run: bool,
+    force: bool,
+    skip_unknown: bool,
+) -> None:
+    """Import the rows of `file` as corrections, and print what changed; with `dry_run`, what would change."""
+    rows = read_rows(file)
+    scope = open_scope(name, overrides, home)
+    plan = plan_import(
+        str(file),
+        rows,
+        scope.kept,
+        scope.images,
+        author=author or _user(),
+        force=force,
+        skip_unknown=skip_unknown,
+    )
+    console = plain_console()
+    for line in _changes(plan, scope) if dry_run else ():
+        console.print(line, soft_wrap=True)
+    if not dry_run:
+        save_import(plan, scope.kept)
+    counts = ", ".join(f"{len(plan.of(outcome)):,} {outcome}" for outcome in ("new", "changed", "unchanged"))
+    console.print(Text(f"{'dry run' if dry_run else 'imported'}  {counts}; template {scope.kept.template.id}"))
+    for notice in _notices(plan, scope):
+        plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
+
+
+def _user() -> str:
+    """Return the name of the user of this process."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        raise ConfigError("--author: this user has no name; name the author, such as --author ada") from None
+
+
+def _changes(plan: ImportPlan, scope: Scope) -> Iterator[Text]:
+    """Yield one line per change, the first ones only."""
+    changing = [*plan.of("new"), *plan.of("changed")]
+    for planned in changing[:_SHOWN]:
+        sha256 = planned.change.sha256
+        model = scope.images.captions.get(sha256)
+        before = planned.before.text if planned.before and planned.before.text else model.text if model else None
+        place = planned.row.cell("image_path") or sha256[:12]
+        yield Text.assemble(
+            (f"row {planned.row.number}  ", "dim"),
+            place,
+            f"\n  - {cut(before or 'no caption')}\n  + {cut(said(planned.after))}",
+        )
+    if len(changing) > _SHOWN:
+        yield Text(f"and {len(changing) - _SHOWN:,} more")
+
+
+def said(entry: Correction) -> str:
+    """Return what a change says, in one line."""
+    return {"wrong": "marked as wrong", "reset": "the model's text"}.get(entry.kind, entry.text or "")
+
+
+def cut(text: str) -> str:
+    """Return the beginning of a caption."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _notices(plan: ImportPlan, scope: Scope) -> Iterator[str]:
+    kept = plan.of("kept")
+    if kept:
+        yield f"{_rows(kept)} not imported: a newer edit by a person exists; --force replaces it"
+    if plan.empty:
+        yield f"{_count(plan.empty)} without a caption and attributes left out"
+    if plan.unknown:
+        yield f"{_count(plan.unknown)} of images that the dataset does not have left out"
+    if plan.unused:
+        yield (
+            f"the attr_ columns of {_count(plan.unused)} are not used, because the caption leads; clear caption to use"
+            " the attributes"
+        )
+    if plan.changes and scope.recipe.caption.corrections == "ignore":
+        yield f"{scope.recipe.name} ignores corrections: run it with --set caption.corrections=use"
+
+
+def _count(rows: int) -> str:
+    return f"{rows:,} row{'' if rows == 1 else 's'}"
+
+
+def _rows(rows: Sequence[Planned]) -> str:
+    numbers = ", ".join(f"{planned.row.number}" for planned in rows[:_SHOWN])
+    more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
+    return f"row{'' if len(rows) == 1 else 's'} {numbers}{more}"
+
+
+def export_file(name: str, overrides: Sequence[str], output: Path, *, home: Path | None, overwrite: bool) -> None:
+    """Write the corrections of the images of a recipe to `output`."""
+    check_output(output, "--output", suffixes=SUFFIXES)
+    keep_existing(output, overwrite=overwrite)
+    scope = open_scope(name, overrides, home)
+    rows = list(export_rows(scope.current(), scope.images))
+    write_rows(output, rows)
+    count = f"{len(rows):,} correction{'' if len(rows) == 1 else 's'}"
+    plain_console().print(Text(f"exported  {count}: {output.absolute()}"), soft_wrap=True)
