@@ -70,12 +70,16 @@ def overrides(words: list[str]) -> list[str]:
     return [value for flag, value in pairwise(words) if flag == "--set" and "=" in value]
 
 
+GROUPS = ("artifacts", "corrections", "gallery")
+"""The words that are followed by another word of a command."""
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_commands_options_and_settings_exist(page, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for words in clip_scgi(TEXTS[page]):
         plain = [word for word in words if not word.startswith("-")]
-        path = plain[:2] if plain[:1] == ["artifacts"] else plain[:1]
+        path = plain[: 2 if plain[:1] and plain[0] in GROUPS else 1]
         text = help_of(*path)
         for option in (word.partition("=")[0] for word in words if word.startswith("--") and word != "--version"):
             assert option in text, f"{page}: clip-scgi {' '.join(words)}: no option {option}"
