@@ -1,19 +1,14 @@
-"""The prompt of a local LLaVA: its own chat template, rendered around an instruction. Imports nothing heavy.
-
-The template is rendered as transformers renders it, but always to the same text: without the current date.
-"""
+"""The prompt of a local LLaVA: its own chat template, rendered around an instruction. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
+from captioning.chat_render import render
 from captioning.prompts.templates import Template
 from data.artifacts.fingerprint import digest
 from data.config import Config
@@ -45,9 +40,6 @@ _TOKENS: Final = (
     "image_token",
     "video_token",
 )
-# {% generation %} marks what a model says in training; it does not change the text.
-_MARK: Final = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
-
 # The text of an object that is not text, such as a generator; its address differs between processes.
 _OBJECT: Final = re.compile(r"<[^<>]+ at 0x[0-9a-f]+>")
 
@@ -152,11 +144,12 @@ def _conversation(source: str, template: Template, tokens: dict[str, str]) -> st
     wanted = [template.instruction] if template.system is None else [template.system, template.instruction]
     errors = []
     for parts in (True, False):
-        try:
-            text = _render(source, _messages(template, parts=parts), tokens)
-        except Exception as error:  # a template is a program: it may fail in any way, with RecursionError too
-            errors.append(f"{type(error).__name__}: {error}".rstrip(": "))
-            continue
+        text, error, ends = render(source, _messages(template, parts=parts), tokens)
+        if error:
+            errors.append(error)
+            if ends:
+                continue
+            break
         if text.count(_IMAGE) == 1 and all(words in text for words in wanted) and not _OBJECT.search(text):
             return text
     reason = errors[0] if errors else f"it must write {_IMAGE} once, each message as it is, and nothing but text"
@@ -175,27 +168,3 @@ def _messages(template: Template, *, parts: bool) -> list[dict[str, Any]]:
 
 def _content(text: str, *, parts: bool) -> Any:
     return [{"type": "text", "text": text}] if parts else text
-
-
-def _render(source: str, messages: list[dict[str, Any]], tokens: dict[str, str]) -> str:
-    """Return the text of a chat template, with the prompt for an answer."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    for chance in (environment.globals, environment.filters):  # the same text in every process
-        chance.pop("lipsum", None)
-        chance.pop("random", None)
-    marked = _MARK.sub(lambda found: f"{{%{found[1]} {'endif' if found[2] else 'if true'} {found[3]}%}}", source)
-    text = environment.from_string(marked).render(messages=messages, add_generation_prompt=True, **tokens)
-    text.encode()  # raises for a lone surrogate, which cannot be tokenized
-    return text
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, **{"ensure_ascii": False, **options})
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)

@@ -137,7 +137,7 @@ class DatasetConfig(Config):
     def _pattern_has_one_group(cls, pattern: str) -> str:
         try:
             groups = re.compile(pattern).groups if pattern else 1
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"is not a regular expression ({error}); for example {_PATTERN_EXAMPLE}") from error
         if groups != 1:
             raise ValueError(

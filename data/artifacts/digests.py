@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from data.artifacts.fingerprint import digest_file
+from data.artifacts.root import make_root
 from data.errors import RetryableError
 
 # A file that changed this recently may change again within one tick of its file system's clock.
@@ -91,7 +92,7 @@ class DigestMemo:
             return self._run(work)
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_root(self.path.parent)
         with closing(sqlite3.connect(self.path, timeout=60)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")  # a power cut loses at most the last entries

@@ -28,13 +28,13 @@ from typing import Any, Final
 
 from data.artifacts.digests import MEMO_FILE, DigestMemo
 from data.artifacts.fingerprint import digest, digest_file
-from data.errors import ConfigError, DataError
+from data.artifacts.root import HOME_VARIABLE, make_root, usable_root
+from data.errors import DataError
 from data.files import full_disk_explained, read_json, sync_file, sync_folder, write_json
 from data.process import locks
 
 SIDECAR: Final = "artifact.json"
 LABELS: Final = "labels.json"
-HOME_VARIABLE: Final = "CLIP_SCGI_HOME"
 REREAD_BYTES: Final = 64 << 20
 """Files up to this size are always read again (64 MiB take about 50 ms); larger ones only if size or times changed."""
 
@@ -121,16 +121,9 @@ class ArtifactStore:
     """The artifacts under one root folder: find, verify, draft and publish them."""
 
     def __init__(self, root: Path, *, reread_bytes: int = REREAD_BYTES) -> None:
-        """Raise ConfigError for a root whose name is not UTF-8: artifacts name their files in JSON."""
-        self.root = root.expanduser().resolve()
+        """Raise ConfigError for a path that cannot be a root (`data.artifacts.root.usable_root`)."""
+        self.root = usable_root(root)
         self._reread_bytes = reread_bytes
-        try:
-            str(self.root).encode()
-        except UnicodeEncodeError:
-            raise ConfigError(
-                f"the artifact root {str(self.root).encode(errors='replace').decode()} is not valid UTF-8: "
-                f"set --home or {HOME_VARIABLE} to another folder"
-            ) from None
 
     @classmethod
     def default(cls) -> ArtifactStore:
@@ -256,6 +249,7 @@ class ArtifactStore:
     @contextmanager
     def lock(self, stage: str, fingerprint: str) -> Iterator[None]:
         """Hold the lock of an artifact while making it; other processes wait until the block ends."""
+        make_root(self.root)
         with locks.lock(self.lock_file(stage, fingerprint)):
             yield
 

@@ -11,6 +11,8 @@ from typing import Final
 
 from data.errors import DataError
 from data.people import UNKNOWN_CAMERA
+from data.process.bounded import TimeLimitError
+from data.process.pattern_search import first_groups
 from data.readers.base import Collector, Scan, existing_folder, is_litter, number_cameras, number_labels, printable
 from data.readers.tree import image_files, is_store
 from data.splits import GALLERY
@@ -23,6 +25,8 @@ _NOT_PEOPLE: Final = frozenset(
     }
 )
 _SHOWN: Final = 3
+SECONDS: Final = 10
+"""Processor time in which the pattern of the cameras has to be searched in all paths."""
 
 
 def folders(root: Path, *, camera_pattern: str) -> Scan:
@@ -96,9 +100,14 @@ def _cameras(paths: Sequence[str], pattern: str) -> dict[str, int]:
     """Return path -> camera. Raises DataError unless `pattern` matches every path."""
     if not pattern:
         return dict.fromkeys(paths, UNKNOWN_CAMERA)
-    search = re.compile(pattern).search
-    found = {path: search(unicodedata.normalize("NFC", path)) for path in paths}
-    names = {path: match[1] for path, match in found.items() if match and match[1]}
+    try:
+        found = first_groups(pattern, [unicodedata.normalize("NFC", path) for path in paths], seconds=SECONDS)
+    except TimeLimitError as error:
+        raise DataError(
+            f"data.camera_pattern={pattern} is too slow for the image paths, such as {min(paths)}: {error}. Avoid "
+            "a repetition inside a repetition, such as (a+)+; cam(\\d+) is fast"
+        ) from error
+    names = {path: name for path, name in zip(paths, found, strict=True) if name}
     lacking = sorted(set(paths) - names.keys())
     if lacking:
         share = f"{len(lacking):,} of the {len(paths):,}" if names else f"any of the {len(paths):,}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from data.artifacts.store import HOME_VARIABLE
+from data.artifacts.root import HOME_VARIABLE
 from data.errors import ConfigError, raise_problems
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.execution.site_server import api_url, check_server

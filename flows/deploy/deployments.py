@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 
-from data.artifacts.store import HOME_VARIABLE
+from data.artifacts.root import HOME_VARIABLE
 from data.errors import ConfigError
 from flows.deploy.watch import CHANGED, WATCH_FLOW, resource_id, watch_datasets
 from flows.execution.gpu import ensure_limit

@@ -22,6 +22,7 @@ from captioning.prompts.templates import get_template
 from data.artifacts.digests import DigestMemo
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError, WeightsError
+from data.process.bounded import bounded
 from tests.helpers.caption_worlds import captions_of, draw, index
 from tests.helpers.constrained_greedy import assert_plain_constrained_greedy, small_template
 from tests.helpers.llava_families import CHAT_ML, GRIDS, PATCH, SIDE, SORTS, save_family
@@ -267,6 +268,24 @@ def test_an_unusable_chat_template_is_refused_with_the_remedy(made, tmp_path, so
         Engine.load(config(folder))
     assert problem in str(caught.value)
     assert "copy chat_template.jinja (or chat_template.json) from the model's repository" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("{% for i in range(9**5) %}{% for j in range(9**5) %}{% endfor %}{% endfor %}", "it does not end within 1 s"),
+        ("{{ 9 ** (9 ** 9) }}", "it does not end within 1 s"),
+        ("{{ '9' * 9 ** 12 }}", "MemoryError"),
+        ("{{ '9' * 9 ** 8 }}", "it writes more than 1,000,000 characters"),
+    ],
+)
+def test_a_chat_template_has_limits(made, monkeypatch, source, problem):
+    monkeypatch.setattr(
+        "captioning.chat_render.bounded", lambda *args, seconds: bounded(*args, seconds=min(seconds, 1))
+    )
+    form = read_chat_form(made("llava_next_mistral")).model_copy(update={"chat_template": source})
+    with pytest.raises(ConfigError, match=f"the chat template of the model cannot be used .*{problem}.*: copy chat_t"):
+        form.prompt(get_template("scgi"))
 
 
 def test_a_chat_template_that_is_not_text_is_named(made, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from data.datasets import DatasetConfig, load_dataset, scan_dataset
 from data.errors import ConfigError, DataError
+from data.process.pattern_search import first_groups
 from data.readers.base import ImageRecord
 from tests.helpers.data_trees import litter, put
 
@@ -163,6 +164,8 @@ def test_the_hint_of_a_wrong_camera_pattern_names_a_path_that_exists(tmp_path):
         ("cam(", "is not a regular expression"),
         ("cam", "has 0 groups"),
         ("(a)(b)", "has 2 groups, but needs exactly one"),
+        ("(a{99999999999})", "is not a regular expression"),
+        ("(" * 9999 + ")" * 9999, "is not a regular expression"),
     ],
 )
 def test_a_pattern_needs_one_group(tmp_path, pattern, told):
@@ -170,6 +173,19 @@ def test_a_pattern_needs_one_group(tmp_path, pattern, told):
         load_dataset("folders", tmp_path, camera_pattern=pattern)
     assert f"camera_pattern: {told}" in str(error.value)
     assert r"data.camera_pattern=cam(\d+)" in str(error.value)
+
+
+def test_a_pattern_that_backtracks_for_years_is_one_message(tmp_path, monkeypatch):
+    path = f"anna/{'a' * 60}.jpg"
+    put(tmp_path, path)
+    limited = "data.readers.folders.first_groups"
+    monkeypatch.setattr(limited, lambda *args, seconds: first_groups(*args, seconds=min(seconds, 1)))
+    with pytest.raises(DataError) as error:
+        scan("folders", tmp_path, camera_pattern="((?:a+)+)!")
+    assert str(error.value) == (
+        f"data.camera_pattern=((?:a+)+)! is too slow for the image paths, such as {path}: it does not end within 1 s. "
+        r"Avoid a repetition inside a repetition, such as (a+)+; cam(\d+) is fast"
+    )
 
 
 # The reader images

@@ -24,6 +24,7 @@ from flows.cli.app import main
 from flows.cli.commands import StudyGroup, app
 from flows.study.plan import GROUPS, PRESETS
 from flows.summary import RunSummary, StageRun
+from tests.helpers.data_trees import put
 from tests.helpers.places import REPO
 from tests.helpers.stages import make_artifact
 
@@ -57,6 +58,48 @@ def test_an_error_of_the_file_system_is_one_message(monkeypatch, capsys, number,
     (line,) = capsys.readouterr().err.splitlines()
     where = f"{name}: " if name else ""
     assert line.startswith(f"clip-scgi: {where}{os.strerror(number)}; {remedy}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "demo", "--no-probe"],
+        ["embed", "demo"],
+        ["artifacts", "ls"],
+        ["manifest", "people"],
+        ["study", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_a_home_that_cannot_exist_is_one_message(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "people/anna/1.jpg")
+    Path("loop").symlink_to("loop")
+    for home, reason in (
+        ("h" * 300, "cannot be used (File name too long)"),
+        ("~nobody-here/x", "cannot be used (Could not determine home directory)"),
+        ("loop", "cannot be used (Symlink loop from"),
+    ):
+        assert main([*command, "--home", home]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"clip-scgi: the artifact root {home} {reason}")
+        assert line.endswith("set --home or CLIP_SCGI_HOME to a folder of your own")
+
+
+@pytest.mark.parametrize("command", [["manifest", "people"], ["study", "--dry-run"]], ids=" ".join)
+def test_a_file_system_without_folders_is_one_message(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "people/anna/1.jpg")
+    assert main([*command, "--home", "/proc/x"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "clip-scgi: the artifact root /proc/x cannot be created (No such file or directory): set --home or "
+        "CLIP_SCGI_HOME to a folder of your own"
+    )
+    assert main(["check", "demo", "--no-probe", "--home", "/proc/x"]) == 1
+    printed = capsys.readouterr()
+    assert "the artifact root /proc/x cannot be created" in " ".join(printed.out.split())
+    assert "Traceback" not in printed.err
 
 
 def test_an_error_without_a_remedy_keeps_its_traceback(monkeypatch):
