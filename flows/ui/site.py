@@ -20,8 +20,11 @@ from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError
 from flows.terminal import size
 from flows.ui.content.library import Dataset, Library, MissingError
+from flows.ui.content.models import Models
 from flows.ui.content.pictures import Pictures
+from flows.ui.content.rankings import AllRankings
 from flows.ui.content.tables import ImageTable, Tables
+from flows.ui.content.work import Workshop
 
 FOLDER: Final = Path(__file__).parent
 STATIC: Final = FOLDER / "static"
@@ -35,6 +38,9 @@ class Site:
         self.library = Library(store)
         self.tables = Tables(store, folders)
         self.pictures = Pictures()
+        self.rankings = AllRankings()
+        self.models = Models(store)
+        self.workshop = Workshop()
         self.corrections = CorrectionsByTemplate(store.root)
         self.token = secrets.token_urlsafe(24)
         self._templates = _environment()

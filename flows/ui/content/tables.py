@@ -155,6 +155,11 @@ class ImageTable:
         """Path -> row."""
         return {path: row for row, path in enumerate(self.table["path"].to_pylist())}
 
+    def person(self, row: int) -> str:
+        """Return the identity of an image as the dataset names it."""
+        label = self.table[LABEL.name][row].as_py() if LABEL.name in self.table.column_names else None
+        return label or str(self.table["pid"][row].as_py())
+
     @cached_property
     def flag_counts(self) -> dict[str, int]:
         """Flag -> number of captions that have it; empty without an audit."""

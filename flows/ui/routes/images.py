@@ -117,7 +117,6 @@ def _browse(site: Site, request: Request, what: Browsed, page: int) -> Response:
         found=len(rows),
         page=page,
         pages=pages,
-        links=_links(what, page, pages),
         flag_options=[(flag, f"{flag.replace('_', ' ')} ({count:,})") for flag, count in table.flag_counts.items()],
         slot_options={slot: _options(values) for slot, values in table.values.items()},
     )
@@ -126,13 +125,6 @@ def _browse(site: Site, request: Request, what: Browsed, page: int) -> Response:
 def _options(values: Sequence[str]) -> list[tuple[str, str]]:
     """Return the options of a slot: its values, and captions that do not answer it."""
     return [*((value, value) for value in values), (UNSAID, "not said")]
-
-
-def _links(what: Browsed, page: int, pages: int) -> dict[str, dict[str, Any]]:
-    """Return the queries of the neighboring pages."""
-    numbers = {"first": 1, "previous": page - 1, "next": page + 1, "last": pages}
-    valid = {name: number for name, number in numbers.items() if 1 <= number <= pages and number != page}
-    return {name: {**what.chosen, "page": number} for name, number in valid.items()}
 
 
 def _one(site: Site, request: Request, what: Browsed, row: int) -> Response:

@@ -20,3 +20,20 @@ document.addEventListener("keydown", (event) => {
     link.click();
   }
 });
+
+// Asks for the state of a piece of work until it has ended, and tells what is being done meanwhile.
+async function finished(address, tell) {
+  for (;;) {
+    let found;
+    try {
+      const answer = await fetch(address, { headers: { Accept: "application/json" } });
+      found = await answer.json();
+      if (!answer.ok) return { state: "failed", note: found.problem };
+    } catch {
+      return { state: "failed", note: "The server does not answer; start clip-scgi ui again and reload this page." };
+    }
+    if (found.state !== "working") return found;
+    tell(found.note);
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  }
+}

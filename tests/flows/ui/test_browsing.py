@@ -7,7 +7,7 @@ import re
 import pytest
 
 UNNAMED = """[...document.querySelectorAll("input:not([type=hidden]), select, textarea, button, a, img")].filter(
-  (e) => !(e.alt || e.ariaLabel || e.textContent.trim() || e.labels?.length || e.querySelector("img[alt]"))).length"""
+  (e) => !(e.hasAttribute("alt") || e.ariaLabel || e.textContent.trim() || e.labels?.length || e.querySelector("img[alt]"))).length"""
 
 pytestmark = pytest.mark.xdist_group("flow")
 
@@ -19,7 +19,9 @@ def check_layout(page) -> None:
 
 @pytest.mark.parametrize(("size", "scheme"), [("wide", "light"), ("narrow", "dark")])
 def test_every_page_fits_both_sizes_and_schemes(open_page, served, size, scheme):
-    for path in ("/", served.dataset, f"{served.dataset}/images/0", "/nothing"):
+    run = re.search(r"/runs/\w+", served.get("/").text)[0]
+    query = re.search(rf"{run}/queries/\d+", served.get(run).text)[0]
+    for path in ("/", served.dataset, f"{served.dataset}/images/0", run, query, "/nothing"):
         page = open_page(path, size, scheme)
         check_layout(page)
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -35,7 +37,7 @@ def test_a_person_filters_and_opens_an_image_with_the_keyboard_alone(open_page, 
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
-    page.get_by_role("link", name="demo", exact=True).focus()
+    page.get_by_role("region", name="Datasets").get_by_role("link", name="demo", exact=True).focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/datasets/*")
     total = int(re.search(r"of (\d+) images", page.get_by_text(" images").first.inner_text())[1])
