@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from data.artifacts.fingerprint import digest, digest_file
@@ -46,7 +47,7 @@ def model_identity(model: EvaluatedModel, store: ArtifactStore) -> dict[str, Any
         **_file_digest(model),
         "config": digest(TrainConfig.model_validate(described["config"]).identity()),
         "identities": len(described["identities"]),
-        "weights": digest(described.get("provenance", {}).get("weights")),
+        "weights": digest(_provenance(described).get("weights")),
     }
 
 
@@ -54,8 +55,13 @@ def trained_on(model: EvaluatedModel) -> str | None:
     """Return the name of the dataset that a model was trained on, None if it is unknown or the model is untrained."""
     if isinstance(model, TrainConfig):
         return None
-    provenance = read_trained(model.folder).get("provenance")
-    return provenance["dataset"] if provenance else None
+    return _provenance(read_trained(model.folder)).get("dataset")
+
+
+def other_dataset(model: EvaluatedModel, images: IndexedImages) -> str | None:
+    """Return the name of the dataset that a model was trained on if it is not that of `images`, else None."""
+    source = trained_on(model)
+    return source if source != images.description.name else None
 
 
 def untrained_problem(model: ArtifactRef, store: ArtifactStore) -> str:
@@ -69,15 +75,15 @@ def untrained_problem(model: ArtifactRef, store: ArtifactStore) -> str:
         here = weights_identity(store, config.backbone, config.seed)
     except WeightsError as error:
         return f"the weights that its training started from are unavailable ({error})"
-    known = _known_weights(described)
+    known = _provenance(described).get("weights", {})
     if known and any(known.get(key) != value for key, value in here.items()):
         return f"train.backbone.weights={config.backbone.weights} is another file here than where it was trained"
     return ""
 
 
-def _known_weights(described: TrainedModel) -> dict[str, Any]:
-    provenance = described.get("provenance")
-    return provenance["weights"] if provenance else {}
+def _provenance(described: TrainedModel) -> Mapping[str, Any]:
+    """Return where a model comes from; the files of other programs may not say it."""
+    return described.get("provenance", {})
 
 
 def _file_digest(model: ArtifactRef) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 from data.stages.images import IndexedImages
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
-from reid.evaluation.inputs import EvaluatedModel, config_of, trained_on
+from reid.evaluation.inputs import EvaluatedModel, config_of, other_dataset
 from reid.inputs.evaluation_rows import EvaluationRows
 
 NO_CAMERAS: Final = "cameras unknown: evaluated without the camera rule"
@@ -46,8 +46,7 @@ def protocol(
     """
     about = images.description
     split, drawn = rows.splits[0], len(rows.splits) if rows.drawn else 0
-    source = trained_on(model)
-    elsewhere = source if source != about.name else None
+    elsewhere = other_dataset(model, images)
     made: Protocol = {
         "dataset": about.name,
         "reader": about.reader,

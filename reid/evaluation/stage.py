@@ -20,7 +20,7 @@ from data.schemas import RANKINGS
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import EvaluateConfig
 from reid.evaluation.features import FeatureStage
-from reid.evaluation.inputs import EvaluatedModel, model_identity, tested_images
+from reid.evaluation.inputs import EvaluatedModel, model_identity, other_dataset, tested_images
 from reid.evaluation.protocol import protocol
 from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
 from reid.inputs.image_rows import ImageRows
@@ -55,13 +55,18 @@ class EvaluateStage(Stage):
         return FeatureStage(model=self.model, config=self.config, untrained=self.untrained)
 
     def ingredients(self, run: RunContext) -> Ingredients:
-        """Return the rows of queries and gallery (with their paths), the model and the config."""
+        """Return the rows of queries and gallery (with their paths), the model and the config.
+
+        What pipelines do not set is left out, so that their fingerprints do not change.
+        """
+        elsewhere = other_dataset(self.model, run.images)
         return {
             **tested_images(run.images),
             "model": model_identity(self.model, run.store),
             "config": self.config.identity(),
             **({"drawn": "one image per person, all distractors"} if self.config.gallery_draws else {}),
             **({} if self.untrained else {"untrained": False}),
+            **({"trained_on": elsewhere} if elsewhere else {}),
             "version": STAGE_VERSION,
         }
 

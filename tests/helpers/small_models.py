@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -54,13 +56,20 @@ def write_world(store: ArtifactStore, root: Path, *, cameras: int = 4, reader: s
     return make_artifact(store, "index", {"rows": rows, "reader": reader}, produce).ref
 
 
-def write_model(store: ArtifactStore, config: TrainConfig | None = None) -> ArtifactRef:
-    """Make a train artifact: a task whose new modules are random, as after zero steps."""
+def write_model(
+    store: ArtifactStore, config: TrainConfig | None = None, *, provenance: Mapping[str, Any] | None = None
+) -> ArtifactRef:
+    """Make a train artifact: a task whose new modules are random, as after zero steps.
+
+    provenance: of config.json; None for a model that does not say where it comes from.
+    """
     config = config or TrainConfig(device="cpu", seed=3)
 
     def produce(folder: Path) -> None:
         task = build_task(config, identities=5, cameras=[1, 2, 3, 4])
         save_model(folder / "model.safetensors", task)
-        write_json(folder / "config.json", {"config": config.model_dump(mode="json"), "identities": list(range(5))})
+        described = {"config": config.model_dump(mode="json"), "identities": list(range(5))}
+        write_json(folder / "config.json", described | ({"provenance": dict(provenance)} if provenance else {}))
 
-    return make_artifact(store, "train", {"config": config.identity()}, produce).ref
+    ingredients = {"config": config.identity()} | ({"provenance": dict(provenance)} if provenance else {})
+    return make_artifact(store, "train", ingredients, produce).ref
