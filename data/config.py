@@ -61,7 +61,7 @@ class Config(BaseModel):
         return {
             name: _identity(getattr(self, name), plain[name])
             for name, field in type(self).model_fields.items()
-            if not _is_runtime(field)
+            if not is_runtime(field)
         }
 
 
@@ -73,7 +73,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _is_runtime(field: FieldInfo) -> bool:
+def is_runtime(field: FieldInfo) -> bool:
+    """Return True if `field` is marked `RUNTIME`."""
     # In `RuntimeInt | None`, pydantic leaves the mark on the member of the union.
     members = (getattr(member, "__metadata__", ()) for member in get_args(field.annotation))
     return RUNTIME in field.metadata or any(RUNTIME in marks for marks in members)

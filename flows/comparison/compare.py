@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError
+from data.people import IdentityName, Names
 from flows.comparison.bootstrap import MIN_UNITS, Unit, mean_intervals, method
 from flows.comparison.images import TestImages, find_test_images
 from flows.comparison.queries import MatchedBy, Paired, pair_queries, read_scores
 from flows.comparison.runs import RankedRow, Run, choose_rows
+from flows.comparison.settings import SettingPair, differing_settings
 from flows.report.scores import METRICS
 from reid.evaluation.intervals import Interval, verdict
 
@@ -53,11 +55,15 @@ class MetricDifference:
 
 
 class QueryPair(NamedTuple):
-    """One query in both runs. path: in the run. AP: fractions. first hits: ranks of the first match."""
+    """One query in both runs.
+
+    path: in the run. identity: without its label if the index is unknown. AP: fractions. first hits: ranks of the first
+    match.
+    """
 
     path: str
     baseline_path: str
-    pid: int
+    identity: IdentityName
     camid: int
     baseline_ap: float
     ap: float
@@ -75,7 +81,8 @@ class Difference:
     """One run against the baseline.
 
     queries: the paired ones, the greatest gain of average precision first. only_baseline, only_run: paths of the
-    queries that only one of the two has, which are left out. notices: what limits the comparison, sentences.
+    queries that only one of the two has, which are left out. settings: those by which the two differ. notices: what
+    limits the comparison, sentences.
     """
 
     ranked: RankedRow
@@ -85,6 +92,7 @@ class Difference:
     matched_by: MatchedBy
     only_baseline: tuple[str, ...]
     only_run: tuple[str, ...]
+    settings: tuple[SettingPair, ...]
     notices: tuple[str, ...]
 
     def most_won(self, count: int) -> tuple[QueryPair, ...]:
@@ -143,8 +151,9 @@ def _difference(
     baseline: RankedRow, other: RankedRow, store: ArtifactStore, unit: Unit, different_galleries: bool
 ) -> Difference:
     same_images = _same_images(baseline.run, other.run)
-    images = (None, None) if same_images else tuple(find_test_images(ranked.run, store) for ranked in (baseline, other))
-    paired = pair_queries(read_scores(baseline), read_scores(other), (images[0], images[1]))
+    images = tuple(find_test_images(ranked.run, store) for ranked in (baseline, other))
+    known = (None, None) if same_images else (images[0], images[1])
+    paired = pair_queries(read_scores(baseline), read_scores(other), known)
     if not paired.run.path:
         raise ConfigError(
             f"compare: {_named(baseline)} and {_named(other)} have no query in common "
@@ -161,11 +170,12 @@ def _difference(
     return Difference(
         ranked=other,
         metrics=metrics,
-        queries=_pairs(paired),
+        queries=_pairs(paired, images[0].names if images[0] else IdentityName),
         n_identities=n_identities,
         matched_by=paired.matched_by,
         only_baseline=paired.only_baseline,
         only_run=paired.only_run,
+        settings=differing_settings(baseline.run, other.run, store),
         notices=tuple(_notices(baseline, other, problems, metrics, unit)),
     )
 
@@ -234,12 +244,12 @@ def _tally(gains: NDArray[np.float64]) -> Tally:
     return Tally(won=won, lost=lost, tied=len(gains) - won - lost)
 
 
-def _pairs(paired: Paired) -> tuple[QueryPair, ...]:
+def _pairs(paired: Paired, names: Names) -> tuple[QueryPair, ...]:
     base, ours = paired.baseline, paired.run
     columns = zip(
         ours.path,
         base.path,
-        base.pid.tolist(),
+        map(names, base.pid.tolist()),
         base.camid.tolist(),
         base.ap.tolist(),
         ours.ap.tolist(),

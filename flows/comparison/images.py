@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 from data.artifacts.contents import image_contents
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import DataError
-from data.people import JUNK
-from data.schemas import LABEL
+from data.people import JUNK, Names
 from data.splits import GALLERY
 from data.stages.images import IndexedImages
 from flows.comparison.runs import Run
@@ -22,12 +21,11 @@ from flows.comparison.runs import Run
 class TestImages:
     """Queries and gallery of an evaluation.
 
-    digests, labels: path -> sha256, and path -> label if the identities of the dataset are text. gallery: sha256 ->
-    number of gallery images, without junk.
+    digests: path -> sha256. names: of the identities. gallery: sha256 -> number of gallery images, without junk.
     """
 
     digests: Mapping[str, str]
-    labels: Mapping[str, str]
+    names: Names
     gallery: Counter[str]
 
 
@@ -49,19 +47,10 @@ def _index_artifacts(store: ArtifactStore) -> Iterator[ArtifactRef]:
 
 
 def _read(images: IndexedImages) -> TestImages:
-    table = images.rows()
-    rows = {name: table[name].to_pylist() for name in ("path", "split", "pid", "sha256")}
-    labels = table[LABEL.name].to_pylist() if LABEL.name in table.column_names else []
-    counted = (
-        sha256
-        for split, pid, sha256 in zip(rows["split"], rows["pid"], rows["sha256"], strict=True)
-        if split == GALLERY and pid != JUNK
-    )
-    return TestImages(
-        digests=dict(zip(rows["path"], rows["sha256"], strict=True)),
-        labels=dict(zip(rows["path"], labels, strict=True)) if labels else {},
-        gallery=Counter(counted),
-    )
+    table = images.rows("split", "pid", "sha256")
+    rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+    counted = (sha256 for split, pid, sha256 in rows if split == GALLERY and pid != JUNK)
+    return TestImages(digests=images.digests(), names=images.names(), gallery=Counter(counted))
 
 
 def find_root(images: TestImages, store: ArtifactStore) -> Path | None:

@@ -36,7 +36,8 @@ class Run:
     """One finished evaluation.
 
     name: how the user named it. fingerprint: "" if the folder has no artifact.json. recipe: of its last use, or "".
-    test_images: digest of the rows of queries and gallery, or "". rows: in the order of metrics.json. protocol: see
+    test_images: digest of the rows of queries and gallery, or "". model: digest of model.safetensors, or "". settings:
+    of the evaluation, as in its ingredients. rows: in the order of metrics.json. protocol: see
     `reid.evaluation.protocol.Protocol`.
     """
 
@@ -46,6 +47,8 @@ class Run:
     recipe: str
     created: datetime | None
     test_images: str
+    model: str
+    settings: Mapping[str, Any]
     rows: tuple[RowName, ...]
     protocol: Mapping[str, Any]
 
@@ -132,14 +135,16 @@ def _read(name: str, folder: Path) -> Run:
         )
     try:
         metrics, sidecar = read_json(path), _sidecar(folder)
-        created = sidecar.get("created")
+        created, ingredients = sidecar.get("created"), sidecar.get("ingredients", {})
         return Run(
             name=name,
             folder=folder.absolute(),
             fingerprint=str(sidecar.get("fingerprint") or ""),
             recipe=next((use["recipe"] for use in reversed(read_uses(folder))), ""),
             created=datetime.fromisoformat(created) if created else None,
-            test_images=str(sidecar.get("ingredients", {}).get("images", "")),
+            test_images=str(ingredients.get("images", "")),
+            model=str(ingredients.get("model", {}).get("model.safetensors", "")),
+            settings=dict(ingredients.get("config", {})),
             rows=tuple(RowName(str(row["model"]), str(row["mode"])) for row in metrics["results"]),
             protocol=dict(metrics["protocol"]),
         )
