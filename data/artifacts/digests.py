@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -108,13 +108,14 @@ class DigestMemo:
         rows = self.run(lambda connection: connection.execute(query, path_range(root)).fetchall())
         return {os.fsdecode(row[0]): (Stamp(*row[1:4]), row[4]) for row in rows}
 
-    def files_with(self, sha256: str) -> list[Path]:
-        """Return the absolute paths of the files whose remembered digest is `sha256`; some may no longer exist."""
+    def files_with(self, digests: Collection[str]) -> list[tuple[Path, str]]:
+        """Return (absolute path, sha256) of the files remembered with one of `digests`; they may be gone or changed."""
         if not self.path.exists():
             return []
-        query = "SELECT path FROM digests WHERE sha256 = ? ORDER BY path"
-        rows = self.run(lambda connection: connection.execute(query, (sha256,)).fetchall())
-        return [Path(os.fsdecode(row[0])) for row in rows]
+        places = ", ".join("?" * len(digests))
+        query = f"SELECT path, sha256 FROM digests WHERE sha256 IN ({places}) ORDER BY path"
+        rows = self.run(lambda connection: connection.execute(query, tuple(digests)).fetchall())
+        return [(Path(os.fsdecode(path)), sha256) for path, sha256 in rows]
 
     def remember(self, entries: Mapping[str, tuple[Stamp, str]]) -> None:
         """Remember digests: absolute path -> (stamp, sha256).

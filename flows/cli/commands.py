@@ -18,6 +18,7 @@ from flows.cli.corrections.commands import corrections
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 from flows.cli.retrieval.embed import embed
+from flows.cli.scoring.compare import compare
 from flows.cli.retrieval.gallery import gallery
 from flows.cli.scoring.evaluate import evaluate
 from flows.cli.serving.ui import ui
@@ -220,6 +221,7 @@ def search(
     find_people(recipe, overrides, wanted, top=top, train=train, home=home)
 
 
+app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(compare)
 app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(explain)
 app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(embed)
 app.command(rich_help_panel=_RESULTS)(ui)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -143,40 +143,53 @@ def compare(
     if len(runs) < 2:
         raise ConfigError("compare: give two or more evaluations; the first is the baseline")
     baseline, *others = choose_rows(runs, models, modes)
-    differences = [_difference(baseline, other, store, unit, different_galleries) for other in others]
+    distinct = {run.test_images: run for run in runs}
+    images = {digest: find_test_images(run, store) for digest, run in distinct.items()}
+    task = _Task(baseline=baseline, store=store, images=images, unit=unit, different_galleries=different_galleries)
+    differences = [_difference(task, other) for other in others]
     return Comparison(baseline=baseline, differences=tuple(differences), method=method(unit))
 
 
-def _difference(
-    baseline: RankedRow, other: RankedRow, store: ArtifactStore, unit: Unit, different_galleries: bool
-) -> Difference:
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What the comparisons with one baseline share. images: by `Run.test_images`; see `compare` for the rest."""
+
+    baseline: RankedRow
+    store: ArtifactStore
+    images: Mapping[str, TestImages | None]
+    unit: Unit
+    different_galleries: bool
+
+
+def _difference(task: _Task, other: RankedRow) -> Difference:
+    baseline = task.baseline
+    first, second = (task.images[ranked.run.test_images] for ranked in (baseline, other))
     same_images = _same_images(baseline.run, other.run)
-    images = tuple(find_test_images(ranked.run, store) for ranked in (baseline, other))
-    known = (None, None) if same_images else (images[0], images[1])
+    known = (None, None) if same_images else (first, second)
     paired = pair_queries(read_scores(baseline), read_scores(other), known)
     if not paired.run.path:
+        datasets = f"{baseline.run.dataset} and {other.run.dataset}"
         raise ConfigError(
-            f"compare: {_named(baseline)} and {_named(other)} have no query in common "
-            f"(matched by {paired.matched_by}): their datasets are {baseline.run.dataset} and {other.run.dataset}. "
-            "Compare evaluations on the same queries"
+            f"compare: {_named(baseline)} and {_named(other)} have no query in common (matched by {paired.matched_by}; "
+            f"their datasets are {datasets}). Compare evaluations of the same queries"
         )
-    problems = [*_gallery_problems(images, same_images), *_rule_problems(baseline.run, other.run, paired)]
-    if problems and not different_galleries:
+    problems = [*([] if same_images else _gallery_problems(first, second)), *_rule_problems(baseline, other, paired)]
+    if problems and not task.different_galleries:
         raise ConfigError(
-            f"compare: {_named(baseline)} and {_named(other)} cannot be compared: {'; '.join(problems)}. Scores on "
-            "different galleries differ for that reason alone; add --different-galleries to compare them nevertheless"
+            f"compare: {_named(baseline)} and {_named(other)} cannot be compared: {'; '.join(problems)}. Scores differ "
+            "for that reason alone; add --different-galleries to compare them nevertheless"
         )
-    metrics, n_identities = _metrics(paired, unit)
+    metrics, n_identities = _metrics(paired, task.unit)
     return Difference(
         ranked=other,
         metrics=metrics,
-        queries=_pairs(paired, images[0].names if images[0] else IdentityName),
+        queries=_pairs(paired, first.names if first else IdentityName),
         n_identities=n_identities,
         matched_by=paired.matched_by,
         only_baseline=paired.only_baseline,
         only_run=paired.only_run,
-        settings=differing_settings(baseline.run, other.run, store),
-        notices=tuple(_notices(baseline, other, problems, metrics, unit)),
+        settings=differing_settings(baseline.run, other.run, task.store),
+        notices=tuple(_notices(task, other, problems, metrics)),
     )
 
 
@@ -189,24 +202,20 @@ def _same_images(baseline: Run, other: Run) -> bool:
     return bool(baseline.test_images) and baseline.test_images == other.test_images
 
 
-def _gallery_problems(images: Sequence[TestImages | None], same_images: bool) -> list[str]:
-    if same_images:
-        return []
-    first, second = images
+def _gallery_problems(first: TestImages | None, second: TestImages | None) -> list[str]:
+    """Return how the galleries of two runs with different test images differ."""
     if first is None or second is None:
         return [
-            "their test images differ, or are not recorded, and the index artifact of at least one is not in this "
-            "artifact root, so that the galleries cannot be compared"
+            "their test images differ, and the index artifact of at least one is not in this artifact root, so their "
+            "galleries are unknown"
         ]
     gone, new = (first.gallery - second.gallery).total(), (second.gallery - first.gallery).total()
-    if not gone and not new:
-        return []
-    return [f"gallery images only in the first: {gone:,}, only in the second: {new:,}"]
+    return [f"gallery images only in the first: {gone:,}, only in the second: {new:,}"] if gone or new else []
 
 
-def _rule_problems(baseline: Run, other: Run, paired: Paired) -> list[str]:
+def _rule_problems(baseline: RankedRow, other: RankedRow, paired: Paired) -> list[str]:
     """Return how the rules of the two runs differ in which gallery images count."""
-    draws = [run.protocol.get("gallery_draws") or 0 for run in (baseline, other)]
+    draws = [ranked.run.protocol.get("gallery_draws") or 0 for ranked in (baseline, other)]
     if draws[0] != draws[1]:
         return [f"their numbers of drawn galleries are {draws[0]} and {draws[1]}"]
     changed = int((paired.baseline.n_relevant != paired.run.n_relevant).sum())
@@ -260,15 +269,10 @@ def _pairs(paired: Paired, names: Names) -> tuple[QueryPair, ...]:
     return tuple(sorted((QueryPair(*row) for row in columns), key=lambda pair: (-pair.gain, pair.path)))
 
 
-def _notices(
-    baseline: RankedRow,
-    other: RankedRow,
-    problems: Sequence[str],
-    metrics: Sequence[MetricDifference],
-    unit: Unit,
-) -> list[str]:
+def _notices(task: _Task, other: RankedRow, problems: Sequence[str], metrics: Sequence[MetricDifference]) -> list[str]:
+    baseline = task.baseline
     notices = [f"not the same gallery: {problem}" for problem in problems]
-    if baseline == other or (baseline.run.folder == other.run.folder and baseline.row == other.row):
+    if (baseline.run.folder, baseline.row) == (other.run.folder, other.row):
         notices.append("the run is the baseline itself")
     notices += _rules_of_one(baseline.run, other.run)
     if other.run.protocol.get("gallery_draws"):
@@ -277,7 +281,7 @@ def _notices(
             "so this compares the runs on the first gallery"
         )
     if metrics[0].interval is None:
-        notices.append(f"no intervals: they need queries of at least {MIN_UNITS} {unit}")
+        notices.append(f"no intervals: they need queries of at least {MIN_UNITS} {task.unit}")
     return notices
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from data.artifacts.contents import image_contents
 from data.artifacts.store import ArtifactRef, ArtifactStore
@@ -15,6 +16,9 @@ from data.people import JUNK, Names
 from data.splits import GALLERY
 from data.stages.images import IndexedImages
 from flows.comparison.runs import Run
+
+_SAMPLE: Final = 200
+"""Files that are looked up among the remembered ones: not all of them are there, and some may have been moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,13 @@ def _read(images: IndexedImages) -> TestImages:
 def find_root(images: TestImages, store: ArtifactStore) -> Path | None:
     """Return the folder that the paths of `images` are relative to, or None if no such folder is known or exists.
 
-    The index stage remembers the digest of every file by its absolute path, and no artifact records the folder.
+    No artifact records the folder, but the store remembers the digests of indexed files by their absolute paths.
     """
-    path, sha256 = next(iter(images.digests.items()), ("", ""))
-    depth = len(PurePosixPath(path).parts)
-    for file in store.memo.files_with(sha256):
-        root = file.parents[depth - 1] if depth <= len(file.parents) else file
-        if root.is_dir() and root / path == file:
+    step = max(1, len(images.digests) // _SAMPLE)
+    path_of = {sha256: path for path, sha256 in [*images.digests.items()][::step]}
+    for file, sha256 in store.memo.files_with(path_of):
+        depth = len(PurePosixPath(path_of[sha256]).parts)
+        root = file.parents[min(depth, len(file.parents)) - 1]
+        if root / path_of[sha256] == file and root.is_dir():
             return root
     return None

@@ -209,7 +209,7 @@ def _meaning(rows: Sequence[Row]) -> str:
 def _query(
     row: Row, thumbnail: Thumbnails, top_k: int, *, names: Names, ap_before: float | None, maps: PairMaps | None
 ) -> QueryRow:
-    hits = _hits(row, thumbnail, top_k, names)
+    hits = nearest_images(row, thumbnail, top_k, names)
     return QueryRow(
         path=row["query_path"],
         identity=names(row["query_pid"]),
@@ -225,8 +225,11 @@ def _query(
     )
 
 
-def _hits(row: Row, thumbnail: Thumbnails, top_k: int, names: Names) -> list[Hit]:
-    """Return the `top_k` nearest images; if none of them is right, the first match takes the last place."""
+def nearest_images(row: Row, thumbnail: Callable[[str], Thumbnail], top_k: int, names: Names) -> list[Hit]:
+    """Return the `top_k` nearest images of a row of rankings.parquet.
+
+    If none of them is right, the first match takes the last place.
+    """
     columns = zip(*(row[f"top_{name}"] for name in ("paths", "pids", "camids", "scores")), strict=True)
     ranked = list(enumerate(columns, start=1))
     first = row["first_hit"]

@@ -250,7 +250,7 @@ def test_runs_without_a_shared_query_are_refused(store):
         write_evaluation(store, images, rank(images, noise=1, seed=1)),
         write_evaluation(store, others, rank(others, noise=1, seed=2), dataset="other"),
     ]
-    with pytest.raises(ConfigError, match=r"no query in common \(matched by content\).* are drawn and other"):
+    with pytest.raises(ConfigError, match=r"no query in common \(matched by content; .* are drawn and other\)"):
         compared(store, *refs, different_galleries=True)
 
 

@@ -14,7 +14,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -49,9 +48,9 @@ from flows.terminal import duration
 from reid.relevance.faithfulness import Estimate, Faithfulness
 from reid.relevance.grid import PatchGrid
 from reid.relevance.stage import PairRelevance, Relevance, RelevanceStage
+from tests.helpers.page_text import HOSTILE, Page
 from tests.helpers.stages import audit, describe_by_hand, make_artifact
 
-HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> '); </style></svg>{{ 7 * 7 }} &amp;"
 FOLDERS = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 
 
@@ -337,42 +336,6 @@ def write_evaluation(folder: Path, rankings: list[dict], metrics: dict) -> None:
 
 
 # The page ---------------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """The page as a browser's parser sees it: elements with their attributes, and the text outside style."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-    def classed(self, name: str) -> list[dict[str, str | None]]:
-        return [attrs for _, attrs in self.elements if name in (attrs.get("class") or "").split()]
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,7 @@ def write_evaluation(
     *,
     recipe: str = "",
     rankings_file: bool = True,
+    ingredients: Mapping[str, Any] | None = None,
     **protocol: Any,
 ) -> ArtifactRef:
     """Write an evaluate artifact of `rankings` on `images`, and the index artifact of these."""
@@ -124,8 +125,8 @@ def write_evaluation(
         if rankings_file:
             write_table(folder / "rankings.parquet", pa.Table.from_pylist(list(rankings), RANKINGS), RANKINGS)
 
-    ingredients = {"images": _contents(images)["ranked"], "by": [row["ap"] for row in rankings], "rules": protocol}
-    ref = make_artifact(store, "evaluate", ingredients, work).ref
+    own = {"images": _contents(images)["ranked"], "by": [row["ap"] for row in rankings], "rules": protocol}
+    ref = make_artifact(store, "evaluate", own | dict(ingredients or {}), work).ref
     if recipe:
         store.record_use(ref, dataset="drawn", recipe=recipe)
     return ref

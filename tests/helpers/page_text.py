@@ -1,9 +1,11 @@
-"""Text of a report page, one line per block, without charts, styles, pixels and the settings in JSON."""
+"""Pages as a browser reads them: their elements, and their text without charts, styles, pixels and settings."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
+HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> '); </style></svg>{{ 7 * 7 }} &amp;"
+"""A name that is dangerous where it is not escaped."""
 INLINE = {"a", "b", "code", "i", "small", "span"}
 CELLS = {"td", "th"}
 SKIPPED = {"svg", "style", "pre"}
@@ -52,3 +54,39 @@ def page_lines(html: str) -> list[str]:
     reader.close()
     reader.end_line()
     return reader.lines
+
+
+class Page(HTMLParser):
+    """The page as a browser's parser sees it: elements with their attributes, and the text outside style."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+
+    def classed(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for _, attrs in self.elements if name in (attrs.get("class") or "").split()]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())

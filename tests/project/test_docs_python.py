@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.artifacts.store import ArtifactStore
 from data.schemas import CAPTIONS, IMAGES, RANKINGS, REJECTED
+from tests.helpers.evaluations import image_rows, rank, write_evaluation
 from tests.helpers.places import REPO
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -78,8 +79,16 @@ def _model(tmp_path):
         Image.new("RGB", (20, 40), "red").save(tmp_path / name)
 
 
+@pytest.fixture
+def _evaluations():
+    """Write one evaluation of each of the recipes benchmark and demo."""
+    images = image_rows()
+    for seed, recipe in enumerate(("benchmark", "demo")):
+        write_evaluation(ArtifactStore.default(), images, rank(images, noise=1, seed=seed), recipe=recipe)
+
+
 @pytest.mark.parametrize("page", WITH_CODE)
-@pytest.mark.usefixtures("files", "_model")
+@pytest.mark.usefixtures("files", "_model", "_evaluations")
 def test_the_code_runs(page, capsys):
     for code in BLOCKS[page]:
         run_block(code, page)
