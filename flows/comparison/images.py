@@ -6,19 +6,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from data.artifacts.contents import image_contents
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import DataError
+from data.images.root import find_root
 from data.people import JUNK, Names
 from data.splits import GALLERY
 from data.stages.images import IndexedImages
 from flows.comparison.runs import Run
 
 _SAMPLE: Final = 200
-"""Files that are looked up among the remembered ones: not all of them are there, and some may have been moved."""
+"""Images that are looked up to find their folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,11 @@ class TestImages:
     digests: Mapping[str, str]
     names: Names
     gallery: Counter[str]
+
+    def root(self, store: ArtifactStore) -> Path | None:
+        """Return the folder that contains the images, None if it is unknown or does not exist any more."""
+        step = max(1, len(self.digests) // _SAMPLE)
+        return find_root(store, [*self.digests][::step], [*self.digests.values()][::step])
 
 
 def find_test_images(run: Run, store: ArtifactStore) -> TestImages | None:
@@ -55,18 +61,3 @@ def _read(images: IndexedImages) -> TestImages:
     rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
     counted = (sha256 for split, pid, sha256 in rows if split == GALLERY and pid != JUNK)
     return TestImages(digests=images.digests(), names=images.names(), gallery=Counter(counted))
-
-
-def find_root(images: TestImages, store: ArtifactStore) -> Path | None:
-    """Return the folder that the paths of `images` are relative to, or None if no such folder is known or exists.
-
-    No artifact records the folder, but the store remembers the digests of indexed files by their absolute paths.
-    """
-    step = max(1, len(images.digests) // _SAMPLE)
-    path_of = {sha256: path for path, sha256 in [*images.digests.items()][::step]}
-    for file, sha256 in store.memo.files_with(path_of):
-        depth = len(PurePosixPath(path_of[sha256]).parts)
-        root = file.parents[min(depth, len(file.parents)) - 1]
-        if root / path_of[sha256] == file and root.is_dir():
-            return root
-    return None

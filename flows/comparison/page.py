@@ -14,7 +14,7 @@ from data.files import write_text
 from data.images.thumbnails import Thumbnail, Thumbnails
 from data.people import IdentityName, Names
 from flows.comparison.compare import Comparison, Difference, QueryPair
-from flows.comparison.images import find_root, find_test_images
+from flows.comparison.images import find_test_images
 from flows.comparison.runs import RankedRow, Run
 from flows.comparison.text import described, letter, notices_of, several
 from flows.report.page import page_environment
@@ -111,7 +111,7 @@ def _album(run: Run, store: ArtifactStore, folder: Path | None) -> _Album:
     if images is None:
         problem = f"the images of {run.key} are not shown: their index artifact is not in the artifact root"
         return _Album(thumbnail=_missing, names=IdentityName, problem=problem)
-    root = folder or find_root(images, store)
+    root = folder or images.root(store)
     if root is None:
         problem = f"the images of {run.key} are not shown: their folder is unknown; name it with --images FOLDER"
         return _Album(thumbnail=_missing, names=images.names, problem=problem)

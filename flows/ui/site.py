@@ -31,7 +31,7 @@ STATIC: Final = FOLDER / "static"
 
 
 class Site:
-    """The state of one server. folders: where to look for images (`flows.ui.content.places`)."""
+    """The state of one server. folders: where to look for images (`data.images.root`)."""
 
     def __init__(self, store: ArtifactStore, folders: Sequence[Path] = ()) -> None:
         self.store = store

@@ -12,7 +12,7 @@ from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError, DataError
 from flows.comparison.bootstrap import MIN_UNITS, mean_intervals
 from flows.comparison.compare import Comparison, compare
-from flows.comparison.images import find_root, find_test_images
+from flows.comparison.images import find_test_images
 from flows.comparison.runs import RowName, find_run
 from tests.helpers.evaluations import image_rows, rank, write_evaluation
 
@@ -371,7 +371,7 @@ def test_the_folder_of_the_images_comes_from_remembered_digests(store, tmp_path)
     found = find_test_images(run, store)
     assert found.digests == {row["path"]: row["sha256"] for row in images}
     assert found.gallery.total() == sum(row["split"] == "gallery" for row in images)
-    assert find_root(found, store) is None
+    assert found.root(store) is None
     root = tmp_path / "people"
     first = root / images[0]["path"]
     first.parent.mkdir(parents=True)
@@ -380,4 +380,4 @@ def test_the_folder_of_the_images_comes_from_remembered_digests(store, tmp_path)
 
     gone = tmp_path / "gone" / images[0]["path"]
     store.memo.remember({str(path): (Stamp(1, 1, 1), images[0]["sha256"]) for path in (first, gone)})
-    assert find_root(found, store) == root
+    assert found.root(store) == root

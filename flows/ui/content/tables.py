@@ -23,11 +23,11 @@ from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
 from data.errors import DataError
+from data.images.root import find_root
 from data.people import UNKNOWN_CAMERA
 from data.schemas import LABEL
 from data.slots import SLOTS
 from data.splits import SPLITS
-from flows.ui.content.places import find_root
 
 _IMAGES: Final = ("path", "sha256", "split", "pid", "camid", "width", "height")
 _CAPTIONS: Final = ("caption", "raw_text", "status", "error", "model_id", "template_id", "captioner_fingerprint")

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from data.artifacts.store import ArtifactStore
 from data.errors import RejectedRow
 from data.files import inside
 
-_LOOKED_UP: Final = 3
-"""Images that are looked up by digest, which reads the whole memo; a very new file may not be remembered."""
-
-
 def find_root(
-    store: ArtifactStore, paths: Sequence[str], digests: Sequence[str], folders: Sequence[Path]
+    store: ArtifactStore, paths: Sequence[str], digests: Sequence[str], folders: Sequence[Path] = ()
 ) -> Path | None:
     """Return the folder that contains the most of a few images, None if none of them is found.
 
-    paths, digests: some images of the index: relative path and sha256.
+    paths, digests: some images of the index: relative path and sha256. Give more than a few, since a file that was
+    written just before it was indexed is not remembered.
     """
-    images = list(zip(paths, digests, strict=True))[:_LOOKED_UP]
-    known = [_above(place, path) for path, sha256 in images for place in store.memo.files_with(sha256)]
+    path_of = dict(zip(digests, paths, strict=True))
+    known = [_above(place, path_of[sha256]) for place, sha256 in store.memo.files_with(path_of)]
     candidates = [*folders, *(folder for folder in known if folder is not None)]
     counted = {folder: sum(_exists(folder, path) for path in paths) for folder in dict.fromkeys(candidates)}
     best = max(counted, key=lambda folder: counted[folder], default=None)
