@@ -13,6 +13,7 @@ from data.artifacts.store import ArtifactStore
 from data.errors import RejectedRow
 from data.files import inside
 
+
 def find_root(
     store: ArtifactStore, paths: Sequence[str], digests: Sequence[str], folders: Sequence[Path] = ()
 ) -> Path | None:

@@ -18,8 +18,8 @@ from flows.cli.corrections.commands import corrections
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 from flows.cli.retrieval.embed import embed
-from flows.cli.scoring.compare import compare
 from flows.cli.retrieval.gallery import gallery
+from flows.cli.scoring.compare import compare
 from flows.cli.scoring.evaluate import evaluate
 from flows.cli.serving.ui import ui
 
