@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from math import prod
@@ -46,8 +47,11 @@ class ModelSize(NamedTuple):
         return self.weights + images * self.per_image
 
 
-def model_size(config: CaptionConfig) -> ModelSize | None:
+def model_size(config: CaptionConfig, *, squareness: float = 1.0) -> ModelSize | None:
     """Return the size of the model of `config`, or None if it runs on a server or its size is unknown.
+
+    squareness: shorter side of the most square image in its longer ones (0 to 1). It decides how many tokens an image
+    has at most where the padding is left out (`caption.image_tokens`).
 
     Raises WeightsError if the folder is unusable.
     """
@@ -60,7 +64,7 @@ def model_size(config: CaptionConfig) -> ModelSize | None:
     return ModelSize(
         parameters=sum(prod(tensor.shape) for tensor in tensors.values() if tensor.is_float),
         weights=_weights(tensors, folder, config),
-        per_image=_per_image(tensors, read_model_json(folder / "config.json"), config),
+        per_image=_per_image(tensors, read_model_json(folder / "config.json"), config, squareness),
         exact=True,
     )
 
@@ -92,22 +96,31 @@ def _weights(tensors: Mapping[str, StoredTensor], folder: Path, config: CaptionC
     return int(sum(count * n_bytes for count, n_bytes in each))
 
 
-def _per_image(tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: CaptionConfig) -> int:
+def _per_image(
+    tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: CaptionConfig, squareness: float
+) -> int:
     """Return the bytes of keys and values, and of the activations while the prompt is read."""
     text = {name: stored for name, stored in tensors.items() if "vision" not in name and len(stored.shape) > 1}
     keys = [stored.shape[0] for name, stored in text.items() if name.endswith("self_attn.k_proj.weight")]
     widest = max((stored.shape[0] for name, stored in text.items() if name.endswith("mlp.up_proj.weight")), default=0)
-    tokens = _image_tokens(settings) + _TEXT_TOKENS
+    share = 1.0 if config.image_tokens == "all" else squareness
+    tokens = _image_tokens(settings, share) + _TEXT_TOKENS
     each = _BYTES[config.number_format]
     cache = 2 * sum(keys) * (tokens + config.token_limit)
     return int(each * (cache + _WORKING * widest * tokens))
 
 
-def _image_tokens(settings: Mapping[str, Any]) -> int:
-    """Return the largest number of tokens that an image takes, by config.json."""
+def _image_tokens(settings: Mapping[str, Any], share: float) -> int:
+    """Return the largest number of tokens that an image takes, by config.json.
+
+    share: of the width or height of the square that the image fills; patches outside of it have no tokens.
+    """
     vision = settings.get("vision_config") or {}
     side, patch = vision.get("image_size", 336), vision.get("patch_size", 14)
     tiles = 1
     for height, width in settings.get("image_grid_pinpoints") or ():
         tiles = max(tiles, 1 + (height // side) * (width // side))
-    return int(settings.get("image_seq_length") or (side // patch) ** 2) * tiles
+    across = side // patch
+    filled = min(across, math.ceil(across * share) + 1)  # the edges may lie within patches
+    empty = across * (across - filled) if tiles == 1 else 0
+    return (int(settings.get("image_seq_length") or across**2) - empty) * tiles

@@ -59,6 +59,16 @@ def raise_settings(problems: Sequence[tuple[str, str]]) -> None:
         raise SettingProblems(*problems)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, such as "1 query" and "2,000 queries". plural: where it is irregular."""
+    return f"{number:,} {noun if number == 1 else plural or plural_of(noun)}"
+
+
+def plural_of(noun: str) -> str:
+    """Return the regular plural of a noun."""
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
+
+
 def raise_problems(subject: str, problems: Iterable[str], error: type[ClipScgiError] = ConfigError) -> None:
     """Raise one `error` that lists every problem, if there are any."""
     found = list(problems)

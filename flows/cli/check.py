@@ -92,7 +92,7 @@ def show_costs(console: Console, costs: Costs) -> None:
     for column in ("stage", "work", "time"):
         table.add_column(column, overflow="fold")
     for column in ("writes", "memory"):
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
     for stage in costs.stages:
         table.add_row(*_cells(stage))
     if not costs.stages:
@@ -100,6 +100,8 @@ def show_costs(console: Console, costs: Costs) -> None:
     console.print()
     console.print(table)
     console.print(f"time      {_total(costs)}", highlight=False, soft_wrap=True)
+    if costs.load is not None and costs.load.is_busy:
+        console.print(Text(f"busy      {costs.load.text}; an idle machine is faster", "yellow"), soft_wrap=True)
     n_bytes = costs.n_bytes
     written = "unknown" if n_bytes is None else f"{size(n_bytes)} to write"
     console.print(f"disk      {written}, {size(costs.free)} free", highlight=False, soft_wrap=True)
@@ -121,13 +123,9 @@ def _cells(cost: StageCost) -> tuple[Text, Text, Text, Text, Text]:
     memory = Text("")
     if cost.memory is not None:
         style = "yellow" if cost.memory.needed > cost.memory.memory.free else ""
-        memory = Text.assemble((cost.memory.text, style), (f"\n{_place(cost.memory.device)}", "dim"))
+        memory = Text.assemble((cost.memory.needs, style), (f"\nof {cost.memory.has}", "dim"))
     written = Text("unknown", "dim") if cost.n_bytes is None else Text(size(cost.n_bytes))
     return Text(cost.stage), Text(cost.work), time, written, memory
-
-
-def _place(device: str) -> str:
-    return "RAM" if device == "cpu" else device
 
 
 def show_verdict(console: Console, found: Inspection) -> None:
@@ -150,6 +148,7 @@ def as_plain(found: Inspection, costs: Costs) -> dict[str, Any]:
         "costs": {
             "images_to_caption": costs.to_caption,
             "seconds": costs.seconds,
+            "busy": costs.load is not None and costs.load.is_busy,
             "unmeasured": costs.unmeasured,
             "bytes": costs.n_bytes,
             "free_bytes": costs.free,

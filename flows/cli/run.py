@@ -106,7 +106,8 @@ def write_dataset_manifest(
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
     print_line = partial(plain_console().print, soft_wrap=True)
     print_line(Text(f"manifest  {file} ({len(scan.records):,} images)"))
-    print_line(Text(f"use       {shlex.join(_manifest_settings(scan, file))}"))
+    check = ["clip-scgi", "check", "manifest", *([] if config.has_identities else ["--until", "caption"])]
+    print_line(Text(f"use       {shlex.join([*check, *_manifest_settings(scan, file)])}"))
 
 
 def _manifest_notices(scan: Scan) -> Iterator[str]:

@@ -89,6 +89,7 @@ def _plan_of(run: Run) -> Plan:
         train=run.train,
         evaluate=run.evaluate,
         scale=ScaleConfig(),
+        data=run.inputs.data,
         stages=frozenset(["train", "evaluate", *([] if captioned else ["caption"])]),
     )
 

@@ -18,6 +18,7 @@ from flows.costs.steps import brief_steps, prompt_steps, training_steps
 from flows.preflight.devices import device_of
 from flows.preflight.disk import free_bytes, sizes
 from flows.preflight.inspection import Inspection
+from flows.preflight.machine import Load, machine_load
 from flows.preflight.memory import Need, captioner_size, memory_needs
 from flows.preflight.plan import Plan
 from flows.terminal import size
@@ -59,11 +60,16 @@ class StageCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Costs of a run. to_caption: distinct images without a caption; None if unknown. free: bytes of the disk."""
+    """Costs of a run.
+
+    to_caption: distinct images without a caption; None if unknown. free: bytes of the disk. load: of the machine before
+    anything was measured; None if nothing was.
+    """
 
     stages: list[StageCost]
     to_caption: int | None
     free: int
+    load: Load | None = None
 
     @property
     def seconds(self) -> float:
@@ -97,6 +103,7 @@ def costs_of(found: Inspection, *, probe: bool) -> Costs:
     """
     plan, images = found.plan, _images(found.plan)
     needs, written = {need.stage: need for need in memory_needs(plan)}, sizes(plan)
+    load = machine_load()
     refusal = "not measured" if not probe else "not measured: fix the problems first" if found.problems else ""
     stages = [
         StageCost(
@@ -112,7 +119,13 @@ def costs_of(found: Inspection, *, probe: bool) -> Costs:
     ]
     pending = None if images is None else images.pending
     to_caption = None if pending is None else len(pending)
-    return Costs(stages=stages, to_caption=to_caption, free=free_bytes(plan.run.store.root))
+    is_measured = any(stage.duration.seconds for stage in stages)
+    return Costs(
+        stages=stages,
+        to_caption=to_caption,
+        free=free_bytes(plan.run.store.root),
+        load=load if is_measured else None,
+    )
 
 
 def _bytes(stage: StageName, plan: Plan, written: Mapping[str, int]) -> int | None:

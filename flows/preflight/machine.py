@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import psutil
+
+from data.errors import counted
 
 _LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 """Limit and use of memory of a container, in bytes."""
@@ -39,6 +42,28 @@ class Processor:
         """Return True if the CPU lacks instructions for `dtype` (bfloat16 or float16); False if that is unknown."""
         native = {"bfloat16": _BF16, "float16": _FP16}.get(dtype)
         return native is not None and bool(self.flags) and not self.flags & native
+
+
+class Load(NamedTuple):
+    """Processes that want to run, on average over the last minute, and processor cores for them."""
+
+    average: float
+    cores: int
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether some processes have to wait."""
+        return self.average > self.cores
+
+    @property
+    def text(self) -> str:
+        """Both numbers in words."""
+        return f"speed measured on a busy machine (load average {self.average:.1f}, {counted(self.cores, 'core')})"
+
+
+def machine_load() -> Load:
+    """Return the load of this machine."""
+    return Load(os.getloadavg()[0], len(os.sched_getaffinity(0)))
 
 
 def this_processor() -> Processor:

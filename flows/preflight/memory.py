@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from captioning.model_size import ModelSize, model_size
 from data.device import CPU
 from data.errors import ClipScgiError
@@ -34,9 +36,14 @@ class Need:
     is_exact: bool = True
 
     @property
-    def text(self) -> str:
-        """Both numbers, for a table."""
-        return f"{'' if self.is_exact else 'about '}{size(self.needed)} of {size(self.memory.free)}"
+    def needs(self) -> str:
+        """What the stage needs, for a table."""
+        return f"{'' if self.is_exact else 'about '}{size(self.needed)}"
+
+    @property
+    def has(self) -> str:
+        """What the device has, and its name, for a table."""
+        return f"{size(self.memory.free)} {'RAM' if self.device == CPU else self.device}"
 
 
 def memory_needs(plan: Plan) -> list[Need]:
@@ -54,9 +61,18 @@ def captioner_size(plan: Plan) -> ModelSize | None:
     if "caption" not in plan.stages:
         return None
     try:
-        return model_size(plan.caption)
+        return model_size(plan.caption, squareness=_squareness(plan))
     except ClipScgiError:
         return None  # `captioner_problems` reports it
+
+
+def _squareness(plan: Plan) -> float:
+    """Return the shorter side of the most square image in its longer ones; 1 if the images are not indexed."""
+    if not plan.is_indexed or plan.caption.image_tokens == "all":
+        return 1.0
+    table = plan.run.images.rows("width", "height")
+    sides = np.stack([table["width"].to_numpy(), table["height"].to_numpy()])
+    return float((sides.min(0) / sides.max(0)).max(initial=0.0)) or 1.0
 
 
 def _captioning(plan: Plan) -> Need | None:

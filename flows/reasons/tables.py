@@ -17,6 +17,7 @@ from data.splits import GALLERY, QUERY, TRAIN
 _KINDS: Final = {"added": "image", "removed": "image", "replaced": "image", "relabeled": "image", "renamed": "path"}
 _PARTS: Final = {"train": (TRAIN,), "test": (QUERY, GALLERY), "ranked": (QUERY, GALLERY)}
 _WITHOUT_PATHS: Final = ("train", "test")
+OTHER: Final = "another dataset, without a common image"
 _LABELS: Final = ("split", "pid", "camid")
 
 Row = Mapping[str, Any]
@@ -50,6 +51,8 @@ def image_changes(old: Table, new: Table) -> list[str]:
     Images are matched by path; those with an added or removed path are matched by their bytes.
     """
     before, after = ({row["path"]: row for row in table.rows} for table in (old, new))
+    if before.keys() != after.keys() and _is_disjoint(old, new, "sha256"):
+        return [OTHER]
     counts = Counter(_difference(before[path], after[path], "") for path in before.keys() & after.keys())
     gone: dict[str, list[Row]] = defaultdict(list)
     for path in before.keys() - after.keys():
@@ -64,6 +67,12 @@ def image_changes(old: Table, new: Table) -> list[str]:
     return [f"{count:,} {noun if count == 1 else noun + 's'} {kind}" for count, noun, kind in found if count]
 
 
+def _is_disjoint(old: Table, new: Table, column: str) -> bool:
+    """Return True if two tables with rows have no image in common, so that they are of different datasets."""
+    before, after = ({row[column] for row in table.rows} for table in (old, new))
+    return bool(before and after) and before.isdisjoint(after)
+
+
 def _difference(old: Row, new: Row, same: str) -> str:
     if old["sha256"] != new["sha256"]:
         return "replaced"
@@ -72,6 +81,8 @@ def _difference(old: Row, new: Row, same: str) -> str:
 
 def text_changes(old: Table, new: Table) -> list[str]:
     """Return how two sets of captions differ: "3 with another text", "2 by corrections", "1 added" and the like."""
+    if _is_disjoint(old, new, "image_sha256"):
+        return [OTHER]
     before, after = (
         {(row["image_sha256"], row["pid"], row["camid"]): row for row in table.rows} for table in (old, new)
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from captioning.config import CaptionConfig
 from captioning.corrections.stage import find_captions, make_captions
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.datasets import DatasetConfig
 from data.index.stage import index
 from data.progress import ProgressFn
 from data.stages.stage import RunContext
@@ -18,11 +19,12 @@ from flows.worlds import ensure_dataset
 
 @dataclass(frozen=True, kw_only=True)
 class SeedInputs:
-    """The dataset of one seed and its captions. seed: of the shuffled captions."""
+    """The dataset of one seed, as `data` describes it, and its captions. seed: of the shuffled captions."""
 
     run: RunContext
     seed: int
     config: CaptionConfig
+    data: DatasetConfig
 
     @property
     def has_truth(self) -> bool:
@@ -54,5 +56,6 @@ class SeedInputs:
 
 def open_inputs(store: ArtifactStore, recipe: Recipe, seed: int, progress: ProgressFn) -> SeedInputs:
     """Draw the synthetic dataset of `recipe` if it has one, index the images, and return the inputs of its runs."""
-    outcome = index(store, config=ensure_dataset(store, recipe), progress=progress)
-    return SeedInputs(run=RunContext(store=store, indexed=outcome.images), seed=seed, config=recipe.caption)
+    data = ensure_dataset(store, recipe)
+    outcome = index(store, config=data, progress=progress)
+    return SeedInputs(run=RunContext(store=store, indexed=outcome.images), seed=seed, config=recipe.caption, data=data)

@@ -144,7 +144,7 @@ def test_the_command_writes_once_and_says_how_to_read_it_back(tmp_path, capsys, 
     command = ["manifest", str(root), "--home", home, "--set", "data.camera_pattern=cam(\\d)"]
     assert main(command) == 0
     told = capsys.readouterr()
-    assert f"--set data.root={root} --set data.reader=manifest" in told.out
+    assert f"use       clip-scgi check manifest --set data.root={root} --set data.reader=manifest" in told.out
     assert "data.manifest" not in told.out
     assert "2 paths or labels begin with =, +, - or @" in told.err or "4 paths" in told.err
     written = (root / "manifest.csv").read_text()
@@ -162,6 +162,12 @@ def test_the_command_writes_once_and_says_how_to_read_it_back(tmp_path, capsys, 
     ):
         assert main([*command, *wrong]) == 1
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_images_without_identities_are_checked_up_to_their_captions(tmp_path, capsys):
+    put(tmp_path, "a.jpg")
+    assert main(["manifest", str(tmp_path), "--reader", "images", "--home", str(tmp_path / "home")]) == 0
+    assert "clip-scgi check manifest --until caption --set data.root=" in capsys.readouterr().out
 
 
 def test_junk_needs_its_setting_to_be_read_back(tmp_path, capsys):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from captioning.config import CaptionConfig
@@ -21,18 +24,23 @@ from captioning.stage.probe import measure
 from captioning.store.rows import CaptionRow
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactStore
+from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError
+from data.index.stage import index
 from data.stages.stage import RunContext
 from flows.cli.app import main
+from flows.cli.check import show_costs
+from flows.costs.costs import Costs, Duration, StageCost
 from flows.preflight.check import notices_of, problems_of
 from flows.preflight.finding import texts_of
 from flows.preflight.inspection import check_after
-from flows.preflight.machine import Memory, Processor, flags_of
+from flows.preflight.machine import Load, Memory, Processor, flags_of
+from flows.preflight.memory import Need, captioner_size
 from flows.preflight.plan import Plan
 from flows.recipes import build_recipe
 from reid.models.pretrained import TINY_FOLDER, TINY_WEIGHTS
 from tests.helpers.chat_server import serving
-from tests.helpers.data_trees import market, put
+from tests.helpers.data_trees import market, picture, put
 from tests.helpers.gpus import Gpus
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.programs import run_code
@@ -391,6 +399,55 @@ def test_weights_that_do_not_fit_into_the_memory_are_a_problem(tmp_path):
     (notice,) = texts_of(notices_of(tight))
     assert "set caption.batch_size=3" in notice
     assert notices_of(plan(tmp_path, *settings, gpus=Gpus(1), stages=("caption",))) == []
+
+
+def test_tokens_of_the_padding_take_no_memory(tmp_path):
+    folder = str(save_mini_llava(tmp_path / "llava"))
+    every, narrow, square = (
+        model_size(CaptionConfig(model=folder, dtype="float32", image_tokens=tokens), squareness=squareness)
+        for tokens, squareness in (("all", 0.3), ("body", 0.3), ("body", 1.0))
+    )
+    assert narrow.per_image < square.per_image == every.per_image
+    assert narrow.weights == every.weights
+
+
+def test_the_most_square_image_decides_how_many_tokens_take_memory(tmp_path):
+    folder, root = save_mini_llava(tmp_path / "llava"), tmp_path / "people"
+    for number, size in enumerate([(30, 100), (40, 80)]):
+        (root / f"{number}").mkdir(parents=True)
+        (root / f"{number}" / "a.jpg").write_bytes(picture(number, size=size))
+    asked = plan(
+        tmp_path, f"caption.model={folder}", "caption.image_tokens=body", "caption.dtype=float32", stages=("caption",)
+    )
+    store = asked.run.store
+    images = index(store, config=DatasetConfig(reader="folders", root=str(root))).images
+    known = replace(asked, run=RunContext(store=store, indexed=images))
+    expected = model_size(asked.caption, squareness=0.5)
+    assert captioner_size(known) == expected != captioner_size(asked) == model_size(asked.caption)
+
+
+def test_a_busy_machine_is_named_beside_its_speeds():
+    def shown(load):
+        console = Console(width=80, record=True, file=io.StringIO())
+        stage = StageCost(
+            stage="caption",
+            is_cached=False,
+            work="126,441 images, 12,345 already captioned",
+            duration=Duration(98_765, "133 images/s in batches of 64, 8 workers"),
+            n_bytes=123_456_789,
+            memory=Need(
+                stage="caption", device="cuda:0", needed=14 * GB, memory=Memory(118 * GB, 128 * GB), is_exact=False
+            ),
+        )
+        show_costs(console, Costs(stages=[stage], to_caption=3, free=GB, load=load))
+        return console.export_text()
+
+    busy = shown(Load(8.31, 2))
+    assert "busy      speed measured on a busy machine (load average 8.3, 2 cores); an idle machine is faster" in busy
+    assert "(load average 8.3, 1 core)" in shown(Load(8.31, 1))
+    assert "busy" not in shown(Load(1.5, 2)) + shown(None)
+    for number in ("about 15.0 GB", "of 126.7 GB cuda:0", "123.5 MB"):
+        assert number in busy, "a number and its unit stand on one line of 80 columns"
 
 
 def test_quantized_weights_are_smaller(tmp_path):

@@ -32,6 +32,7 @@ from flows.study.text import difference_text, mean_text
 from flows.study.training import recipe_of, training_of
 from reid.evaluation.stage import EvaluateStage
 from reid.training.stage import TrainStage
+from tests.helpers.data_trees import put
 
 SMALL = [
     "synthetic.train_identities=6",
@@ -436,6 +437,14 @@ def test_settings_that_fail_every_run_are_refused_before_the_first(tmp_path, cap
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "captions").exists()
+
+
+def test_the_checks_of_a_study_know_its_dataset(tmp_path, capsys):
+    put(tmp_path / "people", "anna/1.jpg", "anna/2.jpg")
+    out = ["--out", str(tmp_path / "out"), "--home", str(tmp_path / "home")]
+    settings = ["--set", f"data.root={tmp_path / 'people'}", "--set", "data.train_fraction=1"]
+    assert main(["study", "folders", "--seeds", "1", *out, *settings]) == 1
+    assert "set data.train_fraction=0.5 (it is 1)" in capsys.readouterr().err
 
 
 def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
