@@ -95,7 +95,7 @@ def unused(sources: Mapping[str, str]) -> list[str]:
 
 
 def _is_named(name: str, words: set[str], templates: str) -> bool:
-    return name in words or f'"{name}"' in templates or f'"/static/{name}"' in templates
+    return name in words or f'"{name}"' in templates or f'/{name}"' in templates
 
 
 def test_the_wheel_contains_the_four_packages_only(sources):
