@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from data.artifacts.store import ArtifactStore
 from data.errors import ClipScgiError, ConfigError
 from flows.ui.content.library import MissingError
-from flows.ui.routes import corrections, home, images, queries
+from flows.ui.routes import corrections, home, images, queries, search
 from flows.ui.security import MOST_BYTES, Guard, TooLargeError
 from flows.ui.site import STATIC, Site
 
 _STATUS: Final = {MissingError: 404, ConfigError: 400}
-ROUTES: Final = (home.add_routes, images.add_routes, corrections.add_routes, queries.add_routes)
+ROUTES: Final = (home.add_routes, images.add_routes, corrections.add_routes, queries.add_routes, search.add_routes)
 
 
 def create_app(store: ArtifactStore, folders: Sequence[Path] = ()) -> ASGIApp:

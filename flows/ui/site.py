@@ -23,6 +23,7 @@ from flows.ui.content.library import Dataset, Library, MissingError
 from flows.ui.content.models import Models
 from flows.ui.content.pictures import Pictures
 from flows.ui.content.rankings import AllRankings
+from flows.ui.content.searching import Searcher, Uploads
 from flows.ui.content.tables import ImageTable, Tables
 from flows.ui.content.work import Workshop
 
@@ -40,6 +41,8 @@ class Site:
         self.pictures = Pictures()
         self.rankings = AllRankings()
         self.models = Models(store)
+        self.searcher = Searcher(store, self.models)
+        self.uploads = Uploads()
         self.workshop = Workshop()
         self.corrections = CorrectionsByTemplate(store.root)
         self.token = secrets.token_urlsafe(24)

@@ -60,8 +60,9 @@ def add_routes(app: FastAPI, site: Site) -> None:
         )
 
     @app.get("/runs/{key}/queries/{number}/maps/{rank}")
-    def explain(request: Request, key: str, number: int, rank: int) -> Response:
-        job = _explained(site, _searched(site, key, request.query_params), number, rank)
+    def explain(request: Request, key: str, number: int, rank: int, again: bool = False) -> Response:
+        known = None if again else site.workshop.find(_key(key, number, rank))
+        job = known or _explained(site, _searched(site, key, request.query_params), number, rank)
         return JSONResponse(told(job, lambda maps: {"similarity": round(maps.similarity, 4)}))
 
     @app.get("/runs/{key}/queries/{number}/maps/{rank}/{side}")

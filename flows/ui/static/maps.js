@@ -11,6 +11,8 @@ async function showMaps(button) {
   panel.hidden = false;
   pair.hidden = true;
   panel.scrollIntoView({ block: "nearest" });
+  note.textContent = "";
+  await fetch(`${button.dataset.maps}?again=true`).catch(() => {});
   const found = await finished(button.dataset.maps, (words) => { if (number === asked) note.textContent = words; });
   if (number !== asked) return;
   if (found.state === "failed") {

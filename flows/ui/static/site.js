@@ -5,10 +5,16 @@ for (const form of document.querySelectorAll("form[data-submit-on-change]")) {
   form.addEventListener("change", (event) => {
     if (event.target.matches("select")) form.requestSubmit();
   });
-  form.addEventListener("submit", () => {
-    for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
-  });
+  form.addEventListener("submit", () => leaveOutEmpty(form));
 }
+
+// Keeps empty fields out of the address, until the browser comes back to this page.
+function leaveOutEmpty(form) {
+  for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
+}
+addEventListener("pageshow", () => {
+  for (const field of document.querySelectorAll("form[method=get] [name]")) field.disabled = false;
+});
 
 // n and p, or the arrow keys, lead to the neighboring page unless the user is writing.
 document.addEventListener("keydown", (event) => {

@@ -7,7 +7,8 @@ import re
 import pytest
 
 UNNAMED = """[...document.querySelectorAll("input:not([type=hidden]), select, textarea, button, a, img")].filter(
-  (e) => !(e.hasAttribute("alt") || e.ariaLabel || e.textContent.trim() || e.labels?.length || e.querySelector("img[alt]"))).length"""
+  (e) => !(e.hasAttribute("alt") || e.ariaLabel || e.textContent.trim() || e.labels?.length
+    || e.querySelector("img[alt]"))).length"""
 
 pytestmark = pytest.mark.xdist_group("flow")
 
@@ -21,7 +22,7 @@ def check_layout(page) -> None:
 def test_every_page_fits_both_sizes_and_schemes(open_page, served, size, scheme):
     run = re.search(r"/runs/\w+", served.get("/").text)[0]
     query = re.search(rf"{run}/queries/\d+", served.get(run).text)[0]
-    for path in ("/", served.dataset, f"{served.dataset}/images/0", run, query, "/nothing"):
+    for path in ("/", served.dataset, f"{served.dataset}/images/0", run, query, "/search", "/nothing"):
         page = open_page(path, size, scheme)
         check_layout(page)
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
