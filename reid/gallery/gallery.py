@@ -211,7 +211,8 @@ class Gallery:
             path: an image, or a folder for all images below it, as they were added; relative to the working directory.
             where: a filter (`reid.gallery.where`).
             dry_run: only count them.
-            index_from, progress: see `add`.
+            index_from: see `add`.
+            progress: see `add`.
 
         Raises:
             ConfigError: nothing is given, `where` is not a filter, or another process is changing the gallery.

@@ -24,8 +24,8 @@ from reid.gallery.writer import Writer
 
 INDEX_FROM: Final = 4_000_000
 """Number of entries from which a gallery has an index; smaller ones are searched exactly in little time."""
-LEAST_RECALL: Final = 0.98
-"""Least share of the ten nearest entries that a search by the index finds."""
+AIM: Final = 0.995
+"""Share of the ten nearest entries that the index has to find when it is built, so that new queries reach 0.98."""
 _NEAREST: Final = 10
 _GROWTH: Final = 0.25
 """The index is built again when the entries that it does not cover are this share of those that it does."""
@@ -130,7 +130,7 @@ def _probes(snapshot: Snapshot, centers_KD: Float32s, assigned: Int64s, rng: np.
 
 
 def _least(needed: Int64s) -> int:
-    """Return the least number of lists with which `LEAST_RECALL` is reached."""
+    """Return the least number of lists with which `AIM` is reached."""
     if not len(needed):
         return 1
-    return int(np.sort(needed)[max(0, int(np.ceil(LEAST_RECALL * len(needed))) - 1)])
+    return int(np.sort(needed)[max(0, int(np.ceil(AIM * len(needed))) - 1)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ _GATHER_SHARE: Final = 0.3
 _GATHER_ROWS: Final = 512
 """Rows gathered at a time: a megabyte at D = 512, which stays in the processor's cache until it is multiplied."""
 _MOST_THREADS: Final = 8
+_ALONE: Final = 16_384
+"""Up to so many selected rows, one thread is faster than waking others."""
 
 
 class Nearest(NamedTuple):
@@ -47,8 +50,8 @@ def _selected_scores(blocks: Sequence[Float32s], query_D: Float32s, selected: In
     scores = np.empty(len(selected), np.float32)
     ends = np.cumsum([len(block) for block in blocks])
     bounds = np.concatenate([[0], np.searchsorted(selected, ends)]) if blocks else np.zeros(1, np.int64)
-    threads = min(_threads(), _MOST_THREADS)
-    with ThreadPoolExecutor(threads) as pool:
+    threads = min(_threads(), _MOST_THREADS) if len(selected) > _ALONE else 1
+    with ThreadPoolExecutor(threads) as pool:  # starts its threads only when they get work
         for number, block_BD in enumerate(blocks):
             part = slice(bounds[number], bounds[number + 1])
             local, out = selected[part] - (ends[number] - len(block_BD)), scores[part]
@@ -56,8 +59,9 @@ def _selected_scores(blocks: Sequence[Float32s], query_D: Float32s, selected: In
                 out[:] = np.matmul(block_BD, query_D)[local]
             elif len(local):
                 starts = range(0, len(local), _GATHER_ROWS)
-                jobs = [starts[thread::threads] for thread in range(threads)]
-                list(pool.map(lambda own, b=block_BD, at=local, to=out: _gather(b, query_D, at, own, to), jobs))
+                jobs = [partial(_gather, block_BD, query_D, local, starts[own::threads], out) for own in range(threads)]
+                run = map if threads == 1 else pool.map
+                list(run(lambda job: job(), jobs))
     return scores
 
 

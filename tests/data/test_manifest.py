@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from data.datasets import DatasetConfig, scan_dataset
 from data.errors import DataError
 from data.people import UNKNOWN_CAMERA
+from data.readers.manifest import column_of
 from tests.helpers.data_trees import put
 
 
@@ -525,3 +526,22 @@ def test_labels_that_may_be_mistakes_are_told(tmp_path):
     assert found.notices == ["1 label(s) are used for more than one identity, such as 'al' (pid 1, 2)"]
     found = scan(write(frame.assign(pid=[1, 1, 2, "", 3]), tmp_path / "manifest.csv"))
     assert [row.detail for row in found.rejected] == ["row 4: label 'al' has the pids 1, 2; write one of them"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "parquet", "folder"])
+def test_a_further_column_is_read_by_path(tmp_path, kind):
+    put(tmp_path, "a.jpg", "sub/b.jpg", "c.jpg")
+    rows = {"Path": ["a.jpg", "./sub/b.jpg", "gone.jpg", "a.jpg"], " Time ": ["x", "", "y", "z"]}
+    frame = pd.DataFrame({**rows, "split": "gallery", "pid": 1})
+    name = "m.csv"
+    if kind in ("csv", "semicolons"):
+        frame.to_csv(tmp_path / name, index=False, sep=";" if kind == "semicolons" else ",")
+    else:
+        name = "m.parquet" if kind == "parquet" else "m.parquet/part.parquet"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        frame.to_parquet(tmp_path / name)
+        name = "m.parquet"
+    cells = column_of(tmp_path, manifest=name, name="time")
+    assert {path: cell.cell for path, cell in cells.items()} == {"a.jpg": "x", "sub/b.jpg": ""}
+    assert cells["sub/b.jpg"].place == "row 2"
+    assert column_of(tmp_path, manifest=name, name="when") is None

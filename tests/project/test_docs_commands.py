@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import pandas as pd
 import pytest
 
+from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactStore
+from data.schemas import CAPTIONS
 from data.synthetic.world import WorldConfig, write_market1501
+from flows.cli.app import main
 from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
 from tests.helpers.small_models import write_model
+from tests.helpers.small_runs import SMALL_WORLD
 
 PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/gpu.md")
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
@@ -27,7 +32,7 @@ RUNNABLE = list(
         command
         for commands in COMMANDS.values()
         for command in commands
-        if command.startswith("clip-scgi") and not command.startswith("clip-scgi artifacts")
+        if command.startswith("clip-scgi") and not command.startswith(("clip-scgi artifacts", "clip-scgi gallery"))
     )
 )
 NEEDS_WEIGHTS = ("market1501", "manifest_clip_reid")
@@ -115,6 +120,32 @@ def test_the_artifact_commands_work(tmp_path):
         if command.startswith("clip-scgi artifacts") and "FINGERPRINT" not in command:
             done = run(shlex.split(command)[1:], tmp_path)
             assert done.returncode == 0, done.stderr
+
+
+def test_the_gallery_commands_work_one_after_the_other(people, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
+    store = ArtifactStore(tmp_path / "home")
+    store.record_use(write_model(store), dataset="demo", recipe="demo")
+    images = list((people / "Market-1501-v15.09.15").glob("*/*.jpg"))
+    shutil.copyfile(images[0], "query.jpg")
+    notes = [{"image_sha256": digest_file(path), "caption": "A man.", "attr_upper_color": "red"} for path in images]
+    pd.DataFrame(notes).reindex(columns=CAPTIONS.names).to_parquet("captions.parquet")
+    on_cpu = ["--set", "evaluate.device=cpu"]
+    manifest = str(people / "my-people" / "manifest.csv")
+    assert main(["embed", manifest, "--model", "demo", "--mode", "joint", *on_cpu]) == 0
+    small = [part for text in (*SMALL_WORLD, "evaluate.device=cpu") for part in ("--set", text)]
+    commands = [command for command in COMMANDS["docs/search.md"] if command.startswith("clip-scgi gallery")]
+    assert len(commands) >= 8
+    for command in commands:
+        words = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
+        words += {"add": small if "demo" in words[3:4] else on_cpu, "search": on_cpu}.get(words[1], [])
+        assert main(words) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert re.search(r"images +[1-9]\d* \(", shown)
+    assert "images pass the filter and were compared" in shown
+    assert re.search(r"[1-9]\d* images removed", shown) or "did you mean" in shown
+    assert "<img" in (tmp_path / "hits.html").read_text(encoding="utf-8")
 
 
 def test_the_listed_recipes_command(tmp_path):

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from captioning.stage.stage import CaptionStage
+from captioning.corrections.stage import find_captions
 from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError
@@ -150,7 +150,7 @@ def _own_captions(wanted: Source, store: ArtifactStore) -> Path | None:
         return None
     with progress_bar("index") as progress:
         run = RunContext(store=store, indexed=index(store, config=dataset_of(store, recipe), progress=progress).images)
-    captions = CaptionStage(config=recipe.caption).find(run)
+    captions = find_captions(run, recipe.caption)
     if captions is None:
         notice = f"recipe {recipe.name} has no captions here for its images and settings, so none are added"
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
