@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,10 @@ from flows.recipes import build_recipe
 from reid import Embedder
 from reid.config.train import TrainConfig
 from reid.metrics import evaluate_ranking
+from tests.helpers.places import REPO
 from tests.helpers.small_models import write_model
+from tests.helpers.small_runs import ON_CPU as DEVICES
+from tests.helpers.small_runs import SMALL_RUN
 
 FOLDERS = ["folders", "--set", "data.reader=manifest", "--set", "data.root=mine", "--set", "evaluate.device=cpu"]
 """The test images of `base`, as the recipe folders: queries and gallery, but no training split."""
@@ -68,7 +73,7 @@ def test_a_model_of_another_dataset_is_evaluated_once_however_it_is_named(place,
     assert main(["evaluate", *FOLDERS, "--model", "demo"]) == 0
     shown = capsys.readouterr()
     assert re.search(r"✓ evaluate +ran", shown.err)
-    assert re.search(r"^demo -> folders.*: \d+ queries, \d+ gallery images$", shown.out, re.MULTILINE)
+    assert re.search(r"^demo -> folders.*: \d+ queries, \d+ gallery images *$", shown.out, re.MULTILINE)
     assert f"train/{embedder.fingerprint} (clip_scgi), trained on demo, tested on folders" in shown.out
     for name in (f"train/{embedder.fingerprint[:8]}", str(embedder.model.folder), str(copy)):
         assert main(["evaluate", *FOLDERS, "--model", name]) == 0
@@ -148,7 +153,7 @@ def test_a_breakdown_is_printed_and_written(place, capsys):
         (["--check-independence", "nobody"], "'nobody' does not name a trained model"),
         (["--check-independence", "demo", "--mode", "both"], "no mode 'both'; give one of image, fused, joint"),
         (["images", "--set", "data.root=mine", "--model", "demo"], "data.reader=images does not know identities"),
-        ([*FOLDERS, "--model", "demo", "--set", "evaluate.device=cuda:9"], "evaluate.device=cuda:9"),
+        ([*FOLDERS[:-1], "evaluate.device=cuda:9", "--model", "demo"], "evaluate.device=cuda:9"),
     ],
 )
 def test_what_cannot_work_is_one_message(place, capsys, words, message):
@@ -218,6 +223,58 @@ def test_a_batch_norm_left_in_training_mode_fails_the_check(place, capsys, monke
     shown = capsys.readouterr().out
     assert "FAILED: embeddings in mode joint depend on the other images of a batch" in shown
     assert main(["evaluate", "--check-independence", "demo", "--mode", "image"]) == 0
+
+
+# The commands of docs/evaluation.md
+
+PAGE = (REPO / "docs/evaluation.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("clip-scgi evaluate")
+]
+ELSEWHERE = [line for line in COMMANDS if re.search("--(model|zero-shot|check-independence)", line)]
+PEOPLE = ["synthetic.train_identities=2", "synthetic.test_identities=2", "synthetic.cameras=2"]
+
+
+def sets(*settings: str) -> list[str]:
+    return [part for text in settings for part in ("--set", text)]
+
+
+@pytest.mark.parametrize("command", ELSEWHERE)
+def test_the_commands_of_the_page_run(place, capsys, command):
+    for path in (place / "mine").glob("*.jpg"):
+        pid = re.search(r"-(-?\d+)_c", path.name)[1]
+        if int(pid) > 0:
+            (place / "people" / pid).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place / "people" / pid / path.name)
+    words = [word.replace("/data/people", "people") for word in shlex.split(command)[1:]]
+    small = sets(*PEOPLE, "evaluate.device=cpu") if "benchmark" in words else []
+    assert main([*words, *small]) == 0
+    shown = capsys.readouterr().out
+    assert "mAP" in shown or "passed: an embedding depends on its own image only" in shown
+    if "--out" in words:
+        (code,) = (block for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S) if "rank_lists" in block)
+        exec(compile(code, "docs/evaluation.md", "exec"), {})
+        (metrics,) = evaluations(place)
+        r1 = next(row["rank1"] for row in metrics["results"] if (row["model"], row["mode"]) == ("trained", "image"))
+        assert f"R1: {r1}" in capsys.readouterr().out
+
+
+@pytest.mark.xdist_group("flow")
+def test_the_commands_of_the_page_run_on_a_finished_demo(finished, tmp_path, capsys, monkeypatch):
+    home, _ = finished
+    shutil.copytree(home, tmp_path / "home", dirs_exist_ok=True)
+    monkeypatch.setattr("flows.cli.run.prefect_server", lambda _: nullcontext())
+    commands = [line for line in COMMANDS if line not in ELSEWHERE]
+    assert len(commands) == 3
+    for command in commands:
+        small = sets("synthetic.seed=7", *SMALL_RUN, *DEVICES)
+        assert main([*shlex.split(command)[1:], *small, "--home", str(tmp_path / "home")]) == 0
+        shown = capsys.readouterr()
+        assert re.search(r"✓ train +cached", shown.err)
+        assert ("k-reciprocal re-ranking with k1 = 20, k2 = 6, lambda = 0.3" in shown.out) == ("rerank" in command)
 
 
 @pytest.mark.xdist_group("flow")

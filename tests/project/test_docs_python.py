@@ -65,6 +65,9 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     vectors = np.eye(6, 3, dtype=np.float32) + np.float32(0.5)
     pd.DataFrame({"path": images["path"], "embedding": list(vectors)}).to_parquet(tmp_path / "features.parquet")
+    place = {"model": "trained", "mode": "image", "query_path": "1.jpg", "gallery_path": "2.jpg", "score": 0.5}
+    (tmp_path / "results").mkdir()
+    pd.DataFrame([{**place, "rank": 1, "match": False}]).to_parquet(tmp_path / "results/rank_lists.parquet")
     monkeypatch.chdir(tmp_path)
 
 

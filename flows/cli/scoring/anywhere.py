@@ -129,8 +129,8 @@ def _seen_in_training(run: RunContext, stage: EvaluateStage) -> int:
     import pyarrow.parquet as pq
 
     assert isinstance(stage.model, ArtifactRef)
-    provenance = read_trained(stage.model.folder).get("provenance")
-    file = run.store.folder(IndexStage.name, provenance["images"] if provenance else "") / IMAGES_FILE
+    provenance: Mapping[str, Any] = read_trained(stage.model.folder).get("provenance", {})
+    file = run.store.folder(IndexStage.name, provenance.get("images", "unknown")) / IMAGES_FILE
     if not file.is_file():
         return 0
     rows = pq.read_table(file, columns=["sha256"], filters=[("split", "=", "train")])
