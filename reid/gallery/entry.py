@@ -70,7 +70,7 @@ CAPTION_COLUMNS: Final = (
     *(Column(slot, pa.string(), "text") for slot in SLOTS),
     *(Column(f"{slot}_{_CONFIDENCE}", pa.float32(), "number") for slot in SLOTS),
 )
-"""What the caption of an image says. A later caption replaces them all."""
+"""What the caption of an image says. A later caption or attribute replaces them all."""
 COLUMNS: Final = (*SOURCE_COLUMNS, *CAPTION_COLUMNS)
 KINDS: Final[Mapping[str, Kind]] = {column.name: column.kind for column in COLUMNS}
 

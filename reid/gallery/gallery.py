@@ -163,7 +163,7 @@ class Gallery:
         Raises:
             ConfigError: the shape is wrong, or another process is changing the gallery.
             DataError: an embedding is not finite or not of length one, or the gallery is damaged.
-            ClipScgiError: the disk is full; the gallery is unchanged.
+            ClipScgiError: the disk is full; the gallery has all of the new entries or none of them.
         """
         given = distinct(entries)
         kept = [entries[row] for row in given.rows]

@@ -67,7 +67,7 @@ def add_images(
         mode: one of `Embedder.modes`; by default the first.
         index_from: see `reid.gallery.gallery.Gallery.add`.
         save_seconds: seconds between two writes.
-        progress: called with (images in the gallery, all images, note).
+        progress: called after every batch with (images that are in the gallery or rejected, all images, note).
 
     Raises:
         ConfigError: the gallery is of another model or mode, another process is changing it, or the model needs cameras
@@ -152,7 +152,7 @@ def _save_all(
                 job.take([by_content[image.sha256] for image in batch.images], batch.vectors_ND)
             if job.is_due:
                 job.save()
-                progress(known + job.added + job.replaced + len(job.rejected), total, "added")
+            progress(known + job.added + job.replaced + len(job.rejected), total, "added")  # also hears Ctrl-C
     finally:
         job.save()
     progress(total, total, "added")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from data.errors import ConfigError, DataError
 from data.files import full_disk_explained
 from data.process import locks
+from data.slots import SLOTS
 from reid.gallery.entry import (
     CAPTION_COLUMNS,
     EMBEDDING,
@@ -115,7 +116,8 @@ class Writer:
     def update(self, entries: Sequence[Entry], rows: Int64s) -> int:
         """Replace what the gallery knows of `rows` by what `entries` know; return the number of changed entries.
 
-        What an entry does not know stays as it was. A caption replaces the former one with its attributes.
+        What an entry does not know stays as it was. A caption or an attribute replaces the former caption with all of
+        its attributes.
         """
         changed_rows, changed = list[Int64s](), list[pa.Table]()
         for start in range(0, len(entries), _STEP_ROWS):
@@ -131,11 +133,11 @@ class Writer:
     def _merged(self, new: pa.Table, rows: Int64s) -> tuple[pa.Table, NDArray[np.bool_]]:
         """Return the merged entries, and whether each differs from the stored one."""
         old = self.snapshot.table.take(pa.array(rows, pa.int64()))
-        has_caption = pc.is_valid(new["caption"])
+        is_said = pc.is_valid(new["caption"])
+        for slot in SLOTS:
+            is_said = pc.or_(is_said, pc.is_valid(new[slot]))
         columns = {column.name: pc.coalesce(new[column.name], old[column.name]) for column in SOURCE_COLUMNS}
-        columns |= {
-            column.name: pc.if_else(has_caption, new[column.name], old[column.name]) for column in CAPTION_COLUMNS
-        }
+        columns |= {column.name: pc.if_else(is_said, new[column.name], old[column.name]) for column in CAPTION_COLUMNS}
         differs = np.zeros(len(rows), np.bool_)
         for name, merged in columns.items():
             same = pc.fill_null(pc.equal(merged, old[name]), False)

@@ -90,6 +90,13 @@ def test_known_content_is_not_added_again_but_brought_up_to_date(tmp_path):
     assert b"Somebody in blue, number 4." not in contents(tmp_path / "g")
 
 
+def test_attributes_without_a_caption_replace_the_former_ones(tmp_path):
+    gallery = small_gallery(tmp_path / "g", 4)
+    said = {"caption": None, "attributes": {"hair": "long"}, "confidences": {}}
+    assert gallery.add([entry(2, **said)], vectors(1)).updated == 1
+    assert gallery.snapshot().take(np.array([2])) == [entry(2, **said)]
+
+
 def test_another_camera_of_known_content_replaces_its_embedding(tmp_path):
     gallery = small_gallery(tmp_path / "g", 6)
     other = vectors(1, seed=3)
@@ -248,6 +255,16 @@ def test_an_empty_gallery_answers(tmp_path):
     info = gallery.info()
     assert (info.rows, info.labels, info.cameras, info.since) == (0, 0, (), None)
     assert gallery.add([], np.empty((0, WIDTH), np.float32)).added == 0
+
+
+def test_a_gallery_may_be_moved_and_searched_from_a_read_only_place(tmp_path):
+    small_gallery(tmp_path / "g", 8)
+    (tmp_path / "g").rename(tmp_path / "moved")
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "moved").rglob("*"))
+    gallery = Gallery.open(tmp_path / "moved")
+    assert paths(gallery.search(vectors(8)[3], top=1, where="camera=0")) == [entry(3).path]
+    gallery.info()
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "moved").rglob("*")) == before
 
 
 def test_info_counts_what_is_known(tmp_path):

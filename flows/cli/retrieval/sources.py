@@ -72,7 +72,7 @@ def surveyed(recipe: Recipe, store: ArtifactStore) -> Survey:
 
 
 def images_of(found: Survey) -> list[ImageFile]:
-    """Return the usable images with the labels that are known; the reader `images` knows none."""
+    """Return the usable images with the labels that are known, which are none for the reader `images`."""
     bare = found.description["reader"] == "images"
     return [
         ImageFile(
