@@ -149,7 +149,7 @@ class Backbone(nn.Module):
 
 def _vit_features(visual: Any, images_BCHW: Tensor, class_shift_BV: Tensor | None) -> ImageFeatures:
     patches_BPV = visual.conv1(images_BCHW).flatten(2).transpose(1, 2)
-    class_B1V = visual.class_embedding.to(patches_BPV.dtype).expand(len(patches_BPV), 1, -1)
+    class_B1V = visual.class_embedding.to(patches_BPV.dtype).expand(patches_BPV.shape[0], 1, -1)
     if class_shift_BV is not None:
         class_B1V = class_B1V + class_shift_BV[:, None].to(patches_BPV.dtype)
     x_BLV = torch.cat([class_B1V, patches_BPV], dim=1) + visual.positional_embedding.to(patches_BPV.dtype)

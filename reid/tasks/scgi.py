@@ -75,7 +75,7 @@ class ScgiTask(Task):
 
     def _encode_fused(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
         tokens_BLD = self.encode_image(images_BCHW, cameras_B).tokens_BLD
-        return self.cff(self.plain_1TD.expand(len(tokens_BLD), -1, -1), tokens_BLD).float()
+        return self.cff(self.plain_1TD.expand(tokens_BLD.shape[0], -1, -1), tokens_BLD).float()
 
     def _prompt(self, features: ImageFeatures, captions_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the encoded prompt [B, T, D] and the image tokens [B, L, D] that CFF attends to."""
