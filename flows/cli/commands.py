@@ -17,6 +17,7 @@ from data.artifacts.stages import STAGES, StageName
 from flows.cli.corrections.commands import corrections
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
+from flows.cli.release.export import export
 from flows.cli.retrieval.embed import embed
 from flows.cli.retrieval.gallery import gallery
 from flows.cli.scoring.compare import compare
@@ -225,6 +226,7 @@ app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(compare)
 app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(explain)
 app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(embed)
 app.command(rich_help_panel=_RESULTS)(ui)
+app.command(rich_help_panel=_RESULTS, no_args_is_help=True)(export)
 
 
 @app.command(rich_help_panel=_RESULTS, no_args_is_help=True)

@@ -38,8 +38,12 @@ def prompt_length_problems(plan: Plan) -> Iterator[str]:
 
 
 def log_problems(plan: Plan) -> Iterator[str]:
-    """Yield a TensorBoard folder that cannot be written."""
-    if "train" not in plan.stages or not plan.train.tensorboard:
+    """Yield a missing MLflow, and a TensorBoard folder that cannot be written."""
+    if "train" not in plan.stages:
+        return
+    if plan.train.tracking == "mlflow" and find_spec("mlflow") is None:
+        yield "train.tracking=mlflow is not installed: pip install 'clip-scgi[mlflow]', or set train.tracking=none"
+    if not plan.train.tensorboard:
         return
     if find_spec("tensorboard") is None:
         yield 'train.tensorboard needs tensorboard, which is not installed: set train.tensorboard=""'

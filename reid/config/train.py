@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from data.config import RUNTIME, Config, RuntimeStr
+from data.config import RUNTIME, SECRET, Config, RuntimeStr
 from data.device import Device
 from data.errors import raise_settings
 from reid.config.backbone import BackboneConfig, Size
@@ -240,6 +242,11 @@ class TrainConfig(Config):
     """Steps between lines of metrics.jsonl and progress reports."""
     tensorboard: RuntimeStr = ""
     """Folder for TensorBoard scalars; empty writes none."""
+    tracking: Annotated[Literal["none", "mlflow"], RUNTIME] = "none"
+    """Record parameters, metrics and fingerprints of the training with MLflow, or not at all."""
+    tracking_uri: RuntimeStr = ""
+    """Where MLflow records: sqlite:///FILE, file:///FOLDER, or the http address of a server. Empty: the file mlflow.db
+    in the artifact root. MLflow's environment variables do not change it."""
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that can change the result of this method."""
@@ -248,6 +255,21 @@ class TrainConfig(Config):
         if not self.validation.every:
             skip = {*skip, "validation"}  # without evaluations it changes nothing
         return {name: value for name, value in super().identity().items() if name not in skip}
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _known_store(cls, uri: str) -> str:
+        parts = urlsplit(uri)
+        is_server = parts.scheme in ("http", "https") and bool(parts.hostname)
+        if uri and not is_server and not uri.startswith(("sqlite:///", "file:///")):
+            raise ValueError("must be a store of MLflow such as sqlite:///mlflow.db or http://127.0.0.1:5000")
+        if parts.username or parts.password:
+            raise PydanticCustomError(
+                "secret_address",
+                "must not contain a user or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+                {SECRET: True},
+            )
+        return uri
 
     @property
     def needs_captions(self) -> bool:

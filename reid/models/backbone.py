@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import open_clip
@@ -17,13 +18,15 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.errors import ConfigError
 from data.files import read_json
 from data.process.environment import exact_float32
 from data.weights import read_tensors
-from reid.config.backbone import BackboneConfig
+from reid.config.backbone import PATCH, BackboneConfig
 from reid.models.loading import ClipShape, check_stored, load_clip, refuse_other_model, resize_positions
 from reid.models.pretrained import TINY_CONFIG, TINY_FOLDER, TINY_TOKENIZER
 from reid.models.tokens import BpeTokenizer, TextTokenizer, with_ends
@@ -42,6 +45,9 @@ __all__ = [
 
 # OpenAI's models were trained with QuickGELU, which open_clip's plain ViT-B-16 config does not use.
 _OPEN_CLIP_NAMES: Final = {"vit_b16": "ViT-B-16-quickgelu", "rn50": "RN50-quickgelu"}
+# How open_clip's SimpleTokenizer splits lower-case text, and the quotes that it replaces.
+_CLIP_WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CURLY_QUOTES: Final = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'}
 
 
 class ImageFeatures(NamedTuple):
@@ -71,6 +77,23 @@ class OpenClipTokenizer:
     def words(self, text: str) -> list[int]:
         """Return the ids of `text`, without start and end tokens."""
         return self._tokenizer.encode(text)
+
+    def portable(self) -> Tokenizer:
+        """Return the same byte-pair encoding. It does not repair broken Unicode and HTML entities, as `words` does."""
+        clip = self._tokenizer
+        tokenizer = Tokenizer(models.BPE(clip.encoder, list(clip.bpe_ranks), end_of_word_suffix="</w>"))
+        straight = [normalizers.Replace(curly, plain) for curly, plain in _CURLY_QUOTES.items()]
+        spaces = normalizers.Replace(Regex(r"\s+"), " ")
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), *straight, spaces, normalizers.Strip(), normalizers.Lowercase()]
+        )
+        words = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([clip.decoder[self.start], clip.decoder[self.end]])
+        return tokenizer
 
 
 class Backbone(nn.Module):
@@ -252,6 +275,32 @@ def tokenizer_of(config: BackboneConfig) -> TextTokenizer:
 def context_of(config: BackboneConfig) -> int:
     """Return the context length of a backbone's text tower in tokens, start and end included."""
     return int(_shape_of(config)["text_cfg"]["context_length"])
+
+
+def open_clip_shape(config: BackboneConfig) -> ClipShape:
+    """Return the architecture of a backbone as the `model_cfg` of an open_clip_config.json, image size included.
+
+    Raises ConfigError if open_clip cannot build it: a ResNet with a stage 4 of full resolution, or overlapping patches.
+    """
+    problem = {"rn50": "a ResNet-50 whose stage 4 keeps its resolution (CLIP-ReID)"}.get(config.name, "")
+    if config.name != "rn50" and config.stride not in (0, PATCH):
+        problem = f"overlapping patches (train.backbone.stride={config.stride})"
+    if problem:
+        raise ConfigError(f"open_clip cannot build {problem}: choose --format onnx")
+    shape = _shape_of(config)
+    return {
+        "embed_dim": shape["embed_dim"],
+        "quick_gelu": activation_of(config, None) == "quick_gelu",
+        "vision_cfg": {**shape["vision_cfg"], "image_size": [config.height, config.width]},
+        "text_cfg": shape["text_cfg"],
+    }
+
+
+def open_clip_features(folder: Path, images_BCHW: Tensor, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the image and text features, of length one, of the model that open_clip loads from `folder`."""
+    model = open_clip.create_model(f"local-dir:{folder}", device="cpu").eval()
+    with torch.inference_mode():
+        return model.encode_image(images_BCHW, normalize=True), model.encode_text(ids_BT, normalize=True)
 
 
 def build_clip(shape: ClipShape, height: int, width: int, stride: int = 0) -> CLIP:

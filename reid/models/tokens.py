@@ -24,6 +24,9 @@ class TextTokenizer(Protocol):
     def words(self, text: str) -> list[int]:
         """Return the ids of `text`, without start and end tokens."""
 
+    def portable(self) -> Tokenizer:
+        """Return a tokenizer of the library `tokenizers` that gives the same words, for other programs."""
+
 
 class BpeTokenizer:
     """Tokenizer of the tiny CLIP: lower-case byte-level BPE, so that any text can be encoded."""
@@ -45,6 +48,10 @@ class BpeTokenizer:
         """Return the ids of `text`, without start and end tokens."""
         # Split the text of special tokens too: a caption must not contain an end token before its end.
         return self._tokenizer.encode(text.replace("<|", "< |"), add_special_tokens=False).ids
+
+    def portable(self) -> Tokenizer:
+        """Return a copy of the tokenizer. Unlike `words`, it reads the text of a special token as that token."""
+        return Tokenizer.from_str(self._tokenizer.to_str())
 
 
 def with_ends(tokenizer: TextTokenizer, words: list[int], context: int) -> list[int]:

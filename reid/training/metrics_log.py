@@ -1,11 +1,12 @@
-"""The log of a training run: metrics.jsonl, one JSON object per line, and TensorBoard scalars on request.
+"""The log of a training run: metrics.jsonl, one JSON object per line; on request TensorBoard and MLflow.
 
 {"kind": "step", "epoch", "step", "loss", "terms": {name: value}, "lr": {group: rate}}     every log_every steps
 {"kind": "epoch", "epoch", "step", "loss", "terms" (means), "seconds", "images_per_second"}
     fp16 adds "loss_scale", which each skipped step halves and 2,000 steps in a row without one double
 {"kind": "eval", "epoch", "step", "mAP", "mINP", "rank1", "seconds"}     after the epochs that are evaluated
 
-Epochs count from 0 and steps from 1. TensorBoard shows every number as kind/name or kind/name/key, at its step.
+Epochs count from 0 and steps from 1. TensorBoard and MLflow show every number as kind/name or kind/name/key,
+at its step.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
+
+from reid.training.tracking import Kind, MlflowTracker, Status
 
 METRICS_FILE: Final = "metrics.jsonl"
 Value = float | Mapping[str, float]
 
 
 class MetricsLog:
-    """Log of a run: lines in the file at `path`, and scalars in a TensorBoard folder if one is given.
+    """Log of a run: lines in the file at `path`, and scalars in a TensorBoard folder and an MLflow run if given.
 
     Only the main process of a distributed run (`main`) writes.
     """
 
-    def __init__(self, path: Path, tensorboard: str, *, main: bool) -> None:
+    def __init__(self, path: Path, tensorboard: str, *, main: bool, tracker: MlflowTracker | None = None) -> None:
         self._path, self._main = path, main
+        self._tracker = tracker if main else None
         self._writer: Any = None
         if tensorboard and main:
             from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +47,7 @@ class MetricsLog:
         """Return the number of bytes written so far."""
         return self._path.stat().st_size if self._main else 0
 
-    def write(self, kind: Literal["step", "epoch", "eval"], *, epoch: int, step: int, **values: Value) -> None:
+    def write(self, kind: Kind, *, epoch: int, step: int, **values: Value) -> None:
         """Append one line."""
         if not self._main:
             return
@@ -53,11 +57,20 @@ class MetricsLog:
         if self._writer is not None:
             for name, value in _scalars(values):
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
+        if self._tracker is not None:
+            self._tracker.write(kind, step, dict(_scalars(values)))
 
-    def close(self) -> None:
-        """Flush TensorBoard."""
+    def flush(self) -> None:
+        """Send to MLflow what is waiting."""
+        if self._tracker is not None:
+            self._tracker.flush()
+
+    def close(self, status: Status = "FINISHED") -> None:
+        """Flush TensorBoard and end the MLflow run."""
         if self._writer is not None:
             self._writer.close()
+        if self._tracker is not None:
+            self._tracker.close(status)
 
 
 def _scalars(values: Mapping[str, Value]) -> Iterator[tuple[str, float]]:

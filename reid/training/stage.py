@@ -26,6 +26,7 @@ from reid.inputs.captions import caption_features, weights_identity
 from reid.inputs.pixel_cache import PixelStage, load_pixels
 from reid.inputs.training_rows import TrainingRows, read_rows, training_rows
 from reid.models.weights_source import described, resolved
+from reid.training.tracking import DATABASE, MlflowTracker, TrackedRun, parameters_of
 from reid.training.validation import Validator, ranked_held_out, ranked_test
 
 if TYPE_CHECKING:
@@ -100,12 +101,31 @@ class TrainStage(Stage):
                 progress=run.progress,
                 validate=validate,
                 launched=self.launched,
+                tracker=self._tracker(run, scratch),
             )
             save_model(folder / "model.safetensors", task)
         if (scratch / METRICS_FILE).exists():
             shutil.copyfile(scratch / METRICS_FILE, folder / METRICS_FILE)
         write_json(folder / CONFIG_FILE, self._description(run, rows, labels, sorted(task.encoders()), state))
         return Produced()
+
+    def _tracker(self, run: RunContext, scratch: Path) -> MlflowTracker | None:
+        """Return what records this training with MLflow. `scratch` has the name of the fingerprint."""
+        config = self.config
+        if config.tracking == "none":
+            return None
+        fingerprint, source = scratch.name, self._provenance(run)
+        names = ("dataset", "dataset_hash", "version", "images", "captions")
+        tags = {name: str(value) for name in names if (value := source[name])}  # type: ignore[literal-required]
+        tags |= {"stage": self.name, "fingerprint": fingerprint}
+        tags["artifact"] = str(run.store.folder(self.name, fingerprint))
+        tracked = TrackedRun(
+            uri=config.tracking_uri or f"sqlite:///{run.store.root / DATABASE}",
+            name=f"{source['dataset']} {config.method} {fingerprint[:8]}",
+            parameters=parameters_of(config),
+            tags={f"clip_scgi.{name}": value for name, value in tags.items()},
+        )
+        return MlflowTracker(tracked, scratch)
 
     def _description(
         self, run: RunContext, rows: TrainingRows, labels: Labels, modes: list[str], state: TrainState

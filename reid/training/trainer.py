@@ -38,6 +38,7 @@ from reid.training.device import training_device
 from reid.training.distributed import gather_batch
 from reid.training.metrics_log import METRICS_FILE, MetricsLog
 from reid.training.optim import build_optimizer, set_rates
+from reid.training.tracking import MlflowTracker
 
 Measures = dict[str, float]
 """Name of a measure -> its value; "mAP" decides which epoch is the best."""
@@ -115,6 +116,7 @@ def fit(
     progress: ProgressFn = silent,
     validate: Validate | None = None,
     launched: bool = False,
+    tracker: MlflowTracker | None = None,
 ) -> TrainState:
     """Train `task` in place, whatever accelerate or torch would read from the environment.
 
@@ -127,6 +129,7 @@ def fit(
         progress: called with (finished steps, steps of the run, loss).
         validate: called after the epochs that ``config.validation`` names; it must not change the task.
         launched: whether this process is one of several that a launcher (such as torchrun) has started together.
+        tracker: records the run with MLflow; only the main process uses it.
 
     Returns:
         The final state. The task has the weights of the last epoch, or of ``state.best`` if the config keeps the best.
@@ -138,26 +141,38 @@ def fit(
     """
     with hidden_variables(launched=launched), exact_float32(torch):
         folder.mkdir(parents=True, exist_ok=True)
-        run = _Run(task, data, config, folder)
-        state = run.resume()
-        while state.epoch < config.schedule.epochs:
-            rates = set_rates(run.optimizer, config.schedule, state.epoch)
-            for group in run.batches.groups(state.epoch, state.batch):
-                values = run.step(group, state)
-                run.report(state, values, rates, progress)
-                if config.checkpoint_every and state.step % config.checkpoint_every == 0:
-                    run.save(state)
-            run.finish_epoch(state)
-            if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
-                run.evaluate(state, validate)
+        run = _Run(task, data, config, folder, tracker)
+        try:
+            state = _train(run, config, validate, progress)
+        except BaseException as error:
+            run.metrics.close("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
         run.close(state)
         return state
+
+
+def _train(run: _Run, config: TrainConfig, validate: Validate | None, progress: ProgressFn) -> TrainState:
+    """Run all steps from the last checkpoint on, and return the state after them."""
+    state = run.resume()
+    while state.epoch < config.schedule.epochs:
+        rates = set_rates(run.optimizer, config.schedule, state.epoch)
+        for group in run.batches.groups(state.epoch, state.batch):
+            values = run.step(group, state)
+            run.report(state, values, rates, progress)
+            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                run.save(state)
+        run.finish_epoch(state)
+        if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
+            run.evaluate(state, validate)
+    return state
 
 
 class _Run:
     """The objects of one run: model, optimizer, batches, log and checkpoints."""
 
-    def __init__(self, task: Task, data: TrainingSet, config: TrainConfig, folder: Path) -> None:
+    def __init__(
+        self, task: Task, data: TrainingSet, config: TrainConfig, folder: Path, tracker: MlflowTracker | None
+    ) -> None:
         self.task, self.config, self.folder = task, config, folder
         self.accelerator = make_accelerator(config)
         task.to(self.accelerator.device)
@@ -173,7 +188,9 @@ class _Run:
             world=self.accelerator.num_processes,
         )
         self.gather = gather_batch if self.accelerator.num_processes > 1 else no_gather
-        self.metrics = MetricsLog(folder / METRICS_FILE, config.tensorboard, main=self.accelerator.is_main_process)
+        self.metrics = MetricsLog(
+            folder / METRICS_FILE, config.tensorboard, main=self.accelerator.is_main_process, tracker=tracker
+        )
 
     # Steps --------------------------------------------------------------------------------------------
 
@@ -260,6 +277,7 @@ class _Run:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint of the run after `state.step` steps."""
         state.metrics_bytes = self.metrics.size()
+        self.metrics.flush()  # a run that continues from this checkpoint does not write these lines again
         if self.accelerator.scaler is not None:
             state.scaler = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:

@@ -21,7 +21,7 @@ from tests.helpers.programs import CLIP_SCGI, run_module
 from tests.helpers.small_models import write_model
 from tests.helpers.small_runs import SMALL_WORLD
 
-PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/gpu.md")
+PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/export.md", "docs/gpu.md")
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
 BLOCKS = {page: re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for page, text in TEXTS.items()}
 COMMANDS = {page: [line.strip() for block in blocks for line in block.splitlines()] for page, blocks in BLOCKS.items()}
@@ -92,10 +92,10 @@ def test_the_command_works(command, people, tmp_path):
         arguments += ["--train"]
     if arguments[0] == "explain":
         assert run(["train", "demo", *small], tmp_path).returncode == 0
-    if arguments[0] == "embed":
+    if arguments[0] in ("embed", "export"):
         store = ArtifactStore(tmp_path)
         store.record_use(write_model(store), dataset="demo", recipe="demo")
-        arguments = [str(tmp_path / word) if word == "features.parquet" else word for word in arguments]
+        arguments = [str(tmp_path / word) if word in ("features.parquet", "exported") else word for word in arguments]
         if "-o" not in arguments:
             arguments += ["-o", str(tmp_path / "features.parquet")]
     done = run(arguments, tmp_path)
@@ -110,6 +110,9 @@ def test_the_command_works(command, people, tmp_path):
         assert "similarity" in done.stdout
     if arguments[0] == "embed":
         assert (tmp_path / "features.parquet").exists()
+    if arguments[0] == "export":
+        assert "largest difference" in done.stdout
+        assert (tmp_path / "exported/README.md").exists()
     if arguments[0] == "run":
         assert "report.html" in done.stdout
         assert "mAP" in done.stdout

@@ -90,9 +90,19 @@ def _evaluations():
         write_evaluation(ArtifactStore.default(), images, rank(images, noise=1, seed=seed), recipe=recipe)
 
 
+def export_for(page: str) -> None:
+    """Write the export that docs/export.md reads."""
+    from flows.cli.app import main
+
+    if page == "docs/export.md":
+        assert main(["export", "demo", "-o", "exported", "--mode", "image"]) == 0
+
+
 @pytest.mark.parametrize("page", WITH_CODE)
 @pytest.mark.usefixtures("files", "_model", "_evaluations")
 def test_the_code_runs(page, capsys):
+    export_for(page)
+    capsys.readouterr()
     for code in BLOCKS[page]:
         run_block(code, page)
         assert capsys.readouterr().out.strip()  # each block shows something

@@ -1,0 +1,1 @@
+"""The commands that release a trained model to other programs."""

@@ -1,0 +1,174 @@
+"""What the artifact store says about a trained model: its data, captions, settings and scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.artifacts.fingerprint import digest_file
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import DataError
+from data.files import read_json
+from data.stages.images import DESCRIPTION_FILE, DatasetDescription
+from reid.config.backbone import BackboneConfig
+from reid.config.train import TrainConfig
+from reid.config.trained import Provenance, Training, read_trained
+from reid.evaluation.intervals import Interval, query_scores_of, score_intervals
+from reid.training.checkpoint import MODEL
+
+METRICS: Final = ("mAP", "rank1", "rank5", "rank10", "mINP")
+_CAPTIONS: Final = "captions.parquet"
+_CAPTIONERS: Final = ("model_id", "model_revision", "template_id", "captioner_fingerprint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """The captions that a model was trained with.
+
+    captioners: distinct (model, revision, template, fingerprint) of the rows. statuses: status -> number of captions of
+    the train split, all images included.
+    """
+
+    captioners: list[tuple[str, str, str, str]]
+    statuses: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """Scores of one model and mode on one dataset.
+
+    model: trained or untrained. percent: metric -> percent. intervals: metric -> 95 % interval in percent; None for
+    drawn galleries and few queries. n_queries: evaluated queries.
+    """
+
+    model: str
+    mode: str
+    percent: dict[str, float]
+    intervals: dict[str, Interval] | None
+    n_queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evaluation of the model. protocol: in words."""
+
+    dataset: str
+    fingerprint: str
+    n_gallery: int
+    protocol: str
+    rows: list[ScoreRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """Everything known about a trained model; None or empty where it is not known in this store.
+
+    settings: of the training, without paths of the machine and without what does not change the result.
+    """
+
+    fingerprint: str
+    config: TrainConfig
+    settings: dict[str, Any]
+    cameras: list[int]
+    training: Training | None
+    origin: Provenance | None
+    dataset: DatasetDescription | None
+    captioned: Captioned | None
+    evaluations: list[Evaluation]
+
+
+def model_facts(model: ArtifactRef, store: ArtifactStore) -> ModelFacts:
+    """Return what config.json of a train artifact and `store` say about it.
+
+    Evaluations are those in `store` that read exactly this model file, newest last. Artifacts that are not in the store
+    any more, or damaged, are left out.
+    """
+    described = read_trained(model.folder)
+    config = TrainConfig.model_validate(described["config"])
+    origin = described.get("provenance")
+    captions = origin["captions"] if origin else None
+    return ModelFacts(
+        fingerprint=model.fingerprint,
+        config=config,
+        settings=_settings(config),
+        cameras=described.get("cameras", []) if config.sie else [],
+        training=described.get("training"),
+        origin=origin,
+        dataset=_dataset(store.folder("index", origin["images"])) if origin else None,
+        captioned=_captioned(store.folder("caption", captions)) if captions else None,
+        evaluations=_evaluations(model, store),
+    )
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that can change the result; a weights file by its name only."""
+    plain, kept = config.model_dump(mode="json"), config.identity()
+    settings = {name: value for name, value in plain.items() if name in kept and name != "device"}
+    return {**settings, "backbone": {**settings["backbone"], "weights": _weights_name(config.backbone)}}
+
+
+def _weights_name(config: BackboneConfig) -> str:
+    return Path(config.weights).name if config.is_file else config.weights
+
+
+def _dataset(folder: Path) -> DatasetDescription | None:
+    try:
+        return DatasetDescription.model_validate(read_json(folder / DESCRIPTION_FILE))
+    except (DataError, OSError, ValueError):
+        return None
+
+
+def _captioned(folder: Path) -> Captioned | None:
+    try:
+        table = pq.read_table(folder / _CAPTIONS, columns=[*_CAPTIONERS, "split", "status"])
+    except (OSError, KeyError, pa.ArrowInvalid):
+        return None
+    rows = zip(*(table[name].to_pylist() for name in _CAPTIONERS), strict=True)
+    captioners = sorted({tuple(str(value) for value in row) for row in rows})
+    trained = zip(table["split"].to_pylist(), table["status"].to_pylist(), strict=True)
+    statuses = Counter(status for split, status in trained if split == "train")
+    return Captioned(captioners=[(a, b, c, d) for a, b, c, d in captioners], statuses=dict(statuses.most_common()))
+
+
+def _evaluations(model: ArtifactRef, store: ArtifactStore) -> list[Evaluation]:
+    digest = digest_file(model.folder / MODEL)
+    found = [
+        sidecar
+        for sidecar in sorted(store.sidecars("evaluate"), key=lambda one: one.used)
+        if sidecar.fingerprint and _of_model(sidecar.ingredients, digest)
+    ]
+    return [read for sidecar in found if (read := _evaluation(sidecar.folder, sidecar.fingerprint or "")) is not None]
+
+
+def _of_model(ingredients: dict[str, Any], digest: str) -> bool:
+    identity = ingredients.get("model")
+    return isinstance(identity, dict) and identity.get(MODEL) == digest
+
+
+def _evaluation(folder: Path, fingerprint: str) -> Evaluation | None:
+    try:
+        metrics = read_json(folder / "metrics.json")
+        queries = query_scores_of(metrics, folder / "rankings.parquet")
+        return Evaluation(
+            dataset=metrics["protocol"]["dataset"],
+            fingerprint=fingerprint,
+            n_gallery=metrics["protocol"]["n_gallery"],
+            protocol=metrics["protocol"]["description"],
+            rows=[
+                ScoreRow(
+                    model=row["model"],
+                    mode=row["mode"],
+                    percent={name: 100 * row[name] for name in METRICS},
+                    intervals=score_intervals(queries.get((row["model"], row["mode"]))),
+                    n_queries=row["n_valid_queries"],
+                )
+                for row in metrics["results"]
+            ],
+        )
+    except (DataError, OSError, KeyError, TypeError, pa.ArrowInvalid):
+        return None
