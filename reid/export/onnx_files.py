@@ -107,7 +107,7 @@ def write_image_encoder(path: Path, task: Task, encode: Encoder) -> OnnxFile:
     encoder = UnitImageEncoder(task, encode).eval()
     samples = [_image_inputs(task, batch) for batch in CHECKED_BATCHES]
     _export(path, encoder, _image_inputs(task, _EXAMPLE_BATCH), names, [{0: "batch"} for _ in names])
-    return _checked(path, encoder, names, samples)
+    return compared(path, encoder, names, samples)
 
 
 def write_text_encoder(path: Path, backbone: Backbone) -> OnnxFile:
@@ -123,7 +123,36 @@ def write_text_encoder(path: Path, backbone: Backbone) -> OnnxFile:
     samples = [_text_inputs(backbone, batch, length) for batch, length in zip(CHECKED_BATCHES, lengths, strict=True)]
     free = {0: "batch", 1: torch.export.Dim("tokens", min=2, max=backbone.context)}
     _export(path, encoder, _text_inputs(backbone, _EXAMPLE_BATCH, _EXAMPLE_TOKENS), (TOKEN_IDS,), [free])
-    return _checked(path, encoder, (TOKEN_IDS,), samples)
+    return compared(path, encoder, (TOKEN_IDS,), samples)
+
+
+@exact_float32(torch)
+def compared(
+    path: Path,
+    encoder: nn.Module,
+    names: Sequence[str],
+    samples: Sequence[tuple[Tensor, ...]],
+    tolerance: float = TOLERANCE,
+) -> OnnxFile:
+    """Return the file at `path` after comparing it with `encoder` on each of `samples`, the inputs called `names`.
+
+    Raises ClipScgiError if a feature differs by more than `tolerance`.
+    """
+    session = open_session(path)
+    largest, width = 0.0, 0
+    for inputs in samples:
+        with torch.inference_mode():
+            expected_BD: NDArray[np.float32] = encoder(*inputs).numpy()
+        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        (found_BD,) = session.run([FEATURES], given)
+        largest = max(largest, float(np.abs(found_BD - expected_BD).max()))
+        width = expected_BD.shape[1]
+    if not largest <= tolerance:  # also True for NaN
+        raise ClipScgiError(
+            f"{path.name} differs from the model by {largest:.1e} (allowed: {tolerance:.0e}), so nothing was written; "
+            "export with the versions in requirements.lock"
+        )
+    return OnnxFile(name=path.name, inputs=tuple(names), width=width, difference=largest, size=path.stat().st_size)
 
 
 def open_session(path: Path) -> InferenceSession:
@@ -174,26 +203,6 @@ def _export(
         )
     assert program is not None
     program.save(path, external_data=False)
-
-
-@exact_float32(torch)
-def _checked(path: Path, encoder: nn.Module, names: Sequence[str], samples: Sequence[tuple[Tensor, ...]]) -> OnnxFile:
-    """Return the file at `path` after comparing it with `encoder` on each of `samples`."""
-    session = open_session(path)
-    largest, width = 0.0, 0
-    for inputs in samples:
-        with torch.inference_mode():
-            expected_BD: NDArray[np.float32] = encoder(*inputs).numpy()
-        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-        (found_BD,) = session.run([FEATURES], given)
-        largest = max(largest, float(np.abs(found_BD - expected_BD).max()))
-        width = expected_BD.shape[1]
-    if not largest <= TOLERANCE:  # also True for NaN
-        raise ClipScgiError(
-            f"{path.name} differs from the model by {largest:.1e} (allowed: {TOLERANCE:.0e}), so nothing was written; "
-            "export with the versions in requirements.lock"
-        )
-    return OnnxFile(name=path.name, inputs=tuple(names), width=width, difference=largest, size=path.stat().st_size)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Exported encoders give the embeddings of the model in onnxruntime and open_clip, from the written files alone."""
 
-import shutil
 import sys
 
 import numpy as np
@@ -20,7 +19,7 @@ from reid.config.backbone import BackboneConfig
 from reid.config.train import TrainConfig
 from reid.export import onnx_files
 from reid.export.export import export_model
-from reid.export.onnx_files import OnnxFile, write_image_encoder
+from reid.export.onnx_files import OnnxFile, UnitImageEncoder, compared, write_image_encoder
 from reid.export.open_clip_files import write_open_clip
 from reid.models.backbone import OpenClipTokenizer, build_backbone
 from reid.tasks.build import build_task
@@ -140,10 +139,19 @@ def test_a_folder_of_something_else_is_refused_first(store, embedder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_encoder_that_differs_is_not_published(store, embedder, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_files, "TOLERANCE", -1.0)
-    monkeypatch.setattr(onnx_files, "_export", lambda path, *_: shutil.copyfile(folder / path.name, path))
-    with pytest.raises(ClipScgiError, match=r"image.onnx differs from the model by [\d.]+e-\d+ \(allowed"):
+def test_an_encoder_that_differs_is_found(folder, embedder):
+    task = embedder.task
+    other = UnitImageEncoder(task, lambda images, _: task.encoders()["image"](images) + 0.5).eval()
+    with pytest.raises(ClipScgiError, match=r"image.onnx differs from the model by [\d.]+e-\d+ \(allowed: 1e-04\)"):
+        compared(folder / "image.onnx", other, ("images",), [(torch.zeros(2, 3, 128, 64),)])
+
+
+def test_an_export_that_fails_leaves_nothing(store, embedder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ClipScgiError("differs")
+
+    monkeypatch.setattr("reid.export.export.write_image_encoder", fail)
+    with pytest.raises(ClipScgiError, match="differs"):
         export_model(embedder, store, tmp_path / "out", format="onnx", modes=["image"])
     assert not list(tmp_path.iterdir())
 
