@@ -153,6 +153,8 @@ def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
     if images is None and not plan.has_rows:
         return "unknown until the images can be read"
     counts = {split: len(plan.rows.of(split).pid) for split in ("train", "query", "gallery")}
+    if stage == "caption" and plan.caption.engine == "imported":
+        return "no model: captions are imported"
     if stage == "caption":
         if images is None or images.pending is None:
             return f"{len(plan.rows.pid) if images is None else images.total:,} images"

@@ -18,6 +18,8 @@ from data.errors import ClipScgiError, ConfigError, raise_problems
 from data.stages.stage import RunContext, Stage
 from flows.preflight.dataset import (
     camera_problems,
+    correction_notices,
+    correction_problems,
     evaluation_notices,
     evaluation_problems,
     identity_problems,
@@ -74,6 +76,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("data", label_problems),
     Rule("data", split_problems, "rows"),
     Rule("data", evaluation_problems, "index"),
+    Rule("data", correction_problems, "index"),
     Rule("sampler", identity_problems, "rows"),
     Rule("sampler", validation_problems, "rows"),
     Rule("sampler", camera_problems, "rows"),
@@ -87,6 +90,7 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 NOTICES: Final[tuple[Rule, ...]] = (
     Rule("data", evaluation_notices, "index"),
+    Rule("data", correction_notices, "index"),
     Rule("weights", photograph_notices),
     Rule("server", server_notices),
     Rule("device", worker_notices),

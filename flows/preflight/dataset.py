@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 
-from data.people import cameras_known
+from captioning.corrections.record import Correction
+from captioning.corrections.store import Corrections
+from data.people import JUNK, cameras_known
+from data.splits import TRAIN
 from flows.preflight.plan import Plan, message_of
 from reid.inputs.evaluation_rows import check_test_split, has_match
 from reid.inputs.training_rows import batch_problems, held_out_identities
@@ -125,3 +130,54 @@ def evaluation_notices(plan: Plan) -> Iterator[str]:
 def _has_test_images(plan: Plan) -> bool:
     """Return True if there are queries and a gallery; `split_problems` reports it otherwise."""
     return all(len(plan.rows.of(split).pid) for split in ("query", "gallery"))
+
+
+def correction_problems(plan: Plan) -> Iterator[str]:
+    """Yield a damaged history of corrections, and too few imported captions for a run without a captioning model."""
+    if plan.caption.corrections == "use" and {"caption", "train"} & plan.stages:
+        yield from message_of(lambda: _corrections(plan))
+        if plan.caption.engine == "imported" and not any(message_of(lambda: _corrections(plan))):
+            yield from _import_problems(plan)
+
+
+def _import_problems(plan: Plan) -> Iterator[str]:
+    table = plan.run.images.rows("sha256", "split", "pid")
+    written = {sha256 for sha256, entry in _corrections(plan).items() if entry.text is not None}
+    file = "clip-scgi corrections import FILE --recipe RECIPE"
+    if not written:
+        yield (
+            f"caption.engine=imported: none of the {table.num_rows:,} images has an imported caption for template"
+            f" {plan.caption.prompt_template.id}: import some with {file}, or set caption.engine=transformers"
+        )
+        return
+    rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+    trained = [(sha256, pid) for sha256, split, pid in rows if split == TRAIN and pid != JUNK]
+    pids = [pid for _, pid in trained]
+    if plan.train.validation.holds_out and not batch_problems(pids, plan.train):
+        held_out = held_out_identities(pids, plan.train)
+        trained = [(sha256, pid) for sha256, pid in trained if pid not in held_out]
+    absent = sum(sha256 not in written for sha256, _ in trained)
+    if "train" in plan.stages and plan.train.needs_captions and absent > plan.train.max_uncaptioned * len(trained):
+        yield (
+            f"caption.engine=imported: {absent:,} of {len(trained):,} training images have no imported caption, more"
+            f" than train.max_uncaptioned={plan.train.max_uncaptioned:g}: import more with {file}, or set"
+            f" train.max_uncaptioned={math.ceil(100 * absent / len(trained)) / 100:g}"
+        )
+
+
+def correction_notices(plan: Plan) -> Iterator[str]:
+    """Yield how many corrections the stages will read."""
+    if plan.caption.corrections == "ignore" or not {"caption", "train"} & plan.stages:
+        return
+    if any(message_of(lambda: _corrections(plan))):
+        return  # `correction_problems` reports it
+    kinds: Counter[str] = Counter(entry.kind for entry in _corrections(plan).values())
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    yield f"caption.corrections=use: corrections for this dataset: {listed or 'none'}"
+
+
+def _corrections(plan: Plan) -> dict[str, Correction]:
+    """Return the corrections of the images. Raises DataError if their file is damaged."""
+    images = plan.run.images.rows("sha256")["sha256"].to_pylist()
+    current = Corrections.open(plan.run.store.root, plan.caption.template).current(set(images))
+    return {sha256: entry for sha256, entry in current.items() if entry.kind != "reset"}

@@ -16,8 +16,11 @@ from data.files import read_json
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.cli.app import main
+from flows.costs.costs import costs_of
 from flows.preflight.check import missing, planned
-from flows.recipes import build_recipe
+from flows.preflight.finding import texts_of
+from flows.preflight.inspection import inspect
+from flows.recipes import ExaminedRecipe, build_recipe
 from flows.summary import RunSummary
 from tests.helpers.data_trees import settle
 from tests.helpers.places import REPO
@@ -116,6 +119,37 @@ def test_imported_captions_train_without_a_captioning_model(home, finished, caps
     trained_with = read_json(summary["train"].artifact.folder / "config.json")["training"]
     assert (trained_with["images"], trained_with["images_without_caption"]) == (len(trained) - 1, 1)
     assert "captioner" in (summary["report"].artifact.folder / "report.html").read_text()
+
+
+def inspected(home: Path, *overrides: str):
+    return inspect(ArtifactStore(home), ExaminedRecipe(recipe_of(*overrides)), "train")
+
+
+def test_the_check_names_corrections_and_too_few_imported_captions(home, finished):
+    first = rows(finished[1]).query("split == 'train'").iloc[0]
+    (notice,) = texts_of(inspected(home, USE, "train.seed=5").notices)
+    assert notice == "caption.corrections=use: 0 images of this dataset have a correction (none)"
+    assert texts_of(inspected(home, USE).notices) == []  # all artifacts exist, and no text is another one
+
+    imported = [USE, "caption.engine=imported"]
+    (problem,) = texts_of(inspected(home, *imported).problems)
+    assert problem.startswith(
+        "caption.engine=imported: none of the 44 images has an imported caption for template scgi"
+    )
+    correct(home, first, "A man is wearing a red coat.")
+    (problem,) = texts_of(inspected(home, *imported).problems)
+    assert "23 of 24 training images have no imported caption, more than train.max_uncaptioned=0.05" in problem
+    assert problem.endswith("or set train.max_uncaptioned=0.96")
+    found = inspected(home, *imported, "train.max_uncaptioned=0.96")
+    assert texts_of(found.problems) == []
+    assert "1 images of this dataset have a correction (1 text)" in texts_of(found.notices)[0]
+    (caption, _) = costs_of(found, probe=False).stages
+    assert (caption.work, caption.duration.seconds) == ("no model: captions are imported", 0.0)
+
+    history = Corrections.open(home).file
+    history.write_bytes(b"{}\n")
+    (problem,) = texts_of(inspected(home, USE, "train.seed=5").problems)
+    assert "line 1 is damaged" in problem
 
 
 SECTION = (REPO / "docs" / "captions.md").read_text(encoding="utf-8").split("## Correct captions")[1].split("\n## ")[0]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from captioning.audit.stage import AuditStage
-from captioning.stage.stage import CaptionStage
+from captioning.corrections.stage import find_captions
 from data.artifacts.store import ArtifactRef
 from data.errors import ClipScgiError, ConfigError
 from data.files import read_json
@@ -58,7 +58,7 @@ def show_details(run: RunContext, stage: EvaluateStage, recipe: Recipe, *, out: 
 def _audit(run: RunContext, recipe: Recipe) -> ArtifactRef | None:
     """Return the audit of the captions of these images, None if they are not captioned or audited."""
     try:
-        captions = CaptionStage(config=recipe.caption).find(run)
+        captions = find_captions(run, recipe.caption)
         return None if captions is None else AuditStage(captions=captions, config=recipe.audit).find(run)
     except ClipScgiError:  # the captioner is unavailable, so these images are not captioned by it
         return None
