@@ -153,16 +153,20 @@ def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
     if images is None and not plan.has_rows:
         return "unknown until the images can be read"
     counts = {split: len(plan.rows.of(split).pid) for split in ("train", "query", "gallery")}
-    if stage == "caption" and plan.caption.engine == "imported":
-        return "no model: captions are imported"
     if stage == "caption":
-        if images is None or images.pending is None:
-            return f"{len(plan.rows.pid) if images is None else images.total:,} images"
-        known = images.total - len(images.pending)
-        return f"{len(images.pending):,} images" + (f", {known:,} already captioned" if known else "")
+        return _captioning_work(plan, images)
     if stage == "train":
         return f"{counts['train']:,} images, {plan.train.schedule.epochs} epochs"
     return f"{counts['query']:,} queries, {counts['gallery']:,} gallery images"
+
+
+def _captioning_work(plan: Plan, images: _Images | None) -> str:
+    if plan.caption.engine == "imported":
+        return "no model: captions are imported"
+    if images is None or images.pending is None:
+        return f"{len(plan.rows.pid) if images is None else images.total:,} images"
+    known = images.total - len(images.pending)
+    return f"{len(images.pending):,} images" + (f", {known:,} already captioned" if known else "")
 
 
 def _duration(stage: StageName, plan: Plan, images: _Images | None, refusal: str) -> Duration:

@@ -175,10 +175,13 @@ def _found_model(run: RunContext, recipe: Recipe, captions: ArtifactRef | None) 
     stage = TrainStage(captions=captions, config=recipe.train)
     if captions is None or not recipe.train.needs_captions or recipe.caption.corrections == "ignore":
         return _found(stage, run)
+    correct = CorrectStage(captions=captions, config=recipe.caption)
+    corrected = _found(correct, run)
+    if corrected is not None:
+        return _found(TrainStage(captions=corrected, config=recipe.train), run)
     try:
-        # The corrected captions are not written before the run, but their content names the model.
-        corrected = CorrectStage(captions=captions, config=recipe.caption).contents(run)
-        ingredients = {**stage.ingredients(run), "captions": corrected["train"]}
+        # Captions with new corrections are written by the run, but their content already names the model.
+        ingredients = {**stage.ingredients(run), "captions": correct.contents(run)["train"]}
     except ClipScgiError:
         return None
     return run.store.find(stage.name, fingerprint_of(stage.name, ingredients))

@@ -128,7 +128,7 @@ def inspected(home: Path, *overrides: str):
 def test_the_check_names_corrections_and_too_few_imported_captions(home, finished):
     first = rows(finished[1]).query("split == 'train'").iloc[0]
     (notice,) = texts_of(inspected(home, USE, "train.seed=5").notices)
-    assert notice == "caption.corrections=use: 0 images of this dataset have a correction (none)"
+    assert notice == "caption.corrections=use: corrections for this dataset: none"
     assert texts_of(inspected(home, USE).notices) == []  # all artifacts exist, and no text is another one
 
     imported = [USE, "caption.engine=imported"]
@@ -142,7 +142,7 @@ def test_the_check_names_corrections_and_too_few_imported_captions(home, finishe
     assert problem.endswith("or set train.max_uncaptioned=0.96")
     found = inspected(home, *imported, "train.max_uncaptioned=0.96")
     assert texts_of(found.problems) == []
-    assert "1 images of this dataset have a correction (1 text)" in texts_of(found.notices)[0]
+    assert "caption.corrections=use: corrections for this dataset: 1 text" in texts_of(found.notices)
     (caption, _) = costs_of(found, probe=False).stages
     assert (caption.work, caption.duration.seconds) == ("no model: captions are imported", 0.0)
 

@@ -184,3 +184,11 @@ def test_another_template_has_other_corrections(place, capsys):
     told = capsys.readouterr().out
     assert "template  port45" in told
     assert "corrected 0\n" in told
+
+
+def test_garbage_collection_keeps_corrections(place):
+    place.edit("a.jpg", Edit.of_text("First."))
+    collect = ["artifacts", "gc", "--keep", "0", "--days", "0", "--delete", "--home", str(place.home)]
+    assert main(collect) == 0
+    assert not list((place.home / "stages" / "index").iterdir())
+    assert [entry.text for entry in place.kept.everything()] == ["First."]
