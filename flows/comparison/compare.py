@@ -14,12 +14,13 @@ from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError
 from data.people import IdentityName, Names
 from flows.comparison.bootstrap import MIN_UNITS, Unit, mean_intervals, method
-from flows.comparison.images import TestImages, find_test_images
+from flows.comparison.images import TestImages, find_test_images, relabeled
 from flows.comparison.queries import MatchedBy, Paired, pair_queries, read_scores
 from flows.comparison.runs import RankedRow, Run, choose_rows
 from flows.comparison.settings import SettingPair, differing_settings
 from flows.report.scores import METRICS
 from reid.evaluation.intervals import Interval, verdict
+from reid.evaluation.protocol import camera_note
 
 _TIE: Final = 1e-9
 """Scores that differ by less are equal."""
@@ -210,7 +211,9 @@ def _gallery_problems(first: TestImages | None, second: TestImages | None) -> li
             "galleries are unknown"
         ]
     gone, new = (first.gallery - second.gallery).total(), (second.gallery - first.gallery).total()
-    return [f"gallery images only in the first: {gone:,}, only in the second: {new:,}"] if gone or new else []
+    problems = [f"gallery images only in the first: {gone:,}, only in the second: {new:,}"] if gone or new else []
+    changed = relabeled(first, second)
+    return [*problems, *([f"images with another identity in the second: {changed:,}"] if changed else [])]
 
 
 def _rule_problems(baseline: RankedRow, other: RankedRow, paired: Paired) -> list[str]:
@@ -274,7 +277,8 @@ def _notices(task: _Task, other: RankedRow, problems: Sequence[str], metrics: Se
     notices = [f"not the same gallery: {problem}" for problem in problems]
     if (baseline.run.folder, baseline.row) == (other.run.folder, other.row):
         notices.append("the run is the baseline itself")
-    notices += _rules_of_one(baseline.run, other.run)
+    notes = (camera_note(ranked.run.protocol) for ranked in (baseline, other))
+    notices += [*dict.fromkeys(note for note in notes if note), *_rules_of_one(baseline.run, other.run)]
     if other.run.protocol.get("gallery_draws"):
         notices.append(
             "the scores of these runs are means over drawn galleries, but only the rankings of the first are kept, "

@@ -14,7 +14,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import DataError
 from data.images.root import find_root
 from data.people import JUNK, Names
-from data.splits import GALLERY
+from data.splits import GALLERY, TRAIN
 from data.stages.images import IndexedImages
 from flows.comparison.runs import Run
 
@@ -26,10 +26,12 @@ _SAMPLE: Final = 200
 class TestImages:
     """Queries and gallery of an evaluation.
 
-    digests: path -> sha256. names: of the identities. gallery: sha256 -> number of gallery images, without junk.
+    digests: path -> sha256. pids: sha256 -> identity. names: of the identities. gallery: sha256 -> number of gallery
+    images, without junk.
     """
 
     digests: Mapping[str, str]
+    pids: Mapping[str, int]
     names: Names
     gallery: Counter[str]
 
@@ -58,6 +60,21 @@ def _index_artifacts(store: ArtifactStore) -> Iterator[ArtifactRef]:
 
 def _read(images: IndexedImages) -> TestImages:
     table = images.rows("split", "pid", "sha256")
-    rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-    counted = (sha256 for split, pid, sha256 in rows if split == GALLERY and pid != JUNK)
-    return TestImages(digests=images.digests(), names=images.names(), gallery=Counter(counted))
+    rows = [
+        row for row in zip(*(table[name].to_pylist() for name in table.column_names), strict=True) if row[0] != TRAIN
+    ]
+    return TestImages(
+        digests=images.digests(),
+        pids={sha256: pid for _, pid, sha256 in rows},
+        names=images.names(),
+        gallery=Counter(sha256 for split, pid, sha256 in rows if split == GALLERY and pid != JUNK),
+    )
+
+
+def relabeled(first: TestImages, second: TestImages) -> int:
+    """Return how many images of both have another identity in the second; a new number for one does not count."""
+    pairs = Counter((pid, second.pids[sha256]) for sha256, pid in first.pids.items() if sha256 in second.pids)
+    ours, theirs = {}, {}
+    for (pid, other), _ in reversed(pairs.most_common()):
+        ours[pid], theirs[other] = other, pid  # the most frequent pair comes last and stays
+    return sum(count for (pid, other), count in pairs.items() if (ours[pid], theirs[other]) != (other, pid))

@@ -177,10 +177,11 @@ def choose_rows(runs: Sequence[Run], models: Sequence[str] = (), modes: Sequence
     Raises:
         ConfigError: a run does not have that row, or the numbers of values and runs differ.
     """
-    of_run = [_one_each("--model", models, runs)[at] or _default_model(run) for at, run in enumerate(runs)]
+    given_models, given_modes = _one_each("--model", models, runs), _one_each("--mode", modes, runs)
+    of_run = [given or _default_model(run) for run, given in zip(runs, given_models, strict=True)]
     shared = _shared_mode(runs, of_run)
     rows = []
-    for run, model, given in zip(runs, of_run, _one_each("--mode", modes, runs), strict=True):
+    for run, model, given in zip(runs, of_run, given_modes, strict=True):
         row = RowName(model, given or shared)
         if row not in run.rows:
             has = "; ".join(map(str, run.rows))

@@ -15,6 +15,7 @@ from flows.comparison.compare import Comparison, Difference, QueryPair
 from flows.comparison.runs import RankedRow
 from flows.comparison.settings import SettingPair
 from flows.report.scores import interval_text, signed
+from reid.evaluation.protocol import trained_elsewhere
 
 _COLORS: Final = {"up": "green", "down": "red"}
 _SETTINGS: Final = 12
@@ -28,11 +29,12 @@ def letter(number: int) -> str:
 
 
 def described(ranked: RankedRow) -> str:
-    """Return one run in words: artifact, row of metrics.json, recipe and time."""
+    """Return one run in words: artifact, dataset, row of metrics.json, recipe and time."""
     run = ranked.run
+    place = f"{run.key} on {trained_elsewhere(run.protocol)}{run.dataset}" if run.dataset else run.key
     recipe = f"recipe {run.recipe}" if run.recipe else ""
     created = f"{run.created.astimezone():%Y-%m-%d %H:%M}" if run.created else ""
-    return "; ".join(part for part in (run.key, str(ranked.row), recipe, created) if part)
+    return "; ".join(part for part in (place, str(ranked.row), recipe, created) if part)
 
 
 def only_text(paths: Sequence[str], name: str) -> str:

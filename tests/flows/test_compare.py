@@ -66,7 +66,10 @@ def test_the_table_fits_eighty_columns(drawn, capsys, monkeypatch):
     assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed
     words = " ".join(printed.split())
-    assert f"A baseline: evaluate/{drawn.benchmark.name[:8]}; trained, image mode; recipe benchmark; 20" in words
+    assert (
+        f"A baseline: evaluate/{drawn.benchmark.name[:8]} on synthetic; trained, image mode; recipe benchmark; 20"
+        in words
+    )
     assert "B against A: 27 queries of 9 identities in both, matched by path" in words
     assert "95 % interval: paired bootstrap over identities, each with all its queries" in words
     assert "Each of the 2 comparisons has its own interval" in words
@@ -142,6 +145,19 @@ def test_left_out_queries_are_named(drawn, capsys):
     ref = write_evaluation(drawn.store, fewer, rank(fewer, noise=1, seed=9))
     assert compared(drawn, "demo", ref.fingerprint) == 0
     assert f"! 1 query only in A, left out: {gone}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_models_trained_elsewhere_and_missing_cameras_are_named(drawn, capsys):
+    about = {"dataset": "here", "cameras": "unknown"}
+    rows = [rank(drawn.images, noise=1, seed=seed) for seed in (11, 12)]
+    names = [
+        write_evaluation(drawn.store, drawn.images, own, **about, **trained).fingerprint
+        for own, trained in zip(rows, ({}, {"trained_on": "elsewhere"}), strict=True)
+    ]
+    assert compared(drawn, *names) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"evaluate/{names[1][:8]} on elsewhere -> here; trained" in words
+    assert words.count("! cameras unknown: evaluated without the camera rule") == 1
 
 
 @pytest.mark.parametrize(

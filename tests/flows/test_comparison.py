@@ -230,6 +230,22 @@ def test_different_galleries_are_refused_unless_asked_for(store):
     assert [notice.split(":")[0] for notice in difference.notices] == 2 * ["not the same gallery"]
 
 
+def test_other_identities_are_refused_and_other_numbers_of_them_are_not(store):
+    images = image_rows()
+    swapped = {"query/001_c1_0.jpg": 2, "query/002_c1_0.jpg": 1}
+    mistaken = [row | {"pid": swapped.get(row["path"], row["pid"])} for row in images]
+    renumbered = [row | {"pid": 100 - row["pid"]} for row in images]
+    plain, wrong, other = (
+        write_evaluation(store, rows, rank(rows, noise=1, seed=seed))
+        for seed, rows in ((1, images), (2, mistaken), (3, renumbered))
+    )
+    with pytest.raises(ConfigError, match=r"be compared: images with another identity in the second: 2\. Scores"):
+        compared(store, plain, wrong)
+    (difference,) = compared(store, plain, other).differences
+    assert len(difference.queries) == 16
+    assert difference.notices == ()
+
+
 def test_without_an_index_different_images_are_not_trusted(store, tmp_path):
     images = image_rows()
     renamed = [row | {"sha256": row["sha256"][::-1]} for row in images]
