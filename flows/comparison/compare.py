@@ -133,7 +133,8 @@ def compare(
     Args:
         runs: at least two (`flows.comparison.runs.find_run`).
         store: where the index artifacts of the runs are looked up.
-        models, modes: see `choose_rows`.
+        models: nothing, one for all runs, or one per run; by default the trained model where a run has one.
+        modes: likewise; by default image, or else the first mode that all runs have.
         unit: what the bootstrap draws.
         different_galleries: compare runs whose galleries or rules differ too, with a notice.
 
