@@ -99,7 +99,7 @@ class Corrections:
             return {sha256: self._current[sha256] for sha256 in sha256s if sha256 in self._current}
 
     def history(self, sha256: str) -> tuple[Correction, ...]:
-        """Return all changes of an image, oldest first, with those that lost against another one."""
+        """Return all changes of an image, oldest first, including those that were not applied."""
         with self._lock:
             self._refresh()
             return tuple(self._entries.get(sha256, ()))
@@ -151,6 +151,8 @@ class Corrections:
 
         Raises EditError if any of them cannot be kept, and then keeps none.
         """
+        if not changes:
+            return []
         with self._lock, full_disk_explained(self.file.parent, "the correction was not saved"):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with lock(self.file.with_name("lock")):

@@ -124,8 +124,10 @@ def test_export_and_import_change_nothing(place, capsys, name):
     out = place.folder / name
     assert place.run("export", "-o", str(out)) == 0
     assert f"exported  2 corrections: {out}" in capsys.readouterr().out
+    before = place.kept.file.read_bytes()
     assert place.run("import", str(out)) == 0
     assert "imported  0 new, 0 changed, 2 unchanged" in capsys.readouterr().out
+    assert place.kept.file.read_bytes() == before
     assert place.run("export", "-o", str(out)) == 1
     assert "exists already: give another --output, or add --overwrite" in capsys.readouterr().err
     assert place.run("export", "-o", str(out), "--overwrite") == 0
