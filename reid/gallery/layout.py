@@ -206,7 +206,7 @@ def write_lists(folder: Path, lists: Lists) -> str:
     """Write an index file of the gallery in `folder`, and return its name."""
     name = new_name(".npz")
     with atomic_path(folder / PARTS / name) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **lists._asdict())
+        np.savez(stream, **lists._asdict())
     return name
 
 

@@ -128,6 +128,7 @@ def test_a_features_file_needs_no_model(place, capsys):
     assert "features.parquet has its embeddings already; remove --model" in capsys.readouterr().err
 
 
+@pytest.mark.xdist_group("flow")
 def test_a_recipe_brings_its_captions(finished, tmp_path, capsys, monkeypatch):
     home, _ = finished
     monkeypatch.setenv("CLIP_SCGI_HOME", str(home))
