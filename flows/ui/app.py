@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from data.artifacts.store import ArtifactStore
 from data.errors import ClipScgiError, ConfigError
 from flows.ui.content.library import MissingError
-from flows.ui.routes import corrections, home, images, queries, search
+from flows.ui.routes import comparing, corrections, home, images, queries, search
 from flows.ui.security import MOST_BYTES, Guard, TooLargeError
 from flows.ui.site import STATIC, Site
 
 _STATUS: Final = {MissingError: 404, ConfigError: 400}
-ROUTES: Final = (home.add_routes, images.add_routes, corrections.add_routes, queries.add_routes, search.add_routes)
+ROUTES: Final = (home, images, corrections, queries, search, comparing)
 
 
 def create_app(store: ArtifactStore, folders: Sequence[Path] = ()) -> ASGIApp:
@@ -31,8 +31,8 @@ def create_app(store: ArtifactStore, folders: Sequence[Path] = ()) -> ASGIApp:
     site = Site(store, folders)
     app = FastAPI(title="clip-scgi", docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    for add_routes in ROUTES:
-        add_routes(app, site)
+    for pages in ROUTES:
+        pages.add_routes(app, site)
     _add_errors(app, site)
 
     def refuse(status: int, sentence: str) -> ASGIApp:

@@ -56,10 +56,19 @@ class Rankings:
 
     def worst_first(self, model: str, mode: str) -> NDArray[np.int64]:
         """Return the numbers of the queries of a model and mode, by ascending average precision."""
-        mask = pc.and_(pc.equal(self._table["model"], model), pc.equal(self._table["mode"], mode))
-        numbers = np.flatnonzero(mask.to_numpy())
+        numbers = self._of_row(model, mode)
         order = np.argsort(self._table["ap"].to_numpy()[numbers], kind="stable")
-        return numbers[order].astype(np.int64)
+        return numbers[order]
+
+    def numbers_of(self, model: str, mode: str) -> dict[str, int]:
+        """Return path -> number of the queries of a model and mode."""
+        numbers = self._of_row(model, mode)
+        paths = self._table["query_path"].take(pa.array(numbers)).to_pylist()
+        return dict(zip(paths, numbers.tolist(), strict=True))
+
+    def _of_row(self, model: str, mode: str) -> NDArray[np.int64]:
+        mask = pc.and_(pc.equal(self._table["model"], model), pc.equal(self._table["mode"], mode))
+        return np.flatnonzero(mask.to_numpy())
 
     def __len__(self) -> int:
         """Return the number of queries, of all models and modes."""

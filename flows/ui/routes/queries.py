@@ -49,11 +49,11 @@ def add_routes(app: FastAPI, site: Site) -> None:
 
     @app.get("/runs/{key}")
     def worst(request: Request, key: str, page: int = 1) -> Response:
-        return _worst(site, request, _searched(site, key, request.query_params), page)
+        return _worst(site, request, searched(site, key, request.query_params), page)
 
     @app.get("/runs/{key}/queries/{number}")
     def one(request: Request, key: str, number: int) -> Response:
-        what = _searched(site, key, request.query_params)
+        what = searched(site, key, request.query_params)
         query = _query(what, number)
         return site.page(
             request, "query.html.j2", what=what, query=query, explainable=_model_of(what, query) is not None
@@ -62,7 +62,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
     @app.get("/runs/{key}/queries/{number}/maps/{rank}")
     def explain(request: Request, key: str, number: int, rank: int, again: bool = False) -> Response:
         known = None if again else site.workshop.find(_key(key, number, rank))
-        job = known or _explained(site, _searched(site, key, request.query_params), number, rank)
+        job = known or _explained(site, searched(site, key, request.query_params), number, rank)
         return JSONResponse(told(job, lambda maps: {"similarity": round(maps.similarity, 4)}))
 
     @app.get("/runs/{key}/queries/{number}/maps/{rank}/{side}")
@@ -79,7 +79,11 @@ def told(job: Job, of_result: Any) -> dict[str, Any]:
     return {"state": state, "note": job.problem or job.note, **(of_result(job.result) if job.done else {})}
 
 
-def _searched(site: Site, key: str, query: Mapping[str, str]) -> Searched:
+def searched(site: Site, key: str, query: Mapping[str, str]) -> Searched:
+    """Return a run and the row of it that `query` names; by default the trained model in image mode.
+
+    Raises MissingError for an unknown run and ConfigError for an unknown row.
+    """
     run = site.library.run(key)
     names = [(score.model, score.mode) for score in run.scores]
     if not names:

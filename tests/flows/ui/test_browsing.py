@@ -22,7 +22,7 @@ def check_layout(page) -> None:
 def test_every_page_fits_both_sizes_and_schemes(open_page, served, size, scheme):
     run = re.search(r"/runs/\w+", served.get("/").text)[0]
     query = re.search(rf"{run}/queries/\d+", served.get(run).text)[0]
-    for path in ("/", served.dataset, f"{served.dataset}/images/0", run, query, "/search", "/nothing"):
+    for path in ("/", served.dataset, f"{served.dataset}/images/0", run, query, "/search", "/compare", "/nothing"):
         page = open_page(path, size, scheme)
         check_layout(page)
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
