@@ -28,7 +28,7 @@ def test_two_rows_are_compared_as_the_command_does(open_page, served, capsys):
     capsys.readouterr()
     assert main(["compare", key, key, *models, "--mode", "image", "--home", str(served.home), "--json"]) == 0
     (said,) = json.loads(capsys.readouterr().out)["runs"]
-    points = {label: said["metrics"][key]["points"] for key, label in METRICS}
+    points = {label: said["metrics"][key]["difference"] for key, label in METRICS}
     assert {line[0]: float(line[3].replace("−", "-").replace("±", "")) for line in shown} == {
         label: pytest.approx(value, abs=0.051) for label, value in points.items()
     }
