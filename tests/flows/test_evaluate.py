@@ -12,15 +12,18 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from typer.main import get_command
 
 from data.artifacts.store import ArtifactStore
 from data.index.stage import index
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.cli.app import main
+from flows.cli.commands import app
 from flows.cli.scoring.anywhere import show_details_of_run
 from flows.recipes import build_recipe
 from reid import Embedder
 from reid.config.train import TrainConfig
+from reid.evaluation.independence import TOLERANCE
 from reid.metrics import evaluate_ranking
 from tests.helpers.places import REPO
 from tests.helpers.small_models import write_model
@@ -189,6 +192,11 @@ def test_without_the_start_weights_the_trained_model_is_evaluated_alone(place, c
     assert "this mode is not available: the model was trained without CFF" in shown.out
     (metrics,) = evaluations(place)
     assert [(row["model"], row["mode"]) for row in metrics["results"]] == [("trained", "image")]
+
+
+def test_the_tolerance_of_the_command_is_that_of_the_check():
+    (option,) = (one for one in get_command(app).commands["evaluate"].params if one.name == "tolerance")
+    assert option.default == TOLERANCE
 
 
 @pytest.mark.parametrize("images", [[], FOLDERS])
