@@ -123,8 +123,10 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
 
 
 def identity_of(embedder: Embedder, mode: str) -> dict[str, Any]:
-    """Return what an embedding depends on besides the image, as JSON."""
+    """Return what an embedding depends on besides the image, as JSON. Files in float32 do not name the precision."""
+    precision = embedder.config.precision
     return {
+        **({} if precision == "no" else {"precision": precision}),
         "model": embedder.fingerprint,
         "mode": mode,
         "comparable_with_texts": mode == JOINT,

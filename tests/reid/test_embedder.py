@@ -85,6 +85,16 @@ def test_neither_batch_nor_order_nor_company_changes_an_embedding(world, embedde
     np.testing.assert_allclose(embedder.embed_images(company)[1:3], expected[[2, 2]], **CLOSE)
 
 
+@pytest.mark.parametrize("mode", ["image", "fused", "joint"])
+def test_bf16_embeddings_are_float32_of_length_one_and_nearly_the_same(world, embedder, paths, mode):
+    half = Embedder.load(world[2], device="cpu", batch_size=5, precision="bf16").embed_images(paths, mode=mode)
+    full = embedder.embed_images(paths, mode=mode)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
+    assert (half * full).sum(axis=1).min() >= 0.999
+    assert np.abs(half - full).max() > 1e-5  # the encoder did run in bf16
+
+
 def test_every_form_of_an_image_gives_the_same_embedding(embedder, paths):
     image = Image.open(paths[0])
     array = np.asarray(image.convert("RGB"))

@@ -71,7 +71,9 @@ def run(
     from reid.embedding.files import embed_files
 
     config = wanted.recipe.evaluate
-    embedder = Embedder.load(found, home=store.root, device=config.device, batch_size=config.batch_size)
+    embedder = Embedder.load(
+        found, home=store.root, device=config.device, batch_size=config.batch_size, precision=config.precision
+    )
     embedder.resolve_mode(mode)
     survey = surveyed(wanted.recipe, store)
     with progress_bar("embed") as progress:
