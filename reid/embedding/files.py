@@ -43,8 +43,8 @@ class Embedded:
     """Result of `embed_files`.
 
     images: rows of the file. computed: distinct images that were embedded now; all others were known. rejected: the
-    images that are not in the file, with the reason. replaced: True if the file had embeddings of another model or
-    mode.
+    images that are not in the file, with the reason. replaced: True if the file had embeddings of another model,
+    mode or precision.
     """
 
     images: int

@@ -14,6 +14,7 @@ from data.process import locks
 from data.readers.base import Rejected
 from reid import Embedder
 from reid.config.train import TrainConfig
+from reid.embedding.embedder import EmbedConfig
 from reid.embedding.files import embed_files, rejected_file
 from reid.embedding.journal import Journal
 from reid.embedding.table import ImageFile, read_heading
@@ -188,6 +189,19 @@ def test_another_mode_or_model_replaces_the_embeddings_and_says_so(world, tmp_pa
     joint = np.stack(pd.read_parquet(out)["embedding"])
     assert joint.shape == (3, embedder.width("joint"))
     assert (joint @ embedder.embed_texts(["a man"]).T).shape == (3, 1)
+
+
+def test_another_precision_replaces_the_embeddings(world, tmp_path):
+    embedder, root, images = world
+    out = tmp_path / "features.parquet"
+    run(world, out, images[:3])
+    assert "precision" not in read_heading(out).identity
+    config = EmbedConfig(device="cpu", batch_size=4, precision="bf16")
+    half = Embedder(embedder.task, embedder.model, config, "cpu")
+    done = run((half, root, images), out, images[:3])
+    assert (done.computed, done.replaced) == (3, True)
+    assert read_heading(out).identity["precision"] == "bf16"
+    assert run((half, root, images), out, images[:3]).computed == 0
 
 
 def test_nothing_else_is_overwritten(world, tmp_path):

@@ -95,7 +95,8 @@ def _show(out: Path, done: Embedded, embedder: Embedder, mode: str) -> None:
 
     console = plain_console()
     if done.replaced:
-        console.print(notice_line(f"{out} had embeddings of another model or mode, which are replaced"), soft_wrap=True)
+        notice = f"{out} had embeddings of another model, mode or precision, which are replaced"
+        console.print(notice_line(notice), soft_wrap=True)
     console.print(
         f"{out}: {done.images:,} images, mode {mode}, {embedder.width(mode):,} values each; {done.computed:,} embedded "
         f"now; model train/{embedder.fingerprint}",
