@@ -178,7 +178,7 @@ ALL_COMMANDS = {" ".join(words): command for words, command in _commands(get_com
 
 def test_there_are_commands():
     stages = {"run", "caption", "audit", "train", "evaluate", "report"}
-    looking = {"check", "show", "recipes", "sheet", "search", "embed", "explain", "study", "ui"}
+    looking = {"check", "show", "recipes", "sheet", "search", "embed", "explain", "study", "ui", "compare", "export"}
     artifacts = {f"artifacts {verb}" for verb in ("gc", "ls", "show", "verify")}
     galleries = {f"gallery {verb}" for verb in ("add", "info", "remove", "search")}
     corrections = {f"corrections {verb}" for verb in ("export", "import", "info", "log")}
