@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from data.errors import WeightsError
+from data.errors import WeightsError, counted
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -278,7 +278,7 @@ def differences(
 
 
 def _tensors(names: Collection[str]) -> str:
-    return f"{len(names)} {'tensor' if len(names) == 1 else 'tensors'}"
+    return counted(len(names), "tensor")
 
 
 def few(names: Collection[str], most: int = _NAMED) -> str:

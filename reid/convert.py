@@ -21,7 +21,7 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.errors import ClipScgiError, WeightsError
+from data.errors import ClipScgiError, WeightsError, counted
 from data.files import atomic_path
 from data.weights import few, file_problem
 
@@ -115,7 +115,7 @@ def _command(
     except ClipScgiError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"{count} tensors written; set train.backbone.weights={shlex.quote(str(target))}")
+    typer.echo(f"{counted(count, 'tensor')} written; set train.backbone.weights={shlex.quote(str(target))}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from captioning.audit.flags import FLAGS, degrading_words
 from captioning.config import AuditConfig
+from data.errors import counted
 from data.people import UNKNOWN_CAMERA, IdentityName, identity_names
 from data.schemas import LABEL
 from data.slots import SLOTS
@@ -125,6 +126,7 @@ def audit_page(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["share"] = lambda share: f"{100 * share:.0f} %"
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["counted"] = counted
     captions = captions.assign(**{_IDENTITY: _names(captions)})
     counts = captions["split"].value_counts()
     majorities = identities.set_index(["pid", "slot"])["majority"].to_dict()

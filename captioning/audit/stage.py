@@ -20,7 +20,7 @@ from captioning.config import AuditConfig
 from data.artifacts.contents import CAPTIONS_FILE, audited_columns, caption_contents
 from data.artifacts.fingerprint import digest, digest_file
 from data.artifacts.store import ArtifactRef, Produced
-from data.errors import DataError
+from data.errors import DataError, counted
 from data.files import write_json, write_table, write_text
 from data.schemas import LABEL, SCHEMA_VERSION
 from data.stages.stage import Ingredients, RunContext, Stage
@@ -120,7 +120,7 @@ def _write(folder: Path, rows: pd.DataFrame, config: AuditConfig, run: RunContex
     dataset = run.images.description.name
     page = audit_page(rows, identities, flags, summary, config, dataset=dataset, picture=thumbnails)
     write_text(folder / "captions.audit.html", page)
-    run.progress(_STEPS, _STEPS, f"{summary['identities']} identities")
+    run.progress(_STEPS, _STEPS, counted(summary["identities"], "identity"))
 
 
 def _with_labels(identities: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

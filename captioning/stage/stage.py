@@ -18,7 +18,7 @@ from captioning.store.claims import buckets_of_part
 from captioning.store.store import CaptionStore
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_captions
 from data.artifacts.store import Produced
-from data.errors import ClipScgiError, DataError, RetryableError, WeightsError
+from data.errors import ClipScgiError, DataError, RetryableError, WeightsError, counted
 from data.files import write_table
 from data.schemas import SCHEMA_VERSION, SHARD
 from data.stages.images import IndexedImages
@@ -129,8 +129,7 @@ def _write_missing(run: RunContext, captioner: Captioner, config: CaptionConfig,
 
 
 def _note(generated: int, reused: int, failed: int) -> str:
-    plural = "caption" if generated == 1 else "captions"
-    note = f"{generated} {plural} generated, {reused} reused"
+    note = f"{counted(generated, 'caption')} generated, {reused} reused"
     return f"{note}, {failed} failed" if failed else note
 
 

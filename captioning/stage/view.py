@@ -13,7 +13,7 @@ from captioning.config import CaptionConfig
 from captioning.prompts.cleaning import CleaningConfig, clean_caption, clear_majorities
 from captioning.prompts.pattern import PAPER_PATTERN
 from captioning.stage.worker import Failure
-from data.errors import RetryableError
+from data.errors import RetryableError, counted
 from data.people import JUNK
 from data.schemas import CAPTIONS, LABEL
 from data.slots import SLOTS
@@ -32,7 +32,7 @@ def view(
     gone = set(index["sha256"].to_pylist()) - by_image.keys()
     if gone:
         raise RetryableError(
-            f"the captions of {len(gone)} images disappeared from the store during captioning; run again"
+            f"the captions of {counted(len(gone), 'image')} disappeared from the store during captioning; run again"
         )
     constant = _provenance(captioner, config)
     rows = [

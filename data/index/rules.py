@@ -13,7 +13,7 @@ from itertools import compress
 from typing import Final
 
 from data.datasets import DatasetConfig
-from data.errors import DataError, raise_problems
+from data.errors import DataError, counted, raise_problems
 from data.images.decode import REASONS
 from data.index.examine import Facts
 from data.people import DISTRACTOR, UNKNOWN_CAMERA, is_junk, is_person
@@ -114,7 +114,7 @@ def _shared_identities(records: Sequence[ImageRecord]) -> Iterator[str]:
             else ""
         )
         yield (
-            f"{len(shared)} identities are both in training and in query or gallery, such as {shown}. Test"
+            f"training shares {counted(len(shared), 'identity')} with query or gallery, such as {shown}. Test"
             f" identities must not occur in training: move each to one side, or give different people different"
             f" numbers{zero}"
         )

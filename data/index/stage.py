@@ -20,7 +20,7 @@ from data.artifacts.contents import IMAGES_FILE, contents_of_images
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
 from data.datasets import DatasetConfig, assign_splits, read_dataset
-from data.errors import ConfigError, RetryableError
+from data.errors import ConfigError, RetryableError, counted
 from data.files import write_json, write_table
 from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
 from data.index.rules import check_index, identities, unusable
@@ -68,7 +68,7 @@ class Survey:
     @property
     def note(self) -> str:
         """The numbers of images, rejected files and files read."""
-        return f"{len(self.records)} images, {len(self.rejected)} rejected, {self.n_read} read"
+        return f"{counted(len(self.records), 'image')}, {len(self.rejected)} rejected, {self.n_read} read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +210,7 @@ def _compare(before: Scan, examined: Examination, after: Scan) -> None:
     if before.records != after.records or before.rejected != after.rejected:
         odd = sorted({row.path for row in {*before.records} ^ {*after.records}})
         odd += sorted({row.path for row in {*before.rejected} ^ {*after.rejected}})
-        raise ChangedError(f"{len(odd)} file(s) were added, removed or relabeled, such as {odd[0]}")
+        raise ChangedError(f"{counted(len(odd), 'file')} added, removed or relabeled, such as {odd[0]}")
     stamps = stamps_of(after.root, (record.path for record in after.records))
     for record, fact, stamp in zip(before.records, examined.facts, stamps, strict=True):
         if fact.stamp != stamp:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from data.errors import DataError, RejectedRow
+from data.errors import DataError, RejectedRow, counted
 from data.people import UNKNOWN_CAMERA
 from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, existing_folder
 from data.readers.manifest_file import REQUIRED, Cell, NamedCell, manifest_column, manifest_rows
@@ -80,7 +80,9 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
             )
     if clashes:
         shown = "\n".join(f"  - {clash}" for clash in clashes[:_SHOWN])
-        raise DataError(f"{file} has more than one label for {len(clashes)} path(s); keep one row per path:\n{shown}")
+        raise DataError(
+            f"{file} has more than one label for {counted(len(clashes), 'path')}; keep one row per path:\n{shown}"
+        )
     return collector.finish()
 
 

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from data.errors import DataError, RejectedRow
+from data.errors import DataError, RejectedRow, counted
 from data.people import DISTRACTOR, JUNK, UNKNOWN_CAMERA
 from data.readers.base import MAX_INT64, number_labels
 from data.readers.manifest_file import Cell, Row
@@ -70,8 +70,8 @@ class Identities:
         if torn:
             shown = "; ".join(f"{pid} ({_list(map(repr, texts))})" for pid, texts in list(torn.items())[:_SHOWN])
             raise DataError(
-                f"{file} has more than one label for {len(torn)} identities, such as pid {shown}. Give each pid one"
-                " label, or remove the column pid to number the labels anew"
+                f"{file} has more than one label for {counted(len(torn), 'identity')}, such as pid {shown}. Give each"
+                " pid one label, or remove the column pid to number the labels anew"
             )
         base = max([0, *(pid for _, pid in pairs if pid is not None)])
         free = number_labels(label for label, pids in found.items() if not pids)

@@ -13,7 +13,7 @@ from rich.text import Text
 from data.artifacts.housekeeping import collect, find_leftovers, plan_gc, verify
 from data.artifacts.inventory import Entry, folder_size, take_inventory
 from data.artifacts.store import SIDECAR, read_uses
-from data.errors import DataError
+from data.errors import DataError, counted
 from data.files import read_json
 from flows.cli.inputs import artifact_store
 from flows.report.retrieval import leading_row
@@ -36,8 +36,8 @@ def list_artifacts(home: Path | None, *, stage: str | None = None) -> None:
     left = find_leftovers(store)
     total, captions = sum(entry.size for entry in inventory.entries), folder_size(store.root / "captions")
     console.print(
-        f"{len(inventory.entries)} artifacts, {size(total)}; captions {size(captions)}; leftovers of unfinished "
-        f"stages: {len(left)}, {size(sum(item.size for item in left))}; in {store.root}",
+        f"{counted(len(inventory.entries), 'artifact')}, {size(total)}; captions {size(captions)}; leftovers of "
+        f"unfinished stages: {len(left)}, {size(sum(item.size for item in left))}; in {store.root}",
         highlight=False,
         soft_wrap=True,
     )
@@ -106,7 +106,7 @@ def verify_artifacts(home: Path | None, name: str | None = None) -> int:
     console = plain_console()
     for key, found in problems.items():
         console.print(f"{key}: {'; '.join(found)}", highlight=False, soft_wrap=True)
-    console.print(f"{len(entries)} artifacts, {len(problems)} damaged", highlight=False)
+    console.print(f"{counted(len(entries), 'artifact')}, {len(problems)} damaged", highlight=False)
     if problems:
         console.print("the next run that needs a damaged artifact makes it again", highlight=False)
     return 1 if problems else 0
@@ -123,7 +123,8 @@ def collect_garbage(home: Path | None, *, keep: int, days: float, delete: bool) 
     n_items, freed = len(plan.items), size(plan.size)
     if delete:
         removed = len(collect(store, plan))
-        text = f"removed {removed} of {n_items} folders, {freed}; kept {plan.kept} artifacts"
+        text = f"removed {removed} of {counted(n_items, 'folder')}, {freed}; kept {counted(plan.kept, 'artifact')}"
     else:
-        text = f"would remove {n_items} folders, {freed}, and keep {plan.kept} artifacts; add --delete to remove them"
+        kept = counted(plan.kept, "artifact")
+        text = f"would remove {counted(n_items, 'folder')}, {freed}, and keep {kept}; add --delete to remove them"
     console.print(text, highlight=False)

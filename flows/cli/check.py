@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.artifacts.stages import StageName
+from data.errors import counted
 from flows.cli.inputs import artifact_store
 from flows.costs.costs import Costs, StageCost, costs_of
 from flows.preflight.finding import AREAS, Area, Finding
@@ -74,7 +75,7 @@ def _heading(area: Area, problems: Sequence[Finding], notices: Sequence[Finding]
 
 
 def _count(findings: Sequence[Finding], noun: str) -> str:
-    return f"{len(findings)} {noun}{'' if len(findings) == 1 else 's'}" if findings else ""
+    return counted(len(findings), noun) if findings else ""
 
 
 def _hanging(text: Text) -> Table:

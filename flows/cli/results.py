@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from data.errors import counted
 from data.files import read_json
 from flows.report.scores import METRICS, Score, percent_interval_text, scores, signed
 from flows.summary import RunSummary
@@ -50,7 +51,8 @@ def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
     yield "index", f"{indexed / 'images.parquet'}"
     n_rejected = read_json(indexed / "dataset.json")["rejected"]
     if n_rejected:
-        yield "rejected", f"{indexed / 'rejected.parquet'} ({n_rejected:,} files or rows, each with its reason)"
+        number = counted(n_rejected, "file or row", "files or rows")
+        yield "rejected", f"{indexed / 'rejected.parquet'} ({number}, each with its reason)"
     if "caption" in folders:
         path = summary.captions.artifact.folder / "captions.parquet"
         yield "captions", f"{path}"
@@ -80,7 +82,7 @@ def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> T
     """
     protocol = metrics["protocol"]
     version = f" ({protocol['version']})" if protocol["version"] else ""
-    sizes = f"{protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images"
+    sizes = f"{counted(protocol['n_query'], 'query')}, {counted(protocol['n_gallery'], 'gallery image')}"
     note = camera_note(protocol)
     where = f"{trained_elsewhere(protocol)}{protocol['dataset']}"
     title = Text(f"{where}{version}: {sizes}{f'; {note}' if note else ''}")

@@ -16,6 +16,7 @@ from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
 from data.config import Config, build_config
 from data.datasets import DatasetConfig
+from data.errors import counted
 from data.files import atomic_path
 from data.index.export import SUFFIXES, formulas, keep_existing, write_manifest
 from data.index.stage import usable_images
@@ -105,7 +106,7 @@ def write_dataset_manifest(
     for notice in _manifest_notices(scan):
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
     print_line = partial(plain_console().print, soft_wrap=True)
-    print_line(Text(f"manifest  {file} ({len(scan.records):,} images)"))
+    print_line(Text(f"manifest  {file} ({counted(len(scan.records), 'image')})"))
     check = ["clip-scgi", "check", "manifest", *([] if config.has_identities else ["--until", "caption"])]
     print_line(Text(f"use       {shlex.join([*check, *_manifest_settings(scan, file)])}"))
 
@@ -114,12 +115,13 @@ def _manifest_notices(scan: Scan) -> Iterator[str]:
     yield from scan.notices
     if scan.rejected:
         path, _, detail = scan.rejected[0]
-        yield f"{len(scan.rejected):,} files or rows are not in the manifest, such as {path}: {detail}"
+        number = counted(len(scan.rejected), "file or row", "files or rows")
+        yield f"{number} left out of the manifest, such as {path}: {detail}"
     risky = formulas(scan.records)
     if risky:
         yield (
-            f"{risky:,} paths or labels begin with =, +, - or @, which a spreadsheet may run as a formula; import all"
-            " columns as text"
+            f"{counted(risky, 'path or label', 'paths or labels')} with =, +, - or @ at the beginning, which a"
+            " spreadsheet may run as a formula; import all columns as text"
         )
 
 

@@ -16,7 +16,7 @@ from captioning.corrections.stage import find_captions
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
-from data.errors import ClipScgiError, ConfigError
+from data.errors import ClipScgiError, ConfigError, counted
 from data.index.stage import IndexStage, index
 from data.people import UNKNOWN_CAMERA, IdentityName
 from data.stages.images import IndexedImages
@@ -190,4 +190,5 @@ def _show(recipe: Recipe, run: RunContext, model: ArtifactRef | TrainConfig, que
         table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(str(IdentityName(hit.pid, hit.label))), camera, path)
     console.print(table)
     if len(hits) < top:
-        console.print(f"the gallery has {len(hits):,} images; all of them are shown", highlight=False)
+        every = "it is shown" if len(hits) == 1 else "all of them are shown"
+        console.print(f"the gallery has {counted(len(hits), 'image')}; {every}", highlight=False)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from data.config import build_config
-from data.errors import ConfigError, raise_problems
+from data.errors import ConfigError, counted, raise_problems
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.preflight.check import problems_of
 from flows.preflight.disk import check_output
@@ -97,7 +97,7 @@ def _plan_of(run: Run) -> Plan:
 def _print_cost(console: Console, runs: Sequence[Run]) -> None:
     """Print the number of runs and an estimate of the time that the pending ones take."""
     pending = _pending(runs)
-    console.print(f"{len(runs)} runs, {len(pending)} of them pending", highlight=False)
+    console.print(f"{counted(len(runs), 'run')}, {len(pending)} of them pending", highlight=False)
     if not pending:
         console.print("nothing to train: about 0 s", highlight=False)
         return
@@ -105,13 +105,13 @@ def _print_cost(console: Console, runs: Sequence[Run]) -> None:
 
     cost = estimate(pending)
     console.print(
-        f"about {duration(cost.seconds)} of training: {cost.steps:,} steps in {cost.runs} runs, "
+        f"about {duration(cost.seconds)} of training: {counted(cost.steps, 'step')} in {counted(cost.runs, 'run')}, "
         f"{1000 * cost.seconds / cost.steps:.0f} ms per step under the current load",
         highlight=False,
         soft_wrap=True,
     )
     uncaptioned = {plan.run.images.ref.fingerprint for plan in map(_plan_of, pending) if "caption" in plan.stages}
-    captioning = f"captioning of {len(uncaptioned)} dataset(s) and " if uncaptioned else ""
+    captioning = f"captioning of {counted(len(uncaptioned), 'dataset')} and " if uncaptioned else ""
     console.print(
         f"not included: {captioning}evaluation; their time is unknown before the first run",
         highlight=False,

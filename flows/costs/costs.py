@@ -13,7 +13,7 @@ from captioning.reading import Pending
 from captioning.stage.probe import SECONDS, measure, uncaptioned
 from data.artifacts.stages import StageName
 from data.device import CPU, cuda_devices
-from data.errors import ClipScgiError, RetryableError
+from data.errors import ClipScgiError, RetryableError, counted
 from flows.costs.steps import brief_steps, prompt_steps, training_steps
 from flows.preflight.devices import device_of
 from flows.preflight.disk import free_bytes, sizes
@@ -156,17 +156,17 @@ def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
     if stage == "caption":
         return _captioning_work(plan, images)
     if stage == "train":
-        return f"{counts['train']:,} images, {plan.train.schedule.epochs} epochs"
-    return f"{counts['query']:,} queries, {counts['gallery']:,} gallery images"
+        return f"{counted(counts['train'], 'image')}, {counted(plan.train.schedule.epochs, 'epoch')}"
+    return f"{counted(counts['query'], 'query')}, {counted(counts['gallery'], 'gallery image')}"
 
 
 def _captioning_work(plan: Plan, images: _Images | None) -> str:
     if plan.caption.engine == "imported":
         return "no model: captions are imported"
     if images is None or images.pending is None:
-        return f"{len(plan.rows.pid) if images is None else images.total:,} images"
+        return counted(len(plan.rows.pid) if images is None else images.total, "image")
     known = images.total - len(images.pending)
-    return f"{len(images.pending):,} images" + (f", {known:,} already captioned" if known else "")
+    return counted(len(images.pending), "image") + (f", {known:,} already captioned" if known else "")
 
 
 def _duration(stage: StageName, plan: Plan, images: _Images | None, refusal: str) -> Duration:

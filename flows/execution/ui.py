@@ -30,6 +30,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import counted
 from data.files import read_json
 from data.progress import ProgressFn, silent
 from flows.execution.ui_metrics import Cells, Evaluated, metrics_note, metrics_rows, previous_evaluation
@@ -161,7 +162,7 @@ def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:
     table = pq.read_table(captions.folder / "captions.parquet", columns=columns)
     step = max(table.num_rows // count, 1)
     rows = table.take(list(range(0, table.num_rows, step))[:count]).to_pylist()
-    _table("captions", rows, f"{len(rows)} of {table.num_rows:,} captions")
+    _table("captions", rows, f"{len(rows)} of {counted(table.num_rows, 'caption')}")
 
 
 @_during_run
@@ -178,7 +179,11 @@ def show_audit(audited: ArtifactRef) -> None:
         for slot, entry in result["slots"].items()
     ]
     flags = ", ".join(f"{name} {count}" for name, count in result["flags"].items())
-    _table("audit", rows, f"{result['images']:,} captions of {result['identities']:,} identities; flagged: {flags}")
+    _table(
+        "audit",
+        rows,
+        f"{counted(result['images'], 'caption')} of {counted(result['identities'], 'identity')}; flagged: {flags}",
+    )
 
 
 @_during_run

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.artifacts.inventory import take_inventory
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import counted
 from data.files import read_json
 from flows.report.scores import METRICS, Score, interval_text, scores, signed
 from reid.evaluation.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
@@ -60,7 +61,8 @@ def _gain(key: str, now: Score, was: Score | None, found: Mapping[str, Interval]
 def metrics_note(now: Evaluated, before: Evaluated | None) -> str:
     """Return the description of the table: dataset, sizes, and what stands in brackets."""
     protocol = now.metrics["protocol"]
-    note = f"{protocol['dataset']}: {protocol['n_query']:,} queries, {protocol['n_gallery']:,} gallery images, percent"
+    gallery = counted(protocol["n_gallery"], "gallery image")
+    note = f"{protocol['dataset']}: {counted(protocol['n_query'], 'query')}, {gallery}, percent"
     cameras = camera_note(protocol)
     note += f"; {cameras}" if cameras else ""
     if before is None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from captioning.corrections.record import Correction
 from captioning.corrections.store import Corrections
+from data.errors import counted
 from data.people import JUNK, cameras_known
 from data.splits import TRAIN
 from flows.preflight.plan import Plan, message_of
@@ -110,8 +111,8 @@ def camera_problems(plan: Plan) -> Iterator[str]:
     if unseen:
         shown = ", ".join(map(str, unseen[:_SHOWN])) + (", ..." if len(unseen) > _SHOWN else "")
         yield (
-            f"train.sie={plan.train.sie:g} learns one embedding per camera, and {len(unseen)} camera(s) of the test "
-            f"images ({shown}) do not have a training image: set train.sie=0"
+            f"train.sie={plan.train.sie:g} learns one embedding per camera, and the test images have "
+            f"{counted(len(unseen), 'camera')} without a training image ({shown}): set train.sie=0"
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from data.device import CPU, cuda_devices, devices_together, resolve_device
-from data.errors import ConfigError
+from data.errors import ConfigError, counted
 from flows.execution.gpu import check_limit
 from flows.preflight.machine import CAPTION_FACTOR, TRAIN_FACTOR
 from flows.preflight.plan import Plan, message_of
@@ -41,7 +41,7 @@ def worker_notices(plan: Plan) -> Iterator[str]:
         return
     gpus = min(cuda_devices(plan.cuda), 1 if ":" in device else workers)
     if 0 < gpus < workers:
-        yield f"scale.caption_workers={workers} share {gpus} GPU(s); set scale.caption_workers={gpus}"
+        yield f"scale.caption_workers={workers} share {counted(gpus, 'GPU')}; set scale.caption_workers={gpus}"
 
 
 def limit_problems(plan: Plan) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, caption_text
 from data.artifacts.store import ArtifactStore, Sidecar
+from data.errors import counted
 from data.splits import GALLERY, QUERY, TRAIN
 
 _KINDS: Final = {"added": "image", "removed": "image", "replaced": "image", "relabeled": "image", "renamed": "path"}
@@ -64,7 +65,7 @@ def image_changes(old: Table, new: Table) -> list[str]:
     if not (old.with_paths and new.with_paths):
         del counts["renamed"]
     found = ((counts[kind], noun, kind) for kind, noun in _KINDS.items())
-    return [f"{count:,} {noun if count == 1 else noun + 's'} {kind}" for count, noun, kind in found if count]
+    return [f"{counted(count, noun)} {kind}" for count, noun, kind in found if count]
 
 
 def _is_disjoint(old: Table, new: Table, column: str) -> bool:

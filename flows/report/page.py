@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from data.errors import counted, plural_of
 from data.files import read_json, write_text
 from data.images.thumbnails import Thumbnails
 from data.people import UNKNOWN_CAMERA, Names
@@ -72,6 +73,8 @@ def page_environment() -> Environment:
         signed=signed,
         camera=lambda camid: "unknown" if camid == UNKNOWN_CAMERA else str(camid),
         thousands=lambda number: f"{number:,}",
+        counted=counted,
+        plural=lambda noun, number: noun if number == 1 else plural_of(noun),
         plain_json=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
     return environment

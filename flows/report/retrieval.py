@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 import numpy as np
 
-from data.errors import DataError
+from data.errors import DataError, counted
 from data.images.thumbnails import Thumbnail, Thumbnails
 from data.people import IdentityName, Names
 from flows.report.gather import Row, read_rows, take_rows, thirds
@@ -202,8 +202,7 @@ def _meaning(rows: Sequence[Row]) -> str:
     """Return how many queries a group shows, their AP, and how many of them have a wrong first image."""
     aps = sorted(100 * row["ap"] for row in rows)
     missed = sum(row["first_hit"] > 1 for row in rows)
-    count = f"{len(rows)} {'query' if len(rows) == 1 else 'queries'}"
-    return f"{count}, AP {aps[0]:.1f} to {aps[-1]:.1f} %, {missed} with a wrong first image"
+    return f"{counted(len(rows), 'query')}, AP {aps[0]:.1f} to {aps[-1]:.1f} %, {missed} with a wrong first image"
 
 
 def _query(

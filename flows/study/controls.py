@@ -23,7 +23,7 @@ from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_capt
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
 from data.config import Config
-from data.errors import DataError
+from data.errors import DataError, counted
 from data.files import write_table
 from data.people import is_junk
 from data.schemas import CAPTIONS, SCHEMA_VERSION
@@ -160,7 +160,7 @@ class TrueStage(Stage):
         unknown = [image for image in index["path"].to_pylist() if image not in truth]
         if unknown:
             raise DataError(
-                f"{path} lacks {len(unknown)} images, such as {', '.join(unknown[:_SHOWN])}; "
+                f"{path} lacks {counted(len(unknown), 'image')}, such as {', '.join(unknown[:_SHOWN])}; "
                 "true captions need a dataset with only images drawn by data.synthetic.world"
             )
         constant = _true_provenance(self.ingredients(run))

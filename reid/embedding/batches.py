@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.errors import ConfigError, RejectedRow
+from data.errors import ConfigError, RejectedRow, counted
 from data.images.decode import REASONS, open_indexed
 from data.people import UNKNOWN_CAMERA
 from data.process.read_ahead import map_ahead
@@ -64,8 +64,8 @@ def check_cameras(embedder: Embedder, images: Sequence[ImageFile]) -> None:
     unknown = [image.path for image in images if image.camid in (None, UNKNOWN_CAMERA)]
     if embedder.needs_cameras and unknown:
         raise ConfigError(
-            f"this model has camera embeddings, but the cameras of {len(unknown)} images are unknown, such as "
-            f"{unknown[0]}: give a manifest with the column camid, or use a model trained with train.sie=0"
+            f"this model has camera embeddings, but the camera is unknown for {counted(len(unknown), 'image')}, "
+            f"such as {unknown[0]}: give a manifest with the column camid, or use a model trained with train.sie=0"
         )
     embedder.task.camera_numbers(sorted({image.camid for image in images if image.camid is not None}))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.config import RUNTIME, Config, build_config
 from data.device import Device, resolve_device
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError, DataError, counted
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
 from reid.config.train import TrainConfig
@@ -252,8 +252,8 @@ class Embedder:
         n_words, n_most = len(backbone.tokenizer.words(text)) if text.strip() else 0, backbone.context - 2
         if not 0 < n_words <= n_most:
             raise ConfigError(
-                f"{name} has {n_words} tokens, but this model reads 1 to {n_most}; describe a person in one or two "
-                "sentences"
+                f"{name} has {counted(n_words, 'token')}, but this model reads 1 to {n_most}; describe a person in "
+                "one or two sentences"
             )
 
     def _camera_numbers(self, cameras: Sequence[int] | None, count: int) -> Tensor | None:
@@ -265,7 +265,9 @@ class Embedder:
                 "image (cameras=), or use a model trained with train.sie=0"
             )
         if len(cameras) != count:
-            raise ConfigError(f"cameras= has {len(cameras)} values for {count} images; give one per image")
+            raise ConfigError(
+                f"cameras= has {counted(len(cameras), 'value')} for {counted(count, 'image')}; give one per image"
+            )
         return self.task.camera_numbers(cameras)
 
     def _unit_encoder(self, mode: str) -> Callable[..., Tensor]:

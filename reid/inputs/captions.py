@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Produced
-from data.errors import DataError
+from data.errors import DataError, counted
 from data.files import write_json
 from data.process.environment import exact_float32
 from data.progress import ProgressFn, silent
@@ -103,8 +103,8 @@ def caption_features(
     features: NDArray[np.float32] = np.load(made.ref.folder / "features.npy", allow_pickle=False)
     if len(features) != len(distinct):
         raise DataError(
-            f"{made.ref.folder} has {len(features)} features for {len(distinct)} captions; delete that "
-            "folder and run again"
+            f"{made.ref.folder} has {counted(len(features), 'feature')} for {counted(len(distinct), 'caption')}; "
+            "delete that folder and run again"
         )
     row = {caption: index for index, caption in enumerate(distinct)}
     return CaptionFeatures(features_MD=features, rows_N=np.array([row[text] for text in captions], dtype=np.int64))

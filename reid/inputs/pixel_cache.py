@@ -20,7 +20,7 @@ from PIL import Image
 
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
-from data.errors import DataError, RejectedRow
+from data.errors import DataError, RejectedRow, counted
 from data.files import read_json, write_json
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
@@ -99,8 +99,8 @@ def _fill(out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, worke
         shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         rest = f"\n  - and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{len(problems)} of {len(rows)} indexed images under {images.root} have changed since they were "
-            f"indexed:{shown}{rest}\nRestore these files, or run the index stage again on the folder."
+            f"{len(problems)} of {counted(len(rows), 'indexed image')} under {images.root} have changed since they "
+            f"were indexed:{shown}{rest}\nRestore these files, or run the index stage again on the folder."
         )
 
 

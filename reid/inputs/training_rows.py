@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data.artifacts.contents import CAPTIONS_FILE, caption_text
 from data.artifacts.store import ArtifactRef
 from data.device import PROCESSES_KEY
-from data.errors import ConfigError, DataError, raise_problems
+from data.errors import ConfigError, DataError, counted, raise_problems
 from data.stages.images import IndexedImages
 from reid.config.train import TrainConfig
 from reid.inputs.image_rows import ImageRows, Ints, read_rows
@@ -134,14 +134,14 @@ def _captions(rows: ImageRows, captions: ArtifactRef | None, config: TrainConfig
     unknown = [path for path, sha256 in keys if (path, sha256) not in known]
     if unknown:
         raise DataError(
-            f"{captions.folder}/captions.parquet lacks {len(unknown)} training images, such as "
+            f"{captions.folder}/captions.parquet lacks {counted(len(unknown), 'training image')}, such as "
             f"{', '.join(unknown[:_SHOWN])}: it was made from other images; run the caption stage on this dataset"
         )
     absent = [path for path, sha256 in keys if not known[path, sha256]]
     if len(absent) > config.max_uncaptioned * len(keys):
         raise DataError(
-            f"{len(absent)} of {len(keys)} training images lack a caption (such as {', '.join(absent[:_SHOWN])}), "
-            f"more than train.max_uncaptioned={config.max_uncaptioned:g}; caption them, or set "
-            f"train.max_uncaptioned={math.ceil(100 * len(absent) / len(keys)) / 100:g} to leave them out"
+            f"{len(absent)} of {counted(len(keys), 'training image')} lack a caption (such as "
+            f"{', '.join(absent[:_SHOWN])}), more than train.max_uncaptioned={config.max_uncaptioned:g}; caption them, "
+            f"or set train.max_uncaptioned={math.ceil(100 * len(absent) / len(keys)) / 100:g} to leave them out"
         )
     return [known[key] for key in keys]

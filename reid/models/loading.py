@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.errors import WeightsError
+from data.errors import WeightsError, counted
 from data.weights import StoredTensor, differences, few, nonfinite
 from reid.clip_files.grids import Grid, grid_of
 from reid.clip_files.names import POOL_POSITIONS, POSITIONS, TRANSPOSED, Layout, architecture, layout_of
@@ -150,7 +150,7 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
 def _refuse_nonfinite(bad: Sequence[str], source: str) -> None:
     if bad:
         raise WeightsError(
-            f"{source} contains NaN or infinity in {len(bad)} {'tensor' if len(bad) == 1 else 'tensors'}: {few(bad)}; "
+            f"{source} contains NaN or infinity in {counted(len(bad), 'tensor')}: {few(bad)}; "
             "the file is damaged or its training diverged: use another one"
         )
 
@@ -160,7 +160,7 @@ def _check_nonzero(state: Mapping[str, Tensor], source: str) -> None:
     zero = [name for name, value in state.items() if value.dim() > 1 and value.numel() > 1 and not value.any()]
     if zero:
         raise WeightsError(
-            f"{source} contains only zeros in {len(zero)} {'tensor' if len(zero) == 1 else 'tensors'}: "
+            f"{source} contains only zeros in {counted(len(zero), 'tensor')}: "
             f"{few(zero)}. The file is probably of an interrupted download: download or copy it again"
         )
 

@@ -143,5 +143,5 @@ def test_true_captions_refuse_images_that_are_not_synthetic(world, tmp_path):
     store, outcome = world
     table = pq.read_table(outcome.images.root / TRUTH)
     pq.write_table(table.slice(1), tmp_path / TRUTH)
-    with pytest.raises(DataError, match="lacks 1 images"):
+    with pytest.raises(DataError, match="lacks 1 image"):
         TrueStage().make(run_on(store, outcome.made.ref, tmp_path))

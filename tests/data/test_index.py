@@ -548,9 +548,7 @@ def test_an_identity_in_training_and_test(store, root):
     put(root, "bounding_box_train/0003_c1s1_000451_03.jpg", first_seed=50)
     put(root, "bounding_box_test/0002_c1s1_000451_09.jpg", first_seed=60)
     text = refusal(store, config_of(root))
-    assert (
-        "2 identities are both in training and in query or gallery, such as 2 (train: bounding_box_train/0002" in text
-    )
+    assert "training shares 2 identities with query or gallery, such as 2 (train: bounding_box_train/0002" in text
     assert "bounding_box_train/0003_c1s1_000451_03.jpg" in text
 
 
@@ -618,7 +616,7 @@ def test_identity_zero_is_checked_like_any_other_unless_only_the_gallery_has_it(
     config = manifest_of(tmp_path / "set", rows)
     if refused:
         text = refusal(store, config)
-        assert "1 identities are both in training and in query or gallery, such as 0 (train: d.jpg," in text
+        assert "training shares 1 identity with query or gallery, such as 0 (train: d.jpg," in text
         assert "0 is a distractor only if it occurs nowhere but in the gallery" in text
         return
     counts = described(index(store, config=config))["counts"]
@@ -658,7 +656,7 @@ def test_all_problems_are_raised_together(store, root):
     text = refusal(store, config_of(root, require_splits=SPLITS))
     assert "2 problems" in text
     assert "no usable image in query" in text
-    assert "1 identities are both" in text
+    assert "training shares 1 identity" in text
 
 
 def test_a_deleted_dataset_is_a_clear_failure_and_old_artifacts_stay(store, root):
@@ -729,7 +727,7 @@ def test_a_file_that_comes_is_indexed(store, root, meddle, call):
 
 def test_files_that_keep_coming_are_named(store, root, meddle):
     meddle(lambda number: put(root, f"query/0003_c5s1_015245_{number:02d}.jpg", first_seed=number))
-    with pytest.raises(RetryableError, match=r"were added, removed or relabeled, such as query/0003"):
+    with pytest.raises(RetryableError, match=r"added, removed or relabeled, such as query/0003"):
         index(store, config=config_of(root))
 
 

@@ -130,7 +130,7 @@ def test_identities_on_both_sides_are_shown_up_to_three():
     more = [(f"t{pid}", "train", pid) for pid in (9, 8, 7, 6)] + [(f"g{pid}", "gallery", pid) for pid in (7, 8, 9)]
     more.append(("t6 again", "train", 6))
     assert refused(*more) == (
-        "the dataset People in /data/set: 4 identities are both in training and in query or gallery, such as "
+        "the dataset People in /data/set: training shares 4 identities with query or gallery, such as "
         "6 (train: t6, query: b); 7 (train: t7, gallery: g7); 8 (train: t8, gallery: g8). Test identities must not "
         "occur in training: move each to one side, or give different people different numbers"
     )
@@ -207,7 +207,7 @@ def test_all_problems_are_raised_together_and_notices_are_not_mixed_in():
     assert [line[:20] for line in text.splitlines()] == [
         "the dataset People i",
         "  - no usable image ",
-        "  - 1 identities are",
+        "  - training shares ",
         "  - 1 image(s) are i",
     ]
     assert text.startswith("the dataset People in /data/set: 3 problems\n")

@@ -222,7 +222,7 @@ def test_what_is_refused_names_the_remedy(tmp_path):
         "both.csv": ("path,split,pid,label\na/1.jpg,train,al,Al\n", "text in both pid and label, .*remove one"),
         "torn.csv": (
             "path,split,pid,label\na/1.jpg,train,1,Al\na/2.jpg,train,1,Bo\n",
-            r"more than one label for 1 identities, such as pid 1 \('Al', 'Bo'\)\. Give each pid one label",
+            r"more than one label for 1 identity, such as pid 1 \('Al', 'Bo'\)\. Give each pid one label",
         ),
         "long.csv": (
             f"{text}{'x' * 200_000},train,1,1\n",

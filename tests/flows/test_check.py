@@ -144,7 +144,7 @@ SET_UPS = {
         "demo",
         lambda folder: [f"data.root={shared(folder)}", "train.sie=1"],
         {
-            "data": ["set data.split=by_identity", "both in training and in query or gallery"],
+            "data": ["set data.split=by_identity", "with query or gallery"],
             "sampler": [BATCH, "train.sie=1 learns one embedding per camera"],
         },
     ),

@@ -275,8 +275,8 @@ def test_camera_embeddings_need_known_cameras(check):
 def test_camera_embeddings_must_cover_the_test_cameras(check):
     rows = [*market(), ("query", 1001, 8), ("gallery", 1001, 9)]
     message = (
-        "train.sie=1 learns one embedding per camera, and 2 camera(s) of the test images (8, 9) do not have a training "
-        "image: set train.sie=0"
+        "train.sie=1 learns one embedding per camera, and the test images have 2 cameras without a training "
+        "image (8, 9): set train.sie=0"
     )
     assert check(rows, "train.sie=1") == [message]
     assert check(rows, "train.sie=1", stages=("train",)) == []
@@ -352,9 +352,9 @@ def test_workers_that_share_a_gpu_are_a_notice(store):
 
     four = "scale.caption_workers=4"
     assert notices(four, gpus=0) == notices(four, gpus=4) == notices(four, "caption.device=cpu", gpus=2) == []
-    assert notices(four, gpus=2) == ["scale.caption_workers=4 share 2 GPU(s); set scale.caption_workers=2"]
+    assert notices(four, gpus=2) == ["scale.caption_workers=4 share 2 GPUs; set scale.caption_workers=2"]
     (notice,) = notices(four, "caption.device=cuda:1", gpus=4)
-    assert notice == "scale.caption_workers=4 share 1 GPU(s); set scale.caption_workers=1"
+    assert notice == "scale.caption_workers=4 share 1 GPU; set scale.caption_workers=1"
 
 
 def test_the_embedded_captioner_on_images_that_were_not_drawn_is_a_notice(store):

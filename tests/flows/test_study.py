@@ -425,7 +425,7 @@ def test_a_dry_run_prints_the_cost_and_trains_nothing(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "7 runs, 7 of them pending" in shown
     assert "steps in 7 runs" in shown
-    assert "not included: captioning of 1 dataset(s) and evaluation; their time is unknown before the" in shown
+    assert "not included: captioning of 1 dataset and evaluation; their time is unknown before the" in shown
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "stages" / "train").exists()
 

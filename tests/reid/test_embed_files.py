@@ -248,7 +248,7 @@ def test_a_model_with_camera_embeddings_embeds_by_camera_and_refuses_unknown_one
     rows = np.stack(pd.read_parquet(out)["embedding"])
     assert np.abs(rows[0] - rows[1]).max() > 1e-4
     for camid in (None, -1):
-        with pytest.raises(ConfigError, match=r"the cameras of 1 images are unknown, such as .*train\.sie=0"):
+        with pytest.raises(ConfigError, match=r"but the camera is unknown for 1 image, such as .*train\.sie=0"):
             run((sie, root, [images[0]._replace(camid=camid)]), out)
     with pytest.raises(DataError, match=r"the images include cameras \[9\]"):
         run((sie, root, [images[0]._replace(camid=9)]), out)

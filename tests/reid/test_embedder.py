@@ -206,7 +206,7 @@ def test_a_model_with_camera_embeddings_needs_the_cameras(world, paths):
     assert sie.embed_images([], cameras=[]).shape == (0, sie.width())
     with pytest.raises(ConfigError, match=r"embeddings of the cameras \[1, 2, 3, 4\]: give the camera of each image"):
         sie.embed_images(paths)
-    with pytest.raises(ConfigError, match="1 values for 9 images"):
+    with pytest.raises(ConfigError, match="1 value for 9 images"):
         sie.embed_images(paths, cameras=[1])
     with pytest.raises(DataError, match=r"the images include cameras \[7\]"):
         sie.embed_images(paths[:1], cameras=[7])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data.errors import counted
 from flows.cli.options import Home, Overrides
 
 if TYPE_CHECKING:
@@ -98,12 +99,14 @@ def _show(out: Path, done: Embedded, embedder: Embedder, mode: str) -> None:
         notice = f"{out} had embeddings of another model, mode or precision, which are replaced"
         console.print(notice_line(notice), soft_wrap=True)
     console.print(
-        f"{out}: {done.images:,} images, mode {mode}, {embedder.width(mode):,} values each; {done.computed:,} embedded "
-        f"now; model train/{embedder.fingerprint}",
+        f"{out}: {counted(done.images, 'image')}, mode {mode}, {embedder.width(mode):,} values each; "
+        f"{done.computed:,} embedded now; model train/{embedder.fingerprint}",
         highlight=False,
         soft_wrap=True,
     )
     if done.rejected:
         console.print(
-            f"{len(done.rejected):,} files are rejected; {rejected_file(out)} says why", highlight=False, soft_wrap=True
+            f"{counted(len(done.rejected), 'file')} rejected; {rejected_file(out)} says why",
+            highlight=False,
+            soft_wrap=True,
         )
