@@ -39,15 +39,14 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
+    """What to write. onnx, open_clip: whether. notes: what the folder lacks and why."""
+
     embedder: Embedder
     facts: ModelFacts
-    format: Format
     modes: Sequence[str]
+    onnx: bool
+    open_clip: bool
     notes: list[str]
-
-    @property
-    def wants_onnx(self) -> bool:
-        return self.format != "open_clip"
 
 
 def export_model(
@@ -82,16 +81,23 @@ def export_model(
     _check_target(out)
     chosen = tuple(dict.fromkeys(map(embedder.resolve_mode, modes))) or _retrieval_modes(embedder)
     facts = model_facts(embedder.model, store)
-    notes = _open_clip_notes(facts, format)
-    job = _Job(embedder=embedder, facts=facts, format=format, modes=chosen, notes=notes)
-    if job.wants_onnx:
+    left_out = "" if format == "onnx" else _left_out(facts, format)
+    job = _Job(
+        embedder=embedder,
+        facts=facts,
+        modes=chosen,
+        onnx=format != "open_clip",
+        open_clip=format != "onnx" and not left_out,
+        notes=[left_out] if left_out else [],
+    )
+    if job.onnx:
         require_onnx()
     with full_disk_explained(out.absolute().parent, f"{out} could not be written"), _published(out) as draft:
         return _write(job, draft, report)
 
 
-def preprocessing(embedder: Embedder) -> dict[str, Any]:
-    """Return what a program has to do before it calls an exported encoder, as JSON."""
+def preprocessing(embedder: Embedder, *, texts: bool) -> dict[str, Any]:
+    """Return what a program has to do before it calls an exported encoder, as JSON. texts: also for sentences."""
     shape, backbone = embedder.task.preprocess, embedder.task.backbone
     images: dict[str, Any] = {
         "size": [shape.height, shape.width],
@@ -106,7 +112,7 @@ def preprocessing(embedder: Embedder) -> dict[str, Any]:
         "layout": "NCHW",
         "dtype": "float32",
     }
-    texts = {
+    sentences = {
         "tokenizer": TOKENIZER_FILE,
         "start": backbone.tokenizer.start,
         "end": backbone.tokenizer.end,
@@ -119,7 +125,7 @@ def preprocessing(embedder: Embedder) -> dict[str, Any]:
         "clip_scgi_export": 1,
         "model": embedder.fingerprint,
         "images": images,
-        "texts": texts,
+        **({"texts": sentences} if texts else {}),
         **({"cameras": cameras} if cameras else {}),
     }
 
@@ -128,41 +134,43 @@ def _retrieval_modes(embedder: Embedder) -> tuple[str, ...]:
     return tuple(mode for mode in embedder.modes if mode != JOINT)
 
 
-def _open_clip_notes(facts: ModelFacts, format_: Format) -> list[str]:
-    """Return what open_clip cannot do with the model. Raises ConfigError if only open_clip is wanted and it cannot."""
-    notes: list[str] = []
-    if format_ == "onnx":
-        return notes
+def _left_out(facts: ModelFacts, format_: Format) -> str:
+    """Return why open_clip cannot load the model, "" if it can. Raises ConfigError if nothing else is wanted."""
     try:
         open_clip_shape(facts.config.backbone)
     except ConfigError as error:
         if format_ == "open_clip":
             raise
-        return [f"Without open_clip: {str(error).split(':')[0]}."]
-    if facts.config.sie:
-        notes.append(
-            "open_clip adds no camera embedding (SIE), so its image features are those of CLIP without cameras, and "
-            "differ from this model's."
+        return f"Without open_clip: {str(error).split(':')[0]}."
+    return ""
+
+
+def _open_clip_notes(job: _Job) -> Iterator[str]:
+    """Yield what open_clip does not compute."""
+    if job.facts.config.sie:
+        yield (
+            "open_clip does not add camera embeddings (SIE), so its image features are those of CLIP without cameras, "
+            "and differ from this model's."
         )
-    notes.append(
-        "open_clip's image feature is the mode `joint`. It does not return the retrieval features `image` (class token "
-        "of the last layer and joint feature side by side) and `fused`."
+    fused = " and `fused`" if "fused" in job.embedder.modes else ""
+    yield (
+        "open_clip's image feature is the mode `joint`. It does not return the retrieval feature `image` (class token "
+        f"of the last layer and joint feature side by side){fused}."
     )
-    return notes
 
 
 def _write(job: _Job, draft: Path, report: Callable[[str], None]) -> Exported:
     files: dict[str, str] = {}
-    onnx = list(_onnx(job, draft, report)) if job.wants_onnx else []
+    onnx = list(_onnx(job, draft, report)) if job.onnx else []
     for file in onnx:
         files[file.name] = _onnx_text(file)
-    open_clip = _open_clip(job, draft, files, report)
-    texts = job.wants_onnx and JOINT in job.modes
-    if texts and not (draft / TOKENIZER_FILE).exists():
+    open_clip = _open_clip(job, draft, files, report) if job.open_clip else None
+    if job.onnx and JOINT in job.modes and not (draft / TOKENIZER_FILE).exists():
         write_tokenizer(draft, job.embedder.task.backbone)
-    write_json(draft / PREPROCESSING_FILE, preprocessing(job.embedder))
+    texts = (draft / TOKENIZER_FILE).exists()
+    write_json(draft / PREPROCESSING_FILE, preprocessing(job.embedder, texts=texts))
     files[PREPROCESSING_FILE] = "how an image or a sentence becomes the input of an encoder"
-    if (draft / TOKENIZER_FILE).exists():
+    if texts:
         files[TOKENIZER_FILE] = (
             "tokenizer of the library `tokenizers`, with start and end token, truncation and padding"
         )
@@ -191,10 +199,9 @@ def _onnx_text(file: OnnxFile) -> str:
     )
 
 
-def _open_clip(job: _Job, draft: Path, files: dict[str, str], report: Callable[[str], None]) -> OpenClipFiles | None:
-    if job.format == "onnx" or any(note.startswith("Without open_clip") for note in job.notes):
-        return None
+def _open_clip(job: _Job, draft: Path, files: dict[str, str], report: Callable[[str], None]) -> OpenClipFiles:
     report(CLIP_FILE)
+    job.notes.extend(_open_clip_notes(job))
     written = write_open_clip(draft, job.embedder.task, job.facts.config.backbone)
     files[CLIP_FILE] = f"CLIP of this model; differs from ours by at most {written.difference:.0e} in open_clip"
     files[OPEN_CLIP_CONFIG] = 'its config: `open_clip.create_model_and_transforms("local-dir:FOLDER")`'

@@ -35,12 +35,11 @@ class OpenClipFiles:
     """What `write_open_clip` wrote.
 
     beyond: name -> number of tensors of each part that CLIP has no place for. difference: the largest one between
-    features of open_clip and of the model. same_images: False with camera embeddings, which open_clip does not add.
+    features of open_clip and of the model without camera embeddings.
     """
 
     beyond: dict[str, int]
     difference: float
-    same_images: bool
 
 
 @exact_float32(torch)
@@ -64,7 +63,7 @@ def write_open_clip(folder: Path, task: Task, config: BackboneConfig) -> OpenCli
     if beyond:
         (folder / BEYOND_FOLDER).mkdir()
         save_file(beyond, folder / BEYOND_FOLDER / BEYOND_FILE, metadata={"format": "pt"})
-    return OpenClipFiles(beyond=_parts(beyond), difference=_difference(folder, task), same_images=not task.sie)
+    return OpenClipFiles(beyond=_parts(beyond), difference=_difference(folder, task))
 
 
 def _is_clip(name: str) -> bool:

@@ -115,7 +115,7 @@ def test_the_card_names_what_clip_has_no_place_for(folder):
     card = (folder / "README.md").read_text()
     assert "- `cff` (50): contextual feature fusion" in card
     assert "`beyond_clip/model.safetensors` | the tensors that CLIP has no place for" in card
-    assert "does not return the retrieval features `image`" in card
+    assert "does not return the retrieval feature `image`" in card
     assert "No evaluation of this model was in the store" in card
 
 
@@ -173,7 +173,7 @@ def test_camera_embeddings_are_an_input(store, photos, tmp_path):
     numbers = np.array([rules["cameras"].index(camera) for camera in cameras])
     found = run(tmp_path / "out/image.onnx", images=prepared(photos[:3], rules["images"]), cameras=numbers)
     np.testing.assert_allclose(found, embedder.embed_images(photos[:3], cameras=cameras), **CLOSE)
-    assert "open_clip adds no camera embedding (SIE)" in done.notes[0]
+    assert "open_clip does not add camera embeddings (SIE)" in done.notes[0]
     assert "camera_shift_KV" in (tmp_path / "out/README.md").read_text()
 
 
