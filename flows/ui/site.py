@@ -112,6 +112,6 @@ def _environment() -> Environment:
     environment.filters["moment"] = lambda when: when.astimezone().strftime("%Y-%m-%d %H:%M")
     environment.filters["bytes"] = size
     environment.filters["query"] = lambda values: urlencode({key: value for key, value in values.items() if value})
-    environment.filters["list_of_two"] = lambda value: (value, value)
+    environment.filters["option"] = lambda value: (value, value)
     environment.globals["flag_meanings"] = FLAGS
     return environment

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +16,6 @@ from data.images.decode import open_indexed
 MOST_BYTES: Final = 64 << 20
 HEIGHTS: Final = (144, 480)
 """Heights that can be asked for, in pixels; smaller images are not enlarged."""
-
-Draw = Callable[[Image.Image], Image.Image]
 
 
 class Pictures:

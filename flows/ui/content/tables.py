@@ -30,7 +30,7 @@ from data.slots import SLOTS
 from data.splits import SPLITS
 
 _IMAGES: Final = ("path", "sha256", "split", "pid", "camid", "width", "height")
-_CAPTIONS: Final = ("caption", "raw_text", "status", "error", "model_id", "template_id", "captioner_fingerprint")
+_CAPTIONS: Final = ("caption", "status", "error", "model_id", "template_id", "captioner_fingerprint")
 _SLOT_COLUMNS: Final = tuple(f"{kind}_{slot}" for slot in SLOTS for kind in ("attr", "conf"))
 _CODED: Final = {
     "split",
@@ -80,7 +80,6 @@ class ImageItem:
     width: int
     height: int
     caption: str | None
-    raw_text: str | None
     status: str | None
     error: str | None
     model_id: str | None
@@ -302,7 +301,7 @@ def _says(item: ImageItem, wanted: ImageFilter) -> bool:
 
 def _item(row: int, values: Mapping[str, Any], correction: Correction | None) -> ImageItem:
     place: dict[str, Any] = {name: values[name] for name in ("path", "sha256", "split", "pid", "width", "height")}
-    said: dict[str, Any] = {name: values.get(name) for name in ("caption", "raw_text", "status", "error", "model_id")}
+    said: dict[str, Any] = {name: values.get(name) for name in ("caption", "status", "error", "model_id")}
     return ImageItem(
         row=row,
         label=values.get(LABEL.name),

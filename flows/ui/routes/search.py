@@ -132,7 +132,6 @@ def _search(site: Site, request: Request, asked: Asked) -> Response:
         slots={slot: _values(asked, slot) for slot in SLOTS},
         chosen=asked.chosen,
         dataset=asked.dataset,
-        text_leads=bool(asked.text),
     )
 
 
