@@ -39,7 +39,8 @@ def described(ranked: RankedRow) -> str:
 
 def only_text(paths: Sequence[str], name: str) -> str:
     """Return a sentence with the number and the first names of the queries that only one run has."""
-    shown = ", ".join(paths[:_ONLY]) + (", ..." if len(paths) > _ONLY else "")
+    rest = len(paths) - _ONLY
+    shown = ", ".join(paths[:_ONLY]) + (f" and {rest:,} more, which --json lists" if rest > 0 else "")
     return f"{len(paths):,} {'query' if len(paths) == 1 else 'queries'} only in {name}, left out: {shown}"
 
 
@@ -62,7 +63,9 @@ def lines(comparison: Comparison, *, top: int) -> Iterator[RenderableType]:
 def several(comparison: Comparison) -> str:
     """Return a sentence about several intervals at once, "" for a single comparison."""
     count = len(comparison.differences)
-    return f" Each of the {count} comparisons has its own interval; none is corrected for their number." * (count > 1)
+    if count < 2:
+        return ""
+    return f" Each of the {count} comparisons has its own intervals, which are not corrected for their number."
 
 
 def _one(difference: Difference, name: str, top: int) -> Iterator[RenderableType]:
