@@ -232,6 +232,7 @@ def test_a_person_is_removed_from_the_disk(place, capsys):
         (["search", "g", "--image", "captions.parquet"], "captions.parquet"),
         (["search", "g", "--text", "a man", "--home", "elsewhere"], "the model of the gallery, train/.*--model"),
         (["search", "g", "--text", "a man", "--page", "photos"], "photos is a folder; give a file"),
+        (["search", "g", "--text", "a man", "--page", "captions.parquet"], "captions.parquet does not end in .html"),
         (["remove", "g"], "give what to remove: --label, --path, or --where"),
         (["remove", "nowhere", "--label", "x"], "nowhere is not a gallery"),
         (["info", "photos"], "photos is not a gallery"),

@@ -17,6 +17,7 @@ from reid.gallery.gallery import Found, Hit
 
 _HEIGHT: Final = 224
 _TEMPLATE: Final = "gallery.html.j2"
+_SUFFIXES: Final = (".html", ".htm")
 
 
 class Fact(NamedTuple):
@@ -38,13 +39,16 @@ class Card:
     facts: list[Fact]
 
 
-def write_page(out: Path, found: Found, *, query: str | Path, where: str | None, gallery: Path) -> None:
-    """Write the page to `out`. An image that is missing or changed since it was added is a gray field with the reason.
-
-    Raises ConfigError if `out` is a folder.
-    """
+def check_page(out: Path) -> None:
+    """Raise ConfigError if `out` is a folder or does not end in .html, so that nothing else is overwritten."""
     if out.is_dir():
         raise ConfigError(f"gallery search: --page: {out} is a folder; give a file, such as {out / 'hits.html'}")
+    if out.suffix.lower() not in _SUFFIXES:
+        raise ConfigError(f"gallery search: --page: {out} does not end in .html; give a file such as hits.html")
+
+
+def write_page(out: Path, found: Found, *, query: str | Path, where: str | None, gallery: Path) -> None:
+    """Write the page to `out`. An image that is missing, or changed since it was added, is a gray field that says so."""
     digests = {_relative(hit.entry.path): hit.entry.sha256 for hit in found.hits}
     thumbnail = Thumbnails(Path("/"), digests, _HEIGHT)
     page = (

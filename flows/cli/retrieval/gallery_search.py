@@ -12,7 +12,7 @@ from rich.text import Text
 from data.errors import ConfigError
 from data.people import IdentityName
 from flows.cli.inputs import artifact_store, recipe_of
-from flows.cli.retrieval.gallery_page import write_page
+from flows.cli.retrieval.gallery_page import check_page, write_page
 from flows.cli.search import read_query
 from flows.execution.gpu import uses_gpu
 from flows.terminal import plain_console, progress_bar, size
@@ -40,12 +40,15 @@ def search_gallery(folder: Path, request: Request) -> None:
     """Print the nearest images, and write the page if it is asked for.
 
     Raises:
-        ConfigError: not one query is given, the filter is wrong, or the model does not exist or does not fit.
+        ConfigError: not one query is given, the filter or the name of the page is wrong, or the model does not exist or
+            does not fit.
         DataError: the query image or the gallery is unusable.
     """
     query = read_query(None, image=request.image, text=request.text)
     if request.where is not None:
-        parse_where(request.where)  # report a wrong filter before a model is loaded
+        parse_where(request.where)  # report a wrong filter or page before a model is loaded
+    if request.page is not None:
+        check_page(request.page)
     gallery = Gallery.open(folder)
     found = gallery.search(
         _embedded(gallery, query, request), top=request.top, where=request.where, exact=request.exact
