@@ -199,6 +199,45 @@ def test_settings_of_the_processor_do_not_change_the_views(made, people, tmp_pat
     assert found.reply(framed) == wanted.reply(framed)
 
 
+# Compiled
+
+
+def assert_compiled_writes_the_same(folder, people, decoding):
+    plain = config(folder, decoding=decoding, batch_size=3)
+    engine, compiled = (Engine.load(plain.model_copy(update={"compile": value})) for value in (False, True))
+    framed = [engine.prepare(person) for person in people]
+    for part in (framed[:3], framed[3:]):  # a full batch, and one that is filled up
+        for one, other in zip(engine.reply(part), compiled.reply(part), strict=True):
+            assert other.text == one.text
+            assert other.confidence == pytest.approx(one.confidence, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", TILED)
+@pytest.mark.parametrize("decoding", ["slots", "free"])
+def test_the_code_that_is_compiled_writes_the_same(made, people, name, decoding):
+    torch.compiler.reset()
+    with torch.compiler.set_stance("force_eager"):  # fixed shapes, but no compiler, which takes a minute
+        assert_compiled_writes_the_same(made(name), people, decoding)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize(
+    ("name", "decoding"),
+    [
+        ("llava_next_siglip", "slots"),
+        *(
+            pytest.param(name, decoding, marks=pytest.mark.soak)
+            for name in SORTS
+            for decoding in ("slots", "free")
+            if (name, decoding) != ("llava_next_siglip", "slots")
+        ),
+    ],
+)
+def test_a_compiled_family_writes_the_same(made, people, name, decoding):
+    torch.compiler.reset()
+    assert_compiled_writes_the_same(made(name), people, decoding)
+
+
 # Prompts
 
 

@@ -119,6 +119,15 @@ SORTS: Final = {
     "llava_next_llama3": Sort(
         kind="llava_next", tokenizer="bytes", chat=LLAMA_3, in_tokenizer=True, ends=("<|end_of_text|>",)
     ),
+    "llava_next_siglip": Sort(
+        kind="llava_next",
+        siglip=True,
+        text="qwen2",
+        tokenizer="qwen",
+        chat=CHAT_ML,
+        ends=("<|endoftext|>",),
+        options=_FULL,
+    ),
     "llava_onevision": Sort(
         kind="llava_onevision",
         siglip=True,
