@@ -142,13 +142,19 @@ def _captions(facts: ModelFacts) -> str:
     if facts.captioned is None:
         known = f"Artifact `{fingerprint}`, which was not in the store of the export." if fingerprint else "Unknown."
         return f"## Captions\n\n{known}"
-    lines = ["## Captions", "", f"Written by a model, in training only (artifact `{fingerprint}`):", ""]
+    lines = ["## Captions", "", f"Read in training only (artifact `{fingerprint}`). Written by:", ""]
     lines += [
         f"- {model}, revision {revision}, template `{template}` (captioner `{captioner}`)"
         for model, revision, template, captioner in facts.captioned.captioners
     ]
-    statuses = ", ".join(f"{count:,} {status}" for status, count in facts.captioned.statuses.items())
-    return "\n".join([*lines, f"- Captions of the train split by status: {statuses}."])
+    lines += ["", f"Captions of the train split by status: {_listed(facts.captioned.statuses)}."]
+    if facts.captioned.sources:
+        lines.append(f"Corrections were applied; whose text it is: {_listed(facts.captioned.sources)}.")
+    return "\n".join(lines)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _scores(facts: ModelFacts) -> str:

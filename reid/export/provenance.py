@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.artifacts.fingerprint import digest_file
@@ -23,6 +24,9 @@ from reid.training.checkpoint import MODEL
 
 METRICS: Final = ("mAP", "rank1", "rank5", "rank10", "mINP")
 _CAPTIONS: Final = "captions.parquet"
+_CAPTION_STAGES: Final = ("caption", "correct", "caption_control")
+"""Stages that write the captions that training reads: a model's, corrected ones, the controls of a study."""
+_SOURCE: Final = "source"
 _CAPTIONERS: Final = ("model_id", "model_revision", "template_id", "captioner_fingerprint")
 
 
@@ -30,12 +34,13 @@ _CAPTIONERS: Final = ("model_id", "model_revision", "template_id", "captioner_fi
 class Captioned:
     """The captions that a model was trained with.
 
-    captioners: distinct (model, revision, template, fingerprint) of the rows. statuses: status -> number of captions of
-    the train split, all images included.
+    captioners: distinct (model, revision, template, fingerprint) of the rows. statuses, sources: status, and whose text
+    it is (model, human, import), -> number of images of the train split; no sources if corrections were not applied.
     """
 
     captioners: list[tuple[str, str, str, str]]
     statuses: dict[str, int]
+    sources: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,7 @@ def model_facts(model: ArtifactRef, store: ArtifactStore) -> ModelFacts:
         training=described.get("training"),
         origin=origin,
         dataset=_dataset(store.folder("index", origin["images"])) if origin else None,
-        captioned=_captioned(store.folder("caption", captions)) if captions else None,
+        captioned=_captioned(store, captions) if captions else None,
         evaluations=_evaluations(model, store),
     )
 
@@ -123,16 +128,30 @@ def _dataset(folder: Path) -> DatasetDescription | None:
         return None
 
 
-def _captioned(folder: Path) -> Captioned | None:
+def _captioned(store: ArtifactStore, fingerprint: str) -> Captioned | None:
+    paths = (store.folder(stage, fingerprint) / _CAPTIONS for stage in _CAPTION_STAGES)
+    path = next((path for path in paths if path.is_file()), None)
     try:
-        table = pq.read_table(folder / _CAPTIONS, columns=[*_CAPTIONERS, "split", "status"])
+        return None if path is None else _read_captions(path)
     except (OSError, KeyError, pa.ArrowInvalid):
         return None
+
+
+def _read_captions(path: Path) -> Captioned:
+    corrected = _SOURCE in pq.read_schema(path).names
+    table = pq.read_table(path, columns=[*_CAPTIONERS, "split", "status", *([_SOURCE] if corrected else [])])
     rows = zip(*(table[name].to_pylist() for name in _CAPTIONERS), strict=True)
     captioners = sorted({tuple(str(value) for value in row) for row in rows})
-    trained = zip(table["split"].to_pylist(), table["status"].to_pylist(), strict=True)
-    statuses = Counter(status for split, status in trained if split == "train")
-    return Captioned(captioners=[(a, b, c, d) for a, b, c, d in captioners], statuses=dict(statuses.most_common()))
+    trained = table.filter(pc.equal(table["split"], "train"))
+    return Captioned(
+        captioners=[(a, b, c, d) for a, b, c, d in captioners],
+        statuses=_counts(trained["status"]),
+        sources=_counts(trained[_SOURCE]) if corrected else {},
+    )
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return dict(Counter(map(str, column.to_pylist())).most_common())
 
 
 def _evaluations(model: ArtifactRef, store: ArtifactStore) -> list[Evaluation]:

@@ -1,10 +1,12 @@
 """Exported encoders give the embeddings of the model in onnxruntime and open_clip, from the written files alone."""
 
+import shutil
 import sys
 
 import numpy as np
 import onnxruntime
 import open_clip
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -12,18 +14,22 @@ from tokenizers import Tokenizer
 
 from data.artifacts.store import ArtifactStore
 from data.errors import ClipScgiError, ConfigError
-from data.files import read_json
+from data.files import read_json, write_json, write_table
+from data.schemas import CORRECTED
 from data.synthetic.world import training_sample
 from reid import Embedder
 from reid.config.backbone import BackboneConfig
 from reid.config.train import TrainConfig
 from reid.export import onnx_files
+from reid.export.card import model_card
 from reid.export.export import export_model
 from reid.export.onnx_files import OnnxFile, UnitImageEncoder, compared, write_image_encoder
 from reid.export.open_clip_files import write_open_clip
+from reid.export.provenance import model_facts
 from reid.models.backbone import OpenClipTokenizer, build_backbone
 from reid.tasks.build import build_task
 from tests.helpers.small_models import SEED, write_model
+from tests.helpers.stages import make_artifact
 
 TEXTS = ["a woman in a red coat", "It's a man with 2 bags!", "Ünïcödé 東京 12345", "The pedestrian " * 60]
 CLOSE = {"rtol": 0, "atol": 1e-4}
@@ -117,6 +123,34 @@ def test_the_card_names_what_clip_has_no_place_for(folder):
     assert "`beyond_clip/model.safetensors` | the tensors that CLIP has no place for" in card
     assert "does not return the retrieval feature `image`" in card
     assert "No evaluation of this model was in the store" in card
+
+
+def test_the_card_says_whose_captions_trained_the_model(store):
+    row = dict.fromkeys(CORRECTED.names) | {"model_id": "toy/llava", "model_revision": "v1", "template_id": "scgi"}
+    row |= {"captioner_fingerprint": "c" * 32, "split": "train", "status": "ok"}
+    rows = [row | {"source": source} for source in ("model", "model", "human")] + [row | {"split": "query"}]
+    captions = make_artifact(
+        store,
+        "correct",
+        {"rows": rows},
+        lambda folder: write_table(folder / "captions.parquet", pa.Table.from_pylist(rows, CORRECTED), CORRECTED),
+    ).ref
+    model = write_model(store)
+    origin = {"dataset": "toy", "dataset_hash": "d" * 32, "version": None, "images": "0" * 32, "libraries": {}}
+    facts = model_facts(model, store)
+    assert facts.captioned is None
+    described = read_json(model.folder / "config.json")
+    provenance = {**origin, "captions": captions.fingerprint, "weights": {}, "python": "3.11"}
+
+    def write(folder):
+        shutil.copyfile(model.folder / "model.safetensors", folder / "model.safetensors")
+        write_json(folder / "config.json", {**described, "provenance": provenance})
+
+    card = model_card(model_facts(make_artifact(store, "train", {"of": "toy"}, write).ref, store), {}, {}, [])
+    assert "- toy/llava, revision v1, template `scgi`" in card
+    assert "Captions of the train split by status: 3 ok." in card
+    assert "Corrections were applied; whose text it is: 2 model, 1 human." in card
+    assert "# CLIP-SCGI on tiny CLIP trained on toy\n" in card
 
 
 def test_an_earlier_export_is_replaced_and_nothing_is_left_beside_it(store, embedder, tmp_path):
