@@ -41,7 +41,7 @@ _BUFFER: Final = 500
 """Metrics that are collected before they are sent, unless an epoch ends first."""
 _BATCH: Final = 1000  # of metrics; MLflow takes no more at once
 _PARAMETERS: Final = 100  # of parameters or tags at once
-# Read only for a server that the settings name: secrets are no settings.
+# Used only for a server that the settings name. A secret must not be a setting: config.json would contain it.
 _CREDENTIALS: Final = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -51,6 +51,7 @@ _CREDENTIALS: Final = (
 )
 _SET: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",  # the first use of a database would print its tables
     "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_FILE_STORE": "true",  # MLflow refuses folders (file:///...) without it
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

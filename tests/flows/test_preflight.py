@@ -437,6 +437,15 @@ def test_the_key_of_a_server(check, monkeypatch):
     assert check(market(), *settings) == []
 
 
+def test_a_tracking_that_is_not_installed(check, monkeypatch):
+    assert check(market(), "train.tracking=mlflow") == []
+    monkeypatch.setattr("flows.preflight.settings.find_spec", lambda _: None)
+    (problem,) = check(market(), "train.tracking=mlflow")
+    assert problem == (
+        "train.tracking=mlflow is not installed: pip install 'clip-scgi[mlflow]', or set train.tracking=none"
+    )
+
+
 def test_folders_that_cannot_be_written(check, store, monkeypatch, tmp_path):
     file = tmp_path / "a file"
     file.write_text("")
