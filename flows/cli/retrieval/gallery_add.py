@@ -11,7 +11,7 @@ from typing import Final
 from captioning.corrections.stage import find_captions
 from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.store import ArtifactStore
-from data.errors import ConfigError
+from data.errors import ConfigError, counted
 from data.index.stage import Survey, index
 from data.readers.base import Rejected
 from data.readers.manifest import column_of
@@ -167,19 +167,23 @@ def _show(
         sum(getattr(item, name) for item in done) for name in ("added", "updated", "unchanged", "copies")
     )
     info = gallery.info()
-    parts = [f"{added:,} images added", f"{updated:,} brought up to date", f"{unchanged:,} unchanged"]
-    console.print(f"{folder}: {', '.join(parts)}; {info.rows:,} images; {info.space}", highlight=False, soft_wrap=True)
+    parts = [f"{counted(added, 'image')} added", f"{updated:,} brought up to date", f"{unchanged:,} unchanged"]
+    console.print(
+        f"{folder}: {', '.join(parts)}; {counted(info.rows, 'image')}; {info.space}", highlight=False, soft_wrap=True
+    )
     unknown = {"time": sum(entry.time is None for entry in entries), "label": sum(e.label is None for e in entries)}
     unknown |= {"camera": sum(e.camera is None for e in entries), "caption": sum(e.caption is None for e in entries)}
     missing = ", ".join(f"{name} of {count:,}" for name, count in unknown.items() if count)
     if missing:
-        console.print(f"unknown in this source: {missing} of {len(entries):,} images", highlight=False, soft_wrap=True)
+        console.print(
+            f"unknown in this source: {missing} of {counted(len(entries), 'image')}", highlight=False, soft_wrap=True
+        )
     if copies:
         disagreeing = [path for item in done for path in item.disagreeing]
         more = f"; {len(disagreeing):,} with another label or camera, such as {disagreeing[0]}" if disagreeing else ""
-        console.print(notice_line(f"{copies:,} copies of other images are left out{more}"), soft_wrap=True)
+        console.print(notice_line(f"{counted(copies, 'copy')} of other images left out{more}"), soft_wrap=True)
     if rejected:
         shown = ", ".join(f"{row.path} ({row.reason})" for row in rejected[:_SHOWN])
-        console.print(notice_line(f"{len(rejected):,} files cannot be used, such as {shown}"), soft_wrap=True)
+        console.print(notice_line(f"unusable: {counted(len(rejected), 'file')}, such as {shown}"), soft_wrap=True)
     for index_file in (item.index for item in done if item.index):
         console.print(f"index: {index_file}", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from data.errors import ConfigError
+from data.errors import ConfigError, counted
 from data.people import IdentityName
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.cli.retrieval.gallery_page import check_page, write_page
@@ -120,7 +120,8 @@ def remove_images(folder: Path, *, label: str | None, path: Path | None, where: 
     with progress_bar("index") as progress:
         done = gallery.remove(label=label, path=path, where=where, dry_run=dry_run, progress=progress)
     verb = "would be removed" if dry_run else "removed"
-    line = f"{gallery.folder}: {done.removed:,} images {verb}, {done.left:,} {'would be ' if dry_run else ''}left"
+    left = f"{done.left:,} {'would be ' if dry_run else ''}left"
+    line = f"{gallery.folder}: {counted(done.removed, 'image')} {verb}, {left}"
     if not done.removed and label is not None:
         near = ", ".join(map(repr, gallery.similar_labels(label)))
         line += f"; the label {label!r} fits none" + (f" (did you mean {near}?)" if near else "")
