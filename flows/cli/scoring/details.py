@@ -56,12 +56,15 @@ def show_details(run: RunContext, stage: EvaluateStage, recipe: Recipe, *, out: 
 
 
 def _audit(run: RunContext, recipe: Recipe) -> ArtifactRef | None:
-    """Return the audit of the captions of these images, None if they are not captioned or audited."""
+    """Return the audit of the captions of these images, made if it does not exist; None if they are not captioned."""
     try:
         captions = find_captions(run, recipe.caption)
-        return None if captions is None else AuditStage(captions=captions, config=recipe.audit).find(run)
     except ClipScgiError:  # the captioner is unavailable, so these images are not captioned by it
         return None
+    if captions is None:
+        return None
+    with progress_bar(AuditStage.name) as progress:
+        return AuditStage(captions=captions, config=recipe.audit).make(run.with_progress(progress)).ref
 
 
 def _notices(run: RunContext, broken: BreakdownStage, recipe: Recipe) -> Iterator[str]:
@@ -74,8 +77,8 @@ def _notices(run: RunContext, broken: BreakdownStage, recipe: Recipe) -> Iterato
         yield "no camera pairs: the cameras of this dataset are unknown"
     if broken.audit is None:
         yield (
-            "no attributes: the captions of these images are not audited here; run "
-            f"`clip-scgi audit {recipe.name}` with the same --set first"
+            "no attributes: these images are not captioned here with the captioner of the recipe; run "
+            f"`clip-scgi caption {recipe.name}` with the same --set first"
         )
 
 
