@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.slots import SLOTS
+from reid.gallery.times import utc
 
 Float32s = NDArray[np.float32]
 Int64s = NDArray[np.int64]
@@ -90,7 +91,7 @@ def table_of(entries: Sequence[Entry]) -> pa.Table:
         "sha256": [entry.sha256 for entry in entries],
         "label": [entry.label and normal(entry.label) for entry in entries],
         "camera": [entry.camera for entry in entries],
-        "time": [entry.time and _utc(entry.time) for entry in entries],
+        "time": [entry.time and utc(entry.time) for entry in entries],
         "split": [entry.split for entry in entries],
         "caption": [entry.caption for entry in entries],
         _CONFIDENCE: [entry.confidence for entry in entries],
@@ -114,10 +115,6 @@ def with_embeddings(table: pa.Table, embeddings_ND: Float32s) -> pa.Table:
 def normal(text: str) -> str:
     """Return `text` in Unicode's composed form (NFC), in which labels are stored and compared."""
     return unicodedata.normalize("NFC", text)
-
-
-def _utc(time: datetime) -> datetime:
-    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
 
 
 def _entry(row: Mapping[str, Any]) -> Entry:

@@ -48,7 +48,7 @@ def check_page(out: Path) -> None:
 
 
 def write_page(out: Path, found: Found, *, query: str | Path, where: str | None, gallery: Path) -> None:
-    """Write the page to `out`. An image that is missing, or changed since it was added, is a gray field that says so."""
+    """Write the page to `out`. An image that is missing or changed since it was added is a gray field."""
     digests = {_relative(hit.entry.path): hit.entry.sha256 for hit in found.hits}
     thumbnail = Thumbnails(Path("/"), digests, _HEIGHT)
     page = (
