@@ -66,7 +66,7 @@ def test_a_folder_of_images_is_embedded_once(place, capsys):
     assert len(frame) == n_images
     assert f"{n_images} images, mode image, " in shown
     assert f"; {n_images} embedded now; model train/" in shown
-    assert "2 files are rejected; features.rejected.parquet says why" in shown
+    assert "2 files rejected; features.rejected.parquet says why" in shown
     assert pd.read_parquet("features.rejected.parquet")["reason"].tolist() == ["truncated", "not_an_image"]
     assert frame[["split", "pid", "camid", "label"]].isna().all(axis=None)
     embedder = Embedder.load("demo", device="cpu")
