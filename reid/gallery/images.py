@@ -78,7 +78,7 @@ def add_images(
     space = space_of(embedder, mode)
     given = distinct(entries)
     kept = [entries[row] for row in given.rows]
-    check_cameras(embedder, [_file(entry) for entry in kept])
+    check_cameras(embedder, [_file(entry)._replace(path=entry.path) for entry in kept])
     with Writer(folder, space) as writer:
         rows = writer.snapshot.rows_of(pa.array([entry.sha256 for entry in kept], pa.string()))
         moved = other_camera(writer.snapshot, kept, rows) if embedder.needs_cameras else np.zeros(len(kept), np.bool_)

@@ -302,7 +302,7 @@ def test_a_model_with_camera_embeddings_embeds_again_when_the_camera_differs(pla
     cameras = {entry.path: entry.camera for entry in after.take(np.arange(N))}
     assert cameras == {str(place / "photos" / row.path): row.camid for row in table.itertuples()}
     assert add("photos") == 1
-    assert "the camera is unknown for" in capsys.readouterr().err
+    assert f"the camera is unknown for {N} images, such as {place}/photos/" in capsys.readouterr().err
     image = str(next((place / "photos").glob("*.jpg")))
     assert main(["gallery", "search", "g", "--image", image, *ON_CPU]) == 1
     assert "the camera of the query image is unknown" in capsys.readouterr().err
