@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,7 +73,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
         return Response(getattr(job.result, side), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
 
-def told(job: Job, of_result: Any) -> dict[str, Any]:
+def told(job: Job, of_result: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     """Return the state of a job for a script. of_result: result -> more values."""
     state = "failed" if job.problem else "done" if job.done else "working"
     return {"state": state, "note": job.problem or job.note, **(of_result(job.result) if job.done else {})}

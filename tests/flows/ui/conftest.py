@@ -1,4 +1,4 @@
-"""One server of the page and one browser for all tests of this folder."""
+"""One server of the page for all tests of this folder, and one browser per file."""
 
 from __future__ import annotations
 
@@ -43,9 +43,12 @@ def served(finished, tmp_path_factory) -> Iterator[Served]:
         yield Served(url, home)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Start Chromium once. Needs the program `chromium` and the package playwright."""
+    """Start Chromium. Needs the program `chromium` and the package playwright.
+
+    Playwright keeps an event loop running in this thread, which other tests must not find: so it ends with the file.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium on PATH: install chromium to run the tests of the page")
