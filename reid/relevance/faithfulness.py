@@ -1,7 +1,10 @@
-"""Faithfulness of maps: deleting the most relevant patches must lower the similarity more than deleting random ones.
+"""Faithfulness of maps: deleting the most relevant patches must lower the similarity more than deleting others.
 
-A deleted patch gets the mean color of its image. Where patches overlap, the relevant ones, which lie together, delete
-fewer pixels than the same number of random ones.
+There are two controls with the same number of patches: random ones, and those nearest to the center of the image. Crops
+of people show the person there, so a map that only beats random patches may say no more than "the person".
+
+A deleted patch gets the mean color of its image. Where patches overlap, those that lie together (relevant or central)
+delete fewer pixels than the same number of random ones.
 
 Shapes: Q pairs of a query and a gallery image, S seeds, F retrieval features, P patches, R resamples.
 """
@@ -38,16 +41,17 @@ _BATCH: Final = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Drops:
-    """How far the similarity falls when patches of the query are deleted: the most and least relevant, and random ones.
+    """How far the similarity falls when patches of the query are deleted: the most and least relevant, and controls.
 
     similarity_Q: before. lead_Q: how far that is above the mean similarity to the targets of the other queries; NaN for
-    a single query.
+    a single query. center_Q: the first patches of `center_order`. random_QS: random ones.
     """
 
     similarity_Q: Floats
     lead_Q: Floats
     most_Q: Floats
     least_Q: Floats
+    center_Q: Floats
     random_QS: Floats
 
 
@@ -63,8 +67,9 @@ class Faithfulness(NamedTuple):
     """Mean falls of the cosine similarity, with intervals over queries and seeds.
 
     share: of the patches that are deleted. lead: of the similarity over that to the targets of the other queries; after
-    a fall by as much, a pair is no more similar than any two images; None for a single query. difference: most relevant
-    minus random; faithful maps have low > 0.
+    a fall by as much, a pair is no more similar than any two images; None for a single query. The last three are
+    differences of falls, query by query: most relevant minus random, most relevant minus central, central minus random.
+    Faithful maps have low > 0 in the first. If they have so in the second too, they say more than the center does.
     """
 
     share: float
@@ -73,9 +78,47 @@ class Faithfulness(NamedTuple):
     similarity: Estimate
     lead: Estimate | None
     most: Estimate
+    center: Estimate
     random: Estimate
     least: Estimate
-    difference: Estimate
+    most_over_random: Estimate
+    most_over_center: Estimate
+    center_over_random: Estimate
+
+    def verdict(self) -> str:
+        """Return what the intervals show, in words: whether map > center > random holds, and each part of it."""
+        steps = (self.most_over_random, self.most_over_center, self.center_over_random)
+        to_random, to_center, between = (_relation(step) for step in steps)
+        held = "holds" if all(step.low > 0 for step in steps) else "is not shown"
+        if any(step.high < 0 for step in steps):
+            held = "does not hold"
+        limit = (
+            "" if self.most_over_center.low > 0 else ". These maps may say no more than that people are in the middle"
+        )
+        return (
+            f"map > center > random {held}: the most relevant patches {to_random} random ones and {to_center} those in "
+            f"the center of the image; those in the center {between} random ones{limit}"
+        )
+
+
+def _relation(difference: Estimate) -> str:
+    """Return how the first of two choices of patches compares with the second, as far as the interval shows it."""
+    if difference.low > 0:
+        return "matter more than"
+    return "matter less than" if difference.high < 0 else "are not shown to matter more than"
+
+
+def center_order(grid: PatchGrid) -> Ints:
+    """Return the positions from the highest value of a Gaussian at the center of the image to the lowest.
+
+    Its widths are in proportion to the sides of the image. The proportion alone decides the order, so none is chosen.
+    Of positions with the same value, the upper left one comes first.
+    """
+    rows, columns = np.divmod(np.arange(len(grid)), grid.columns)
+    # Twice the distance from the center in pixels, times the other side: integers, so that equal values stay equal.
+    down = (2 * rows * grid.stride + grid.patch - grid.height) * grid.width
+    across = (2 * columns * grid.stride + grid.patch - grid.width) * grid.height
+    return np.argsort(down**2 + across**2, kind="stable")
 
 
 def delete(image_CHW: Tensor, grid: PatchGrid, positions: Ints) -> Tensor:
@@ -127,6 +170,7 @@ def measure_drops(
         lead_Q=_lead(all_QQ),
         most_Q=after([positions[:count] for positions in order]),
         least_Q=after([positions[-count:] for positions in order]),
+        center_Q=after(len(order) * [center_order(grid)[:count]]),
         random_QS=np.stack([after(_random(len(order), len(grid), count, seed)) for seed in range(seeds)], axis=1),
     )
 
@@ -168,9 +212,12 @@ def summarize(drops: Drops, share: float) -> Faithfulness:
         similarity=estimate(drops.similarity_Q[:, None]),
         lead=estimate(drops.lead_Q[:, None]) if len(drops.lead_Q) > 1 else None,
         most=estimate(drops.most_Q[:, None]),
+        center=estimate(drops.center_Q[:, None]),
         random=estimate(drops.random_QS),
         least=estimate(drops.least_Q[:, None]),
-        difference=estimate(drops.most_Q[:, None] - drops.random_QS),
+        most_over_random=estimate(drops.most_Q[:, None] - drops.random_QS),
+        most_over_center=estimate((drops.most_Q - drops.center_Q)[:, None]),
+        center_over_random=estimate(drops.center_Q[:, None] - drops.random_QS),
     )
 
 

@@ -33,7 +33,7 @@ from reid.relevance.sheet import Panel, PanelGroup, SheetRow, draw_sheet
 from reid.tasks.base import Task
 
 SEEDS: Final = 20
-"""Random choices of patches per image, with which the deletion of the most relevant ones is compared."""
+"""Random choices of patches per image, with which the deletion of the most relevant and central ones is compared."""
 _EXAMPLE: Final = "'a woman in a red coat'"
 
 
@@ -57,13 +57,20 @@ class PairMaps:
     inversion: TokenMaps | None
 
     def lines(self) -> Iterator[str]:
-        """Yield what to print: the similarity, and what deletion does to it."""
-        before, most = self.similarity, float(self.drops.most_Q[0])
-        random, deviation = float(self.drops.random_QS.mean()), float(self.drops.random_QS.std(ddof=1))
-        yield f"similarity {before:.4f} ({self.mode} mode, {self.method})"
+        """Yield what to print: the similarity, what deletion does to it, and how the map compares with the controls."""
+        drops = self.drops
+        most, center, least = float(drops.most_Q[0]), float(drops.center_Q[0]), float(drops.least_Q[0])
+        random, deviation = float(drops.random_QS.mean()), float(drops.random_QS.std(ddof=1))
+        yield f"similarity {self.similarity:.4f} ({self.mode} mode, {self.method})"
         yield (
             f"deleting {100 * SHARE:.0f} % of the query's patches lowers it by {most:.4f} (most relevant), by "
-            f"{random:.4f} ± {deviation:.4f} (random, {SEEDS} choices), by {float(self.drops.least_Q[0]):.4f} (least)"
+            f"{center:.4f} (center of the image), by {random:.4f} ± {deviation:.4f} (random, {SEEDS} choices), by "
+            f"{least:.4f} (least)"
+        )
+        over_center = "beats" if most > center else "does not beat"
+        yield (
+            f"for this query, the map {over_center} the center of the image and {_beaten(most, drops.random_QS)}; the "
+            f"center {_beaten(center, drops.random_QS)}"
         )
 
     def draw(self, titles: tuple[str, str]) -> Image.Image:
@@ -82,6 +89,10 @@ class PairMaps:
             ("CGI: what its queries attend to", self.inversion),
         )
         return own + [PanelGroup(title, _panels(maps, number)) for title, maps in named if maps is not None]
+
+
+def _beaten(fall: float, random_QS: Floats) -> str:
+    return f"beats {int((fall > random_QS).sum())} of {random_QS.size} random choices"
 
 
 def _panels(maps: TokenMaps, number: int) -> list[Panel]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reid.relevance.dataset import DatasetImages
     from reid.relevance.faithfulness import Faithfulness
 
-STAGE_VERSION: Final = 1
+STAGE_VERSION: Final = 2
 MAPS_FILE: Final = "relevance.parquet"
 FAITHFULNESS_FILE: Final = "faithfulness.json"
 RELEVANCE: Final = pa.schema(

@@ -48,8 +48,10 @@ def test_maps_of_two_images_of_the_dataset(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(rf"^similarity {NUMBER} \(image mode, gradient\)$", printed, re.MULTILINE)
     assert re.search(
-        rf"^deleting 25 % of the query's patches lowers it by {NUMBER} \(most relevant\), by {NUMBER} ± {NUMBER} "
-        rf"\(random, 20 choices\), by {NUMBER} \(least\)$",
+        rf"^deleting 25 % of the query's patches lowers it by {NUMBER} \(most relevant\), by {NUMBER} "
+        rf"\(center of the image\), by {NUMBER} ± {NUMBER} \(random, 20 choices\), by {NUMBER} \(least\)\n"
+        r"for this query, the map (beats|does not beat) the center of the image and beats \d+ of 20 random choices; "
+        r"the center beats \d+ of 20 random choices$",
         printed,
         re.MULTILINE,
     )

@@ -957,7 +957,7 @@ def explained(pairs, sample, calls):
     top[0, 0] = bottom[7, 3] = 1.0
     grid = PatchGrid(rows=8, columns=4, patch=16, stride=16, height=128, width=64)
     estimate = Estimate(0.5, 0.25, 0.75)
-    found = Faithfulness(0.25, len(sample), 5, *6 * [estimate])
+    found = Faithfulness(0.25, len(sample), 5, *9 * [estimate])
     return Relevance(grid, {pair: PairRelevance(0.9, top, bottom) for pair in pairs}, found)
 
 

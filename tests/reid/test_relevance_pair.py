@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,32 @@ def test_the_sheet_has_a_column_per_map(config, options, columns):
     sheet = pair.draw(("query: one.png", "gallery: two.png"))
     assert sheet.width > (1 + columns) * HEIGHT // 2
     assert sheet.height > 2 * HEIGHT
-    assert len(list(pair.lines())) == 2
+    assert len(list(pair.lines())) == 3
+
+
+@pytest.mark.parametrize(
+    ("most", "center", "words"),
+    [
+        (0.5, 0.25, "the map beats the center of the image and beats 3 of 4 random choices; the center beats 2 of 4"),
+        (
+            0.25,
+            0.25,
+            "the map does not beat the center of the image and beats 2 of 4 random choices; the center beats 2",
+        ),
+        (
+            0.0,
+            0.75,
+            "the map does not beat the center of the image and beats 0 of 4 random choices; the center beats 4",
+        ),
+    ],
+)
+def test_the_map_is_compared_with_the_center_and_random_choices(most, center, words):
+    pair, _ = pair_of(small_config(method="clip_baseline"))
+    random = np.array([[0.1, 0.2, 0.4, 0.6]])
+    drops = replace(pair.drops, most_Q=np.array([most]), center_Q=np.array([center]), random_QS=random)
+    _, falls, comparison = replace(pair, drops=drops).lines()
+    assert f"by {most:.4f} (most relevant), by {center:.4f} (center of the image), by 0.3250 ± " in falls
+    assert comparison.startswith(f"for this query, {words}")
 
 
 def test_both_images_are_explained_against_each_other():
