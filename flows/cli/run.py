@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
+from data.artifacts.root import make_root
 from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
 from data.config import Config, build_config
@@ -99,8 +100,10 @@ def write_dataset_manifest(
     if output:
         check_output(output, "--output", suffixes=SUFFIXES)
         keep_existing(output, overwrite=overwrite)
+    store = artifact_store(home)
+    make_root(store.root)  # the digests of the images are kept there
     with progress_bar("manifest") as progress:
-        scan = usable_images(artifact_store(home), config=config, progress=progress)
+        scan = usable_images(store, config=config, progress=progress)
     file = output.absolute() if output else scan.root / "manifest.csv"
     write_manifest(file, scan.records, overwrite=overwrite)
     for notice in _manifest_notices(scan):

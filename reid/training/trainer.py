@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -141,30 +142,20 @@ def fit(
     """
     with hidden_variables(launched=launched), exact_float32(torch):
         folder.mkdir(parents=True, exist_ok=True)
-        run = _Run(task, data, config, folder, tracker)
-        try:
-            state = _train(run, config, validate, progress)
-        except BaseException as error:
-            run.metrics.close("FAILED" if isinstance(error, Exception) else "KILLED")
-            raise
-        run.close(state)
-        return state
-
-
-def _train(run: _Run, config: TrainConfig, validate: Validate | None, progress: ProgressFn) -> TrainState:
-    """Run all steps from the last checkpoint on, and return the state after them."""
-    state = run.resume()
-    while state.epoch < config.schedule.epochs:
-        rates = set_rates(run.optimizer, config.schedule, state.epoch)
-        for group in run.batches.groups(state.epoch, state.batch):
-            values = run.step(group, state)
-            run.report(state, values, rates, progress)
-            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
-                run.save(state)
-        run.finish_epoch(state)
-        if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
-            run.evaluate(state, validate)
-    return state
+        with _Run(task, data, config, folder, tracker) as run:
+            state = run.resume()
+            while state.epoch < config.schedule.epochs:
+                rates = set_rates(run.optimizer, config.schedule, state.epoch)
+                for group in run.batches.groups(state.epoch, state.batch):
+                    values = run.step(group, state)
+                    run.report(state, values, rates, progress)
+                    if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                        run.save(state)
+                run.finish_epoch(state)
+                if validate is not None and config.validation.due(state.epoch, config.schedule.epochs):
+                    run.evaluate(state, validate)
+            run.close(state)
+            return state
 
 
 class _Run:
@@ -191,6 +182,16 @@ class _Run:
         self.metrics = MetricsLog(
             folder / METRICS_FILE, config.tensorboard, main=self.accelerator.is_main_process, tracker=tracker
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the log of a run that did not reach its end."""
+        if error is not None:
+            self.metrics.close("FAILED" if isinstance(error, Exception) else "KILLED")
 
     # Steps --------------------------------------------------------------------------------------------
 
