@@ -129,7 +129,7 @@ def test_a_model_with_camera_embeddings_refuses_a_folder_without_cameras(place, 
     store = ArtifactStore(place / "home")
     model = write_model(store, TrainConfig(method="clip_baseline", device="cpu", sie=1.0))
     assert main(["embed", "photos", "--model", model.fingerprint, *ON_CPU]) == 1
-    assert re.search(r"the cameras of \d+ images are unknown, such as .*train\.sie=0", capsys.readouterr().err)
+    assert re.search(r"the camera is unknown for \d+ images, such as .*train\.sie=0", capsys.readouterr().err)
     assert main(["embed", "photos/mine.csv", "--model", model.fingerprint, *ON_CPU]) == 0
 
 
