@@ -8,6 +8,7 @@ from typing import Any, Final
 from data.artifacts.fingerprint import digest, digest_file
 from data.artifacts.store import SIDECAR, ArtifactRef, ArtifactStore
 from data.errors import WeightsError
+from data.files import read_json
 from data.stages.images import IndexedImages
 from reid.config.train import TrainConfig
 from reid.config.trained import TrainedModel, read_trained
@@ -58,10 +59,42 @@ def trained_on(model: EvaluatedModel) -> str | None:
     return _provenance(read_trained(model.folder)).get("dataset")
 
 
+def trained_hash(model: ArtifactRef) -> str:
+    """Return the first digits of the hash of the dataset that a model was trained on, "" if it is unknown."""
+    return str(_provenance(read_trained(model.folder)).get("dataset_hash", ""))[:8]
+
+
 def other_dataset(model: EvaluatedModel, images: IndexedImages) -> str | None:
-    """Return the name of the dataset that a model was trained on if it is not that of `images`, else None."""
+    """Return the name of the dataset that a model was trained on if it is not that of `images`, else None.
+
+    The training images decide. A different dataset of the same name is returned with the first digits of its hash,
+    such as "folders (4dd53bfe)".
+    """
     source = trained_on(model)
-    return source if source != images.description.name else None
+    if isinstance(model, TrainConfig) or source is None or _trained_here(model, images):
+        return None
+    return named_apart(source, images.description.name, trained_hash(model))
+
+
+def named_apart(name: str, other: str, short_hash: str) -> str:
+    """Return a name, with a hash if it equals the `other` name."""
+    return f"{name} ({short_hash})" if name == other and short_hash else name
+
+
+def _trained_here(model: ArtifactRef, images: IndexedImages) -> bool:
+    """Return True if a model was trained on the train split of `images`.
+
+    A copy without artifact.json does not have the digest of its training images, so the hash of the whole dataset
+    decides, and without that its name.
+    """
+    sidecar = read_json(model.folder / SIDECAR) if (model.folder / SIDECAR).is_file() else {}
+    trained = sidecar.get("ingredients", {}).get("images")
+    if trained:
+        return bool(trained == images.contents()["train"])
+    source, about = _provenance(read_trained(model.folder)), images.description
+    if source.get("dataset_hash"):
+        return bool(source["dataset_hash"] == about.dataset_hash)
+    return source.get("dataset") == about.name
 
 
 def untrained_problem(model: ArtifactRef, store: ArtifactStore) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,9 +60,14 @@ class ScoreRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """An evaluation of the model. protocol: in words."""
+    """An evaluation of the model.
+
+    dataset: its name; if other test images have the same name, with the first digits of the hash of the dataset, or of
+    the test images if the index is not known. protocol: in words.
+    """
 
     dataset: str
+    test_hash: str
     fingerprint: str
     n_gallery: int
     protocol: str
@@ -161,7 +166,33 @@ def _evaluations(model: ArtifactRef, store: ArtifactStore) -> list[Evaluation]:
         for sidecar in sorted(store.sidecars("evaluate"), key=lambda one: one.used)
         if sidecar.fingerprint and _of_model(sidecar.ingredients, digest)
     ]
-    return [read for sidecar in found if (read := _evaluation(sidecar.folder, sidecar.fingerprint or "")) is not None]
+    read = [_evaluation(sidecar.folder, sidecar.fingerprint or "") for sidecar in found]
+    return _named_apart([one for one in read if one is not None], store)
+
+
+def _named_apart(evaluations: list[Evaluation], store: ArtifactStore) -> list[Evaluation]:
+    """Return evaluations whose datasets have different names if their test images differ."""
+    tested = {(one.dataset, one.test_hash) for one in evaluations}
+    shared = {name for name, count in Counter(name for name, _ in tested).items() if count > 1}
+    if not shared:
+        return evaluations
+    hashes = _dataset_hashes(store)
+
+    def named(one: Evaluation) -> Evaluation:
+        short = hashes.get(one.test_hash, one.test_hash)[:8]
+        return replace(one, dataset=f"{one.dataset} ({short})") if one.dataset in shared else one
+
+    return [named(one) for one in evaluations]
+
+
+def _dataset_hashes(store: ArtifactStore) -> dict[str, str]:
+    """Return the hash of the test images (as in metrics.json) -> hash of the dataset, of the indexes in `store`."""
+    found = {}
+    for sidecar in store.sidecars("index"):
+        about = _dataset(sidecar.folder)
+        if about is not None and "ranked" in sidecar.contents:
+            found[sidecar.contents["ranked"][:32]] = about.dataset_hash
+    return found
 
 
 def _of_model(ingredients: dict[str, Any], digest: str) -> bool:
@@ -175,6 +206,7 @@ def _evaluation(folder: Path, fingerprint: str) -> Evaluation | None:
         queries = query_scores_of(metrics, folder / "rankings.parquet")
         return Evaluation(
             dataset=metrics["protocol"]["dataset"],
+            test_hash=metrics["protocol"].get("test_hash", ""),
             fingerprint=fingerprint,
             n_gallery=metrics["protocol"]["n_gallery"],
             protocol=metrics["protocol"]["description"],

@@ -14,16 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 from typer.main import get_command
 
+from data.artifacts.contents import image_contents
 from data.artifacts.store import ArtifactStore
+from data.errors import ConfigError
 from data.index.stage import index
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.cli.app import main
 from flows.cli.commands import app
 from flows.cli.scoring.anywhere import show_details_of_run
+from flows.comparison.runs import find_run
 from flows.recipes import build_recipe
 from reid import Embedder
 from reid.config.train import TrainConfig
 from reid.evaluation.independence import TOLERANCE
+from reid.export.card import model_card
+from reid.export.provenance import model_facts
 from reid.metrics import evaluate_ranking
 from tests.helpers.places import REPO
 from tests.helpers.small_models import write_model
@@ -32,6 +37,10 @@ from tests.helpers.small_runs import SMALL_RUN
 
 FOLDERS = ["folders", "--set", "data.reader=manifest", "--set", "data.root=mine", "--set", "evaluate.device=cpu"]
 """The test images of `base`, as the recipe folders: queries and gallery, but no training split."""
+
+
+ORIGIN = {"dataset": "folders", "dataset_hash": "4dd53bfe" * 4, "version": None, "images": "0" * 32}
+ORIGIN |= {"captions": None, "weights": {}, "python": "3", "libraries": {}}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +107,47 @@ def test_a_model_of_another_dataset_is_evaluated_once_however_it_is_named(place,
     (fused,) = (row for row in metrics["results"] if row["mode"] == "fused")
     assert (fused["mAP"], fused["rank1"]) == pytest.approx((expected.mAP, expected.cmc[0]), abs=1e-6)
     assert not (place / "home/stages/features").exists(), "features are kept for a breakdown only"
+
+
+def test_a_model_of_other_images_is_not_the_run_of_a_recipe_of_the_same_name(place, capsys):
+    store = ArtifactStore(place / "home")
+    model = write_model(store, TrainConfig(device="cpu", seed=7), provenance=ORIGIN, images="0" * 64)
+    store.record_use(model, dataset="folders", recipe="folders")
+    assert main(["evaluate", *FOLDERS, "--model", model.fingerprint]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("folders (4dd53bfe) -> folders")
+    tested = index(store, config=build_recipe("folders", FOLDERS[2::2]).data)
+    assert f"trained on folders (4dd53bfe), tested on folders ({tested.found.dataset_hash[:8]})" in shown
+    assert main(["artifacts", "ls", "--stage", "evaluate"]) == 0
+    assert "folders (4dd53bfe) -> folders" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="does not name an evaluation"):
+        find_run("folders", store)
+
+    trained = image_contents(tested.made.ref)["train"]
+    own = write_model(store, TrainConfig(device="cpu", seed=8), provenance=ORIGIN, images=trained)
+    store.record_use(own, dataset="folders", recipe="folders")
+    assert main(["evaluate", *FOLDERS, "--model", own.fingerprint]) == 0
+    assert capsys.readouterr().out.startswith("folders: 12 queries")
+    assert find_run("folders", store).recipe == "folders"
+
+
+def test_the_model_card_tells_apart_datasets_of_one_name(place):
+    store = ArtifactStore(place / "home")
+    shutil.copytree("mine", "theirs")
+    rows = pd.read_csv("mine/manifest.csv")
+    rows[rows["pid"] != rows["pid"].max()].to_csv("theirs/manifest.csv", index=False)
+    model, hashes = write_model(store, TrainConfig(device="cpu", seed=9), provenance=ORIGIN), []
+    for root in ("mine", "theirs"):
+        words = [word.replace("root=mine", f"root={root}") for word in FOLDERS]
+        assert main(["evaluate", *words, "--model", model.fingerprint]) == 0
+        hashes.append(index(store, config=build_recipe("folders", words[2::2]).data).found.dataset_hash[:8])
+    facts = model_facts(model, store)
+    names = [f"folders ({short})" for short in hashes]
+    assert [one.dataset for one in facts.evaluations] == names
+    card = model_card(facts, {}, {}, [])
+    for name in names:
+        assert f"### {name}\n" in card
+        assert f'"name": "{name}"' in card
 
 
 def test_clip_is_evaluated_without_any_training(place, capsys):

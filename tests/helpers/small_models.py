@@ -57,11 +57,16 @@ def write_world(store: ArtifactStore, root: Path, *, cameras: int = 4, reader: s
 
 
 def write_model(
-    store: ArtifactStore, config: TrainConfig | None = None, *, provenance: Mapping[str, Any] | None = None
+    store: ArtifactStore,
+    config: TrainConfig | None = None,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    images: str | None = None,
 ) -> ArtifactRef:
     """Make a train artifact: a task whose new modules are random, as after zero steps.
 
-    provenance: of config.json; None for a model that does not say where it comes from.
+    provenance: of config.json; None for a model that does not say where it comes from. images: content digest of its
+    training images, which is among its ingredients.
     """
     config = config or TrainConfig(device="cpu", seed=3)
 
@@ -72,4 +77,5 @@ def write_model(
         write_json(folder / "config.json", described | ({"provenance": dict(provenance)} if provenance else {}))
 
     ingredients = {"config": config.identity()} | ({"provenance": dict(provenance)} if provenance else {})
+    ingredients |= {"images": images} if images else {}
     return make_artifact(store, "train", ingredients, produce).ref

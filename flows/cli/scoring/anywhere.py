@@ -29,7 +29,15 @@ from flows.summary import RunSummary
 from flows.terminal import notice_line, plain_console, progress_bar, stage_line
 from reid.config.trained import read_trained
 from reid.embedding.find import find_model
-from reid.evaluation.inputs import EvaluatedModel, config_of, trained_on, untrained_problem
+from reid.evaluation.inputs import (
+    EvaluatedModel,
+    config_of,
+    named_apart,
+    other_dataset,
+    trained_hash,
+    trained_on,
+    untrained_problem,
+)
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.evaluation_rows import check_test_split, evaluation_rows
 
@@ -67,8 +75,8 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
         _make(run, stage.features)
     made = _make(run, stage)
     for ref in (run.images.ref, made.ref):
-        store.record_use(ref, dataset=recipe.data.label, recipe=_label(model, recipe))
-    _show(made.ref, model, recipe)
+        store.record_use(ref, dataset=recipe.data.label, recipe=_label(model, run.images, recipe))
+    _show(made.ref, model, run.images, recipe)
     if options.breakdown or options.out is not None:
         show_details(run, stage, recipe, out=options.out, breakdown=options.breakdown)
 
@@ -149,32 +157,40 @@ def _make(run: RunContext, stage: Stage) -> Made:
     return made
 
 
-def _label(model: EvaluatedModel, recipe: Recipe) -> str:
-    """Return the recipe to record for an evaluation, such as "demo" or "demo -> folders"."""
+def _label(model: EvaluatedModel, images: IndexedImages, recipe: Recipe) -> str:
+    """Return the recipe to record for an evaluation, such as "demo" or "demo -> folders".
+
+    It is the recipe that trained the model only if the model was trained on this dataset.
+    """
     if not isinstance(model, ArtifactRef):
         return f"zero-shot -> {recipe.name}"
     source = trained_on(model)
     last = next(reversed(read_uses(model.folder)), None)
     trainer = last["recipe"] if last else source or "unknown"
-    return trainer if source == recipe.data.label else f"{trainer} -> {recipe.name}"
+    if source == recipe.data.label and other_dataset(model, images) is None:
+        return trainer
+    return f"{named_apart(trainer, recipe.name, trained_hash(model))} -> {recipe.name}"
 
 
-def _show(evaluation: ArtifactRef, model: EvaluatedModel, recipe: Recipe) -> None:
+def _show(evaluation: ArtifactRef, model: EvaluatedModel, images: IndexedImages, recipe: Recipe) -> None:
     console = plain_console()
     metrics = read_json(evaluation.folder / "metrics.json")
     console.print(results_table(metrics, evaluation.folder / "rankings.parquet"))
     console.print(Text(metrics["protocol"]["description"], "dim"))
-    for name, text in _lines(evaluation, model, recipe, [row["mode"] for row in metrics["results"]]):
+    for name, text in _lines(evaluation, model, images, recipe, [row["mode"] for row in metrics["results"]]):
         console.print(Text(f"{name:<9} {text}"), soft_wrap=True)
 
 
 def _lines(
-    evaluation: ArtifactRef, model: EvaluatedModel, recipe: Recipe, modes: Sequence[str]
+    evaluation: ArtifactRef, model: EvaluatedModel, images: IndexedImages, recipe: Recipe, modes: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
     """Yield the model, what it was trained and tested on, and a mode that it does not have."""
     config, tested = config_of(model), recipe.data.label
     if isinstance(model, ArtifactRef):
-        source = trained_on(model) or "an unknown dataset"
+        elsewhere = other_dataset(model, images)
+        source = elsewhere or trained_on(model) or "an unknown dataset"
+        if elsewhere:
+            tested = named_apart(tested, trained_on(model) or "", images.description.dataset_hash[:8])
         yield "model", f"train/{model.fingerprint} ({config.method}), trained on {source}, tested on {tested}"
     else:
         backbone = f"{config.backbone.name}, weights {config.backbone.weights}"
