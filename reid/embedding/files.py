@@ -54,7 +54,7 @@ class Embedded:
 
 
 def rejected_file(out: Path) -> Path:
-    """Return the file beside features file `out` that lists the rejected images."""
+    """Return the file beside features file `out` that lists the rejected images, if there are any."""
     return out.with_name(f"{out.stem}.rejected.parquet")
 
 
@@ -201,5 +201,9 @@ class _Saver:
 
 
 def _write_rejected(path: Path, rows: Sequence[Rejected]) -> None:
+    """Write the rejected images; without any, remove the file of an earlier run."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
     columns = {name: [getattr(row, name) for row in rows] for name in REJECTED.names}
     write_table(path, pa.table(columns, schema=REJECTED), REJECTED)

@@ -5,13 +5,13 @@ Layout of the folder::
     metrics.json                     as in the evaluate artifact
     rank_lists.parquet               one row per query and gallery image of its ranking (`RANK_LISTS`)
     features-<model>-<mode>.parquet  queries and gallery, as `clip-scgi embed` writes them
-    camera_pairs.parquet, attributes.parquet   as in the breakdown artifact
+    camera_pairs.parquet, attributes.parquet   as in the breakdown artifact, if they have rows
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -62,17 +62,26 @@ _GROUP_QUERIES: Final = 4096
 def write_download(run: RunContext, breakdown: BreakdownStage, folder: Path) -> list[Path]:
     """Write the files of an evaluation into `folder`, make first what does not exist, and return the files.
 
-    Files of the same names are replaced.
+    Files of the same names are replaced. A table of the breakdown without rows is not written.
     """
     tables = breakdown.make(run).ref.folder
     evaluation = breakdown.evaluation.make(run).ref.folder
     folder.mkdir(parents=True, exist_ok=True)
-    copies = [evaluation / "metrics.json", tables / CAMERA_PAIRS_FILE, tables / ATTRIBUTES_FILE]
     with full_disk_explained(folder, f"{folder} could not be written"):
-        written = [_copy(path, folder / path.name) for path in copies]
+        written = [_copy(evaluation / "metrics.json", folder / "metrics.json")]
+        written += _copy_tables([tables / CAMERA_PAIRS_FILE, tables / ATTRIBUTES_FILE], folder)
         written.append(_write_rank_lists(evaluation / "rankings.parquet", folder / RANK_LISTS_FILE))
         written += _write_features(run, breakdown.evaluation, folder)
     return sorted(written)
+
+
+def _copy_tables(tables: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """Copy tables that have rows and yield the copies; of one without, remove the copy of an earlier evaluation."""
+    for table in tables:
+        if pq.read_metadata(table).num_rows:
+            yield _copy(table, folder / table.name)
+        else:
+            (folder / table.name).unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -166,6 +166,8 @@ def test_clip_is_evaluated_without_any_training(place, capsys):
 
 def test_a_breakdown_is_printed_and_written(place, capsys):
     words = ["evaluate", *FOLDERS, "--model", "demo", "--breakdown", "-o", "out/new"]
+    (place / "out/new").mkdir(parents=True)
+    (place / "out/new/attributes.parquet").touch()  # of an earlier evaluation
     assert main(words) == 0
     shown = capsys.readouterr()
     assert re.search(r"✓ features +ran", shown.err)
@@ -179,6 +181,8 @@ def test_a_breakdown_is_printed_and_written(place, capsys):
         assert re.search(line, shown.out, re.MULTILINE)
     written = {path.name for path in (place / "out/new").iterdir()}
     assert {"rank_lists.parquet", "features-trained-fused.parquet", "metrics.json"} <= written
+    assert "attributes.parquet" not in written, "it has no rows"
+    assert "attributes.parquet" not in shown.out
     assert all(f"written   out/new/{name}" in shown.out for name in written)
     assert main(words) == 0
     assert not re.search(r"✓ \w+ +ran", capsys.readouterr().err)

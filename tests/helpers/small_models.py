@@ -76,6 +76,8 @@ def write_model(
         described = {"config": config.model_dump(mode="json"), "identities": list(range(5))}
         write_json(folder / "config.json", described | ({"provenance": dict(provenance)} if provenance else {}))
 
-    ingredients = {"config": config.identity()} | ({"provenance": dict(provenance)} if provenance else {})
+    ingredients: dict[str, Any] = {"config": config.identity()} | (
+        {"provenance": dict(provenance)} if provenance else {}
+    )
     ingredients |= {"images": images} if images else {}
     return make_artifact(store, "train", ingredients, produce).ref

@@ -283,7 +283,6 @@ def test_features_for_download_are_those_of_embed(world, tmp_path):
     stage = EvaluateStage(model=model, config=CONFIG)
     files = write_download(run, BreakdownStage(evaluation=stage), tmp_path / "new")
     assert [path.name for path in files] == [
-        "attributes.parquet",
         "camera_pairs.parquet",
         "features-trained-fused.parquet",
         "features-trained-image.parquet",
