@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from data.errors import ClipScgiError
         from flows.cli.commands import app
 
+        problem = _empty_argument(sys.argv[1:] if argv is None else argv)
+        if problem is not None:
+            return _failed(problem, status=2)
         try:
             app(argv, prog_name="clip-scgi")  # ends with SystemExit
         except ClipScgiError as error:
@@ -47,11 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _failed(message: str) -> int:
+def _empty_argument(arguments: Sequence[str]) -> str | None:
+    """Return what is wrong with an empty argument, such as an unset variable of a shell; None if there is none.
+
+    As a path, an empty text would be the working directory.
+    """
+    remedy = "give a value, or leave the option out (. is the working directory)"
+    for number, (former, argument) in enumerate(zip(["", *arguments], arguments, strict=False), start=1):
+        if not argument:
+            where = f" (after {former})" if former else ""
+            return f"argument {number}{where} is empty; {remedy}"
+        if argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1:
+            return f"{argument} is empty; {remedy}"
+    return None
+
+
+def _failed(message: str, status: int = 1) -> int:
     """Write one error message, unless the command is being stopped, and return the exit status."""
     if not interrupts.stopping():
         sys.stderr.write(f"clip-scgi: {message}\n")
-    return 1
+    return status
 
 
 if __name__ == "__main__":

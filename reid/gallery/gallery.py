@@ -215,11 +215,15 @@ class Gallery:
             progress: see `add`.
 
         Raises:
-            ConfigError: nothing is given, `where` is not a filter, or another process is changing the gallery.
+            ConfigError: nothing or an empty text is given, `where` is not a filter, or another process is changing the
+                gallery.
             ClipScgiError: the disk is full; nothing was removed.
         """
         if label is None and path is None and where is None:
             raise ConfigError("remove: give what to remove: a label, a path, or a filter such as time < 2026-01-01")
+        for name, given in (("label", label), ("path", path), ("where", where)):
+            if given is not None and not str(given):
+                raise ConfigError(f"remove: {name} is empty, which would not say what to remove; give a value")
         wanted = parse_where(where) if where is not None else None
         if dry_run:
             snapshot = self.snapshot()

@@ -249,6 +249,28 @@ def test_what_cannot_work_is_one_message(gallery_place, capsys, words, message):
     assert len(Gallery.open("g")) == N
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["gallery", "remove", "g", "--path", ""], "argument 5 (after --path) is empty; give a value"),
+        (["gallery", "remove", "g", "--path="], "--path= is empty; give a value"),
+        (["gallery", "remove", "g", "--label", ""], "(after --label) is empty"),
+        (["gallery", "remove", "g", "--label", "person 1", "--where", ""], "(after --where) is empty"),
+        (["gallery", "add", "", "photos"], "argument 3 (after add) is empty"),
+        (["gallery", "add", "g", "photos", "--captions", ""], "(after --captions) is empty"),
+        (["embed", "", "--model", "demo"], "(after embed) is empty"),
+        (["embed", "photos", "--model", "demo", "--out", ""], "(after --out) is empty"),
+        (["corrections", "import", ""], "(after import) is empty"),
+    ],
+)
+def test_an_empty_argument_is_not_the_working_directory(gallery_place, capsys, words, problem):
+    before = sorted(gallery_place.rglob("*"))
+    assert main(words) == 2
+    assert problem in capsys.readouterr().err
+    assert sorted(gallery_place.rglob("*")) == before
+    assert len(Gallery.open("g")) == N
+
+
 @pytest.fixture(scope="module")
 def filled(base, tmp_path_factory):
     """The same with a filled gallery; commands that are refused leave it as it is."""

@@ -157,6 +157,15 @@ def test_what_is_removed_is_gone_from_the_disk(tmp_path, what, gone):
         assert (b"person %d" % person in disk) == left
 
 
+@pytest.mark.parametrize("what", [{"label": ""}, {"path": ""}, {"where": ""}, {"label": "person 2", "path": ""}])
+def test_an_empty_text_removes_nothing(tmp_path, what, monkeypatch):
+    monkeypatch.chdir("/")
+    gallery = small_gallery(tmp_path / "g", 12)
+    with pytest.raises(ConfigError, match=r"remove: \w+ is empty"):
+        gallery.remove(**what)
+    assert len(gallery) == 12
+
+
 def test_removing_also_deletes_what_a_killed_writer_left(tmp_path):
     gallery = small_gallery(tmp_path / "g", 8)
     snapshot = gallery.snapshot()
