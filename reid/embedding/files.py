@@ -29,6 +29,7 @@ from reid.embedding.table import (
     Heading,
     ImageFile,
     read_embeddings,
+    read_faults,
     read_heading,
     read_images,
     write_features,
@@ -44,13 +45,15 @@ class Embedded:
 
     images: rows of the file. computed: distinct images that were embedded now; all others were known. rejected: the
     images that are not in the file, with the reason. replaced: True if the file had embeddings of another model,
-    mode or precision.
+    mode or precision. unusable: rows of the file that were of another model than it says, or not of length one, and
+    were embedded again if their images are wanted.
     """
 
     images: int
     computed: int
     rejected: list[Rejected]
     replaced: bool
+    unusable: int = 0
 
 
 def rejected_file(out: Path) -> Path:
@@ -94,15 +97,16 @@ def embed_files(
     check_cameras(embedder, images)
     heading = Heading(identity_of(embedder, mode), str(root))
     former = read_heading(out)
-    if former == heading and read_images(out) == list(images):
+    if former == heading and read_images(out) == list(images) and not read_faults(out, heading).any.any():
         _write_rejected(rejected_file(out), rejected)
         return Embedded(images=len(images), computed=0, rejected=sorted(rejected), replaced=False)
     folder = out.with_name(f"{out.name}.parts")
     with full_disk_explained(out.parent, f"{out} could not be written"), _locked(folder, out):
         job = _Job(embedder, mode, root, Journal(folder, heading.identity, embedder.width(mode)))
         replaced = former is not None and former.identity != heading.identity
+        unusable = 0
         if former is not None and not replaced:
-            _take_over(out, job, {job.key(image) for image in images})
+            unusable = _take_over(out, former, job, {job.key(image) for image in images})
         computed, refused = _compute(job, images, progress, save_seconds)
         kept = [image for image in images if job.key(image) in job.journal]
         lost = [refused[job.key(image)]._replace(path=image.path) for image in images if job.key(image) in refused]
@@ -110,7 +114,7 @@ def embed_files(
         everything = sorted([*rejected, *lost])
         _write_rejected(rejected_file(out), everything)
         shutil.rmtree(folder)
-    return Embedded(images=len(kept), computed=computed, rejected=everything, replaced=replaced)
+    return Embedded(images=len(kept), computed=computed, rejected=everything, replaced=replaced, unusable=unusable)
 
 
 @contextmanager
@@ -145,14 +149,20 @@ class _Job(NamedTuple):
         return image.key(by_camera=self.embedder.needs_cameras)
 
 
-def _take_over(out: Path, job: _Job, wanted: set[str]) -> None:
-    """Copy from `out` into the journal what is wanted and not there."""
+def _take_over(out: Path, former: Heading, job: _Job, wanted: set[str]) -> int:
+    """Copy from `out` into the journal what is wanted and not there; return how many rows of `out` are unusable."""
     keys, start = [job.key(image) for image in read_images(out)], 0
+    unusable = read_faults(out, former).any
     for vectors_ND in read_embeddings(out):
-        group = keys[start : start + len(vectors_ND)]
-        first = {key: row for row, key in reversed(list(enumerate(group))) if key in wanted and key not in job.journal}
+        rows = range(start, start + len(vectors_ND))
+        first = {
+            keys[row]: row - start
+            for row in reversed(rows)
+            if not unusable[row] and keys[row] in wanted and keys[row] not in job.journal
+        }
         job.journal.append(list(first), vectors_ND[list(first.values())])
         start += len(vectors_ND)
+    return int(unusable.sum())
 
 
 def _compute(

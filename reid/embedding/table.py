@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data.errors import ConfigError, DataError
 from data.files import atomic_path
@@ -20,7 +21,10 @@ GROUP_ROWS: Final = 8192
 """Rows per row group."""
 _IDENTITY: Final = b"clip_scgi_features"
 _ROOT: Final = b"clip_scgi_root"
-_TEXTS: Final = ("path", "sha256", "split", "label", "model_fingerprint")
+_MODEL: Final = "model_fingerprint"
+_EMBEDDING: Final = "embedding"
+_UNIT: Final = 1e-3
+_TEXTS: Final = ("path", "sha256", "split", "label", _MODEL)
 
 
 class ImageFile(NamedTuple):
@@ -59,8 +63,8 @@ def features_schema(heading: Heading) -> pa.Schema:
             ("pid", pa.int64()),  # identity; null if unknown
             ("camid", pa.int64()),  # camera; null if unknown
             ("label", pa.string()),  # the text that pid numbers; null if the dataset numbers its identities itself
-            ("model_fingerprint", pa.string()),
-            ("embedding", pa.list_(pa.float32(), heading.identity["width"])),  # of length one
+            (_MODEL, pa.string()),
+            (_EMBEDDING, pa.list_(pa.float32(), heading.identity["width"])),  # of length one
         ],
         metadata={
             b"clip_scgi_schema": str(SCHEMA_VERSION).encode(),
@@ -85,12 +89,67 @@ def read_heading(path: Path) -> Heading | None:
 
 
 def read_images(path: Path) -> list[ImageFile]:
-    """Return the images of a features file, without their embeddings. Raises DataError for a damaged file."""
+    """Return the images of a features file, without their embeddings.
+
+    Raises DataError for a damaged file, and for one whose columns are not those of `features_schema`.
+    """
     try:
+        _check_columns(path, pq.read_schema(path))
         table = pq.read_table(path, columns=list(ImageFile._fields))
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
     return [ImageFile(*row) for row in zip(*(table[name].to_pylist() for name in ImageFile._fields), strict=True)]
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    absent = [name for name in (*ImageFile._fields, _MODEL, _EMBEDDING) if name not in schema.names]
+    if absent:
+        raise DataError(
+            f"{path} does not have the column(s) {', '.join(absent)}, which `clip-scgi embed` writes; delete it and "
+            "embed the images again"
+        )
+    kind = schema.field(_EMBEDDING).type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise DataError(
+            f"{path}: the column {_EMBEDDING} is of the type {kind}; expected a fixed_size_list of float. Delete the "
+            "file and embed the images again"
+        )
+
+
+class Faults(NamedTuple):
+    """Rows of a features file that cannot be used as its metadata say, for N rows.
+
+    foreign: the row is of another model. broken: its embedding is null, not finite or not of length one. models: the
+    fingerprint of each row.
+    """
+
+    foreign: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
+    models: list[str | None]
+
+    @property
+    def any(self) -> NDArray[np.bool_]:
+        """The rows whose embeddings cannot be used, [N]."""
+        return self.foreign | self.broken
+
+
+def read_faults(path: Path, heading: Heading) -> Faults:
+    """Return which rows of the features file at `path` cannot be used. Raises DataError as `read_images` does."""
+    try:
+        schema = pq.read_schema(path)
+        _check_columns(path, schema)
+        width, said = schema.field(_EMBEDDING).type.list_size, heading.identity["width"]
+        if width != said:
+            raise DataError(
+                f"{path} has embeddings of {width:,} values, but its metadata say {said:,}; delete it and embed the "
+                "images again"
+            )
+        models = pq.read_table(path, columns=[_MODEL])[_MODEL].to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from error
+    foreign = np.array([model != heading.identity["model"] for model in models], np.bool_)
+    broken = [~(np.abs(np.linalg.norm(rows_ND, axis=1) - 1) <= _UNIT) for rows_ND in read_embeddings(path)]  # also NaN
+    return Faults(foreign, np.concatenate([np.zeros(0, np.bool_), *broken]), models)
 
 
 def read_embeddings(path: Path) -> Iterator[Float32s]:
@@ -98,10 +157,18 @@ def read_embeddings(path: Path) -> Iterator[Float32s]:
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
-                yield column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+                column = file.read_row_group(group, columns=[_EMBEDDING])[_EMBEDDING].combine_chunks()
+                yield _matrix(column)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
+
+
+def _matrix(column: pa.FixedSizeListArray) -> Float32s:
+    """Return a column of embeddings as float32 [N, D]; rows that are null are NaN."""
+    rows_ND = np.full((len(column), column.type.list_size), np.nan, np.float32)
+    values = column.flatten().to_numpy(zero_copy_only=False)  # without those of rows that are null
+    rows_ND[np.asarray(column.is_valid())] = values.reshape(-1, rows_ND.shape[1])
+    return rows_ND
 
 
 def write_features(
@@ -130,7 +197,7 @@ def _group(schema: pa.Schema, rows: Sequence[ImageFile], vectors_ND: Float32s, m
     columns = {name: [getattr(row, name) for row in rows] for name in ImageFile._fields}
     flat = pa.array(np.ascontiguousarray(vectors_ND).reshape(-1), pa.float32())
     embedding = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
-    return pa.table({**columns, "model_fingerprint": [model] * len(rows), "embedding": embedding}, schema=schema)
+    return pa.table({**columns, _MODEL: [model] * len(rows), _EMBEDDING: embedding}, schema=schema)
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import ConfigError
+from data.errors import ConfigError, DataError, counted
 from data.people import JUNK, UNKNOWN_CAMERA, is_person
 from data.slots import SLOTS
 from data.splits import GALLERY
-from reid.embedding.table import Heading, ImageFile, read_embeddings, read_heading, read_images
+from reid.embedding.table import Faults, Heading, ImageFile, read_embeddings, read_faults, read_heading, read_images
 from reid.gallery.entry import Entry, Float32s
 from reid.gallery.layout import Space
 
@@ -48,7 +50,11 @@ class Features(NamedTuple):
 
 
 def read_features(path: Path) -> Features | None:
-    """Return the features file at `path`; None if it is another file. Raises DataError if it is damaged."""
+    """Return the features file at `path`; None if it is another file.
+
+    Raises DataError if it is damaged, or if a row is of another model than its metadata say, not finite, or not of
+    length one.
+    """
     try:
         heading = read_heading(path)
     except ConfigError:
@@ -56,7 +62,25 @@ def read_features(path: Path) -> Features | None:
     if heading is None:
         return None
     images = read_images(path)
+    _check_rows(path, heading, images, read_faults(path, heading))
     return Features(path, _space(heading), entries_of_images(images, Path(heading.root)))
+
+
+def _check_rows(path: Path, heading: Heading, images: Sequence[ImageFile], faults: Faults) -> None:
+    if faults.foreign.any():
+        counts = Counter(model for model, foreign in zip(faults.models, faults.foreign, strict=True) if foreign)
+        others = ", ".join(f"{count:,} of {f'train/{model}' if model else 'none'}" for model, count in counts.items())
+        raise DataError(
+            f"{path} says that its embeddings are of model train/{heading.identity['model']}, but of its "
+            f"{counted(len(images), 'row')}, {others}: they are not comparable. Embed the images again with one model "
+            "(`clip-scgi embed SOURCE --model MODEL -o FILE`), or add the rows of each model to a gallery of its own"
+        )
+    if faults.broken.any():
+        first = images[int(np.flatnonzero(faults.broken)[0])].path
+        raise DataError(
+            f"{path}: {counted(int(faults.broken.sum()), 'embedding')} of {len(images):,} not finite or not of length "
+            f"one, such as that of {first}; nothing was added. Embed the images again"
+        )
 
 
 def _space(heading: Heading) -> Space:

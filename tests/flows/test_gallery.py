@@ -9,6 +9,8 @@ from datetime import datetime
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.artifacts.store import ArtifactStore
@@ -126,6 +128,31 @@ def test_a_features_file_needs_no_model(place, capsys):
     assert found.hits[0].entry.sha256 == frame["sha256"][4]
     assert add("features.parquet", "--model", "demo") == 1
     assert "features.parquet has its embeddings already; remove --model" in capsys.readouterr().err
+
+
+def test_a_features_file_that_cannot_be_trusted_is_refused_whole_and_makes_no_gallery(place, capsys):
+    assert main(["embed", "photos/manifest.csv", "--model", "demo", "--mode", "joint", *ON_CPU]) == 0
+    table = pq.read_table("features.parquet")
+    rows = table.to_pylist()
+    own = rows[0]["model_fingerprint"]
+    mixed = [row | {"model_fingerprint": "f" * 32} if number > 8 else row for number, row in enumerate(rows)]
+    nan = [*rows[:-1], rows[-1] | {"embedding": [float("nan")] * len(rows[0]["embedding"])}]
+    for name, content, message in (
+        ("mixed", mixed, f"of model train/{own}, but of its {N} rows, 3 of train/{'f' * 32}: they are not comparable"),
+        ("nan", nan, f"1 embedding of {N} not finite or not of length one, such as that of 2026-01-12"),
+    ):
+        pq.write_table(pa.Table.from_pylist(content, schema=table.schema), f"{name}.parquet")
+        assert add(f"{name}.parquet") == 1
+        assert message in capsys.readouterr().err
+        assert not (place / "g").exists()
+    pq.write_table(table.drop_columns(["sha256"]), "bare.parquet")
+    assert add("bare.parquet") == 1
+    assert "bare.parquet does not have the column(s) sha256" in capsys.readouterr().err
+    assert not (place / "g").exists()
+    shutil.copyfile("mixed.parquet", "features.parquet")
+    assert main(["embed", "photos/manifest.csv", "--model", "demo", "--mode", "joint", *ON_CPU]) == 0
+    assert "3 rows of features.parquet had an embedding of another model" in capsys.readouterr().out
+    assert add("features.parquet") == 0
 
 
 @pytest.mark.xdist_group("flow")

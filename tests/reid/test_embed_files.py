@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -198,6 +199,53 @@ def test_another_precision_replaces_the_embeddings(world, tmp_path):
     assert (done.computed, done.replaced) == (3, True)
     assert read_heading(out).identity["precision"] == "bf16"
     assert run((half, root, images), out, images[:3]).computed == 0
+
+
+def change_rows(path, change):
+    """Rewrite a features file with `change` made to its rows; its metadata stay."""
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def test_rows_of_another_model_and_broken_ones_are_embedded_again(world, tmp_path):
+    _, _, images = world
+    out = tmp_path / "features.parquet"
+    run(world, out, images[:6])
+    expected = np.stack(pd.read_parquet(out)["embedding"])
+
+    def mix(rows):
+        rows[1] |= {"model_fingerprint": "f" * 32, "embedding": rows[0]["embedding"]}
+        rows[2]["model_fingerprint"] = None
+        rows[3]["embedding"] = [2 * value for value in rows[3]["embedding"]]
+        rows[4]["embedding"] = [float("nan")] * len(rows[4]["embedding"])
+
+    change_rows(out, mix)
+    done = run(world, out, images[:6])
+    assert (done.images, done.computed, done.unusable, done.replaced) == (6, 4, 4, False)
+    np.testing.assert_allclose(np.stack(pd.read_parquet(out)["embedding"]), expected, **CLOSE)
+    again = run(world, out, images[:6])
+    assert (again.computed, again.unusable) == (0, 0)
+
+
+def test_other_columns_than_those_of_embed_are_named(world, tmp_path):
+    _, _, images = world
+    out = tmp_path / "features.parquet"
+    run(world, out, images[:3])
+    table = pq.read_table(out)
+    pq.write_table(table.drop_columns(["sha256", "label"]), out)
+    with pytest.raises(DataError, match=r"features\.parquet does not have the column\(s\) sha256, label, which"):
+        run(world, out, images[:3])
+    short = pa.array([[1.0] + [0.0] * 7] * 3, pa.list_(pa.float32(), 8))
+    pq.write_table(
+        table.drop_columns(["embedding"])
+        .append_column("embedding", short)
+        .replace_schema_metadata(table.schema.metadata),
+        out,
+    )
+    with pytest.raises(DataError, match="has embeddings of 8 values, but its metadata say"):
+        run(world, out, images[:3])
 
 
 def test_nothing_else_is_overwritten(world, tmp_path):

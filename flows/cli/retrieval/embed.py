@@ -98,6 +98,12 @@ def _show(out: Path, done: Embedded, embedder: Embedder, mode: str) -> None:
     if done.replaced:
         notice = f"{out} had embeddings of another model, mode or precision, which are replaced"
         console.print(notice_line(notice), soft_wrap=True)
+    if done.unusable:
+        notice = (
+            f"{counted(done.unusable, 'row')} of {out} had an embedding of another model than the file says, or one "
+            "that is not of length one; images of SOURCE among them were embedded again"
+        )
+        console.print(notice_line(notice), soft_wrap=True)
     console.print(
         f"{out}: {counted(done.images, 'image')}, mode {mode}, {embedder.width(mode):,} values each; "
         f"{done.computed:,} embedded now; model train/{embedder.fingerprint}",
