@@ -22,7 +22,7 @@ from captioning.stage.stage import CaptionStage
 from data.artifacts.contents import CAPTIONS_FILE, Contents, contents_of_captions
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
-from data.errors import DataError
+from data.errors import DataError, counted
 from data.files import write_table
 from data.schemas import SCHEMA_VERSION
 from data.stages.stage import Ingredients, RunContext, Stage
@@ -121,13 +121,12 @@ def _identity(entry: Correction) -> list[object]:
 
 
 def _note(counts: Counts) -> str:
-    applied = counts.text + counts.slots + counts.wrong
-    parts = [f"{applied:,} caption{'' if applied == 1 else 's'} corrected"]
-    if counts.wrong:
-        parts.append(f"{counts.wrong:,} marked as wrong")
-    if counts.stale:
-        parts.append(f"{counts.stale:,} made against another text of the model")
-    return ", ".join(parts)
+    """Return the number of corrected captions with its parts, which sum to it, and apart from them the stale ones."""
+    kinds = ((counts.text, "text"), (counts.slots, "attributes"), (counts.wrong, "marked as wrong"))
+    parts = ", ".join(f"{number:,} {kind}" for number, kind in kinds if number)
+    note = counted(counts.text + counts.slots + counts.wrong, "caption") + " corrected"
+    note += f": {parts}" if parts else ""
+    return note + (f"; {counts.stale:,} made against another text of the model" if counts.stale else "")
 
 
 def _nothing_left(config: CaptionConfig, images: int) -> str:

@@ -35,6 +35,10 @@ class Score:
         """Return "up" or "down" where the interval of the points of metric `key` excludes zero, else "even"."""
         return verdict(self.intervals[key] if self.intervals else None)
 
+    def side(self, key: str) -> str:
+        """Return "below" if metric `key` lost points against the untrained model, else "over"."""
+        return "below" if self.points and signed(self.points[key]).startswith("−") else "over"
+
     def interval(self, key: str) -> str:
         """Return the interval of metric `key` as text, or an empty text."""
         return interval_text(self.intervals[key]) if self.intervals else ""
@@ -82,5 +86,5 @@ def interval_text(interval: Interval) -> str:
 
 
 def percent_interval_text(interval: Interval) -> str:
-    """Return the interval of a score in percent, such as ``52.1–61.9``."""
-    return f"{interval[0]:.1f}–{interval[1]:.1f}"
+    """Return the interval of a score in percent, such as ``52.1–61.9`` or ``97.9–100``: five columns fit a terminal."""
+    return "–".join(f"{end:.1f}".replace("100.0", "100") for end in interval)

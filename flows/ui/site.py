@@ -60,6 +60,16 @@ class Site:
         audit = None if captions is None else self.library.snapshot().audit_of(captions)
         return self.tables.get(dataset.entry, captions, audit)
 
+    def names(self, datasets: Sequence[Dataset]) -> dict[str, str]:
+        """Return the key of each dataset -> its name, with the folder of its images where only the reader names it."""
+        return {dataset.key: self._name_of(dataset) for dataset in datasets}
+
+    def _name_of(self, dataset: Dataset) -> str:
+        if dataset.name != dataset.description.reader:
+            return dataset.name
+        folder = self.tables.folder_of(dataset.entry)
+        return f"{dataset.name}: {folder.name}" if folder is not None and folder.name else dataset.name
+
 
 class CorrectionsByTemplate:
     """The corrections in an artifact root, opened once per template."""

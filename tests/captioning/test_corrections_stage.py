@@ -109,7 +109,7 @@ def test_every_kind_of_correction_is_a_row_with_its_source(store, captions):
     assert wrong["model_text"] == TEXTS[1]
     assert (slots["caption"], slots["source"]) == ("A man is wearing a green coat.", "import")
     assert slots["attr_upper_color"] == "green"
-    assert made.produced.note == "3 captions corrected, 1 marked as wrong"
+    assert made.produced.note == "3 captions corrected: 1 text, 1 attributes, 1 marked as wrong"
     assert rows_of(captions)[0]["caption"] == TEXTS[0]  # captions.parquet of the caption stage is the model's text
 
 
@@ -135,7 +135,7 @@ def test_a_correction_survives_another_captioner_and_says_so(store, captions):
     assert (text["caption"], text["stale"]) == ("A man is wearing a pink dress.", True)
     # "Wrong" was said of another text, so this one counts.
     assert (wrong["caption"], wrong["source"], wrong["stale"]) == ("A woman in green.", "model", True)
-    assert made.produced.note == "1 caption corrected, 2 made against another text of the model"
+    assert made.produced.note == "1 caption corrected: 1 text; 2 made against another text of the model"
 
 
 def fingerprint(store: ArtifactStore, captions: ArtifactRef) -> str:

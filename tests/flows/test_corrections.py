@@ -78,7 +78,7 @@ def test_a_corrected_caption_trains_again_and_says_why(home, finished):
     assert list(why) == ["correct", "audit", "train", "evaluate", "report"]
     assert why["correct"] == "first run"
     assert why["train"] == "captions changed: 1 by corrections"
-    assert first["correct"].note == "1 caption corrected"
+    assert first["correct"].note == "1 caption corrected: 1 text"
     assert set(rows(first).query("source == 'human'")["caption"]) == {text}
     page = (first["report"].artifact.folder / "report.html").read_text()
     assert "1 of 44 are corrections by people or imported." in page

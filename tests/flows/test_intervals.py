@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from flows.cli.results import results_table
-from flows.report.scores import interval_text, scores
+from flows.report.scores import interval_text, percent_interval_text, scores
 from reid.evaluation.intervals import (
     MIN_QUERIES,
     QueryScores,
@@ -199,3 +200,24 @@ def test_intervals_fit_a_terminal(tmp_path, width):
     trained = scores(metrics, tmp_path / "r.parquet")[1]
     for end in interval_text(trained.intervals["mAP"]).split():
         assert end in words
+
+
+def test_a_score_of_a_hundred_percent_fits_its_column_at_80_columns(tmp_path, monkeypatch):
+    assert percent_interval_text((97.94, 100.0)) == "97.9–100"
+    monkeypatch.setattr(
+        "flows.cli.results.score_intervals", lambda _: dict.fromkeys(("mAP", "mINP", *KEYS[2:]), (100.0, 100.0))
+    )
+    metrics = metrics_of(write(tmp_path / "r.parquet", {"image": 0.3, "fused": -0.3}))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(results_table(metrics, tmp_path / "r.parquet"))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["100–100"] * 5 in lines
+    assert [line for line in lines if line and set(line) == {"0"}] == []
+
+
+def test_a_loss_is_below_the_untrained_model(tmp_path):
+    metrics = metrics_of(write(tmp_path / "r.parquet", {"image": -0.3}))
+    before, after = scores(metrics, tmp_path / "r.parquet")[:2]
+    assert [before.side("mAP"), after.side("mAP")] == ["over", "below" if after.points["mAP"] < 0 else "over"]
+    assert replace(after, points={"mAP": -8.2}).side("mAP") == "below"
+    assert replace(after, points={"mAP": 0.0}).side("mAP") == "over"

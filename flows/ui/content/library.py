@@ -75,8 +75,10 @@ class Run:
     def name(self) -> str:
         """Name for people: recipe and dataset."""
         dataset = str(self.protocol.get("dataset") or self.entry.dataset)
-        names = dict.fromkeys(name for name in (self.entry.recipe, dataset) if name)
-        return " on ".join(names) or self.entry.fingerprint[:8]
+        recipe = self.entry.recipe or ""
+        if recipe.endswith(f"-> {dataset}"):  # an evaluation of a model that was trained elsewhere names its dataset
+            return recipe
+        return " on ".join(dict.fromkeys(name for name in (recipe, dataset) if name)) or self.entry.fingerprint[:8]
 
 
 class Snapshot:
@@ -104,6 +106,12 @@ class Snapshot:
     def runs(self) -> tuple[Run, ...]:
         """All evaluations, newest first."""
         return _readable(self.entries("evaluate"), self._run)
+
+    def trained_on(self, model: Entry | None) -> str:
+        """Return the key of the dataset that a model was trained on; else of the newest, "" without datasets."""
+        used = set() if model is None else self._inventory.reachable([model])
+        own = [dataset.key for dataset in self.datasets if dataset.entry.key in used]
+        return next(iter([*own, *(dataset.key for dataset in self.datasets)]), "")
 
     def audit_of(self, captions: Entry) -> Entry | None:
         """Return the newest audit of a caption artifact, or else of its captions with corrections."""

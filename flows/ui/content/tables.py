@@ -336,6 +336,7 @@ class Tables:
         self._store = store
         self._folders = folders
         self._lock = threading.Lock()
+        self._folder_of: dict[str, Path | None] = {}
         self._kept: OrderedDict[tuple[str, ...], ImageTable] = OrderedDict()
 
     def get(self, index: Entry, captions: Entry | None, audit: Entry | None) -> ImageTable:
@@ -348,6 +349,20 @@ class Tables:
             while len(self._kept) > _MOST_TABLES:
                 self._kept.popitem(last=False)
             return self._kept[key]
+
+    def folder_of(self, index: Entry) -> Path | None:
+        """Return the folder of the images of an index, None if it is not found; reads a few rows only."""
+        if index.key not in self._folder_of:
+            try:
+                batches = pq.ParquetFile(index.folder / IMAGES_FILE).iter_batches(_SAMPLE, columns=["path", "sha256"])
+                rows = next(batches, None)
+            except (OSError, pa.ArrowInvalid):
+                return None
+            if rows is None:
+                return None
+            paths, digests = (rows.column(name).to_pylist() for name in ("path", "sha256"))
+            self._folder_of[index.key] = find_root(self._store, paths, digests, self._folders)
+        return self._folder_of[index.key]
 
     def _load(self, index: Entry, captions: Entry | None, audit: Entry | None) -> ImageTable:
         table = _read(index.folder / IMAGES_FILE, _IMAGES, (LABEL.name,))

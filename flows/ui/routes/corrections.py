@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, HTTPException
@@ -74,11 +75,18 @@ def add_routes(app: FastAPI, site: Site) -> None:
                 against=_model_caption(item),
             )
         except EditError as error:
-            return JSONResponse({"problem": str(error)}, 422)
+            return JSONResponse({"problem": in_words(str(error))}, 422)
         except ConflictError as conflict:
             clash = Clash(mine=shown(item, conflict.mine), theirs=shown(item, conflict.theirs))
             return JSONResponse(clash.model_dump(), 409)
         return JSONResponse(shown(item, saved).model_dump())
+
+
+def in_words(problem: str) -> str:
+    """Return a problem of an edit with the labels of the page in place of the names of the slots."""
+    problem = re.sub(r"^slots: (?=\w+: )", "", problem)
+    names = "|".join(SLOTS)
+    return re.sub(rf"\b({names}): ", lambda found: f"{found[1].replace('_', ' ').capitalize()}: ", problem)
 
 
 def _model_caption(item: ImageItem) -> ModelCaption | None:

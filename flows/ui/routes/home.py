@@ -23,6 +23,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
             request,
             "home.html.j2",
             datasets=snapshot.datasets,
+            names=site.names(snapshot.datasets),
             runs=snapshot.runs,
             notes=notes,
             damaged=snapshot.damaged,

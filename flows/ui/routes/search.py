@@ -95,7 +95,7 @@ def _asked(site: Site, query: Mapping[str, str]) -> Asked:
     name = query.get("model") or next(iter(models), "")
     if query.get("model") and name not in models:
         raise MissingError(f"The model {name[:40]!r} does not exist; it may have been removed.")
-    key = query.get("dataset") or next((dataset.key for dataset in snapshot.datasets), "")
+    key = query.get("dataset") or snapshot.trained_on(models.get(name))
     dataset = site.library.dataset(key) if key else None
     table = None if dataset is None else site.table(dataset, captions_of(dataset, ""))
     image = query.get("image", "")
@@ -126,6 +126,7 @@ def _search(site: Site, request: Request, asked: Asked) -> Response:
         asked=asked,
         models=snapshot.entries("train"),
         datasets=snapshot.datasets,
+        names=site.names(snapshot.datasets),
         job=job,
         done=done,
         hits=list(zip(found, items, strict=True)),

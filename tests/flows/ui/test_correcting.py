@@ -125,6 +125,10 @@ def test_what_cannot_be_saved_is_one_sentence(open_page, served):
     page.get_by_label("Gender").fill("robot")
     page.get_by_role("button", name="Save attributes").click()
     page.get_by_text("invalid gender 'robot'").wait_for()
+    page.get_by_label("Gender").fill("")
+    page.get_by_label("Upper color").fill("turquoise-ish")
+    page.get_by_role("button", name="Save attributes").click()
+    page.get_by_text("Upper color: 'turquoise-ish' would be read as").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert current_of(served, page) is None
 
