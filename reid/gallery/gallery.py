@@ -5,6 +5,7 @@ Shapes: N entries, D values of an embedding.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +29,7 @@ from reid.gallery.where import Where, parse_where
 from reid.gallery.writer import Writer
 
 _LABELS_SHOWN: Final = 3
+_VALUES_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +293,18 @@ class Gallery:
             with_caption=known["caption"],
             index=snapshot.header.index,
         )
+
+    def values(self, column: str) -> str:
+        """Return the values of a column in words, for messages: the most frequent, or the least and the greatest."""
+        stored = self.snapshot().table[column].drop_null()
+        if not len(stored):
+            return "unknown for all images"
+        if pa.types.is_timestamp(stored.type) or pa.types.is_floating(stored.type):
+            ends = pc.min_max(stored).as_py()
+            return f"from {ends['min']} to {ends['max']}"
+        counts = Counter(stored.to_pylist())
+        shown = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(_VALUES_SHOWN))
+        return f"{shown}, ..." if len(counts) > _VALUES_SHOWN else shown
 
     def similar_labels(self, label: str) -> list[str]:
         """Return labels of the gallery that are spelled like `label`, for messages."""

@@ -8,7 +8,8 @@ Grammar, keywords in any case::
     comparison = column ("=" | "!=" | "<" | "<=" | ">" | ">=") value | column "in" "(" value ("," value)* ")"
     value      = word | 'text' | "text" | unknown
 
-A quote inside quoted text is written twice. `unknown` may follow = and !=. A comparison with an unknown value is
+A quote inside quoted text is written twice. `unknown` may follow = and !=, and be in a list. Attributes (`data.slots`)
+are compared without regard to case, other text exactly. A comparison with an unknown value is
 neither true nor false, as in SQL, so that ``not camera=3`` does not select images of an unknown camera. A date stands
 for its whole day.
 """
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from data.errors import ConfigError
 from data.settings import nearest
+from data.slots import SLOTS
 from reid.gallery.entry import KINDS, Kind, normal
 from reid.gallery.times import EXAMPLE, parse_time
 
@@ -60,10 +62,11 @@ Test = Callable[[pa.Table], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """A parsed filter. text: as written."""
+    """A parsed filter. text: as written. columns: that it names, each once."""
 
     text: str
     test: Test
+    columns: tuple[str, ...]
 
     def mask(self, table: pa.Table) -> NDArray[np.bool_]:
         """Return for each row of `table` whether it passes, [N]."""
@@ -78,7 +81,8 @@ def parse_where(text: str) -> Where:
 
     Raises ConfigError, with the position of the problem (from 1) and the columns there are, if it is not a filter.
     """
-    return Where(text=text, test=_Parser(text).whole())
+    parser = _Parser(text)
+    return Where(text=text, test=parser.whole(), columns=tuple(parser.columns))
 
 
 class _Token(NamedTuple):
@@ -117,6 +121,7 @@ def _fail(text: str, at: int, problem: str) -> NoReturn:
 class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
+        self.columns: dict[str, None] = {}  # in the order in which the filter names them
         self._left = _tokens(text)[::-1]
         self._depth = 0
 
@@ -155,6 +160,7 @@ class _Parser:
 
     def _comparison(self) -> Test:
         name = self._column()
+        self.columns[name] = None
         kind = KINDS[name]
         if self._take("in"):
             return self._membership(name, kind)
@@ -181,8 +187,11 @@ class _Parser:
             self._expected(f"a list in parentheses, such as {name} in (a, b)")
         tests = list[Test]()
         while True:
-            token = self._value(name)
-            tests.append(_compared(name, "=", self._read(token, name, kind), is_day=_is_day(token, kind)))
+            if self._take(_UNKNOWN):
+                tests.append(_unknown(name, negative=False))
+            else:
+                token = self._value(name)
+                tests.append(_compared(name, "=", self._read(token, name, kind), is_day=_is_day(token, kind)))
             if self._take(")"):
                 break
             if not self._take(","):
@@ -267,6 +276,9 @@ def _unknown(name: str, *, negative: bool) -> Test:
 def _compared(name: str, sign: str, value: Value, *, is_day: bool) -> Test:
     if is_day and isinstance(value, datetime):
         return _day(name, sign, value)
+    if name in SLOTS and isinstance(value, str):
+        lowered = pa.scalar(value.lower())
+        return lambda table: _COMPARE[sign](pc.utf8_lower(table[name]), lowered)
     # float32 values would be compared as double, in which 0.8 differs from the stored 0.8.
     scalar = np.float32(value) if isinstance(value, float) else value
     return lambda table: _COMPARE[sign](table[name], pa.scalar(scalar))

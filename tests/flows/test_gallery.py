@@ -211,7 +211,15 @@ def test_all_filtered_out_and_an_empty_gallery_are_answers(place, capsys):
     add_all()
     search = ["gallery", "search", "g", "--text", "a man", "--page", "hits.html", *ON_CPU]
     assert main([*search, "--where", "camera=99"]) == 0
-    assert f"no image passes the filter 'camera=99' (0 of {N})" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"no image passes the filter 'camera=99' (0 of {N})" in shown
+    assert re.search(r"values of camera: [12] \(\d+\), [12] \(\d+\)\n", shown)
+    nothing = "upper_color=green and time > 2030-01-01 and hair=long"
+    assert main([*search, "--where", nothing]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"values of upper_color: (blue|red) \(6\), (blue|red) \(6\)\n", shown)
+    assert "values of time: from 2026-02-01 10:00:00 to 2026-02-11 10:00:00\n" in shown
+    assert "values of hair: unknown for all images\n" in shown
     assert "No image passes the filter." in (place / "hits.html").read_text()
     assert main(["gallery", "remove", "g", "--where", "camera >= 0"]) == 0
     assert main(search) == 0

@@ -56,7 +56,7 @@ def search_gallery(folder: Path, request: Request) -> None:
     console = plain_console()
     if found.hits:
         console.print(_table(found, query))
-    for line in _remarks(found, request):
+    for line in _remarks(found, request, gallery):
         console.print(line, highlight=False, soft_wrap=True)
     if request.page is not None:
         write_page(request.page, found, query=query, where=request.where, gallery=gallery.folder)
@@ -99,9 +99,11 @@ def _table(found: Found, query: str | Path) -> Table:
     return table
 
 
-def _remarks(found: Found, request: Request) -> Iterator[str]:
+def _remarks(found: Found, request: Request, gallery: Gallery) -> Iterator[str]:
     if request.where is not None and not found.passed:
         yield f"no image passes the filter {request.where!r} (0 of {found.total:,})"
+        for column in parse_where(request.where).columns if found.total else ():
+            yield f"values of {column}: {gallery.values(column)}"
     elif not found.total:
         yield "the gallery is empty; add images with `clip-scgi gallery add`"
     elif request.where is not None:
