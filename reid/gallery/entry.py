@@ -20,6 +20,7 @@ Int64s = NDArray[np.int64]
 Kind = Literal["text", "number", "time"]
 
 EMBEDDING: Final = "embedding"
+COPIES: Final = "copies"
 _CONFIDENCE: Final = "confidence"
 
 
@@ -29,7 +30,7 @@ class Entry:
 
     path: absolute, where the image was last added from. sha256: of the file's bytes; a gallery has one entry per
     content. time: in UTC, without a time zone. attributes: slot (`data.slots.SLOTS`) -> value. confidences: slot ->
-    probability of its value, from 0 to 1.
+    probability of its value, from 0 to 1. copies: other absolute paths at which the same bytes were added.
     """
 
     path: str
@@ -41,6 +42,12 @@ class Entry:
     caption: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     confidences: Mapping[str, float] = field(default_factory=dict)
+    copies: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All known paths of its bytes."""
+        return (self.path, *self.copies)
 
     @property
     def confidence(self) -> float | None:
@@ -79,6 +86,7 @@ KINDS: Final[Mapping[str, Kind]] = {column.name: column.kind for column in COLUM
 def schema(width: int | None = None) -> pa.Schema:
     """Return the schema of entries, with the embedding of `width` values as the last column if it is given."""
     fields = [pa.field(column.name, column.type) for column in COLUMNS]
+    fields.append(pa.field(COPIES, pa.list_(pa.string())))  # null in galleries of older versions
     if width is not None:
         fields.append(pa.field(EMBEDDING, pa.list_(pa.float32(), width)))
     return pa.schema(fields)
@@ -98,12 +106,13 @@ def table_of(entries: Sequence[Entry]) -> pa.Table:
     }
     columns |= {slot: [entry.attributes.get(slot) for entry in entries] for slot in SLOTS}
     columns |= {f"{slot}_{_CONFIDENCE}": [entry.confidences.get(slot) for entry in entries] for slot in SLOTS}
+    columns[COPIES] = [list(entry.copies) or None for entry in entries]
     return pa.table(columns, schema=schema())
 
 
 def entries_of(table: pa.Table) -> list[Entry]:
     """Return the rows of a table as entries."""
-    return [_entry(row) for row in table.select([column.name for column in COLUMNS]).to_pylist()]
+    return [_entry(row) for row in table.select(schema().names).to_pylist()]
 
 
 def with_embeddings(table: pa.Table, embeddings_ND: Float32s) -> pa.Table:
@@ -122,4 +131,5 @@ def _entry(row: Mapping[str, Any]) -> Entry:
         **{name: row[name] for name in ("path", "sha256", "label", "camera", "time", "split", "caption")},
         attributes={slot: row[slot] for slot in SLOTS if row[slot] is not None},
         confidences={slot: value for slot in SLOTS if (value := row[f"{slot}_{_CONFIDENCE}"]) is not None},
+        copies=tuple(row[COPIES] or ()),
     )

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data.errors import ConfigError, DataError
 from data.progress import ProgressFn, silent
 from data.settings import nearest as similar_texts
-from reid.gallery.entry import Entry, Float32s, Int64s, normal
+from reid.gallery.entry import COPIES, Entry, Float32s, Int64s, normal
 from reid.gallery.index import INDEX_FROM, candidates, ensure_index
 from reid.gallery.layout import HEADER, PARTS, IndexFile, Space, check_space, read_header
 from reid.gallery.scan import nearest
@@ -70,10 +70,14 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """Result of a removal: entries that were removed (or would be), and entries that are left."""
+    """Result of a removal: entries that were removed (or would be), and entries that are left.
+
+    kept: of each entry at the given path that stays because the same bytes are at another path too, that path.
+    """
 
     removed: int
     left: int
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +172,7 @@ class Gallery:
             ClipScgiError: the disk is full; the gallery has all of the new entries or none of them.
         """
         given = distinct(entries)
-        kept = [entries[row] for row in given.rows]
+        kept = given.entries
         with Writer(self.folder) as writer:
             known = writer.snapshot.rows_of(pa.array([entry.sha256 for entry in kept], pa.string()))
             fresh = known < 0
@@ -205,6 +209,9 @@ class Gallery:
     ) -> Removed:
         """Remove the entries that fit all that is given; when this returns, no file of the gallery has their bytes.
 
+        An image whose bytes were added from several paths is removed by any of them, unless a file still exists at one
+        that does not fit: then the entry stays with that path, and the fitting ones are removed from it.
+
         The files are deleted, not overwritten, and programs that still search the former state keep it in memory until
         they end. An index is built anew, because it depends on all entries.
 
@@ -229,12 +236,15 @@ class Gallery:
         wanted = parse_where(where) if where is not None else None
         if dry_run:
             snapshot = self.snapshot()
-            count = int(_fitting(snapshot, label, path, wanted).sum())
-            return Removed(removed=count, left=len(snapshot) - count)
+            plan = _removal(snapshot, label, path, wanted)
+            count = int(plan.mask_N.sum())
+            return Removed(removed=count, left=len(snapshot) - count, kept=plan.kept)
         with Writer(self.folder) as writer:
-            removed = writer.remove(_fitting(writer.snapshot, label, path, wanted))
+            plan = _removal(writer.snapshot, label, path, wanted)
+            writer.replace_paths(plan.entries, plan.rows)
+            removed = writer.remove(plan.mask_N)
             ensure_index(writer, index_from, progress)
-            return Removed(removed=removed, left=len(writer.snapshot))
+            return Removed(removed=removed, left=len(writer.snapshot), kept=plan.kept)
 
     def search(self, query_D: Float32s, *, top: int = 10, where: str | None = None, exact: bool = False) -> Found:
         """Return the `top` entries nearest to an embedding, the nearest first; equal ones in the order of the gallery.
@@ -314,9 +324,13 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Distinct:
-    """The rows of given entries without copies. copies, disagreeing: see `Added`."""
+    """Given entries without copies. rows: their places; entries: they, with the paths of their copies.
+
+    copies, disagreeing: see `Added`.
+    """
 
     rows: list[int]
+    entries: list[Entry]
     copies: int
     disagreeing: tuple[str, ...]
 
@@ -324,14 +338,17 @@ class Distinct:
 def distinct(entries: Sequence[Entry]) -> Distinct:
     """Return the first row of each content among `entries`."""
     first: dict[str, Entry] = {}
+    paths: dict[str, dict[str, None]] = {}
     rows, disagreeing = list[int](), list[str]()
     for row, entry in enumerate(entries):
         former = first.setdefault(entry.sha256, entry)
+        paths.setdefault(entry.sha256, {}).update(dict.fromkeys(entry.paths))
         if former is entry:
             rows.append(row)
         elif (former.label, former.camera) != (entry.label, entry.camera):
             disagreeing.append(entry.path)
-    return Distinct(rows=rows, copies=len(entries) - len(rows), disagreeing=tuple(disagreeing))
+    kept = [replace(entry, copies=tuple(paths[digest])[1:]) for digest, entry in first.items()]
+    return Distinct(rows=rows, entries=kept, copies=len(entries) - len(rows), disagreeing=tuple(disagreeing))
 
 
 def other_camera(snapshot: Snapshot, entries: Sequence[Entry], rows: Int64s) -> NDArray[np.bool_]:
@@ -359,14 +376,62 @@ def _fitting(snapshot: Snapshot, label: str | None, path: Path | str | None, whe
     if label is not None:
         mask &= _numpy(pc.equal(table["label"], normal(label)))
     if path is not None:
-        mask &= _at(table["path"], Path(path).expanduser())
+        mask &= _at_any(table, _places(path))
     return mask
 
 
-def _at(paths: pa.ChunkedArray, place: Path) -> NDArray[np.bool_]:
-    """Return for each path whether it is `place` or below it, also if `place` leads there through a link."""
+class _Removal(NamedTuple):
+    """What to do: remove the entries of `mask_N` [N]; the entries of `rows` stay as `entries`, with fewer paths."""
+
+    mask_N: NDArray[np.bool_]
+    rows: Int64s
+    entries: list[Entry]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return tuple(entry.path for entry in self.entries)
+
+
+def _removal(snapshot: Snapshot, label: str | None, path: Path | str | None, where: Where | None) -> _Removal:
+    mask, rows, entries = _fitting(snapshot, label, path, where), list[int](), list[Entry]()
+    if path is not None:
+        with_copies = np.flatnonzero(mask & _numpy(pc.is_valid(snapshot.table[COPIES])))
+        for row, entry in zip(with_copies.tolist(), snapshot.take(with_copies), strict=True):
+            others = [name for name in entry.paths if not _is_at(name, _places(path))]
+            existing = [name for name in others if Path(name).is_file()]
+            if existing:
+                copies = tuple(name for name in others if name != existing[0])
+                rows.append(row)
+                entries.append(replace(entry, path=existing[0], copies=copies))
+    mask[rows] = False
+    return _Removal(mask, np.array(rows, np.int64), entries)
+
+
+def _places(path: Path | str) -> set[str]:
+    """Return the absolute forms of a path: as it is written, and without links."""
+    place = Path(path).expanduser()
+    return {str(place.absolute()), str(place.resolve())}
+
+
+def _is_at(path: str, places: set[str]) -> bool:
+    return any(path == name or path.startswith(f"{name.rstrip('/')}/") for name in places)
+
+
+def _at_any(table: pa.Table, places: set[str]) -> NDArray[np.bool_]:
+    """Return for each entry whether one of its paths is a place of `places` or below it, [N]."""
+    mask = _at(table["path"], places)
+    start = 0
+    for copies in table[COPIES].chunks:
+        fits = _at(pa.chunked_array([copies.flatten()]), places)
+        mask[start + pc.list_parent_indices(copies).to_numpy()[fits]] = True
+        start += len(copies)
+    return mask
+
+
+def _at(paths: pa.ChunkedArray, places: set[str]) -> NDArray[np.bool_]:
+    """Return for each path whether it is a place of `places` or below it."""
     mask = np.zeros(len(paths), np.bool_)
-    for name in {str(place.absolute()), str(place.resolve())}:
+    for name in places:
         mask |= _numpy(pc.equal(paths, name)) | _numpy(pc.starts_with(paths, f"{name.rstrip('/')}/"))
     return mask
 

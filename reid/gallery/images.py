@@ -77,7 +77,7 @@ def add_images(
     """
     space = space_of(embedder, mode)
     given = distinct(entries)
-    kept = [entries[row] for row in given.rows]
+    kept = given.entries
     check_cameras(embedder, [_file(entry)._replace(path=entry.path) for entry in kept])
     with Writer(folder, space) as writer:
         rows = writer.snapshot.rows_of(pa.array([entry.sha256 for entry in kept], pa.string()))

@@ -19,6 +19,7 @@ from data.process import locks
 from data.slots import SLOTS
 from reid.gallery.entry import (
     CAPTION_COLUMNS,
+    COPIES,
     EMBEDDING,
     SOURCE_COLUMNS,
     Entry,
@@ -116,8 +117,8 @@ class Writer:
     def update(self, entries: Sequence[Entry], rows: Int64s) -> int:
         """Replace what the gallery knows of `rows` by what `entries` know; return the number of changed entries.
 
-        What an entry does not know stays as it was. A caption or an attribute replaces the former caption with all of
-        its attributes.
+        What an entry does not know stays as it was, and a former path stays as that of a copy. A caption or an
+        attribute replaces the former caption with all of its attributes.
         """
         changed_rows, changed = list[Int64s](), list[pa.Table]()
         for start in range(0, len(entries), _STEP_ROWS):
@@ -143,7 +144,17 @@ class Writer:
             same = pc.fill_null(pc.equal(merged, old[name]), False)
             both_null = pc.and_(pc.is_null(merged), pc.is_null(old[name]))
             differs |= ~pc.or_(same, both_null).to_numpy()
+        stored = old[COPIES].to_pylist()
+        paths = (new["path"].to_pylist(), new[COPIES].to_pylist(), old["path"].to_pylist(), stored)
+        copies = [_joined(*row) for row in zip(*paths, strict=True)]
+        columns[COPIES] = pa.array(copies, pa.list_(pa.string()))
+        differs |= np.array([one != other for one, other in zip(copies, stored, strict=True)], np.bool_)
         return pa.table(columns, schema=new.schema), differs
+
+    def replace_paths(self, entries: Sequence[Entry], rows: Int64s) -> None:
+        """Replace the entries of `rows`, of which only the paths differ."""
+        if entries:
+            self._replace(rows, table_of(entries))
 
     def replace_embeddings(self, rows: Int64s, embeddings_ND: Float32s) -> None:
         """Replace the embeddings of `rows`. Raises DataError as `append` does."""
@@ -221,6 +232,13 @@ class Writer:
         write_header(self.folder, header)
         self._load(header)
         remove_leftovers(self.folder, header)
+
+
+def _joined(path: str, copies: list[str] | None, old_path: str, old_copies: list[str] | None) -> list[str] | None:
+    """Return the paths of an entry besides `path`: those known so far, and the new ones."""
+    known = dict.fromkeys([*(old_copies or ()), old_path, *(copies or ())])
+    known.pop(path, None)
+    return list(known) or None
 
 
 def _size(parts: Sequence[Part], group: Sequence[int]) -> int:

@@ -237,10 +237,31 @@ def test_a_person_is_removed_from_the_disk(place, capsys):
     shown = capsys.readouterr().out
     assert re.search(r"/g: \d+ images? removed, \d+ left\n", shown)
     assert label.encode() not in b"".join(path.read_bytes() for path in (place / "g").rglob("*") if path.is_file())
-    assert main(["gallery", "remove", "g", "--label", label.replace("person", "persom")]) == 0
-    assert "0 images removed" in capsys.readouterr().out
+    assert main(["gallery", "remove", "g", "--label", label.replace("person", "persom")]) == 1
+    assert "0 images removed" in capsys.readouterr().err
     assert main(["gallery", "info", "g"]) == 0
     assert re.search(r"mode\s+joint, \d+ values each", capsys.readouterr().out)
+
+
+def test_an_image_is_removed_by_the_path_of_a_copy(place, capsys):
+    name = "2026-01-04_080000_3.jpg"
+    copy = place / "photos/copy.jpg"
+    shutil.copyfile(place / "photos" / name, copy)
+    assert add("photos", "--model", "demo") == 0
+    assert add("photos") == 0
+    assert f"0 images added, 0 brought up to date, {N} unchanged" in capsys.readouterr().out
+    assert main(["gallery", "remove", "g", "--path", "photos/other.jpg"]) == 1
+    assert f"no image at this path: {place}/photos/other.jpg" in capsys.readouterr().err
+    assert main(["gallery", "remove", "g", "--path", "photos/copy.jpg"]) == 0
+    shown = capsys.readouterr().out
+    assert f"0 images removed, {N} left; 1 image also at another path, such as {place}/photos/{name}, kept" in shown
+    assert str(copy).encode() not in b"".join(path.read_bytes() for path in (place / "g").rglob("*") if path.is_file())
+    assert add("photos") == 0
+    (place / "photos" / name).unlink()
+    assert main(["gallery", "remove", "g", "--path", "photos/copy.jpg"]) == 0
+    assert f"1 image removed, {N - 1} left\n" in capsys.readouterr().out
+    assert main(["gallery", "remove", "g", "--path", "photos"]) == 0
+    assert f"{N - 1} images removed, 0 left\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,9 @@ def test_known_content_is_not_added_again_but_brought_up_to_date(tmp_path):
     done = gallery.add([moved, renamed, entry(5), new], vectors(4, seed=9))
     assert (done.added, done.updated, done.unchanged) == (1, 2, 1)
     stored = {item.sha256: item for item in gallery.snapshot().take(np.arange(11))}
-    assert stored[moved.sha256] == entry(3, path="/elsewhere/3.jpg"), "what the new source does not know stays"
+    assert stored[moved.sha256] == entry(3, path="/elsewhere/3.jpg", copies=(entry(3).path,)), (
+        "what the new source does not know stays"
+    )
     assert stored[renamed.sha256] == renamed, "a caption replaces the former one with its attributes"
     np.testing.assert_array_equal(gallery.snapshot().embeddings(np.arange(10)), vectors(10))
     np.testing.assert_array_equal(gallery.snapshot().embeddings(np.array([10])), vectors(4, seed=9)[3:])
@@ -112,6 +114,30 @@ def test_copies_are_kept_once_and_contradicting_ones_are_named(tmp_path):
     done = gallery.add([entry(0), entry(1), copy, contradiction], vectors(4))
     assert (done.added, done.copies, done.disagreeing) == (2, 2, ("/c.jpg",))
     assert len(gallery) == 2
+    assert gallery.snapshot().take(np.arange(1)) == [entry(0, copies=("/b.jpg", "/c.jpg"))]
+    again = gallery.add([entry(0), copy, contradiction], vectors(3))
+    assert (again.updated, again.unchanged) == (0, 1)
+    assert gallery.add([entry(0, path="/d.jpg")], vectors(1)).updated == 1
+    paths = {entry(0).path, "/b.jpg", "/c.jpg", "/d.jpg"}
+    assert {*gallery.snapshot().take(np.arange(1))[0].paths} == paths
+    for path in paths:
+        assert gallery.remove(path=path, dry_run=True).removed == 1
+
+
+def test_a_copy_at_another_path_keeps_the_entry_without_the_removed_path(tmp_path):
+    gallery = Gallery.open(tmp_path / "g", space=SPACE)
+    names = [str(tmp_path / folder / "x.jpg") for folder in ("a", "b", "c")]
+    for name in names:
+        Path(name).parent.mkdir()
+        Path(name).write_bytes(b"image")
+    gallery.add([entry(0, path=names[0], copies=(names[1], names[2])), entry(1)], vectors(2))
+    planned = gallery.remove(path=tmp_path / "a", dry_run=True)
+    assert planned == gallery.remove(path=tmp_path / "a")
+    assert (planned.removed, planned.left, planned.kept) == (0, 2, (names[1],))
+    assert gallery.search(vectors(1)[0], top=1).hits[0].entry == entry(0, path=names[1], copies=(names[2],))
+    assert names[0].encode() not in contents(tmp_path / "g")
+    done = gallery.remove(path=tmp_path)
+    assert (done.removed, done.left, done.kept) == (1, 1, ())
 
 
 @pytest.mark.parametrize("label", ['O\'Brien "x"', "a, b; c", "名前", "Zoe\u0308", " blank ", "-1", "unknown", "a\nb"])
@@ -337,6 +363,7 @@ def test_a_newer_format_is_refused_and_an_older_schema_is_read(tmp_path):
     older = Gallery.open(tmp_path / "g")
     hit = older.search(vectors(8)[3], top=1, where="camera=unknown and upper_color=red").hits[0].entry
     assert (hit.label, hit.camera, hit.attributes) == ("person 0", None, {"upper_color": "red"})
+    assert older.remove(path=entry(0).path, dry_run=True).removed == 1
     assert older.add([entry(number) for number in range(9)], vectors(9)).updated == 8
     assert older.search(vectors(8)[3], where="camera=0").passed == 3
     change_header(tmp_path / "g", format=FORMAT + 1)

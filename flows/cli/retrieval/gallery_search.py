@@ -115,7 +115,10 @@ def _remarks(found: Found, request: Request, gallery: Gallery) -> Iterator[str]:
 
 
 def remove_images(folder: Path, *, label: str | None, path: Path | None, where: str | None, dry_run: bool) -> None:
-    """Remove what fits all options, and print how many images that were. Raises the errors of `Gallery.remove`."""
+    """Remove what fits all options, and print how many images that were.
+
+    Raises the errors of `Gallery.remove`, and ConfigError if a path or label fits nothing.
+    """
     if label is None and path is None and where is None:
         raise ConfigError("gallery remove: give what to remove: --label, --path, or --where 'time < 2026-01-01'")
     gallery = Gallery.open(folder)
@@ -124,9 +127,13 @@ def remove_images(folder: Path, *, label: str | None, path: Path | None, where: 
     verb = "would be removed" if dry_run else "removed"
     left = f"{done.left:,} {'would be ' if dry_run else ''}left"
     line = f"{gallery.folder}: {counted(done.removed, 'image')} {verb}, {left}"
-    if not done.removed and label is not None:
+    if done.kept:
+        line += f"; {counted(len(done.kept), 'image')} also at another path, such as {done.kept[0]}, kept there"
+    elif not done.removed and path is not None:
+        raise ConfigError(f"{line}; no image at this path: {path.absolute()}")
+    elif not done.removed and label is not None:
         near = ", ".join(map(repr, gallery.similar_labels(label)))
-        line += f"; the label {label!r} fits none" + (f" (did you mean {near}?)" if near else "")
+        raise ConfigError(f"{line}; the label {label!r} fits none" + (f" (did you mean {near}?)" if near else ""))
     plain_console().print(line, highlight=False, soft_wrap=True)
 
 
