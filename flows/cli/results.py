@@ -28,6 +28,7 @@ from reid.evaluation.intervals import (
     score_intervals,
 )
 from reid.evaluation.protocol import camera_note, trained_elsewhere
+from reid.training.tracking import DATABASE
 
 
 def show_results(run: Mapping[str, Any]) -> None:
@@ -59,12 +60,24 @@ def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
         read = f"pd.read_parquet({json.dumps(str(path), ensure_ascii=False)})"
         code = f'import pandas as pd; print({read}[["image_path", "caption"]].head().to_string())'
         yield "look", f"{python_command()} -c {shlex.quote(code)}"
+    if "train" in folders:
+        for place in _records(folders["train"]):
+            yield "recorded", place
     if "audit" in folders:
         yield "audit", f"{folders['audit'] / 'captions.audit.html'}"
     if "report" in folders:
         page = folders["report"] / "report.html"
         yield "report", f"{page}"
         yield "look", f"{python_command()} -m webbrowser {shlex.quote(page.as_uri())}"
+
+
+def _records(trained: Path) -> Iterator[str]:
+    """Yield where TensorBoard and MLflow recorded the training of an artifact, if they did."""
+    config = read_json(trained / "config.json")["config"]
+    if config.get("tensorboard"):
+        yield f"TensorBoard: {Path(config['tensorboard']).absolute()}"
+    if config.get("tracking") == "mlflow":
+        yield f"MLflow: {config.get('tracking_uri') or f'sqlite:///{trained.parents[2] / DATABASE}'}"
 
 
 def python_command() -> str:

@@ -199,7 +199,9 @@ class MlflowTracker:
         from mlflow.entities import Param, RunTag
 
         found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+        experiment = (
+            found.experiment_id if found else client.create_experiment(EXPERIMENT, _artifacts_of(self._run.uri))
+        )
         run_id = client.create_run(experiment, run_name=self._run.name).info.run_id
         parameters = [Param(name, value) for name, value in self._run.parameters.items()]
         for start in range(0, len(parameters), _PARAMETERS):
@@ -210,6 +212,16 @@ class MlflowTracker:
 
     def _write_record(self) -> None:
         write_json(self._record, {"uri": self._run.uri, "run_id": self._run_id, "sent": list(self._sent)})
+
+
+def _artifacts_of(uri: str) -> str | None:
+    """Return the address for files of runs: beside a database, where MLflow would name the working directory.
+
+    Nothing is written there. None: the store decides.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns").as_uri()
 
 
 def _continued(client: MlflowClient, run_id: str) -> bool:

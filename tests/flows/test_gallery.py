@@ -17,6 +17,7 @@ from data.artifacts.store import ArtifactStore
 from data.schemas import CAPTIONS
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.cli.app import main
+from flows.cli.retrieval.gallery_search import common_folder
 from reid import Embedder
 from reid.config.train import TrainConfig
 from reid.gallery.gallery import Gallery
@@ -177,7 +178,8 @@ def test_search_prints_a_table_and_writes_a_page(place, capsys):
     words = ["gallery", "search", "g", "--image", query, "--where", where, "--top", "3", "--page", "out/hits.html"]
     assert main([*words, *ON_CPU]) == 0
     shown = capsys.readouterr().out
-    assert re.search(rf"│\s+1 │\s+1\.000 │ person \d+ +│ +\d │ 2026-02-03 10:00:00 │ {re.escape(query)}", shown)
+    assert re.search(r"│\s+1 │\s+1\.000 │ person \d+ +│ +\d │ 2026-02-03 10:00:00 │ 2026-01-04_080000_3\.jpg", shown)
+    assert f"images below {place / 'photos'}/" in "".join(shown.split("\n"))
     assert f"5 of {N} images pass the filter and were compared" in shown
     page = (place / "out/hits.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
@@ -384,3 +386,17 @@ def test_a_model_with_camera_embeddings_embeds_again_when_the_camera_differs(pla
     image = str(next((place / "photos").glob("*.jpg")))
     assert main(["gallery", "search", "g", "--image", image, *ON_CPU]) == 1
     assert "the camera of the query image is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("paths", "folder"),
+    [
+        (["/d/a/1.jpg"], "/d/a/"),
+        (["/d/a/1.jpg", "/d/ab/2.jpg"], "/d/"),
+        (["/a/1.jpg", "/b/2.jpg"], ""),
+        (["a/1.jpg", "/b/2.jpg"], ""),
+        (["/1.jpg"], ""),
+    ],
+)
+def test_the_table_names_the_common_folder_once(paths, folder):
+    assert common_folder(paths) == folder

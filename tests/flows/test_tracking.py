@@ -17,7 +17,7 @@ _, SECTION = (REPO / "docs/training.md").read_text(encoding="utf-8").split("## W
 COMMANDS = re.findall(r"^clip-scgi .*", SECTION, re.MULTILINE)
 
 
-def test_the_commands_record_what_they_say(finished, tmp_path, monkeypatch):
+def test_the_commands_record_what_they_say(finished, tmp_path, monkeypatch, capfd):
     home = shutil.copytree(finished[0], tmp_path / "home")
     monkeypatch.chdir(tmp_path)
     settings = [f"--set={text}" for text in ["synthetic.seed=7", *SMALL_RUN, *ON_CPU]]
@@ -25,6 +25,11 @@ def test_the_commands_record_what_they_say(finished, tmp_path, monkeypatch):
     for seed, command in enumerate(COMMANDS, start=101):  # another seed, so that the training is not cached
         words = shlex.split(command)[1:]
         assert main([*words, *settings, f"--set=train.seed={seed}", "--home", str(home)]) == 0
+    printed = capfd.readouterr()
+    places = [line.split(maxsplit=1)[1] for line in printed.out.splitlines() if line.startswith("recorded ")]
+    mlflow = [f"MLflow: sqlite:///{home / DATABASE}", "MLflow: sqlite:///runs.db"]
+    assert places == [f"TensorBoard: {tmp_path / 'runs/board'}", *mlflow]
+    assert "INFO mlflow" not in printed.out + printed.err
     assert list((tmp_path / "runs/board").glob("events.out.tfevents.*"))
     with _isolated():
         from mlflow import MlflowClient

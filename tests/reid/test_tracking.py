@@ -100,6 +100,7 @@ def test_a_local_store_gets_parameters_metrics_and_tags(data, config, tmp_path, 
     assert (run.info.status, run.info.run_name) == ("FINISHED", "toy")
     assert run.data.params == {"train.seed": "0"}
     assert run.data.tags["a"] == "b"
+    assert run.info.artifact_uri.startswith(f"file://{tmp_path}/mlruns/")
     steps = logged(tmp_path / "run", "step")
     assert history(uri, run, "step/loss") == [(line["step"], pytest.approx(line["loss"])) for line in steps]
     assert history(uri, run, "step/lr/clip") == [(line["step"], line["lr"]["clip"]) for line in steps]

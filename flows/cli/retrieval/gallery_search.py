@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def _embedded(gallery: Gallery, query: str | Path, request: Request) -> Float32s
 
 
 def _table(found: Found, query: str | Path) -> Table:
-    table = Table(title=Text(f"images nearest to: {query}"), title_justify="left")
+    folder = common_folder([hit.entry.path for hit in found.hits])
+    below = f"\nimages below {folder}" if folder else ""
+    table = Table(title=Text(f"images nearest to: {query}{below}"), title_justify="left")
     for column in ("rank", "similarity", "label", "camera", "time", "image"):
         left = column in ("label", "image")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
@@ -93,10 +96,19 @@ def _table(found: Found, query: str | Path) -> Table:
             IdentityName(0, entry.label or "").short or "unknown",
             "unknown" if entry.camera is None else str(entry.camera),
             "unknown" if entry.time is None else f"{entry.time:%Y-%m-%d %H:%M:%S}",
-            entry.path,
+            entry.path.removeprefix(folder),
         ]
         table.add_row(str(hit.rank), f"{hit.score:.3f}", *map(Text, cells))
     return table
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """Return the folder of all absolute paths with "/" at its end, "" for paths that share none."""
+    parents = {Path(path).parent for path in paths}
+    if not all(parent.is_absolute() for parent in parents):
+        return ""
+    folder = os.path.commonpath(parents)
+    return "" if folder == "/" else f"{folder}/"
 
 
 def _remarks(found: Found, request: Request, gallery: Gallery) -> Iterator[str]:
