@@ -53,8 +53,11 @@ _UNIT: Final = 1e-3
 class Writer:
     """The only writer of a gallery while it is open, as a context manager. Each method is one atomic change.
 
-    Opening it removes what a killed writer left behind.
+    Opening it removes what a killed writer left behind. If it made the gallery and ends with an error before an entry
+    is added, there is no gallery afterwards (the file `lock` stays, since another process may be opening it).
     """
+
+    _is_new = False
 
     def __init__(self, folder: Path, space: Space | None = None) -> None:
         """Lock the gallery in `folder`. space: of the embeddings to add; makes the gallery if it does not exist.
@@ -81,6 +84,7 @@ class Writer:
     def _open(self, space: Space | None) -> None:
         if space is not None and not (self.folder / HEADER).exists():
             write_header(self.folder, Header(space=space))
+            self._is_new = True
         header = read_header(self.folder)
         if space is not None:
             check_space(self.folder, header.space, space)
@@ -99,7 +103,12 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release the lock."""
-        self._lock.close()
+        try:
+            if error is not None and self._is_new and not self.header.rows:
+                remove_leftovers(self.folder, Header(space=self.header.space))
+                (self.folder / HEADER).unlink(missing_ok=True)
+        finally:
+            self._lock.close()
 
     def append(self, entries: Sequence[Entry], embeddings_ND: Float32s) -> None:
         """Add entries whose content the gallery does not have; they are on disk when this returns.

@@ -281,6 +281,22 @@ def test_what_cannot_be_searched_is_refused(tmp_path):
         gallery.remove()
 
 
+def test_a_refused_first_addition_leaves_no_gallery_and_a_later_one_keeps_it(tmp_path):
+    folder, broken = tmp_path / "g", np.full((1, WIDTH), np.nan, np.float32)
+
+    def add(*additions):
+        with Writer(folder, SPACE) as writer:
+            for number, rows in enumerate(additions):
+                writer.append([entry(number)], rows)
+
+    with pytest.raises(DataError, match="not finite"):
+        add(broken)
+    assert not (folder / HEADER).exists()
+    with pytest.raises(DataError, match="not finite"):
+        add(vectors(1), broken)
+    assert len(Gallery.open(folder)) == 1
+
+
 def test_an_empty_gallery_answers(tmp_path):
     gallery = Gallery.open(tmp_path / "g", space=SPACE)
     for where in (None, "camera=3"):
