@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -62,7 +62,8 @@ class Comparisons:
         with self._lock:
             if key not in self._kept:
                 store = self._site.store
-                found = [find_run(run.entry.folder, store) for run in runs]
+                read = [find_run(run.entry.folder, store) for run in runs]
+                found = [replace(run, name=run.key) for run in read]  # messages name runs, not folders
                 models, modes = [side[1] for side in sides], [side[2] for side in sides]
                 self._kept[key] = compare(found, store, models=models, modes=modes)
             self._kept.move_to_end(key)
@@ -83,9 +84,9 @@ def add_routes(app: FastAPI, site: Site) -> None:
 def _page(site: Site, comparisons: Comparisons, request: Request) -> Response:
     runs = site.library.snapshot().runs
     options = [_option(run, score.model, score.mode) for run in runs for score in run.scores]
-    chosen = _chosen(request.query_params, [value for value, _ in options])
+    chosen = _chosen(request.query_params, options)
     comparison, problem, lists = None, "", []
-    if len(chosen) == 2 and "b" in request.query_params:
+    if all(chosen) and "b" in request.query_params:
         try:
             sides = (_side(chosen[0]), _side(chosen[1]))
             comparison = comparisons.get((site.library.run(sides[0][0]), site.library.run(sides[1][0])), sides)
@@ -96,6 +97,7 @@ def _page(site: Site, comparisons: Comparisons, request: Request) -> Response:
         request,
         "compare.html.j2",
         options=options,
+        comparable=_usual_pair(options) is not None,
         chosen=chosen,
         comparison=comparison,
         difference=comparison.differences[0] if comparison else None,
@@ -108,22 +110,45 @@ def _page(site: Site, comparisons: Comparisons, request: Request) -> Response:
     )
 
 
-def _option(run: Run, model: str, mode: str) -> tuple[str, str]:
-    """Return the value and the text of an option."""
+class Option(NamedTuple):
+    """One row of one run, as the form offers it. value: of the form. tested: digest of the test images."""
+
+    value: str
+    text: str
+    tested: str
+
+
+def _option(run: Run, model: str, mode: str) -> Option:
     made = f"{run.entry.created.astimezone():%Y-%m-%d %H:%M}"
-    return f"{run.key} {model} {mode}", f"{run.name}: {model}, {mode}, {made} ({run.key[:8]})"
+    return Option(
+        f"{run.key} {model} {mode}",
+        f"{run.name}: {model}, {mode}, {made} ({run.key[:8]})",
+        str(run.protocol.get("test_hash", "")),
+    )
 
 
-def _chosen(query: Mapping[str, str], known: list[str]) -> list[str]:
-    """Return the two chosen rows; by default the trained models of the two newest runs in image mode."""
-    usual = [value for value in known if value.endswith(" trained image")] or known
-    others = [*usual[1:], *(value for value in known if value not in usual)]
-    defaults = [*others[:1], *usual[:1]]
-    found = [query.get(name) or default for name, default in zip(("a", "b"), defaults, strict=False)]
+def _chosen(query: Mapping[str, str], options: list[Option]) -> tuple[str, str]:
+    """Return the two chosen rows; by default a pair of the same test images, "" without any."""
+    defaults = _usual_pair(options) or ("", "")
+    found = query.get("a") or defaults[0], query.get("b") or defaults[1]
+    known = {"", *(option.value for option in options)}
     wrong = next((value for value in found if value not in known), None)
     if wrong is not None:
         raise ConfigError(f"The run {wrong[:60]!r} does not exist; choose one from the list.")
     return found
+
+
+def _usual_pair(options: list[Option]) -> tuple[str, str] | None:
+    """Return two rows of the same test images, the newer one second: trained models in image mode, if possible."""
+    usual = [option for option in options if option.value.endswith(" trained image")]
+    others = [option for option in options if option not in usual]
+    for newer, older in ((usual, usual), (usual, others), (others, others)):
+        for number, option in enumerate(newer):
+            rest = older[number + 1 :] if older is newer else older
+            pair = next((other for other in rest if other.tested == option.tested), None)
+            if pair is not None:
+                return pair.value, option.value
+    return None
 
 
 def _side(value: str) -> Chosen:
