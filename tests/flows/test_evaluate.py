@@ -302,13 +302,28 @@ def sets(*settings: str) -> list[str]:
     return [part for text in settings for part in ("--set", text)]
 
 
-@pytest.mark.parametrize("command", ELSEWHERE)
-def test_the_commands_of_the_page_run(place, capsys, command):
+def write_people(place) -> None:
+    """Make the folder people: one folder per person of the test images."""
     for path in (place / "mine").glob("*.jpg"):
         pid = re.search(r"-(-?\d+)_c", path.name)[1]
         if int(pid) > 0:
             (place / "people" / pid).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place / "people" / pid / path.name)
+
+
+def test_people_that_are_left_for_training_are_told(place, capsys):
+    write_people(place)
+    words = ["evaluate", "folders", "--zero-shot", *sets("data.root=people", "evaluate.device=cpu")]
+    notice = "! 2 people are left for training, and only 2 are tested; to test on all of them, add --set data.train_f"
+    assert main(words) == 0
+    assert notice in capsys.readouterr().err
+    assert main([*words, *sets("data.train_fraction=0")]) == 0
+    assert "left for training" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ELSEWHERE)
+def test_the_commands_of_the_page_run(place, capsys, command):
+    write_people(place)
     words = [word.replace("/data/people", "people") for word in shlex.split(command)[1:]]
     small = sets(*PEOPLE, "evaluate.device=cpu") if "benchmark" in words else []
     assert main([*words, *small]) == 0

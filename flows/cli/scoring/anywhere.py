@@ -69,7 +69,7 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
     model = recipe.train if options.model is None else find_model(options.model, store)
     run = indexed_run(recipe, store, reread=options.reread)
     stage = EvaluateStage(model=model, config=recipe.evaluate, untrained=_evaluates_untrained(model, store))
-    for notice in _notices(run, stage):
+    for notice in _notices(run, stage, recipe):
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
     if options.breakdown or options.out is not None:
         _make(run, stage.features)
@@ -121,14 +121,27 @@ def _evaluates_untrained(model: EvaluatedModel, store: ArtifactStore) -> bool:
     return not problem
 
 
-def _notices(run: RunContext, stage: EvaluateStage) -> Iterator[str]:
+def _notices(run: RunContext, stage: EvaluateStage, recipe: Recipe) -> Iterator[str]:
     yield from run.images.description.notices
+    yield from _left_for_training(run.images, stage.model, recipe)
     yield from check_test_split(run.images, stage.config)
     seen = _seen_in_training(run, stage) if isinstance(stage.model, ArtifactRef) else 0
     if seen:
         yield (
             f"{seen:,} of the queries and gallery images were training images of this model, so its scores are too "
             "high; test on other people"
+        )
+
+
+def _left_for_training(images: IndexedImages, model: EvaluatedModel, recipe: Recipe) -> Iterator[str]:
+    """Yield a notice if the rule of the splits leaves people for a training that does not take place."""
+    people = {split: counts.get("identities", 0) for split, counts in images.description.counts.items()}
+    left, tested = people.get("train", 0), people.get("query", 0)
+    trained_here = isinstance(model, ArtifactRef) and other_dataset(model, images) is None
+    if recipe.data.splits_by_rule and left and not trained_here:
+        yield (
+            f"{left:,} people are left for training, and only {tested:,} are tested; to test on all of them, add "
+            "--set data.train_fraction=0"
         )
 
 
