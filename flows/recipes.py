@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -58,6 +58,21 @@ class Recipe(Config):
     """Content of the report."""
     scale: Annotated[ScaleConfig, RUNTIME] = ScaleConfig()
     """Number of processes that caption and train."""
+
+
+def setting_default(keys: Sequence[str], absent: Any) -> Any:
+    """Return the default of the setting of a recipe whose dotted key has the parts `keys`; `absent` without one."""
+    value: Any = Recipe
+    for key in keys:
+        fields = getattr(value if isinstance(value, type) else type(value), "model_fields", {})
+        if key not in fields:
+            return absent
+        if not isinstance(value, type):
+            value = getattr(value, key)
+        else:
+            required = fields[key].is_required()
+            value = fields[key].annotation if required else fields[key].get_default(call_default_factory=True)
+    return absent if isinstance(value, type | Config) else value
 
 
 def tiny_training() -> TrainConfig:

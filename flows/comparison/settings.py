@@ -11,13 +11,15 @@ from pydantic import ValidationError
 
 from data.artifacts.store import ArtifactStore
 from data.config import Config, is_runtime
-from data.errors import DataError
+from data.errors import DataError, counted
 from flows.comparison.runs import Run
+from flows.reasons.tables import CAPTIONS, corrected_captions
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.config.trained import read_trained
 
 _ABSENT: Final = "–"
+_CORRECT: Final = "correct"
 _INPUTS: Final = {"dataset_hash": "training dataset", "captions": "training captions"}
 """Key in the provenance of a model -> name of what it was trained on."""
 
@@ -42,7 +44,27 @@ def differing_settings(baseline: Run, other: Run, store: ArtifactStore) -> tuple
         if ours and theirs:
             keys = dict.fromkeys([*ours, *theirs])
             pairs += [SettingPair(key, ours.get(key, _ABSENT), theirs.get(key, _ABSENT)) for key in keys]
-    return tuple(pair for pair in pairs if pair.baseline != pair.run)
+    return tuple(_explained(pair, store) for pair in pairs if pair.baseline != pair.run)
+
+
+def _explained(pair: SettingPair, store: ArtifactStore) -> SettingPair:
+    """Return a pair with short fingerprints of inputs, and the number of captions that differ by corrections."""
+    if pair.key not in _INPUTS.values():
+        return pair
+    corrected = _corrected(pair, store) if pair.key == _INPUTS["captions"] else ""
+    return SettingPair(pair.key, pair.baseline[:8], pair.run[:8] + corrected)
+
+
+def _corrected(pair: SettingPair, store: ArtifactStore) -> str:
+    """Return " (2 captions corrected)" if a step correct made the captions of one run or both, else ""."""
+    found = {
+        item.fingerprint: item.folder for stage in CAPTIONS.stages for item in store.sidecars(stage) if item.fingerprint
+    }
+    old, new = found.get(pair.baseline), found.get(pair.run)
+    if old is None or new is None or not any(folder.parent.name == _CORRECT for folder in (old, new)):
+        return ""
+    count = corrected_captions(old, new)
+    return f" ({counted(count, 'caption')} corrected)" if count else ""
 
 
 def _training(run: Run, store: ArtifactStore) -> dict[str, str]:
@@ -55,7 +77,7 @@ def _training(run: Run, store: ArtifactStore) -> dict[str, str]:
     except (DataError, OSError, KeyError, TypeError, ValidationError):  # written by another version
         return {}
     provenance = trained.get("provenance", {})
-    inputs = {name: str(provenance.get(key) or _ABSENT)[:8] for key, name in _INPUTS.items()}
+    inputs = {name: str(provenance.get(key) or _ABSENT) for key, name in _INPUTS.items()}
     return settings | inputs
 
 

@@ -16,6 +16,7 @@ from data.artifacts.inventory import in_progress
 from data.artifacts.store import ArtifactRef, ArtifactStore, Sidecar
 from data.stages.stage import Plan
 from flows.reasons.tables import CAPTIONS, IMAGES, behind, between
+from flows.recipes import setting_default
 from reid.config.renamed import RENAMED
 
 FIRST: Final = "first run"
@@ -53,7 +54,7 @@ def reason(store: ArtifactStore, plan: Plan, purpose: Purpose) -> str:
     if problems and problems != ["absent"]:
         return _unusable(sidecars, fingerprint, problems[0])
     before = _predecessor(sidecars, ingredients, purpose)
-    changes = [FIRST] if before is None else changed(store, before.ingredients, ingredients)
+    changes = [FIRST] if before is None else changed(store, before.ingredients, ingredients, stage)
     if store.scratch(stage, fingerprint).exists():
         return f"continues an interrupted run ({_listed(changes)})"
     if fingerprint in store.known(stage):
@@ -70,7 +71,7 @@ def index_reason(store: ArtifactStore, made: ArtifactRef, before: Iterable[str],
     last = _predecessor(sidecars.values(), now, purpose)
     if last is None:
         return FIRST
-    changes = changed(store, *(_index_ingredients(ingredients) for ingredients in (last.ingredients, now)))
+    changes = changed(store, _index_ingredients(last.ingredients), _index_ingredients(now))
     details = between(IMAGES, last.folder, made.folder)
     if details and "images changed" in changes:
         changes[changes.index("images changed")] += f": {', '.join(details)}"
@@ -116,18 +117,19 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Leaves:
     return found
 
 
-def changed(store: ArtifactStore, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changed(store: ArtifactStore, old: Mapping[str, Any], new: Mapping[str, Any], stage: str = "") -> list[str]:
     """Return one phrase per changed ingredient: both values of a setting, or what changed in the data of a digest.
 
+    stage: whose settings the ingredient "config" has; a setting that is left out of ingredients has its default.
     If the version of the code changed, return only that: the other ingredients may have a different meaning.
     """
     versions = [key for key in _VERSIONS if key in new and old.get(key) != new[key]]
     if versions:
         return [_change(_VERSIONS[key], old.get(key, _ABSENT), new[key]) for key in versions]
-    return [phrase for key in dict.fromkeys([*new, *old]) for phrase in _phrases(store, key, old, new)]
+    return [phrase for key in dict.fromkeys([*new, *old]) for phrase in _phrases(store, key, old, new, stage)]
 
 
-def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mapping[str, Any], stage: str) -> list[str]:
     before, after = leaves(old.get(key, _ABSENT)), leaves(new.get(key, _ABSENT))
     pairs = {
         path: (before.get(path, _ABSENT), after.get(path, _ABSENT))
@@ -137,7 +139,10 @@ def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mappin
     if not pairs:
         return []
     if key in _SETTINGS:
-        return [_change(_setting(key, path), *pair) for path, pair in pairs.items()]
+        return [
+            _setting_change(stage if key == "config" else "", _setting(key, path), *pair)
+            for path, pair in pairs.items()
+        ]
     details = behind(store, _TABLES[key], before.values(), after.values()) if key in _TABLES else []
     if not details and key != "model":
         details = [_change(".".join(path), *pair, named_only="") for path, pair in pairs.items()]
@@ -152,6 +157,15 @@ def _setting(key: str, path: tuple[str, ...]) -> str:
         if group + name in RENAMED:
             name = RENAMED[group + name].removeprefix(group)
     return f"{key}.{name}"
+
+
+def _setting_change(stage: str, name: str, old: Any, new: Any) -> str:
+    """Describe the change of a setting; a value that is left out is the default, if the setting still exists."""
+    keys = name.split(".")[1:]
+    default = setting_default([stage, *keys] if stage else keys, _ABSENT)
+    values = [default if value is _ABSENT else value for value in (old, new)]
+    same = _text(values[0]) == _text(values[1])  # the ingredients differ in whether they name the default
+    return _change(name, old, new) if same else _change(name, *values)
 
 
 def _change(name: str, old: Any, new: Any, named_only: str = " changed") -> str:

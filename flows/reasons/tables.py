@@ -84,12 +84,9 @@ def text_changes(old: Table, new: Table) -> list[str]:
     """Return how two sets of captions differ: "3 with another text", "2 by corrections", "1 added" and the like."""
     if _is_disjoint(old, new, "image_sha256"):
         return [OTHER]
-    before, after = (
-        {(row["image_sha256"], row["pid"], row["camid"]): row for row in table.rows} for table in (old, new)
-    )
-    pairs = [(before[key], after[key]) for key in before.keys() & after.keys()]
-    changed = [pair for pair in pairs if len({caption_text(row["caption"]) for row in pair}) > 1]
-    corrected = sum(any(row.get("source", "model") != "model" for row in pair) for pair in changed)
+    before, after = (_by_image(table) for table in (old, new))
+    changed = _changed_texts(before, after)
+    corrected = sum(map(_is_corrected, changed))
     counts = {
         "by corrections": corrected,
         "with another text": len(changed) - corrected,
@@ -97,6 +94,19 @@ def text_changes(old: Table, new: Table) -> list[str]:
         "removed": len(before.keys() - after.keys()),
     }
     return [f"{count:,} {what}" for what, count in counts.items() if count]
+
+
+def _by_image(captions: Table) -> dict[tuple[Any, ...], Row]:
+    return {(row["image_sha256"], row["pid"], row["camid"]): row for row in captions.rows}
+
+
+def _changed_texts(before: Mapping[Any, Row], after: Mapping[Any, Row]) -> list[tuple[Row, Row]]:
+    pairs = [(before[key], after[key]) for key in before.keys() & after.keys()]
+    return [pair for pair in pairs if len({caption_text(row["caption"]) for row in pair}) > 1]
+
+
+def _is_corrected(pair: tuple[Row, Row]) -> bool:
+    return any(row.get("source", "model") != "model" for row in pair)
 
 
 IMAGES: Final = Source(stages=("index",), file=IMAGES_FILE, columns=("path", "sha256", *_LABELS), compare=image_changes)
@@ -120,6 +130,14 @@ def between(source: Source, old: Path, new: Path) -> list[str]:
     """Return what differs between the tables in two artifact folders; an empty list if either is unreadable."""
     before, after = (_read(folder, source, None) for folder in (old, new))
     return source.compare(before, after) if before and after else []
+
+
+def corrected_captions(old: Path, new: Path) -> int:
+    """Return how many training captions of two artifact folders differ by corrections, 0 if either is unreadable."""
+    before, after = (_read(folder, CAPTIONS, "train") for folder in (old, new))
+    if before is None or after is None:
+        return 0
+    return sum(map(_is_corrected, _changed_texts(_by_image(before), _by_image(after))))
 
 
 def _named(sidecars: Sequence[Sidecar], digests: Iterable[Any], source: Source) -> Table | None:

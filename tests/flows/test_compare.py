@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -208,6 +209,41 @@ def test_the_settings_that_differ_are_listed(tmp_path, capsys):
     ]
     assert main(["compare", *names, "--home", str(tmp_path)]) == 0
     assert "settings: train.seed 0 → 5, training captions" in capsys.readouterr().out
+
+
+def test_corrected_captions_are_counted(tmp_path, capsys):
+    """Corrections of test images train nothing, so they do not count."""
+    from reid.config.train import TrainConfig
+
+    store, images, names = ArtifactStore(tmp_path), image_rows(), []
+    same = {"pid": 1, "camid": 1}
+    plain = [
+        {"image_sha256": f"{number}", "caption": "a man", "split": "query" if number == 3 else "train"} | same
+        for number in range(4)
+    ]
+    own = [row | {"source": "model"} for row in plain]
+    for number in (1, 2, 3):
+        own[number] |= {"caption": "a woman", "source": "human"}
+    for stage, rows in (("caption", plain), ("correct", own)):
+
+        def captions(folder, rows=rows):
+            pq.write_table(pa.Table.from_pylist(rows), folder / "captions.parquet")
+
+        made = make_artifact(store, stage, {}, captions).ref
+
+        def model(folder, stage=stage, made=made):
+            (folder / "model.safetensors").write_bytes(stage.encode())
+            described = {"config": TrainConfig().model_dump(mode="json"), "provenance": {"captions": made.fingerprint}}
+            (folder / "config.json").write_text(json.dumps(described))
+
+        trained = make_artifact(store, "train", {"captions": stage}, model).ref
+        ingredients = {"model": trained.digests_of("model.safetensors")}
+        ref = write_evaluation(store, images, rank(images, noise=1, seed=len(names)), ingredients=ingredients)
+        names += [(ref.fingerprint, made.fingerprint[:8])]
+    (first, old), (second, new) = names
+    assert main(["compare", first, second, "--home", str(tmp_path)]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"settings: training captions {old} → {new} (2 captions corrected)" in words
 
 
 # The page ---------------------------------------------------------------------------------------------

@@ -65,13 +65,25 @@ def test_the_first_run_of_a_dataset_and_recipe_says_so(store):
     assert why(store, "train", changed(TRAINING, "config.seed", 1), Purpose(dataset="x", recipe="demo")) == FIRST
 
 
+def test_a_setting_that_ingredients_leave_out_has_its_default(store):
+    old = TRAINING | {"recipe": {"caption": {"engine": "transformers"}, "data": {}}}
+    make(store, old, stage="report")
+    for path, value, expected in (
+        ("recipe.caption.corrections", "use", "recipe.caption.corrections ignore -> use"),
+        ("recipe.data.split", "by_identity", "recipe.data.split auto -> by_identity"),
+        ("recipe.name", "mine", "recipe.name unset -> mine"),
+    ):
+        assert why(store, "report", changed(old, path, value), DEMO) == expected
+
+
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
         ("config.schedule.epochs", 20, "config.schedule.epochs 36 -> 20"),
         ("config.schedule.milestones", [3], "config.schedule.milestones [25, 32] -> [3]"),
         ("config.method", "clip_reid", "config.method clip_scgi -> clip_reid"),
-        ("config.sie", 1.0, "config.sie unset -> 1.0"),
+        ("config.sie", 1.0, "config.sie 0.0 -> 1.0"),
+        ("config.evaluation_rule", "new", "config.evaluation_rule unset -> new"),
         ("config.method", "x" * 50, "config.method changed"),
         ("images", "c" * 64, "images changed"),
         ("captions", "c" * 64, "captions changed"),
