@@ -6,19 +6,22 @@ of the template writes the text of given slots.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from captioning.attributes.parse import parse_caption
-from captioning.prompts.pattern import PAPER_PATTERN, Pattern, Slots, compose
+from captioning.prompts.pattern import PAPER_PATTERN, Pattern, Slots, compose, stated_slots
 from data.errors import ClipScgiError, raise_problems
-from data.slots import GENDERS, NONE, SLOTS
+from data.slots import GENDERS, NONE, SLOTS, VOCABULARY
 
 Kind = Literal["text", "slots", "wrong", "reset"]
 
 MAX_LENGTH: Final = 2000
 """Most characters of a caption; CLIP reads about 300."""
+_END: Final = re.compile(r"[.;:!?\r\n\v\f\x85\u2028\u2029]")
+_SHOWN: Final = 60  # characters of a value in a message
 
 
 class EditError(ClipScgiError):
@@ -95,11 +98,11 @@ def checked_text(text: str) -> str:
 
 def _composed(given: Slots, base: Slots, pattern: Pattern) -> Content:
     plain = {slot: " ".join(value.split()).lower() or None if value else None for slot, value in given.items()}
-    raise_problems("slots", _problems(plain), EditError)
+    raise_problems("slots", [*_problems(plain), *_sentences(given)], EditError)
     slots = {slot: base.get(slot) for slot in SLOTS} | plain
     if slots["carrying"]:
         slots["carrying"] = ", ".join(sorted(filter(None, (part.strip() for part in slots["carrying"].split(",")))))
-    raise_problems("slots", _misread(slots), EditError)
+    raise_problems("slots", _misread(slots, plain, pattern), EditError)
     return Content(text=checked_text(compose(slots, pattern)), slots=slots)
 
 
@@ -116,9 +119,35 @@ def _problems(given: Slots) -> Iterator[str]:
             yield f"invalid gender {value!r}: expected {' or '.join(GENDERS)}, or nothing"
 
 
-def _misread(slots: Slots) -> Iterator[str]:
-    """Yield values that the parser would read as another value, so that the text would contradict the slots."""
-    read = parse_caption(compose(slots))
+def _sentences(given: Slots) -> Iterator[str]:
+    """Yield values that would end the sentence of their caption, and so say more than their slot."""
+    for slot, value in given.items():
+        if value and _END.search(value.strip()):
+            yield f"{slot}: {value[:_SHOWN]!r} contains the end of a sentence or of a line; write a few words"
+
+
+def _misread(slots: Slots, given: Slots, pattern: Pattern) -> Iterator[str]:
+    """Yield values that the parser would not read back, so that the text would contradict the slots.
+
+    given: the slots that the edit names. They have to be read back exactly, and leave what is read of others as it is.
+    """
+    read = parse_caption(compose(slots, pattern))
+    without = parse_caption(compose({**slots, **dict.fromkeys(given)}, pattern))
+    stated = stated_slots(pattern)
     for slot, value in slots.items():
-        if value not in (None, NONE) and read[slot] not in (None, value):
-            yield f"{slot}: {value!r} would be read as {read[slot]!r}; write {read[slot]!r}"
+        said = None if value == NONE else value
+        if slot not in given:
+            if read[slot] not in (without[slot], said):
+                yield f"{slot}: would be read as {read[slot]!r} from the words of {', '.join(given)}; write other words"
+        elif slot in stated and read[slot] != said:
+            yield _unread(slot, said, read[slot])
+
+
+def _unread(slot: str, value: str | None, read: str | None) -> str:
+    if value is None:
+        return f"{slot}: would be read as {read!r} from the words of the other slots; write other words there"
+    if read is None:
+        return (
+            f"{slot}: {value[:_SHOWN]!r} is not read back from the caption; write one of {', '.join(VOCABULARY[slot])}"
+        )
+    return f"{slot}: {value[:_SHOWN]!r} would be read as {read!r}; write {read!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple, get_args
 
 from captioning.corrections.edits import Edit, EditError
@@ -17,6 +17,9 @@ from data.errors import ClipScgiError, DataError, messages_of, raise_problems
 Outcome = Literal["new", "changed", "unchanged", "kept"]
 
 _OWN_KIND: Final = ("text", "slots", "wrong")
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_CLOCKS: Final = timedelta(days=1)
+"""How far the clock of another machine, or a time without its zone, may be ahead."""
 _SHOWN: Final = 5
 _MOST_PROBLEMS: Final = 100
 
@@ -294,6 +297,12 @@ def _time(row: FileRow) -> datetime | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # overflow: a year before 1 or after 9999 in UTC
         raise ValueError(f"invalid time {text!r}: expected ISO 8601, such as 2026-01-31T12:00:00+00:00") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    if found < _EARLIEST:
+        raise ValueError(f"invalid time {text!r}: before 1970; give the time of the edit, or nothing")
+    if found > datetime.now(UTC) + _CLOCKS:
+        # A later import would never be newer.
+        raise ValueError(f"invalid time {text!r}: in the future; give the time of the edit, or nothing")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.errors import DataError
+from data.errors import DataError, raise_problems
 from data.files import atomic_path, write_table
 from data.readers.manifest_file import bad_line, delimiter_of, encoding_of
 from data.slots import SLOTS
@@ -26,6 +27,8 @@ COLUMNS: Final = (
 _ALIASES: Final = {"path": "image_path", "sha256": "image_sha256", "text": "caption"}
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "'")
 """First characters of cells that a spreadsheet may run as a formula, and the mark that prevents it."""
+_SHOWN: Final = 40  # characters of a wrong cell
+_MOST_PROBLEMS: Final = 100
 
 
 class FileRow(NamedTuple):
@@ -100,16 +103,46 @@ def _csv(file: Path) -> Iterator[FileRow]:
 
 
 def _parquet(file: Path) -> Iterator[FileRow]:
-    table = pq.read_table(file)
-    names = _names(file, table.column_names)
-    for number, values in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True), start=1):
-        yield _row(number, zip(names, map(_text, values), strict=True))
+    schema = pq.read_schema(file)
+    names = dict(zip(schema.names, _names(file, schema.names), strict=True))
+    known = [name for name in schema.names if names[name] in COLUMNS]
+    columns = {name: _values(file, name, column) for name, column in zip(known, _columns(file, known), strict=True)}
+    wrong = sorted(
+        (number, f"row {number}: {name} is {type(value).__name__} {str(value)[:_SHOWN]!r}, expected text")
+        for name, values in columns.items()
+        for number, value in enumerate(values, start=1)
+        if _text(value, names[name]) is None
+    )
+    more = [f"and {len(wrong) - _MOST_PROBLEMS:,} more"] if len(wrong) > _MOST_PROBLEMS else []
+    told = [*(problem for _, problem in wrong[:_MOST_PROBLEMS]), *more]
+    raise_problems(f"{file}, of which nothing was imported, has cells that are not text", told, DataError)
+    for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
+        cells = ((names[name], _text(value, names[name]) or "") for name, value in zip(known, values, strict=True))
+        yield _row(number, cells)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, datetime):
+def _columns(file: Path, names: Sequence[str]) -> list[pa.ChunkedArray]:
+    table = pq.read_table(file, columns=list(names))
+    return [table[name] for name in names]
+
+
+def _values(file: Path, name: str, column: pa.ChunkedArray) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeError:
+        raise DataError(f"{file}: column {name} contains text that is not UTF-8; write it again as UTF-8") from None
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{file}: column {name} cannot be read ({error}); write it as text") from error
+    return values
+
+
+def _text(value: object, column: str) -> str | None:
+    """Return the text of a cell, "" if it is null or NaN, None if it is not text (or, in ``time``, a time)."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if column == "time" and isinstance(value, datetime):
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).isoformat()
-    return "" if value is None else str(value)
+    return value if isinstance(value, str) else None
 
 
 def _row(number: int, cells: Iterable[tuple[str, str]]) -> FileRow:

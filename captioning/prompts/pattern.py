@@ -187,6 +187,13 @@ PORT_PATTERN: Final[Pattern] = (
 """The four sentences of the public port's 45-word template."""
 
 
+def stated_slots(pattern: Pattern) -> frozenset[str]:
+    """Return the slots that a caption in the words of `pattern` states."""
+    phrases = [PHRASES[clause.phrase] for sentence in pattern for clause in sentence.clauses]
+    person = [PERSON for sentence in pattern if sentence.introduces]
+    return frozenset(slot for phrase in (*person, *phrases) for slot in phrase.slots)
+
+
 def back_reference(slots: Slots) -> str:
     """Return the subject of every later sentence: "The woman", "The man" or "The person"."""
     return f"The {_noun(slots)}"

@@ -93,6 +93,14 @@ def test_templates_have_corrections_of_their_own(tmp_path):
         (Edit.of_slots({"gender": "robot"}), "invalid gender 'robot': expected female or male"),
         (Edit.of_slots({"upper_color": "grey"}), "upper_color: 'grey' would be read as 'gray'; write 'gray'"),
         (Edit.of_slots({"hat": "cap", "gender": "x"}), "2 problems"),
+        (Edit.of_slots({"upper_color": "red and The man has no hair. He"}), "contains the end of a sentence"),
+        (Edit.of_slots({"shoes": "boots\nA man"}), "contains the end of a sentence or of a line"),
+        (Edit.of_slots({"upper_color": "red and wearing black"}), "would be read as"),
+        (Edit.of_slots({"upper_type": "kaftanoid"}), "'kaftanoid' is not read back from the caption; write one of"),
+        (
+            Edit.of_slots({"carrying": "umbrella and wearing green boots", "shoes": None}),
+            "shoes: would be read as .green boots. from the words of the other slots",
+        ),
     ],
 )
 def test_an_edit_that_cannot_be_kept_is_refused_and_nothing_is_written(kept, edit, told):

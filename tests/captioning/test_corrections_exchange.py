@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from captioning.corrections import Corrections, Edit, ModelCaption
@@ -171,6 +173,38 @@ def test_parquet_with_times(tmp_path, kept):
     rows = [{"image_path": "one.jpg", "caption": "A man.", "time": pd.Timestamp("2026-01-31 12:00"), "pid": 3}]
     (found,) = plan(write(tmp_path, rows, "mine.parquet"), kept).rows
     assert found.after.time == datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def test_parquet_cells_that_are_not_text_are_refused_and_empty_ones_are_empty(tmp_path, kept):
+    def table(**columns) -> Path:
+        pq.write_table(pa.table({"image_path": ["one.jpg", "two.jpg"], **columns}), tmp_path / "mine.parquet")
+        return tmp_path / "mine.parquet"
+
+    for empty in (float("nan"), None):
+        found = plan(table(caption=pa.array([empty, empty], pa.float64())), kept)
+        assert (found.empty, found.rows) == (2, [])
+    for value, told in ((["a"], "list"), (b"a", "bytes"), (3, "int"), (3.5, "float"), (True, "bool")):
+        with pytest.raises(DataError, match=f"2 problems\n  - row 1: caption is {told} .*\n  - row 2: attr_hair is"):
+            plan(table(caption=[value, None], attr_hair=[None, value]), kept)
+    assert kept.current() == {}
+
+
+@pytest.mark.parametrize(
+    ("time", "told"),
+    [
+        ("9999-12-31T23:59:59-23:59", "expected ISO 8601"),
+        ("0001-01-01T00:00:00+10:00", "expected ISO 8601"),
+        ("0001-01-02T00:00:00", "before 1970"),
+        ("9999-12-30T00:00:00", "in the future"),
+        ((datetime.now(UTC) + timedelta(days=2)).isoformat(), "in the future"),
+    ],
+)
+def test_a_time_that_no_edit_can_have_is_refused(tmp_path, kept, time, told):
+    file = write(tmp_path, [{"path": "one.jpg", "caption": "A man.", "time": time}])
+    with pytest.raises(DataError, match=rf"row 1: invalid time .*{told}"):
+        plan(file, kept)
+    ahead = (datetime.now(UTC) + timedelta(hours=20)).isoformat()
+    assert plan(write(tmp_path, [{"path": "one.jpg", "caption": "A man.", "time": ahead}]), kept).changes
 
 
 def corrected(kept: Corrections) -> None:

@@ -18,7 +18,7 @@ from flows.preflight.check import check_run, early_problems, notices_of, planned
 from flows.preflight.disk import sizes, training_bytes
 from flows.preflight.finding import texts_of
 from flows.preflight.inspection import check_early
-from flows.preflight.machine import Processor
+from flows.preflight.machine import Memory, Processor
 from flows.preflight.plan import Plan
 from flows.recipes import ExaminedRecipe, Recipe, build_recipe
 from reid.config.train import TrainConfig
@@ -94,6 +94,7 @@ def plan_of(
         stages=frozenset(stages),
         cuda=Gpus(gpus),
         processor=Processor(),
+        ram=lambda: Memory(1 << 40, 1 << 40),
     )
 
 
@@ -368,6 +369,11 @@ def test_the_embedded_captioner_on_images_that_were_not_drawn_is_a_notice(store)
     assert notices() == notices(drawn) == notices(own, stages=("train", "evaluate")) == []
     (other,) = notices(own, "caption.model=llava-hf/llava-1.5-7b-hf")
     assert "drawn people" not in other
+
+
+def test_plans_of_these_tests_do_not_depend_on_the_memory_of_this_machine(store, monkeypatch):
+    monkeypatch.setattr("flows.preflight.machine.psutil.virtual_memory", lambda: pytest.fail("asked this machine"))
+    assert notices_of(plan_of(store, build_recipe("demo"), market())) == []
 
 
 def test_a_runner_that_is_not_installed(check, monkeypatch):
