@@ -80,6 +80,14 @@ def test_the_map_is_compared_with_the_center_and_random_choices(most, center, wo
     assert comparison.startswith(f"for this query, {words}")
 
 
+def test_falls_that_print_as_zero_are_said_to_show_nothing():
+    pair, _ = pair_of(small_config(method="clip_baseline"))
+    tiny, random = np.array([2e-5]), np.array([[1e-5, -4e-5]])
+    drops = replace(pair.drops, most_Q=tiny, center_Q=-tiny, least_Q=tiny, random_QS=random)
+    *_, last = replace(pair, drops=drops).lines()
+    assert last.startswith("this check shows nothing about the map")
+
+
 def test_both_images_are_explained_against_each_other():
     pair, task = pair_of(small_config())
     swapped = explain_pair(task, IMAGES[::-1])
