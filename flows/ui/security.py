@@ -8,11 +8,13 @@ refused unless it opens a page, and a write needs the Origin of this page and th
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flows.ui.numbers import whole_number
 
 MOST_BYTES: Final = 32 << 20
 """Largest body of a request, and so the largest picture to search by."""
@@ -28,6 +30,7 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _SAFE: Final = ("GET", "HEAD")
+_DEFAULT_PORT: Final = 80
 
 Refuse = Callable[[int, str], ASGIApp]
 """Status and one sentence -> the answer."""
@@ -58,29 +61,45 @@ class Guard:
 
         problem = self._problem(scope)
         app = self.app if problem is None else self.refuse(*problem)
-        await app(scope, _limited(receive), send_protected)
+        if scope["method"] == "HEAD":  # the routes answer GET; a server drops the body, and so does `_without_body`
+            await app({**scope, "method": "GET"}, _limited(receive), _without_body(send_protected))
+        else:
+            await app(scope, _limited(receive), send_protected)
 
     def _problem(self, scope: Scope) -> tuple[int, str] | None:
         """Return status and sentence for a request that is refused."""
         headers, port = Headers(scope=scope), scope["server"][1]
         host = headers.get("host", "")
-        if host not in {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}:
+        name = host.removesuffix(f":{port}")
+        if name not in ("127.0.0.1", "localhost") or host not in _written(name, port):
             return 421, f"This page answers at http://127.0.0.1:{port} only."
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _opens_a_page(headers):
             return 403, "Another site asked for this; open the page itself."
-        size = headers.get("content-length", "0")
-        if not size.isdecimal() or int(size) > MOST_BYTES:
+        size = whole_number(headers.get("content-length", "0"))
+        if size is None or size > MOST_BYTES:
             return 413, f"The file is larger than {MOST_BYTES >> 20} MiB; choose a smaller one."
         if scope["method"] not in _SAFE:
-            return self._problem_of_write(headers, host)
+            return self._problem_of_write(headers, _written(name, port))
         return None
 
-    def _problem_of_write(self, headers: Headers, host: str) -> tuple[int, str] | None:
-        if headers.get("origin") != f"http://{host}":
+    def _problem_of_write(self, headers: Headers, hosts: Sequence[str]) -> tuple[int, str] | None:
+        if headers.get("origin") not in [f"http://{host}" for host in hosts]:
             return 403, "Another site asked for this change; nothing was changed."
         if not secrets.compare_digest(headers.get(TOKEN_HEADER, "").encode(), self.token.encode()):
             return 403, "This page is older than the server that is running now; reload it."
         return None
+
+
+def _written(name: str, port: int) -> tuple[str, ...]:
+    """Return the ways to write a host; browsers leave out the default port."""
+    return (f"{name}:{port}", name) if port == _DEFAULT_PORT else (f"{name}:{port}",)
+
+
+def _without_body(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return sent
 
 
 def _opens_a_page(headers: Headers) -> bool:

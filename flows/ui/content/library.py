@@ -94,18 +94,34 @@ class Snapshot:
 
     @cached_property
     def damaged(self) -> tuple[str, ...]:
-        """Keys of the artifacts whose artifact.json cannot be read."""
-        return tuple(entry.key for entry in self._inventory.entries if entry.state == "damaged")
+        """Keys of the artifacts whose artifact.json cannot be read, and of unreadable datasets and runs with why."""
+        sidecars = tuple(entry.key for entry in self._inventory.entries if entry.state == "damaged")
+        unread = {**self._datasets[1], **self._runs[1]}
+        return (*sidecars, *(f"{key} ({why})" for key, why in unread.items()))
 
     @cached_property
     def datasets(self) -> tuple[Dataset, ...]:
         """All datasets, newest first."""
-        return _readable(self.entries("index"), self._dataset)
+        return self._datasets[0]
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """All evaluations, newest first."""
+        return self._runs[0]
+
+    @cached_property
+    def _datasets(self) -> tuple[tuple[Dataset, ...], dict[str, str]]:
+        return _readable(self.entries("index"), self._dataset)
+
+    @cached_property
+    def _runs(self) -> tuple[tuple[Run, ...], dict[str, str]]:
         return _readable(self.entries("evaluate"), self._run)
+
+    def check(self, key: str) -> None:
+        """Raise DataError with the reason if the dataset or run `key` (stage/fingerprint) cannot be read."""
+        why = {**self._datasets[1], **self._runs[1]}.get(key)
+        if why is not None:
+            raise DataError(f"{key} is damaged: {why}; delete its folder and run its stage again")
 
     def trained_on(self, model: Entry | None) -> str:
         """Return the key of the dataset that a model was trained on; else of the newest, "" without datasets."""
@@ -128,6 +144,7 @@ class Snapshot:
 
     def _run(self, entry: Entry) -> Run:
         metrics = read_json(entry.folder / "metrics.json")
+        _ = metrics["protocol"]["n_query"], metrics["protocol"]["n_gallery"]  # the first page shows them
         used = self._inventory.uses(entry)[::-1]
         indexes = {other.fingerprint for other in used if other.stage == "index"}
         return Run(
@@ -159,11 +176,15 @@ class Library:
 
     def dataset(self, key: str) -> Dataset:
         """Return the dataset whose index has the fingerprint `key`. Raises MissingError if it does not exist."""
-        return _named(self.snapshot().datasets, key, "dataset")
+        snapshot = self.snapshot()
+        snapshot.check(f"index/{key}")
+        return _named(snapshot.datasets, key, "dataset")
 
     def run(self, key: str) -> Run:
         """Return the run whose evaluation has the fingerprint `key`. Raises MissingError if it does not exist."""
-        return _named(self.snapshot().runs, key, "run")
+        snapshot = self.snapshot()
+        snapshot.check(f"evaluate/{key}")
+        return _named(snapshot.runs, key, "run")
 
     def _stages(self) -> tuple[tuple[str, int], ...]:
         """Return the times of the folders of all stages; adding or removing an artifact changes one."""
@@ -186,12 +207,13 @@ def _named(found: Sequence[N], key: str, what: str) -> N:
     return named
 
 
-def _readable(entries: Sequence[Entry], read: Callable[[Entry], T]) -> tuple[T, ...]:
-    """Return what `read` makes of each entry; leave out those that are damaged or were removed meanwhile."""
-    found = []
+def _readable(entries: Sequence[Entry], read: Callable[[Entry], T]) -> tuple[tuple[T, ...], dict[str, str]]:
+    """Return what `read` makes of each entry, and why others are damaged; those removed meanwhile are left out."""
+    found, damaged = [], {}
     for entry in entries:
         try:
             found.append(read(entry))
-        except (DataError, OSError, KeyError, TypeError, ValueError):
-            continue
-    return tuple(found)
+        except (DataError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            if entry.folder.is_dir():
+                damaged[entry.key] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return tuple(found), damaged

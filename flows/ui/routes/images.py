@@ -18,6 +18,7 @@ from data.slots import SLOTS, VOCABULARY
 from flows.ui.content.library import Dataset
 from flows.ui.content.pictures import HEIGHTS, placeholder
 from flows.ui.content.tables import STATES, UNSAID, Corrected, ImageFilter, ImageTable
+from flows.ui.numbers import whole_number
 from flows.ui.site import Site, captions_of
 
 PAGE: Final = 60
@@ -71,7 +72,7 @@ def browsed(site: Site, key: str, query: Mapping[str, str]) -> Browsed:
 def filter_of(query: Mapping[str, str]) -> ImageFilter:
     """Return the filter in the query of an address. Raises ConfigError for a wrong value."""
     camera, flag = query.get("camera", ""), query.get("flag", "")
-    if camera and not camera.isdecimal():
+    if camera and whole_number(camera) is None:
         raise ConfigError(f"The camera {camera[:40]!r} is not a number; choose one from the list.")
     if flag and flag not in FLAGS:
         raise ConfigError(f"The flag {flag[:40]!r} does not exist; choose one from the list.")
@@ -81,7 +82,7 @@ def filter_of(query: Mapping[str, str]) -> ImageFilter:
         state=query.get("state", ""),
         text=query.get("text", "").strip(),
         split=query.get("split", ""),
-        camera=int(camera[:18]) if camera else None,
+        camera=whole_number(camera),
         person=query.get("person", "").strip(),
         flag=flag,
         attributes={slot: query[slot] for slot in SLOTS if query.get(slot)},

@@ -22,6 +22,7 @@ from flows.ui.content.pictures import encoded
 from flows.ui.content.searching import Wanted, searchable
 from flows.ui.content.tables import Corrected, ImageTable
 from flows.ui.content.work import Job
+from flows.ui.numbers import whole_number
 from flows.ui.routes.images import filter_of
 from flows.ui.routes.queries import told
 from flows.ui.site import Site, captions_of
@@ -98,8 +99,8 @@ def _asked(site: Site, query: Mapping[str, str]) -> Asked:
     key = query.get("dataset") or snapshot.trained_on(models.get(name))
     dataset = site.library.dataset(key) if key else None
     table = None if dataset is None else site.table(dataset, captions_of(dataset, ""))
-    image = query.get("image", "")
-    if image and not (image.isdecimal() and table is not None and int(image[:18]) < len(table)):
+    image, row = query.get("image", ""), whole_number(query.get("image", ""))
+    if image and (row is None or table is None or row >= len(table)):
         raise MissingError(f"The image {image[:40]!r} does not exist in this dataset.")
     return Asked(
         model=models.get(name),
@@ -108,7 +109,7 @@ def _asked(site: Site, query: Mapping[str, str]) -> Asked:
         corrections={} if table is None else site.corrections.current(table.template),
         text=query.get("text", "").strip(),
         picture=query.get("picture", ""),
-        image=int(image) if image else None,
+        image=row,
         attributes=filter_of({slot: query.get(slot, "") for slot in SLOTS}).attributes,
         chosen={name: value for name, value in query.items() if value},
     )
