@@ -194,3 +194,9 @@ def test_garbage_collection_keeps_corrections(place):
     assert main(collect) == 0
     assert not list((place.home / "stages" / "index").iterdir())
     assert [entry.text for entry in place.kept.everything()] == ["First."]
+
+
+def test_an_export_does_not_create_folders(place, capsys):
+    assert place.run("export", "-o", str(place.folder / "missing" / "c.csv")) == 1
+    assert "missing does not exist; create it first" in capsys.readouterr().err
+    assert not (place.folder / "missing").exists()

@@ -177,6 +177,8 @@ def _rows(rows: Sequence[Planned]) -> str:
 def export_file(name: str, overrides: Sequence[str], output: Path, *, home: Path | None, overwrite: bool) -> None:
     """Write the corrections of the images of a recipe to `output`."""
     check_output(output, "--output", suffixes=SUFFIXES)
+    if not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: the folder {output.parent} does not exist; create it first")
     keep_existing(output, overwrite=overwrite)
     scope = open_scope(name, overrides, home)
     rows = list(export_rows(scope.current(), scope.images))
