@@ -17,7 +17,7 @@ from captioning.audit.flags import FLAGS
 from captioning.corrections import Correction, Corrections
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
-from data.errors import ConfigError
+from data.errors import ConfigError, DataError
 from flows.terminal import size
 from flows.ui.content.library import Dataset, Library, MissingError
 from flows.ui.content.models import Models
@@ -58,7 +58,11 @@ class Site:
     def table(self, dataset: Dataset, captions: Entry | None) -> ImageTable:
         """Return the images of a dataset with these captions and their audit."""
         audit = None if captions is None else self.library.snapshot().audit_of(captions)
-        return self.tables.get(dataset.entry, captions, audit)
+        try:
+            return self.tables.get(dataset.entry, captions, audit)
+        except DataError as error:
+            found = self.tables.get(dataset.entry, None, None)  # raises if the images themselves are damaged
+            return ImageTable(found.table, found.root, f"Images are shown without captions: {error}.")
 
     def names(self, datasets: Sequence[Dataset]) -> dict[str, str]:
         """Return the key of each dataset -> its name, with the folder of its images where only the reader names it."""

@@ -128,12 +128,13 @@ class ImageFilter:
 class ImageTable:
     """The images of one index, with captions and flags if there are any.
 
-    root: the folder of the images, None if it is not found.
+    root: the folder of the images, None if it is not found. problem: why captions are left out, or "".
     """
 
-    def __init__(self, table: pa.Table, root: Path | None) -> None:
+    def __init__(self, table: pa.Table, root: Path | None, problem: str = "") -> None:
         self.table = table
         self.root = root
+        self.problem = problem
 
     def __len__(self) -> int:
         """Return the number of images."""

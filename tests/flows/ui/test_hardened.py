@@ -69,3 +69,16 @@ def test_browsers_leave_out_the_default_port(port, host, origin, status):
 
     asyncio.run(guard(scope, None, send))
     assert sent[0]["status"] == status
+
+
+def test_damaged_captions_do_not_hide_images(tmp_path):
+    store = ArtifactStore(tmp_path)
+    index = large_store(store, 12)
+    (captions,) = store.root.glob("stages/caption/*/captions.parquet")
+    captions.write_bytes(b"damaged")
+    with serving(store) as url:
+        for path in (f"/datasets/{index.fingerprint}", f"/datasets/{index.fingerprint}/images/0", "/search"):
+            answer = httpx.get(url + path)
+            assert answer.status_code == 200
+            assert "Images are shown without captions: " in answer.text
+            assert "captions.parquet cannot be read" in answer.text
