@@ -287,7 +287,10 @@ def test_with_padding_each_setting_is_another(mini, people):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize(("tokens", "decoding"), [("body", "slots"), ("body", "free"), ("body_only", "slots")])
+@pytest.mark.parametrize(
+    ("tokens", "decoding"),
+    [("body", "slots"), pytest.param("body", "free", marks=pytest.mark.soak), ("body_only", "slots")],
+)
 def test_a_compiled_model_writes_the_same(mini, people, tokens, decoding):
     torch.compiler.reset()
     settings = {"image_tokens": tokens, "decoding": decoding, "batch_size": 4}

@@ -148,7 +148,7 @@ def test_while_it_trains_and_the_next_run_goes_on(start, tmp_path):
     assert "epoch 1 " not in again.written, "training started from the beginning"
 
 
-@pytest.mark.parametrize("runner", ["threads", "processes"])
+@pytest.mark.parametrize("runner", [pytest.param("threads", marks=pytest.mark.soak), "processes"])
 def test_while_several_workers_caption_and_what_they_made_is_kept(start, tmp_path, runner):
     many = ("synthetic.train_identities=200", "scale.caption_workers=2", f"scale.runner={runner}")
     terminal = start("caption", "demo", settings=many)
@@ -170,6 +170,7 @@ def test_while_two_processes_train(start):
     assert_stopped(terminal, "two training processes")
 
 
+@pytest.mark.soak
 def test_a_second_ctrl_c_does_not_wait(start):
     """The main thread may be inside C code that never returns, which only the second Ctrl-C or the limit ends."""
     terminal = start("demo", settings=(ENDLESS,))

@@ -234,7 +234,7 @@ def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
         launch_training(stage, run, processes=2)
 
 
-@pytest.mark.parametrize("runner", ["threads", "processes", "ray"])
+@pytest.mark.parametrize("runner", ["threads", pytest.param("processes", marks=pytest.mark.soak), "ray"])
 def test_two_workers_caption_one_dataset(home, runner):
     if runner == "ray":
         pytest.importorskip("prefect_ray", reason="the extra [ray] is not installed")

@@ -253,6 +253,7 @@ def test_a_proxy_is_not_asked_for_the_own_server(tmp_path):
     assert "✓ index" in done.stderr
 
 
+@pytest.mark.soak
 def test_two_first_runs_in_one_artifact_root_do_not_stop_each_other(tmp_path):
     small = ["--set", "synthetic.train_identities=2", "--set", "synthetic.test_identities=2"]
     with ThreadPoolExecutor(2) as pool:

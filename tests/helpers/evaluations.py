@@ -103,7 +103,7 @@ def metrics_of(rows: Iterable[Row], **protocol: Any) -> Row:
         ranks = {f"rank{k}": float(np.mean([row["first_hit"] <= k for row in own])) for k in (1, 5, 10)}
         means = {name: float(np.mean([row[key] for row in own])) for name, key in (("mAP", "ap"), ("mINP", "inp"))}
         results.append({"model": model, "mode": mode, **means, **ranks})
-    about = {"dataset": "drawn", "description": DESCRIPTION, "gallery_draws": 0, "n_query": len(found)}
+    about = {"dataset": "drawn", "description": DESCRIPTION, "gallery_draws": 0, "n_query": len(found), "n_gallery": 9}
     return {"protocol": about | protocol, "results": results}
 
 

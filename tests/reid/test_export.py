@@ -214,7 +214,7 @@ def test_camera_embeddings_are_an_input(store, photos, tmp_path):
 @pytest.mark.parametrize(
     "backbone",
     [
-        BackboneConfig(name="vit_b16", weights="random", height=32, width=16),
+        pytest.param(BackboneConfig(name="vit_b16", weights="random", height=32, width=16), marks=pytest.mark.soak),
         BackboneConfig(name="rn50", weights="random", height=64, width=32),
     ],
     ids=["vit_b16", "rn50"],
