@@ -19,6 +19,7 @@ from data.files import read_json
 from flows.report.scores import METRICS, Score, percent_interval_text, scores, signed
 from flows.summary import RunSummary
 from flows.terminal import plain_console
+from reid.config.trained import RECORDED_FILE
 from reid.evaluation.intervals import (
     METHOD,
     MIN_QUERIES,
@@ -28,7 +29,6 @@ from reid.evaluation.intervals import (
     score_intervals,
 )
 from reid.evaluation.protocol import camera_note, trained_elsewhere
-from reid.training.tracking import DATABASE
 
 
 def show_results(run: Mapping[str, Any]) -> None:
@@ -73,11 +73,14 @@ def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:
 
 def _records(trained: Path) -> Iterator[str]:
     """Yield where TensorBoard and MLflow recorded the training of an artifact, if they did."""
-    config = read_json(trained / "config.json")["config"]
-    if config.get("tensorboard"):
-        yield f"TensorBoard: {Path(config['tensorboard']).absolute()}"
-    if config.get("tracking") == "mlflow":
-        yield f"MLflow: {config.get('tracking_uri') or f'sqlite:///{trained.parents[2] / DATABASE}'}"
+    file = trained / RECORDED_FILE
+    recorded = read_json(file) if file.exists() else {}
+    if "tensorboard" in recorded:
+        yield f"TensorBoard: {recorded['tensorboard']}"
+    if "mlflow" in recorded:
+        run = recorded["mlflow"]
+        lost = f", without its last {counted(run['missing'], 'number')}" if run["missing"] else ""
+        yield f"MLflow: {run['uri']}, run {run['run_id']}{lost}"
 
 
 def python_command() -> str:

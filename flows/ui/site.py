@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -56,10 +56,15 @@ class Site:
         return HTMLResponse(html, status, headers={"Cache-Control": "no-store"})
 
     def table(self, dataset: Dataset, captions: Entry | None) -> ImageTable:
-        """Return the images of a dataset with these captions and their audit."""
+        """Return the images of a dataset with these captions and their audit; without them if a file is damaged.
+
+        The corrections of the captions are among those files.
+        """
         audit = None if captions is None else self.library.snapshot().audit_of(captions)
         try:
-            return self.tables.get(dataset.entry, captions, audit)
+            found = self.tables.get(dataset.entry, captions, audit)
+            self.corrections.current(found.template, of=())
+            return found
         except DataError as error:
             found = self.tables.get(dataset.entry, None, None)  # raises if the images themselves are damaged
             return ImageTable(found.table, found.root, f"Images are shown without captions: {error}.")
@@ -90,10 +95,13 @@ class CorrectionsByTemplate:
                 self._open[template] = Corrections.open(self._home, template)
             return self._open[template]
 
-    def current(self, template: str | None) -> dict[str, Correction]:
-        """Return sha256 -> correction; none without captions or for a template that this installation does not have."""
+    def current(self, template: str | None, of: Iterable[str] | None = None) -> dict[str, Correction]:
+        """Return sha256 -> correction; none without captions or for a template that this installation does not have.
+
+        of: the digests of the images; None for all. Raises DataError if the file of the template is damaged.
+        """
         try:
-            return {} if template is None else self.get(template).current()
+            return {} if template is None else self.get(template).current(of)
         except ConfigError:
             return {}
 

@@ -8,6 +8,8 @@ from typing import Any, Final, NotRequired, TypedDict
 from data.files import read_json
 
 CONFIG_FILE: Final = "config.json"
+RECORDED_FILE: Final = "recorded.json"
+"""Where a training was recorded besides its artifact; missing if nowhere. Keys: tensorboard, mlflow."""
 
 
 class Kept(TypedDict):

@@ -66,14 +66,14 @@ def export_model(
         embedder: the trained model, on the CPU.
         store: where the artifacts that the model card cites are looked up.
         out: the folder; it must not exist, be empty, or be an earlier export.
-        format: onnx, open_clip, or all. "all" leaves out open_clip, with a note, if it has no such model.
+        format: onnx, open_clip, or all. "all" leaves out open_clip, with a note, if it cannot build the model.
         modes: modes of the ONNX files; by default those of retrieval (image, fused). ``joint`` also writes the text
             encoder, whose embeddings are comparable with it.
         report: called with the name of each file before it is written.
 
     Raises:
         ConfigError: `out` is something else, a mode does not exist, the extra `onnx` is missing, the model is
-            untrained, or open_clip has no such model.
+            untrained, or open_clip cannot build the model.
         ClipScgiError: an exported encoder differs from the model, or the disk is full.
     """
     if embedder.model is None or embedder.device != "cpu":

@@ -48,7 +48,8 @@ def write_open_clip(folder: Path, task: Task, config: BackboneConfig) -> OpenCli
 
     config: the backbone of `task`.
 
-    Raises ConfigError if open_clip has no such model, ClipScgiError if its features differ by more than `TOLERANCE`.
+    Raises ConfigError if open_clip cannot build the model, ClipScgiError if its features differ by more than
+    `TOLERANCE`.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in task.state_dict().items()}
     clip = {name.removeprefix(ARTIFACT_PREFIX): value for name, value in state.items() if _is_clip(name)}

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from data.process.environment import exact_float32, hidden_variables
 from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.train import TrainConfig
-from reid.config.trained import CONFIG_FILE, Kept, Provenance, TrainedModel, read_trained
+from reid.config.trained import CONFIG_FILE, RECORDED_FILE, Kept, Provenance, TrainedModel, read_trained
 from reid.inputs.captions import caption_features, weights_identity
 from reid.inputs.pixel_cache import PixelStage, load_pixels
 from reid.inputs.training_rows import TrainingRows, read_rows, training_rows
@@ -93,6 +93,7 @@ class TrainStage(Stage):
             texts = _learned_texts(run, data, config)
             task = build_task(config, identities=len(labels.identities), cameras=labels.cameras, texts_CD=texts)
             validate = _validator(run.images, rows, data, config)
+            tracker = self._tracker(run, scratch)
             state = fit(
                 task,
                 data,
@@ -101,9 +102,11 @@ class TrainStage(Stage):
                 progress=run.progress,
                 validate=validate,
                 launched=self.launched,
-                tracker=self._tracker(run, scratch),
+                tracker=tracker,
             )
             save_model(folder / "model.safetensors", task)
+        if recorded := _recorded(config, tracker):
+            write_json(folder / RECORDED_FILE, recorded)
         if (scratch / METRICS_FILE).exists():
             shutil.copyfile(scratch / METRICS_FILE, folder / METRICS_FILE)
         write_json(folder / CONFIG_FILE, self._description(run, rows, labels, sorted(task.encoders()), state))
@@ -202,6 +205,13 @@ def _kept(config: TrainConfig, state: TrainState) -> Kept:
         "measured_on": settings.images if measured else None,
         "measures": {name: value for name, value in measured.items() if name not in ("epoch", "step")},
     }
+
+
+def _recorded(config: TrainConfig, tracker: MlflowTracker | None) -> dict[str, Any]:
+    """Return where this training was recorded besides its artifact: "tensorboard" (a folder), "mlflow"."""
+    board = {"tensorboard": str(Path(config.tensorboard).absolute())} if config.tensorboard else {}
+    run = tracker.recorded() if tracker is not None else {}
+    return {**board, **({"mlflow": run} if run else {})}
 
 
 def _training_set(run: RunContext, rows: TrainingRows, config: TrainConfig) -> tuple[TrainingSet, Labels]:

@@ -136,6 +136,10 @@ class MlflowTracker:
         if not self._try(lambda: self._end(status)):
             _LOG.warning("MLflow: the last %d numbers of this training are not recorded", len(self._waiting))
 
+    def recorded(self) -> dict[str, Any]:
+        """Return where the run is, and how many of its numbers are missing there; {} if it could not be created."""
+        return {"uri": self._run.uri, "run_id": self._run_id, "missing": len(self._waiting)} if self._run_id else {}
+
     def _recorded(self) -> tuple[str, Position]:
         """Return the run that an earlier process recorded in the same store, and the last line that it sent."""
         nothing = "", (-1, -1)

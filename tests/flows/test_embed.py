@@ -18,7 +18,7 @@ from data.synthetic.world import WorldConfig, write_market1501
 from flows.cli.app import main
 from reid import Embedder
 from reid.config.train import TrainConfig
-from tests.helpers.places import REPO
+from tests.helpers.places import REPO, working_copy
 from tests.helpers.small_models import write_model
 
 ON_CPU = ["--set", "evaluate.device=cpu"]
@@ -51,11 +51,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def place(base, tmp_path, monkeypatch):
     """The same in a folder that the test may change, which is the working folder."""
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path
+    return working_copy(base, tmp_path, monkeypatch, columns=200)
 
 
 def test_a_folder_of_images_is_embedded_once(place, capsys):

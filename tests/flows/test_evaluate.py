@@ -30,7 +30,7 @@ from reid.evaluation.independence import TOLERANCE
 from reid.export.card import model_card
 from reid.export.provenance import model_facts
 from reid.metrics import evaluate_ranking
-from tests.helpers.places import REPO
+from tests.helpers.places import REPO, working_copy
 from tests.helpers.small_models import write_model
 from tests.helpers.small_runs import ON_CPU as DEVICES
 from tests.helpers.small_runs import SMALL_RUN
@@ -65,11 +65,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def place(base, tmp_path, monkeypatch):
     """The same in a folder that the test may change, which is the working folder."""
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path
+    return working_copy(base, tmp_path, monkeypatch, columns=200)
 
 
 def evaluations(place) -> list[dict]:

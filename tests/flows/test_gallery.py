@@ -22,6 +22,7 @@ from reid import Embedder
 from reid.config.train import TrainConfig
 from reid.gallery.gallery import Gallery
 from tests.helpers.page_text import page_lines
+from tests.helpers.places import working_copy
 from tests.helpers.small_models import write_model
 from tests.helpers.small_runs import ON_CPU as CPU_RUN
 from tests.helpers.small_runs import SMALL_RUN
@@ -62,11 +63,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def place(base, tmp_path, monkeypatch):
     """The same in a folder that the test may change, which is the working folder."""
-    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COLUMNS", "220")
-    return tmp_path
+    return working_copy(base, tmp_path, monkeypatch, columns=220)
 
 
 def add(*words: str) -> int:

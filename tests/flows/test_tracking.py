@@ -27,8 +27,10 @@ def test_the_commands_record_what_they_say(finished, tmp_path, monkeypatch, capf
         assert main([*words, *settings, f"--set=train.seed={seed}", "--home", str(home)]) == 0
     printed = capfd.readouterr()
     places = [line.split(maxsplit=1)[1] for line in printed.out.splitlines() if line.startswith("recorded ")]
-    mlflow = [f"MLflow: sqlite:///{home / DATABASE}", "MLflow: sqlite:///runs.db"]
-    assert places == [f"TensorBoard: {tmp_path / 'runs/board'}", *mlflow]
+    board, *runs = places
+    assert board == f"TensorBoard: {tmp_path / 'runs/board'}"
+    for place, store in zip(runs, (f"sqlite:///{home / DATABASE}", "sqlite:///runs.db"), strict=True):
+        assert re.fullmatch(rf"MLflow: {re.escape(store)}, run [0-9a-f]{{32}}", place)
     assert "INFO mlflow" not in printed.out + printed.err
     assert list((tmp_path / "runs/board").glob("events.out.tfevents.*"))
     with _isolated():

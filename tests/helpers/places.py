@@ -1,14 +1,24 @@
-"""The folder of the repository, and folders of real data that some tests use where they exist."""
+"""The folder of the repository, working folders of tests, and real data that some tests use where it exists."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 GOLDEN = REPO / "tests" / "golden"
+
+
+def working_copy(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, columns: int) -> Path:
+    """Copy `base` into `folder`, make that the working folder and its `home` the artifact root; return it."""
+    shutil.copytree(base, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CLIP_SCGI_HOME", str(folder / "home"))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return folder
 
 
 def shared_folder(*parts: str) -> Path:

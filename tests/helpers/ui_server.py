@@ -99,6 +99,7 @@ def _captions(images: pa.Table) -> pa.Table:
         **{name: images[name] for name in ("split", "pid", "camid")},
         **{"image_path": images["path"], "image_sha256": images["sha256"]},
         **{"caption": texts, "raw_text": texts, "status": ["ok"] * count, "model_id": ["drawn"] * count},
+        "template_id": ["scgi"] * count,
         **{f"attr_{slot}": values[slot] for slot in SLOTS},
         **{f"conf_{slot}": np.log(rng.uniform(0.2, 1, count)).astype(np.float32) for slot in SLOTS},
     }

@@ -18,6 +18,7 @@ from data.files import read_json
 from data.index.stage import index
 from data.synthetic.world import WorldConfig, write_market1501
 from reid.config.train import BatchConfig, TrainConfig
+from reid.config.trained import RECORDED_FILE
 from reid.tasks.build import build_task
 from reid.training import tracking
 from reid.training.metrics_log import METRICS_FILE
@@ -161,10 +162,14 @@ def test_what_a_failing_server_missed_is_sent_when_it_works_again(tmp_path, uri,
         patch.setattr(tracker, "_started", lambda: 1 / 0)
         tracker.write("epoch", 1, {"loss": 1.0})
     tracker.write("epoch", 2, {"loss": 2.0})  # within the minute: not tried
+    assert tracker.recorded() == {}
     assert not (tmp_path / "run" / RECORD_FILE).exists()
     tracker._retry_at = 1e-9
     tracker.write("epoch", 3, {"loss": 3.0})
-    assert history(uri, runs(uri)[0], "epoch/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    (run,) = runs(uri)
+    assert history(uri, run, "epoch/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    tracker.write("step", 4, {"loss": 4.0})  # waits for the end of the epoch
+    assert tracker.recorded() == {"uri": uri, "run_id": run.info.run_id, "missing": 1}
 
 
 def test_the_train_stage_records_fingerprints_and_by_default_nothing(tmp_path, monkeypatch):
@@ -191,9 +196,12 @@ def test_the_train_stage_records_fingerprints_and_by_default_nothing(tmp_path, m
     assert run.data.params["train.backbone.name"] == "tiny"
     assert [path.name for path in tmp_path.rglob("*.db")] == [DATABASE]
     assert not (tmp_path / "mlruns").exists()
-    assert sorted(path.name for path in made.ref.folder.iterdir()) == sorted(
-        path.name for path in plain.ref.folder.iterdir()
-    )
+    own, other = ({path.name for path in one.ref.folder.iterdir()} for one in (made, plain))
+    assert own - other == {RECORDED_FILE}
+    assert other <= own
+    assert read_json(made.ref.folder / RECORDED_FILE) == {
+        "mlflow": {"uri": uri, "run_id": run.info.run_id, "missing": 0}
+    }
 
 
 def test_tracking_is_no_part_of_the_fingerprint():

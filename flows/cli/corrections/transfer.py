@@ -24,7 +24,7 @@ from captioning.corrections.store import Corrections
 from captioning.corrections.table import SUFFIXES, read_rows, write_rows
 from captioning.stage.stage import CaptionStage
 from data.artifacts.contents import CAPTIONS_FILE, caption_text
-from data.errors import ClipScgiError, ConfigError
+from data.errors import ConfigError, RetryableError, WeightsError, counted
 from data.index.export import keep_existing
 from data.index.stage import index
 from data.stages.stage import RunContext
@@ -68,7 +68,7 @@ def _model_captions(run: RunContext, recipe: Recipe) -> dict[str, ModelCaption]:
     """Return sha256 -> the model's caption, if the caption stage of the recipe has run."""
     try:
         made = CaptionStage(config=recipe.caption).find(run)
-    except ClipScgiError:  # the model is not on this machine
+    except (ConfigError, WeightsError, RetryableError):  # the captioner is unavailable here
         made = None
     if made is None:
         return {}
@@ -152,20 +152,16 @@ def _notices(plan: ImportPlan, scope: Scope) -> Iterator[str]:
     if kept:
         yield f"{_rows(kept)} not imported: a newer edit by a person exists; --force replaces it"
     if plan.empty:
-        yield f"{_count(plan.empty)} without a caption and attributes left out"
+        yield f"{counted(plan.empty, 'row')} without a caption and attributes left out"
     if plan.unknown:
-        yield f"{_count(plan.unknown)} of images that the dataset does not have left out"
+        yield f"{counted(plan.unknown, 'row')} of images that the dataset does not have left out"
     if plan.unused:
         yield (
-            f"the attr_ columns of {_count(plan.unused)} are not used, because the caption leads; clear caption to use"
-            " the attributes"
+            f"the attr_ columns of {counted(plan.unused, 'row')} are not used, because the caption leads; clear"
+            " caption to use the attributes"
         )
     if plan.changes and scope.recipe.caption.corrections == "ignore":
         yield f"{scope.recipe.name} ignores corrections: run it with --set caption.corrections=use"
-
-
-def _count(rows: int) -> str:
-    return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
 def _rows(rows: Sequence[Planned]) -> str:
@@ -183,5 +179,5 @@ def export_file(name: str, overrides: Sequence[str], output: Path, *, home: Path
     scope = open_scope(name, overrides, home)
     rows = list(export_rows(scope.current(), scope.images))
     write_rows(output, rows)
-    count = f"{len(rows):,} correction{'' if len(rows) == 1 else 's'}"
+    count = counted(len(rows), "correction")
     plain_console().print(Text(f"exported  {count}: {output.absolute()}"), soft_wrap=True)

@@ -57,7 +57,8 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
     """Index the images of a recipe, evaluate a model on them, and print the scores.
 
     Raises:
-        ConfigError: both or none of the models is named, the settings do not work, or the dataset has no labels.
+        ConfigError: both or none of the models is named, the settings do not work, or the images do not have
+            labels.
         DataError: the dataset cannot be evaluated.
         WeightsError: the model or its weights are unavailable.
     """

@@ -14,7 +14,7 @@ from rich.text import Text
 from captioning.audit.stage import AuditStage
 from captioning.corrections.stage import find_captions
 from data.artifacts.store import ArtifactRef
-from data.errors import ClipScgiError, ConfigError
+from data.errors import ConfigError, RetryableError, WeightsError
 from data.files import read_json
 from data.stages.stage import RunContext
 from flows.preflight.disk import writable
@@ -59,7 +59,7 @@ def _audit(run: RunContext, recipe: Recipe) -> ArtifactRef | None:
     """Return the audit of the captions of these images, made if it does not exist; None if they are not captioned."""
     try:
         captions = find_captions(run, recipe.caption)
-    except ClipScgiError:  # the captioner is unavailable, so these images are not captioned by it
+    except (ConfigError, WeightsError, RetryableError):  # the captioner is unavailable: it has not captioned them here
         return None
     if captions is None:
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from flows.ui.content.library import Run
+from flows.ui.content.recent import Recent
 
 _MOST: Final = 2
 _TOPS: Final = ("top_paths", "top_pids", "top_camids", "top_scores")
@@ -93,19 +92,12 @@ class AllRankings:
     """The rankings that were read last."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Rankings] = OrderedDict()
+        self._kept = Recent[Rankings](_MOST)
 
     def get(self, run: Run) -> Rankings:
         """Return the rankings of a run. Raises DataError if the file is damaged."""
-        key = f"{run.key}-{run.entry.content}"
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = Rankings(_read(run.entry.folder / "rankings.parquet"))
-            self._kept.move_to_end(key)
-            while len(self._kept) > _MOST:
-                self._kept.popitem(last=False)
-            return self._kept[key]
+        file = run.entry.folder / "rankings.parquet"
+        return self._kept.get((run.key, run.entry.content), lambda: Rankings(_read(file)))
 
 
 def _read(path: Path) -> pa.Table:

@@ -25,6 +25,7 @@ from data.splits import GALLERY
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.ui.content.models import Models
+from flows.ui.content.recent import Recent
 from flows.ui.content.tables import ImageTable, Places
 from flows.ui.content.work import Tell
 
@@ -101,7 +102,7 @@ class Searcher:
     def __init__(self, store: ArtifactStore, models: Models) -> None:
         self._store = store
         self._models = models
-        self._features: OrderedDict[tuple[str, str, str], Floats] = OrderedDict()
+        self._features = Recent[Floats](_MOST_SETS)
 
     def search(self, wanted: Wanted, tell: Tell) -> list[Found]:
         """Return the nearest of the candidates. Raises ConfigError or DataError with one sentence."""
@@ -110,22 +111,14 @@ class Searcher:
         embedder = self._models.get(wanted.model, tell)
         mode = JOINT if wanted.picture is None else embedder.modes[0]
         query = _query(embedder, wanted)
-        features = self._features_of(embedder, mode, wanted, tell)
+        key = (embedder.fingerprint, wanted.index.fingerprint, mode)
+        features = self._features.get(key, lambda: self._encode(embedder, mode, wanted, tell))
         scores = features[wanted.candidates] @ query
         order = np.argsort(-scores, kind="stable")[:TOP]
         return [
             Found(rank, int(wanted.candidates[at]), float(scores[at]))
             for rank, at in enumerate(order.tolist(), start=1)
         ]
-
-    def _features_of(self, embedder: Embedder, mode: str, wanted: Wanted, tell: Tell) -> Floats:
-        key = (embedder.fingerprint, wanted.index.fingerprint, mode)
-        if key not in self._features:
-            self._features[key] = self._encode(embedder, mode, wanted, tell)
-        self._features.move_to_end(key)
-        while len(self._features) > _MOST_SETS:
-            self._features.popitem(last=False)
-        return self._features[key]
 
     def _encode(self, embedder: Embedder, mode: str, wanted: Wanted, tell: Tell) -> Floats:
         """Return the features of all searchable images, float32 [N, D]; zeros for all others."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +26,7 @@ from data.people import UNKNOWN_CAMERA
 from data.schemas import LABEL
 from data.slots import SLOTS
 from data.splits import SPLITS
+from flows.ui.content.recent import Recent
 
 _IMAGES: Final = ("path", "sha256", "split", "pid", "camid", "width", "height")
 _CAPTIONS: Final = ("caption", "status", "error", "model_id", "template_id", "captioner_fingerprint")
@@ -336,20 +335,13 @@ class Tables:
     def __init__(self, store: ArtifactStore, folders: Sequence[Path]) -> None:
         self._store = store
         self._folders = folders
-        self._lock = threading.Lock()
         self._folder_of: dict[str, Path | None] = {}
-        self._kept: OrderedDict[tuple[str, ...], ImageTable] = OrderedDict()
+        self._kept = Recent[ImageTable](_MOST_TABLES)
 
     def get(self, index: Entry, captions: Entry | None, audit: Entry | None) -> ImageTable:
         """Return the table of an index with its captions and audit. Raises DataError if a file is damaged."""
         key = tuple("" if entry is None else f"{entry.key}-{entry.content}" for entry in (index, captions, audit))
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = self._load(index, captions, audit)
-            self._kept.move_to_end(key)
-            while len(self._kept) > _MOST_TABLES:
-                self._kept.popitem(last=False)
-            return self._kept[key]
+        return self._kept.get(key, lambda: self._load(index, captions, audit))
 
     def folder_of(self, index: Entry) -> Path | None:
         """Return the folder of the images of an index, None if it is not found; reads a few rows only."""

@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from captioning.corrections import Corrections
 from data.artifacts.store import ArtifactStore
 from flows.ui.security import Guard
 from tests.helpers.stages import make_artifact
@@ -82,3 +83,17 @@ def test_damaged_captions_do_not_hide_images(tmp_path):
             assert answer.status_code == 200
             assert "Images are shown without captions: " in answer.text
             assert "captions.parquet cannot be read" in answer.text
+
+
+def test_damaged_corrections_do_not_hide_images(tmp_path):
+    store = ArtifactStore(tmp_path)
+    index = large_store(store, 12)
+    file = Corrections.open(store.root, "scgi").file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"damaged\n")
+    with serving(store) as url:
+        for path in (f"/datasets/{index.fingerprint}", f"/datasets/{index.fingerprint}/images/0", "/search"):
+            answer = httpx.get(url + path)
+            assert answer.status_code == 200
+            assert "Images are shown without captions: " in answer.text
+            assert "line 1 is damaged" in answer.text
