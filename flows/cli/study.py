@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +16,7 @@ from flows.preflight.disk import check_output
 from flows.preflight.finding import texts_of
 from flows.preflight.plan import Plan
 from flows.recipes import Recipe, ScaleConfig
-from flows.study.plan import PRESETS, StudyConfig
+from flows.study.plan import PRESETS, StudyConfig, Variant
 from flows.study.rows import RunRow
 from flows.study.run import Done, Run, do, plan
 from flows.terminal import duration, plain_console, progress_bar
@@ -41,36 +41,66 @@ def preset_recipe(name: str, preset: str, overrides: Sequence[str]) -> Recipe:
 
 def run_study(recipe: Recipe, config: StudyConfig, *, home: Path | None, out: Path, dry_run: bool = False) -> int:
     """Run a study, rewrite its results in `out` after each run, and return the exit status: 1 if a run failed."""
+    from flows.study.page import MARKDOWN, PAGE, write_results
+
     check_output(out, "--out")
+    settings = {"recipe": recipe.model_dump(mode="json"), "study": config.model_dump(mode="json")}
+
+    def write(rows: Sequence[RunRow]) -> None:
+        write_results(out, rows, settings)
+
+    rows = run_variants("study", recipe, config, home=home, write=write, dry_run=dry_run)
+    if rows is None:
+        return 0
+    console = plain_console()
+    console.print((out / MARKDOWN).read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
+    console.print(f"page      {(out / PAGE).resolve()}", highlight=False, soft_wrap=True)
+    return exit_status(rows)
+
+
+def run_variants(
+    command: str,
+    recipe: Recipe,
+    config: StudyConfig,
+    *,
+    home: Path | None,
+    write: Callable[[Sequence[RunRow]], None],
+    dry_run: bool,
+    wanted: Callable[[Variant], bool] = lambda _: True,
+) -> list[RunRow] | None:
+    """Print the cost of the runs of a study and execute them; return their rows, or None for a dry run.
+
+    command: its name in the title. write: receives all rows so far after each run that was not found finished, and at
+    the end. wanted: selects variants of the groups in `config`.
+    """
     console, store = plain_console(), artifact_store(home)
-    title = Text.assemble((f"clip-scgi study {recipe.name}", "bold"), f": artifacts in {store.root}")
+    title = Text.assemble((f"clip-scgi {command} {recipe.name}", "bold"), f": artifacts in {store.root}")
     console.print(title, soft_wrap=True)
     with progress_bar("prepare") as progress:
-        runs = list(plan(store, recipe, config, progress))
+        runs = [run for run in plan(store, recipe, config, progress) if wanted(run.variant)]
     _check(runs)
     _print_cost(console, runs)
-    if dry_run:
-        return 0
-    rows = _train(console, runs, out, recipe, config)
+    return None if dry_run else _train(console, runs, command, write)
+
+
+def exit_status(rows: Sequence[RunRow]) -> int:
+    """Return 1 if a run failed, else 0."""
     return 1 if any(row.status == "failed" for row in rows) else 0
 
 
-def _train(console: Console, runs: Sequence[Run], out: Path, recipe: Recipe, config: StudyConfig) -> list[RunRow]:
-    """Do the runs one after another, write and print the results, and return their rows."""
-    from flows.study.page import MARKDOWN, PAGE, write_results
-
-    settings = {"recipe": recipe.model_dump(mode="json"), "study": config.model_dump(mode="json")}
+def _train(
+    console: Console, runs: Sequence[Run], command: str, write: Callable[[Sequence[RunRow]], None]
+) -> list[RunRow]:
+    """Do the runs one after another, print a line about each, write the results, and return the rows."""
     rows_of: dict[str, Sequence[RunRow]] = {}
     rows: list[RunRow] = []
-    with progress_bar("study", interval=_LOG_INTERVAL) as progress:
+    with progress_bar(command, interval=_LOG_INTERVAL) as progress:
         for done in do(runs, progress):
             console.print(_line(done), soft_wrap=True)
             rows_of[done.run.label] = done.rows
             if not done.cached or len(rows_of) == len(runs):
                 rows = [row for run in runs for row in rows_of.get(run.label, ())]
-                write_results(out, rows, settings)
-    console.print((out / MARKDOWN).read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
-    console.print(f"page      {(out / PAGE).resolve()}", highlight=False, soft_wrap=True)
+                write(rows)
     return rows
 
 
