@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from data.config import RUNTIME, Config
 from data.device import Device
 
 Exclude = Literal["same_camera", "none"]
+
+JOINT: Final = "joint"
+"""The mode of CLIP's joint space, the only one whose image features are comparable with sentences."""
 
 
 class RerankConfig(Config):

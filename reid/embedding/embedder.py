@@ -26,6 +26,7 @@ from data.device import Device, resolve_device
 from data.errors import ConfigError, DataError, counted
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
+from reid.config.evaluate import JOINT
 from reid.config.train import TrainConfig
 from reid.embedding.find import find_model
 from reid.embedding.sources import ImageSource, pixels_of
@@ -35,10 +36,6 @@ from reid.inputs.pixel_cache import RESIZE
 from reid.precision import unit_rows
 from reid.tasks.base import Encoder, Task
 from reid.training.checkpoint import load_task, load_untrained
-
-JOINT: Final = "joint"
-"""The mode of CLIP's joint space, the only one whose image embeddings are comparable with sentences."""
-
 
 Precision = Literal["no", "bf16", "fp16"]
 _DTYPES: Final[dict[Precision, torch.dtype]] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from data.errors import DataError
 from reid.config.backbone import BackboneConfig
+from reid.config.evaluate import JOINT
 from reid.config.train import TrainConfig
 from reid.models.backbone import Backbone, ImageFeatures
 
@@ -30,6 +31,8 @@ class Encoder(Protocol):
         """Return the features. `cameras_B` (`Task.camera_numbers`) is needed if the task has a camera embedding."""
 
 
+Readout = Callable[[ImageFeatures], Tensor]
+"""Features of the image tower -> retrieval features [B, D'] of one inference mode."""
 Gather = Callable[[Tensor], Tensor]
 """[B, ...] of this process -> [G, ...] of all processes in batch order, with gradients."""
 
@@ -131,8 +134,23 @@ class Task(nn.Module, ABC):
         """Return the loss terms (scalars, unweighted) over the global batch."""
 
     @abstractmethod
+    def readouts(self) -> dict[str, Readout]:
+        """Return inference mode -> readout. The first mode is the default."""
+
     def encoders(self) -> dict[str, Encoder]:
-        """Return inference mode -> encoder. The first mode is the default."""
+        """Return inference mode -> encoder, in the order of `readouts`."""
+        return {mode: self._encoder(read) for mode, read in self.readouts().items()}
+
+    def encode_modes(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the features of every mode and of the joint space, from one pass of the image tower."""
+        features = self.encode_image(images_BCHW, cameras_B)
+        return {**{mode: read(features) for mode, read in self.readouts().items()}, JOINT: features.joint_BD}
+
+    def _encoder(self, read: Readout) -> Encoder:
+        def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
+            return read(self.encode_image(images_BCHW, cameras_B))
+
+        return encode
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of `terms`."""

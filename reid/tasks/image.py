@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reid.config.train import LossConfig, TrainConfig
 from reid.models.backbone import Backbone, ImageFeatures
 from reid.models.heads import IdentityHead
-from reid.tasks.base import Batch, Encoder, Gather, Task, no_gather
+from reid.tasks.base import Batch, Gather, Readout, Task, no_gather
 from reid.tasks.losses import identity_loss, prompt_loss, triplet_loss
 
 
@@ -51,15 +51,6 @@ def image_embedding(features: ImageFeatures) -> Tensor:
     return torch.cat([features.last_BV.float(), features.joint_BD.float()], dim=1)
 
 
-def image_encoder(task: Task) -> Encoder:
-    """Return the encoder of the image tower without text: `image_embedding` of `Task.encode_image`."""
-
-    def encode(images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        return image_embedding(task.encode_image(images_BCHW, cameras_B))
-
-    return encode
-
-
 class BaselineTask(Task):
     """The image tower with two identity heads and three triplet features (model/make_model.py)."""
 
@@ -76,9 +67,9 @@ class BaselineTask(Task):
         features = gather_features(self.encode_image(batch.images_BCHW, batch.cameras_B), gather)
         return self.heads(features, gather(batch.labels_B))
 
-    def encoders(self) -> dict[str, Encoder]:
+    def readouts(self) -> dict[str, Readout]:
         """Return `image`, the only mode."""
-        return {"image": image_encoder(self)}
+        return {"image": image_embedding}
 
 
 class ClipReidTask(BaselineTask):

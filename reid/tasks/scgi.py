@@ -19,8 +19,8 @@ from reid.models.backbone import Backbone, ImageFeatures
 from reid.models.heads import IdentityHead
 from reid.models.prompts import ComposedPrompt, fixed_prompt
 from reid.models.scgi import CaptionGuidedInversion, ContextualFeatureFusion
-from reid.tasks.base import Batch, Encoder, Gather, Task, no_gather
-from reid.tasks.image import ImageHeads, gather_features, image_encoder
+from reid.tasks.base import Batch, Gather, Readout, Task, no_gather
+from reid.tasks.image import ImageHeads, gather_features, image_embedding
 from reid.tasks.losses import cosine_image_text_loss, identity_loss, triplet_loss
 
 
@@ -66,15 +66,15 @@ class ScgiTask(Task):
             terms["tri_fused"] = triplet_loss(fused_GD, labels_G, self.loss.margin)
         return terms
 
-    def encoders(self) -> dict[str, Encoder]:
+    def readouts(self) -> dict[str, Readout]:
         """Return `image` (image tower only) and, with CFF, `fused` (CFF with the fixed prompt, no caption)."""
-        modes: dict[str, Encoder] = {"image": image_encoder(self)}
+        modes: dict[str, Readout] = {"image": image_embedding}
         if self.settings.cff:
-            modes["fused"] = self._encode_fused
+            modes["fused"] = self._fused
         return modes
 
-    def _encode_fused(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
-        tokens_BLD = self.encode_image(images_BCHW, cameras_B).tokens_BLD
+    def _fused(self, features: ImageFeatures) -> Tensor:
+        tokens_BLD = features.tokens_BLD
         return self.cff(self.plain_1TD.expand(tokens_BLD.shape[0], -1, -1), tokens_BLD).float()
 
     def _prompt(self, features: ImageFeatures, captions_BD: Tensor) -> tuple[Tensor, Tensor]:
