@@ -21,6 +21,7 @@ from data.people import UNKNOWN_CAMERA
 from data.readers import bounding_box, folders, images, list_files, manifest, pku_reid
 from data.readers.base import ImageRecord, Rejected, Scan
 from data.readers.split_rule import split_by_identity
+from data.readers.text_search.reader import text_search
 from data.splits import SPLITS, SplitName
 
 __all__ = ["DatasetConfig", "ImageRecord", "Reader", "Rejected", "Scan", "load_dataset", "scan_dataset"]
@@ -41,6 +42,9 @@ Reader = Literal[
     "occluded_duke",
     "veri776",
     "vehicleid",
+    "cuhk_pedes",
+    "icfg_pedes",
+    "rstpreid",
 ]
 
 _PATTERN_EXAMPLE: Final = r"data.camera_pattern=cam(\d+)"
@@ -246,6 +250,8 @@ def _read(config: DatasetConfig, root: Path) -> Scan:
             scan = list_files.msmt17(root, version=config.version, include_val=config.include_val)
         case "vehicleid":
             scan = list_files.vehicleid(root, version=config.version or "800", split_seed=config.split_seed)
+        case "cuhk_pedes" | "icfg_pedes" | "rstpreid":
+            scan = text_search(root, name=config.reader, by_rule=config.splits_by_rule)
         case "folders":
             scan = folders.folders(root, camera_pattern=config.camera_pattern)
         case "images":

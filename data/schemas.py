@@ -38,6 +38,15 @@ text that `pid` numbers. Datasets that number their identities themselves do not
 LABELED_IMAGES: Final = IMAGES.append(LABEL)
 """images.parquet of a dataset whose identities are text."""
 
+SENTENCES: Final = _schema(
+    ("image_path", pa.string()),
+    ("image_sha256", pa.string()),
+    ("number", pa.int32()),  # place among the sentences of the image, from 0
+    ("sentence", pa.string()),
+)
+"""sentences.parquet: one row per sentence that comes with the dataset, in the order of images.parquet. Only datasets
+with sentences have this file."""
+
 REJECTED: Final = _schema(
     ("path", pa.string()),
     ("reason", pa.string()),  # a code: bad_name, truncated, too_small, ... (data.images.decode, data.index.rules)

@@ -22,6 +22,7 @@ from data.slots import SLOTS
 from data.splits import TRAIN
 
 IMAGES_FILE: Final = "images.parquet"
+SENTENCES_FILE: Final = "sentences.parquet"
 CAPTIONS_FILE: Final = "captions.parquet"
 
 AUDITED: Final = (
@@ -49,7 +50,8 @@ def image_contents(images: ArtifactRef) -> Contents:
 
     train: (pid, camid, sha256) of the training images, independent of order. test: the same, with the split, of queries
     and gallery. ranked: the rows of queries and gallery in order, which a ranking lists, with their paths and whether
-    each shows a person (this can depend on the training images, see `data.people`).
+    each shows a person (this can depend on the training images, see `data.people`). sentences: those of queries and
+    gallery in order, with their paths; only for a dataset with sentences.
     """
     return _recorded(images, IMAGES_FILE, contents_of_images)
 
@@ -74,6 +76,13 @@ def contents_of_images(table: pa.Table) -> dict[str, str]:
         "test": _digest(sorted((row[0], *row[2:]) for row in tested)),
         "ranked": _digest(ranked),
     }
+
+
+def contents_of_sentences(images: pa.Table, sentences: pa.Table) -> dict[str, str]:
+    """Compute the digest ``sentences`` of `image_contents` from the rows of images.parquet and sentences.parquet."""
+    tested = {path for split, path in _rows(images, ("split", "path")) if split != TRAIN}
+    rows = _rows(sentences, ("image_path", "number", "sentence"))
+    return {"sentences": _digest(row for row in rows if row[0] in tested)}
 
 
 def contents_of_captions(table: pa.Table) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import pyarrow as pa
 
-from data.artifacts.contents import IMAGES_FILE, contents_of_images
+from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, contents_of_images, contents_of_sentences
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
 from data.datasets import DatasetConfig, assign_splits, read_dataset
@@ -28,7 +28,7 @@ from data.index.split_file import SPLIT_FILE, write_split
 from data.people import UNKNOWN_CAMERA
 from data.progress import ProgressFn, silent
 from data.readers.base import ImageRecord, Rejected, Scan
-from data.schemas import IMAGES, LABELED_IMAGES, REJECTED, SCHEMA_VERSION
+from data.schemas import IMAGES, LABELED_IMAGES, REJECTED, SCHEMA_VERSION, SENTENCES
 from data.splits import SPLITS
 from data.stages.images import DESCRIPTION_FILE, IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
@@ -57,7 +57,7 @@ class Survey:
 
     @property
     def dataset_hash(self) -> str:
-        """Digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
+        """Digest (32 hex digits) of reader, version, and each image's split, path, labels, bytes and sentences."""
         return str(self.description["dataset_hash"])
 
     @property
@@ -82,7 +82,10 @@ class IndexOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexStage(Stage):
-    """Write a survey to images.parquet, rejected.parquet, dataset.json and, if the splits are by rule, split.csv."""
+    """Write a survey to images.parquet, rejected.parquet and dataset.json.
+
+    Also to sentences.parquet, if the dataset has sentences, and to split.csv, if the splits are by rule.
+    """
 
     name: ClassVar[str] = "index"
     found: Survey
@@ -98,14 +101,18 @@ class IndexStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the files."""
-        images = _write(folder, self.found)
-        return Produced(note=self.found.note, contents=contents_of_images(images))
+        images, sentences = _write(folder, self.found), _sentences(self.found)
+        contents = contents_of_images(images)
+        if sentences.num_rows:
+            write_table(folder / SENTENCES_FILE, sentences, SENTENCES)
+            contents |= contents_of_sentences(images, sentences)
+        return Produced(note=self.found.note, contents=contents)
 
 
 def index(
     store: ArtifactStore, *, config: DatasetConfig, progress: ProgressFn = silent, reread: bool = False
 ) -> IndexOutcome:
-    """Index the dataset of `config`: write images.parquet, rejected.parquet, dataset.json and perhaps split.csv.
+    """Index the dataset of `config`: write the files of `IndexStage`.
 
     reread: read every file again, even if its size and times are unchanged. Raises DataError when the dataset as a
     whole is unusable, and RetryableError when its folder keeps changing.
@@ -249,11 +256,14 @@ def _describe(
 
 
 def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) -> str:
-    """Digest the sorted rows. Paths do not contain NUL and labels are escaped: different rows give different text."""
+    """Digest the sorted rows. Paths do not contain NUL, and labels and sentences are escaped: different rows give
+    different text.
+    """
     hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
     for record, fact in zip(records, facts, strict=True):
         label = f"\0{json.dumps(record.label)}" if record.label else ""
-        row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}{label}"
+        sentences = f"\0\0{json.dumps(record.sentences)}" if record.sentences else ""
+        row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}{label}{sentences}"
         hasher.update(row.encode())
     return hasher.hexdigest()[:32]
 
@@ -281,3 +291,14 @@ def _write(folder: Path, found: Survey) -> pa.Table:
         write_split(folder / SPLIT_FILE, found.records)
     write_json(folder / DESCRIPTION_FILE, found.description)
     return images
+
+
+def _sentences(found: Survey) -> pa.Table:
+    """Return the table of sentences.parquet, without rows if the dataset has no sentences."""
+    rows = [
+        (record.path, fact.sha256, number, sentence)
+        for record, fact in zip(found.records, found.facts, strict=True)
+        for number, sentence in enumerate(record.sentences)
+    ]
+    columns = zip(*rows, strict=True) if rows else ([] for _ in SENTENCES)
+    return pa.table([list(column) for column in columns], schema=SENTENCES)

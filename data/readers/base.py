@@ -34,7 +34,8 @@ class ImageRecord:
     """One image: `path` relative to the dataset's folder (posix), `split`, identity and camera.
 
     camid: `data.people.UNKNOWN_CAMERA` in every record of a dataset without cameras. label: the text that `pid`
-    numbers; "" in every record of a dataset that numbers its identities itself.
+    numbers; "" in every record of a dataset that numbers its identities itself. sentences: descriptions of the person
+    that come with the dataset, in its order; () in a dataset without any.
     """
 
     path: str
@@ -42,6 +43,7 @@ class ImageRecord:
     pid: int
     camid: int
     label: str = ""
+    sentences: tuple[str, ...] = ()
 
 
 class Rejected(NamedTuple):
@@ -76,10 +78,18 @@ class Scan:
 
 
 class Counts(NamedTuple):
-    """Published size of one split."""
+    """Size of one split."""
 
     identities: int
     images: int
+
+
+class Unusable(RejectedRow):
+    """A row of a table that is not used. detail: a sentence for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 @dataclass
@@ -95,14 +105,18 @@ class Collector:
     notices: list[str] = field(default_factory=list)
     n_junk: int = 0
 
-    def add(self, path: str, split: str, pid: int, camid: int, label: str = "") -> None:
+    def add(
+        self, path: str, split: str, pid: int, camid: int, label: str = "", *, sentences: tuple[str, ...] = ()
+    ) -> None:
         """Add one image; junk is only counted, unless `keep_junk` is set."""
         if max(pid, camid) > MAX_INT64:
             self.reject(path, "bad_name", f"identity {pid} or camera {camid} does not fit into 64 bits")
         elif pid == JUNK and not self.keep_junk:
             self.n_junk += 1
         else:
-            self.records.append(ImageRecord(path=path, split=split, pid=pid, camid=camid, label=label))
+            self.records.append(
+                ImageRecord(path=path, split=split, pid=pid, camid=camid, label=label, sentences=sentences)
+            )
 
     def reject(self, path: str, reason: str, detail: str = "") -> None:
         """Add one file or row that is not used."""
@@ -137,7 +151,10 @@ def number_cameras(names: Iterable[str]) -> dict[str, int]:
 
 def printable(text: str) -> str:
     """Return `text` with bytes that are not UTF-8 as escapes, so that it can be stored and shown."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a character, which JSON can contain
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_litter(name: str) -> bool:
@@ -284,11 +301,7 @@ PATH_DETAILS: Final[dict[str, str]] = {
 
 
 def compare_counts(name: str, records: Sequence[ImageRecord], published: Mapping[str, Counts]) -> list[str]:
-    """Return notices where the counts of `records` differ from the published ones.
-
-    A folder with less than half of the published images is a part of the dataset and gets one notice. With less than a
-    tenth it is another dataset in the same layout and gets none.
-    """
+    """Return notices where the counts of `records` differ from the published ones; see `compare_sizes`."""
     images: Counter[str] = Counter()
     identities: dict[str, set[int]] = {split: set() for split in SPLITS}
     found_people = is_person([record.split for record in records], [record.pid for record in records])
@@ -296,17 +309,27 @@ def compare_counts(name: str, records: Sequence[ImageRecord], published: Mapping
         images[record.split] += 1
         if person:
             identities[record.split].add(record.pid)
+    found = {split: Counts(len(identities[split]), images[split]) for split in published}
+    return compare_sizes(name, found, published)
+
+
+def compare_sizes(name: str, found: Mapping[str, Counts], published: Mapping[str, Counts]) -> list[str]:
+    """Return notices where the `found` sizes of splits differ from the `published` ones.
+
+    A folder with less than half of the published images is a part of the dataset and gets one notice. With less than a
+    tenth it is another dataset in the same layout and gets none.
+    """
     total = sum(counts.images for counts in published.values())
-    found = sum(images[split] for split in published)
-    if found < _LEAST_PART * total:
+    images = sum(found[split].images for split in published)
+    if images < _LEAST_PART * total:
         return []
-    if found < _LEAST_COPY * total:
+    if images < _LEAST_COPY * total:
         return [
-            f"{found:,} of the {total:,} published images of {name}: results are not comparable with published ones"
+            f"{images:,} of the {total:,} published images of {name}: results are not comparable with published ones"
         ]
     return [
-        f"{name} {split}: {images[split]:,} images of {len(identities[split]):,} identities; published:"
+        f"{name} {split}: {found[split].images:,} images of {found[split].identities:,} identities; published:"
         f" {counts.images:,} of {counts.identities:,}. Results are not comparable with published ones"
         for split, counts in published.items()
-        if (len(identities[split]), images[split]) != counts
+        if found[split] != counts
     ]

@@ -59,7 +59,7 @@ def msmt17(root: Path, *, version: str, include_val: bool) -> Scan:
         first = _MSMT17_TRAIN_BASE if split == TRAIN else _MSMT17_TEST_BASE
         for line in _read_list(collector, list_name):
             path = _admitted(collector, gate, f"{folder}/{line.path}", line.where)
-            camid = _msmt17_camera(line.path)
+            camid = msmt17_camera(line.path)
             if path is not None and camid is None:
                 collector.reject(path, "bad_name", f"{line.where}: expected 0000_000_01_0303morning_0015_0.jpg")
             elif path is not None and camid is not None:
@@ -80,7 +80,7 @@ def _msmt17_edition(base: Path) -> str:
     )
 
 
-def _msmt17_camera(path: str) -> int | None:
+def msmt17_camera(path: str) -> int | None:
     """Return the third field of a name such as 0000_000_01_0303morning_0015_0.jpg."""
     fields = path.rpartition("/")[2].split("_")
     return int(fields[2]) if len(fields) > 3 and _is_number(fields[2]) else None

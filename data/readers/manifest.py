@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 
 from data.errors import DataError, RejectedRow, counted
 from data.people import UNKNOWN_CAMERA
-from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, existing_folder
+from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, Unusable, existing_folder
 from data.readers.manifest_file import REQUIRED, Cell, NamedCell, manifest_column, manifest_rows
-from data.readers.manifest_labels import Cameras, Identities, Unusable
+from data.readers.manifest_labels import Cameras, Identities
 from data.splits import GALLERY, SPLITS
 
 NAMES: Final = ("manifest.parquet", "manifest.csv", "manifest.tsv")

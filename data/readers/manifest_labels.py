@@ -11,9 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from data.errors import DataError, RejectedRow, counted
+from data.errors import DataError, counted
 from data.people import DISTRACTOR, JUNK, UNKNOWN_CAMERA
-from data.readers.base import MAX_INT64, number_labels
+from data.readers.base import MAX_INT64, Unusable, number_labels
 from data.readers.manifest_file import Cell, Row
 
 # Integers as text; pandas writes "3.0" for integer columns that had missing values.
@@ -24,14 +24,6 @@ _NUMBER: Final = re.compile(r"\s*[+-]?\d*\.?\d*\s*", re.ASCII)
 _MISSING: Final = frozenset({"", "nan", "NaN", "None", "null", "NULL", "NA", "N/A", "<NA>", "#N/A"})
 _SPECIAL: Final = (JUNK, DISTRACTOR)
 _SHOWN: Final = 3
-
-
-class Unusable(RejectedRow):
-    """A row of a manifest that is not used. detail: a sentence for people."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason)
-        self.detail = detail
 
 
 class Identities:

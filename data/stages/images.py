@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from data.artifacts.contents import IMAGES_FILE, Contents, image_contents
+from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, Contents, image_contents
 from data.artifacts.store import ArtifactRef
 from data.errors import DataError
 from data.files import read_json
@@ -36,7 +36,7 @@ class DatasetDescription(BaseModel):
     version: str | None = None
     """Version of the dataset, from its reader."""
     dataset_hash: str
-    """Digest (32 hex digits) of reader, version, and each image's split, path, labels and bytes."""
+    """Digest (32 hex digits) of reader, version, and each image's split, path, labels, bytes and sentences."""
     counts: dict[str, dict[str, int]] = {}
     """Split -> numbers of images, identities and cameras."""
     junk_left_out: int = 0
@@ -72,12 +72,15 @@ class IndexedImages:
 
         Raises DataError when the file cannot be read.
         """
-        try:
-            return pq.read_table(self.file, columns=list(columns) or None)
-        except (OSError, KeyError, pa.ArrowInvalid) as error:
-            raise DataError(
-                f"{self.file} cannot be read ({error}); delete its folder and run the index stage again"
-            ) from error
+        return _read(self.file, list(columns) or None)
+
+    def sentences(self) -> pa.Table | None:
+        """Return the sentences that come with the dataset (`data.schemas.SENTENCES`), in the order of the images.
+
+        None if the dataset has none. Raises DataError when the file cannot be read.
+        """
+        file = self.ref.folder / SENTENCES_FILE
+        return _read(file, None) if file.exists() else None
 
     def digests(self) -> dict[str, str]:
         """Return path -> sha256 of every image."""
@@ -109,3 +112,10 @@ class IndexedImages:
     def from_json(cls, fields: dict[str, Any]) -> IndexedImages:
         """Return the object whose fields `to_json` returned."""
         return cls(ref=ArtifactRef(**fields["ref"]), root=Path(fields["root"]))
+
+
+def _read(file: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=columns)
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise DataError(f"{file} cannot be read ({error}); delete its folder and run the index stage again") from error

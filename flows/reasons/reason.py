@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from data.artifacts.inventory import in_progress
 from data.artifacts.store import ArtifactRef, ArtifactStore, Sidecar
 from data.stages.stage import Plan
-from flows.reasons.tables import CAPTIONS, IMAGES, behind, between
+from flows.reasons.tables import CAPTIONS, IMAGES, behind, between, sentence_changes
 from flows.recipes import setting_default
 from reid.config.renamed import RENAMED
 
@@ -72,10 +73,16 @@ def index_reason(store: ArtifactStore, made: ArtifactRef, before: Iterable[str],
     if last is None:
         return FIRST
     changes = changed(store, _index_ingredients(last.ingredients), _index_ingredients(now))
-    details = between(IMAGES, last.folder, made.folder)
-    if details and "images changed" in changes:
-        changes[changes.index("images changed")] += f": {', '.join(details)}"
+    if "images changed" in changes:
+        at = changes.index("images changed")
+        changes[at : at + 1] = _image_changes(last.folder, made.folder)
     return _listed(changes or ["the notices about the dataset changed"])
+
+
+def _image_changes(old: Path, new: Path) -> list[str]:
+    """Return what changed between two index artifacts with different hashes: their images, their sentences, or both."""
+    details = {"images": between(IMAGES, old, new), "sentences": sentence_changes(old, new)}
+    return [f"{name} changed: {', '.join(told)}" for name, told in details.items() if told] or ["images changed"]
 
 
 def _index_ingredients(ingredients: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
-from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, caption_text
+from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, SENTENCES_FILE, caption_text
 from data.artifacts.store import ArtifactStore, Sidecar
 from data.errors import counted
 from data.splits import GALLERY, QUERY, TRAIN
@@ -130,6 +130,26 @@ def between(source: Source, old: Path, new: Path) -> list[str]:
     """Return what differs between the tables in two artifact folders; an empty list if either is unreadable."""
     before, after = (_read(folder, source, None) for folder in (old, new))
     return source.compare(before, after) if before and after else []
+
+
+def sentence_changes(old: Path, new: Path) -> list[str]:
+    """Return how the sentences of the images that two index artifacts share differ; an empty list if they do not."""
+    before, after = (_sentences(folder) for folder in (old, new))
+    paths = set(before) & set(after) if before and after else {*before, *after}
+    changed = sum(before.get(path) != after.get(path) for path in paths)
+    return [f"those of {counted(changed, 'image')}"] if changed else []
+
+
+def _sentences(folder: Path) -> dict[str, list[str]]:
+    """Return path -> sentences in an index artifact, {} if it does not have any or is unreadable."""
+    found: dict[str, list[str]] = {}
+    try:
+        rows = pq.read_table(folder / SENTENCES_FILE, columns=["image_path", "sentence"]).to_pylist()
+    except (OSError, ValueError):
+        return found
+    for row in rows:
+        found.setdefault(row["image_path"], []).append(row["sentence"])
+    return found
 
 
 def corrected_captions(old: Path, new: Path) -> int:
