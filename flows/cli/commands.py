@@ -17,6 +17,7 @@ from data.artifacts.stages import STAGES, StageName
 from flows.cli.corrections.commands import corrections
 from flows.cli.explain import explain
 from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
+from flows.cli.paper.commands import paper
 from flows.cli.release.export import export
 from flows.cli.retrieval.embed import embed
 from flows.cli.retrieval.gallery import gallery
@@ -342,6 +343,7 @@ def serve(
 
 app.add_typer(gallery, name="gallery", rich_help_panel=_RESULTS)
 app.add_typer(corrections, name="corrections", rich_help_panel=_RESULTS)
+app.add_typer(paper, name="paper", rich_help_panel=_RESULTS)
 app.add_typer(artifacts, name="artifacts", rich_help_panel=_SERVE)
 
 

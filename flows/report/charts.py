@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn by matplotlib for the report, the study and Prefect's UI. The same data give the same bytes.
+"""Charts as SVG, drawn by matplotlib for pages, the study and Prefect's UI. The same data give the same bytes.
 
 Text stays text: a page sets it in its own font, and the legend is HTML beside the drawing. matplotlib is imported when
 a chart is drawn.
@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
@@ -35,6 +36,8 @@ _TOP, _RIGHT, _BOTTOM = 12, 14, 44  # room around the axes in view-box units
 _SVG: Final = "{http://www.w3.org/2000/svg}"
 _LINK: Final = "{http://www.w3.org/1999/xlink}href"
 _SETTINGS_LOCK: Final = threading.Lock()  # matplotlib's settings are global; two threads may draw at once
+_BAR_ROOM: Final = 0.02  # of the width, beside the first and the last error bar
+_PNG_DPI: Final = 180  # of 72 per view-box unit: sharp in print at the width of a column
 
 Points = Sequence[tuple[float, float]]
 
@@ -61,11 +64,15 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve(Key):
-    """One curve. faint: draw it thin, as background, and leave it out of the legend. dots: mark every point."""
+    """One curve. faint: draw it thin, as background, and leave it out of the legend. dots: mark every point.
+
+    bars: ends of the error bar of each point; empty for no bars.
+    """
 
     points: Points
     faint: bool = False
     dots: bool = False
+    bars: Points = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +131,26 @@ class Chart:
         root.insert(0, ElementTree.Element("rect", {"width": "100%", "height": "100%", "fill": "#fff"}))
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
+    def as_png(self) -> bytes:
+        """Return the drawing of `as_file` as a PNG file."""
+        stream = io.BytesIO()
+
+        def save(figure: Figure) -> None:
+            figure.savefig(stream, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
+
+        self._save(self.frames[0], save, heading=True)
+        return stream.getvalue()
+
     def _element(self, frame: Frame, *, heading: bool = False) -> ElementTree.Element:
+        stream = io.StringIO()
+        height = self._save(frame, lambda figure: _print_svg(figure, stream), heading=heading)
+        root = _cleaned(stream.getvalue())
+        label = ", ".join([self.title, *(key.text for key in self.legend)])
+        root.attrib |= {"viewBox": f"0 0 {frame.width:g} {height:g}", "role": "img", "aria-label": label}
+        return root
+
+    def _save(self, frame: Frame, save: Callable[[Figure], None], *, heading: bool) -> float:
+        """Draw the chart, with its title and legend if `heading`, pass the figure to `save`, and return its height."""
         longest = max((len(key.text) for key in self.legend), default=0)
         columns = max(1, min(len(self.legend), int(frame.width // (48 + 7 * longest))))
         height = frame.height + (28 + 18 * math.ceil(len(self.legend) / columns) if heading else 0)
@@ -133,30 +159,30 @@ class Chart:
             self.draw(frame.axes_of(figure), frame)
             if heading:
                 _add_heading(figure, self.title, self.legend, columns)
+            for artist in figure.findobj():
+                artist.set_clip_on(False)  # the axes enclose all data, and a clip path in an SVG needs an id
+            save(figure)
 
         # Ids come from the salt, and two drawings of one page must not share an id.
-        root = _cleaned(_svg(draw, frame.width, height, salt=f"{self.title}, {frame.width:g}"))
-        label = ", ".join([self.title, *(key.text for key in self.legend)])
-        root.attrib |= {"viewBox": f"0 0 {frame.width:g} {height:g}", "role": "img", "aria-label": label}
-        return root
+        _with_figure(draw, frame.width, height, salt=f"{self.title}, {frame.width:g}")
+        return height
 
 
-def _svg(draw: Callable[[Figure], None], width: float, height: float, *, salt: str) -> str:
-    """Return the SVG that matplotlib writes for a figure after `draw`. salt: of the ids in it."""
+def _with_figure(use: Callable[[Figure], None], width: float, height: float, *, salt: str) -> None:
+    """Call `use` with an empty figure, under the settings of `STYLE`. salt: of the ids in an SVG."""
     import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     style = mpl.rc_params_from_file(STYLE, use_default_template=True)  # ignores the user's matplotlibrc
     settings: dict[Any, Any] = {name: value for name, value in style.items() if name != "backend"}
-    stream = io.StringIO()
     with _SETTINGS_LOCK, mpl.rc_context(settings | {"svg.hashsalt": salt}):
-        figure = Figure(figsize=(width / 72, height / 72))
-        draw(figure)
-        for artist in figure.findobj():
-            artist.set_clip_on(False)  # the axes enclose all data, and a clip path needs an id
-        FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return stream.getvalue()
+        use(Figure(figsize=(width / 72, height / 72)))
+
+
+def _print_svg(figure: Figure, stream: io.StringIO) -> None:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
 
 
 def _cleaned(svg: str) -> ElementTree.Element:
@@ -209,17 +235,18 @@ def line_chart(
     The x axis counts steps, epochs or ranks, so its ticks are whole numbers: `x_ticks`, or round ones by default.
     y_bounds: range that the y axis must include; by default that of the data and zero.
     """
-    thinned = [replace(curve, points=thin(curve.points)) for curve in curves]
+    thinned = [curve if curve.bars else replace(curve, points=thin(curve.points)) for curve in curves]
     drawn = sorted((curve for curve in thinned if curve.points), key=lambda curve: not curve.faint)
     if not drawn:
         return None
     xs, ys = zip(*(point for curve in drawn for point in curve.points), strict=True)
+    room = _BAR_ROOM * (max(xs) - min(xs)) if any(curve.bars for curve in drawn) else 0.0
     bounds = y_bounds or (min(0.0, *ys), max(0.0, *ys))
 
     def draw(axes: Axes, frame: Frame) -> None:
         for curve in drawn:
             _draw_curve(axes, curve)
-        _scale_x(axes, min(xs), max(xs), x_ticks, most=5 if frame.narrow else 9)
+        _scale_x(axes, min(xs) - room, max(xs) + room, x_ticks, most=5 if frame.narrow else 9)
         ticks = round_ticks(*bounds, most=5)
         axes.set_yticks(ticks, [y_format(tick) for tick in ticks])
         axes.set_ylim(ticks[0], ticks[-1])
@@ -228,6 +255,13 @@ def line_chart(
     frames = Frame(width=560, height=270, left=58), Frame(width=330, height=250, left=58, narrow=True)
     legend = [curve for curve in drawn if not curve.faint]
     return Chart(title=title, note=note, legend=legend, frames=frames, draw=draw)
+
+
+def font_file() -> Path:
+    """Return the font that charts are measured and drawn with, DejaVu Sans, which matplotlib ships."""
+    import matplotlib as mpl
+
+    return Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
 
 
 def thin(points: Points, limit: int = _MAX_POINTS) -> list[tuple[float, float]]:
@@ -245,6 +279,11 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     marker = "o" if curve.dots or len(curve.points) == 1 else ""
     width = 1.1 if curve.faint else None
     axes.plot(x, y, color=curve.color, linestyle=curve.line_style, marker=marker, linewidth=width)
+    if curve.bars:
+        below, above = zip(*((at - low, high - at) for at, (low, high) in zip(y, curve.bars, strict=True)), strict=True)
+        axes.errorbar(
+            x, y, yerr=(below, above), fmt="none", ecolor=curve.color, elinewidth=1.1, capsize=3, capthick=1.1
+        )
 
 
 def _scale_x(axes: Axes, low: float, high: float, ticks: Sequence[int] | None, *, most: int) -> None:

@@ -1,0 +1,1 @@
+"""The commands ``clip-scgi paper``."""

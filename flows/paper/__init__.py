@@ -1,0 +1,1 @@
+"""Tables and figures of the CLIP-SCGI paper, made from runs and captions of this project."""
