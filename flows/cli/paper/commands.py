@@ -47,7 +47,7 @@ def ablation(
 ) -> None:
     """Make the ablation table: baseline, CGI, CFF and both, over seeds, beside the published figures.
 
-    The runs are those of clip-scgi study, so nothing is trained twice.
+    It shares its runs with the study, so nothing is trained twice.
 
     Example: clip-scgi paper ablation --preset full --seeds 3
     """
@@ -77,7 +77,7 @@ def sweep(
 ) -> None:
     """Draw mAP and R1 over K (1, 2, 4, 8) and over depth (1 to 6) with error bars.
 
-    The runs are those of clip-scgi study, so nothing is trained twice.
+    It shares its runs with the study, so nothing is trained twice.
 
     Example: clip-scgi paper sweep --over queries --seeds 3
     """
