@@ -224,15 +224,17 @@ def _query(
     )
 
 
-def nearest_images(row: Row, thumbnail: Callable[[str], Thumbnail], top_k: int, names: Names) -> list[Hit]:
+def nearest_images(
+    row: Row, thumbnail: Callable[[str], Thumbnail], top_k: int, names: Names, *, first_match: bool = True
+) -> list[Hit]:
     """Return the `top_k` nearest images of a row of rankings.parquet.
 
-    If none of them is right, the first match takes the last place.
+    first_match: if none of them is right, the first match takes the last place.
     """
     columns = zip(*(row[f"top_{name}"] for name in ("paths", "pids", "camids", "scores")), strict=True)
     ranked = list(enumerate(columns, start=1))
     first = row["first_hit"]
-    if top_k < first <= len(ranked):
+    if first_match and top_k < first <= len(ranked):
         ranked = [*ranked[: top_k - 1], ranked[first - 1]]
     return [
         Hit(
