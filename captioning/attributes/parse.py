@@ -208,14 +208,16 @@ def _hair(found: Sequence[Mention], worn: Sequence[Segment]) -> str | None:
     return next((names[word] for names in (HAIR_LENGTHS, HAIR_LOOKS) for word in words if word in names), None)
 
 
-def _hair_styles(segment: Segment) -> Iterable[str]:
-    tokens = segment.tokens
+@lru_cache(maxsize=8192)
+def _hair_styles(segment: Segment) -> tuple[str, ...]:
+    tokens, found = segment.tokens, []
     for i, token in enumerate(tokens):
         if segment.negated or any(word in NEGATORS for word in tokens[max(i - 2, 0) : i]):
             continue
         style = HAIR_STYLES.get(" ".join(tokens[i : i + 2])) or HAIR_STYLES.get(token)
         if style is not None:
-            yield style
+            found.append(style)
+    return tuple(found)
 
 
 def _noun(found: Sequence[Mention], slot: str) -> str | None:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from captioning.attributes.lexicon import (
@@ -33,6 +34,7 @@ from captioning.attributes.lexicon import (
 _BRACKETED: Final = re.compile(r"\[[^\[\]]*\]")  # a repeated instruction: "[upper clothes]"
 _TOKEN: Final = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[.;:!?\n]+|,")
 _JOINTS: Final = frozenset(("and", "or", ","))
+_FIRST_WORDS: Final = frozenset(noun.split(" ", 1)[0] for noun in LEXICON)
 _QUALIFIERS: Final = frozenset(COLOR_WORDS) | ADJECTIVES | frozenset(HAIR_LENGTHS) | frozenset(HAIR_STYLES)
 
 
@@ -107,6 +109,8 @@ def _denied(tokens: list[str], start: int, verb: int) -> bool:
 
 def lookup(tokens: tuple[str, ...], at: int) -> tuple[Entry, int] | None:
     """Return the longest lexicon noun that starts at index `at` and the index after it."""
+    if at < len(tokens) and tokens[at] not in _FIRST_WORDS:
+        return None
     for length in range(min(LONGEST, len(tokens) - at), 0, -1):
         entry = LEXICON.get(" ".join(tokens[at : at + length]))
         if entry is not None:
@@ -114,7 +118,8 @@ def lookup(tokens: tuple[str, ...], at: int) -> tuple[Entry, int] | None:
     return None
 
 
-def mentions(segment: Segment) -> list[Mention]:
+@lru_cache(maxsize=8192)
+def mentions(segment: Segment) -> tuple[Mention, ...]:
     """Return the lexicon nouns of a segment, in text order."""
     tokens = segment.tokens
     found: list[Mention] = []
@@ -137,7 +142,7 @@ def mentions(segment: Segment) -> list[Mention]:
             )
         )
         at = floor = end
-    return found
+    return tuple(found)
 
 
 def _before(tokens: tuple[str, ...], floor: int, noun: int) -> tuple[tuple[str, ...], bool]:

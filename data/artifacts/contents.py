@@ -7,14 +7,24 @@ text. Content digests are computed once, when the artifact is written, and store
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactRef
+from data.columns.digests import Digests, digests_of
+from data.columns.distinct import each_distinct, one_array
+from data.columns.json_rows import RowDigest
+from data.columns.shuffle import BLOCK_ROWS, Shuffle
+from data.columns.source import ParquetRows, RowSource, TableRows
 from data.errors import DataError
 from data.people import JUNK, is_person
 from data.schemas import LABEL
@@ -41,6 +51,11 @@ AUDITED: Final = (
 )
 """The columns of captions.parquet that the audit reads; see `audited_columns`."""
 
+_TRAINED: Final = ("pid", "camid", "image_sha256", "caption")
+_TRAINED_ROWS: Final = pa.schema(
+    [("pid", pa.int64()), ("camid", pa.int64()), ("image_sha256", pa.string()), ("caption", pa.string())]
+)
+
 Contents = Mapping[str, str]
 """Name of a part -> its digest, 64 hex digits."""
 
@@ -53,7 +68,7 @@ def image_contents(images: ArtifactRef) -> Contents:
     each shows a person (this can depend on the training images, see `data.people`). sentences: those of queries and
     gallery in order, with their paths; only for a dataset with sentences.
     """
-    return _recorded(images, IMAGES_FILE, contents_of_images)
+    return _recorded(images, IMAGES_FILE, lambda file: contents_of_images(pq.read_table(file)))
 
 
 def caption_contents(captions: ArtifactRef) -> Contents:
@@ -62,7 +77,7 @@ def caption_contents(captions: ArtifactRef) -> Contents:
     train: (pid, camid, sha256, caption) of the training images, independent of order. audit: the columns
     `audited_columns`, in order.
     """
-    return _recorded(captions, CAPTIONS_FILE, contents_of_captions)
+    return _recorded(captions, CAPTIONS_FILE, lambda file: contents_of_captions(ParquetRows(file)))
 
 
 def contents_of_images(table: pa.Table) -> dict[str, str]:
@@ -85,11 +100,78 @@ def contents_of_sentences(images: pa.Table, sentences: pa.Table) -> dict[str, st
     return {"sentences": _digest(row for row in rows if row[0] in tested)}
 
 
-def contents_of_captions(table: pa.Table) -> dict[str, str]:
-    """Compute the digests of `caption_contents` from the rows of captions.parquet."""
-    rows = _rows(table, ("split", "pid", "camid", "image_sha256", "caption"))
-    trained = [(*row[1:-1], caption_text(row[-1])) for row in rows if row[0] == TRAIN and row[1] != JUNK]
-    return {"train": _digest(sorted(trained)), "audit": _digest(_rows(table, audited_columns(table.column_names)))}
+def contents_of_captions(captions: pa.Table | RowSource, *, block: int = BLOCK_ROWS) -> dict[str, str]:
+    """Compute the digests of `caption_contents` from the rows of captions.parquet.
+
+    block: more rows than these are sorted on the disk, this many at a time.
+    """
+    source = TableRows(captions) if isinstance(captions, pa.Table) else captions
+    audit = RowDigest()
+    for rows in source.batches(*audited_columns(source.names)):
+        audit.update(rows)
+    return {"train": _trained(source, block), "audit": audit.hexdigest()}
+
+
+def _trained(source: RowSource, block: int) -> str:
+    """Return the digest of the rows (pid, camid, image_sha256, text for training) of training images, sorted."""
+    found = RowDigest()
+    if source.n_rows <= block:
+        trained = (_of_training(rows).cast(_TRAINED_ROWS) for rows in source.batches("split", *_TRAINED))
+        for rows in _sorted(pa.concat_tables([_TRAINED_ROWS.empty_table(), *trained])):
+            found.update(rows)
+        return found.hexdigest()
+    with TemporaryDirectory(prefix="clip-scgi-") as folder:
+        for rows in _sorted_on_disk(source, Path(folder), block):
+            found.update(rows)
+    return found.hexdigest()
+
+
+def _of_training(rows: pa.Table) -> pa.Table:
+    """Return the rows of training images that are not junk, without their split."""
+    trained = pc.and_(pc.equal(rows["split"], TRAIN), pc.not_equal(rows["pid"], JUNK))
+    return rows.filter(trained).drop_columns(["split"])
+
+
+def _sorted(rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield `rows` with the text that training reads instead of the caption, sorted by all columns."""
+    texts = each_distinct(one_array(rows["caption"]).fill_null(""), caption_text)
+    rows = rows.set_column(rows.schema.get_field_index("caption"), "caption", texts)
+    yield rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in _TRAINED]))
+
+
+def _sorted_on_disk(source: RowSource, folder: Path, block: int) -> Iterator[pa.Table]:
+    """Yield what `_sorted` yields of all training rows, `block` rows at a time."""
+    keys = [_keys(_of_training(rows)) for rows in source.batches("split", *_TRAINED[:-1])]
+    pids, camids, digests = (np.concatenate(column) for column in zip(*keys, strict=True))
+    order = np.lexsort((digests, camids, pids))
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order))
+    with Shuffle(len(numbers), folder / "rows", rows=block) as shuffle:
+        at = 0
+        for rows in source.batches("split", *_TRAINED):
+            trained = _of_training(rows)
+            shuffle.add(numbers[at : at + len(trained)], trained)
+            at += len(trained)
+        last: pa.Table | None = None
+        for rows in shuffle.read():
+            (ordered,) = _sorted(rows)
+            if last is not None:
+                _check_tie(last, ordered.slice(0, 1))
+            last = ordered.slice(len(ordered) - 1)
+            yield ordered
+
+
+def _check_tie(last: pa.Table, first: pa.Table) -> None:
+    """Raise DataError if rows of two blocks are out of order: their order by caption would depend on the blocks."""
+    (before,), (after,) = last.to_pylist(), first.to_pylist()
+    if tuple(before.values()) > tuple(after.values()):
+        raise DataError(
+            f"captions.parquet has different captions for image {after['image_sha256']}: run the caption stage again"
+        )
+
+
+def _keys(rows: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], Digests]:
+    return rows["pid"].to_numpy(), rows["camid"].to_numpy(), digests_of(rows["image_sha256"])
 
 
 def audited_columns(names: Sequence[str]) -> list[str]:
@@ -102,7 +184,7 @@ def caption_text(caption: str | None) -> str:
     return (caption or "").strip()
 
 
-def _recorded(ref: ArtifactRef, file: str, compute: Callable[[pa.Table], dict[str, str]]) -> Contents:
+def _recorded(ref: ArtifactRef, file: str, compute: Callable[[Path], dict[str, str]]) -> Contents:
     """Return the digests stored in artifact.json; compute them from `file` if the artifact was written without any.
 
     Raises DataError when the file cannot be read.
@@ -111,7 +193,7 @@ def _recorded(ref: ArtifactRef, file: str, compute: Callable[[pa.Table], dict[st
     if kept:
         return kept
     try:
-        return compute(pq.read_table(ref.folder / file))
+        return compute(ref.folder / file)
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise DataError(
             f"{ref.folder / file} cannot be read ({error}); delete its folder and run the {ref.stage} stage again"

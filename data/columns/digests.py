@@ -1,0 +1,79 @@
+"""Sha256 digests as NumPy arrays of 32 bytes per digest, instead of one text object of 64 digits each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+WIDTH: Final = 32
+"""Bytes of a digest."""
+Digests = NDArray[np.bytes_]
+"""Digests, [N], type S32. NumPy orders them by their bytes, as the texts are ordered. Single elements lose trailing
+zero bytes, so compare arrays and not elements."""
+
+_DIGITS: Final = 2 * WIDTH
+_AT_ONCE: Final = 1 << 16
+_INVALID: Final = 255
+_VALUES: Final = np.full(256, _INVALID, dtype=np.uint8)
+_VALUES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
+_TEXTS: Final = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), dtype=np.uint8).reshape(256, 2)
+
+
+def digests_of(column: pa.ChunkedArray | pa.Array) -> Digests:
+    """Return the digests in a text column of lower-case hexadecimal digits, without nulls.
+
+    Raises ValueError if a value is not a sha256.
+    """
+    found = np.empty((len(column), WIDTH), dtype=np.uint8)
+    at = 0
+    for part in _parts(column):
+        found[at : at + len(part)] = _decoded(part)
+        at += len(part)
+    return found.reshape(-1).view(f"S{WIDTH}")
+
+
+def texts_of(digests: Digests) -> pa.Array:
+    """Return the digests as a text column of hexadecimal digits."""
+    raw = np.ascontiguousarray(digests).view(np.uint8)
+    offsets = np.arange(len(digests) + 1, dtype=np.int32) * _DIGITS
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(_TEXTS[raw]))]
+    return pa.Array.from_buffers(pa.string(), len(digests), buffers)
+
+
+def first_bytes(digests: Digests) -> NDArray[np.uint8]:
+    """Return the first byte of each digest."""
+    return np.ascontiguousarray(digests).view(np.uint8).reshape(-1, WIDTH)[:, 0]
+
+
+def positions(known: Digests, wanted: Digests) -> NDArray[np.int64]:
+    """Return for each of `wanted` its index in the sorted `known`, -1 if it is absent.
+
+    Fastest if `wanted` is sorted too.
+    """
+    if not len(known):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    at = np.searchsorted(known, wanted)
+    at[at == len(known)] = 0
+    return np.where(known[at] == wanted, at, -1)
+
+
+def _parts(column: pa.ChunkedArray | pa.Array) -> Iterator[pa.Array]:
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        for start in range(0, len(chunk), _AT_ONCE):
+            yield chunk.slice(start, _AT_ONCE)
+
+
+def _decoded(column: pa.Array) -> NDArray[np.uint8]:
+    """Return the bytes of some digests, [N, WIDTH]."""
+    _, offsets, content = column.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    if column.null_count or (np.diff(ends) != _DIGITS).any():
+        raise ValueError(f"a value is not a sha256: expected {_DIGITS} hexadecimal digits")
+    digits = _VALUES[np.frombuffer(content, dtype=np.uint8)[ends[0] : ends[-1]]].reshape(-1, _DIGITS)
+    if (digits == _INVALID).any():
+        raise ValueError(f"a value is not a sha256: expected {_DIGITS} lower-case hexadecimal digits")
+    return np.bitwise_or(np.left_shift(digits[:, ::2], 4), digits[:, 1::2])
