@@ -125,3 +125,18 @@ RANKINGS: Final = _schema(
     ("top_scores", pa.list_(pa.float32())),  # cosine similarity
 )
 """rankings.parquet: one row per valid query, model and inference mode."""
+
+TEXT_RANKINGS: Final = _schema(
+    ("model", pa.string()),  # untrained or trained
+    ("sentence", pa.string()),
+    ("number", pa.int64()),  # place among the sentences of the image, from 0
+    ("image_path", pa.string()),  # of the image that the sentence is about
+    ("pid", pa.int64()),
+    ("ap", pa.float64()),  # average precision, fraction
+    ("first_hit", pa.int64()),  # 1-based rank of the first relevant image
+    ("n_relevant", pa.int64()),
+    ("top_paths", pa.list_(pa.string())),  # nearest first, junk removed, at most 50
+    ("top_pids", pa.list_(pa.int64())),
+    ("top_scores", pa.list_(pa.float32())),  # cosine similarity
+)
+"""text_rankings.parquet: one row per sentence with a match and model; only of evaluations with sentences."""

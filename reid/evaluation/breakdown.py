@@ -20,6 +20,7 @@ from data.artifacts.store import ArtifactRef, Produced
 from data.files import write_table
 from data.schemas import SCHEMA_VERSION
 from data.stages.stage import Ingredients, RunContext, Stage
+from reid.config.evaluate import JOINT
 from reid.evaluation.features import Encoded, load_features
 from reid.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED, QueryScores, score_intervals
 from reid.evaluation.stage import EvaluateStage
@@ -95,7 +96,8 @@ class BreakdownStage(Stage):
         pairs: list[dict[str, Any]] = []
         if rows.cameras and not rows.drawn:
             for encoded in load_features(features):
-                pairs += _camera_pairs(encoded, rows, self.evaluation)
+                if encoded.mode != JOINT:
+                    pairs += _camera_pairs(encoded, rows, self.evaluation)
         by_value = [] if self.audit is None or rows.drawn else list(_attributes(rankings, self.audit))
         write_table(folder / CAMERA_PAIRS_FILE, pa.Table.from_pylist(pairs, CAMERA_PAIRS), CAMERA_PAIRS)
         write_table(folder / ATTRIBUTES_FILE, pa.Table.from_pylist(by_value, ATTRIBUTES), ATTRIBUTES)

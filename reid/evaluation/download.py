@@ -29,6 +29,7 @@ from data.people import UNKNOWN_CAMERA
 from data.schemas import LABEL, SCHEMA_VERSION
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
+from reid.config.evaluate import JOINT
 from reid.config.train import TrainConfig
 from reid.embedding.table import Heading, ImageFile, write_embeddings
 from reid.evaluation.breakdown import ATTRIBUTES_FILE, CAMERA_PAIRS_FILE, BreakdownStage
@@ -140,7 +141,7 @@ def _identity(store: ArtifactStore, evaluation: EvaluateStage, encoded: Encoded)
     return {
         "model": fingerprint or _untrained_name(store, config_of(model)),
         "mode": encoded.mode,
-        "comparable_with_texts": False,
+        "comparable_with_texts": encoded.mode == JOINT,
         "width": int(encoded.features_ND.shape[1]),
         "preprocessing": {**asdict(shape), "mean": list(shape.mean), "std": list(shape.std), "resize": RESIZE},
         **({"flip": True} if config.flip else {}),

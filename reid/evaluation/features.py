@@ -1,14 +1,15 @@
 """The ``features`` stage: encode the test images with a model, before and after training, in every inference mode.
 
-The evaluation reads its artifact if it exists; the breakdown and the download need it. It is made for these only, since
-the features of a large dataset take gigabytes.
+One pass of the image tower gives all modes and the joint features, with which sentences are compared. The evaluation
+reads the artifact if it exists; the breakdown and the download need it. It is made for these only, since the features
+of a large dataset take gigabytes.
 
 Shapes: N test images, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -32,22 +33,24 @@ if TYPE_CHECKING:
 
     from reid.tasks.base import Task
 
-STAGE_VERSION: Final = 1
+STAGE_VERSION: Final = 2
+"""Artifacts of version 1 lack the joint features."""
 _ENTRIES: Final = "features.json"
 Float32s = NDArray[np.float32]
 
 
 class Encoded(NamedTuple):
-    """The test images as one model and mode encodes them: float32 [N, D], not normalized."""
+    """The test images as one model and mode (or `JOINT`) encodes them: float32 [N, D], not normalized."""
 
     model: str
     mode: str
     features_ND: Float32s
 
 
-class _Encoder(NamedTuple):
-    model: str
-    mode: str
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode. name: untrained or trained. cameras_N: of the images, None if it needs none."""
+
+    name: str
     task: Task
     cameras_N: Tensor | None
 
@@ -95,18 +98,17 @@ class FeatureStage(Stage):
         images = evaluation_rows(run.images, self.config).images
         backbone = config_of(self.model).backbone
         pixels = load_pixels(PixelStage(height=backbone.height, width=backbone.width).make(run).ref)
-        encoders = list(self._encoders(images))
-        for step, encoder in enumerate(encoders):
+        models = list(self._models(images))
+        for step, model in enumerate(models):
 
-            def report(done: int, total: int, _: str, step: int = step, encoder: _Encoder = encoder) -> None:
-                run.progress(step * total + done, len(encoders) * total, f"{encoder.model} {encoder.mode}")
+            def report(done: int, total: int, _: str, step: int = step, name: str = model.name) -> None:
+                run.progress(step * total + done, len(models) * total, name)
 
-            out = folder / f"{encoder.model}-{encoder.mode}.npy"
-            features = self._features(encoder, pixels, images.position, out=out, progress=report)
-            yield Encoded(encoder.model, encoder.mode, features)
+            for mode, features in self._features(model, pixels, images.position, folder, report).items():
+                yield Encoded(model.name, mode, features)
 
-    def _encoders(self, images: ImageRows) -> Iterator[_Encoder]:
-        """Yield the encoders; an image of a camera that a model does not know fails before any image is encoded."""
+    def _models(self, images: ImageRows) -> Iterator[LoadedModel]:
+        """Yield the models; an image of a camera that one does not know fails before any image is encoded."""
         import torch
 
         from reid.training.checkpoint import load_task, load_untrained
@@ -118,29 +120,28 @@ class FeatureStage(Stage):
         if isinstance(self.model, ArtifactRef):
             tasks["trained"] = load_task(self.model.folder, device)
         for name, task in tasks.items():
-            for mode in task.encoders():
-                yield _Encoder(name, mode, task, task.camera_numbers(images.camid.tolist()))
+            yield LoadedModel(name, task, task.camera_numbers(images.camid.tolist()))
 
     def _features(
-        self, encoder: _Encoder, pixels: Pixels, indices: Ints, *, out: Path, progress: ProgressFn
-    ) -> Float32s:
+        self, model: LoadedModel, pixels: Pixels, indices: Ints, folder: Path, progress: ProgressFn
+    ) -> Mapping[str, Float32s]:
         import torch
 
-        from reid.inputs.embed import embed
+        from reid.inputs.embed import embed_modes
+        from reid.inputs.loading import load_batches
 
-        task = encoder.task
-        return embed(
-            task.encoders()[encoder.mode],
-            pixels,
-            indices,
-            cameras=encoder.cameras_N,
-            batch_size=self.config.batch_size,
-            device=next(task.parameters()).device,
+        task, size = model.task, self.config.batch_size
+        chunks = (indices[start : start + size] for start in range(0, len(indices), size))
+        return embed_modes(
+            task.encode_modes,
+            load_batches(pixels, chunks, next(task.parameters()).device),
+            len(indices),
+            cameras=model.cameras_N,
             mean=task.preprocess.mean,
             std=task.preprocess.std,
             flip=self.config.flip,
             dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision],
-            out=out,
+            out=lambda mode: folder / f"{model.name}-{mode}.npy",
             progress=progress,
         )
 

@@ -1,7 +1,7 @@
 """The ``evaluate`` stage: rank the gallery for every query, before and after training, in every inference mode.
 
-Writes metrics.json and rankings.parquet. Importing this module loads neither torch nor numba; a cached evaluation
-neither loads a model nor reads an image.
+Writes metrics.json and rankings.parquet and, if there are sentences, text_rankings.parquet. Importing this module loads
+neither torch nor numba; a cached evaluation neither loads a model nor reads an image.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data.artifacts.store import Produced
+from data.artifacts.store import ArtifactRef, Produced
+from data.device import resolve_device
 from data.files import write_json, write_table
 from data.schemas import RANKINGS
 from data.stages.stage import Ingredients, RunContext, Stage
-from reid.config.evaluate import EvaluateConfig
-from reid.evaluation.features import FeatureStage
-from reid.evaluation.inputs import EvaluatedModel, model_identity, other_dataset, tested_images
+from reid.config.evaluate import JOINT, EvaluateConfig
+from reid.evaluation.features import Encoded, FeatureStage
+from reid.evaluation.inputs import EvaluatedModel, config_of, model_identity, other_dataset, tested_images
 from reid.evaluation.protocol import protocol
+from reid.evaluation.sentences.measure import SentenceRanking
+from reid.evaluation.sentences.source import NoSentences, Sentences, find_sentences
+from reid.evaluation.sentences.texts import count_truncated, sentence_features
 from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
 from reid.inputs.image_rows import ImageRows
 
@@ -38,6 +42,7 @@ class EvaluateStage(Stage):
 
     The untrained backbone is evaluated in mode ``image``, the trained model in each of its modes. untrained: also
     evaluate a trained model as it was before training, for which the weights that it started from must be available.
+    captions: of these images, None if they are not captioned; used as sentences unless the dataset has its own.
 
     `make` raises DataError when queries or gallery are empty, when none of the queries has a match under
     `config.exclude`, or when a feature is not finite. It raises WeightsError when the model, or the weights from which
@@ -48,6 +53,7 @@ class EvaluateStage(Stage):
     model: EvaluatedModel
     config: EvaluateConfig
     untrained: bool = True
+    captions: ArtifactRef | None = None
 
     @property
     def features(self) -> FeatureStage:
@@ -59,29 +65,49 @@ class EvaluateStage(Stage):
 
         What pipelines do not set is left out, so that their fingerprints do not change.
         """
-        elsewhere = other_dataset(self.model, run.images)
+        elsewhere, sentences = other_dataset(self.model, run.images), self.sentences(run)
         return {
             **tested_images(run.images),
             "model": model_identity(self.model, run.store),
-            "config": self.config.identity(),
+            "config": self.config.ranking_identity(),
             **({"drawn": "one image per person, all distractors"} if self.config.gallery_draws else {}),
             **({} if self.untrained else {"untrained": False}),
             **({"trained_on": elsewhere} if elsewhere else {}),
+            **({"sentences": sentences.identity} if isinstance(sentences, Sentences) else {}),
             "version": STAGE_VERSION,
         }
 
+    def sentences(self, run: RunContext) -> Sentences | NoSentences:
+        """Return the sentences to search the gallery with, or why there are none."""
+        return find_sentences(run.images, self.captions, self.config)
+
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
-        """Write metrics.json and rankings.parquet."""
-        rows = evaluation_rows(run.images, self.config)
+        """Write the files."""
+        rows, found = evaluation_rows(run.images, self.config), self.sentences(run)
+        sentences = SentenceRanking(found, rows, self.config.top_k) if isinstance(found, Sentences) else None
         results, tables = [], []
         for encoded in self.features.encoded(run, scratch):
-            entry = _Entry(encoded.model, encoded.mode, _rank(encoded.features_ND, rows, self.config))
-            results.append(_result(entry, drawn=rows.drawn))
-            tables.append(_ranking_table(entry, rows.images, rows.splits[0]))
+            if encoded.mode != JOINT:
+                entry = _Entry(encoded.model, encoded.mode, _rank(encoded.features_ND, rows, self.config))
+                results.append(_result(entry, drawn=rows.drawn))
+                tables.append(_ranking_table(entry, rows.images, rows.splits[0]))
+            elif sentences is not None:
+                sentences.add(encoded.model, self._text_features(run, sentences, encoded), encoded.features_ND)
         rules = protocol(run.images, rows, self.config, self.model, skipped=results[0]["n_skipped_queries"])
-        write_json(folder / "metrics.json", {"protocol": rules, "results": results})
+        metrics: dict[str, Any] = {"protocol": rules, "results": results}
+        if sentences is not None:
+            metrics["text_to_image"] = sentences.summary(count_truncated(sentences.texts, config_of(self.model)))
+            sentences.write(folder)
+        write_json(folder / "metrics.json", metrics)
         write_table(folder / "rankings.parquet", pa.concat_tables(tables), RANKINGS)
         return Produced()
+
+    def _text_features(self, run: RunContext, sentences: SentenceRanking, images: Encoded) -> NDArray[np.float32]:
+        import torch
+
+        device = resolve_device(self.config.device, torch.cuda, "evaluate.device")
+        is_trained = images.model == "trained"
+        return sentence_features(run, self.model, sentences.texts, trained=is_trained, device=device)
 
 
 class _Entry(NamedTuple):

@@ -5,8 +5,9 @@ Shapes: N images, B of a batch, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ from reid.inputs.loading import load_batches
 
 EncodeFn = Callable[..., Tensor]
 """(images [B, 3, H, W]) or (images, camera numbers [B]) -> features [B, D]; any `reid.tasks.base.Encoder` qualifies."""
+EncodeModesFn = Callable[..., Mapping[str, Tensor]]
+"""Like `EncodeFn`, but returns mode -> features, such as `reid.tasks.base.Task.encode_modes`."""
 Float32s = NDArray[np.float32]
+_ONLY: Final = "only"
 
 
 def embed(
@@ -70,7 +74,6 @@ def embed(
     )
 
 
-@exact_float32(torch)
 def embed_batches(
     encode: EncodeFn,
     batches: Iterable[Tensor],
@@ -92,26 +95,71 @@ def embed_batches(
         count: the number N of images in all batches.
         mean, std, cameras, flip, dtype, out, progress: as for `embed`.
     """
-    features: Float32s | None = None
+
+    def only(images_BCHW: Tensor, *more: Tensor) -> dict[str, Tensor]:
+        return {_ONLY: encode(images_BCHW, *more)}
+
+    found = embed_modes(
+        only,
+        batches,
+        count,
+        mean=mean,
+        std=std,
+        cameras=cameras,
+        flip=flip,
+        dtype=dtype,
+        out=lambda _: out,
+        progress=progress,
+    )
+    return found.get(_ONLY, np.empty((0, 0), np.float32))
+
+
+@exact_float32(torch)
+def embed_modes(
+    encode: EncodeModesFn,
+    batches: Iterable[Tensor],
+    count: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    cameras: Tensor | None = None,
+    flip: bool = False,
+    dtype: torch.dtype = torch.float32,
+    out: Callable[[str], Path | None],
+    progress: ProgressFn = silent,
+) -> dict[str, Float32s]:
+    """Return mode -> features of the images in `batches`, [N, D] each, from one pass over the images.
+
+    Args:
+        encode: as for `embed`, but for all modes at once.
+        batches, count: as for `embed_batches`.
+        mean, std, cameras, flip, dtype, progress: as for `embed`.
+        out: returns the .npy file for the features of a mode, or None to keep them in memory.
+    """
+    features: dict[str, Float32s] = {}
     done = 0
     for pixels_BCHW in batches:
         device, stop = pixels_BCHW.device, done + len(pixels_BCHW)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             more = () if cameras is None else (cameras[done:stop].to(device),)
-            rows_BD = _encode(encode, normalize(pixels_BCHW, mean, std), more, flip)
-        if features is None:
-            features = _allocate(count, rows_BD.shape[1], out)
-        features[done:stop] = rows_BD.cpu().numpy()
+            found = _encode(encode, normalize(pixels_BCHW, mean, std), more, flip)
+        for mode, rows_BD in found.items():
+            if mode not in features:
+                features[mode] = _allocate(count, rows_BD.shape[1], out(mode))
+            features[mode][done:stop] = rows_BD.cpu().numpy()
         done = stop
         progress(done, count, "encoding")
     if done != count:
         raise ValueError(f"the batches have {done} images instead of {count}")
-    return _allocate(0, 0, None) if features is None else features
+    return features
 
 
-def _encode(encode: EncodeFn, images_BCHW: Tensor, more: tuple[Tensor, ...], flip: bool) -> Tensor:
-    features_BD = encode(images_BCHW, *more).float()
-    return (features_BD + encode(images_BCHW.flip(3), *more).float()) / 2 if flip else features_BD
+def _encode(encode: EncodeModesFn, images_BCHW: Tensor, more: tuple[Tensor, ...], flip: bool) -> dict[str, Tensor]:
+    found = {mode: rows_BD.float() for mode, rows_BD in encode(images_BCHW, *more).items()}
+    if not flip:
+        return found
+    mirrored = encode(images_BCHW.flip(3), *more)
+    return {mode: (rows_BD + mirrored[mode].float()) / 2 for mode, rows_BD in found.items()}
 
 
 def _allocate(rows: int, width: int, out: Path | None) -> Float32s:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.files import write_json, write_table
 from data.people import UNKNOWN_CAMERA
-from data.schemas import IMAGES
+from data.schemas import CAPTIONS, IMAGES, SENTENCES
 from data.synthetic.world import training_sample
 from reid.config.train import TrainConfig
 from reid.tasks.build import build_task
@@ -81,3 +82,43 @@ def write_model(
     )
     ingredients |= {"images": images} if images else {}
     return make_artifact(store, "train", ingredients, produce).ref
+
+
+def write_captions(
+    store: ArtifactStore, images: ArtifactRef, texts: Mapping[str, str], *, status: Mapping[str, str] | None = None
+) -> ArtifactRef:
+    """Write a caption artifact of `images`. texts, status: path -> caption (default: none) and status (default: ok)."""
+    rows = pq.read_table(images.folder / "images.parquet").to_pylist()
+    table = [
+        dict.fromkeys(CAPTIONS.names)
+        | {"image_path": row["path"], "image_sha256": row["sha256"]}
+        | {name: row[name] for name in ("split", "pid", "camid")}
+        | {"caption": texts.get(row["path"]), "status": (status or {}).get(row["path"], "ok")}
+        for row in rows
+    ]
+
+    def produce(folder: Path) -> None:
+        write_table(folder / "captions.parquet", pa.Table.from_pylist(table, CAPTIONS), CAPTIONS)
+
+    said = [[row["image_path"], row["caption"], row["status"]] for row in table]
+    return make_artifact(store, "caption", {"images": images.fingerprint, "said": said}, produce).ref
+
+
+def describe_images(
+    store: ArtifactStore, images: ArtifactRef, sentences: Iterable[tuple[str, Sequence[str]]]
+) -> ArtifactRef:
+    """Write the index artifact `images` again, with sentences of the dataset. sentences: path, its sentences."""
+    table = pq.read_table(images.folder / "images.parquet")
+    sha256 = dict(zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    rows = [
+        {"image_path": path, "image_sha256": sha256[path], "number": number, "sentence": text}
+        for path, texts in sentences
+        for number, text in enumerate(texts)
+    ]
+
+    def produce(folder: Path) -> None:
+        for name in ("images.parquet", "dataset.json"):
+            (folder / name).write_bytes((images.folder / name).read_bytes())
+        write_table(folder / "sentences.parquet", pa.Table.from_pylist(rows, SENTENCES), SENTENCES)
+
+    return make_artifact(store, "index", {"images": images.fingerprint, "sentences": rows}, produce).ref
