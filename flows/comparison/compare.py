@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError
 from data.people import IdentityName, Names
-from flows.comparison.bootstrap import MIN_UNITS, Unit, mean_intervals, method
 from flows.comparison.images import TestImages, find_test_images, relabeled
 from flows.comparison.queries import MatchedBy, Paired, pair_queries, read_scores
 from flows.comparison.runs import RankedRow, Run, choose_rows
 from flows.comparison.settings import SettingPair, differing_settings
 from flows.report.scores import METRICS
+from reid.evaluation.bootstrap import MIN_UNITS, Unit, mean_intervals, method
 from reid.evaluation.intervals import Interval, verdict
 from reid.evaluation.protocol import camera_note
 

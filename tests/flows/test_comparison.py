@@ -10,10 +10,10 @@ from scipy import stats
 
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError, DataError
-from flows.comparison.bootstrap import MIN_UNITS, mean_intervals
 from flows.comparison.compare import Comparison, compare
 from flows.comparison.images import find_test_images
 from flows.comparison.runs import RowName, find_run
+from reid.evaluation.bootstrap import MIN_UNITS, mean_intervals
 from tests.helpers.evaluations import image_rows, rank, write_evaluation
 
 KEYS = ("mAP", "mINP", "rank1", "rank5", "rank10")
