@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from pydantic import Field
 
+from captioning.audit.pen import Color, Pen
 from captioning.reading import Pending, load
 from data.config import Config
 from data.errors import DataError
@@ -34,16 +35,12 @@ class SheetRow(NamedTuple):
 
 
 _OPTIONAL: Final = SheetRow._field_defaults
-Color = tuple[int, int, int]
-
 _INK: Final = (26, 33, 48)
 _SOFT: Final = (86, 96, 115)
 _WRONG: Final = (192, 38, 38)
 _EMPTY: Final = (226, 230, 237)
 _MARGIN: Final = 12
-_FONT_SIZE: Final = 12
 _LINE: Final = 15
-_WORD_GAP: Final = 5  # pixels; the font's own space rounds to 2 or 3 at this size, as wide as the gap between letters
 
 
 class SheetConfig(Config):
@@ -93,44 +90,6 @@ def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig
 def sheet_columns(names: Sequence[str]) -> list[str]:
     """Return the columns that the sheet reads from a captions.parquet with the columns `names`."""
     return [name for name in SheetRow._fields if name in names or name not in _OPTIONAL]
-
-
-class Pen:
-    """Writes lines of words on an image in Pillow's built-in font, with a visible gap between words."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self._draw = ImageDraw.Draw(image)
-        self._font = ImageFont.load_default(_FONT_SIZE)
-
-    def length(self, words: Sequence[str]) -> float:
-        """Return the width of one line of `words` in pixels."""
-        return sum(self._draw.textlength(word, font=self._font) for word in words) + _WORD_GAP * max(len(words) - 1, 0)
-
-    def write(self, left: float, top: float, words: Sequence[str], ink: Color) -> None:
-        """Write one line of `words` with its upper left corner at (`left`, `top`)."""
-        for word in words:
-            self._draw.text((left, top), word, fill=ink, font=self._font)
-            left += self._draw.textlength(word, font=self._font) + _WORD_GAP
-
-    def wrapped(self, words: Sequence[str], width: float) -> Iterator[list[str]]:
-        """Yield lines of `words` that are at most `width` pixels wide; a wider word continues on the next line."""
-        line: list[str] = []
-        for word in words:
-            for piece in self._pieces(word, width):
-                if line and self.length([*line, piece]) > width:
-                    yield line
-                    line = []
-                line.append(piece)
-        if line:
-            yield line
-
-    def _pieces(self, word: str, width: float) -> Iterator[str]:
-        """Yield `word` in pieces that are at most `width` pixels wide but have at least one character."""
-        while len(word) > 1 and self.length([word]) > width:
-            size = next((n for n in range(len(word) - 1, 1, -1) if self.length([word[:n]]) <= width), 1)
-            yield word[:size]
-            word = word[size:]
-        yield word
 
 
 def chosen(captions: pd.DataFrame, config: SheetConfig) -> list[list[SheetRow]]:

@@ -23,6 +23,12 @@ class Thumbnail:
     width: int  # pixels
     height: int
 
+    def decoded(self) -> Image.Image | None:
+        """Return the picture as an image, None if it is unavailable."""
+        if self.source is None:
+            return None
+        return Image.open(io.BytesIO(base64.b64decode(self.source.partition(",")[2]))).convert("RGB")
+
 
 class Thumbnails:
     """Thumbnails of the images under `root`, at most `height` pixels high and never enlarged.

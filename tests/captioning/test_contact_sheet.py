@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from captioning.audit.contact_sheet import Pen, SheetConfig, chosen, contact_sheet, sheet_columns
+from captioning.audit.contact_sheet import SheetConfig, chosen, contact_sheet, sheet_columns
+from captioning.audit.pen import Pen
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import DataError
 

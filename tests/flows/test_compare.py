@@ -8,9 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +16,6 @@ import pytest
 from PIL import Image
 
 from data.artifacts.store import ArtifactStore
-from data.datasets import DatasetConfig
-from data.index.stage import index
-from data.synthetic.world import WorldConfig, write_market1501
 from flows.cli.app import main
 from tests.helpers.evaluations import image_rows, rank, write_evaluation
 from tests.helpers.page_text import HOSTILE, Page, page_lines
@@ -28,24 +23,6 @@ from tests.helpers.places import REPO
 from tests.helpers.stages import make_artifact
 
 SECTION = re.search(r"^## Compare runs\n(.*?)(?=^## |\Z)", (REPO / "docs/evaluation.md").read_text(), re.M | re.S)
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """Return the home of three evaluations of indexed images of synthetic people, and the folder of the images."""
-    folder = tmp_path_factory.mktemp("drawn")
-    root, store = folder / "people", ArtifactStore(folder / "home")
-    world = WorldConfig(seed=7, train_identities=2, test_identities=9, cameras=3, images_per_camera=2, distractors=3)
-    write_market1501(root, world, workers=1)
-    time.sleep(0.2)  # the digest of a file that was written just now is not remembered
-    images = pq.read_table(
-        index(store, config=DatasetConfig(reader="market1501", root=str(root))).made.ref.folder / "images.parquet"
-    ).to_pylist()
-    folders = {}
-    for seed, noise, recipe in ((1, 1.6, "benchmark"), (2, 1.0, "demo"), (3, 1.2, "pku_reid")):
-        both = [*rank(images, noise=noise, seed=seed), *rank(images, noise=0.8, seed=seed, mode="fused")]
-        folders[recipe] = write_evaluation(store, images, both, recipe=recipe, dataset="synthetic").folder
-    return SimpleNamespace(home=store.root, root=root, images=images, store=store, **folders)
 
 
 def compared(drawn, *words) -> int:

@@ -87,3 +87,63 @@ def sweep(
     config = study_config(preset, seeds=seeds, groups=sweep_groups(over), resample=not same_people)
     studied = preset_recipe(recipe, preset, overrides)
     raise typer.Exit(make_sweep(studied, config, home=home, out=out, dry_run=dry_run))
+
+
+@paper.command("top10", no_args_is_help=True)
+def top10(
+    *,
+    run_a: Annotated[
+        str, typer.Argument(metavar="RUN_A", help="An evaluation: a fingerprint, a folder, or a recipe for its newest.")
+    ],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The evaluation to compare with it.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            metavar="MODEL",
+            default_factory=list,
+            show_default="trained",
+            help="trained or untrained; once for both runs, or once per run.",
+        ),
+    ],
+    mode: Annotated[
+        list[str],
+        typer.Option(
+            metavar="MODE",
+            default_factory=list,
+            show_default="image",
+            help="image or fused; once for both runs, or once per run.",
+        ),
+    ],
+    each: Annotated[int, typer.Option(min=0, max=50, help="Queries with the largest gains, and losses.")] = 3,
+    sample: Annotated[int, typer.Option(min=0, max=50, help="Queries drawn at random from all others.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random draw.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the figure.")] = Path("runs/paper"),
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The images of the dataset, if they were moved since they were indexed."),
+    ] = None,
+    different_galleries: Annotated[
+        bool, typer.Option("--different-galleries", help="Compare runs on different galleries nevertheless.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Show the first ten gallery images of two methods for the same queries, as a picture and a page.
+
+    The queries are those with the largest gains, the largest losses, and a random sample of all others.
+
+    Examples:
+    clip-scgi paper top10 benchmark 3fa1
+    clip-scgi paper top10 demo demo --mode image --mode fused
+    """
+    from flows.cli.paper.figures import make_top10
+
+    make_top10(
+        (run_a, run_b),
+        home=home,
+        out=out,
+        models=model,
+        modes=mode,
+        choice={"each": each, "sample": sample, "seed": seed},
+        images=images,
+        different_galleries=different_galleries,
+    )
