@@ -124,6 +124,56 @@ def benchmark() -> Recipe:
     )
 
 
+def benchmark_language() -> Recipe:
+    """Few people to train on and no lookalikes: captions tell everybody apart, so they have the most to give."""
+    people = WorldConfig(
+        seed=4200, train_identities=32, test_identities=96, images_per_camera=2, lookalikes=1, difficulty=0.6
+    )
+    return _study_world("benchmark_language", people)
+
+
+def benchmark_domain() -> Recipe:
+    """People in the cameras 1 and 2 to train on, other people in the cameras 3 and 4 to test on."""
+    people = WorldConfig(
+        seed=4300,
+        train_identities=48,
+        test_identities=96,
+        images_per_camera=4,
+        lookalikes=2,
+        difficulty=0.6,
+        train_cameras=(1, 2),
+        test_cameras=(3, 4),
+    )
+    return _study_world("benchmark_domain", people)
+
+
+def benchmark_clothes() -> Recipe:
+    """People who wear other clothes in every camera, those of a lookalike: captions are a trap."""
+    people = WorldConfig(
+        seed=4400,
+        train_identities=48,
+        test_identities=64,
+        images_per_camera=4,
+        cameras=2,
+        lookalikes=2,
+        difficulty=0.3,
+        clothes=2,
+    )
+    return _study_world("benchmark_clothes", people)
+
+
+def _study_world(name: str, people: WorldConfig) -> Recipe:
+    """Return a recipe of CLIP-SCGI on the tiny CLIP for a world whose training takes about a hundred steps."""
+    training = tiny_training()
+    schedule = training.schedule.model_copy(update={"epochs": 16, "warmup_epochs": 2, "milestones": (11, 15)})
+    return Recipe(
+        name=name,
+        data=DatasetConfig(name=name),
+        synthetic=people,
+        train=training.model_copy(update={"schedule": schedule}),
+    )
+
+
 def pku_reid() -> Recipe:
     """PKU-Reid with the embedded models (set data.root)."""
     return Recipe(name="pku_reid", data=DatasetConfig(name="pku_reid", reader="pku_reid"), train=tiny_training())
@@ -195,10 +245,11 @@ _VARIANTS: Final = (
     *(_variant(base, name, *what) for base in (demo, pku_reid, folders) for name, what in _TINY.items()),
     *(_variant(base, name, *what) for base in (market1501, msmt17, manifest) for name, what in _PUBLISHED.items()),
 )
+_SYNTHETIC: Final = (demo, benchmark, benchmark_language, benchmark_domain, benchmark_clothes)
 
 RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
     recipe.__name__: recipe
-    for recipe in (demo, benchmark, pku_reid, folders, images, market1501, msmt17, manifest, *_VARIANTS)
+    for recipe in (*_SYNTHETIC, pku_reid, folders, images, market1501, msmt17, manifest, *_VARIANTS)
 }
 """Recipe by name. A dataset's bare name is CLIP-SCGI; other methods append their name."""
 

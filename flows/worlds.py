@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from data.artifacts.fingerprint import digest
@@ -15,7 +14,7 @@ from flows.recipes import Recipe
 
 def world_folder(store: ArtifactStore, world: WorldConfig) -> Path:
     """Return the folder of the images of `world`, which may not exist yet: one folder per distinct setting."""
-    return store.root / "datasets" / f"synthetic-{digest(asdict(world))[:12]}"
+    return store.root / "datasets" / f"synthetic-{digest(world.identity())[:12]}"
 
 
 def dataset_of(store: ArtifactStore, recipe: Recipe) -> DatasetConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -61,6 +61,11 @@ PATTERNS: Final[dict[str, tuple[tuple[str, float], ...]]] = {
     "coat": (("plain", 0.72), ("checks", 0.28)),
 }
 HATS: Final = ("none", "cap", "beanie", "sun hat")
+
+_CLOTHES: Final = ("upper_color", "upper_type", "lower_color", "lower_type", "shoes", "carrying")
+"""Slots that change with the clothes."""
+_OWN: Final = ("skin", "hair", "hair_volume", "hairline", "fringe", "hair_length", "parting", "beard", "frame")
+"""Details that stay when the clothes change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +297,20 @@ def make_person(attributes: Mapping[str, str], rng: np.random.Generator, difficu
         "lower_rgb": hex_color(details.lower.rgb),
     }
     return Person(attributes=dict(attributes), body=_body(attributes, rng), details=details, look=look)
+
+
+def sample_clothes(attributes: Mapping[str, str], rng: np.random.Generator) -> dict[str, str]:
+    """Return `attributes` with other clothes, shoes and bag, drawn as for any person of that gender."""
+    drawn = sample_attributes(rng)
+    while drawn["gender"] != attributes["gender"]:
+        drawn = sample_attributes(rng)
+    return {**attributes, **{slot: drawn[slot] for slot in _CLOTHES}}
+
+
+def wear(person: Person, dressed: Person) -> Person:
+    """Return `person` with all that `dressed` wears and carries, the hat included: same body, skin, hair and face."""
+    own = {name: getattr(person.details, name) for name in _OWN}
+    return replace(dressed, body=person.body, details=replace(dressed.details, **own))
 
 
 def _body(attributes: Mapping[str, str], rng: np.random.Generator) -> Body:

@@ -15,12 +15,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from data.errors import DataError, raise_settings
 from data.process.children import follow, shielded
 from data.slots import SLOTS
 from data.synthetic.cameras import Camera, decode, encode, sample_camera
-from data.synthetic.people import Person, make_person, sample_attributes
+from data.synthetic.people import Person, make_person, sample_attributes, sample_clothes, wear
 from data.synthetic.render import render, render_nobody
 
 IMAGES_PER_IDENTITY: Final = 4
@@ -43,6 +43,8 @@ _STREAM_LOOKALIKES: Final = 2
 _MAX_CAMERAS: Final = 9
 _COARSE, _FINE, _SHOT = 1, 2, 3
 _LOOK: Final = ("pattern", "hat", "upper_rgb", "lower_rgb")
+_LATER: Final[Mapping[str, Any]] = {"train_cameras": (), "test_cameras": (), "clothes": 1}
+"""Settings that were added later -> default, at which they are not part of the identity of a world."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,10 @@ class WorldConfig:
     ``lookalikes`` consecutive identities share every caption slot and differ in details only.
     ``difficulty`` in 0..1 scales color cast, blur, occlusion and pose variety and shrinks the differences
     between lookalikes. ``distractors`` and ``junk`` count gallery images under pid 0000 and -1.
+    ``train_cameras`` and ``test_cameras`` are the numbers (from 1) of the cameras that take the images of each split;
+    empty: all ``cameras``. Each person has ``clothes`` outfits and wears the same one in every image of a camera:
+    outfit (camera - 1) modulo ``clothes``. Body, skin, hair, face and glasses stay; all else changes, the true
+    attributes with it.
     """
 
     seed: int
@@ -64,6 +70,9 @@ class WorldConfig:
     difficulty: float = 0.5
     distractors: int = 0
     junk: int = 0
+    train_cameras: tuple[int, ...] = ()
+    test_cameras: tuple[int, ...] = ()
+    clothes: int = 1
 
     def __post_init__(self) -> None:
         """Raise one ``ConfigError`` with all settings that cannot work."""
@@ -76,6 +85,7 @@ class WorldConfig:
             "lookalikes": 1,
             "distractors": 0,
             "junk": 0,
+            "clothes": 1,
         }
         problems = [
             (name, f"must be at least {low}, not {getattr(self, name)}; set {{at}}{name}={low}")
@@ -90,7 +100,35 @@ class WorldConfig:
         if self.train_identities + self.test_identities > 9999:
             told = "plus {at}test_identities must not exceed 9999, because a pid has four digits; lower one of them"
             problems.append(("train_identities", told))
+        problems += self._camera_problems()
         raise_settings(problems)
+
+    def _camera_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield the problems of the settings that refer to cameras by number, as (setting, message)."""
+        for name in ("train_cameras", "test_cameras"):
+            chosen = getattr(self, name)
+            given = f"not {list(chosen)}; set {{at}}{name}={'[1,2]' if self.cameras > 1 else '[1]'}"
+            if any(not 1 <= camera <= self.cameras for camera in chosen):
+                yield name, f"must be numbers from 1 to {self.cameras}, the number of cameras, {given}"
+            elif len(set(chosen)) < len(chosen):
+                yield name, f"must be different cameras, {given}"
+            elif name == "test_cameras" and len(chosen) == 1 and self.test_identities:
+                yield name, f"must be at least 2 cameras, because queries are matched across cameras, {given}"
+        if self.clothes > max(1, self.cameras):
+            yield "clothes", f"must be at most the number of cameras, {self.cameras}; set {{at}}clothes={self.cameras}"
+
+    def taken_by(self, domain: str) -> tuple[int, ...]:
+        """Return the indexes (from 0) of the cameras that take the images of a population (`DOMAINS`)."""
+        chosen = self.train_cameras if domain == "train" else self.test_cameras
+        return tuple(camera - 1 for camera in sorted(chosen)) or tuple(range(self.cameras))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings as plain values; their digest names the folder of the world.
+
+        Settings that were added later are left out at their default, so that existing folders keep their names.
+        """
+        plain = asdict(self)
+        return {name: value for name, value in plain.items() if name not in _LATER or value != _LATER[name]}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -117,13 +155,18 @@ def _rng(*entropy: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=256)
-def person_at(root: tuple[int, ...], index: int, lookalikes: int, difficulty: float) -> Person:
-    """Return identity `index` of the population with the entropy `root`.
+def person_at(root: tuple[int, ...], index: int, lookalikes: int, difficulty: float, outfit: int = 0) -> Person:
+    """Return identity `index` of the population with the entropy `root`, in one of its outfits.
 
-    Each run of `lookalikes` consecutive identities shares all caption slots.
+    Each run of `lookalikes` consecutive identities shares all caption slots, those of every outfit included.
     """
-    attributes = sample_attributes(_rng(*root, _COARSE, index // lookalikes))
-    return make_person(attributes, _rng(*root, _FINE, index), difficulty)
+    group = index // lookalikes
+    attributes = sample_attributes(_rng(*root, _COARSE, group))
+    person = make_person(attributes, _rng(*root, _FINE, index), difficulty)
+    if not outfit:
+        return person
+    changed = sample_clothes(attributes, _rng(*root, _COARSE, group, outfit))
+    return wear(person, make_person(changed, _rng(*root, _FINE, index, outfit), difficulty))
 
 
 @lru_cache(maxsize=16)
@@ -258,23 +301,23 @@ def _write_images(world: Path, config: WorldConfig, workers: int) -> list[_Truth
 
 
 def _write_job(world: Path, config: WorldConfig, job: _Job) -> list[_Truth]:
-    cameras = _cameras(config.seed, 0, config.cameras, config.difficulty)
+    every = _cameras(config.seed, 0, config.cameras, config.difficulty)
+    cameras = [every[index] for index in config.taken_by(job.domain)]
     if job.domain == "junk":
         return [_write_junk(world, config, job, cameras)]
-    root = (config.seed, DOMAINS[job.domain])
-    lookalikes = config.lookalikes if job.domain != "distractor" else 1
-    person = person_at(root, job.index, lookalikes, config.difficulty)
     if job.domain == "distractor":
-        camera = cameras[job.index % len(cameras)]
-        return [_write_shot(world, config, job, person=person, camera=camera, shot=0)]
+        return [_write_shot(world, config, job, camera=cameras[job.index % len(cameras)], shot=0)]
     return [
-        _write_shot(world, config, job, person=person, camera=camera, shot=shot)
+        _write_shot(world, config, job, camera=camera, shot=shot)
         for camera in cameras
         for shot in range(config.images_per_camera)
     ]
 
 
-def _write_shot(world: Path, config: WorldConfig, job: _Job, *, person: Person, camera: Camera, shot: int) -> _Truth:
+def _write_shot(world: Path, config: WorldConfig, job: _Job, *, camera: Camera, shot: int) -> _Truth:
+    root = (config.seed, DOMAINS[job.domain])
+    lookalikes = config.lookalikes if job.domain != "distractor" else 1
+    person = person_at(root, job.index, lookalikes, config.difficulty, camera.index % config.clothes)
     rng = _rng(config.seed, DOMAINS[job.domain], _SHOT, job.index, camera.index, shot)
     shown = render(person, camera, rng, difficulty=config.difficulty)
     folder = {"train": "bounding_box_train", "test": "query" if shot == 0 else "bounding_box_test"}.get(

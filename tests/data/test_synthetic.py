@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import re
 from itertools import combinations
 
@@ -13,7 +14,7 @@ from PIL import Image
 from data.errors import ConfigError, DataError
 from data.slots import COLORS, SLOTS, VOCABULARY
 from data.synthetic.cameras import sample_camera
-from data.synthetic.people import make_person, sample_attributes, shade
+from data.synthetic.people import hex_color, make_person, sample_attributes, sample_clothes, shade
 from data.synthetic.render import render
 from data.synthetic.world import (
     DOMAINS,
@@ -77,6 +78,85 @@ def test_a_larger_world_contains_the_smaller_one(world, tmp_path):
     queries = [{d for p, d in files.items() if p.startswith("query/")} for files in (small, grown)]
     assert len(queries[0]) == 4 * 3
     assert queries[0] == queries[1]
+
+
+def test_later_settings_leave_existing_worlds_as_they_are(world):
+    """At their defaults they change neither a byte nor what names the folder."""
+    content = hashlib.sha256(json.dumps(_digests(world), sort_keys=True).encode()).hexdigest()
+    assert content == "aa384e5a0d80248c5ce08799bf40c2f0bdf83cd0cd2c373ff20f5c09eb83bea4"
+    assert set(SMALL.identity()) == {
+        "seed", "train_identities", "test_identities", "images_per_camera", "cameras", "lookalikes", "difficulty",
+        "distractors", "junk",
+    }  # fmt: skip
+    chosen = WorldConfig(**{**vars(SMALL), "train_cameras": (1, 2), "clothes": 2})
+    assert chosen.identity() == {**SMALL.identity(), "train_cameras": (1, 2), "clothes": 2}
+
+
+def test_chosen_cameras_take_the_images_that_they_take_in_the_whole_world(world, tmp_path):
+    chosen = WorldConfig(**{**vars(SMALL), "train_cameras": (2, 1), "test_cameras": (1, 3)})
+    root = write_market1501(tmp_path / "chosen", chosen)
+    table = pd.read_parquet(root / "attributes.parquet")
+    seen = {split: set(group["camid"]) for split, group in table.groupby("split")}
+    assert seen == {"train": {1, 2}, "query": {1, 3}, "gallery": {1, 3}}
+    part, whole = _digests(root), _digests(world)
+    people = {path for path in part if path.startswith(("bounding_box_train", "query"))}
+    assert len(people) == 5 * 2 * 2 + 4 * 2
+    assert all(part[path] == whole[path] for path in people)
+
+
+def test_clothes_follow_the_camera_and_the_person_stays(tmp_path, world):
+    dressed = WorldConfig(**{**vars(SMALL), "clothes": 2, "distractors": 0, "junk": 0})
+    root = write_market1501(tmp_path / "dressed", dressed)
+    table = pd.read_parquet(root / "attributes.parquet")
+    slots = list(SLOTS)
+    assert table.groupby(["pid", "camid"])[slots].nunique().eq(1).all(axis=None)
+    outfits = table.groupby(["pid", "camid"])[slots].first().unstack("camid")
+    kept = ["gender", "age", "hair", "glasses"]
+    for slot in slots:
+        first, second, third = (outfits[slot, camera] for camera in (1, 2, 3))
+        assert first.equals(third)
+        assert first.equals(second) == (slot in kept), slot
+    # The first outfit is the one that people without others wear.
+    files, plain = _digests(root), _digests(world)
+    assert all((files[path] == plain[path]) == ("_c2s" not in path) for path in files if path.endswith(".jpg"))
+
+
+@pytest.mark.parametrize("outfit", [1, 2])
+def test_other_clothes_change_neither_body_nor_face(outfit):
+    person, dressed = (person_at((4, 22), 5, 2, 0.5, number) for number in (0, outfit))
+    assert dressed.body == person.body
+    same = {name for name, value in vars(person.details).items() if getattr(dressed.details, name) == value}
+    assert {"skin", "hair", "hair_volume", "hairline", "fringe", "hair_length", "parting", "beard", "frame"} <= same
+    assert not {"upper", "lower", "shoes", "bag"} & same
+    assert dressed.look["upper_rgb"] == hex_color(dressed.details.upper.rgb) != person.look["upper_rgb"]
+    lookalike = person_at((4, 22), 4, 2, 0.5, outfit)
+    assert lookalike.attributes == dressed.attributes
+    assert lookalike.details != dressed.details
+
+
+def test_every_shirt_of_a_man_is_a_mans():
+    rng = np.random.default_rng(0)
+    changed = [sample_clothes({**PLAIN, "gender": "male"}, rng) for _ in range(300)]
+    assert all(person["lower_type"] != "skirt" for person in changed)
+    assert len({person["upper_type"] for person in changed}) == 6
+    assert all(person["hair"] == PLAIN["hair"] for person in changed)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"train_cameras": (0, 1)}, "train_cameras: must be numbers from 1 to 3, the number of cameras, not [0, 1];"),
+        ({"test_cameras": (2, 4)}, "test_cameras: must be numbers from 1 to 3, the number of cameras, not [2, 4];"),
+        ({"test_cameras": (2, 2)}, "test_cameras: must be different cameras, not [2, 2]; set test_cameras=[1,2]"),
+        ({"test_cameras": (3,)}, "test_cameras: must be at least 2 cameras, because queries are matched across"),
+        ({"clothes": 4}, "clothes: must be at most the number of cameras, 3; set clothes=3"),
+        ({"clothes": 0}, "clothes: must be at least 1, not 0; set clothes=1"),
+    ],
+)
+def test_problems_of_cameras_and_clothes(setting, told):
+    with pytest.raises(ConfigError) as caught:
+        WorldConfig(**{**vars(SMALL), **setting})
+    assert told in str(caught.value)
 
 
 def test_layout_and_names(world, table):

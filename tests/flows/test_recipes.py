@@ -31,7 +31,18 @@ def test_the_promised_recipes_exist():
     published = {f"{data}{method}" for data in ("market1501", "msmt17", "manifest") for method in METHODS}
     small = ("demo", "pku_reid", "folders")
     tiny = {f"{data}{method}" for data in small for method in ("", "_clip_reid", "_baseline")}
-    assert published | tiny | {"images"} <= set(RECIPES)
+    worlds = {"benchmark", "benchmark_language", "benchmark_domain", "benchmark_clothes"}
+    assert published | tiny | worlds | {"images"} <= set(RECIPES)
+
+
+def test_cameras_and_clothes_are_settings():
+    people = build_recipe("demo", ["synthetic.train_cameras=[1,2]", "synthetic.clothes=4"]).synthetic
+    assert (people.train_cameras, people.test_cameras, people.clothes) == ((1, 2), (), 4)
+    assert problems_of("synthetic.test_cameras=[3,5]", "synthetic.clothes=9") == [
+        "synthetic.test_cameras: must be numbers from 1 to 4, the number of cameras, not [3, 5]; "
+        "set synthetic.test_cameras=[1,2]",
+        "synthetic.clothes: must be at most the number of cameras, 4; set synthetic.clothes=4",
+    ]
 
 
 # As written in the public code (configs/person/{vit,cnn}_{clipreid,base}.yml) and, for CLIP-SCGI, in its paper:
@@ -72,8 +83,9 @@ def test_published_settings(data, method):
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_methods_on_one_dataset_share_its_images_and_captions(name):
-    base = next(data for data in sorted(RECIPES, key=len) if name.startswith(data))
-    recipe, plain = build_recipe(name), build_recipe(base)
+    recipe = build_recipe(name)
+    plain = build_recipe(recipe.data.name)
+    assert name.startswith(plain.name)
     for part in ("data", "synthetic", "caption", "audit", "evaluate"):
         assert getattr(recipe, part) == getattr(plain, part)
 
