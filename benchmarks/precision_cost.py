@@ -16,7 +16,7 @@ from pathlib import Path
 from data.files import read_json
 from flows.execution.server import prefect_server
 from flows.recipes import build_recipe
-from flows.study.table import SeedMean, seed_mean
+from flows.study.statistics.means import SeedMean, seed_mean
 from flows.summary import RunSummary
 
 PRECISIONS = ("no", "bf16")

@@ -68,6 +68,10 @@ SHARD: Final = _schema(
 )
 """One append-only shard of the caption store, keyed by image_sha256 within one captioner fingerprint."""
 
+WORDLESS: Final = "<no words>"
+"""The column caption of an image whose caption has no words, because an empty one is a missing one. Only the control
+`empty` of a study writes it. The text tower encodes it as an empty text: start and end token alone."""
+
 CAPTIONS: Final = _schema(
     ("image_path", pa.string()),
     ("image_sha256", pa.string()),

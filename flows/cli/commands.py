@@ -16,7 +16,7 @@ import typer
 from data.artifacts.stages import STAGES, StageName
 from flows.cli.corrections.commands import corrections
 from flows.cli.explain import explain
-from flows.cli.options import Cron, Home, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
+from flows.cli.options import Cron, Home, OptionalRecipe, Overrides, RecipeName, RecipeNames, Reread, Until, WatchCron
 from flows.cli.paper.commands import paper
 from flows.cli.release.export import export
 from flows.cli.retrieval.embed import embed
@@ -45,6 +45,8 @@ class StudyGroup(StrEnum):
     MAIN = "main"
     QUERIES = "queries"
     DEPTH = "depth"
+    SETTINGS = "settings"
+    JOINT = "joint"
     WHY = "why"
 
 
@@ -163,7 +165,7 @@ for _stage in STAGES[1:]:
 @app.command(rich_help_panel=_RESULTS)
 def study(
     *,
-    recipe: RecipeName = "benchmark",
+    recipe: OptionalRecipe = None,
     preset: Annotated[Literal["quick", "full"], typer.Option(help="How much to run.")] = "quick",
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Repetitions of each variant; the preset's if not given.")
@@ -182,17 +184,17 @@ def study(
     overrides: Overrides,
     home: Home = None,
 ) -> None:
-    """Train and compare methods and controls over several seeds.
+    """Train and compare methods and controls over several seeds; without RECIPE, in all worlds of the preset.
 
     Examples:
-    clip-scgi study --dry-run
-    clip-scgi study --preset full --groups main --groups why --out runs/study
+    clip-scgi study --preset full --dry-run
+    clip-scgi study benchmark --preset full --groups main --groups why --out runs/study
     """
-    from flows.cli.study import preset_recipe, run_study, study_config
+    from flows.cli.study import run_study, worlds_of
 
-    config = study_config(preset, seeds=seeds, groups=[group.value for group in groups], resample=not same_people)
-    studied = preset_recipe(recipe, preset, overrides)
-    raise typer.Exit(run_study(studied, config, home=home, out=out, dry_run=dry_run))
+    chosen = [group.value for group in groups]
+    worlds = worlds_of(recipe, preset, overrides, seeds=seeds, groups=chosen, resample=not same_people)
+    raise typer.Exit(run_study(worlds, home=home, out=out, dry_run=dry_run))
 
 
 @app.command(rich_help_panel=_RESULTS, no_args_is_help=True)

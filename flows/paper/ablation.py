@@ -14,9 +14,10 @@ from flows.recipes import Recipe
 from flows.report.page import page_environment
 from flows.report.scores import METRICS
 from flows.study.plan import FUSED, IMAGE, Comparison
+from flows.study.results.text import difference_text, mean_text
 from flows.study.rows import RunRow, finished, unfinished, without_cameras
-from flows.study.table import SeedMean, differences, variant_scores
-from flows.study.text import difference_text, mean_text
+from flows.study.statistics.means import SeedMean
+from flows.study.statistics.scores import differences, variant_scores
 from reid.evaluation.protocol import NO_CAMERAS
 
 VARIANTS: Final[Mapping[str, str]] = {
@@ -68,7 +69,7 @@ def ablation(rows: Sequence[RunRow], recipe: Recipe) -> Ablation:
 
 def _rows(rows: Sequence[RunRow]) -> list[AblationRow]:
     scores = {(each.variant, each.mode): each for each in variant_scores(rows)}
-    gains = {answer.comparison.left: answer.metrics["mAP"] for answer in differences(rows, _over_baseline())}
+    gains = {answer.comparison.left: answer.metrics["mAP"].seeds for answer in differences(rows, _over_baseline())}
     keys = [(name, mode) for name in VARIANTS for mode in (IMAGE, FUSED) if (name, mode) in scores]
     return [
         AblationRow(

@@ -13,7 +13,7 @@ from flows.report.charts import PALETTE, Chart, Curve, line_chart
 from flows.report.scores import METRICS
 from flows.study.plan import FUSED, IMAGE, Group
 from flows.study.rows import RunRow, finished, without_cameras
-from flows.study.table import SeedMean, seed_mean
+from flows.study.statistics.means import SeedMean, seed_mean
 from reid.evaluation.protocol import NO_CAMERAS
 
 SWEEPS: Final[Mapping[Group, tuple[str, str]]] = {

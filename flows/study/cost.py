@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.artifacts.fingerprint import canonical_json
 from data.stages.images import IndexedImages
 from flows.costs.steps import StepTime, full_steps, prompt_steps, training_steps
 from flows.study.run import Run
@@ -17,11 +17,19 @@ from reid.inputs.image_rows import read_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Cost of training alone, without drawing, captioning and evaluation. steps: sum over all `runs`."""
+    """Cost of training alone, without drawing, captioning and evaluation.
+
+    runs: distinct trainings. steps: of all runs, by world.
+    """
 
     runs: int
-    steps: int
+    steps: Mapping[str, int]
     seconds: float
+
+    @property
+    def all_steps(self) -> int:
+        """The number of steps in all worlds."""
+        return sum(self.steps.values())
 
 
 def estimate(runs: Sequence[Run]) -> Cost:
@@ -32,19 +40,20 @@ def estimate(runs: Sequence[Run]) -> Cost:
     """
     speeds: dict[str, StepTime] = {}
     sizes: dict[str, NDArray[np.int64]] = {}
-    steps, seconds = 0, 0.0
-    distinct = {_training_key(run): run for run in runs}
+    steps: Counter[str] = Counter()
+    seconds = 0.0
+    distinct = {run.turn: run for run in runs}
     for run in distinct.values():
-        labels = sizes.setdefault(run.inputs.run.images.ref.fingerprint, _labels(run.inputs.run.images))
-        speed = speeds.setdefault(run.train.method, full_steps(run.train, len(np.unique(labels))))
+        images = run.inputs.run.images
+        if images.ref.fingerprint not in sizes:
+            sizes[images.ref.fingerprint] = _labels(images)
+        labels, method = sizes[images.ref.fingerprint], run.train.method
+        if method not in speeds:
+            speeds[method] = full_steps(run.train, len(np.unique(labels)))
         taken = training_steps(run.train, labels)
-        steps += taken
-        seconds += taken * speed.step + prompt_steps(run.train, len(labels)) * speed.prompt_step
-    return Cost(runs=len(distinct), steps=steps, seconds=seconds)
-
-
-def _training_key(run: Run) -> tuple[str, str, str]:
-    return run.inputs.run.images.ref.fingerprint, run.variant.captions, canonical_json(run.train.identity())
+        steps[run.world] += taken
+        seconds += taken * speeds[method].step + prompt_steps(run.train, len(labels)) * speeds[method].prompt_step
+    return Cost(runs=len(distinct), steps=dict(steps), seconds=seconds)
 
 
 def _labels(images: IndexedImages) -> NDArray[np.int64]:

@@ -11,17 +11,21 @@ import pyarrow as pa
 from flows.report.scores import METRICS
 
 SCORES: Final = tuple(key for key, _ in METRICS)
-"""Metrics that a row has, as fractions."""
+"""Metrics of every row with a result, as fractions."""
+TEXT_SCORES: Final = ("t2i_mAP", "t2i_rank1", "t2i_rank5", "t2i_rank10")
+"""Metrics of search by sentence, as fractions. It has no inference mode: the row of image mode has them."""
 
 _TEXT, _NUMBER, _FRACTION, _FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 RUNS: Final = pa.schema(
     [
         pa.field(name, kind)
         for kind, names in (
-            (_TEXT, ("variant", "title", "group", "method", "captions")),
+            (_TEXT, ("world", "variant", "title", "group", "method", "captions")),
             (_NUMBER, ("seed",)),
             (_TEXT, ("status", "error", "mode")),  # mode: null without a result
-            (_FRACTION, ("mAP", "mINP", "rank1", "rank5", "rank10")),
+            (_FRACTION, (*SCORES, *TEXT_SCORES)),
+            (_TEXT, ("t2i_source",)),  # of the sentences: captions or dataset
+            (_NUMBER, ("t2i_sentences", "t2i_gallery")),
             (_FLAG, ("cgi", "cff")),
             (_NUMBER, ("inversion_tokens", "depth", "epochs", "steps")),
             (_FRACTION, ("seconds",)),
@@ -39,11 +43,12 @@ RUNS: Final = pa.schema(
 class RunRow:
     """One run of a study in one inference mode, or a run that failed or was skipped.
 
-    scores: metric -> fraction, empty without a result. seconds: of training; None where it was found finished or
-    resumed from a checkpoint. caption_artifact, train, evaluation: fingerprints. cameras: "unknown" in a
-    dataset without cameras. inversion_tokens (K), depth: of CGI.
+    world: name of the recipe. scores: metric -> fraction, empty without a result. seconds: of training; None where it
+    was found finished or resumed from a checkpoint. caption_artifact, train, evaluation: fingerprints. cameras:
+    "unknown" in a dataset without cameras. inversion_tokens (K), depth: of CGI.
     """
 
+    world: str
     variant: str
     title: str
     group: str
@@ -55,6 +60,9 @@ class RunRow:
     error: str | None = None
     mode: str | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    t2i_source: str | None = None
+    t2i_sentences: int | None = None
+    t2i_gallery: int | None = None
     cgi: bool | None = None
     cff: bool | None = None
     inversion_tokens: int | None = None
@@ -94,6 +102,11 @@ def finished(rows: Iterable[RunRow]) -> list[RunRow]:
 def unfinished(rows: Iterable[RunRow]) -> list[RunRow]:
     """Return the rows of runs without a result."""
     return [row for row in rows if not row.finished]
+
+
+def worlds_of(rows: Iterable[RunRow]) -> list[str]:
+    """Return the worlds of the rows, in their order."""
+    return list(dict.fromkeys(row.world for row in rows))
 
 
 def without_cameras(rows: Iterable[RunRow]) -> bool:

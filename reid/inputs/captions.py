@@ -20,6 +20,7 @@ from data.errors import DataError, counted
 from data.files import write_json
 from data.process.environment import exact_float32
 from data.progress import ProgressFn, silent
+from data.schemas import WORDLESS
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.backbone import RANDOM, BackboneConfig
 from reid.models.pretrained import weights_files
@@ -78,9 +79,8 @@ class TextStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write features.npy and text.json."""
-        features = encode_texts(
-            self.captions, config=self.config, seed=self.seed, device=self.device, progress=run.progress
-        )
+        texts = ["" if text == WORDLESS else text for text in self.captions]
+        features = encode_texts(texts, config=self.config, seed=self.seed, device=self.device, progress=run.progress)
         np.save(folder / "features.npy", features, allow_pickle=False)
         write_json(folder / "text.json", {"captions": len(self.captions), "width": features.shape[1]})
         return Produced()

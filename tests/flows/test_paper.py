@@ -46,6 +46,7 @@ def row(variant, seed, score, *, mode="image", **changes):
         "status": "ok",
         "scores": dict.fromkeys(SCORES, score / 100),
         "epochs": 1,
+        "world": "toy",
         "dataset": "toy",
     }
     return RunRow(variant=variant, seed=seed, mode=mode, **values | changes)

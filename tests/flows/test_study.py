@@ -19,16 +19,18 @@ from data.progress import silent
 from flows.cli.app import main
 from flows.cli.study import preset_recipe
 from flows.recipes import build_recipe, tiny_clip_reid
-from flows.study import run as study_run
 from flows.study.controls import TRUTH
 from flows.study.inputs import open_inputs
-from flows.study.page import write_results
+from flows.study.loop import do
 from flows.study.plan import COMPARISONS, GROUPS, PRESETS, VARIANTS, Comparison, StudyConfig, variants_of
-from flows.study.plots import accuracy_chart, sweep_chart
+from flows.study.plan.main import ORACLES, UNTRAINED
+from flows.study.results.page import ResultWriter
+from flows.study.results.plots import accuracy_chart, sweep_chart
+from flows.study.results.text import difference_text, mean_text
 from flows.study.rows import RUNS, SCORES, RunRow, unfinished
-from flows.study.run import do, plan
-from flows.study.table import differences, seed_mean, variant_scores
-from flows.study.text import difference_text, mean_text
+from flows.study.run import TURN, World, plan
+from flows.study.statistics.means import seed_mean
+from flows.study.statistics.scores import differences, variant_scores
 from flows.study.training import recipe_of, training_of
 from reid.evaluation.stage import EvaluateStage
 from reid.training.stage import TrainStage
@@ -58,13 +60,19 @@ def test_names_are_unique_and_every_comparison_can_be_made():
     base = build_recipe("benchmark").train
     for comparison in COMPARISONS:
         for name, mode in (comparison.left, comparison.right):
+            if name in (UNTRAINED, *ORACLES.values()):
+                assert mode == "image"
+                continue
             training = training_of(by_name[name], base, 0)
             assert mode == "image" or (training.method == "clip_scgi" and training.scgi.cff)
 
 
 def test_the_main_group_and_the_sweeps_are_complete():
     names = [variant.name for variant in variants_of(StudyConfig(groups=("main",)))]
-    assert names == ["baseline", "clip_reid", "cgi", "cff", "scgi", "shuffled", "true"]
+    assert names == [
+        *("baseline", "clip_reid", "cgi", "cff", "scgi"),
+        *("shuffled", "scattered", "constant", "empty", "true"),
+    ]
     base = build_recipe("benchmark").train
     sweeps = [training_of(variant, base, 0).scgi for variant in variants_of(StudyConfig(groups=("queries", "depth")))]
     assert [scgi.inversion_tokens for scgi in sweeps[:4]] == [1, 2, 4, 8]
@@ -159,6 +167,7 @@ def test_a_mean_over_seeds_worked_by_hand():
 def row(variant, seed, score, *, mode="image", status="ok", **changes):
     """One row of runs.parquet with `score` percent in every metric."""
     values = {
+        "world": "toy",
         "title": variant.upper(),
         "group": "main",
         "method": "clip_scgi",
@@ -195,7 +204,7 @@ def test_differences_are_paired_by_seed():
     (answer,) = differences(ROWS, [QUESTION, Comparison(question="?", left=("a", "image"), right=("c", "image"))])
     assert answer.seeds == 2
     assert answer.better == 2
-    found = answer.metrics["mAP"]
+    found = answer.metrics["mAP"].seeds
     assert found.values == pytest.approx((2.0, 4.0))
     # Mean 3, deviation sqrt(2), reach 12.7062 * sqrt(2) / sqrt(2).
     assert (found.mean, *found.interval) == pytest.approx((3.0, 3 - 12.7062, 3 + 12.7062), abs=1e-3)
@@ -214,7 +223,7 @@ def test_results_can_be_read_by_people_and_programs(tmp_path):
         for mode in ("image", "fused")
     ]
     comparable = [row(variant, seed, 50 + seed) for variant in ("scgi", "baseline") for seed in (0, 1)]
-    write_results(tmp_path, [*ROWS, *sweep, *comparable], {"recipe": {"data": {"root": "/secret/place"}}})
+    ResultWriter(tmp_path, {"recipe": {"data": {"root": "/secret/place"}}}).write([*ROWS, *sweep, *comparable])
     assert pq.read_schema(tmp_path / "runs.parquet").equals(RUNS)
     assert len(pd.read_parquet(tmp_path / "runs.parquet")) == len(ROWS) + len(sweep) + len(comparable)
     means = pd.read_csv(tmp_path / "table.csv").set_index(["variant", "mode"])
@@ -230,10 +239,10 @@ def test_results_can_be_read_by_people_and_programs(tmp_path):
     assert "<b>nan</b>" not in page
     assert "/secret/place" not in page
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
-    drawings = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert drawings == ["accuracy.svg", "differences.svg", "queries.svg"]
+    drawings = sorted(path.name for path in (tmp_path / "plots" / "toy").iterdir())
+    assert drawings == ["main-accuracy.svg", "main-differences.svg", "queries-sweep.svg"]
     for name in drawings:
-        assert ElementTree.parse(tmp_path / "plots" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        assert ElementTree.parse(tmp_path / "plots" / "toy" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def styled(element) -> dict[str, str]:
@@ -270,7 +279,7 @@ def test_the_narrow_drawing_is_as_wide_as_a_phone():
 def test_a_verdict_is_colored_only_where_its_interval_excludes_zero(tmp_path, points, color):
     rows = [row("baseline", seed, 50) for seed in (0, 1, 2)]
     rows += [row("scgi", seed, 50 + gain) for seed, gain in enumerate(points)]
-    write_results(tmp_path, rows, {})
+    ResultWriter(tmp_path, {}).write(rows)
     cells = re.findall(r'<td class="(up|down|even)">', (tmp_path / "study.html").read_text())
     assert cells == [color]
 
@@ -278,7 +287,7 @@ def test_a_verdict_is_colored_only_where_its_interval_excludes_zero(tmp_path, po
 def test_unknown_cameras_are_told_in_every_table(tmp_path):
     scored = [row(name, seed, 50 + seed) for name in ("clip_scgi", "clip_baseline") for seed in (1, 2)]
     for folder, rows in (("known", scored), ("unknown", [replace(one, cameras="unknown") for one in scored])):
-        write_results(tmp_path / folder, rows, {})
+        ResultWriter(tmp_path / folder, {}).write(rows)
         for file in ("study.md", "study.html"):
             told = "valuated without the camera rule" in (tmp_path / folder / file).read_text()
             assert told == (folder == "unknown")
@@ -286,7 +295,7 @@ def test_unknown_cameras_are_told_in_every_table(tmp_path):
 
 
 def test_nothing_finished_is_still_a_page(tmp_path):
-    write_results(tmp_path, [ROWS[-1]], {})
+    ResultWriter(tmp_path, {}).write([ROWS[-1]])
     assert "no run has finished" in (tmp_path / "study.html").read_text()
     assert accuracy_chart([]) is None
     assert sweep_chart([], "depth") is None
@@ -302,7 +311,7 @@ def home(tmp_path_factory):
 
 def some_runs(home, *names, seeds=1, groups=("main",)):
     recipe, config = build_recipe("benchmark", SMALL), StudyConfig(seeds=seeds, groups=groups)
-    found = plan(ArtifactStore(home), recipe, config, silent)
+    found = plan(ArtifactStore(home), [World(recipe, config)], silent)
     return [run for run in found if run.variant.name in names]
 
 
@@ -321,7 +330,7 @@ def test_runs_become_rows_and_are_found_again(home, tmp_path, monkeypatch):
     assert all(0 <= item.scores["mAP"] <= 1 for item in rows)
     assert all(item.seconds > 0 for item in rows if item.variant != "untrained")
     assert len({item.dataset_hash for item in rows}) == 2, "each seed has people of its own"
-    write_results(tmp_path, rows, {})
+    ResultWriter(tmp_path, {}).write(rows)
     assert {answer.comparison.left[0] for answer in differences(rows)} == set(), "nothing to compare here"
 
     monkeypatch.setattr(TrainStage, "produce", refuse)
@@ -349,7 +358,7 @@ def test_a_failed_run_is_a_row_and_the_others_go_on(home, monkeypatch, caplog):
     assert first.rows[0].status == "failed"
     assert first.rows[0].error == "DataError: too dark to see"
     assert second.rows[0].status == "ok"
-    assert "long_baseline, seed 0 failed" in caplog.text
+    assert "long_baseline, seed 0, benchmark failed" in caplog.text
 
 
 def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
@@ -375,7 +384,7 @@ def test_a_run_that_another_process_does_is_left_for_the_end(home):
     runs = some_runs(home, "baseline", "true")
     found = list(do(runs, silent))
     assert [done.run.variant.name for done in found] == ["baseline", "true"]
-    with try_lock(ArtifactStore(home), study_run.TURN, runs[0].turn) as is_free:
+    with try_lock(ArtifactStore(home), TURN, runs[0].turn) as is_free:
         assert is_free
         assert [done.run.variant.name for done in do(runs, silent)] == ["true", "baseline"]
 
@@ -383,7 +392,7 @@ def test_a_run_that_another_process_does_is_left_for_the_end(home):
 def test_while_a_run_is_done_no_other_process_begins_it(home):
     runs = some_runs(home, "baseline", "true")
     for done in do(runs, silent):
-        with try_lock(ArtifactStore(home), study_run.TURN, done.run.turn) as is_free:
+        with try_lock(ArtifactStore(home), TURN, done.run.turn) as is_free:
             assert not is_free
     assert len({run.turn for run in runs}) == 2
 
@@ -423,8 +432,8 @@ def test_a_dry_run_prints_the_cost_and_trains_nothing(tmp_path, capsys):
     arguments = ["study", "--home", str(tmp_path), "--seeds", "1", "--out", str(tmp_path / "out"), "--dry-run"]
     assert main([*arguments, *settings]) == 0
     shown = capsys.readouterr().out
-    assert "7 runs, 7 of them pending" in shown
-    assert "steps in 7 runs" in shown
+    assert "10 runs, 10 of them pending" in shown
+    assert "steps in 10 runs" in shown
     assert "not included: captioning of 1 dataset and evaluation; their time is unknown before the" in shown
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "stages" / "train").exists()

@@ -1,43 +1,26 @@
-"""The controls of a study: captions that were not written for their image.
-
-``ShuffleStage`` gives every training image a caption of another identity: any remaining gain does not come from the
-content of the captions. ``TrueStage`` writes exactly what is visible in a synthetic image, the best that a captioner
-could do. Both are pure functions of their inputs and write captions.parquet like the caption stage.
-"""
+"""Captions of other people: shuffled by person or image by image, each moved with its whole row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from captioning.attributes.parse import parse_caption
-from captioning.prompts.templates import compose
-from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_captions
-from data.artifacts.fingerprint import digest
+from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.store import ArtifactRef, Produced
 from data.config import Config
-from data.errors import DataError, counted
-from data.files import write_table
+from data.errors import DataError
 from data.people import is_junk
 from data.schemas import CAPTIONS, SCHEMA_VERSION
-from data.slots import SLOTS
 from data.stages.stage import Ingredients, RunContext, Stage
-
-STAGE: Final = "caption_control"
-STAGE_VERSION: Final = 2
-TRUTH: Final = "attributes.parquet"
-"""File that `data.synthetic` writes next to its images: per image, the value of each slot and its visibility."""
+from flows.study.controls.write import STAGE, STAGE_VERSION, write_captions
 
 _PLACE: Final = ("image_path", "image_sha256", "split", "pid", "camid")
-_SHOWN: Final = 5
-_TRUE_MODEL: Final = "clip-scgi/true-attributes"
 
 Indices = NDArray[np.int64]
 
@@ -86,12 +69,7 @@ class ShuffleStage(Stage):
         source[train] = train[exchange(pids[train], seed=self.config.seed, unit=self.config.unit)]
         moved = table.take(pa.array(source))
         columns = {name: (table if name in _PLACE else moved)[name] for name in CAPTIONS.names}
-        return _write(folder, pa.table(columns))
-
-
-def _write(folder: Path, captions: pa.Table) -> Produced:
-    write_table(folder / CAPTIONS_FILE, captions, CAPTIONS)
-    return Produced(contents=contents_of_captions(captions))
+        return write_captions(folder, pa.table(columns))
 
 
 def _by_content(table: pa.Table, rows: Indices) -> Indices:
@@ -131,62 +109,3 @@ def _scatter(pids: Indices, rng: np.random.Generator) -> Indices:
             partner = rng.choice(partners)
             source[[image, partner]] = source[[partner, image]]
     return source
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrueStage(Stage):
-    """Caption every synthetic image with its visible attributes, using the template of the paper.
-
-    The images are a synthetic dataset with attributes.parquet in its root. `make` raises DataError when that file lacks
-    an image.
-    """
-
-    name: ClassVar[str] = STAGE
-
-    def ingredients(self, run: RunContext) -> Ingredients:
-        """Return the images and the file of their attributes."""
-        return {
-            "control": "true",
-            "images": run.images.ref.digests_of(IMAGES_FILE),
-            "truth": run.store.memo.digest_folder(run.images.root, [TRUTH])[TRUTH],
-            "schema_version": SCHEMA_VERSION,
-            "version": STAGE_VERSION,
-        }
-
-    def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
-        """Write captions.parquet."""
-        index, path = run.images.rows("path", "sha256", "split", "pid", "camid"), run.images.root / TRUTH
-        truth = {row["path"]: row for row in pq.read_table(path).to_pylist()}
-        unknown = [image for image in index["path"].to_pylist() if image not in truth]
-        if unknown:
-            raise DataError(
-                f"{path} lacks {counted(len(unknown), 'image')}, such as {', '.join(unknown[:_SHOWN])}; "
-                "true captions need a dataset with only images drawn by data.synthetic.world"
-            )
-        constant = _true_provenance(self.ingredients(run))
-        rows = [constant | _true_row(image, truth[image["path"]]) for image in index.to_pylist()]
-        return _write(folder, pa.Table.from_pylist(rows, schema=CAPTIONS))
-
-
-def _true_provenance(ingredients: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "status": "ok",
-        "template_id": "scgi",
-        "model_id": _TRUE_MODEL,
-        "model_revision": str(ingredients["truth"])[:32],
-        "captioner_fingerprint": digest(dict(ingredients))[:32],
-        "truncated": False,
-    }
-
-
-def _true_row(image: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, Any]:
-    text = compose({slot: truth[slot] for slot in SLOTS if truth[f"visible_{slot}"]})
-    slots = parse_caption(text)
-    return {
-        "image_path": image["path"],
-        "image_sha256": image["sha256"],
-        **{name: image[name] for name in ("split", "pid", "camid")},
-        "caption": text,
-        "raw_text": text,
-        **{f"attr_{slot}": slots[slot] for slot in SLOTS},
-    }

@@ -1,51 +1,68 @@
-"""The charts of a study: every variant with its seeds and interval, the differences against zero, and the sweeps."""
+"""The charts of one world: variants with their seeds and intervals, differences against zero, and the sweeps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 from flows.report.charts import PALETTE, Chart, Curve, Estimate, Key, interval_chart, line_chart
+from flows.study.results.world import GROUP_TITLES, WorldResult
 from flows.study.rows import RunRow, finished
-from flows.study.table import Difference, SeedMean, VariantScores, seed_mean
+from flows.study.statistics.means import SeedMean, seed_mean
+from flows.study.statistics.scores import Difference, VariantScores
 
-_MODE_COLORS: Final = {"image": PALETTE[0], "fused": PALETTE[1]}
-_OTHER: Final = PALETTE[2]
+_TEXT: Final = "search by sentence"
+_MODE_COLORS: Final = {"image": PALETTE[0], "fused": PALETTE[1], _TEXT: PALETTE[2]}
+_OTHER: Final = PALETTE[3]
 _KEYS: Final = tuple(Key(label=mode, color=color) for mode, color in _MODE_COLORS.items())
 _SWEEPS: Final = {
     "queries": ("CLIP-SCGI over K", "K, inversion tokens"),
     "depth": ("CLIP-SCGI over depth", "depth, cross-attention blocks"),
 }
+Metric = Literal["mAP", "t2i_mAP"]
 
 
 class Plot(NamedTuple):
-    """A chart with the name of its file, without suffix."""
+    """A chart with the name of its file, without suffix: that of its group, and what it shows."""
 
     name: str
     chart: Chart
 
 
-def plots(rows: Sequence[RunRow], variants: Sequence[VariantScores], answers: Sequence[Difference]) -> list[Plot]:
-    """Return the charts that the results allow. variants, answers: the statistics of `rows`."""
-    found = {
-        "accuracy": accuracy_chart([each for each in variants if each.group in ("main", "why")]),
-        "differences": difference_chart(answers),
-        "queries": sweep_chart(rows, "queries"),
-        "depth": sweep_chart(rows, "depth"),
-    }
-    return [Plot(name, chart) for name, chart in found.items() if chart is not None]
+def plots(result: WorldResult) -> list[Plot]:
+    """Return the charts that the results of a world allow."""
+    return [Plot(name, chart) for name, chart in _charts(result) if chart is not None]
 
 
-def accuracy_chart(variants: Sequence[VariantScores]) -> Chart | None:
-    """Return the mAP of every variant and mode with its seeds."""
+def _charts(result: WorldResult) -> Iterator[tuple[str, Chart | None]]:
+    for group in result.groups:
+        if group in _SWEEPS:
+            yield f"{group}-sweep", sweep_chart(result.rows, group)
+            continue
+        about, variants, answers = GROUP_TITLES[group], result.variants_in(group), result.answers_in(group)
+        yield f"{group}-accuracy", accuracy_chart(variants, about)
+        yield f"{group}-text", accuracy_chart(variants, about, "t2i_mAP")
+        yield f"{group}-differences", difference_chart(answers, about)
+
+
+def accuracy_chart(variants: Sequence[VariantScores], about: str = "", metric: Metric = "mAP") -> Chart | None:
+    """Return a metric of every variant and mode that has it, with its seeds. about: title of the group."""
     return interval_chart(
-        [_estimate(each.title, each.mode, _within_percent(each.metrics["mAP"])) for each in variants],
-        title="Accuracy",
+        [
+            _estimate(each.title, each.mode if metric == "mAP" else _TEXT, _within_percent(each.metrics[metric]))
+            for each in variants
+            if metric in each.metrics
+        ],
+        title=_title(about, "accuracy" if metric == "mAP" else _TEXT),
         x_label="mAP, percent",
         keys=_KEYS,
         note="Dots: seeds. Dark stroke: their mean. Bar: 95 % t-interval of the mean, cut at 0 and 100.",
     )
+
+
+def _title(about: str, what: str) -> str:
+    return f"{about}: {what}" if about else what.capitalize()
 
 
 def _within_percent(part: SeedMean) -> SeedMean:
@@ -61,11 +78,11 @@ def _estimate(label: str, mode: str, part: SeedMean) -> Estimate:
     return Estimate(label=label, color=color, values=part.values, mean=part.mean, interval=part.interval)
 
 
-def difference_chart(answers: Sequence[Difference]) -> Chart | None:
-    """Return the paired differences of mAP against zero."""
+def difference_chart(answers: Sequence[Difference], about: str = "") -> Chart | None:
+    """Return the paired differences against zero, each in the metric that decides it."""
     return interval_chart(
-        [_estimate(each.comparison.question, each.comparison.left[1], each.metrics["mAP"]) for each in answers],
-        title="Paired differences",
+        [_estimate(each.comparison.question, _decided_in(each), each.decisive.seeds) for each in answers],
+        title=_title(about, "paired differences"),
         x_label="mAP, points",
         keys=_KEYS,
         zero=True,
@@ -74,7 +91,11 @@ def difference_chart(answers: Sequence[Difference]) -> Chart | None:
     )
 
 
-def sweep_chart(rows: Sequence[RunRow], setting: Literal["queries", "depth"]) -> Chart | None:
+def _decided_in(answer: Difference) -> str:
+    return answer.comparison.left[1] if answer.comparison.metric == "mAP" else _TEXT
+
+
+def sweep_chart(rows: Sequence[RunRow], setting: str) -> Chart | None:
     """Return mAP over the setting that the variants of the group of that name change, one curve per mode."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in finished(rows):

@@ -1,0 +1,1 @@
+"""Results of a study: tables as text, charts, and the page."""

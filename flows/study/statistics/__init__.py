@@ -1,0 +1,1 @@
+"""Statistics of a study: means over seeds, paired differences, their intervals, and what they can see."""
