@@ -188,7 +188,7 @@ def study(
 
     Examples:
     clip-scgi study --preset full --dry-run
-    clip-scgi study benchmark --preset full --groups main --groups why --out runs/study
+    clip-scgi study benchmark --groups main --groups why --out runs/study
     """
     from flows.cli.study import run_study, worlds_of
 
