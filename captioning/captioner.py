@@ -22,11 +22,16 @@ SERVER_ENGINE_VERSION: Final = 1
 """The same for the engine that uses a server."""
 
 IMPORTED_ENGINE_VERSION: Final = 1
-"""The same for the engine that uses no model."""
+"""The same for the engine that takes captions from corrections."""
+
+DATASET_ENGINE_VERSION: Final = 1
+"""The same for the engine that takes the sentences of the dataset."""
 
 TINY_FOLDER: Final = Path(__file__).parent / "weights" / "tiny_llava"
 IMPORTED: Final = "imported"
 """Id of the captioner of engine imported, which writes no text."""
+DATASET: Final = "dataset"
+"""Id of the captioner of engine dataset, which is whoever wrote the sentences of the dataset."""
 
 _HUB_ID: Final = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -81,8 +86,9 @@ def identify(config: CaptionConfig, memo: DigestMemo, form: ChatForm | None = No
     form: how a model from the hub is prompted (`captioning.hub.known_form`); None if that is not known here yet.
     """
     if config.engine == "imported":
-        nobody: dict[str, Any] = {"engine": [IMPORTED, IMPORTED_ENGINE_VERSION]}
-        return Captioner(fingerprint=digest(nobody)[:32], model_id=IMPORTED, model_revision="", ingredients=nobody)
+        return _without_model(IMPORTED, {"engine": [IMPORTED, IMPORTED_ENGINE_VERSION]})
+    if config.engine == "dataset":
+        return _without_model(DATASET, {"engine": [DATASET, DATASET_ENGINE_VERSION], "sentence": config.sentence})
     model = _on_server(config) if config.engine == "openai" else _local(config, memo, form)
     ingredients = {
         "template": config.prompt_template.digest,
@@ -96,6 +102,10 @@ def identify(config: CaptionConfig, memo: DigestMemo, form: ChatForm | None = No
         model_revision=model.revision,
         ingredients=ingredients,
     )
+
+
+def _without_model(name: str, ingredients: dict[str, Any]) -> Captioner:
+    return Captioner(fingerprint=digest(ingredients)[:32], model_id=name, model_revision="", ingredients=ingredients)
 
 
 class _Model(NamedTuple):

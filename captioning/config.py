@@ -23,7 +23,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "8bit", "4bit"]
 Decoding = Literal["free", "slots"]
 ImageTokens = Literal["all", "body", "body_only"]
-EngineName = Literal["transformers", "openai", "imported"]
+EngineName = Literal["transformers", "openai", "imported", "dataset"]
 
 
 class ServerConfig(Config):
@@ -80,7 +80,10 @@ class CaptionConfig(Config):
 
     engine: EngineName = "transformers"
     """transformers: run the model in this process. openai: use a server with the OpenAI chat API. imported: use no
-    model and take every caption from `clip-scgi corrections import`; needs caption.corrections=use."""
+    model and take every caption from `clip-scgi corrections import`; needs caption.corrections=use. dataset: use no
+    model and take the sentences that come with the dataset; needs caption.template=free."""
+    sentence: int = Field(default=0, ge=0)
+    """dataset: which sentence of each image is its caption, from 0. An image with fewer sentences has no caption."""
     model: str = Field(default=TINY, min_length=1)
     """"tiny" (embedded), a folder with a LLaVA (model type llava, llava_next or llava_onevision), or a hub id such as
     llava-hf/llava-1.5-7b-hf. With engine openai: the name of any model on the server."""
@@ -142,19 +145,18 @@ class CaptionConfig(Config):
     def identity(self) -> dict[str, Any]:
         """Return the fields that can change a result.
 
-        `image_tokens` and `corrections` only if they are not "all" and "ignore", so that artifacts from before these
-        settings are found.
+        `image_tokens`, `corrections` and `sentence` only if they are not the default, so that artifacts from before
+        these settings are found.
         """
         fields = super().identity()
-        defaults = (("image_tokens", "all"), ("corrections", "ignore"))
+        defaults = (("image_tokens", "all"), ("corrections", "ignore"), ("sentence", 0))
         return {name: value for name, value in fields.items() if (name, value) not in defaults}
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.engine == "imported":
-            problems = self._import_problems()
-        else:
-            problems = [*self._server_problems(), *self._decoding_problems(), *self._image_token_problems()]
+        problems = self._text_problems()
+        if self.uses_model:
+            problems += [*self._server_problems(), *self._decoding_problems(), *self._image_token_problems()]
         if self.model == TINY and self.revision is not None:
             problems.append(
                 ("revision", "only hub ids have a revision, the embedded model does not; set {at}revision=null")
@@ -162,10 +164,17 @@ class CaptionConfig(Config):
         raise_settings(problems)
         return self
 
-    def _import_problems(self) -> list[tuple[str, str]]:
-        if self.corrections == "use":
-            return []
-        return [("corrections", "engine imported takes every caption from them; set {at}corrections=use")]
+    def _text_problems(self) -> list[tuple[str, str]]:
+        """Return the problems of the settings of engines without a model."""
+        problems = []
+        if self.engine == "imported" and self.corrections == "ignore":
+            problems.append(("corrections", "engine imported takes every caption from them; set {at}corrections=use"))
+        if self.engine == "dataset" and self.prompt_template.pattern:
+            remedy = "set {at}template=free"
+            problems.append(("template", f"the sentences of a dataset do not follow {self.template}; {remedy}"))
+        if self.engine != "dataset" and self.sentence:
+            problems.append(("sentence", f"has no effect with engine {self.engine}, only with dataset; remove it"))
+        return problems
 
     def _server_problems(self) -> list[tuple[str, str]]:
         if self.engine != "openai":
@@ -219,6 +228,11 @@ class CaptionConfig(Config):
     def token_limit(self) -> int:
         """Maximum number of generated tokens."""
         return self.max_new_tokens or self.prompt_template.max_new_tokens
+
+    @property
+    def uses_model(self) -> bool:
+        """True if a model writes the captions, here or on a server."""
+        return self.engine in ("transformers", "openai")
 
     @property
     def local_device(self) -> str:

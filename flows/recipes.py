@@ -189,6 +189,21 @@ def msmt17() -> Recipe:
     return _published("msmt17")
 
 
+def cuhk_pedes() -> Recipe:
+    """CUHK-PEDES: CLIP-SCGI on ViT-B/16 as published, with the dataset's own sentences as captions (set data.root)."""
+    return _described("cuhk_pedes")
+
+
+def icfg_pedes() -> Recipe:
+    """ICFG-PEDES: CLIP-SCGI on ViT-B/16 as published, with the dataset's own sentences as captions (set data.root)."""
+    return _described("icfg_pedes")
+
+
+def rstpreid() -> Recipe:
+    """RSTPReid: CLIP-SCGI on ViT-B/16 as published, with the dataset's own sentences as captions (set data.root)."""
+    return _described("rstpreid")
+
+
 def manifest() -> Recipe:
     """Your own images, listed in a Parquet or CSV file in data.root, with the published models and settings."""
     return _published("manifest")
@@ -211,6 +226,12 @@ def _published(reader: Reader) -> Recipe:
         caption=CaptionConfig(model=_LLAVA),
         train=published_training("clip_scgi"),
     )
+
+
+def _described(reader: Reader) -> Recipe:
+    """Return a published recipe whose captions are the sentences of the dataset."""
+    caption = CaptionConfig(engine="dataset", template="free", model=_LLAVA)
+    return _published(reader).model_copy(update={"caption": caption})
 
 
 def _variant(
@@ -244,12 +265,22 @@ _PUBLISHED: Final[dict[str, tuple[str, Callable[[], TrainConfig]]]] = {
 _VARIANTS: Final = (
     *(_variant(base, name, *what) for base in (demo, pku_reid, folders) for name, what in _TINY.items()),
     *(_variant(base, name, *what) for base in (market1501, msmt17, manifest) for name, what in _PUBLISHED.items()),
+    *(
+        _variant(base, name, *_PUBLISHED[name])
+        for base in (cuhk_pedes, icfg_pedes, rstpreid)
+        for name in ("clip_reid", "baseline")
+    ),
 )
 _SYNTHETIC: Final = (demo, benchmark, benchmark_language, benchmark_domain, benchmark_clothes)
 
 RECIPES: Final[dict[str, Callable[[], Recipe]]] = {
     recipe.__name__: recipe
-    for recipe in (*_SYNTHETIC, pku_reid, folders, images, market1501, msmt17, manifest, *_VARIANTS)
+    for recipe in (
+        *_SYNTHETIC,
+        *(pku_reid, folders, images),
+        *(market1501, msmt17, cuhk_pedes, icfg_pedes, rstpreid, manifest),
+        *_VARIANTS,
+    )
 }
 """Recipe by name. A dataset's bare name is CLIP-SCGI; other methods append their name."""
 

@@ -43,7 +43,7 @@ def uncaptioned(run: RunContext, config: CaptionConfig) -> list[Pending]:
 
     Raises WeightsError if the model is missing.
     """
-    if config.engine == "imported":
+    if not config.uses_model:
         return []
     captioner = identify(pin_offline(config, run.store.root), run.store.memo)
     snapshot = Snapshot(CaptionStore(run.store.root, captioner))

@@ -12,6 +12,7 @@ from typing import ClassVar, Final
 from captioning.captioner import Captioner, identify
 from captioning.config import CaptionConfig
 from captioning.hub import known_form, pin_offline, pin_or_fetch
+from captioning.stage.sentences import described, sentences_digest
 from captioning.stage.view import view
 from captioning.stage.worker import Failure, Paths, Worker
 from captioning.store.claims import buckets_of_part
@@ -79,6 +80,7 @@ class CaptionStage(Stage):
             "model": [captioner.model_id, captioner.model_revision],
             "template_id": self.config.prompt_template.id,
             "cleaning": self.config.cleaning.identity(),
+            **({"sentences": sentences_digest(run.images)} if self.config.engine == "dataset" else {}),
         }
 
     def settled(self, run: RunContext) -> CaptionStage:
@@ -91,6 +93,8 @@ class CaptionStage(Stage):
         captioner = _captioner(run, self.config)
         if self.config.engine == "imported":
             return partial(_write_missing, run, captioner, self.config)
+        if self.config.engine == "dataset":
+            return partial(_write_sentences, run, captioner, self.config)
         if captioner.ingredients != ingredients["captioner"]:
             raise _model_changed(self.config)
         worker = _worker(run, captioner, self.config)
@@ -128,6 +132,14 @@ def _write_missing(run: RunContext, captioner: Captioner, config: CaptionConfig,
     return Captioned(note="no captioning model", contents=contents_of_captions(table))
 
 
+def _write_sentences(run: RunContext, captioner: Captioner, config: CaptionConfig, folder: Path, _: Path) -> Captioned:
+    """Write captions.parquet with the sentences of the dataset."""
+    table = described(run.images, captioner, config)
+    write_table(folder / CAPTIONS_FILE, table, table.schema)
+    note = f"{counted(table.num_rows - table['caption'].null_count, 'sentence')} of the dataset"
+    return Captioned(note=note, contents=contents_of_captions(table))
+
+
 def _note(generated: int, reused: int, failed: int) -> str:
     note = f"{counted(generated, 'caption')} generated, {reused} reused"
     return f"{note}, {failed} failed" if failed else note
@@ -143,7 +155,7 @@ def caption_part(run: RunContext, config: CaptionConfig, *, part: int = 0, of: i
     bucket. Raises the errors of `CaptionStage.make`, and ConfigError if `part` does not exist.
     """
     buckets = buckets_of_part(part, of)
-    if config.engine == "imported":
+    if not config.uses_model:
         return PartOutcome(generated=0, failed=0)
     config = pin_or_fetch(config, run.store.root)
     worker = _worker(run, _captioner(run, config), config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,23 +22,31 @@ from data.slots import SLOTS
 def view(
     index: pa.Table, known: pa.Table, failed: Mapping[str, Failure], captioner: Captioner, config: CaptionConfig
 ) -> pa.Table:
-    """Return one row (schemas.CAPTIONS) per image of `index` (schemas.IMAGES), in its order.
+    """Return captions.parquet (`caption_table`) from a store.
 
-    The label is added if the index has it. known: rows of the store. failed: image sha256 -> why it has no caption.
-    Raises RetryableError for an image that is in neither.
+    known: rows of the store. failed: image sha256 -> why it has no caption. Raises RetryableError for an image that is
+    in neither.
     """
     by_image = {row["image_sha256"]: row for row in known.to_pylist()}
-    by_image |= {image: _failed(failure) for image, failure in failed.items() if image not in by_image}
+    by_image |= {image: failed_row(failure) for image, failure in failed.items() if image not in by_image}
     gone = set(index["sha256"].to_pylist()) - by_image.keys()
     if gone:
         raise RetryableError(
             f"the captions of {counted(len(gone), 'image')} disappeared from the store during captioning; run again"
         )
+    return caption_table(index, [by_image[sha256] for sha256 in index["sha256"].to_pylist()], captioner, config)
+
+
+def caption_table(
+    index: pa.Table, replies: Sequence[Mapping[str, Any]], captioner: Captioner, config: CaptionConfig
+) -> pa.Table:
+    """Return one row (schemas.CAPTIONS) per image of `index` (schemas.IMAGES), in its order.
+
+    The label is added if the index has it. replies: one row of a store, or `failed_row`, per image.
+    """
     constant = _provenance(captioner, config)
-    rows = [
-        constant | _reading(by_image[image["sha256"]]) | _place(image)
-        for image in index.select(["path", "sha256", "split", "pid", "camid"]).to_pylist()
-    ]
+    images = index.select(["path", "sha256", "split", "pid", "camid"]).to_pylist()
+    rows = [constant | _reading(reply) | _place(image) for image, reply in zip(images, replies, strict=True)]
     _clean(rows, config)
     table = pa.Table.from_pylist(rows, schema=CAPTIONS)
     return table.append_column(LABEL, index[LABEL.name]) if LABEL.name in index.column_names else table
@@ -56,7 +64,8 @@ def _provenance(captioner: Captioner, config: CaptionConfig) -> dict[str, Any]:
     }
 
 
-def _failed(failure: Failure) -> dict[str, Any]:
+def failed_row(failure: Failure) -> dict[str, Any]:
+    """Return the columns of a store's row for an image without a caption."""
     return {"raw_text": None, "status": failure.status, "error": failure.error}
 
 

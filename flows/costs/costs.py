@@ -163,6 +163,8 @@ def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
 def _captioning_work(plan: Plan, images: _Images | None) -> str:
     if plan.caption.engine == "imported":
         return "no model: captions are imported"
+    if plan.caption.engine == "dataset":
+        return "no model: captions are sentences of the dataset"
     if images is None or images.pending is None:
         return counted(len(plan.rows.pid) if images is None else images.total, "image")
     known = images.total - len(images.pending)

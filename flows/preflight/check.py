@@ -24,6 +24,7 @@ from flows.preflight.dataset import (
     evaluation_problems,
     identity_problems,
     label_problems,
+    sentence_problems,
     split_problems,
     validation_problems,
 )
@@ -77,6 +78,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("data", split_problems, "rows"),
     Rule("data", evaluation_problems, "index"),
     Rule("data", correction_problems, "index"),
+    Rule("data", sentence_problems, "index"),
     Rule("sampler", identity_problems, "rows"),
     Rule("sampler", validation_problems, "rows"),
     Rule("sampler", camera_problems, "rows"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final
 
 import numpy as np
 
 from captioning.corrections.record import Correction
 from captioning.corrections.store import Corrections
+from captioning.stage.sentences import captions_of_dataset
 from data.errors import counted
 from data.people import JUNK, cameras_known
 from data.splits import TRAIN
@@ -142,7 +143,7 @@ def correction_problems(plan: Plan) -> Iterator[str]:
 
 
 def _import_problems(plan: Plan) -> Iterator[str]:
-    table = plan.run.images.rows("sha256", "split", "pid")
+    table = plan.run.images.rows("path", "sha256")
     written = {sha256 for sha256, entry in _corrections(plan).items() if entry.text is not None}
     file = "clip-scgi corrections import FILE --recipe RECIPE"
     if not written:
@@ -151,17 +152,45 @@ def _import_problems(plan: Plan) -> Iterator[str]:
             f" {plan.caption.prompt_template.id}: import some with {file}, or set caption.engine=transformers"
         )
         return
+    pairs = zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+    captioned = {path for path, sha256 in pairs if sha256 in written}
+    yield from _uncaptioned(plan, captioned, "imported caption", f"import more with {file}, or ")
+
+
+def sentence_problems(plan: Plan) -> Iterator[str]:
+    """Yield a dataset without sentences, or with too few, for a run that takes its captions from them."""
+    is_read = "caption" in plan.stages or ("train" in plan.stages and plan.train.needs_captions)
+    if plan.caption.engine != "dataset" or not is_read:
+        return
+    captioned = set(captions_of_dataset(plan.run.images, plan.caption.sentence))
+    if captioned:
+        yield from _uncaptioned(plan, captioned, f"sentence number {plan.caption.sentence}", "")
+    elif captions_of_dataset(plan.run.images, 0):
+        yield (
+            f"caption.sentence={plan.caption.sentence}: no image has so many sentences (the first is number 0): set"
+            " caption.sentence=0"
+        )
+    else:
+        yield (
+            f"caption.engine=dataset: the dataset {plan.data.label} has no sentences (data.reader={plan.data.reader}):"
+            " set caption.engine=transformers and caption.template=scgi"
+        )
+
+
+def _uncaptioned(plan: Plan, captioned: Set[str], what: str, remedy: str) -> Iterator[str]:
+    """Yield a share of training images without a caption that training does not accept. captioned: paths."""
+    table = plan.run.images.rows("path", "split", "pid")
     rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-    trained = [(sha256, pid) for sha256, split, pid in rows if split == TRAIN and pid != JUNK]
+    trained = [(path, pid) for path, split, pid in rows if split == TRAIN and pid != JUNK]
     pids = [pid for _, pid in trained]
     if plan.train.validation.holds_out and not batch_problems(pids, plan.train):
         held_out = held_out_identities(pids, plan.train)
-        trained = [(sha256, pid) for sha256, pid in trained if pid not in held_out]
-    absent = sum(sha256 not in written for sha256, _ in trained)
+        trained = [(path, pid) for path, pid in trained if pid not in held_out]
+    absent = sum(path not in captioned for path, _ in trained)
     if "train" in plan.stages and plan.train.needs_captions and absent > plan.train.max_uncaptioned * len(trained):
         yield (
-            f"caption.engine=imported: {absent:,} of {len(trained):,} training images have no imported caption, more"
-            f" than train.max_uncaptioned={plan.train.max_uncaptioned:g}: import more with {file}, or set"
+            f"caption.engine={plan.caption.engine}: {absent:,} of {len(trained):,} training images have no {what}, more"
+            f" than train.max_uncaptioned={plan.train.max_uncaptioned:g}: {remedy}set"
             f" train.max_uncaptioned={math.ceil(100 * absent / len(trained)) / 100:g}"
         )
 

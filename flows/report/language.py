@@ -25,7 +25,7 @@ _STATUS_MEANINGS: Final = {
     "truncated": "the reply reached the token limit",
     "image_error": "the image could not be read, so the text is missing",
     "server_error": "the captioning server sent no usable reply, so the text is missing",
-    "missing": "no caption was imported",
+    "missing": "no caption was imported, or the dataset has no such sentence",
     "wrong": "a person marked the text as wrong, so it is not used",
 }
 _CARD_ROWS: Final = {
