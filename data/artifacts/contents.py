@@ -65,8 +65,7 @@ def image_contents(images: ArtifactRef) -> Contents:
 
     train: (pid, camid, sha256) of the training images, independent of order. test: the same, with the split, of queries
     and gallery. ranked: the rows of queries and gallery in order, which a ranking lists, with their paths and whether
-    each shows a person (this can depend on the training images, see `data.people`). sentences: those of queries and
-    gallery in order, with their paths; only for a dataset with sentences.
+    each shows a person (this can depend on the training images, see `data.people`).
     """
     return _recorded(images, IMAGES_FILE, lambda file: contents_of_images(pq.read_table(file)))
 
@@ -91,13 +90,6 @@ def contents_of_images(table: pa.Table) -> dict[str, str]:
         "test": _digest(sorted((row[0], *row[2:]) for row in tested)),
         "ranked": _digest(ranked),
     }
-
-
-def contents_of_sentences(images: pa.Table, sentences: pa.Table) -> dict[str, str]:
-    """Compute the digest ``sentences`` of `image_contents` from the rows of images.parquet and sentences.parquet."""
-    tested = {path for split, path in _rows(images, ("split", "path")) if split != TRAIN}
-    rows = _rows(sentences, ("image_path", "number", "sentence"))
-    return {"sentences": _digest(row for row in rows if row[0] in tested)}
 
 
 def contents_of_captions(captions: pa.Table | RowSource, *, block: int = BLOCK_ROWS) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import pyarrow as pa
 
-from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, contents_of_images, contents_of_sentences
+from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, contents_of_images
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
 from data.datasets import DatasetConfig, assign_splits, read_dataset
@@ -101,12 +101,8 @@ class IndexStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the files."""
-        images, sentences = _write(folder, self.found), _sentences(self.found)
-        contents = contents_of_images(images)
-        if sentences.num_rows:
-            write_table(folder / SENTENCES_FILE, sentences, SENTENCES)
-            contents |= contents_of_sentences(images, sentences)
-        return Produced(note=self.found.note, contents=contents)
+        images = _write(folder, self.found)
+        return Produced(note=self.found.note, contents=contents_of_images(images))
 
 
 def index(
@@ -287,6 +283,9 @@ def _write(folder: Path, found: Survey) -> pa.Table:
     write_table(folder / IMAGES_FILE, images, schema)
     rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
     write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
+    sentences = _sentences(found)
+    if sentences.num_rows:
+        write_table(folder / SENTENCES_FILE, sentences, SENTENCES)
     if found.split_by_rule:
         write_split(folder / SPLIT_FILE, found.records)
     write_json(folder / DESCRIPTION_FILE, found.description)

@@ -10,6 +10,7 @@ from data.datasets import DatasetConfig, scan_dataset
 from data.errors import DataError
 from data.people import UNKNOWN_CAMERA
 from data.readers.text_search import reader as readers
+from data.readers.text_search.annotations import Annotation
 from tests.helpers.data_trees import CUHK_PEDES, TEXT_SEARCH, described, litter, put, text_search
 
 
@@ -238,34 +239,44 @@ PUBLISHED = {
 
 def full_size(reader):
     """Return rows of the published size: images per identity as equal as possible."""
-    key, rows = TEXT_SEARCH[reader][1], []
+    rows = []
     for split, shift in (("train", 1), ("test", 20000)):
         identities, images = PUBLISHED[reader][split]
         extra = PUBLISHED[reader]["sentences"] - images if split == "test" else 0
-        rows += [
-            described(split, shift + number % identities, f"{split}{number}_c1_0.jpg", "A.", path_key=key)
-            for number in range(images)
-        ]
-        for number in range(extra):
-            rows[-1 - number % images]["captions"].append("B.")
+        for number in range(images):
+            texts = ("A.",) * (1 + extra // images + (number < extra % images))
+            path = f"{split}{number}_c1_0.jpg"
+            rows.append(Annotation("row", path, split, shift + number % identities, texts, 0))
     return rows
 
 
-@pytest.mark.parametrize("reader", sorted(PUBLISHED))
-def test_sizes_are_the_published_ones(reader, tmp_path, monkeypatch):
-    monkeypatch.setattr(readers.PathGate, "admit", lambda gate, path: path)
-    (tmp_path / "imgs").mkdir()
-    rows, name = full_size(reader), TEXT_SEARCH[reader][0]
+@pytest.fixture
+def notices_of(tmp_path, monkeypatch):
+    """Return a function that returns the notices about published sizes for rows whose images need not exist."""
+    monkeypatch.setattr(readers, "image_path", lambda gate, path: path)
 
-    def notices(some):
-        write(tmp_path, some, name)
+    def notices(reader, rows):
+        monkeypatch.setattr(readers, "read_annotations", lambda *_: iter(rows))
+        (tmp_path / "imgs").mkdir(exist_ok=True)
+        write(tmp_path, [], TEXT_SEARCH[reader][0])
         return [notice for notice in scan(reader, tmp_path).notices if "published" in notice]
 
-    assert notices(rows) == []
-    (few,) = notices([*rows[:-1], rows[-1] | {"captions": ["A."] * (len(rows[-1]["captions"]) + 1)}])
-    assert f"sentences; published: {PUBLISHED[reader]['sentences']:,}" in few
-    (fewer,) = notices(rows[1:])
+    return notices
+
+
+@pytest.mark.parametrize("reader", sorted(PUBLISHED))
+def test_sizes_are_the_published_ones(reader, notices_of):
+    rows = full_size(reader)
+    assert notices_of(reader, rows) == []
+    (fewer,) = notices_of(reader, rows[1:])
     identities, images = PUBLISHED[reader]["train"]
     assert f"{images - 1:,} images of {identities:,} identities; published: {images:,} of {identities:,}" in fewer
-    (part,) = notices(rows[: len(rows) // 4])
-    assert f"published images of {reader}: results are not comparable" in part
+
+
+def test_other_sentences_and_a_part_of_a_dataset_are_noticed(notices_of):
+    rows = full_size("rstpreid")
+    (few,) = notices_of("rstpreid", [*rows[:-1], rows[-1]._replace(sentences=("A.",))])
+    assert few.startswith("rstpreid test: 1,999 sentences; published: 2,000. Results are not comparable")
+    (part,) = notices_of("rstpreid", rows[: len(rows) // 4])
+    assert part.startswith("4,876 of the 19,505 published images of rstpreid: results are not comparable")
+    assert notices_of("rstpreid", rows[:100]) == []
