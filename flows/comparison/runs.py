@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from data.artifacts.fingerprint import digest_file
-from data.artifacts.inventory import Entry, take_inventory
 from data.artifacts.store import SIDECAR, ArtifactStore, read_uses
 from data.errors import ConfigError, DataError
 from data.files import read_json
+from flows.naming import Kind, folder_named
 
 EVALUATE: Final = "evaluate"
 METRICS_FILE: Final = "metrics.json"
 RANKINGS_FILE: Final = "rankings.parquet"
-_SHOWN: Final = 5
+_EVALUATION: Final = Kind(
+    command="compare",
+    stages=(EVALUATE,),
+    file=METRICS_FILE,
+    one="an evaluation",
+    many="evaluations",
+    done="evaluated",
+)
 
 
 class RowName(NamedTuple):
@@ -87,43 +94,10 @@ def find_run(name: Path | str, store: ArtifactStore) -> Run:
         ConfigError: no evaluation has that name, or several have.
         DataError: the files of the evaluation are missing, damaged or changed.
     """
-    folder = name if isinstance(name, Path) else _folder(name, store)
+    folder = name if isinstance(name, Path) else folder_named(name, store, _EVALUATION)
     run = _read(str(name), folder.expanduser())
     _check_files(run.folder)
     return run
-
-
-def _folder(name: str, store: ArtifactStore) -> Path:
-    entries = [entry for entry in take_inventory(store, EVALUATE).entries if entry.state == "finished"]
-    found = [entry.folder for entry in entries if name and _is_start(name, entry)]
-    if _is_evaluation(name):
-        found.append(Path(name).expanduser())
-    of_recipe = [entry for entry in entries if any(use["recipe"] == name for use in read_uses(entry.folder))]
-    found += [entry.folder for entry in of_recipe[-1:]]
-    distinct = list(dict.fromkeys(folder.resolve() for folder in found))
-    if len(distinct) == 1:
-        return distinct[0]
-    if distinct:
-        shown = ", ".join(map(str, distinct[:_SHOWN]))
-        raise ConfigError(f"compare: {name!r} names {len(distinct)} evaluations ({shown}); give one of these folders")
-    recipes = sorted({use["recipe"] for entry in entries for use in read_uses(entry.folder)})
-    known = f"recipes evaluated there: {', '.join(recipes)}" if recipes else "no recipe has been evaluated there"
-    raise ConfigError(
-        f"compare: {name!r} does not name an evaluation: it is not a folder with {METRICS_FILE}, and neither the "
-        f"fingerprint of an evaluate artifact in {store.root} nor a recipe evaluated there; {known}. "
-        "`clip-scgi artifacts ls --stage evaluate` lists the evaluations"
-    )
-
-
-def _is_start(name: str, entry: Entry) -> bool:
-    return f"{EVALUATE}/{entry.fingerprint}".startswith((name, f"{EVALUATE}/{name}"))
-
-
-def _is_evaluation(name: str) -> bool:
-    try:
-        return bool(name) and (Path(name).expanduser() / METRICS_FILE).is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, the home of an unknown user, with a NUL
-        return False
 
 
 def _read(name: str, folder: Path) -> Run:

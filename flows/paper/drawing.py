@@ -70,8 +70,18 @@ def words_of(text: str, limit: int | None = None) -> list[str]:
 
 
 def lines_of(pen: Pen, text: str, width: float, ink: Color, limit: int | None = None) -> list[Line]:
-    """Return the lines of `text`, wrapped at `width` pixels, with their color."""
-    return [(line, ink) for line in pen.wrapped(words_of(text, limit), width)]
+    """Return the lines of `text`, wrapped at `width` pixels, with their color.
+
+    The words of a text that runs from right to left are in the order in which they are drawn, from left to right.
+    """
+    step = -1 if _runs_left(text) else 1
+    return [(line[::step], ink) for line in pen.wrapped(words_of(text, limit), width)]
+
+
+def _runs_left(text: str) -> bool:
+    """Return True if the first character with a direction is of a script that runs from right to left."""
+    directions = (unicodedata.bidirectional(character) for character in text)
+    return next((each for each in directions if each in ("L", "R", "AL")), "L") != "L"
 
 
 def write_lines(pen: Pen, left: float, top: float, lines: Sequence[Line]) -> float:

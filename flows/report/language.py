@@ -19,7 +19,7 @@ from data.slots import COLORS, NONE, SLOTS
 from flows.report.gather import Row, counts, draw_evenly, read_rows, take_rows
 
 SLOT_NAMES: Final = {slot: slot.replace("_", " ") for slot in SLOTS}
-_STATUS_MEANINGS: Final = {
+STATUS_MEANINGS: Final = {
     "ok": "parsed into attributes",
     "unparsed": "the text does not mention a known attribute",
     "truncated": "the reply reached the token limit",
@@ -28,6 +28,7 @@ _STATUS_MEANINGS: Final = {
     "missing": "no caption was imported, or the dataset has no such sentence",
     "wrong": "a person marked the text as wrong, so it is not used",
 }
+"""Status of a caption -> its meaning."""
 _CARD_ROWS: Final = {
     "person": ("gender", "age"),
     "upper": ("upper_color", "upper_type"),
@@ -196,7 +197,7 @@ def caption_section(
         total=len(rows),
         n_ok=sum(row["status"] == "ok" for row in rows),
         statuses=[
-            Tally(name=status, count=count, meaning=_STATUS_MEANINGS.get(status, ""))
+            Tally(name=status, count=count, meaning=STATUS_MEANINGS.get(status, ""))
             for status, count in counts(row["status"] for row in rows)
         ],
         cards=cards([good[at] for at in good_at]),

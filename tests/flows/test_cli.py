@@ -182,7 +182,7 @@ def test_there_are_commands():
     artifacts = {f"artifacts {verb}" for verb in ("gc", "ls", "show", "verify")}
     galleries = {f"gallery {verb}" for verb in ("add", "info", "remove", "search")}
     corrections = {f"corrections {verb}" for verb in ("export", "import", "info", "log")}
-    papers = {f"paper {verb}" for verb in ("ablation", "sweep", "top10")}
+    papers = {f"paper {verb}" for verb in ("ablation", "captions", "sweep", "top10")}
     others = {"demo", "manifest", "deploy", "serve"}
     assert set(ALL_COMMANDS) == {*stages, *looking, *artifacts, *galleries, *corrections, *papers, *others}
 

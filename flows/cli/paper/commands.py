@@ -147,3 +147,33 @@ def top10(
         images=images,
         different_galleries=different_galleries,
     )
+
+
+@paper.command("captions", no_args_is_help=True)
+def captions(
+    *,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="CAPTIONS", help="Captions: a recipe for its newest ones, a fingerprint, or a folder of them."
+        ),
+    ],
+    identities: Annotated[int, typer.Option(min=1, max=40, help="Number of people.")] = 6,
+    each: Annotated[int, typer.Option(min=1, max=12, help="Images per person.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the people and their images.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the gallery.")] = Path("runs/paper"),
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The images of the dataset, if they were moved since they were indexed."),
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Show people with their captions, and mark what the captions of one person disagree on.
+
+    Example: clip-scgi paper captions demo --identities 3 --each 5
+    """
+    from flows.cli.paper.figures import make_captions
+
+    make_captions(
+        name, home=home, out=out, choice={"identities": identities, "each": each, "seed": seed}, images=images
+    )

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from captioning.audit.contact_sheet import SheetConfig
 from data.config import build_config
 from flows.cli.inputs import artifact_store
 from flows.comparison.compare import compare
 from flows.comparison.runs import find_run
+from flows.naming import folder_named
+from flows.paper import caption_figure
+from flows.paper.captions import CAPTIONS, COMMAND, gallery
 from flows.paper.top10 import Top10Config, figure, write_figure
 from flows.preflight.disk import check_output
 from flows.terminal import notice_line, plain_console
@@ -33,6 +37,14 @@ def make_top10(
     comparison = compare(runs, store, models=models, modes=modes, different_galleries=different_galleries)
     shown = figure(comparison, store, config, images)
     _announce(write_figure(out, shown), [*shown.problems, *shown.notices])
+
+
+def make_captions(name: str, *, home: Path | None, out: Path, choice: Mapping[str, int], images: Path | None) -> None:
+    """Write the gallery of the captions that `name` names to `out`. choice: fields of `SheetConfig`."""
+    config = build_config(SheetConfig, dict(choice), COMMAND)
+    check_output(out, "--out")
+    store = artifact_store(home)
+    _announce(*caption_figure.write_figure(out, gallery(folder_named(name, store, CAPTIONS), store, config, images)))
 
 
 def _announce(written: Sequence[Path], notices: Sequence[str]) -> None:
