@@ -38,7 +38,7 @@ class AblationRow:
 
     metrics: percent over seeds. gain: mAP minus that of the baseline, paired by seed, in points; None for the baseline
     and where no seed has both. published: dataset -> figures of the variant, whose inference mode is unknown. is_first:
-    whether the rows before are of other variants.
+    whether the rows before are of other variants. evaluations: fingerprints, by seed.
     """
 
     variant: str
@@ -49,6 +49,7 @@ class AblationRow:
     gain: SeedMean | None
     published: Mapping[str, Published]
     is_first: bool
+    evaluations: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,16 @@ def _rows(rows: Sequence[RunRow]) -> list[AblationRow]:
             gain=gains.get((name, mode)),
             published=PUBLISHED[name],
             is_first=all(other != name for other, _ in keys[:at]),
+            evaluations=[evaluations[seed] for seed in sorted(evaluations)],
         )
         for at, (name, mode) in enumerate(keys)
+        for evaluations in [evaluations_of(rows, name)]
     ]
+
+
+def evaluations_of(rows: Sequence[RunRow], variant: str) -> dict[int, str]:
+    """Return seed -> fingerprint of the evaluation of `variant`."""
+    return {row.seed: row.evaluation for row in finished(rows) if row.variant == variant and row.evaluation}
 
 
 def _over_baseline() -> list[Comparison]:
@@ -163,7 +171,7 @@ def _columns(row: AblationRow) -> dict[str, Any]:
     found |= {"gain_mean": row.gain.mean if row.gain else None, "gain_low": low, "gain_high": high}
     for dataset, figures in row.published.items():
         found |= {f"published_{dataset}_mAP": figures.mean_ap, f"published_{dataset}_rank1": figures.rank1}
-    return found
+    return found | {"evaluations": " ".join(row.evaluations)}
 
 
 def _page(table: Ablation) -> str:

@@ -70,7 +70,7 @@ def overrides(words: list[str]) -> list[str]:
     return [value for flag, value in pairwise(words) if flag == "--set" and "=" in value]
 
 
-GROUPS = ("artifacts", "corrections", "gallery")
+GROUPS = ("artifacts", "corrections", "gallery", "paper")
 """The words that are followed by another word of a command."""
 
 

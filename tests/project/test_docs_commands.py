@@ -12,16 +12,17 @@ import pandas as pd
 import pytest
 
 from data.artifacts.fingerprint import digest_file
-from data.artifacts.store import ArtifactStore
+from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.schemas import CAPTIONS
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.cli.app import main
+from reid.training.stage import TrainStage
 from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
 from tests.helpers.small_models import write_model
-from tests.helpers.small_runs import SMALL_WORLD
+from tests.helpers.small_runs import ON_CPU, SMALL_WORLD
 
-PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/export.md", "docs/gpu.md")
+PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/export.md", "docs/gpu.md", "docs/paper.md")
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
 BLOCKS = {page: re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for page, text in TEXTS.items()}
 COMMANDS = {page: [line.strip() for block in blocks for line in block.splitlines()] for page, blocks in BLOCKS.items()}
@@ -32,7 +33,7 @@ RUNNABLE = list(
         command
         for commands in COMMANDS.values()
         for command in commands
-        if command.startswith("clip-scgi") and not command.startswith(("clip-scgi artifacts", "clip-scgi gallery"))
+        if command.startswith("clip-scgi") and command.split()[1] not in ("artifacts", "gallery", "paper")
     )
 )
 NEEDS_WEIGHTS = ("market1501", "manifest_clip_reid")
@@ -149,6 +150,51 @@ def test_the_gallery_commands_work_one_after_the_other(people, tmp_path, monkeyp
     assert "images pass the filter and were compared" in shown
     assert re.search(r"[1-9]\d* images removed", shown) or "did you mean" in shown
     assert "<img" in (tmp_path / "hits.html").read_text(encoding="utf-8")
+
+
+SMALL_STUDY = [*SMALL_WORLD, *ON_CPU, "train.schedule.epochs=1", "train.schedule.warmup_epochs=0",
+               "train.schedule.milestones=[]", "train.batch.identities=3"]  # fmt: skip
+ONE_SEED = ["--seeds", "1", *(part for setting in SMALL_STUDY for part in ("--set", setting))]
+
+
+def stand_in_for_the_demo(store: ArtifactStore) -> None:
+    """Let the evaluations and captions of `store` be those of the recipe demo."""
+    for stage in ("evaluate", "caption"):
+        for made in store.sidecars(stage):
+            ref = ArtifactRef(stage=stage, fingerprint=made.fingerprint, content="", path=str(made.folder))
+            store.record_use(ref, dataset="demo", recipe="demo")
+
+
+def test_the_paper_commands_train_nothing_twice(people, tmp_path, monkeypatch, capsys):
+    """Run them one after the other in one artifact root, with few people and one seed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
+    trained, real = [], TrainStage.produce
+    monkeypatch.setattr(TrainStage, "produce", lambda stage, *place: trained.append(stage) or real(stage, *place))
+    shown = []
+    for command in COMMANDS["docs/paper.md"]:
+        words = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
+        if "market1501" in words:
+            assert main(words) == 1
+            assert "clip_224.openai" in capsys.readouterr().err, "the weights do not exist here"
+            continue
+        if words[1] in ("top10", "captions"):
+            stand_in_for_the_demo(ArtifactStore(tmp_path / "home"))
+        else:
+            words += ONE_SEED
+        assert main(words) == 0, capsys.readouterr().err
+        shown.append(capsys.readouterr().out)
+    assert len(shown) >= 6
+    assert len(trained) == 4 + 3, "K = 2 is CLIP-SCGI of the ablation, and dry runs train nothing"
+    assert {path.name for path in (tmp_path / "runs/paper").iterdir()} == {
+        *("ablation.html", "ablation.md", "ablation.csv", "queries.svg", "queries.png", "sweep.csv"),
+        *("top10.html", "top10.png", "captions.html", "captions.png"),
+    }
+    follow = re.search(r"^top ten   clip-scgi (paper top10 .*)$", shown[1], re.MULTILINE)[1]
+    assert main(shlex.split(follow)) == 0
+    assert main(["paper", "ablation", *ONE_SEED]) == 0
+    assert "nothing to train" in capsys.readouterr().out
+    assert len(trained) == 7
 
 
 def test_the_listed_recipes_command(tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from flows.cli.study import exit_status, run_variants
-from flows.paper.ablation import MARKDOWN, PAGE, VARIANTS, ablation, write_ablation
+from flows.paper.ablation import MARKDOWN, PAGE, VARIANTS, ablation, evaluations_of, write_ablation
 from flows.paper.sweep import SWEEPS, sweep_note, write_sweep
 from flows.preflight.disk import check_output
 from flows.recipes import Recipe
@@ -36,7 +37,20 @@ def make_ablation(recipe: Recipe, config: StudyConfig, *, home: Path | None, out
     console = plain_console()
     console.print((out / MARKDOWN).read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
     console.print(f"page      {(out / PAGE).resolve()}", highlight=False, soft_wrap=True)
+    command = _next_command(rows, home)
+    if command:
+        console.print(f"top ten   {command}", highlight=False, soft_wrap=True)
     return exit_status(rows)
+
+
+def _next_command(rows: Sequence[RunRow], home: Path | None) -> str:
+    """Return the command that compares the baseline with CLIP-SCGI for the first seed that has both, or ""."""
+    first, second = (evaluations_of(rows, variant) for variant in ("baseline", "scgi"))
+    shared = sorted(first.keys() & second.keys())
+    if not shared:
+        return ""
+    place = ["--home", str(home)] if home else []
+    return shlex.join(["clip-scgi", "paper", "top10", first[shared[0]][:8], second[shared[0]][:8], *place])
 
 
 def make_sweep(recipe: Recipe, config: StudyConfig, *, home: Path | None, out: Path, dry_run: bool) -> int:
