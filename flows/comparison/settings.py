@@ -15,8 +15,7 @@ from data.errors import DataError, counted
 from flows.comparison.runs import Run
 from flows.reasons.tables import CAPTIONS, corrected_captions
 from reid.config.evaluate import EvaluateConfig
-from reid.config.train import TrainConfig
-from reid.config.trained import read_trained
+from reid.config.trained import read_trained, trained_config
 
 _ABSENT: Final = "–"
 _CORRECT: Final = "correct"
@@ -73,7 +72,7 @@ def _training(run: Run, store: ArtifactStore) -> dict[str, str]:
         return {}
     try:
         trained = read_trained(folder)
-        settings = dict(_texts(TrainConfig.model_validate(trained["config"]), "train."))
+        settings = dict(_texts(trained_config(trained), "train."))
     except (DataError, OSError, KeyError, TypeError, ValidationError):  # written by another version
         return {}
     provenance = trained.get("provenance", {})

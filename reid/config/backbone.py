@@ -12,8 +12,8 @@ from data.config import Config
 from data.errors import raise_settings
 from reid.clip_files.grids import Grid, patch_grid
 from reid.clip_files.pickles import PICKLES, pickle_remedy
+from reid.config.numbers import Size
 
-Size = Annotated[int, Field(ge=1)]
 Activation = Literal["quick_gelu", "gelu"]
 
 PATCH: Final = 16

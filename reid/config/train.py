@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -13,46 +13,15 @@ from pydantic_core import PydanticCustomError
 from data.config import RUNTIME, SECRET, Config, RuntimeStr
 from data.device import Device
 from data.errors import raise_settings
-from reid.config.backbone import BackboneConfig, Size
+from reid.config.backbone import RANDOM, BackboneConfig
+from reid.config.numbers import Count, Rate, Share, Size, Weight
 from reid.config.renamed import RenamedConfig
-
-Count = Annotated[int, Field(ge=0)]
-Weight = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from reid.config.scgi import ScgiConfig
 
 Method = Literal["clip_scgi", "clip_reid", "clip_baseline"]
 
 FP16_PROBLEM = "train.precision=fp16 needs a GPU; set train.precision=bf16, or train.precision=no"
 """What is wrong with this precision on the CPU."""
-
-
-class ScgiConfig(RenamedConfig):
-    """Settings of CLIP-SCGI (arXiv:2410.09382), with the published value where the paper gives one."""
-
-    group = "train.scgi"
-
-    cgi: bool = True
-    """Caption-guided inversion: put a pseudo-word, computed from image and caption, into the prompt. If off, the prompt
-    is the fixed "A photo of a person" and L_con contrasts images with their captions."""
-    cff: bool = True
-    """Contextual feature fusion: an embedding from prompt tokens that attend to image tokens. If off, there is no fused
-    embedding and only the image embedding is trained."""
-    inversion_tokens: Size = 2
-    """K, learnable tokens that attend to the patches in CGI (published best of 1, 2, 4, 8: 2)."""
-    depth: Size = 1
-    """Cross-attention blocks in CGI (published: 1)."""
-    fusion_depth: Count = 2
-    """Self-attention blocks in CFF (published: 2)."""
-    fusion_tokens: Literal["raw", "refined"] = "raw"
-    """Keys and values of CFF: image tokens as they are, or multiplied by the caption feature. The paper does not say.
-    Inference has no caption, so it cannot use what "refined" trains."""
-    pairing: Literal["identity", "image"] = "identity"
-    """Positives of L_con: the prompts of all images of the identity, or of the image itself. The paper does not say."""
-    temperature: Rate = 0.07
-    """Divides the cosine similarities of L_con. The paper does not say; CLIP starts at 0.07."""
-    fixed_prompt_ratio: Share = 0.0
-    """Share of the training images for which CFF gets the fixed prompt of test time instead of the composed prompt."""
 
 
 class PromptConfig(RenamedConfig):
@@ -95,6 +64,18 @@ class LossConfig(Config):
     """Label smoothing: share of the target that is distributed over all identities."""
     margin: Annotated[float, Field(ge=0)] | None = 0.3
     """Triplet margin in feature units; null selects the soft-margin form."""
+    distill_weight: Weight = 0.0
+    """Weight of the distillation of CLIP's joint space (clip_scgi only): how far the similarities of the batch's images
+    and captions have moved from those of the image tower before training, as KL divergence in both directions."""
+    distill_temperature: Rate = 0.01
+    """Divides the cosine similarities of the distillation. CLIP's models were trained down to 0.01."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that can change a result; the distillation is left out where it is off."""
+        fields = super().identity()
+        if self.distill_weight:
+            return fields
+        return {name: value for name, value in fields.items() if not name.startswith("distill_")}
 
 
 class BatchConfig(Config):
@@ -217,6 +198,13 @@ class TrainConfig(Config):
     sie: Weight = 0.0
     """Coefficient of a learned camera embedding added to the class token (SIE of TransReID; CLIP-ReID: 1). 0 turns it
     off. A model with it only encodes images of the cameras it was trained on."""
+    retrieval_head: Literal["joint", "separate"] = "joint"
+    """Feature beside the last layer that L_id and L_tri see and that retrieval uses: CLIP's joint feature, as in
+    CLIP-ReID, or a separate projection of the last class token, so that the joint feature, which sentences are compared
+    with, is moved less."""
+    blend: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the trained weights in the image tower of the model; the rest are its weights before training (WiSE-FT,
+    arXiv:2109.01903). Interpolated once at the end, and for each evaluation during training. New modules are not."""
     loss: LossConfig = LossConfig()
     """Weights and constants of the loss terms."""
     batch: BatchConfig = BatchConfig()
@@ -254,6 +242,7 @@ class TrainConfig(Config):
         skip = ignored.get(self.method, {"prompts", "scgi", "max_uncaptioned"})
         if not self.validation.every:
             skip = {*skip, "validation"}  # without evaluations it changes nothing
+        skip = {*skip, *(name for name in _NEWER if getattr(self, name) == type(self).model_fields[name].default)}
         return {name: value for name, value in super().identity().items() if name not in skip}
 
     @field_validator("tracking_uri")
@@ -278,23 +267,35 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        problems = []
-        if self.method == "clip_scgi" and self.scgi.fusion_tokens == "refined" and not self.scgi.cgi:
-            message = "refined tokens are made by CGI; set {at}scgi.cgi=true or {at}scgi.fusion_tokens=raw"
-            problems.append(("scgi.fusion_tokens", message))
+        problems = [*self.scgi.problems()] if self.method == "clip_scgi" else []
         if self.sie and self.backbone.name == "rn50":
             problems.append(("sie", "camera embeddings need a vision transformer; set {at}sie=0 for rn50"))
         if self.validation.mode == "fused" and not (self.method == "clip_scgi" and self.scgi.cff):
             message = '"fused" needs {at}method=clip_scgi and {at}scgi.cff=true; set {at}validation.mode=image'
             problems.append(("validation.mode", message))
-        raise_settings([*problems, *self._loss_problems()])
+        raise_settings([*problems, *self._joint_space_problems(), *self._loss_problems()])
         return self
+
+    def _joint_space_problems(self) -> Iterator[tuple[str, str]]:
+        if self.loss.distill_weight and self.method != "clip_scgi":
+            message = f"compares images with captions, which {self.method} does not read"
+            yield "loss.distill_weight", f"{message}; set {{at}}loss.distill_weight=0 or {{at}}method=clip_scgi"
+        if self.retrieval_head == "separate" and self.method == "clip_scgi" and self.scgi.supervised == "fused":
+            message = '"separate" has no loss if L_id and L_tri see the fused embedding only'
+            yield "retrieval_head", f"{message}; set {{at}}retrieval_head=joint or {{at}}scgi.supervised=both"
+        if self.blend < 1 and self.backbone.weights == RANDOM:
+            message = f"the weights before training are random ({{at}}backbone.weights={RANDOM})"
+            yield "blend", f"{message}, and a mixture with them is useless; set {{at}}blend=1"
 
     def _loss_problems(self) -> Iterator[tuple[str, str]]:
         loss = self.loss
         contrast = 0.0 if self.method == "clip_baseline" else loss.contrast_weight
-        if not (loss.id_weight or loss.triplet_weight or contrast):
+        if not (loss.id_weight or loss.triplet_weight or contrast or loss.distill_weight):
             message = (
                 f"every loss term of {self.method} has weight 0, so nothing is trained; set {{at}}loss.id_weight=1"
             )
             yield "loss.id_weight", message
+
+
+_NEWER: Final = ("retrieval_head", "blend")
+"""Settings that fingerprints leave out at their defaults, because many artifacts are older."""

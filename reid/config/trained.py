@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
 from data.files import read_json
+from reid.config.scgi import BEFORE_PROMPT_END
+from reid.config.train import TrainConfig
 
 CONFIG_FILE: Final = "config.json"
 RECORDED_FILE: Final = "recorded.json"
@@ -62,3 +64,14 @@ def read_trained(folder: Path) -> TrainedModel:
     """Return config.json of the train artifact in `folder`. Raises DataError if the file is damaged."""
     content: TrainedModel = read_json(folder / CONFIG_FILE)
     return content
+
+
+def trained_config(trained: TrainedModel) -> TrainConfig:
+    """Return the config that a model was trained with.
+
+    A config of an earlier version lacks newer settings. Their defaults are what training did at that time, except for
+    the end of CLIP-SCGI's prompts.
+    """
+    written = {**trained["config"]}
+    scgi = {"prompt_end": BEFORE_PROMPT_END, **written.get("scgi", {})}
+    return TrainConfig.model_validate({**written, "scgi": scgi})

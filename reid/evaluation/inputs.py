@@ -11,7 +11,7 @@ from data.errors import WeightsError
 from data.files import read_json
 from data.stages.images import IndexedImages
 from reid.config.train import TrainConfig
-from reid.config.trained import TrainedModel, read_trained
+from reid.config.trained import TrainedModel, read_trained, trained_config
 from reid.inputs.captions import weights_identity
 
 EvaluatedModel = ArtifactRef | TrainConfig
@@ -32,7 +32,7 @@ def config_of(model: EvaluatedModel) -> TrainConfig:
     """Return the config of a model."""
     if isinstance(model, TrainConfig):
         return model
-    return TrainConfig.model_validate(read_trained(model.folder)["config"])
+    return trained_config(read_trained(model.folder))
 
 
 def model_identity(model: EvaluatedModel, store: ArtifactStore) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def model_identity(model: EvaluatedModel, store: ArtifactStore) -> dict[str, Any
     described = read_trained(model.folder)
     return {
         **_file_digest(model),
-        "config": digest(TrainConfig.model_validate(described["config"]).identity()),
+        "config": digest(trained_config(described).identity()),
         "identities": len(described["identities"]),
         "weights": digest(_provenance(described).get("weights")),
     }
@@ -103,7 +103,7 @@ def untrained_problem(model: ArtifactRef, store: ArtifactStore) -> str:
     The weights that the training started from may be missing on this machine, or be other ones.
     """
     described = read_trained(model.folder)
-    config = TrainConfig.model_validate(described["config"])
+    config = trained_config(described)
     try:
         here = weights_identity(store, config.backbone, config.seed)
     except WeightsError as error:

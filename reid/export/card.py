@@ -20,8 +20,9 @@ _PARTS: Final = {
     "cgi": "caption-guided inversion, used in training only",
     "fused_head": "batch-norm neck and identity classifier of the fused feature, used in training only",
     "heads": "batch-norm necks and identity classifiers, used in training only",
-    "plain_1TD": 'the encoded prompt "A photo of a person" of the mode `fused`',
+    "plain_1TD": "the encoded fixed prompt of the mode `fused`",
     "prompt": "the fixed words around the pseudo-word, used in training only",
+    "retrieval": "projection of the last class token to the retrieval feature, part of the mode `image`",
     "texts_CD": "features of the learned prompts, used in training only",
 }
 

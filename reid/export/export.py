@@ -153,9 +153,10 @@ def _open_clip_notes(job: _Job) -> Iterator[str]:
             "and differ from this model's."
         )
     fused = " and `fused`" if "fused" in job.embedder.modes else ""
+    beside = "joint feature" if job.facts.config.retrieval_head == "joint" else "feature of the retrieval head"
     yield (
         "open_clip's image feature is the mode `joint`. It does not return the retrieval feature `image` (class token "
-        f"of the last layer and joint feature side by side){fused}."
+        f"of the last layer and {beside} side by side){fused}."
     )
 
 

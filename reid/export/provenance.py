@@ -18,7 +18,7 @@ from data.files import read_json
 from data.stages.images import DESCRIPTION_FILE, DatasetDescription
 from reid.config.backbone import BackboneConfig
 from reid.config.train import TrainConfig
-from reid.config.trained import Provenance, Training, read_trained
+from reid.config.trained import Provenance, Training, read_trained, trained_config
 from reid.evaluation.intervals import Interval, query_scores_of, score_intervals
 from reid.training.checkpoint import MODEL
 
@@ -99,7 +99,7 @@ def model_facts(model: ArtifactRef, store: ArtifactStore) -> ModelFacts:
     any more, or damaged, are left out.
     """
     described = read_trained(model.folder)
-    config = TrainConfig.model_validate(described["config"])
+    config = trained_config(described)
     origin = described.get("provenance")
     captions = origin["captions"] if origin else None
     return ModelFacts(

@@ -7,7 +7,8 @@ Shapes: B batch, L image tokens (class token first), T text tokens, V vision wid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -118,9 +119,25 @@ class Backbone(nn.Module):
 
     def image(self, images_BCHW: Tensor, class_shift_BV: Tensor | None = None) -> ImageFeatures:
         """Encode images. `class_shift_BV` is added to the class token before the positions (CLIP-ReID's SIE)."""
+        return self._image(self.clip.visual, images_BCHW, class_shift_BV)
+
+    def _image(self, visual: Any, images_BCHW: Tensor, class_shift_BV: Tensor | None = None) -> ImageFeatures:
         if self.is_resnet:
-            return _resnet_features(self.clip.visual, images_BCHW)
-        return _vit_features(self.clip.visual, images_BCHW, class_shift_BV)
+            return _resnet_features(visual, images_BCHW)
+        return _vit_features(visual, images_BCHW, class_shift_BV)
+
+    def frozen_image(self) -> Callable[[Tensor], ImageFeatures]:
+        """Return an encoder of images with a copy of the image tower as it is now, without gradients.
+
+        The copy is on the same device, in evaluation mode, and not a part of this module.
+        """
+        visual = copy.deepcopy(self.clip.visual).eval().requires_grad_(False)
+
+        @torch.no_grad()
+        def encode(images_BCHW: Tensor) -> ImageFeatures:
+            return self._image(visual, images_BCHW)
+
+        return encode
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return ids [B, T], padded with 0 to the longest text, and the position [B] of each end token.
@@ -162,6 +179,11 @@ class Backbone(nn.Module):
     def image_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield (name, parameter) of the image tower; names are relative to this module."""
         return ((f"clip.visual.{name}", value) for name, value in self.clip.visual.named_parameters())
+
+    def freeze_joint(self) -> None:
+        """Freeze what maps image features into the joint space: the projection, or a ResNet's attention pooling."""
+        visual = self.clip.visual
+        (visual.attnpool if self.is_resnet else visual.proj).requires_grad_(False)
 
     def freeze_text(self) -> None:
         """Freeze all parameters outside the image tower. Gradients still flow *through* the text tower."""

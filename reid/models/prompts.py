@@ -1,38 +1,50 @@
 """Prompts around learnable words, encoded at their real length.
 
 A composed prompt is start + prefix + words + suffix + end. CLIP's text tower is causal, so the result
-at the real length (9 tokens with one word) equals that at 77 tokens up to rounding.
+at the real length (8 tokens with one word) equals that at 77 tokens up to rounding.
 
 Shapes: B batch, N learnable words, T tokens of the whole prompt, W text width, D joint width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from reid.config.scgi import PromptEnd
 from reid.config.train import TrainConfig
 from reid.models.backbone import Backbone, context_of, tokenizer_of
 
 PREFIX: Final = "A photo of a"
-SUFFIX: Final = "person."
-FIXED_PROMPT: Final = "A photo of a person"
-"""The fixed prompt of fused inference (CLIP-SCGI), which uses no caption."""
+
+
+class ScgiPrompts(NamedTuple):
+    """CLIP-SCGI's prompts. suffix: what follows S* in the composed prompt. fixed: the prompt of fused inference."""
+
+    suffix: str
+    fixed: str
+
+
+SCGI_PROMPTS: Final[Mapping[PromptEnd, ScgiPrompts]] = {
+    "person": ScgiPrompts("person", f"{PREFIX} person"),
+    "person.": ScgiPrompts("person.", f"{PREFIX} person."),
+    "mixed": ScgiPrompts("person.", f"{PREFIX} person"),
+}
 
 
 class ComposedPrompt(nn.Module):
-    """`PREFIX` + learnable words + `SUFFIX`; prefix and suffix are frozen embeddings of the backbone."""
+    """`PREFIX` + learnable words + a suffix; prefix and suffix are frozen embeddings of the backbone."""
 
     prefix_1TW: Tensor
     suffix_1TW: Tensor
 
-    def __init__(self, backbone: Backbone, prefix: str = PREFIX, suffix: str = SUFFIX) -> None:
+    def __init__(self, backbone: Backbone, suffix: str) -> None:
         super().__init__()
         tokenizer = backbone.tokenizer
-        self.register_buffer("prefix_1TW", _embed(backbone, [tokenizer.start, *tokenizer.words(prefix)]))
+        self.register_buffer("prefix_1TW", _embed(backbone, [tokenizer.start, *tokenizer.words(PREFIX)]))
         self.register_buffer("suffix_1TW", _embed(backbone, [*tokenizer.words(suffix), tokenizer.end]))
 
     def embeddings(self, words_BNW: Tensor) -> Tensor:
@@ -71,7 +83,7 @@ def _embed(backbone: Backbone, ids: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def fixed_prompt(backbone: Backbone, text: str = FIXED_PROMPT) -> Tensor:
+def fixed_prompt(backbone: Backbone, text: str) -> Tensor:
     """Return the encoded tokens [1, T, D] of a fixed text. They are constant because the text tower is frozen."""
     ids, _ = backbone.token_ids([text])
     return backbone.text_tokens(backbone.embed_ids(ids.to(backbone.clip.positional_embedding.device)))

@@ -50,19 +50,20 @@ class FeedForward(nn.Sequential):
 
 
 class CrossBlock(nn.Module):
-    """Q' = Q + CrossAttn(LN Q, LN V); P = Q' + FFN(Q')."""
+    """Q' = Q + CrossAttn(LN Q, LN V); P = Q' + FFN(Q'), or Q' + FFN(LN Q') with `feed_norm`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, feed_norm: bool = False) -> None:
         super().__init__()
         self.norm_query = nn.LayerNorm(width)
         self.norm_context = nn.LayerNorm(width)
         self.attention = Attention(width)
+        self.norm_feed = nn.LayerNorm(width) if feed_norm else nn.Identity()
         self.feed = FeedForward(width)
 
     def forward(self, query_BQD: Tensor, context_BLD: Tensor) -> Tensor:
         """Return the refined tokens [B, Q, D]."""
         query_BQD = query_BQD + self.attention(self.norm_query(query_BQD), self.norm_context(context_BLD))
-        return query_BQD + self.feed(query_BQD)
+        return query_BQD + self.feed(self.norm_feed(query_BQD))
 
 
 class SelfBlock(nn.Module):
@@ -90,19 +91,32 @@ def mlp3(width: int, out: int) -> nn.Sequential:
 class CaptionGuidedInversion(nn.Module):
     """CGI: turn an image and the feature of its caption into one pseudo-word S* for the prompt.
 
-    S* = MLP3(v~_cls) + MLP3(mean of K learnable tokens after cross-attention to v~_patches), where v~ = v * t.
+    S* = MLP3(v~_cls) + MLP3(mean of K learnable tokens after cross-attention to v~_patches), where v~ = v * t. With
+    `unit_inputs`, each token of v, and t, are first scaled to length one. feed_norm: see `CrossBlock`.
     """
 
-    def __init__(self, width: int, word_width: int, *, inversion_tokens: int, depth: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        word_width: int,
+        *,
+        inversion_tokens: int,
+        depth: int,
+        unit_inputs: bool = False,
+        feed_norm: bool = False,
+    ) -> None:
         super().__init__()
+        self.unit_inputs = unit_inputs
         # The attribute name is a key of model.safetensors, so it stays.
         self.queries_KD = nn.Parameter(torch.randn(inversion_tokens, width) * width**-0.5)
-        self.blocks = nn.ModuleList(CrossBlock(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(CrossBlock(width, feed_norm=feed_norm) for _ in range(depth))
         self.to_global = mlp3(width, word_width)
         self.to_local = mlp3(width, word_width)
 
     def forward(self, tokens_BLD: Tensor, caption_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pseudo-word [B, W] and the refined image tokens v~ [B, L, D]."""
+        if self.unit_inputs:
+            tokens_BLD, caption_BD = F.normalize(tokens_BLD, dim=-1), F.normalize(caption_BD, dim=-1)
         refined_BLD = tokens_BLD * caption_BD[:, None]
         class_BD, patches_BPD = refined_BLD[:, 0], refined_BLD[:, 1:]
         found_BKD = self.queries_KD.expand(len(tokens_BLD), -1, -1)

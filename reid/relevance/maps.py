@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from data.errors import ConfigError
 from data.process.environment import exact_float32
-from reid.models.prompts import FIXED_PROMPT
 from reid.precision import unit_rows
 from reid.relevance.attention import Attended, record_attention
 from reid.relevance.propagation import (
@@ -238,6 +237,7 @@ def _query_labels(calls: Sequence[Attended]) -> tuple[str, ...]:
 
 def prompt_labels(task: Task) -> tuple[str, ...]:
     """Return a label for each token of the fixed prompt: the word that it belongs to, or "start" and "end"."""
+    assert isinstance(task, ScgiTask)
     tokenizer = task.backbone.tokenizer
-    words = [word for word in FIXED_PROMPT.split() for _ in tokenizer.words(word)]
+    words = [word for word in task.fixed_text.split() for _ in tokenizer.words(word)]
     return ("start", *words, "end")

@@ -23,8 +23,7 @@ from data.device import resolve_device
 from data.files import read_json, write_json, write_table
 from data.process.environment import exact_float32
 from data.stages.stage import Ingredients, RunContext, Stage
-from reid.config.train import TrainConfig
-from reid.config.trained import read_trained
+from reid.config.trained import read_trained, trained_config
 from reid.inputs.image_rows import read_rows
 from reid.inputs.pixel_cache import PixelStage, load_pixels
 from reid.relevance.grid import Floats, Pair, PatchGrid
@@ -67,7 +66,7 @@ class RelevanceStage(Stage):
 
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return the model, the mode, and the paths, bytes and cameras of the images."""
-        config = TrainConfig.model_validate(read_trained(self.model.folder)["config"])
+        config = trained_config(read_trained(self.model.folder))
         rows = read_rows(run.images)
         known = dict(zip(rows.path, zip(rows.sha256, rows.camid.tolist(), strict=True), strict=True))
         named = sorted({path for pair in (*self.pairs, *self.sample) for path in pair})

@@ -4,7 +4,7 @@ A task maps a batch to named loss terms; `weights` gives the weight of each. A p
 images. `gather` joins the features of all processes before a loss or a batch norm compares images, so these see the
 global batch, whatever the number of processes.
 
-Shapes: B images of this process, G images of the global batch, C channels, D joint width.
+Shapes: B images of this process, G images of the global batch, C channels, V vision width, D joint width.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from reid.config.backbone import BackboneConfig
 from reid.config.evaluate import JOINT
 from reid.config.train import TrainConfig
 from reid.models.backbone import Backbone, ImageFeatures
+from reid.models.heads import RetrievalHead
 
 
 class Encoder(Protocol):
@@ -95,6 +96,7 @@ class Task(nn.Module, ABC):
         self.backbone = backbone
         backbone.freeze_text()
         self.preprocess = preprocess_of(config.backbone)
+        self.retrieval = RetrievalHead(backbone, seed=config.seed) if config.retrieval_head == "separate" else None
         self.sie = config.sie
         if self.sie:
             self.register_buffer("camera_ids_K", torch.tensor(cameras, dtype=torch.long))
@@ -108,6 +110,17 @@ class Task(nn.Module, ABC):
         if cameras_B is None:
             raise ValueError("this task has a camera embedding: pass cameras_B (Task.camera_numbers)")
         return self.backbone.image(images_BCHW, self.sie * self.camera_shift_KV[cameras_B])
+
+    def retrieval_feature(self, features: ImageFeatures) -> Tensor:
+        """Return the feature [B, D] that retrieval uses beside the last layer: that of its own head, or the joint one.
+
+        features: of `encode_image`.
+        """
+        return features.joint_BD if self.retrieval is None else self.retrieval(features.last_BV)
+
+    def image_embedding(self, features: ImageFeatures) -> Tensor:
+        """Return CLIP-ReID's test feature [B, V + D], last layer and retrieval feature side by side; not normalized."""
+        return torch.cat([features.last_BV.float(), self.retrieval_feature(features).float()], dim=1)
 
     def encode_joint(self, images_BCHW: Tensor, cameras_B: Tensor | None = None) -> Tensor:
         """Return CLIP's image features [B, D], in the joint space of images and texts; an `Encoder`."""
@@ -128,6 +141,12 @@ class Task(nn.Module, ABC):
                 "train with train.sie=0 to use other cameras"
             )
         return torch.tensor([number[camid] for camid in camids])
+
+    def start_training(self) -> None:
+        """Keep what the losses need of the weights before training. The training loop calls this before any step."""
+
+    def end_training(self) -> None:
+        """Drop what `start_training` kept."""
 
     @abstractmethod
     def forward(self, batch: Batch, gather: Gather = no_gather) -> dict[str, Tensor]:

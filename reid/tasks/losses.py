@@ -77,6 +77,25 @@ def cosine_image_text_loss(image_BD: Tensor, text_BD: Tensor, keys_B: Tensor, te
 
 
 @full_precision
+def distillation_loss(image_BD: Tensor, frozen_BD: Tensor, text_BD: Tensor, temperature: float) -> Tensor:
+    """Return how far the similarities of images and texts have moved from those of a frozen image tower.
+
+    KL(frozen || trained) of the softmax of cosine similarities over `temperature`, over the texts of each image plus
+    over the images of each text; each is the mean over its rows. No gradient flows into `frozen_BD` and `text_BD`.
+    """
+    text_DB = unit_rows(text_BD.detach()).T
+    trained_BB = unit_rows(image_BD) @ text_DB / temperature
+    frozen_BB = unit_rows(frozen_BD.detach()) @ text_DB / temperature
+    return _divergence(frozen_BB, trained_BB) + _divergence(frozen_BB.T, trained_BB.T)
+
+
+def _divergence(target_BB: Tensor, logits_BB: Tensor) -> Tensor:
+    """Return the mean over rows of KL(softmax(target) || softmax(logits))."""
+    log_target_BB, log_share_BB = F.log_softmax(target_BB, dim=1), F.log_softmax(logits_BB, dim=1)
+    return F.kl_div(log_share_BB, log_target_BB, reduction="batchmean", log_target=True)
+
+
+@full_precision
 def prompt_loss(image_BD: Tensor, texts_CD: Tensor, labels_B: Tensor, smoothing: float) -> Tensor:
     """Return `identity_loss` of dot products of images and the prompts of all identities (CLIP-ReID, stage 2)."""
     return identity_loss(image_BD @ texts_CD.T, labels_B, smoothing)

@@ -25,7 +25,7 @@ from data.errors import DataError, WeightsError
 from data.files import atomic_path, read_json, sync_file, sync_folder, write_json
 from reid.config.backbone import RANDOM, BackboneConfig
 from reid.config.train import TrainConfig
-from reid.config.trained import CONFIG_FILE, read_trained
+from reid.config.trained import CONFIG_FILE, read_trained, trained_config
 from reid.models.loading import check_finite
 from reid.tasks.base import Task
 from reid.tasks.build import build_task
@@ -63,7 +63,7 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
         WeightsError: the file is missing, damaged, or of another model than config.json describes.
     """
     described = read_trained(folder)
-    config = TrainConfig.model_validate(described["config"])
+    config = trained_config(described)
     backbone = BackboneConfig(**{**config.backbone.model_dump(), "weights": RANDOM, "source_grid": None})
     path = folder / MODEL
     try:
@@ -82,8 +82,8 @@ def load_task(folder: Path, device: str = "cpu") -> Task:
 
 
 def load_untrained(config: TrainConfig, device: str = "cpu") -> Task:
-    """Return the task before training. Only its `image` encoder is meaningful."""
-    plain = config.model_copy(update={"method": "clip_baseline", "sie": 0.0})
+    """Return the task before training: CLIP as it is. Only its encoders `image` and joint are meaningful."""
+    plain = config.model_copy(update={"method": "clip_baseline", "sie": 0.0, "retrieval_head": "joint"})
     return build_task(plain, identities=2).to(device).eval()
 
 

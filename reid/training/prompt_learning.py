@@ -47,7 +47,7 @@ class PromptLearner(nn.Module):
 
     def __init__(self, backbone: Backbone, identities: int, words: int, noun: str = "person") -> None:
         super().__init__()
-        self.prompt = ComposedPrompt(backbone, suffix=f"{noun}.")
+        self.prompt = ComposedPrompt(backbone, f"{noun}.")
         self.words_CNW = nn.Parameter(torch.empty(identities, words, backbone.text_width))
         nn.init.normal_(self.words_CNW, std=0.02)
 

@@ -27,6 +27,7 @@ from reid.config.train import FP16_PROBLEM, TrainConfig
 from reid.inputs.batches import TrainingBatches, TrainingSet
 from reid.tasks.base import Batch, Task, no_gather
 from reid.tasks.losses import finite_values
+from reid.training.blend import StartWeights
 from reid.training.checkpoint import (
     CheckpointState,
     drop_best,
@@ -122,7 +123,7 @@ def fit(
     """Train `task` in place, whatever accelerate or torch would read from the environment.
 
     Args:
-        task: on the CPU; it is moved to the device of the config and back.
+        task: as built, with the weights before training, on the CPU; it is moved to the device of the config and back.
         data: the training set.
         config: the run.
         folder: where metrics.jsonl and checkpoints are written; a run that was killed continues from its last
@@ -133,7 +134,8 @@ def fit(
         tracker: records the run with MLflow; only the main process uses it.
 
     Returns:
-        The final state. The task has the weights of the last epoch, or of ``state.best`` if the config keeps the best.
+        The final state. The task has the weights of the last epoch, or of ``state.best`` if the config keeps the best,
+        blended with those that it was given (`TrainConfig.blend`).
 
     Raises:
         ConfigError: the device does not exist, or the training set does not fill a batch.
@@ -167,6 +169,8 @@ class _Run:
         self.task, self.config, self.folder = task, config, folder
         self.accelerator = make_accelerator(config)
         task.to(self.accelerator.device)
+        task.start_training()
+        self.start = StartWeights(task, config.blend)
         self.optimizer = build_optimizer(task, config.schedule)
         self.model: nn.Module = self.accelerator.prepare_model(task)
         self.prepared = self.accelerator.prepare_optimizer(self.optimizer)
@@ -252,7 +256,8 @@ class _Run:
         """Evaluate the epoch just finished, and keep its weights if they are the best so far and wanted."""
         start, epoch = time.perf_counter(), state.epoch - 1
         # The first process decides for all: the best epoch must not depend on another device's rounding.
-        measures: Measures = broadcast_object_list([validate(self.task)])[0]
+        with self.start.blended(self.task):  # what would become the model if this epoch were kept
+            measures: Measures = broadcast_object_list([validate(self.task)])[0]
         state.measured = {"epoch": epoch, "step": state.step, **measures}
         seconds = round(time.perf_counter() - start, 3)
         self.metrics.write("eval", epoch=epoch, step=state.step, **measures, seconds=seconds)
@@ -288,8 +293,10 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def close(self, state: TrainState) -> None:
-        """Move the task to the CPU, load the weights to keep, and close the log."""
+        """Move the task to the CPU, load the weights to keep, blend them, and close the log."""
+        self.task.end_training()
         self.task.to("cpu")
         if self.config.validation.keep == "best" and state.best:
             load_best(self.folder, self.task, int(state.best["epoch"]))
+        self.start.blend(self.task)
         self.metrics.close()

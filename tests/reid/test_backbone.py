@@ -12,7 +12,7 @@ from data.errors import WeightsError
 from reid.config.backbone import BackboneConfig
 from reid.models.backbone import Backbone, OpenClipTokenizer, build_backbone, build_clip, load_clip, resize_positions
 from reid.models.pretrained import TINY_FOLDER, weights_file, weights_files
-from reid.models.prompts import PREFIX, SUFFIX
+from reid.models.prompts import PREFIX
 from reid.models.tokens import with_ends
 
 SMALL_RESNET = {
@@ -72,7 +72,7 @@ def test_a_later_token_cannot_change_an_earlier_one(tiny):
 def test_openai_tokenizer_composes_like_the_whole_sentence():
     ours = OpenClipTokenizer()
     whole = SimpleTokenizer()(["A photo of a X person."])[0]
-    words = [*ours.words(PREFIX), *ours.words("X"), *ours.words(SUFFIX)]
+    words = [*ours.words(PREFIX), *ours.words("X"), *ours.words("person.")]
     composed = with_ends(ours, words, 77)
     assert composed == whole[: len(composed)].tolist()
     assert ours.end == max(composed)

@@ -14,7 +14,8 @@ from reid.tasks.build import build_task
 from reid.training.metrics_log import METRICS_FILE
 from reid.training.trainer import fit
 from tests.helpers.places import REPO
-from tests.helpers.reid_worlds import small_config, training_set
+from tests.helpers.reid_two_processes import shared_config
+from tests.helpers.reid_worlds import training_set
 
 
 def _losses(folder):
@@ -24,7 +25,7 @@ def _losses(folder):
 
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
     torch.set_num_threads(1)
-    config = small_config(checkpoint_every=3)
+    config = shared_config()
     task = build_task(config, identities=8)
     fit(task, training_set(), config, folder=tmp_path / "one")
     done = subprocess.run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch.nn import functional as F
 
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError, DataError
+from reid.config.scgi import ScgiConfig
 from reid.config.train import TrainConfig
 from reid.embedding.embedder import EmbedConfig, Embedder
-from reid.evaluation.independence import TOLERANCE, check_independence, drawn_sample, indexed_sample
+from reid.evaluation.independence import TOLERANCE, Sample, check_independence, drawn_sample, indexed_sample
 from reid.tasks.build import build_task
 from tests.helpers.small_models import write_model, write_world
 from tests.helpers.stages import run_on
@@ -21,8 +24,8 @@ WIDTH = 320
 ARRANGEMENTS = ["alone, again", "in one batch", "shuffled", "sorted by path", "with other company"]
 
 
-def embedder_of(method: str = "clip_scgi", sie: float = 0.0) -> Embedder:
-    config = TrainConfig(method=method, device="cpu", seed=3, sie=sie)
+def embedder_of(method: str = "clip_scgi", sie: float = 0.0, **changes: Any) -> Embedder:
+    config = TrainConfig(method=method, device="cpu", seed=3, sie=sie, **changes)
     task = build_task(config, identities=5, cameras=[1, 2, 3, 4]).eval()
     return Embedder(task, None, EmbedConfig(device="cpu"), "cpu")
 
@@ -41,8 +44,22 @@ def sample():
 
 @pytest.mark.parametrize(("method", "sie"), [("clip_scgi", 0.0), ("clip_reid", 0.0), ("clip_baseline", 1.0)])
 def test_every_method_passes_in_every_mode(method, sie, sample):
-    embedder = embedder_of(method, sie)
-    own = sample._replace(cameras=[1 + at % 4 for at in range(10)] if sie else None)
+    passes_in_every_mode(embedder_of(method, sie), sample, [1 + at % 4 for at in range(10)] if sie else None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"retrieval_head": "separate", "scgi": ScgiConfig(inversion_inputs="normalized", prompt_end="person.")},
+        {"scgi": ScgiConfig(supervised="fused", contrast_text="both", contrast_image="refined")},
+    ],
+)
+def test_every_setting_passes_in_every_mode(changes, sample):
+    passes_in_every_mode(embedder_of(**changes), sample)
+
+
+def passes_in_every_mode(embedder: Embedder, sample: Sample, cameras: list[int] | None = None) -> None:
+    own = sample._replace(cameras=cameras)
     for mode in embedder.modes:
         found = check_independence(embedder, own, mode=mode)
         assert [one.arrangement for one in found] == ARRANGEMENTS

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from data.errors import ConfigError
 from reid.config.backbone import BackboneConfig
 from reid.config.train import ScgiConfig
-from reid.models.prompts import FIXED_PROMPT
 from reid.models.scgi import Attention
 from reid.precision import unit_rows
 from reid.relevance.attention import record_attention
@@ -389,7 +388,7 @@ def test_a_camera_embedding_is_used():
 def test_what_the_prompt_of_fusion_attends_to(task):
     images = pictures(task)
     labels, maps, of_class = fusion_maps(task, images)
-    assert labels == ("start", *FIXED_PROMPT.split(), "end") == prompt_labels(task)
+    assert labels == ("start", *["A", "photo", "of", "a", "person"], "end") == prompt_labels(task)
     assert maps.shape == (3, len(labels), 8, 4)
     torch.testing.assert_close(maps.sum((2, 3)) + of_class, torch.ones(3, len(labels)))
     matrices, tower = attention_matrices(task, "fused", images)

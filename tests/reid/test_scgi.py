@@ -13,67 +13,10 @@ from reid.models.prompts import ComposedPrompt, fixed_prompt
 from reid.models.scgi import Attention, CaptionGuidedInversion, ContextualFeatureFusion
 from reid.tasks.base import Batch
 from reid.tasks.scgi import ScgiTask
+from tests.helpers.scgi_formulas import array, attend, cross, feed, mlp3, norm, stirred
 
 TINY = BackboneConfig(weights="random")
 ALL_TERMS = {"id", "tri", "con", "id_fused", "tri_fused"}
-
-
-def _array(module, name):
-    return module.state_dict()[name].double().numpy()
-
-
-def _linear(module, name, x):
-    return x @ _array(module, f"{name}.weight").T + _array(module, f"{name}.bias")
-
-
-def _norm(module, name, x):
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    return x * _array(module, f"{name}.weight") + _array(module, f"{name}.bias")
-
-
-def _softmax(x):
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
-
-
-def _attend(module, prefix, x, context, heads):
-    """Multi-head attention of one image: x [Q, D], context [L, D]."""
-    query, key, value = (_linear(module, f"{prefix}{name}", y) for name, y in zip(
-        ("query", "key", "value"), (x, context, context), strict=True))  # fmt: skip
-    size = x.shape[1] // heads
-    parts = []
-    for head in range(heads):
-        cut = slice(head * size, (head + 1) * size)
-        weights = _softmax(query[:, cut] @ key[:, cut].T / math.sqrt(size))
-        parts.append(weights @ value[:, cut])
-    return _linear(module, f"{prefix}out", np.concatenate(parts, 1))
-
-
-def _gelu(x):
-    return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel()]).reshape(x.shape)
-
-
-def _feed(module, prefix, x):
-    return _linear(module, f"{prefix}2", _gelu(_linear(module, f"{prefix}0", x)))
-
-
-def _mlp3(module, prefix, x):
-    x = np.maximum(_linear(module, f"{prefix}0", x), 0)
-    return _linear(module, f"{prefix}4", np.maximum(_linear(module, f"{prefix}2", x), 0))
-
-
-def _cross(module, prefix, query, context, heads):
-    normed = _norm(module, f"{prefix}norm_query", query), _norm(module, f"{prefix}norm_context", context)
-    query = query + _attend(module, f"{prefix}attention.", *normed, heads)
-    return query + _feed(module, f"{prefix}feed.", query)
-
-
-def _stirred(module, seed):
-    """The module with random norms and biases, so that every part matters; they start at 1 and 0."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return module.eval()
 
 
 def _randn(seed, *shape):
@@ -81,7 +24,7 @@ def _randn(seed, *shape):
 
 
 def test_attention_equals_torchs_own_with_the_same_weights():
-    ours = _stirred(Attention(128), 0)
+    ours = stirred(Attention(128), 0)
     theirs = torch.nn.MultiheadAttention(128, 2, batch_first=True)
     theirs.in_proj_weight.data = torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]).data
     theirs.in_proj_bias.data = torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]).data
@@ -92,17 +35,17 @@ def test_attention_equals_torchs_own_with_the_same_weights():
 
 @pytest.mark.parametrize(("count", "depth"), [(1, 1), (2, 1), (4, 3)])
 def test_inversion_equals_the_formula(count, depth):
-    module = _stirred(CaptionGuidedInversion(128, 96, inversion_tokens=count, depth=depth), 3)
+    module = stirred(CaptionGuidedInversion(128, 96, inversion_tokens=count, depth=depth), 3)
     tokens, caption = _randn(4, 3, 6, 128), _randn(5, 3, 128)
     word, refined = module(tokens, caption)
     assert word.shape == (3, 96)
     for image in range(3):
         v = tokens[image].double().numpy() * caption[image].double().numpy()
         np.testing.assert_allclose(refined[image].detach().numpy(), v, rtol=1e-5)
-        found = _array(module, "queries_KD")
+        found = array(module, "queries_KD")
         for block in range(depth):
-            found = _cross(module, f"blocks.{block}.", found, v[1:], heads=2)
-        expected = _mlp3(module, "to_global.", v[0]) + _mlp3(module, "to_local.", found.mean(0))
+            found = cross(module, f"blocks.{block}.", found, v[1:], heads=2)
+        expected = mlp3(module, "to_global.", v[0]) + mlp3(module, "to_local.", found.mean(0))
         np.testing.assert_allclose(word[image].detach().numpy(), expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
 
 
@@ -201,16 +144,16 @@ def test_fusion_mixes_the_prompt_by_hand():
 
 @pytest.mark.parametrize("depth", [0, 2])
 def test_fusion_equals_the_formula(depth):
-    module = _stirred(ContextualFeatureFusion(128, depth=depth), 6)
+    module = stirred(ContextualFeatureFusion(128, depth=depth), 6)
     prompt, tokens = _randn(7, 3, 5, 128), _randn(8, 3, 9, 128)
     got = module(prompt, tokens).detach().numpy()
     for image in range(3):
-        x = _cross(module, "cross.", prompt[image].double().numpy(), tokens[image].double().numpy(), heads=2)
+        x = cross(module, "cross.", prompt[image].double().numpy(), tokens[image].double().numpy(), heads=2)
         for block in range(depth):
-            normed = _norm(module, f"blocks.{block}.norm_attention", x)
-            x = x + _attend(module, f"blocks.{block}.attention.", normed, normed, heads=2)
-            x = x + _feed(module, f"blocks.{block}.feed.", _norm(module, f"blocks.{block}.norm_feed", x))
-        np.testing.assert_allclose(got[image], _norm(module, "norm", x[-1]), rtol=1e-3, atol=1e-3)
+            normed = norm(module, f"blocks.{block}.norm_attention", x)
+            x = x + attend(module, f"blocks.{block}.attention.", normed, normed, heads=2)
+            x = x + feed(module, f"blocks.{block}.feed.", norm(module, f"blocks.{block}.norm_feed", x))
+        np.testing.assert_allclose(got[image], norm(module, "norm", x[-1]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +164,8 @@ def backbone():
 def test_composed_prompt_equals_the_77_token_result(backbone):
     words = _randn(9, 4, 1, backbone.text_width)
     with torch.no_grad():
-        short = ComposedPrompt(backbone)(backbone, words)
-        ids, ends = backbone.token_ids(["A photo of a man person."])
+        short = ComposedPrompt(backbone, "person")(backbone, words)
+        ids, ends = backbone.token_ids(["A photo of a man person"])
         marker = backbone.token_ids(["man"])[0][0, 1]
         full = torch.zeros(1, 77, dtype=torch.long)
         full[0, : ids.shape[1]] = ids
@@ -240,7 +183,7 @@ def test_the_fixed_prompt_ends_in_clips_text_feature(backbone):
     ids, _ = backbone.token_ids(["A photo of a person"])
     with torch.no_grad():
         expected = backbone.clip.encode_text(torch.nn.functional.pad(ids, (0, 77 - ids.shape[1])))
-    torch.testing.assert_close(fixed_prompt(backbone)[:, -1], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fixed_prompt(backbone, "A photo of a person")[:, -1], expected, rtol=1e-4, atol=1e-5)
 
 
 def _task(**scgi):
