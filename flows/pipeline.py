@@ -27,10 +27,12 @@ from flows.preflight.check import check_run, planned
 from flows.preflight.inspection import check_after, check_early
 from flows.reasons.reason import ELSEWHERE, Purpose, index_reason, reason
 from flows.recipes import ExaminedRecipe, Recipe
+from flows.report.sentences import CAPTION_REMEDY, not_measured
 from flows.stage_tasks import STEPS, Step, correct_step, index_task, stage_task
 from flows.summary import RunSummary, StageRun
 from flows.terminal import notice_line, plain_console, stage_line, waiting
 from flows.worlds import ensure_world, world_folder
+from reid.evaluation.sentences.source import NoSentences, find_sentences
 
 FLOW_NAME = "caption-and-train"
 
@@ -82,7 +84,16 @@ def caption_and_train(
             finished.append(_run(run, correct_step(recipe, made), _purpose(recipe)))
             made[name] = finished[-1].artifact  # what the later stages read
             _tell(finished[-1])
-    return RunSummary(recipe=recipe.name, stages=finished).model_dump(mode="json")
+    why = _no_text_to_image(run, recipe, made)
+    return RunSummary(recipe=recipe.name, stages=finished, no_text_to_image=why).model_dump(mode="json")
+
+
+def _no_text_to_image(run: RunContext, recipe: Recipe, made: Mapping[StageName, ArtifactRef]) -> str:
+    """Return why the evaluation of a run did not measure text to image, "" if it did or did not take place."""
+    if "evaluate" not in made:
+        return ""
+    found = find_sentences(run.images, made.get("caption"), recipe.evaluate)
+    return not_measured(found, CAPTION_REMEDY) if isinstance(found, NoSentences) else ""
 
 
 def _tell(stage: StageRun) -> None:

@@ -108,7 +108,7 @@ def train_step(recipe: Recipe, made: Finished) -> Step:
 
 def evaluate_step(recipe: Recipe, made: Finished) -> Step:
     """Rank the gallery for every query, before and after training, in every inference mode."""
-    stage = EvaluateStage(model=made["train"], config=recipe.evaluate)
+    stage = EvaluateStage(model=made["train"], config=recipe.evaluate, captions=made.get("caption"))
     return Step(stage=stage, device=recipe.evaluate.device, show=_show_evaluation)
 
 

@@ -39,6 +39,8 @@ class RunSummary(Config):
     """Name of the recipe."""
     stages: list[StageRun]
     """The stages in the order in which they ran."""
+    no_text_to_image: str = ""
+    """Why text to image was not measured, a sentence; empty if it was, or if the run ended before the evaluation."""
 
     def find(self, name: str) -> StageRun | None:
         """Return the stage `name`, or None if the run ended before it."""

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from data.errors import counted
 from data.files import read_json
+from flows.cli.scoring.sentences import text_to_image
 from flows.report.scores import METRICS, Score, percent_interval_text, scores, signed
 from flows.summary import RunSummary
 from flows.terminal import plain_console
@@ -40,6 +41,8 @@ def show_results(run: Mapping[str, Any]) -> None:
         metrics = read_json(folder / "metrics.json")
         console.print(results_table(metrics, folder / "rankings.parquet"))
         console.print(Text(metrics["protocol"]["description"], "dim"))
+        for part in text_to_image(metrics, folder, summary.no_text_to_image):
+            console.print(part)
     console.print(f"total stage time: {summary.seconds:.1f} s", highlight=False)
     for name, place in _places(summary):
         console.print(Text(f"{name:<9} {place}"), soft_wrap=True)

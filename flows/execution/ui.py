@@ -33,8 +33,17 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import counted
 from data.files import read_json
 from data.progress import ProgressFn, silent
-from flows.execution.ui_metrics import Cells, Evaluated, metrics_note, metrics_rows, previous_evaluation
+from flows.execution.ui_metrics import (
+    Cells,
+    Evaluated,
+    metrics_note,
+    metrics_rows,
+    previous_evaluation,
+    text_note,
+    text_rows,
+)
 from flows.report.scores import METRICS, scores
+from flows.report.sentences import TEXT_METRICS, text_scores
 from flows.summary import StageRun
 from flows.terminal import stage_line
 
@@ -145,10 +154,13 @@ def _details(stage: StageRun) -> list[str]:
         case "caption" | "correct":
             return [f"captions: {folder / 'captions.parquet'}"]
         case "evaluate":
-            rows = scores(read_json(folder / "metrics.json"))
+            metrics = read_json(folder / "metrics.json")
+            images = [(f"{row.model}, {row.mode}", row.percent, METRICS) for row in scores(metrics)]
+            found = text_scores(metrics)
+            texts = [(f"{row.model}, text to image", row.percent, TEXT_METRICS) for row in found.rows] if found else []
             return [
-                f"{row.model}, {row.mode}: {', '.join(f'{label} {row.percent[key]:.1f}' for key, label in METRICS)}"
-                for row in rows
+                f"{name}: {', '.join(f'{label} {percent[key]:.1f}' for key, label in keys)}"
+                for name, percent, keys in [*images, *texts]
             ]
         case "report":
             return [f"report: {folder / 'report.html'}"]
@@ -188,11 +200,14 @@ def show_audit(audited: ArtifactRef) -> None:
 
 @_during_run
 def show_metrics(store: ArtifactStore, evaluation: ArtifactRef) -> None:
-    """Show the scores as a table, with the difference from the previous run on the same dataset."""
+    """Show the scores as tables: with the difference from the previous run on the same dataset, and text to image."""
     now = Evaluated.read(evaluation.folder)
     previous = previous_evaluation(store, evaluation)
     before = None if previous is None else Evaluated.read(previous)
     _table("metrics", metrics_rows(now, before), metrics_note(now, before))
+    found = text_scores(now.metrics, evaluation.folder)
+    if found is not None:
+        _table("text-to-image", text_rows(found), text_note(found))
 
 
 @_during_run

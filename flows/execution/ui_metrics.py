@@ -1,4 +1,4 @@
-"""The table of metrics in Prefect's UI: the scores of an evaluation beside those of the previous one."""
+"""The tables of metrics in Prefect's UI: an evaluation beside the previous one, and text to image."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import counted
 from data.files import read_json
 from flows.report.scores import METRICS, Score, interval_text, scores, signed
+from flows.report.sentences import TEXT_METHOD, TEXT_METRICS, TextScore, TextScores
 from reid.evaluation.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
 from reid.evaluation.protocol import camera_note
 
@@ -71,6 +72,25 @@ def metrics_note(now: Evaluated, before: Evaluated | None) -> str:
     if not now.has_images_of(before):
         return f"{note}, without an interval, because its images differ"
     return f"{note}, with the {METHOD}; an interval that contains zero does not show a difference"
+
+
+def text_rows(found: TextScores) -> list[Cells]:
+    """Return one row per model: percent, and the points gained over the untrained model with their interval."""
+    return [{"model": row.model, **{label: _text_cell(row, key) for key, label in TEXT_METRICS}} for row in found.rows]
+
+
+def _text_cell(row: TextScore, key: str) -> str:
+    if row.points is None:
+        return f"{row.percent[key]:.1f}"
+    interval = f" {row.interval(key)}" if row.intervals else ""
+    return f"{row.percent[key]:.1f} ({signed(row.points[key])}{interval})"
+
+
+def text_note(found: TextScores) -> str:
+    """Return the description of the table: whose sentences, how many, and what stands in brackets."""
+    ceiling = f"; {found.ceiling}" if found.ceiling else ""
+    gained = f"; in brackets the points gained over the untrained model. {TEXT_METHOD}" if found.has_intervals else ""
+    return f"text to image, {found.source}: {found.sizes}, percent{ceiling}{gained}"
 
 
 def previous_evaluation(store: ArtifactStore, evaluation: ArtifactRef) -> Path | None:

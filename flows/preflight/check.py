@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
-from captioning.corrections.stage import CorrectStage
+from captioning.corrections.stage import CorrectStage, find_captions
 from captioning.stage.stage import CaptionStage
 from data.artifacts.stages import STAGES, StageName
 from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
@@ -150,7 +150,8 @@ def plan_of(run: RunContext, recipe: Recipe, stages: Iterable[StageName], *, lis
 
 def planned(recipe: Recipe, until: StageName) -> tuple[StageName, ...]:
     """Return the stages after the index that a run of `recipe` up to `until` consists of, in order."""
-    reads_captions = recipe.train.needs_captions or until in ("caption", "audit")
+    searches = recipe.evaluate.text_to_image == "captions" and until in ("evaluate", "report")
+    reads_captions = recipe.train.needs_captions or searches or until in ("caption", "audit")
     wanted = STAGES[1:] if reads_captions else STAGES[3:]
     return tuple(name for name in wanted if STAGES.index(name) <= STAGES.index(until))
 
@@ -166,10 +167,24 @@ def missing(run: RunContext, recipe: Recipe, stages: tuple[StageName, ...]) -> I
         model = _found_model(run, recipe, captions)
     if "train" in stages and model is None:
         yield "train"
-    if "evaluate" not in stages:
-        return
-    if model is None or not _found(EvaluateStage(model=model, config=recipe.evaluate), run):
+    if "evaluate" in stages and (model is None or not _is_evaluated(run, recipe, model, reads="caption" in stages)):
         yield "evaluate"
+
+
+def _is_evaluated(run: RunContext, recipe: Recipe, model: ArtifactRef, *, reads: bool) -> bool:
+    """Return True if `model` is evaluated. reads: the run has captions, which are sentences for the evaluation."""
+    captions = _found_captions(run, recipe) if reads else None
+    if reads and captions is None:
+        return False
+    return _found(EvaluateStage(model=model, config=recipe.evaluate, captions=captions), run) is not None
+
+
+def _found_captions(run: RunContext, recipe: Recipe) -> ArtifactRef | None:
+    """Return the captions that the evaluation reads, with corrections if they are in use; None if they do not exist."""
+    try:
+        return find_captions(run, recipe.caption)
+    except ClipScgiError:
+        return None  # unreadable corrections: their own check reports them
 
 
 def _found_model(run: RunContext, recipe: Recipe, captions: ArtifactRef | None) -> ArtifactRef | None:

@@ -137,6 +137,8 @@ def changed(store: ArtifactStore, old: Mapping[str, Any], new: Mapping[str, Any]
 
 
 def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mapping[str, Any], stage: str) -> list[str]:
+    if key == "sentences":
+        return _sentence_phrases(old.get(key), new.get(key))
     before, after = leaves(old.get(key, _ABSENT)), leaves(new.get(key, _ABSENT))
     pairs = {
         path: (before.get(path, _ABSENT), after.get(path, _ABSENT))
@@ -155,6 +157,16 @@ def _phrases(store: ArtifactStore, key: str, old: Mapping[str, Any], new: Mappin
         details = [_change(".".join(path), *pair, named_only="") for path, pair in pairs.items()]
     shown = list(dict.fromkeys(detail for detail in details if detail))
     return [f"{key} changed: {', '.join(shown)}" if shown else f"{key} changed"]
+
+
+def _sentence_phrases(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
+    """Return how the sentences of an evaluation changed, None being an evaluation without text to image."""
+    if old == new:
+        return []
+    if old is None or new is None:
+        return ["text to image is measured" if old is None else "text to image is no longer measured"]
+    sources = "" if old["source"] == new["source"] else f": {old['source']} -> {new['source']}"
+    return [f"sentences of text to image changed{sources}"]
 
 
 def _setting(key: str, path: tuple[str, ...]) -> str:

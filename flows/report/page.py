@@ -22,10 +22,13 @@ from flows.report.gather import Row, counts, distinct, read_log, read_rows
 from flows.report.language import audit_section, caption_section, image_flags
 from flows.report.retrieval import Explain, leading_row, query_section
 from flows.report.scores import METRICS, scores, signed
+from flows.report.sentences import CAPTION_REMEDY, TEXT_METRICS, UNKNOWN_REASON, not_measured, text_scores
 from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_places
 from flows.terminal import duration
+from reid.config.evaluate import EvaluateConfig
 from reid.evaluation.intervals import METHOD, MIN_QUERIES
 from reid.evaluation.protocol import camera_note
+from reid.evaluation.sentences.source import NoSentences, find_sentences
 from reid.relevance.grid import Pair
 from reid.relevance.stage import Relevance, RelevanceStage, read_relevance
 
@@ -87,7 +90,7 @@ def _page(
     lead, names = leading_row(metrics["results"], config.mode), run.images.names()
     page = {"config": config, "artifacts": inputs.artifacts(run.images)}
     run.progress(0, _SECTIONS, "results")
-    page |= _results(run.images, inputs, metrics, lead, config)
+    page |= _results(run.images, inputs, metrics, lead, config) | _text_part(run.images, inputs, metrics)
     run.progress(1, _SECTIONS, "training")
     page |= _training_part(inputs)
     run.progress(2, _SECTIONS, "queries")
@@ -137,6 +140,16 @@ def _results(
         "lead_score": next(row for row in rows if (row.model, row.mode) == (lead["model"], lead["mode"])),
         "cmc": cmc_chart(metrics["results"], config.cmc_ranks),
     }
+
+
+def _text_part(images: IndexedImages, inputs: ReportInputs, metrics: Row) -> dict[str, Any]:
+    found, missing = text_scores(metrics, inputs.evaluation.folder), ""
+    if found is None:
+        settings = inputs.recipe.get("evaluate", {})
+        wanted = {name: settings[name] for name in ("text_to_image", "gallery_draws") if name in settings}
+        why = find_sentences(images, inputs.captions, EvaluateConfig(**wanted))
+        missing = not_measured(why, CAPTION_REMEDY) if isinstance(why, NoSentences) else UNKNOWN_REASON
+    return {"text": found, "text_metrics": TEXT_METRICS, "text_missing": missing}
 
 
 def _training_part(inputs: ReportInputs) -> dict[str, Any]:

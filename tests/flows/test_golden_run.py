@@ -59,7 +59,7 @@ def columns(run: RunSummary) -> list[str]:
 def metrics(run: RunSummary) -> dict[str, Any]:
     """Return metrics.json without its prose and without the figures of fused scores (see `VOLATILE`)."""
     found = json.loads((run["evaluate"].artifact.folder / "metrics.json").read_text())
-    del found["protocol"]["description"]
+    del found["protocol"]["description"], found["text_to_image"]["description"]
     for result in found["results"]:
         if result["mode"] == "fused":
             result.update({key: None for key in result if key in {"cmc", "mAP", "mINP", "rank1", "rank5", "rank10"}})

@@ -303,8 +303,7 @@ def test_what_cannot_be_measured_has_a_reason(world):
         find_sentences(run.images, captioned(run), drawn),
     ]
     assert [found.reason for found in reasons if isinstance(found, NoSentences)] == [
-        "the dataset does not have sentences of its own, and its queries are not captioned; "
-        "evaluate.text_to_image=captions captions them",
+        "the dataset does not have sentences of its own, and its queries are not captioned",
         "none of the queries has a caption with status ok",
         "the galleries are drawn, and captions are ranked against the gallery of the dataset",
     ]

@@ -57,9 +57,10 @@ class Sentences:
 
 @dataclass(frozen=True, kw_only=True)
 class NoSentences:
-    """Nothing to measure. reason: why, and what to do, as the end of a sentence."""
+    """Nothing to measure. reason: as the end of a sentence. lacks_captions: captions of the queries would do."""
 
     reason: str
+    lacks_captions: bool = False
 
 
 def find_sentences(
@@ -77,8 +78,8 @@ def find_sentences(
         return _checked("dataset", list(_of_dataset(own, read_rows(images))), (QUERY, GALLERY), images)
     if captions is None:
         return NoSentences(
-            reason="the dataset does not have sentences of its own, and its queries are not captioned; "
-            "evaluate.text_to_image=captions captions them"
+            reason="the dataset does not have sentences of its own, and its queries are not captioned",
+            lacks_captions=True,
         )
     if gallery_draws(images, config):
         return NoSentences(reason="the galleries are drawn, and captions are ranked against the gallery of the dataset")
