@@ -7,6 +7,7 @@ would otherwise not be read back as the same label; `formulas` counts those that
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from data.schemas import IMAGES, LABEL
 
 SUFFIXES: Final = (".csv", ".tsv", ".parquet")
 _COLUMNS: Final = ("path", "split", "pid", "camid")
+_SENTENCES: Final = pa.field("sentences", pa.list_(pa.string()))
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -33,19 +35,20 @@ def keep_existing(file: Path, *, overwrite: bool) -> None:
 def write_manifest(file: Path, records: Sequence[ImageRecord], *, overwrite: bool) -> None:
     """Write one row per record, atomically: CSV, tab-separated or Parquet, by the ending of `file`.
 
-    An unknown camera is an empty cell. The column label is only there if a record has a label. A CSV file with letters
-    beyond ASCII begins with a byte order mark, which spreadsheets need to read them. Raises ConfigError if the file
-    exists, unless `overwrite` is set.
+    An unknown camera is an empty cell. The columns label and sentences are only there if a record has them; the
+    sentences are a list, in CSV as JSON. A CSV file with letters beyond ASCII begins with a byte order mark, which
+    spreadsheets need to read them. Raises ConfigError if the file exists, unless `overwrite` is set.
     """
     keep_existing(file, overwrite=overwrite)
-    labeled = any(record.label for record in records)
+    labeled, described = any(record.label for record in records), any(record.sentences for record in records)
     if file.suffix.lower() == ".parquet":
-        schema = pa.schema([IMAGES.field(name) for name in _COLUMNS] + [LABEL] * labeled)
+        schema = pa.schema([IMAGES.field(name) for name in _COLUMNS] + [LABEL] * labeled + [_SENTENCES] * described)
         columns = {name: [getattr(record, name) for record in records] for name in schema.names}
         columns["camid"] = [None if camid == UNKNOWN_CAMERA else camid for camid in columns["camid"]]
         write_table(file, pa.table(columns, schema=schema), schema)
         return
-    lines = [[*_COLUMNS, *(["label"] if labeled else [])], *_lines(records, labeled=labeled)]
+    header = [*_COLUMNS, *(["label"] if labeled else []), *(["sentences"] if described else [])]
+    lines = [header, *_lines(records, labeled=labeled, described=described)]
     plain = all(text.isascii() for line in lines for text in line)
     with (
         atomic_path(file) as temporary,
@@ -55,10 +58,12 @@ def write_manifest(file: Path, records: Sequence[ImageRecord], *, overwrite: boo
         csv.writer(stream, delimiter=delimiter, lineterminator="\r\n").writerows(lines)
 
 
-def _lines(records: Sequence[ImageRecord], *, labeled: bool) -> Iterator[list[str]]:
+def _lines(records: Sequence[ImageRecord], *, labeled: bool, described: bool) -> Iterator[list[str]]:
     for record in records:
         camera = "" if record.camid == UNKNOWN_CAMERA else str(record.camid)
-        yield [record.path, record.split, str(record.pid), camera, *([record.label] if labeled else [])]
+        said = json.dumps(record.sentences, ensure_ascii=False) if record.sentences else ""
+        added = [*([record.label] if labeled else []), *([said] if described else [])]
+        yield [record.path, record.split, str(record.pid), camera, *added]
 
 
 def formulas(records: Sequence[ImageRecord]) -> int:

@@ -1,4 +1,6 @@
-"""Any dataset with a manifest: a table with the columns path, split, pid (or label) and, optionally, camid and label.
+"""Any dataset with a manifest: a table with the columns path, split, pid (or label) and, optionally, others.
+
+The others are camid, label and sentences.
 
 A row becomes a record or is rejected with its row number; only a problem of the whole file is an error.
 `data.readers.manifest_file` reads the file, `data.readers.manifest_labels` numbers identities and cameras.
@@ -6,6 +8,7 @@ A row becomes a record or is rejected with its row number; only a problem of the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,7 +19,8 @@ from data.errors import DataError, RejectedRow, counted
 from data.people import UNKNOWN_CAMERA
 from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, Unusable, existing_folder
 from data.readers.manifest_file import REQUIRED, Cell, NamedCell, manifest_column, manifest_rows
-from data.readers.manifest_labels import Cameras, Identities
+from data.readers.manifest_labels import Cameras, Identities, is_missing
+from data.readers.sentences import Sentences, sentences_of
 from data.splits import GALLERY, SPLITS
 
 NAMES: Final = ("manifest.parquet", "manifest.csv", "manifest.tsv")
@@ -51,8 +55,8 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
     without one are in the gallery for now.
 
     Rejected rows: ``outside_root`` (not below the root, .. or a link that leads outside), ``bad_path``, ``missing``,
-    ``bad_split``, ``bad_pid``, ``bad_camid``, ``duplicate_row``. Raises DataError for one path with two different
-    labels and for labels that `data.readers.manifest_labels` refuses.
+    ``bad_split``, ``bad_pid``, ``bad_camid``, ``bad_sentences``, ``duplicate_row``. Raises DataError for one path with
+    two different labels and for labels that `data.readers.manifest_labels` refuses.
     """
     file, base = _find(root, manifest)
     collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk, notices=_ignored(file, base))
@@ -60,18 +64,19 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
     identities, cameras, paths = Identities(file, rows), Cameras(rows), _Paths(base, root)
     collector.notices += [*identities.notices, *cameras.notices]
     seen: dict[str, _Labels] = {}
+    said: dict[str, Sentences] = {}
     clashes: list[str] = []
     for row in rows:
         try:
             split = _split(row.split, by_rule=by_rule)
             pid, label = identities.of(row)
             labels = _Labels(split, pid, cameras.of(row), label)
-            path = paths.admit(row.path)
+            sentences, path = _sentences(row.sentences), paths.admit(row.path)
             if path not in seen:
-                seen[path] = labels
-                collector.add(path, *labels)
+                seen[path], said[path] = labels, sentences
+                collector.add(path, *labels, sentences=sentences.texts)
             elif seen[path] == labels:
-                raise Unusable("duplicate_row", "an earlier row is identical")
+                raise Unusable("duplicate_row", _repetition(sentences, said[path]))
             else:
                 clashes.append(f"{row.place}: {path} is {labels}, but {seen[path]} in an earlier row")
         except Unusable as error:
@@ -83,6 +88,9 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
         raise DataError(
             f"{file} has more than one label for {counted(len(clashes), 'path')}; keep one row per path:\n{shown}"
         )
+    n_empty = sum(sentences.n_empty for sentences in said.values())
+    if n_empty:
+        collector.notices.append(f"{counted(n_empty, 'empty sentence')} left out")
     return collector.finish()
 
 
@@ -141,6 +149,26 @@ def _split(cell: Cell, *, by_rule: bool) -> str:
     if split is None:
         raise Unusable("bad_split", f"split {cell!r} is not one of {', '.join(SPLITS)}")
     return split
+
+
+def _sentences(cell: object) -> Sentences:
+    """Return the sentences in a cell: a list, the same as JSON text, or the text of one sentence."""
+    if is_missing(cell):
+        return Sentences((), 0)
+    if not isinstance(cell, str):
+        return sentences_of(cell)
+    try:
+        listed = json.loads(cell) if cell.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        listed = None
+    return sentences_of(listed if isinstance(listed, list) else [cell])
+
+
+def _repetition(sentences: Sentences, earlier: Sentences) -> str:
+    """Return what is wrong with a row whose path and labels an earlier row has."""
+    if sentences == earlier:
+        return "an earlier row is identical"
+    return "an earlier row has other sentences; write all sentences of an image into one row, as a list"
 
 
 class _Paths:

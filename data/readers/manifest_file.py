@@ -21,7 +21,7 @@ from data.readers.base import is_litter
 from data.settings import nearest
 
 REQUIRED: Final = ("path", "split", "pid")
-COLUMNS: Final = (*REQUIRED, "camid", "label")
+COLUMNS: Final = (*REQUIRED, "camid", "label", "sentences")
 _PARQUET: Final = (".parquet", ".pq")
 _BATCH_ROWS: Final = 16_384
 _DELIMITERS: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
@@ -31,7 +31,8 @@ _BOMS: Final = {
     **{codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"},
 }
 _ZIP: Final = b"PK\x03\x04"  # a spreadsheet (.xlsx, .ods)
-_TEXTS: Final = ("path", "split")
+# Column -> what it may have besides text, in a message; integers in the other columns.
+_OTHER_KINDS: Final = {"path": "", "split": "", "sentences": " or as lists of text"}
 _KINDS: Final = (
     *(pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null),
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
@@ -58,6 +59,7 @@ class Row(NamedTuple):
     pid: Cell
     camid: Cell
     label: Cell
+    sentences: Any
 
 
 class NamedCell(NamedTuple):
@@ -176,10 +178,12 @@ def _check_types(file: Path, fields: Iterable[pa.Field]) -> None:
     """Raise DataError if a column is neither text nor a number, or a dictionary of these."""
     for field in fields:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if _folded(field.name) == "sentences" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            kind = kind.value_type
         if not any(is_kind(kind) for is_kind in _KINDS):
             raise DataError(
                 f"{file}: the column {field.name} has the type {field.type}; write it as text"
-                f"{'' if _folded(field.name) in _TEXTS else ' or as integers'}"
+                f"{_OTHER_KINDS.get(_folded(field.name), ' or as integers')}"
             )
 
 
@@ -282,8 +286,8 @@ def _positions(file: Path, names: Sequence[str], required: Sequence[str]) -> dic
     if absent:
         raise DataError(
             f"{file} lacks the column(s) {', '.join(absent)}{_suggestions(absent, names)}. A manifest needs"
-            f" {', '.join(required)} and may have camid and label (others are ignored). Found: {_shown(names)}. Put the"
-            " names in the first line, separated by commas, semicolons or tabs"
+            f" {', '.join(required)} and may have camid, label and sentences (others are ignored). Found:"
+            f" {_shown(names)}. Put the names in the first line, separated by commas, semicolons or tabs"
         )
     return {column: folded.index(column) for column in COLUMNS if column in folded}
 

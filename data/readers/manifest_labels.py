@@ -78,7 +78,7 @@ class Identities:
         pid, label = self._pid(row.pid), self._label(row)
         if pid is not None:
             return pid, label
-        if label and (self._by_name or _is_missing(row.pid)):
+        if label and (self._by_name or is_missing(row.pid)):
             if len(self._pids[label]) == 1:
                 return self._pids[label][0], label
             raise Unusable("bad_pid", f"label {label!r} has the pids {_list(self._pids[label])}; write one of them")
@@ -99,7 +99,7 @@ def _check_names(file: Path, rows: Iterable[Row], integers: Mapping[Cell, int | 
             )
         if _is_name(row.pid):
             name = name or row
-        elif not _is_missing(row.pid) and integers[row.pid] not in _SPECIAL:
+        elif not is_missing(row.pid) and integers[row.pid] not in _SPECIAL:
             number = number or row
     if name and number:
         raise DataError(
@@ -151,7 +151,7 @@ class Cameras:
         """Return the camera of a row; raise Unusable if it is neither a number from 0 up, nor text, nor missing."""
         if row.camid in self._numbers:
             return self._numbers[row.camid]
-        if _is_missing(row.camid):
+        if is_missing(row.camid):
             return UNKNOWN_CAMERA
         raise Unusable("bad_camid", f"camid {row.camid!r} is not an integer from 0 up; leave it empty if it is unknown")
 
@@ -163,7 +163,8 @@ def _mixed_cameras(texts: Iterable[str], numbers: Iterable[int]) -> str:
     )
 
 
-def _is_missing(cell: Cell) -> bool:
+def is_missing(cell: object) -> bool:
+    """Return True if a cell is empty or what other programs write for a missing value."""
     if isinstance(cell, float):
         return math.isnan(cell)
     return cell is None or (isinstance(cell, str) and cell.strip() in _MISSING)
@@ -171,7 +172,7 @@ def _is_missing(cell: Cell) -> bool:
 
 def _is_name(cell: Cell) -> bool:
     """Return True if a cell is text that is neither a number nor a missing value."""
-    return isinstance(cell, str) and not _is_missing(cell) and not _NUMBER.fullmatch(cell)
+    return isinstance(cell, str) and not is_missing(cell) and not _NUMBER.fullmatch(cell)
 
 
 def _integer(cell: Cell) -> int | None:
@@ -190,7 +191,7 @@ def _text(cell: Cell) -> str:
     """Return a label as text in Unicode's composed form (NFC); "" if it is missing."""
     if isinstance(cell, str):
         return unicodedata.normalize("NFC", cell)
-    return "" if _is_missing(cell) else str(cell if (number := _integer(cell)) is None else number)
+    return "" if is_missing(cell) else str(cell if (number := _integer(cell)) is None else number)
 
 
 def _list(values: Iterable[object]) -> str:

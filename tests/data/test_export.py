@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +13,7 @@ from data.index.export import SUFFIXES, formulas, write_manifest
 from data.index.stage import index, usable_images
 from data.readers.base import ImageRecord
 from flows.cli.app import main
-from tests.helpers.data_trees import market, put
+from tests.helpers.data_trees import TEXT_SEARCH, market, put, text_search
 
 
 def msmt17(root):
@@ -82,6 +84,7 @@ TREES = {
     ),
     "msmt17": (msmt17, {}),
     "vehicleid": (vehicleid, {}),
+    **{reader: (partial(text_search, reader=reader), {}) for reader in TEXT_SEARCH},
     "images": (images, {}),
     "folders": (folders, {}),
     "folders with cameras": (folders, {"camera_pattern": r"cam(\d+)"}),
@@ -91,6 +94,11 @@ TREES = {
 
 def table_of(store, config):
     return pq.read_table(index(store, config=config).made.ref.folder / "images.parquet")
+
+
+def sentences_of(store, config):
+    table = index(store, config=config).images.sentences()
+    return None if table is None else table.to_pylist()
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -113,6 +121,7 @@ def test_each_reader_reads_back_as_the_same_images(name, suffix, tmp_path):
         keep_junk=config.keep_junk,
     )
     assert table_of(store, back).equals(table_of(store, config))
+    assert sentences_of(store, back) == sentences_of(store, config)
 
 
 def test_labels_that_contradict_each_other_can_be_written_to_mend_them(tmp_path):

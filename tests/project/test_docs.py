@@ -110,11 +110,15 @@ def test_keys_in_code_spans_are_settings_that_take_the_value(page):
             assert not takes or reads(recipe, span), f"{page}: `{span}`"
 
 
+BESIDE = ("train.validation.every=5", "caption.template=free")
+"""Overrides that some others need beside them."""
+
+
 def reads(recipe: str, override: str) -> bool:
     """Return True if some recipe takes the override, alone or with what it needs beside it."""
     from data.errors import ConfigError
 
-    for name, beside in ((recipe, ()), ("demo", ()), ("demo", ("train.validation.every=5",))):
+    for name, beside in ((recipe, ()), ("demo", ()), *(("demo", (text,)) for text in BESIDE)):
         try:
             build_recipe(name, [*beside, override])
         except ConfigError:

@@ -36,7 +36,7 @@ RUNNABLE = list(
         if command.startswith("clip-scgi") and command.split()[1] not in ("artifacts", "gallery", "paper")
     )
 )
-NEEDS_WEIGHTS = ("market1501", "manifest_clip_reid")
+NEEDS_WEIGHTS = ("market1501", "manifest_clip_reid", "cuhk_pedes", "rstpreid")
 
 
 def run(arguments: list[str], home) -> subprocess.CompletedProcess[str]:
