@@ -25,7 +25,8 @@ from captioning.captioner import Captioner
 from captioning.prompts.replies import Reply, is_looping
 from captioning.prompts.templates import compose
 from captioning.store.rows import CaptionRow
-from captioning.store.store import CaptionStore, Snapshot
+from captioning.store.snapshot import Snapshot
+from captioning.store.store import CaptionStore
 from data.artifacts.store import ArtifactRef, ArtifactStore, Produced, fingerprint_of
 from data.files import write_json, write_table
 from data.schemas import CAPTIONS

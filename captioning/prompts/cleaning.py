@@ -7,15 +7,21 @@ better answer. Since the majority requires the identity, it applies to training 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field
 
-from captioning.prompts.pattern import PAPER_PATTERN, Pattern, Slots, compose
+from captioning.prompts.pattern import Pattern, compose
+from data.columns.codes import Codes, votes
+from data.columns.distinct import one_array
 from data.config import Config
 from data.slots import SLOTS
+
+Answers = NDArray[np.int32]
+"""Codes of the answers of captions (`data.columns.codes`), one column per slot, -1 where there is none, [N, slots]."""
 
 
 class CleaningConfig(Config):
@@ -34,65 +40,57 @@ class CleaningConfig(Config):
     and demeaning words, but also everything that is not an attribute (a hat, a pattern)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cleaned:
-    """A cleaned caption. dropped: the slots that were left out, in the order of `data.slots`."""
+class Cleaner:
+    """Cleans captions. pattern: the words in which a caption without its doubtful answers is written."""
 
-    text: str
-    slots: dict[str, str | None]
-    dropped: tuple[str, ...]
+    def __init__(self, config: CleaningConfig, pattern: Pattern) -> None:
+        self._config = config
+        self._pattern = pattern
+        self._codes = [Codes() for _ in SLOTS]
 
+    def answers(self, captions: pa.Table) -> Answers:
+        """Return the answers of captions, from their columns attr_<slot>."""
+        columns = [one_array(captions[f"attr_{slot}"]) for slot in SLOTS]
+        return np.stack([codes.encode(column) for codes, column in zip(self._codes, columns, strict=True)], axis=1)
 
-def clear_majorities(rows: Iterable[tuple[int, Slots]], config: CleaningConfig) -> dict[int, dict[str, str]]:
-    """Return identity -> slot -> value of the slots on which the captions of an identity clearly agree.
+    def clear_majorities(self, people: NDArray[np.int64], answers: Answers) -> Answers:
+        """Return the answers on which the captions of an identity clearly agree, one row per identity.
 
-    rows: (identity, slots) of the training captions. Empty if `drop_dissent` is off.
-    """
-    if not config.drop_dissent:
-        return {}
-    tallies: defaultdict[tuple[int, str], Counter[str]] = defaultdict(Counter)
-    for pid, slots in rows:
-        for slot in SLOTS:
-            value = slots.get(slot)
-            if value is not None:
-                tallies[pid, slot][value] += 1
-    clear: dict[int, dict[str, str]] = {}
-    for (pid, slot), tally in tallies.items():
-        value, votes = tally.most_common(1)[0]  # a tie is never clear: the share must exceed one half
-        if tally.total() >= config.min_images and votes >= config.majority * tally.total():
-            clear.setdefault(pid, {})[slot] = value
-    return clear
+        people: identity of each training caption, numbered from 0, [N].
+        """
+        found = np.full((people.max(initial=-1) + 1, len(SLOTS)), -1, dtype=np.int32)
+        for slot, codes in enumerate(self._codes):
+            given = votes(people, answers[:, slot])
+            first = given.leaders(codes.ranks())  # a tie is never clear: the share must exceed one half
+            total, count = given.totals[first], given.counts[first]
+            clear = first[(total >= self._config.min_images) & (count >= self._config.majority * total)]
+            found[given.groups[clear], slot] = given.codes[clear]
+        return found
 
+    def doubtful(self, answers: Answers, confidences: NDArray[np.float64], majority: Answers) -> NDArray[np.bool_]:
+        """Return the mask of the answers to leave out, [N, slots].
 
-def clean_caption(
-    raw_text: str,
-    slots: Slots,
-    *,
-    confidence: Mapping[str, float | None],
-    majority: Mapping[str, str],
-    config: CleaningConfig,
-    pattern: Pattern = PAPER_PATTERN,
-) -> Cleaned:
-    """Return the caption without its doubtful answers; `raw_text` itself if there are none and `recompose` is off.
+        confidences: log-probabilities, NaN where unknown. majority: from `clear_majorities` for the identity of each
+        caption; -1 where there is none, and for images outside the training split.
+        """
+        config = self._config
+        unsure = confidences < math.log(config.drop_below) if config.drop_below > 0 else False
+        dissents = config.drop_dissent & (majority >= 0) & (answers != majority)
+        doubtful: NDArray[np.bool_] = (answers >= 0) & (unsure | dissents)
+        return doubtful
 
-    confidence: slot -> log-probability, None or absent if unknown. majority: slot -> value, from `clear_majorities` for
-    the identity; empty for images outside the training split.
-    """
-    answers = {slot: slots.get(slot) for slot in SLOTS}
-    dropped = tuple(
-        slot
-        for slot, value in answers.items()
-        if value is not None
-        and (_is_unsure(confidence.get(slot), config) or _is_dissent(value, majority.get(slot), config))
-    )
-    kept = {slot: None if slot in dropped else value for slot, value in answers.items()}
-    text = compose(kept, pattern) if dropped or config.recompose else raw_text
-    return Cleaned(text=text, slots=kept, dropped=dropped)
+    def cleaned(self, captions: pa.Array, answers: Answers, doubtful: NDArray[np.bool_]) -> pa.Array:
+        """Return the captions without their doubtful answers; a caption without any stays unless `recompose` is on."""
+        rewritten = captions.is_valid().to_numpy(zero_copy_only=False)
+        if not self._config.recompose:
+            rewritten &= doubtful.any(axis=1)
+        kept = np.ascontiguousarray(np.where(doubtful, -1, answers)[rewritten], dtype=np.int32)
+        # Each distinct row of answers is written once.
+        rows = kept.view(np.dtype((np.void, kept.dtype.itemsize * len(SLOTS)))).reshape(-1)
+        _, first, which = np.unique(rows, return_index=True, return_inverse=True)
+        texts = pa.array([self._text(answers_S) for answers_S in kept[first].tolist()], pa.string())
+        return pc.replace_with_mask(captions, pa.array(rewritten), texts.take(pa.array(which)))
 
-
-def _is_unsure(logprob: float | None, config: CleaningConfig) -> bool:
-    return logprob is not None and config.drop_below > 0 and logprob < math.log(config.drop_below)
-
-
-def _is_dissent(value: str, majority: str | None, config: CleaningConfig) -> bool:
-    return config.drop_dissent and majority is not None and value != majority
+    def _text(self, answers: list[int]) -> str:
+        given = zip(SLOTS, self._codes, answers, strict=True)
+        return compose({slot: None if code < 0 else codes.values[code] for slot, codes, code in given}, self._pattern)

@@ -6,22 +6,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Final
+from typing import Final, overload
+
+import numpy as np
 
 from captioning.captioner import identify
 from captioning.config import CaptionConfig
 from captioning.engines.load import CaptionEngine, load_engine
 from captioning.hub import pin_offline
 from captioning.reading import Pending, read_ahead
-from captioning.stage.stage import paths_by_image
-from captioning.store.store import CaptionStore, Snapshot
+from captioning.stage.worklist import Indices, WorkList
+from captioning.store.snapshot import Snapshot
+from captioning.store.store import CaptionStore
 from data.errors import DataError
 from data.stages.stage import RunContext
 
 SECONDS: Final = 10.0
-_STRIDE: Final = 17  # the first images of the probe are so many apart
+_STRIDE: Final = 17  # the first images of the probe are at least so many apart
+_MOST: Final = 8192  # images that a probe reads before it begins again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +42,42 @@ class Speed:
         return self.images / self.seconds
 
 
-def uncaptioned(run: RunContext, config: CaptionConfig) -> list[Pending]:
+class Uncaptioned(Sequence[Pending]):
+    """The distinct images without a caption, in the order of their digests."""
+
+    def __init__(self, images: WorkList, missing: Indices) -> None:
+        self._images = images
+        self._missing = missing
+
+    def __len__(self) -> int:
+        """Return the number of images without a caption."""
+        return len(self._missing)
+
+    @overload
+    def __getitem__(self, at: int) -> Pending: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Pending]: ...
+
+    def __getitem__(self, at: int | slice) -> Pending | list[Pending]:
+        """Return one image, or some of them in the order of the index."""
+        if isinstance(at, slice):
+            return self._images.pending(self._missing[at])
+        return self._images.pending(self._missing[[at]])[0]
+
+
+def uncaptioned(run: RunContext, config: CaptionConfig) -> Uncaptioned:
     """Return the distinct images without a caption by the captioner of `config`, as the caption stage would.
 
     Raises WeightsError if the model is missing.
     """
+    images = WorkList.of(run.images)
     if not config.uses_model:
-        return []
+        return Uncaptioned(images, np.empty(0, dtype=np.int64))
     captioner = identify(pin_offline(config, run.store.root), run.store.memo)
     snapshot = Snapshot(CaptionStore(run.store.root, captioner))
     snapshot.refresh()
-    known = paths_by_image(run.images)
-    return [Pending(sha256=image, paths=paths) for image, paths in known.items() if image not in snapshot.images]
+    return Uncaptioned(images, np.flatnonzero(~snapshot.has(images.digests)))
 
 
 def measure(
@@ -76,8 +104,10 @@ def measure(
 
 
 def spread(images: Sequence[Pending]) -> list[Pending]:
-    """Return the images in an order whose beginning covers the whole dataset."""
-    return [image for start in range(_STRIDE) for image in images[start::_STRIDE]]
+    """Return at most `_MOST` of the images, in an order whose beginning covers the whole dataset."""
+    apart = max(_STRIDE, len(images) // _MOST)
+    numbers = (at for start in range(apart) for at in range(start, len(images), apart))
+    return [images[at] for at in islice(numbers, _MOST)]
 
 
 @dataclass

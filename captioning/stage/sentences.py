@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from captioning.captioner import Captioner
-from captioning.config import CaptionConfig
-from captioning.stage.view import caption_table, failed_row
-from captioning.stage.worker import Failure
 from data.artifacts.contents import SENTENCES_FILE
+from data.columns.digests import Digests
 from data.errors import DataError
+from data.schemas import SENTENCES, SHARD
 from data.stages.images import IndexedImages
 
 
@@ -22,31 +23,41 @@ def sentences_digest(images: IndexedImages) -> str | None:
     return images.ref.digests_of(SENTENCES_FILE)[SENTENCES_FILE]
 
 
-def captions_of_dataset(images: IndexedImages, number: int) -> dict[str, str]:
-    """Return path -> its sentence of that number, without images that have fewer sentences."""
+def sentences_of(images: IndexedImages, number: int) -> pa.Table:
+    """Return the sentences of that number (schemas.SENTENCES), without images that have fewer sentences."""
     table = images.sentences()
-    if table is None:
-        return {}
-    rows = zip(*(table[name].to_pylist() for name in ("image_path", "number", "sentence")), strict=True)
-    return {path: sentence for path, place, sentence in rows if place == number}
+    return SENTENCES.empty_table() if table is None else table.filter(pc.equal(table["number"], number))
 
 
-def described(images: IndexedImages, captioner: Captioner, config: CaptionConfig) -> pa.Table:
-    """Return captions.parquet with one sentence per image; an image without it has the status ``missing``.
+class DatasetSentences:
+    """One sentence per image of a dataset, as replies (`captioning.stage.view.Replies`)."""
 
-    Raises DataError if no image has it.
-    """
-    captions = captions_of_dataset(images, config.sentence)
-    if not captions:
-        raise DataError(
-            f"caption.engine=dataset: no image of {images.description.name} has a sentence number {config.sentence}."
-            " Use a dataset with sentences and caption.sentence=0, or set caption.engine=transformers"
-        )
-    index = images.rows()
-    missing = failed_row(Failure(status="missing", error=f"the dataset has no sentence number {config.sentence}"))
-    replies = [_reply(captions[path]) if path in captions else missing for path in index["path"].to_pylist()]
-    return caption_table(index, replies, captioner, config)
+    def __init__(self, images: IndexedImages, number: int) -> None:
+        """number: which sentence of each image. Raises DataError if no image has it."""
+        self._paths = images.rows("path")["path"]
+        self._rows = sentences_of(images, number)
+        if not len(self):
+            raise DataError(
+                f"caption.engine=dataset: no image of {images.description.name} has a sentence number {number}."
+                " Use a dataset with sentences and caption.sentence=0, or set caption.engine=transformers"
+            )
 
+    def __len__(self) -> int:
+        """Return the number of images with the sentence."""
+        return int(self._rows.num_rows)
 
-def _reply(sentence: str) -> dict[str, Any]:
-    return {"raw_text": sentence, "status": "ok", "error": None, "truncated": False}
+    def refresh(self) -> None:
+        """Do nothing: the sentences of an index do not change."""
+
+    def read(self, images: Digests) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Yield the places of the images that have the sentence, and their rows. images: all of the index, in order."""
+        rows, count = self._rows, len(self)
+        given = {
+            "image_sha256": rows["image_sha256"],
+            "raw_text": rows["sentence"],
+            "status": pa.repeat("ok", count),
+            "truncated": pa.repeat(False, count),
+        }
+        columns = [given[field.name] if field.name in given else pa.nulls(count, field.type) for field in SHARD]
+        places = pc.index_in(rows["image_path"], value_set=self._paths)
+        yield places.to_numpy().astype(np.int64), pa.table(columns, schema=SHARD)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,17 +12,19 @@ from typing import ClassVar, Final
 from captioning.captioner import Captioner, identify
 from captioning.config import CaptionConfig
 from captioning.hub import known_form, pin_offline, pin_or_fetch
-from captioning.stage.sentences import described, sentences_digest
-from captioning.stage.view import view
-from captioning.stage.worker import Failure, Paths, Worker
+from captioning.stage.sentences import DatasetSentences, sentences_digest
+from captioning.stage.view import Failures, View
+from captioning.stage.worker import Failure, Worker
+from captioning.stage.worklist import WorkList
 from captioning.store.claims import buckets_of_part
+from captioning.store.compaction import compact
+from captioning.store.snapshot import Snapshot
 from captioning.store.store import CaptionStore
-from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, contents_of_captions
+from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE, Contents, contents_of_captions
 from data.artifacts.store import Produced
+from data.columns.source import ParquetRows
 from data.errors import ClipScgiError, DataError, RetryableError, WeightsError, counted
-from data.files import write_table
-from data.schemas import SCHEMA_VERSION, SHARD
-from data.stages.images import IndexedImages
+from data.schemas import SCHEMA_VERSION
 from data.stages.stage import Ingredients, Producer, RunContext, Stage
 
 STAGE_VERSION: Final = 3
@@ -99,18 +101,23 @@ class CaptionStage(Stage):
             raise _model_changed(self.config)
         worker = _worker(run, captioner, self.config)
         worker.work(patient=True)
+        while not worker.snapshot.check_packs():
+            worker.work(patient=True)
         if len(worker.done.failed) == worker.distinct:
             raise _nothing_captioned(worker.done.failed, run.images.root)
+        compact(worker.captions)
 
-        def produce(folder: Path, _: Path) -> Captioned:
-            table = view(run.images.rows(), worker.snapshot.table(), worker.done.failed, captioner, self.config)
-            write_table(folder / CAPTIONS_FILE, table, table.schema)
+        def produce(folder: Path, scratch: Path) -> Captioned:
+            worker.snapshot.refresh()
+            failures = Failures(worker.done.failed)
+            view = View(run.images, worker.snapshot, failures, captioner, self.config)
+            contents = _written(view, folder, scratch)
             generated, failed = worker.done.generated, len(worker.done.failed)
             reused = worker.distinct - generated - failed
             return Captioned(
                 complete=not failed,
                 note=_note(generated, reused, failed),
-                contents=contents_of_captions(table),
+                contents=contents,
                 generated=generated,
                 reused=reused,
                 failed=failed,
@@ -123,21 +130,31 @@ class CaptionStage(Stage):
         return self.begin(run, self.ingredients(run))(folder, scratch)
 
 
-def _write_missing(run: RunContext, captioner: Captioner, config: CaptionConfig, folder: Path, _: Path) -> Captioned:
+def _write_missing(
+    run: RunContext, captioner: Captioner, config: CaptionConfig, folder: Path, scratch: Path
+) -> Captioned:
     """Write captions.parquet without a text: `captioning.corrections` adds the imported ones."""
-    missing = Failure(status="missing", error="no caption was imported")
-    failed = dict.fromkeys(run.images.rows("sha256")["sha256"].to_pylist(), missing)
-    table = view(run.images.rows(), SHARD.empty_table(), failed, captioner, config)
-    write_table(folder / CAPTIONS_FILE, table, table.schema)
-    return Captioned(note="no captioning model", contents=contents_of_captions(table))
+    missing = Failures({}, otherwise=Failure(status="missing", error="no caption was imported"))
+    view = View(run.images, Snapshot(CaptionStore(run.store.root, captioner)), missing, captioner, config)
+    return Captioned(note="no captioning model", contents=_written(view, folder, scratch))
 
 
-def _write_sentences(run: RunContext, captioner: Captioner, config: CaptionConfig, folder: Path, _: Path) -> Captioned:
-    """Write captions.parquet with the sentences of the dataset."""
-    table = described(run.images, captioner, config)
-    write_table(folder / CAPTIONS_FILE, table, table.schema)
-    note = f"{counted(table.num_rows - table['caption'].null_count, 'sentence')} of the dataset"
-    return Captioned(note=note, contents=contents_of_captions(table))
+def _write_sentences(
+    run: RunContext, captioner: Captioner, config: CaptionConfig, folder: Path, scratch: Path
+) -> Captioned:
+    """Write captions.parquet with the sentences of the dataset; an image without one has the status ``missing``."""
+    sentences = DatasetSentences(run.images, config.sentence)
+    error = f"the dataset has no sentence number {config.sentence}"
+    missing = Failures({}, otherwise=Failure(status="missing", error=error))
+    contents = _written(View(run.images, sentences, missing, captioner, config), folder, scratch)
+    return Captioned(note=f"{counted(len(sentences), 'sentence')} of the dataset", contents=contents)
+
+
+def _written(view: View, folder: Path, scratch: Path) -> Contents:
+    """Write captions.parquet and return its content digests."""
+    file = folder / CAPTIONS_FILE
+    view.write(file, scratch)
+    return contents_of_captions(ParquetRows(file), scratch=scratch)
 
 
 def _note(generated: int, reused: int, failed: int) -> str:
@@ -160,6 +177,7 @@ def caption_part(run: RunContext, config: CaptionConfig, *, part: int = 0, of: i
     config = pin_or_fetch(config, run.store.root)
     worker = _worker(run, _captioner(run, config), config)
     worker.work(buckets, patient=False)
+    compact(worker.captions)
     return PartOutcome(generated=worker.done.generated, failed=len(worker.done.failed))
 
 
@@ -174,7 +192,7 @@ def _worker(run: RunContext, captioner: Captioner, config: CaptionConfig) -> Wor
 
     return Worker(
         CaptionStore(run.store.root, captioner),
-        paths=paths_by_image(run.images),
+        images=WorkList.of(run.images),
         root=run.images.root,
         config=config,
         progress=run.progress,
@@ -187,15 +205,6 @@ def _model_changed(config: CaptionConfig) -> WeightsError:
         f"the model files of caption.model={config.model} changed while they were loaded, so nothing "
         "was captioned with them: run again when all files are complete"
     )
-
-
-def paths_by_image(images: IndexedImages) -> Paths:
-    """Return image sha256 -> its paths, in the order of the index. Identical files are captioned once."""
-    index = images.rows("sha256", "path")
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for sha256, path in zip(index["sha256"].to_pylist(), index["path"].to_pylist(), strict=True):
-        found[sha256].append(path)
-    return {sha256: tuple(paths) for sha256, paths in found.items()}
 
 
 def _nothing_captioned(failed: Mapping[str, Failure], root: Path) -> ClipScgiError:

@@ -8,34 +8,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
 from captioning.engines.load import CaptionEngine, load_engine
 from captioning.reading import Pending, read_ahead
-from captioning.store.claims import BUCKETS, Claims, bucket_of
+from captioning.stage.worklist import Indices, WorkList
+from captioning.store.claims import BUCKETS, Claims
 from captioning.store.rows import CaptionRow
 from captioning.store.saver import FLUSH_ROWS, Saver
-from captioning.store.store import CaptionStore, Snapshot
+from captioning.store.snapshot import Snapshot
+from captioning.store.store import CaptionStore
 from data.progress import ProgressFn
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.5
 
-Paths = Mapping[str, tuple[str, ...]]
-"""Image sha256 -> its paths under the root of the dataset."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Why an image has no caption. status: ``image_error`` or ``server_error``."""
+class Failure(NamedTuple):
+    """Why an image has no caption. status: ``image_error``, ``server_error`` or ``missing``."""
 
     status: str
     error: str
@@ -52,15 +52,15 @@ class Done:
 class Worker:
     """Caption worker for the images of one dataset; its results are in `done`.
 
-    captions: the store to fill. check_model: called after the model is loaded and before its first caption; raises if
-    the model is not the captioner of `captions`.
+    captions: the store to fill. images: those of the dataset. check_model: called after the model is loaded and before
+    its first caption; raises if the model is not the captioner of `captions`.
     """
 
     def __init__(
         self,
         captions: CaptionStore,
         *,
-        paths: Paths,
+        images: WorkList,
         root: Path,
         config: CaptionConfig,
         progress: ProgressFn,
@@ -70,8 +70,8 @@ class Worker:
     ) -> None:
         self.snapshot = Snapshot(captions)
         self.done = Done()
-        self._captions = captions
-        self._paths = paths
+        self.captions = captions
+        self._images = images
         self._root = root
         self._config = config
         self._progress = progress
@@ -85,7 +85,7 @@ class Worker:
     @property
     def distinct(self) -> int:
         """Number of distinct images."""
-        return len(self._paths)
+        return len(self._images)
 
     def work(self, buckets: Iterable[int] = range(BUCKETS), *, patient: bool) -> None:
         """Caption the images in `buckets` that have no caption.
@@ -93,12 +93,12 @@ class Worker:
         patient: wait for buckets that other processes hold, and caption any images that they leave; otherwise skip
         these buckets. Raises the errors of the engine; earlier captions are kept.
         """
-        self._captions.remove_leftovers()
-        wanted = frozenset(buckets)
-        self._total = sum(bucket_of(image) in wanted for image in self._paths)
+        self.captions.remove_leftovers()
+        wanted = np.isin(np.arange(BUCKETS), list(buckets))
+        self._total = self._per_bucket(np.ones(len(self._images), dtype=np.bool_), wanted).sum().item()
         while missing := self._missing(wanted):
-            self._seen = self._total - sum(map(len, missing.values()))
-            with closing(Saver(self._captions, self._claims, flush_rows=self._flush_rows)) as saver:
+            self._seen = self._total - sum(missing.values())
+            with closing(Saver(self.captions, self._claims, flush_rows=self._flush_rows)) as saver:
                 claimed = self._claimed(missing, saver)
                 first = next(claimed, None)
                 if first is not None:
@@ -109,29 +109,36 @@ class Worker:
                 self._progress(self._seen, self._total, "waiting for other workers")
                 time.sleep(_POLL_SECONDS)
 
-    def _missing(self, wanted: frozenset[int]) -> dict[int, list[Pending]]:
-        """Return bucket -> its images that have neither a caption nor failed, in the order of the buckets."""
-        self.snapshot.refresh()
-        missing: defaultdict[int, list[Pending]] = defaultdict(list)
-        for image, paths in self._paths.items():
-            bucket = bucket_of(image)
-            if bucket in wanted and image not in self.snapshot.images and image not in self.done.failed:
-                missing[bucket].append(Pending(sha256=image, paths=paths))
-        return dict(sorted(missing.items()))
+    def _per_bucket(self, mask: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return for each bucket how many of its images are in `mask`; 0 for buckets that are not wanted."""
+        return np.where(wanted, self._images.per_bucket(mask), 0)
 
-    def _claimed(self, missing: Mapping[int, list[Pending]], saver: Saver) -> Iterator[Pending]:
+    def _missing(self, wanted: NDArray[np.bool_]) -> dict[int, int]:
+        """Return bucket -> number of its images that have neither a caption nor failed, in the order of the buckets."""
+        self.snapshot.refresh()
+        mask = ~self.snapshot.has(self._images.digests)
+        mask[self._images.find([*self.done.failed])] = False
+        counts = self._per_bucket(mask, wanted)
+        return {bucket: counts[bucket].item() for bucket in np.flatnonzero(counts).tolist()}
+
+    def _claimed(self, missing: Mapping[int, int], saver: Saver) -> Iterator[Pending]:
         """Yield the images of all free buckets, claiming each bucket just before its first image is needed."""
-        for bucket, items in missing.items():
+        for bucket, count in missing.items():
             if not self._claims.take(bucket):
                 continue
             self.snapshot.refresh()  # the previous owner of the bucket may have captioned some of it
-            rest = [item for item in items if item.sha256 not in self.snapshot.images]
-            self._seen += len(items) - len(rest)
+            rest = [item for item in self._images.pending(self._left(bucket)) if item.sha256 not in self.done.failed]
+            self._seen += count - len(rest)
             if not rest:
                 self._claims.release(bucket)
                 continue
             saver.expect(bucket, {item.sha256 for item in rest})
             yield from rest
+
+    def _left(self, bucket: int) -> Indices:
+        """Return the images of a bucket that have no caption."""
+        part = self._images.in_bucket(bucket)
+        return part.start + np.flatnonzero(~self.snapshot.has(self._images.digests[part]))
 
     def _caption(self, items: Iterable[Pending], saver: Saver) -> None:
         engine = self._loaded_engine()
@@ -158,4 +165,5 @@ class Worker:
                 continue
             image = row.image_sha256
             self.done.failed[image] = Failure(status=row.status, error=row.error or "unknown")
-            log.warning("image %s (%s...) has no caption: %s", self._paths[image][0], image[:12], row.error)
+            (pending,) = self._images.pending(self._images.find([image]))
+            log.warning("image %s (%s...) has no caption: %s", pending.paths[0], image[:12], row.error)

@@ -92,19 +92,22 @@ def contents_of_images(table: pa.Table) -> dict[str, str]:
     }
 
 
-def contents_of_captions(captions: pa.Table | RowSource, *, block: int = BLOCK_ROWS) -> dict[str, str]:
+def contents_of_captions(
+    captions: pa.Table | RowSource, *, block: int = BLOCK_ROWS, scratch: Path | None = None
+) -> dict[str, str]:
     """Compute the digests of `caption_contents` from the rows of captions.parquet.
 
-    block: more rows than these are sorted on the disk, this many at a time.
+    block: more rows than these are sorted on the disk, this many at a time. scratch: a folder for that, by default the
+    system's.
     """
     source = TableRows(captions) if isinstance(captions, pa.Table) else captions
     audit = RowDigest()
     for rows in source.batches(*audited_columns(source.names)):
         audit.update(rows)
-    return {"train": _trained(source, block), "audit": audit.hexdigest()}
+    return {"train": _trained(source, block, scratch), "audit": audit.hexdigest()}
 
 
-def _trained(source: RowSource, block: int) -> str:
+def _trained(source: RowSource, block: int, scratch: Path | None) -> str:
     """Return the digest of the rows (pid, camid, image_sha256, text for training) of training images, sorted."""
     found = RowDigest()
     if source.n_rows <= block:
@@ -112,7 +115,9 @@ def _trained(source: RowSource, block: int) -> str:
         for rows in _sorted(pa.concat_tables([_TRAINED_ROWS.empty_table(), *trained])):
             found.update(rows)
         return found.hexdigest()
-    with TemporaryDirectory(prefix="clip-scgi-") as folder:
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="clip-scgi-", dir=scratch) as folder:
         for rows in _sorted_on_disk(source, Path(folder), block):
             found.update(rows)
     return found.hexdigest()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, Contents, image_contents
 from data.artifacts.store import ArtifactRef
+from data.columns.digests import WIDTH, Digests, digests_of
+from data.columns.source import ParquetRows
 from data.errors import DataError
 from data.files import read_json
 from data.people import IdentityName, Names, identity_names
@@ -82,6 +86,25 @@ class IndexedImages:
         file = self.ref.folder / SENTENCES_FILE
         return _read(file, None) if file.exists() else None
 
+    def batches(self, *columns: str) -> Iterator[pa.Table]:
+        """Yield what `rows` returns in batches (`data.columns.source`). Raises DataError when the file is unusable."""
+        try:
+            yield from ParquetRows(self.file).batches(*columns)
+        except (OSError, KeyError, pa.ArrowInvalid) as error:
+            raise _unusable(self.file, error) from error
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns of images.parquet. Raises DataError when the file cannot be read."""
+        try:
+            return list(pq.read_schema(self.file).names)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _unusable(self.file, error) from error
+
+    def sha256(self) -> Digests:
+        """Return the sha256 of every image, [N], in the order of `rows`."""
+        found = [digests_of(rows["sha256"]) for rows in self.batches("sha256")]
+        return np.concatenate([np.empty(0, dtype=f"S{WIDTH}"), *found])
+
     def digests(self) -> dict[str, str]:
         """Return path -> sha256 of every image."""
         table = self.rows("path", "sha256")
@@ -118,4 +141,8 @@ def _read(file: Path, columns: list[str] | None) -> pa.Table:
     try:
         return pq.read_table(file, columns=columns)
     except (OSError, KeyError, pa.ArrowInvalid) as error:
-        raise DataError(f"{file} cannot be read ({error}); delete its folder and run the index stage again") from error
+        raise _unusable(file, error) from error
+
+
+def _unusable(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} cannot be read ({error}); delete its folder and run the index stage again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -91,7 +91,7 @@ class Costs:
 class _Images(NamedTuple):
     """Images to caption. pending: distinct ones without a caption, None if unknown. total: of all distinct images."""
 
-    pending: list[Pending] | None
+    pending: Sequence[Pending] | None
     total: int
 
 
@@ -138,7 +138,7 @@ def _images(plan: Plan) -> _Images | None:
     """Return the images to caption, or None if the dataset is not indexed."""
     if not plan.is_indexed:
         return None
-    total = len(set(plan.run.images.rows("sha256")["sha256"].to_pylist()))
+    total = len(np.unique(plan.run.images.sha256()))
     if "caption" not in plan.stages:
         return _Images([], total)
     try:
@@ -199,7 +199,7 @@ def _explained(measured: Callable[[], Duration]) -> Duration:
         return Duration(None, "not measured: out of memory")
 
 
-def _captioning(plan: Plan, pending: list[Pending]) -> Duration:
+def _captioning(plan: Plan, pending: Sequence[Pending]) -> Duration:
     """Caption for ten seconds."""
     if plan.caption.engine == "transformers" and model_on_disk(plan.caption) is None:
         found = captioner_size(plan)

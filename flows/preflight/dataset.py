@@ -11,7 +11,7 @@ import numpy as np
 
 from captioning.corrections.record import Correction
 from captioning.corrections.store import Corrections
-from captioning.stage.sentences import captions_of_dataset
+from captioning.stage.sentences import sentences_of
 from data.errors import counted
 from data.people import JUNK, cameras_known
 from data.splits import TRAIN
@@ -162,10 +162,10 @@ def sentence_problems(plan: Plan) -> Iterator[str]:
     is_read = "caption" in plan.stages or ("train" in plan.stages and plan.train.needs_captions)
     if plan.caption.engine != "dataset" or not is_read:
         return
-    captioned = set(captions_of_dataset(plan.run.images, plan.caption.sentence))
+    captioned = set(sentences_of(plan.run.images, plan.caption.sentence)["image_path"].to_pylist())
     if captioned:
         yield from _uncaptioned(plan, captioned, f"sentence number {plan.caption.sentence}", "")
-    elif captions_of_dataset(plan.run.images, 0):
+    elif sentences_of(plan.run.images, 0).num_rows:
         yield (
             f"caption.sentence={plan.caption.sentence}: no image has so many sentences (the first is number 0): set"
             " caption.sentence=0"

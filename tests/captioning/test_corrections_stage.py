@@ -216,7 +216,7 @@ def test_imported_captions_need_no_model(imported, store):
 
 def test_no_worker_and_no_probe_loads_a_model_for_imported_captions(imported):
     run, config = imported
-    assert uncaptioned(run, config) == []
+    assert len(uncaptioned(run, config)) == 0
     assert caption_part(run, config).generated == 0
 
 

@@ -18,7 +18,9 @@ import pytest
 from captioning.captioner import Captioner
 from captioning.prompts.replies import Reply
 from captioning.store.rows import CaptionRow
-from captioning.store.store import CaptionStore, Snapshot, UnusableShardError
+from captioning.store.shards import UnusableShardError
+from captioning.store.snapshot import Snapshot
+from captioning.store.store import CaptionStore
 from data.errors import ClipScgiError
 from data.files import read_json
 from data.schemas import SHARD
@@ -222,7 +224,7 @@ def test_leftovers_are_removed_when_they_are_older_than_an_hour(store, monkeypat
         path = store.folder / f".part-{age}.parquet.x.tmp"
         path.write_bytes(b"half a shard")
         os.utime(path, (2_000_000_000 - age,) * 2)
-    monkeypatch.setattr("captioning.store.store.time.time", lambda: 2_000_000_000.0)
+    monkeypatch.setattr("captioning.store.shards.time.time", lambda: 2_000_000_000.0)
     store.remove_leftovers()
     assert sorted(path.name for path in store.folder.glob(".*.tmp")) == [
         ".part-3599.parquet.x.tmp",
@@ -254,13 +256,13 @@ def test_a_snapshot_reads_each_shard_once_and_knows_its_images(store, monkeypatc
     monkeypatch.setattr(CaptionStore, "read_shard", lambda self, name: names.append(name) or real(self, name))
     snapshot = Snapshot(store)
     snapshot.refresh()
-    assert (len(snapshot.table()), snapshot.images) == (0, set())
+    assert (len(snapshot.table()), len(snapshot)) == (0, 0)
     first = store.append([row(1), row(2)])
     snapshot.refresh()
     second = store.append([row(2, "Another."), row(3)])
     snapshot.refresh()
     snapshot.refresh()
     assert names == [first.name, second.name]
-    assert snapshot.images == {f"{n:064x}" for n in (1, 2, 3)}
+    assert len(snapshot) == 3
     assert snapshot.table().equals(read(store))
     assert snapshot.table().schema.equals(SHARD)

@@ -24,7 +24,8 @@ from PIL import Image
 from captioning.captioner import Captioner
 from captioning.prompts.replies import Reply
 from captioning.store.rows import CaptionRow
-from captioning.store.store import CaptionStore, Snapshot
+from captioning.store.snapshot import Snapshot
+from captioning.store.store import CaptionStore
 from data.artifacts.inventory import take_inventory
 from data.artifacts.stages import STAGES
 from data.artifacts.store import ArtifactStore

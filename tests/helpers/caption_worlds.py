@@ -15,12 +15,13 @@ from PIL import Image
 from captioning.captioner import identify
 from captioning.config import CaptionConfig
 from captioning.stage.worker import Worker
+from captioning.stage.worklist import WorkList
 from captioning.store.store import CaptionStore
-from data.artifacts.contents import IMAGES_FILE
 from data.artifacts.store import ArtifactRef, ArtifactStore, Made
 from data.files import write_table
 from data.progress import silent
 from data.schemas import IMAGES
+from data.stages.images import IndexedImages
 from tests.helpers.stages import make_artifact
 
 
@@ -62,13 +63,10 @@ def worker_of(
     store: ArtifactStore, *, images: ArtifactRef, root: Path, config: CaptionConfig, **options: Any
 ) -> Worker:
     """Return a worker without the caption stage around it. options: `load` and `flush_rows` of `Worker`."""
-    table = pq.read_table(images.folder / IMAGES_FILE, columns=["sha256", "path"])
-    paths: dict[str, tuple[str, ...]] = {}
-    for sha256, path in zip(table["sha256"].to_pylist(), table["path"].to_pylist(), strict=True):
-        paths[sha256] = (*paths.get(sha256, ()), path)
     captions = CaptionStore(store.root, identify(config, store.memo))
     common: dict[str, Any] = {"progress": silent, "check_model": lambda: None}
-    return Worker(captions, paths=paths, root=root, config=config, **common, **options)
+    work = WorkList.of(IndexedImages(ref=images, root=root))
+    return Worker(captions, images=work, root=root, config=config, **common, **options)
 
 
 def captions_of(made: Made) -> pd.DataFrame:
@@ -84,6 +82,6 @@ def captions_folder(store: ArtifactStore, config: CaptionConfig) -> Path:
 def written(folder: Path) -> list[str]:
     """Return the images of all shards, each as often as it was written."""
     found: list[str] = []
-    for path in sorted(folder.glob("part-*.parquet")):
+    for path in sorted(folder.glob("pa[cr][kt]-*.parquet")):
         found += pq.read_table(path)["image_sha256"].to_pylist()
     return found

@@ -1,0 +1,69 @@
+"""Text columns as numbers: one code per distinct text, across batches, and counts of codes per group."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Code = NDArray[np.int32]
+"""Codes of texts, -1 for null, [N]."""
+
+
+class Codes:
+    """The codes of the texts of one column, in the order in which they were first seen. values: code -> text."""
+
+    def __init__(self) -> None:
+        self.values: list[str] = []
+        self._known: dict[str, int] = {}
+
+    def encode(self, column: pa.Array) -> Code:
+        """Return the code of each text."""
+        encoded = column.dictionary_encode()
+        codes = np.array([self._code(text) for text in encoded.dictionary.to_pylist()], dtype=np.int32)
+        return np.append(codes, np.int32(-1))[encoded.indices.fill_null(len(codes)).to_numpy()]
+
+    def _code(self, text: str) -> int:
+        code = self._known.setdefault(text, len(self.values))
+        if code == len(self.values):
+            self.values.append(text)
+        return code
+
+    def decode(self, codes: Code) -> pa.Array:
+        """Return the texts of codes."""
+        return pa.array(self.values, pa.string()).take(pa.array(codes, mask=codes < 0))
+
+    def ranks(self) -> NDArray[np.int64]:
+        """Return code -> place of its text in the order of texts."""
+        ranks = np.empty(len(self.values), dtype=np.int64)
+        ranks[sorted(range(len(self.values)), key=self.values.__getitem__)] = np.arange(len(self.values))
+        return ranks
+
+
+class Votes(NamedTuple):
+    """How often a group has a code, one entry per group and code that occur together, [M], sorted by both.
+
+    totals: number of codes of the group of each entry.
+    """
+
+    groups: NDArray[np.int64]
+    codes: Code
+    counts: NDArray[np.int64]
+    totals: NDArray[np.int64]
+
+    def leaders(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the entry with the most votes of each group, in the order of groups; of equals, that of least rank."""
+        order = np.lexsort((ranks[self.codes], -self.counts, self.groups))
+        return order[np.append(True, np.diff(self.groups[order]) != 0)[: len(order)]]
+
+
+def votes(groups: NDArray[np.int64], codes: Code) -> Votes:
+    """Count the codes, [N], of each group, [N], numbered from 0; null is not counted."""
+    counted = codes >= 0
+    width = int(codes.max(initial=0)) + 1
+    entries, counts = np.unique(groups[counted] * width + codes[counted], return_counts=True)
+    of_group, of_code = entries // width, (entries % width).astype(np.int32)
+    totals = np.bincount(of_group, weights=counts).astype(np.int64)[of_group] if len(entries) else counts
+    return Votes(of_group, of_code, counts, totals)
