@@ -126,7 +126,7 @@ def test_a_captioning_model_does_not_depend_on_sentences(store, root):
 
 def test_no_worker_and_no_probe_loads_a_model(store, root):
     run = run_of(store, root)
-    assert uncaptioned(run, CONFIG) == []
+    assert len(uncaptioned(run, CONFIG)) == 0
     assert caption_part(run, CONFIG).generated == 0
 
 
