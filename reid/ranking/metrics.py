@@ -135,6 +135,40 @@ def evaluate_ranking(  # noqa: PLR0917 - the usual order in the field
     return _summarize(ranker.table, keep, n_junk=len(labels.gallery_pids) - len(keep), max_rank=max_rank)
 
 
+def evaluate_scores(
+    scores_QG: Scores,
+    query_pids: ArrayLike,
+    gallery_pids: ArrayLike,
+    query_camids: ArrayLike,
+    gallery_camids: ArrayLike,
+    *,
+    max_rank: int = 50,
+    top_k: int = 50,
+    exclude: Exclude = "same_camera",
+) -> Ranking:
+    """Rank the gallery by the given scores, highest first, and return the metrics.
+
+    scores_QG: finite float32, [Q, G]. The other arguments, ties and errors are those of `evaluate_ranking`.
+    """
+    _check_options(exclude, max_rank=max_rank, top_k=top_k)
+    labels = _labels_of(query_pids, gallery_pids, query_camids, gallery_camids)
+    _check_shapes(scores_QG, scores_QG.T, labels)
+    if not np.isfinite(scores_QG).all():
+        raise DataError("ranking: the scores contain NaN or infinity, so the gallery cannot be ranked")
+    keep = np.flatnonzero(~is_junk(labels.gallery_pids))
+    ranker = _Ranker(_in_part(labels, keep), top_k=top_k, same_camera=exclude == "same_camera")
+    ranker.add(0, np.ascontiguousarray(scores_QG[:, keep], np.float32))
+    return _summarize(ranker.table, keep, n_junk=len(labels.gallery_pids) - len(keep), max_rank=max_rank)
+
+
+@exact_float32(torch)
+def similarities(query_features: Features, gallery_features: Features) -> Scores:
+    """Return the whole matrix of scores that `evaluate_ranking` ranks by, float32 [Q, G]; for small datasets."""
+    queries, gallery = FeatureRows(query_features, "query"), FeatureRows(gallery_features, "gallery")
+    blocks = [block[:, : len(gallery)].copy() for _, block in similarity_blocks(queries, gallery)]
+    return np.concatenate(blocks)
+
+
 @exact_float32(torch)
 def evaluate_by_camera(  # noqa: PLR0917 - as `evaluate_ranking`
     query_features: Features,

@@ -7,6 +7,6 @@ image. All are pure functions of their inputs and write captions.parquet like th
 
 from flows.study.controls.fixed import CONSTANT, FixedStage
 from flows.study.controls.shuffle import ShuffleConfig, ShuffleStage, exchange
-from flows.study.controls.truth import TRUTH, TrueStage
+from flows.study.controls.truth import TRUTH, TrueStage, read_truth
 
-__all__ = ["CONSTANT", "TRUTH", "FixedStage", "ShuffleConfig", "ShuffleStage", "TrueStage", "exchange"]
+__all__ = ["CONSTANT", "TRUTH", "FixedStage", "ShuffleConfig", "ShuffleStage", "TrueStage", "exchange", "read_truth"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -48,18 +48,25 @@ class TrueStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write captions.parquet."""
-        index, path = run.images.rows("path", "sha256", "split", "pid", "camid"), run.images.root / TRUTH
-        truth = {row["path"]: row for row in pq.read_table(path).to_pylist()}
-        unknown = [image for image in index["path"].to_pylist() if image not in truth]
-        if unknown:
-            raise DataError(
-                f"{path} lacks {counted(len(unknown), 'image')}, such as {', '.join(unknown[:_SHOWN])}; "
-                "true captions need a dataset with only images drawn by data.synthetic.world"
-            )
+        index = run.images.rows("path", "sha256", "split", "pid", "camid")
+        truth = read_truth(run.images.root, index["path"].to_pylist())
         ingredients = self.ingredients(run)
         constant = provenance(ingredients, model_id=_MODEL, revision=str(ingredients["truth"])[:32])
-        rows = [constant | caption_row(image, _text(truth[image["path"]])) for image in index.to_pylist()]
+        rows = [constant | caption_row(*pair) for pair in zip(index.to_pylist(), map(_text, truth), strict=True)]
         return write_captions(folder, pa.Table.from_pylist(rows, schema=CAPTIONS))
+
+
+def read_truth(root: Path, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the row of attributes.parquet of each image under `root`. Raises DataError if an image has none."""
+    path = root / TRUTH
+    found = {row["path"]: row for row in pq.read_table(path).to_pylist()} if path.is_file() else {}
+    unknown = [name for name in names if name not in found]
+    if unknown:
+        raise DataError(
+            f"{path} lacks {counted(len(unknown), 'image')}, such as {', '.join(unknown[:_SHOWN])}; "
+            "true attributes need a dataset with only images drawn by data.synthetic.world"
+        )
+    return [found[name] for name in names]
 
 
 def _text(truth: Mapping[str, Any]) -> str:
