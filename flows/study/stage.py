@@ -16,6 +16,7 @@ from reid.config.train import TrainConfig
 from reid.config.trained import read_trained
 from reid.evaluation.inputs import tested_images
 from reid.evaluation.protocol import Protocol
+from reid.evaluation.sentences.source import Sentences, find_sentences
 from reid.evaluation.stage import STAGE_VERSION as EVALUATE_VERSION
 from reid.evaluation.stage import EvaluateStage
 from reid.training.stage import TrainStage
@@ -61,11 +62,13 @@ class RunStage(Stage):
 
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return what the training and the evaluation depend on."""
+        sentences = find_sentences(run.images, self.sentences, self.evaluate)
         return {
             "train": self._training.ingredients(run),
             "evaluate": {
                 **tested_images(run.images),
-                "config": self.evaluate.identity(),
+                "config": self.evaluate.ranking_identity(),
+                **({"sentences": sentences.identity} if isinstance(sentences, Sentences) else {}),
                 "version": EVALUATE_VERSION,
             },
             "version": STAGE_VERSION,
@@ -78,7 +81,7 @@ class RunStage(Stage):
         started = time.perf_counter()
         model = training.make(run)
         seconds = time.perf_counter() - started
-        evaluation = EvaluateStage(model=model.ref, config=self.evaluate).make(run)
+        evaluation = EvaluateStage(model=model.ref, config=self.evaluate, captions=self.sentences).make(run)
         metrics = read_json(evaluation.ref.folder / "metrics.json")
         result = RunResult(
             seconds=round(seconds, 1) if whole and not model.cached else None,  # unknown for a resumed training

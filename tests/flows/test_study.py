@@ -30,6 +30,7 @@ from flows.study.results.text import difference_text, mean_text
 from flows.study.rows import RUNS, SCORES, RunRow, unfinished
 from flows.study.run import TURN, World, plan
 from flows.study.statistics.means import seed_mean
+from flows.study.statistics.queries import QueryReader
 from flows.study.statistics.scores import differences, variant_scores
 from flows.study.training import recipe_of, training_of
 from reid.evaluation.stage import EvaluateStage
@@ -330,8 +331,15 @@ def test_runs_become_rows_and_are_found_again(home, tmp_path, monkeypatch):
     assert all(0 <= item.scores["mAP"] <= 1 for item in rows)
     assert all(item.seconds > 0 for item in rows if item.variant != "untrained")
     assert len({item.dataset_hash for item in rows}) == 2, "each seed has people of its own"
-    ResultWriter(tmp_path, {}).write(rows)
-    assert {answer.comparison.left[0] for answer in differences(rows)} == set(), "nothing to compare here"
+    ResultWriter(tmp_path, {}, ArtifactStore(home)).write(rows)
+    (answer,) = differences(rows, queries=QueryReader(ArtifactStore(home)))
+    assert (answer.comparison.left[0], answer.comparison.right[0]) == ("baseline", "untrained")
+    assert {"mAP", "rank1", "mINP", "t2i_mAP", "t2i_rank1"} == answer.metrics.keys()
+    assert all(effect.bootstrap for effect in answer.metrics.values()), "queries and sentences are paired"
+    searched = {(item.variant, item.mode): item for item in rows if item.seed == 0}
+    assert all(0 <= searched[name, "image"].scores["t2i_mAP"] <= 1 for name in ("untrained", "baseline", "true"))
+    assert searched["true", "image"].t2i_source == "captions"
+    assert "t2i_mAP" not in searched["true", "fused"].scores, "search by sentence has no mode"
 
     monkeypatch.setattr(TrainStage, "produce", refuse)
     monkeypatch.setattr(EvaluateStage, "produce", refuse)

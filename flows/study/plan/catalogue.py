@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from flows.study.plan import main, sweeps, why
+from flows.study.plan import joint, main, sweeps, why
 from flows.study.plan.parts import Comparison, StudyConfig, Variant
 
-VARIANTS: Final[tuple[Variant, ...]] = (*main.VARIANTS, *sweeps.VARIANTS, *why.VARIANTS)
+VARIANTS: Final[tuple[Variant, ...]] = (*main.VARIANTS, *sweeps.VARIANTS, *joint.VARIANTS, *why.VARIANTS)
 """All variants. Variants that come to the same training (K = 2 is the published K) share one run of it."""
 
-COMPARISONS: Final[tuple[Comparison, ...]] = (*main.COMPARISONS, *sweeps.COMPARISONS, *why.COMPARISONS)
+COMPARISONS: Final[tuple[Comparison, ...]] = (
+    *main.COMPARISONS,
+    *sweeps.COMPARISONS,
+    *joint.COMPARISONS,
+    *why.COMPARISONS,
+)
 """The differences that a study reports."""
 
 

@@ -10,6 +10,8 @@ from typing import Final
 from flows.study.plan.parts import GROUPS, Group, StudyConfig
 
 BENCHMARK: Final = "benchmark"
+WORLDS: Final = (BENCHMARK, "benchmark_language", "benchmark_domain", "benchmark_clothes")
+"""Recipes of synthetic people: no room for captions, much, under a change of cameras, and a trap."""
 _ELSEWHERE: Final[tuple[Group, ...]] = ("main", "joint")
 
 
@@ -43,7 +45,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             ),
             world=("synthetic.train_identities=48", "synthetic.test_identities=24"),
         ),
-        "full": Preset(config=StudyConfig(seeds=5, sweep_seeds=3, groups=GROUPS), worlds=(BENCHMARK,)),
+        "full": Preset(config=StudyConfig(seeds=5, sweep_seeds=3, groups=GROUPS), worlds=WORLDS),
     }
 )
 """quick: a short check with a rough comparison of the methods. full: the recipes as they are, with all groups."""
