@@ -9,24 +9,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.artifacts.contents import SENTENCES_FILE
 from data.columns.digests import Digests
+from data.columns.json_rows import RowDigest
 from data.errors import DataError
 from data.schemas import SENTENCES, SHARD
 from data.stages.images import IndexedImages
-
-
-def sentences_digest(images: IndexedImages) -> str | None:
-    """Return the digest of all sentences of a dataset, None if it has none."""
-    if not (images.ref.folder / SENTENCES_FILE).exists():
-        return None
-    return images.ref.digests_of(SENTENCES_FILE)[SENTENCES_FILE]
 
 
 def sentences_of(images: IndexedImages, number: int) -> pa.Table:
     """Return the sentences of that number (schemas.SENTENCES), without images that have fewer sentences."""
     table = images.sentences()
     return SENTENCES.empty_table() if table is None else table.filter(pc.equal(table["number"], number))
+
+
+def sentences_digest(images: IndexedImages, number: int) -> str:
+    """Return the digest of the sentences of that number, so that captions do not depend on the others."""
+    found = RowDigest()
+    found.update(sentences_of(images, number).select(["image_path", "sentence"]))
+    return found.hexdigest()
 
 
 class DatasetSentences:

@@ -82,8 +82,14 @@ class CaptionStage(Stage):
             "model": [captioner.model_id, captioner.model_revision],
             "template_id": self.config.prompt_template.id,
             "cleaning": self.config.cleaning.identity(),
-            **({"sentences": sentences_digest(run.images)} if self.config.engine == "dataset" else {}),
+            **self._sentences(run),
         }
+
+    def _sentences(self, run: RunContext) -> dict[str, str]:
+        """Return the ingredient of captions that are the dataset's own."""
+        if self.config.engine != "dataset":
+            return {}
+        return {"dataset sentences": sentences_digest(run.images, self.config.sentence)}
 
     def settled(self, run: RunContext) -> CaptionStage:
         """Return the stage with a branch on the hub pinned to its commit; fetch a model of unknown commit or prompt."""
