@@ -176,7 +176,7 @@ def _duration(stage: StageName, plan: Plan, images: _Images | None, refusal: str
     if stage not in plan.stages:
         return Duration(0.0, "cached")
     pending = None if images is None else images.pending
-    if stage == "caption" and pending == []:
+    if stage == "caption" and pending is not None and not pending:
         return Duration(0.0, "all captions exist")
     if refusal or pending is None:
         return Duration(None, refusal or "not measured")
