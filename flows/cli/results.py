@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +30,7 @@ from reid.evaluation.intervals import (
     query_scores_of,
     score_intervals,
 )
-from reid.evaluation.protocol import camera_note, trained_elsewhere
+from reid.evaluation.protocol import camera_note, mode_notes, trained_elsewhere
 
 
 def show_results(run: Mapping[str, Any]) -> None:
@@ -40,12 +41,19 @@ def show_results(run: Mapping[str, Any]) -> None:
         folder = evaluation.artifact.folder
         metrics = read_json(folder / "metrics.json")
         console.print(results_table(metrics, folder / "rankings.parquet"))
-        console.print(Text(metrics["protocol"]["description"], "dim"))
+        print_protocol(console, metrics["protocol"])
         for part in text_to_image(metrics, folder, summary.no_text_to_image):
             console.print(part)
     console.print(f"total stage time: {summary.seconds:.1f} s", highlight=False)
     for name, place in _places(summary):
         console.print(Text(f"{name:<9} {place}"), soft_wrap=True)
+
+
+def print_protocol(console: Console, protocol: Mapping[str, Any]) -> None:
+    """Print the protocol of an evaluation in words, and what to know about the scores of single modes."""
+    console.print(Text(protocol["description"], "dim"))
+    for note in mode_notes(protocol):
+        console.print(Text(note, "yellow"))
 
 
 def _places(summary: RunSummary) -> Iterator[tuple[str, str]]:

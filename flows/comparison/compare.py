@@ -20,7 +20,7 @@ from flows.comparison.settings import SettingPair, differing_settings
 from flows.report.scores import METRICS
 from reid.evaluation.bootstrap import MIN_UNITS, Unit, mean_intervals, method
 from reid.evaluation.intervals import Interval, verdict
-from reid.evaluation.protocol import camera_note
+from reid.evaluation.protocol import camera_note, mode_notes
 
 _TIE: Final = 1e-9
 """Scores that differ by less are equal."""
@@ -278,8 +278,8 @@ def _notices(task: _Task, other: RankedRow, problems: Sequence[str], metrics: Se
     notices = [f"not the same gallery: {problem}" for problem in problems]
     if (baseline.run.folder, baseline.row) == (other.run.folder, other.row):
         notices.append("the run is the baseline itself")
-    notes = (camera_note(ranked.run.protocol) for ranked in (baseline, other))
-    notices += [*dict.fromkeys(note for note in notes if note), *_rules_of_one(baseline.run, other.run)]
+    notes = [note for ranked in (baseline, other) for note in _notes(ranked)]
+    notices += [*dict.fromkeys(notes), *_rules_of_one(baseline.run, other.run)]
     if other.run.protocol.get("gallery_draws"):
         notices.append(
             "the scores of these runs are means over drawn galleries, but only the rankings of the first are kept, "
@@ -288,6 +288,13 @@ def _notices(task: _Task, other: RankedRow, problems: Sequence[str], metrics: Se
     if metrics[0].interval is None:
         notices.append(f"no intervals: they need queries of at least {MIN_UNITS} {task.unit}")
     return notices
+
+
+def _notes(ranked: RankedRow) -> list[str]:
+    """Return what to know about the scores of a run in the compared mode."""
+    protocol = ranked.run.protocol
+    cameras = camera_note(protocol)
+    return [*([cameras] if cameras else []), *mode_notes(protocol, [ranked.row.mode])]
 
 
 def _rules_of_one(baseline: Run, other: Run) -> list[str]:

@@ -14,7 +14,7 @@ from data.files import read_json
 from flows.report.scores import METRICS, Score, interval_text, scores, signed
 from flows.report.sentences import TEXT_METHOD, TEXT_METRICS, TextScore, TextScores
 from reid.evaluation.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
-from reid.evaluation.protocol import camera_note
+from reid.evaluation.protocol import camera_note, mode_notes
 
 Cells = dict[str, str | float | None]
 """One row of a table: column -> the content of its cell."""
@@ -66,6 +66,7 @@ def metrics_note(now: Evaluated, before: Evaluated | None) -> str:
     note = f"{protocol['dataset']}: {counted(protocol['n_query'], 'query')}, {gallery}, percent"
     cameras = camera_note(protocol)
     note += f"; {cameras}" if cameras else ""
+    note += "".join(f"; {text.rstrip('.')}" for text in mode_notes(protocol))
     if before is None:
         return f"{note}; the first run of this dataset"
     note += "; in brackets the points gained since the previous run"

@@ -93,9 +93,10 @@ def _training(plan: Plan) -> Need | None:
     images = train.batch.identities * train.batch.images // plan.scale.train_processes
     activations = images * backbone.height * backbone.width * _PER_PIXEL[backbone.name]
     weights = weight_bytes(train)
+    frozen = weights if train.loss.distill_weight else 0  # a copy of the image tower, at most
     if train.precision != "no":
         activations = activations // 2 + weights // 2  # half of the bytes, and a copy of the weights
-    needed = _STATE * weights + activations
+    needed = _STATE * weights + frozen + activations
     return Need(stage="train", device=device, needed=needed, memory=memory_of(plan, device))
 
 

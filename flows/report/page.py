@@ -27,7 +27,7 @@ from flows.report.stage import TEMPLATES, ReportConfig, ReportInputs, without_pl
 from flows.terminal import duration
 from reid.config.evaluate import EvaluateConfig
 from reid.evaluation.intervals import METHOD, MIN_QUERIES
-from reid.evaluation.protocol import camera_note
+from reid.evaluation.protocol import camera_note, mode_notes
 from reid.evaluation.sentences.source import NoSentences, find_sentences
 from reid.relevance.grid import Pair
 from reid.relevance.stage import Relevance, RelevanceStage, read_relevance
@@ -132,6 +132,7 @@ def _results(
         "rejected": _rejected(images.ref.folder / "rejected.parquet"),
         "protocol": metrics["protocol"],
         "camera_note": camera_note(metrics["protocol"]),
+        "mode_notes": mode_notes(metrics["protocol"]),
         "metric_names": METRICS,
         "interval_method": METHOD,
         "min_queries": MIN_QUERIES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
 from data.stages.images import IndexedImages
@@ -13,6 +13,11 @@ from reid.inputs.evaluation_rows import EvaluationRows
 
 NO_CAMERAS: Final = "cameras unknown: evaluated without the camera rule"
 """What tables say beside scores of a dataset without cameras."""
+COMPOSED_ONLY: Final = (
+    "training never showed CFF the fixed prompt of test time (train.scgi.fixed_prompt_ratio=0, as published), which "
+    "can lower these scores; train.scgi.fixed_prompt_ratio=0.5 shows it for half of the images."
+)
+"""What stands beside scores of fused mode if CFF was trained with composed prompts only."""
 
 
 class Protocol(TypedDict):
@@ -20,7 +25,7 @@ class Protocol(TypedDict):
 
     test_hash: content of the test images. gallery_draws: 0 for the published split. cameras: only in a dataset without
     cameras, whose images are not excluded by camera. trained_on: the dataset that the model was trained on, if it is
-    another one.
+    another one. notes: inference mode -> sentence to show beside the scores of this mode.
     """
 
     dataset: str
@@ -35,6 +40,7 @@ class Protocol(TypedDict):
     description: str
     cameras: NotRequired[Literal["unknown"]]
     trained_on: NotRequired[str]
+    notes: NotRequired[dict[str, str]]
 
 
 def protocol(
@@ -63,12 +69,20 @@ def protocol(
         made["trained_on"] = elsewhere
     if not rows.cameras:
         made["cameras"] = "unknown"
+    if _composed_only(model):
+        made["notes"] = {"fused": COMPOSED_ONLY}
     return made
 
 
 def camera_note(protocol: Mapping[str, Any]) -> str:
     """Return `NO_CAMERAS` if the protocol in a metrics.json is that of a dataset without cameras, else ""."""
     return NO_CAMERAS if protocol.get("cameras") == "unknown" else ""
+
+
+def mode_notes(protocol: Mapping[str, Any], modes: Collection[str] | None = None) -> list[str]:
+    """Return what to show beside the scores of some modes, or of all, from the protocol in a metrics.json."""
+    notes: Mapping[str, str] = protocol.get("notes", {})
+    return [f"{mode.capitalize()} mode: {note}" for mode, note in notes.items() if modes is None or mode in modes]
 
 
 def trained_elsewhere(protocol: Mapping[str, Any]) -> str:
@@ -95,6 +109,14 @@ def describe(config: EvaluateConfig, drawn: int, *, cameras: bool, selected: boo
         else "",
     )
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _composed_only(model: EvaluatedModel) -> bool:
+    """Return True if training never showed CFF the fixed prompt, which is its only prompt at test time."""
+    if isinstance(model, TrainConfig):
+        return False
+    config = config_of(model)
+    return config.method == "clip_scgi" and config.scgi.cff and config.scgi.cgi and not config.scgi.fixed_prompt_ratio
 
 
 def _selected(model: EvaluatedModel) -> bool:

@@ -20,6 +20,7 @@ from reid.config.backbone import BackboneConfig
 from reid.config.train import TrainConfig
 from reid.config.trained import Provenance, Training, read_trained, trained_config
 from reid.evaluation.intervals import Interval, query_scores_of, score_intervals
+from reid.evaluation.protocol import mode_notes
 from reid.training.checkpoint import MODEL
 
 METRICS: Final = ("mAP", "rank1", "rank5", "rank10", "mINP")
@@ -209,7 +210,7 @@ def _evaluation(folder: Path, fingerprint: str) -> Evaluation | None:
             test_hash=metrics["protocol"].get("test_hash", ""),
             fingerprint=fingerprint,
             n_gallery=metrics["protocol"]["n_gallery"],
-            protocol=metrics["protocol"]["description"],
+            protocol=" ".join([metrics["protocol"]["description"], *mode_notes(metrics["protocol"])]),
             rows=[
                 ScoreRow(
                     model=row["model"],

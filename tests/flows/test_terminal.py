@@ -11,7 +11,7 @@ from rich.console import Console
 from data.artifacts.store import ArtifactStore
 from flows.cli import artifacts as commands_artifacts
 from flows.cli import run as commands
-from flows.cli.results import results_table
+from flows.cli.results import print_protocol, results_table
 from flows.execution.ui_metrics import Evaluated, metrics_note
 from flows.terminal import progress_bar, size, stage_line, waiting
 from reid.evaluation.protocol import NO_CAMERAS
@@ -60,6 +60,15 @@ def test_unknown_cameras_are_told_in_every_table_of_scores():
     found["protocol"]["cameras"] = "unknown"
     assert f"56,789 gallery images; {NO_CAMERAS}" in " ".join(shown(results_table(found), 200).split())
     assert NO_CAMERAS in metrics_note(Evaluated(metrics=found, queries={}), None)
+
+
+def test_a_note_on_a_mode_stands_beside_its_scores():
+    found = metrics(row("trained", "image", 0.5), row("trained", "fused", 0.2))
+    found["protocol"] |= {"description": "Single query.", "notes": {"fused": "trained otherwise."}}
+    console = Console(file=io.StringIO(), width=200)
+    print_protocol(console, found["protocol"])
+    assert console.file.getvalue() == "Single query.\nFused mode: trained otherwise.\n"
+    assert metrics_note(Evaluated(metrics=found, queries={}), None).count("; Fused mode: trained otherwise; ") == 1
 
 
 def test_without_an_untrained_row_there_is_no_gain():

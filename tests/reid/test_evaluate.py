@@ -21,11 +21,11 @@ from data.stages.images import IndexedImages
 from data.synthetic.world import training_sample
 from reid.config.evaluate import EvaluateConfig, RerankConfig
 from reid.config.train import ScgiConfig, TrainConfig
-from reid.evaluation.protocol import NO_CAMERAS, camera_note
+from reid.evaluation.protocol import COMPOSED_ONLY, NO_CAMERAS, camera_note, mode_notes, protocol
 from reid.evaluation.search import search
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.embed import embed
-from reid.inputs.evaluation_rows import check_test_split, drawn_split, has_match
+from reid.inputs.evaluation_rows import check_test_split, drawn_split, evaluation_rows, has_match
 from reid.ranking.metrics import evaluate_ranking
 from reid.tasks.base import MEAN, STD
 from reid.tasks.build import build_task
@@ -231,6 +231,21 @@ def test_a_method_without_fusion_has_one_mode(world):
     made = run((store, images, model, root))
     metrics = json.loads((made.ref.folder / "metrics.json").read_text())
     assert [(row["model"], row["mode"]) for row in metrics["results"]] == [("untrained", "image"), ("trained", "image")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "noted"),
+    [({}, True), ({"fixed_prompt_ratio": 0.5}, False), ({"cgi": False}, False), ({"cff": False}, False)],
+)
+def test_fused_scores_of_composed_prompts_only_carry_a_note(world, settings, noted):
+    store, images, _, root = world
+    run_of = IndexedImages(ref=images, root=root)
+    rows = evaluation_rows(run_of, EvaluateConfig())
+    model = write_model(store, TrainConfig(device="cpu", scgi=ScgiConfig(**settings)))
+    made = protocol(run_of, rows, EvaluateConfig(), model, skipped=0)
+    assert mode_notes(made) == ([f"Fused mode: {COMPOSED_ONLY}"] if noted else [])
+    assert mode_notes(made, ["image"]) == []
+    assert "notes" not in protocol(run_of, rows, EvaluateConfig(), TrainConfig(), skipped=0)
 
 
 def test_a_camera_embedding_is_given_the_cameras_of_the_images(world):

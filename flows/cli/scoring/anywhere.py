@@ -18,7 +18,7 @@ from data.index.stage import IndexStage
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext, Stage
 from flows.cli.inputs import artifact_store, recipe_of
-from flows.cli.results import results_table
+from flows.cli.results import print_protocol, results_table
 from flows.cli.scoring.details import check_folder, show_details
 from flows.cli.scoring.indexing import indexed_run
 from flows.execution.gpu import uses_gpu
@@ -190,7 +190,7 @@ def _show(evaluation: ArtifactRef, model: EvaluatedModel, images: IndexedImages,
     console = plain_console()
     metrics = read_json(evaluation.folder / "metrics.json")
     console.print(results_table(metrics, evaluation.folder / "rankings.parquet"))
-    console.print(Text(metrics["protocol"]["description"], "dim"))
+    print_protocol(console, metrics["protocol"])
     for name, text in _lines(evaluation, model, images, recipe, [row["mode"] for row in metrics["results"]]):
         console.print(Text(f"{name:<9} {text}"), soft_wrap=True)
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from data.artifacts.inventory import in_progress
 from flows.report.scores import METRICS
 from flows.ui.site import Site
-from reid.evaluation.protocol import camera_note
+from reid.evaluation.protocol import camera_note, mode_notes
 
 
 def add_routes(app: FastAPI, site: Site) -> None:
@@ -19,6 +19,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
     def home(request: Request) -> Response:
         snapshot = site.library.snapshot()
         notes = {run.key: camera_note(run.protocol) for run in snapshot.runs}
+        mode_notes_of = {run.key: mode_notes(run.protocol) for run in snapshot.runs}
         return site.page(
             request,
             "home.html.j2",
@@ -26,6 +27,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
             names=site.names(snapshot.datasets),
             runs=snapshot.runs,
             notes=notes,
+            mode_notes=mode_notes_of,
             damaged=snapshot.damaged,
             making=in_progress(site.store),
             metrics=METRICS,
