@@ -36,8 +36,8 @@ _CELL: Final = _IMAGE[0] + _GAP + _TEXT + 2 * _GAP
 _COLUMNS: Final = 4
 _LONGEST: Final = 400  # characters of a caption in the picture
 _SIGNS: Final = (
-    "≠ marks an attribute on which the captions of the person disagree, with the number of captions that say so; it is "
-    "red where another value is more frequent."
+    "= and ≠ mark an attribute on which the captions of the person disagree, with the number of captions that say so: "
+    "= the most frequent value, ≠ another one."
 )
 
 
@@ -120,7 +120,7 @@ def _beside(image: CaptionedImage, pen: Pen) -> list[Line]:
         lines += lines_of(pen, image.problem, _TEXT, WRONG, _LONGEST)
     lines += lines_of(pen, image.text or "no caption", _TEXT, INK if image.text else SOFT, _LONGEST)
     for attribute in image.disputed:
-        text = f"≠ {attribute.slot}: {attribute.value} ({attribute.captions}/{attribute.named})"
+        text = f"{attribute.sign} {attribute.slot}: {attribute.value} ({attribute.captions}/{attribute.named})"
         lines += lines_of(pen, text, _TEXT, WRONG if attribute.minor else SOFT)
     return lines
 

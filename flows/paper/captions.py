@@ -53,6 +53,11 @@ class Attribute:
     disputed: bool
     minor: bool
 
+    @property
+    def sign(self) -> str:
+        """Return the mark of a disputed attribute."""
+        return "≠" if self.minor else "="
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedImage:
