@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from flows.study.plan.main import UNTRAINED
+from flows.study.plan.main import ORACLES, UNTRAINED
 from flows.study.rows import SCORES, RunRow
 from flows.study.run import Run
-from flows.study.stage import RunResult
+from flows.study.stage import OracleResult, RunResult
 
 
 def rows_of_result(run: Run, result: RunResult) -> list[RunRow]:
@@ -37,6 +37,8 @@ def rows_of_result(run: Run, result: RunResult) -> list[RunRow]:
             rows.append(row)
         elif run.variant.name == "baseline":
             rows.append(_untrained(row))
+    if run.variant.name in ORACLES and "oracle" in result:
+        rows.append(_oracle(common, result["oracle"]))
     return rows
 
 
@@ -84,3 +86,10 @@ def _untrained(row: RunRow) -> RunRow:
     """Return the row of the untrained model, from which the baseline was trained."""
     named = replace(row, variant=UNTRAINED, title="CLIP, not trained", method="none")
     return replace(named, epochs=0, steps=0, seconds=None, train=None)
+
+
+def _oracle(row: RunRow, found: OracleResult) -> RunRow:
+    """Return the row of the ranking with the true attributes, which is not that of any evaluation."""
+    text = {"t2i_mAP": found["text"]["mAP"], "t2i_rank1": found["text"]["rank1"]}
+    named = replace(row, variant=ORACLES[row.variant], title=f"{row.title}, oracle", mode="image")
+    return replace(named, scores={**found["scores"], **text}, seconds=None, train=None, evaluation=None)

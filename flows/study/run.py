@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from data.artifacts.store import ArtifactRef, ArtifactStore, fingerprint_of
 from data.progress import ProgressFn
 from flows.recipes import Recipe
 from flows.study.inputs import SeedInputs, open_inputs
-from flows.study.plan import StudyConfig, Variant, variants_of
+from flows.study.plan import VARIANTS, Captions, StudyConfig, Variant, variants_of
+from flows.study.plan.main import ORACLES
 from flows.study.stage import RunStage
 from flows.study.training import recipe_of, training_of
 from reid.config.evaluate import EvaluateConfig
@@ -28,7 +29,11 @@ class World(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training of a study with its evaluation, done or not. world: name of the recipe."""
+    """One training of a study with its evaluation, done or not.
+
+    world: name of the recipe. oracle: also score the model with the true attributes of all test images; runs that share
+    a training share this too.
+    """
 
     world: str
     variant: Variant
@@ -36,6 +41,7 @@ class Run:
     inputs: SeedInputs
     train: TrainConfig
     evaluate: EvaluateConfig
+    oracle: bool
 
     @property
     def label(self) -> str:
@@ -58,7 +64,9 @@ class Run:
 
     def stage(self, captions: ArtifactRef | None, sentences: ArtifactRef | None) -> RunStage:
         """Return the stage that does the run. sentences: captions whose query rows are searched for."""
-        return RunStage(train=self.train, evaluate=self.evaluate, captions=captions, sentences=sentences)
+        return RunStage(
+            train=self.train, evaluate=self.evaluate, captions=captions, sentences=sentences, oracle=self.oracle
+        )
 
     @property
     def turn(self) -> str:
@@ -92,12 +100,21 @@ def _runs(
 ) -> Iterator[Run]:
     own = recipe_of(world.recipe, world.config, seed)
     inputs = open_inputs(store, own, seed, progress)
+    scored = _scored_by_oracle(own, seed) if inputs.has_truth else []
     for variant in variants:
+        train = training_of(variant, own.train, seed)
         yield Run(
             world=own.name,
             variant=variant,
             seed=seed,
             inputs=inputs,
-            train=training_of(variant, own.train, seed),
+            train=train,
             evaluate=own.evaluate,
+            oracle=(variant.captions, train.identity()) in scored,
         )
+
+
+def _scored_by_oracle(recipe: Recipe, seed: int) -> list[tuple[Captions, dict[str, Any]]]:
+    """Return captions and training of the variants that have an oracle."""
+    found = [variant for variant in VARIANTS if variant.name in ORACLES]
+    return [(variant.captions, training_of(variant, recipe.train, seed).identity()) for variant in found]

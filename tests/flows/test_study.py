@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -16,10 +17,12 @@ from data.artifacts.inventory import try_lock
 from data.artifacts.store import ArtifactStore, Made
 from data.errors import ConfigError, DataError
 from data.progress import silent
+from data.schemas import WORDLESS
+from data.stages.stage import RunContext
 from flows.cli.app import main
-from flows.cli.study import preset_recipe
+from flows.cli.study import preset_recipe, worlds_of
 from flows.recipes import build_recipe, tiny_clip_reid
-from flows.study.controls import TRUTH
+from flows.study.controls import CONSTANT, TRUTH
 from flows.study.inputs import open_inputs
 from flows.study.loop import do
 from flows.study.plan import COMPARISONS, GROUPS, PRESETS, VARIANTS, Comparison, StudyConfig, variants_of
@@ -29,11 +32,14 @@ from flows.study.results.plots import accuracy_chart, sweep_chart
 from flows.study.results.text import difference_text, mean_text
 from flows.study.rows import RUNS, SCORES, RunRow, unfinished
 from flows.study.run import TURN, World, plan
+from flows.study.statistics.bootstrap import SeedGains, nested_intervals
 from flows.study.statistics.means import seed_mean
+from flows.study.statistics.power import holm, p_value, smallest_visible
 from flows.study.statistics.queries import QueryReader
 from flows.study.statistics.scores import differences, variant_scores
 from flows.study.training import recipe_of, training_of
 from reid.evaluation.stage import EvaluateStage
+from reid.inputs.captions import caption_features, encode_texts
 from reid.training.stage import TrainStage
 from tests.helpers.data_trees import put
 
@@ -213,6 +219,51 @@ def test_differences_are_paired_by_seed():
     assert mean_text(seed_mean([1.0])) == "1.0"
 
 
+def test_the_smallest_visible_difference_is_that_of_tables_and_of_a_simulation():
+    """A paired t-test at 5 % needs 34 pairs to see half a deviation with a chance of 80 % (Cohen, 1988)."""
+
+    def visible(n):
+        part = seed_mean([float(value) for value in range(n)])
+        return smallest_visible(part) / part.deviation
+
+    assert visible(34) < 0.5 < visible(33)
+    assert visible(5) == pytest.approx(1.682, abs=1e-3)
+    rng = np.random.default_rng(5)
+    drawn = rng.normal(visible(3), 1, (200_000, 3))
+    t = drawn.mean(axis=1) / drawn.std(axis=1, ddof=1) * math.sqrt(3)
+    assert (t > 4.30265).mean() == pytest.approx(0.8, abs=0.005)
+    assert smallest_visible(seed_mean([1.0])) is None
+    assert smallest_visible(seed_mean([2.0, 2.0])) == 0
+
+
+def test_p_values_and_holm_worked_by_hand():
+    assert p_value(seed_mean([1.0, 2.0, 3.0])) == pytest.approx(0.0742, abs=1e-4)  # t = 2 * sqrt(3), 2 degrees
+    assert p_value(seed_mean([2.0, 2.0])) == 0
+    assert p_value(seed_mean([1.0])) is None
+    # Sorted 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1, never falling.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.9]) == [1.0, 1.0]
+
+
+def test_the_bootstrap_draws_seeds_and_identities():
+    def seed(*gains, pids=None):
+        return SeedGains(np.array(gains, float)[:, None], np.array(pids or range(len(gains))))
+
+    (apart,) = nested_intervals([seed(0, 0, 0), seed(1, 1, 1)], same_people=False)
+    assert apart == (0, 100), "a quarter of the resamples has one seed twice"
+    (fixed,) = nested_intervals([seed(0.5, 0.5)] * 3, same_people=False)
+    assert fixed == (50, 50)
+    rng = np.random.default_rng(1)
+    many = [SeedGains(rng.normal(0, 1, (400, 1)), np.arange(400)) for _ in range(2)]
+    (low, high) = nested_intervals([many[0]] * 2, same_people=True)[0]
+    assert high - low == pytest.approx(2 * 196 * many[0].gains.std() / 20, rel=0.1), "the same identities in both"
+    (low, high) = nested_intervals([many[0]] * 2, same_people=False)[0]
+    assert high - low == pytest.approx(2 * 196 * many[0].gains.std() / 20 / math.sqrt(2), rel=0.1)
+    # Two queries of one identity are drawn together: its mean has their sum.
+    (clustered,) = nested_intervals([seed(1, 1, 0, pids=[7, 7, 8])] * 2, same_people=True)
+    assert clustered == (0, 100)
+
+
 # What is left -----------------------------------------------------------------------------------------
 
 
@@ -325,14 +376,19 @@ def test_runs_become_rows_and_are_found_again(home, tmp_path, monkeypatch):
     assert [(item.variant, item.mode) for item in rows if item.seed == 0] == [
         ("untrained", "image"),
         ("baseline", "image"),
+        ("oracle_baseline", "image"),
         ("true", "image"),
         ("true", "fused"),
     ]
     assert all(0 <= item.scores["mAP"] <= 1 for item in rows)
-    assert all(item.seconds > 0 for item in rows if item.variant != "untrained")
+    assert all(item.seconds > 0 for item in rows if item.variant in ("baseline", "true"))
+    oracle, alone = (next(item for item in rows if item.variant == name) for name in ("oracle_baseline", "baseline"))
+    assert oracle.scores["mAP"] >= alone.scores["mAP"]
     assert len({item.dataset_hash for item in rows}) == 2, "each seed has people of its own"
     ResultWriter(tmp_path, {}, ArtifactStore(home)).write(rows)
-    (answer,) = differences(rows, queries=QueryReader(ArtifactStore(home)))
+    bound, answer = differences(rows, queries=QueryReader(ArtifactStore(home)))
+    assert (bound.comparison.left[0], bound.metrics["mAP"].bootstrap) == ("oracle_baseline", None)
+    assert f"add {bound.metrics['mAP'].seeds.mean:.1f} mAP to CLIP baseline" in (tmp_path / "study.md").read_text()
     assert (answer.comparison.left[0], answer.comparison.right[0]) == ("baseline", "untrained")
     assert {"mAP", "rank1", "mINP", "t2i_mAP", "t2i_rank1"} == answer.metrics.keys()
     assert all(effect.bootstrap for effect in answer.metrics.values()), "queries and sentences are paired"
@@ -429,7 +485,56 @@ def test_captions_of_every_kind(home, monkeypatch):
     assert inputs.find("shuffled") is None, "no captions yet"
     monkeypatch.setattr(CaptionStage, "make", lambda self, run: Made(ref=true, cached=True))
     shuffled, scattered = inputs.make("shuffled", silent), inputs.make("scattered", silent)
-    assert len({true.content, shuffled.content, scattered.content}) == 3
+    constant, empty = inputs.make("constant", silent), inputs.make("empty", silent)
+    assert len({each.content for each in (true, shuffled, scattered, constant, empty)}) == 5
+    for ref, text in ((constant, CONSTANT), (empty, WORDLESS)):
+        table = pq.read_table(ref.folder / "captions.parquet")
+        assert set(table["caption"].to_pylist()) == {text}
+        assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_a_caption_without_words_is_encoded_as_an_empty_text(home):
+    run, backbone = RunContext(store=ArtifactStore(home)), build_recipe("benchmark").train.backbone
+    found = caption_features(run, [WORDLESS], config=backbone, seed=0)
+    assert (found.features_MD == encode_texts([""], config=backbone, seed=0, device="cpu")).all()
+
+
+def test_a_study_of_two_worlds_goes_on_if_one_fails(home, tmp_path, monkeypatch):
+    config = StudyConfig(seeds=1)
+    recipes = [build_recipe("benchmark", SMALL), build_recipe("benchmark_language", SMALL)]
+    worlds = [World(recipe, config) for recipe in recipes]
+    runs = [run for run in plan(ArtifactStore(home), worlds, silent) if run.variant.name in ("baseline", "empty")]
+    assert [run.world for run in runs] == ["benchmark"] * 2 + ["benchmark_language"] * 2
+    captions = CaptionStage.make
+
+    def make(stage, run):
+        if run.images.description.name == "benchmark_language":
+            raise DataError("nothing to read")
+        return captions(stage, run)
+
+    monkeypatch.setattr(CaptionStage, "make", make)
+    rows = [item for done in do(runs, silent) for item in done.rows]
+    assert {(item.world, item.status) for item in rows} == {("benchmark", "ok"), ("benchmark_language", "failed")}
+    ResultWriter(tmp_path, {}).write(rows)
+    page = (tmp_path / "study.html").read_text()
+    assert 'href="#benchmark_language"' in page
+    assert page.count("nothing to read") == 2
+    means = pd.read_csv(tmp_path / "table.csv")
+    assert set(means["world"]) == {"benchmark"}
+    assert "empty" in set(means["variant"])
+
+
+def test_captions_that_another_process_makes_are_waited_for_last(home, monkeypatch):
+    runs = some_runs(home, "baseline", "true")
+    monkeypatch.setattr(type(runs[0].inputs), "find", lambda *_: None)
+    with try_lock(ArtifactStore(home), TURN, runs[0].inputs.turn):
+        monkeypatch.setattr("flows.study.loop.time.sleep", stop)
+        with pytest.raises(InterruptedError):
+            list(do(runs, silent))
+
+
+def stop(_):
+    raise InterruptedError
 
 
 # The command ------------------------------------------------------------------------------------------
@@ -462,6 +567,23 @@ def test_the_checks_of_a_study_know_its_dataset(tmp_path, capsys):
     settings = ["--set", f"data.root={tmp_path / 'people'}", "--set", "data.train_fraction=1"]
     assert main(["study", "folders", "--seeds", "1", *out, *settings]) == 1
     assert "set data.train_fraction=0.5 (it is 1)" in capsys.readouterr().err
+
+
+def test_without_a_recipe_the_full_study_has_four_worlds():
+    def groups_of(recipe, *groups, preset="full", seeds=None):
+        found = worlds_of(recipe, preset, [], seeds=seeds, groups=groups, resample=True)
+        return {world.recipe.name: world.config.groups for world in found}
+
+    elsewhere = dict.fromkeys(("benchmark_language", "benchmark_domain", "benchmark_clothes"), ("main", "joint"))
+    assert groups_of(None) == {"benchmark": GROUPS, **elsewhere}
+    assert groups_of(None, "depth") == {"benchmark": ("depth",)}
+    assert groups_of(None, preset="quick") == {"benchmark": ("main",)}
+    assert groups_of("benchmark_domain", "depth") == {"benchmark_domain": ("depth",)}
+    assert groups_of("pku_reid") == {"pku_reid": ("main", "joint")}
+    (world, *_) = worlds_of(None, "full", [], seeds=None, groups=[], resample=True)
+    assert [world.config.seeds_of(group) for group in GROUPS] == [5, 3, 3, 3, 3, 3]
+    (world, *_) = worlds_of(None, "full", [], seeds=2, groups=[], resample=True)
+    assert {world.config.seeds_of(group) for group in GROUPS} == {2}
 
 
 def test_bad_settings_of_the_study_are_named(tmp_path, capsys):
