@@ -62,10 +62,12 @@ PATTERNS: Final[dict[str, tuple[tuple[str, float], ...]]] = {
 }
 HATS: Final = ("none", "cap", "beanie", "sun hat")
 
-_CLOTHES: Final = ("upper_color", "upper_type", "lower_color", "lower_type", "shoes", "carrying")
-"""Slots that change with the clothes."""
-_OWN: Final = ("skin", "hair", "hair_volume", "hairline", "fringe", "hair_length", "parting", "beard", "frame")
-"""Details that stay when the clothes change."""
+_OUTFIT_SLOTS: Final = ("upper_color", "upper_type")
+_OUTFIT_DETAILS: Final = (
+    *("upper", "inner", "trim", "sleeve", "hem", "sleeve_length", "neckline", "ease", "buttons", "hood_lining"),
+    *("print_shape", "print_rgb", "print_at", "print_size", "band_at", "band_width", "hat", "hat_rgb", "hat_trim"),
+)
+"""Details of what a person wears above the waist and on the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,27 +292,29 @@ def make_person(attributes: Mapping[str, str], rng: np.random.Generator, difficu
     """
     spread = 1.0 - 0.55 * difficulty
     details = _details(attributes, rng, spread)
-    look = {
+    return Person(attributes=dict(attributes), body=_body(attributes, rng), details=details, look=_look(details))
+
+
+def _look(details: Details) -> dict[str, str]:
+    return {
         "pattern": details.upper.pattern,
         "hat": details.hat,
         "upper_rgb": hex_color(details.upper.rgb),
         "lower_rgb": hex_color(details.lower.rgb),
     }
-    return Person(attributes=dict(attributes), body=_body(attributes, rng), details=details, look=look)
 
 
-def sample_clothes(attributes: Mapping[str, str], rng: np.random.Generator) -> dict[str, str]:
-    """Return `attributes` with other clothes, shoes and bag, drawn as for any person of that gender."""
+def sample_outfit(attributes: Mapping[str, str], rng: np.random.Generator) -> dict[str, str]:
+    """Return `attributes` with another garment above the waist, drawn as for any person."""
     drawn = sample_attributes(rng)
-    while drawn["gender"] != attributes["gender"]:
-        drawn = sample_attributes(rng)
-    return {**attributes, **{slot: drawn[slot] for slot in _CLOTHES}}
+    return {**attributes, **{slot: drawn[slot] for slot in _OUTFIT_SLOTS}}
 
 
 def wear(person: Person, dressed: Person) -> Person:
-    """Return `person` with all that `dressed` wears and carries, the hat included: same body, skin, hair and face."""
-    own = {name: getattr(person.details, name) for name in _OWN}
-    return replace(dressed, body=person.body, details=replace(dressed.details, **own))
+    """Return `person` with what `dressed` wears above the waist and on the head; all else stays."""
+    details = replace(person.details, **{name: getattr(dressed.details, name) for name in _OUTFIT_DETAILS})
+    attributes = {**person.attributes, **{slot: dressed.attributes[slot] for slot in _OUTFIT_SLOTS}}
+    return replace(person, attributes=attributes, details=details, look=_look(details))
 
 
 def _body(attributes: Mapping[str, str], rng: np.random.Generator) -> Body:

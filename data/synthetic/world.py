@@ -30,7 +30,7 @@ from data.errors import DataError, raise_settings
 from data.process.children import follow, shielded
 from data.slots import SLOTS
 from data.synthetic.cameras import Camera, decode, encode, sample_camera
-from data.synthetic.people import Person, make_person, sample_attributes, sample_clothes, wear
+from data.synthetic.people import Person, make_person, sample_attributes, sample_outfit, wear
 from data.synthetic.render import render, render_nobody
 
 IMAGES_PER_IDENTITY: Final = 4
@@ -57,8 +57,8 @@ class WorldConfig:
     between lookalikes. ``distractors`` and ``junk`` count gallery images under pid 0000 and -1.
     ``train_cameras`` and ``test_cameras`` are the numbers (from 1) of the cameras that take the images of each split;
     empty: all ``cameras``. Each person has ``clothes`` outfits and wears the same one in every image of a camera:
-    outfit (camera - 1) modulo ``clothes``. Body, skin, hair, face and glasses stay; all else changes, the true
-    attributes with it.
+    outfit (camera - 1) modulo ``clothes``. An outfit is what is worn above the waist and on the head, with the true
+    attributes of it; all else stays.
     """
 
     seed: int
@@ -165,7 +165,7 @@ def person_at(root: tuple[int, ...], index: int, lookalikes: int, difficulty: fl
     person = make_person(attributes, _rng(*root, _FINE, index), difficulty)
     if not outfit:
         return person
-    changed = sample_clothes(attributes, _rng(*root, _COARSE, group, outfit))
+    changed = sample_outfit(attributes, _rng(*root, _COARSE, group, outfit))
     return wear(person, make_person(changed, _rng(*root, _FINE, index, outfit), difficulty))
 
 
