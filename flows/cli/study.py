@@ -49,7 +49,7 @@ def preset_recipe(name: str, preset: str, overrides: Sequence[str]) -> Recipe:
     size = PRESETS[preset]
     draws = recipe_of(name, overrides)
     world = size.world if draws.synthetic is not None and not draws.data.root else ()
-    return recipe_of(name, overrides, size=[*size.settings, *world])
+    return recipe_of(name, overrides, size=[*size.settings, *world, *size.own.get(name, ())])
 
 
 def worlds_of(

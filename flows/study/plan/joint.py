@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from flows.study.plan.main import UNTRAINED
-from flows.study.plan.parts import Captions, Comparison, Metric, Variant, ask
+from flows.study.plan.parts import FUSED, IMAGE, Captions, Comparison, Metric, Variant, ask
 from reid.config.train import Method
 
 _CAPTION: Final = {"scgi.contrast_text": "caption"}
 _SEPARATE: Final = {"retrieval_head": "separate"}
-_DISTILL: Final = {"low": 0.1, "high": 1.0}
+_DISTILL: Final = {"low": 1.0, "high": 5.0}
 _BLEND: Final = {"blend": 0.5}
 
 
@@ -42,6 +42,22 @@ VARIANTS: Final = (
     _variant("separate_caption", "Separate head, L_con on captions", _SEPARATE | _CAPTION),
     _variant("separate_distill", "Separate head, distilled", _SEPARATE | {"loss.distill_weight": _DISTILL["high"]}),
     _variant("blend", "CLIP-SCGI, half of the trained weights", _BLEND),
+    _variant("caption_distill", "L_con on captions, distilled", _CAPTION | {"loss.distill_weight": _DISTILL["low"]}),
+    _variant("caption_blend", "L_con on captions, half of the trained weights", _CAPTION | _BLEND),
+    _variant(
+        "distill_blend", "Distilled, half of the trained weights", _BLEND | {"loss.distill_weight": _DISTILL["high"]}
+    ),
+    _variant(
+        "all_three",
+        "L_con on captions, distilled, half of the weights",
+        _CAPTION | _BLEND | {"loss.distill_weight": _DISTILL["high"]},
+    ),
+    _variant(
+        "all_three_shuffled",
+        "The same on other people's captions",
+        _CAPTION | _BLEND | {"loss.distill_weight": _DISTILL["high"]},
+        captions="shuffled",
+    ),
     _baseline("separate", "separate head", _SEPARATE),
     _baseline("blend", "half of the trained weights", _BLEND),
 )
@@ -68,6 +84,19 @@ COMPARISONS: Final = (
         group="joint",
         metric="t2i_mAP",
     ),
+    *(
+        ask(f"{each.title}: more than the baseline?", each.name, "baseline", group="joint")
+        for each in _TRIED
+        if each.method == "clip_scgi"
+    ),
+    Comparison(
+        question="L_con on captions, fused: more than the baseline?",
+        left=("caption", FUSED),
+        right=("baseline", IMAGE),
+        group="joint",
+    ),
+    ask("All three: do captions matter?", "all_three", "all_three_shuffled", group="joint"),
+    ask("All three: do captions matter to search?", "all_three", "all_three_shuffled", group="joint", metric="t2i_mAP"),
     ask("L_con on captions: do captions matter?", "caption", "caption_shuffled", group="joint"),
     ask("L_con on captions: do captions matter, fused?", "caption", "caption_shuffled", group="joint", fused=True),
     ask("L_con on captions: what would perfect ones add?", "caption_true", "caption", group="joint"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -20,13 +20,14 @@ class Preset:
     """A named size of a study.
 
     worlds: recipes that are studied unless one is named. settings, world: overrides of a recipe; `world` only if it
-    draws synthetic people.
+    draws synthetic people. own: overrides of one recipe, by its name.
     """
 
     config: StudyConfig
     worlds: Sequence[str] = (BENCHMARK,)
     settings: Sequence[str] = ()
     world: Sequence[str] = ()
+    own: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
 
     def groups_of(self, recipe: str) -> tuple[Group, ...]:
         """Return the groups that are studied with `recipe`: all on the benchmark, elsewhere main and joint."""
@@ -45,7 +46,18 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             ),
             world=("synthetic.train_identities=48", "synthetic.test_identities=24"),
         ),
-        "full": Preset(config=StudyConfig(seeds=5, sweep_seeds=3, groups=GROUPS), worlds=WORLDS),
+        "full": Preset(
+            config=StudyConfig(seeds=5, sweep_seeds=3, groups=GROUPS),
+            worlds=WORLDS,
+            own={
+                BENCHMARK: (
+                    "train.schedule.epochs=12",
+                    "train.schedule.warmup_epochs=2",
+                    "train.schedule.milestones=[8,11]",
+                )
+            },
+        ),
     }
 )
-"""quick: a short check with a rough comparison of the methods. full: the recipes as they are, with all groups."""
+"""quick: a short check with a rough comparison of the methods. full: all groups and worlds; half of the benchmark's
+epochs, so that its runs are as long as those of the other worlds."""
