@@ -82,10 +82,9 @@ def _rows(rows: Sequence[RunRow]) -> list[AblationRow]:
             gain=gains.get((name, mode)),
             published=PUBLISHED[name],
             is_first=all(other != name for other, _ in keys[:at]),
-            evaluations=[evaluations[seed] for seed in sorted(evaluations)],
+            evaluations=[fingerprint for _, fingerprint in sorted(evaluations_of(rows, name).items())],
         )
         for at, (name, mode) in enumerate(keys)
-        for evaluations in [evaluations_of(rows, name)]
     ]
 
 
