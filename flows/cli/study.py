@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ from flows.study.run import TURN, Run, World, plan
 from flows.terminal import duration, plain_console, progress_bar
 
 _LOG_INTERVAL = 30.0  # seconds between two lines of progress if the output is not a terminal
-_WRITE_INTERVAL = 60.0  # seconds between two writings of the results, which take some when a study is large
+_WRITE_INTERVAL = 30.0  # least seconds between two writings of the results
+_WRITE_SHARE = 20  # the results of a large study take a minute: write at most for one twentieth of the time
 
 
 def study_config(
@@ -92,6 +94,7 @@ def run_study(worlds: Sequence[World], *, home: Path | None, out: Path, dry_run:
     rows = run_worlds("study", worlds, home=home, write=writer.write, dry_run=dry_run)
     if rows is None:
         return 0
+    writer.finish(rows)
     console = plain_console()
     console.print((out / MARKDOWN).read_text(encoding="utf-8"), highlight=False, soft_wrap=True)
     console.print(f"page      {(out / PAGE).resolve()}", highlight=False, soft_wrap=True)
@@ -154,16 +157,17 @@ def _train(
     """Do the runs one after another, print a line about each, write the results, and return the rows."""
     rows_of: dict[str, Sequence[RunRow]] = {}
     rows: list[RunRow] = []
-    written = -_WRITE_INTERVAL
+    due = -math.inf
     with progress_bar(command, interval=_LOG_INTERVAL) as progress:
         for done in do(runs, progress):
             console.print(_line(done), soft_wrap=True)
             rows_of[done.run.label] = done.rows
-            is_last, is_due = len(rows_of) == len(runs), time.monotonic() > written + _WRITE_INTERVAL
-            if is_last or (is_due and not done.cached):
+            started, is_last = time.monotonic(), len(rows_of) == len(runs)
+            if is_last or (started > due and not done.cached):
                 rows = [row for run in runs for row in rows_of.get(run.label, ())]
                 write(rows)
-                written = time.monotonic()
+                now = time.monotonic()
+                due = now + max(_WRITE_INTERVAL, _WRITE_SHARE * (now - started))
     return rows
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.parquet as pq
+
+from data.artifacts.inventory import try_lock
 from data.artifacts.store import ArtifactStore
 from data.files import write_table, write_text
 from flows.report.page import page_environment
@@ -33,6 +36,7 @@ from reid.evaluation.intervals import verdict
 PAGE: Final = "study.html"
 MARKDOWN: Final = "study.md"
 RUNS_FILE: Final = "runs.parquet"
+_LOCK: Final = "study_results"
 
 
 class ResultWriter:
@@ -43,14 +47,34 @@ class ResultWriter:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], store: ArtifactStore | None = None) -> None:
-        self._folder, self._settings = folder, settings
+        self._folder, self._settings, self._store = folder, settings, store
         self._queries = None if store is None else QueryReader(store)
 
     def write(self, rows: Sequence[RunRow]) -> None:
-        """Write runs.parquet, table.csv, differences.csv, study.md, study.html and plots/WORLD/*.svg."""
+        """Write runs.parquet, table.csv, differences.csv, study.md, study.html and plots/WORLD/*.svg.
+
+        Do nothing while another process writes results of this store.
+        """
+        if self._store is None:
+            self._write(rows)
+            return
+        with try_lock(self._store, _LOCK, "all") as is_mine:
+            if is_mine:
+                self._write(rows)
+
+    def finish(self, rows: Sequence[RunRow]) -> None:
+        """Write the same files unless they have these rows already, written here or by another process."""
+        if self._store is None:
+            self._write(rows)
+            return
+        with self._store.lock(_LOCK, "all"):
+            file = self._folder / RUNS_FILE
+            if not file.is_file() or not pq.read_table(file).equals(runs_table(rows)):
+                self._write(rows)
+
+    def _write(self, rows: Sequence[RunRow]) -> None:
         folder, results = self._folder, world_results(rows, self._queries)
         drawn = {result.name: plots(result) for result in results}
-        write_table(folder / RUNS_FILE, runs_table(rows), RUNS)
         write_text(folder / "table.csv", means_csv(results))
         write_text(folder / "differences.csv", differences_csv(results))
         write_text(folder / MARKDOWN, markdown(results))
@@ -58,6 +82,7 @@ class ResultWriter:
         for world, charts in drawn.items():
             for plot in charts:
                 write_text(folder / "plots" / world / f"{plot.name}.svg", plot.chart.as_file())
+        write_table(folder / RUNS_FILE, runs_table(rows), RUNS)  # last: `finish` takes it as a sign of the others
 
 
 def _page(
