@@ -1,0 +1,253 @@
+"""Time and peak memory of the caption stages as the dataset grows: work list, compaction, captions.parquet, audit.
+
+    python benchmarks/bench_scale.py [--rows 100000 400000] [--million] [--distinct 0.6]
+
+Index and caption store are made up, without images: 20 images per identity, and a caption for each. Each step runs in a
+process of its own, whose peak memory counts everything that it has loaded. The slope is that of log(seconds) over
+log(rows) between the smallest and the largest size: 1 is linear. Targets: 1.5 GB per step, and at 4,000,000 rows five
+minutes for captions.parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from captioning.audit.stage import AuditConfig, AuditStage
+from captioning.captioner import identify
+from captioning.config import CaptionConfig
+from captioning.corrections.stage import CorrectStage
+from captioning.prompts.templates import compose
+from captioning.stage.probe import uncaptioned
+from captioning.stage.stage import CaptionStage
+from captioning.store.compaction import compact
+from captioning.store.store import CaptionStore
+from data.artifacts.contents import IMAGES_FILE
+from data.artifacts.store import ArtifactRef, ArtifactStore, Produced, fingerprint_of
+from data.columns.digests import texts_of
+from data.files import write_json, write_tables
+from data.schemas import IMAGES, SHARD
+from data.slots import SLOTS, VOCABULARY
+from data.stages.images import IndexedImages
+from data.stages.stage import RunContext
+
+ROWS: Final = (100_000, 400_000)
+MILLIONS: Final = 4_000_000
+PART_ROWS: Final = 256  # as a worker writes them
+_CONFIG: Final = CaptionConfig(device="cpu")
+_PER_IDENTITY: Final = 20
+_AT_ONCE: Final = 1 << 16
+
+Int64s = NDArray[np.int64]
+
+
+class Measured(NamedTuple):
+    """Wall seconds of a step, and the peak memory of its process in MB."""
+
+    seconds: float
+    peak: float
+
+
+def write_world(home: Path, rows: int, distinct: float) -> ArtifactRef:
+    """Write an index of `rows` images and the parts of a caption store. distinct: share of texts that occur once."""
+    store = ArtifactStore(home)
+    about = {"name": "made up", "reader": "none", "dataset_hash": "0" * 32}
+    with store.draft("index", fingerprint_of("index", {})) as folder:
+        write_tables(folder / IMAGES_FILE, (_images(start, rows) for start in range(0, rows, _AT_ONCE)), IMAGES)
+        write_json(folder / "dataset.json", about)
+        index = store.publish(folder, "index", {}, Produced())
+    captions = CaptionStore(home, identify(_CONFIG, store.memo))
+    captions.folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    common = [_text(rng) for _ in range(5000)]
+    order = rng.permutation(rows)
+    for start in range(0, rows, PART_ROWS):
+        captions.write_part(_replies(order[start : start + PART_ROWS], common, distinct, rng))
+    return index
+
+
+def _digests(numbers: Int64s) -> pa.Array:
+    """Return a digest per number, spread like those of images: four words of SplitMix64, the first one unique."""
+    words = np.empty((len(numbers), 4), dtype=np.uint64)
+    for word in range(4):
+        mixed = (numbers.astype(np.uint64) + np.uint64(word << 40)) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+        words[:, word] = mixed ^ (mixed >> np.uint64(31))
+    return texts_of(words.view("S32").reshape(-1))
+
+
+def _images(start: int, rows: int) -> pa.Table:
+    numbers = np.arange(start, min(start + _AT_ONCE, rows))
+    split = np.select([numbers < rows * 2 // 5, numbers < rows // 2], ["train", "query"], "gallery")
+    count = len(numbers)
+    columns = {
+        "path": [f"part{n // 10_000:05d}/{n:08d}_c{n % 6}.jpg" for n in numbers.tolist()],
+        "split": split.tolist(),
+        "pid": numbers // _PER_IDENTITY + 1,
+        "camid": numbers % 6 + 1,
+        "sha256": _digests(numbers),
+        "size": np.full(count, 4000),
+        "width": np.full(count, 64),
+        "height": np.full(count, 128),
+    }
+    return pa.table(columns).cast(IMAGES)
+
+
+def _text(rng: np.random.Generator) -> str:
+    chosen = {slot: (*VOCABULARY[slot], None)[rng.integers(len(VOCABULARY[slot]) + 1)] for slot in SLOTS}
+    return compose(chosen)
+
+
+def _replies(numbers: Int64s, common: list[str], distinct: float, rng: np.random.Generator) -> pa.Table:
+    picked = rng.integers(len(common), size=len(numbers)).tolist()
+    own = (rng.random(len(numbers)) < distinct).tolist()
+    texts = [
+        f"{common[at]} The person stands near sign {number}." if alone else common[at]
+        for at, number, alone in zip(picked, numbers.tolist(), own, strict=True)
+    ]
+    count = len(numbers)
+    known = {"image_sha256": _digests(numbers), "raw_text": pa.array(texts), "status": pa.repeat("ok", count)}
+    known |= {"n_replies": pa.repeat(pa.scalar(1, pa.int32()), count), "truncated": pa.repeat(False, count)}
+    columns = [known[field.name] if field.name in known else pa.nulls(count, field.type) for field in SHARD]
+    return pa.table(columns, schema=SHARD)
+
+
+# The steps, each in a new process: imports are part of it.
+
+
+def _run(home: str, index: dict[str, str]) -> RunContext:
+    images = IndexedImages(ref=ArtifactRef(**index), root=Path(home))
+    return RunContext(store=ArtifactStore(Path(home)), indexed=images)
+
+
+def compaction(home: str, index: dict[str, str]) -> None:
+    """Move the rows of all parts to packs."""
+    run = _run(home, index)
+    assert compact(CaptionStore(run.store.root, identify(_CONFIG, run.store.memo)))
+
+
+def work_list(home: str, index: dict[str, str]) -> None:
+    """Find the images without a caption."""
+    assert len(uncaptioned(_run(home, index), _CONFIG)) == 0
+
+
+def count(home: str, index: dict[str, str]) -> None:
+    """Count the captions."""
+    run = _run(home, index)
+    store = CaptionStore(run.store.root, identify(_CONFIG, run.store.memo))
+    assert store.count() == run.images.rows("pid").num_rows
+
+
+def captions(home: str, index: dict[str, str]) -> None:
+    """Write captions.parquet from the store."""
+    assert not CaptionStage(config=_CONFIG).make(_run(home, index)).cached
+
+
+def _captions_of(run: RunContext) -> ArtifactRef:
+    found = CaptionStage(config=_CONFIG).find(run)
+    assert found is not None
+    return found
+
+
+def unchanged(home: str, index: dict[str, str]) -> None:
+    """Find the captions again, and what the audit would read of them."""
+    run = _run(home, index)
+    AuditStage(captions=_captions_of(run), config=AuditConfig()).plan(run)
+
+
+def correct(home: str, index: dict[str, str]) -> None:
+    """Write captions.parquet with corrections, of which there are none."""
+    run = _run(home, index)
+    CorrectStage(captions=_captions_of(run), config=_CONFIG).make(run)
+
+
+def audit(home: str, index: dict[str, str]) -> None:
+    """Audit the captions."""
+    run = _run(home, index)
+    AuditStage(captions=_captions_of(run), config=AuditConfig()).make(run)
+
+
+STEPS: Final[dict[str, Callable[[str, dict[str, str]], None]]] = {
+    "compaction": compaction,
+    "count": count,
+    "work list": work_list,
+    "captions.parquet": captions,
+    "correct": correct,
+    "audit": audit,
+    "unchanged": unchanged,
+}
+
+
+def measure(step: str, home: Path, index: ArtifactRef) -> Measured:
+    """Run a step in a new process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measured, args=(step, str(home), index.to_json(), sender))
+    child.start()
+    sender.close()
+    try:
+        found: Measured = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{step} failed") from None
+    finally:
+        child.join()
+    return found
+
+
+def _measured(step: str, home: str, index: dict[str, str], sender: multiprocessing.connection.Connection) -> None:
+    started = time.perf_counter()
+    STEPS[step](home, index)
+    seconds = time.perf_counter() - started
+    sender.send(Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def bench(rows: int, distinct: float, steps: list[str]) -> dict[str, Measured]:
+    """Measure all steps on a dataset of `rows` images, and print one line for each."""
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        index = write_world(home, rows, distinct)
+        found = {}
+        for step in steps:
+            found[step] = measure(step, home, index)
+            rate = f"{rows / found[step].seconds:12,.0f}"
+            print(
+                f"{step:18s} {rows:10,d} {found[step].seconds:9.1f} s {found[step].peak:7,.0f} MB {rate} rows/s",
+                flush=True,
+            )
+    return found
+
+
+def main() -> None:
+    """Measure and print the table and the slopes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[*ROWS], help="images of the datasets")
+    parser.add_argument("--million", action="store_true", help=f"also {MILLIONS:,} images (5 GB of disk)")
+    parser.add_argument("--distinct", type=float, default=0.6, help="share of the texts that occur once")
+    parser.add_argument("--steps", nargs="+", default=[*STEPS], choices=[*STEPS], help="steps, in this order")
+    options = parser.parse_args()
+    sizes = sorted({*options.rows, *([MILLIONS] if options.million else [])})
+    print(f"{os.cpu_count()} cores, {100 * options.distinct:.0f} % of the texts occur once")
+    tables = {rows: bench(rows, options.distinct, options.steps) for rows in sizes}
+    if len(sizes) > 1:
+        small, large = sizes[0], sizes[-1]
+        for step in options.steps:
+            growth = tables[large][step].seconds / tables[small][step].seconds
+            slope = math.log(growth) / math.log(large / small)
+            print(f"{step:18s} slope {slope:5.2f} from {small:,} to {large:,}")
+
+
+if __name__ == "__main__":
+    main()
