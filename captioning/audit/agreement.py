@@ -1,16 +1,39 @@
-"""Agreement of the captions of one identity, slot by slot. Pure functions of the rows of captions.parquet."""
+"""Agreement of the captions of one identity, slot by slot."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, TypedDict
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, TypedDict
 
-from data.artifacts.fingerprint import canonical_json
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data.columns.codes import Code, Codes, Votes, votes
 from data.people import is_person
+from data.schemas import SCHEMA_VERSION
 from data.slots import SLOTS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+IDENTITIES: Final = pa.schema(
+    [
+        ("pid", pa.int64()),
+        ("slot", pa.string()),
+        ("n_images", pa.int64()),
+        ("n_named", pa.int64()),  # images whose caption names a value
+        ("majority", pa.string()),  # null if no caption does
+        ("agreement", pa.float64()),  # share of n_named with the majority value; null if n_named is 0
+        ("entropy", pa.float64()),  # bits
+        ("values", pa.string()),  # JSON object: value -> images
+    ],
+    metadata={b"clip_scgi_schema": str(SCHEMA_VERSION).encode()},
+)
+"""identities.parquet: one row per identity and slot, then schemas.LABEL if the captions have it; junk and distractors
+are left out."""
 
 
 class SlotSummary(TypedDict):
@@ -35,72 +58,119 @@ def people(captions: pd.DataFrame) -> pd.Series[bool]:
     return pd.Series(known, index=captions.index, dtype=bool)
 
 
-def identity_table(captions: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per identity and slot, sorted by identity and slot order.
+class Agreement:
+    """The agreement of the identities of known people, [G] sorted, in each slot.
 
-    captions: rows of known people. Columns: pid, slot, n_images, n_named (images whose caption answers the slot),
-    majority (the most frequent value; for ties the first in alphabetical order), agreement (its share of n_named; null
-    if n_named is 0), entropy (bits), values (JSON object value -> images).
+    n_images: captions of each identity, [G]. n_named: those that answer the slot, [G, slots]. majority: the most
+    frequent answer, for ties the first in alphabetical order, -1 without answers, [G, slots]. agreement: its share of
+    n_named, NaN without answers. entropy: bits.
     """
-    import pandas as pd
 
-    images = captions.groupby("pid", sort=True).size()
-    tables = [_slot_table(captions, slot, images) for slot in SLOTS]
-    table = pd.concat(tables, ignore_index=True)
-    order = table["slot"].map({slot: i for i, slot in enumerate(SLOTS)})
-    return table.assign(_order=order).sort_values(["pid", "_order"], ignore_index=True).drop(columns="_order")
+    def __init__(self, pids: NDArray[np.int64], answers: Code, values: Sequence[Sequence[str]]) -> None:
+        """pids, answers: of the captions of known people. values: code -> text of each slot, in the order of texts."""
+        self.pids, person = np.unique(pids, return_inverse=True)
+        self.n_images = np.bincount(person, minlength=len(self.pids))
+        self._values = values
+        self._votes = [votes(person, answers[:, slot]) for slot in range(len(SLOTS))]
+        shape = (len(self.pids), len(SLOTS))
+        self.n_named = np.zeros(shape, dtype=np.int64)
+        self.majority = np.full(shape, -1, dtype=np.int32)
+        self.agreement = np.full(shape, np.nan)
+        self.entropy = np.zeros(shape)
+        for slot, given in enumerate(self._votes):
+            self._measure(slot, given)
 
+    def _measure(self, slot: int, given: Votes) -> None:
+        import pandas as pd
 
-def _slot_table(captions: pd.DataFrame, slot: str, images: pd.Series[int]) -> pd.DataFrame:
-    import numpy as np
-    import pandas as pd
+        first = given.leaders(np.arange(len(self._values[slot])))
+        group = given.groups[first]
+        self.n_named[group, slot] = given.totals[first]
+        self.majority[group, slot] = given.codes[first]
+        self.agreement[group, slot] = given.counts[first] / given.totals[first]
+        share = given.counts / given.totals
+        self.entropy[group, slot] = pd.Series(-share * np.log2(share)).groupby(given.groups).sum().to_numpy()
 
-    counts = value_counts(captions, slot)
-    by_pid = counts.groupby("pid", sort=False)["n"]
-    named = by_pid.sum().reindex(images.index, fill_value=0)
-    share = counts["n"] / by_pid.transform("sum")
-    # Sorted by descending count, then value, the first row of an identity is its majority.
-    first = counts.sort_values(["pid", "n", "value"], ascending=[True, False, True]).groupby("pid", sort=False).first()
-    tallies: defaultdict[int, dict[str, int]] = defaultdict(dict)
-    for pid, value, n in zip(counts["pid"], counts["value"], counts["n"].tolist(), strict=True):
-        tallies[pid][value] = n
-    return pd.DataFrame(
-        {
-            "pid": images.index,
-            "slot": slot,
-            "n_images": images.to_numpy(),
-            "n_named": named.to_numpy(),
-            "majority": first["value"].reindex(images.index).to_numpy(),
-            "agreement": (first["n"].reindex(images.index) / named).to_numpy(),
-            "entropy": (-share * np.log2(share)).groupby(counts["pid"]).sum().reindex(images.index, fill_value=0.0),
-            "values": [canonical_json(tallies[pid]) for pid in images.index],
+    def of(self, pids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of each identity, -1 for one that is not a known person."""
+        if not len(self.pids):
+            return np.full(len(pids), -1, dtype=np.int64)
+        at = np.searchsorted(self.pids, pids).clip(max=len(self.pids) - 1)
+        return np.where(self.pids[at] == pids, at, -1)
+
+    def majority_text(self, group: int, slot: int) -> str | None:
+        """Return the majority value of an identity in a slot."""
+        code = int(self.majority[group, slot])
+        return None if code < 0 else self._values[slot][code]
+
+    def table(self, start: int, stop: int) -> pa.Table:
+        """Return the rows of `IDENTITIES` of the identities from `start` to `stop`."""
+        part, count = slice(start, stop), len(self.pids[start:stop])
+        majority = [_texts(self._values[slot], self.majority[part, slot]) for slot in range(len(SLOTS))]
+        columns = {
+            "pid": np.repeat(self.pids[part], len(SLOTS)),
+            "slot": pa.array(SLOTS).take(np.tile(np.arange(len(SLOTS)), count)),
+            "n_images": np.repeat(self.n_images[part], len(SLOTS)),
+            "n_named": self.n_named[part].reshape(-1),
+            "majority": _interleaved(majority),
+            "agreement": pa.array(self.agreement[part].reshape(-1), from_pandas=True),
+            "entropy": self.entropy[part].reshape(-1),
+            "values": _interleaved([self._tallies(slot, start, stop) for slot in range(len(SLOTS))]),
         }
-    )
+        return pa.table(columns, schema=IDENTITIES)
+
+    def _tallies(self, slot: int, start: int, stop: int) -> pa.Array:
+        """Return the JSON object value -> images of each identity."""
+        given = self._votes[slot]
+        first, last = np.searchsorted(given.groups, (start, stop))
+        quoted = [json.dumps(value, ensure_ascii=False) + ":" for value in self._values[slot]]
+        counts = pa.array(given.counts[first:last]).cast(pa.string())
+        entries = pc.binary_join_element_wise(_texts(quoted, given.codes[first:last]), counts, "")
+        stop = min(stop, len(self.pids))
+        offsets = np.searchsorted(given.groups[first:last], np.arange(start, stop + 1)).astype(np.int32)
+        joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), entries), ",")
+        return pc.binary_join_element_wise("{", joined, "}", "")
 
 
-def value_counts(captions: pd.DataFrame, slot: str) -> pd.DataFrame:
-    """Return pid, value, n: the number of images of each identity with each value of a slot."""
-    named = captions[["pid", f"attr_{slot}"]].dropna().rename(columns={f"attr_{slot}": "value"})
-    return named.groupby(["pid", "value"], sort=True).size().rename("n").reset_index()
+def _texts(values: Sequence[str], codes: Code) -> pa.Array:
+    return pa.array(values, pa.string()).take(pa.array(codes, mask=codes < 0))
 
 
-def slot_summary(captions: pd.DataFrame, identities: pd.DataFrame) -> dict[str, SlotSummary]:
-    """Return slot -> its figures."""
+def _interleaved(columns: Sequence[pa.Array]) -> pa.Array:
+    """Return the first value of each column, then the second of each, and so on."""
+    order = np.arange(sum(map(len, columns))).reshape(len(columns), -1).T.reshape(-1)
+    return pa.concat_arrays(columns).take(pa.array(order))
+
+
+def identity_table(captions: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `IDENTITIES` of captions of known people, given as rows of captions.parquet."""
+    codes = [Codes() for _ in SLOTS]
+    columns = [pa.array(captions[f"attr_{slot}"], pa.string(), from_pandas=True) for slot in SLOTS]
+    answers = [code.encode(column) for code, column in zip(codes, columns, strict=True)]
+    ranked = [np.append(code.ranks(), -1).astype(np.int32)[given] for code, given in zip(codes, answers, strict=True)]
+    values = [sorted(code.values) for code in codes]
+    found = Agreement(captions["pid"].to_numpy(dtype=np.int64), np.stack(ranked, axis=1), values)
+    return found.table(0, len(found.pids)).to_pandas()
+
+
+def slot_summary(answers: Code, values: Sequence[Sequence[str]], identities: Agreement) -> dict[str, SlotSummary]:
+    """Return slot -> its figures. answers, values: of all captions, as `Agreement` takes those of known people."""
     summary: dict[str, SlotSummary] = {}
-    for slot in SLOTS:
-        values = captions[f"attr_{slot}"].dropna().value_counts()
-        several = identities[(identities["slot"] == slot) & (identities["n_named"] >= 2)]
-        weight = several["n_named"]
+    for at, slot in enumerate(SLOTS):
+        codes = answers[:, at]
+        counts = np.bincount(codes[codes >= 0], minlength=len(values[at]))
+        several = identities.n_named[:, at] >= 2
+        weight = identities.n_named[several, at]
         total = int(weight.sum())
         summary[slot] = {
-            "coverage": float(values.sum()) / max(len(captions), 1),
-            "agreement": float((several["agreement"] * weight).sum()) / total if total else 1.0,
-            "entropy": abs(float((several["entropy"] * weight).sum())) / total if total else 0.0,
-            "values": {str(value): int(n) for value, n in sorted(values.items())},
+            "coverage": float(counts.sum()) / max(len(codes), 1),
+            "agreement": float((identities.agreement[several, at] * weight).sum()) / total if total else 1.0,
+            "entropy": abs(float((identities.entropy[several, at] * weight).sum())) / total if total else 0.0,
+            "values": {value: n for value, n in zip(values[at], counts.tolist(), strict=True) if n},
         }
     return summary
 
 
-def mixed_gender_identities(identities: pd.DataFrame) -> int:
+def mixed_gender_identities(identities: Agreement) -> int:
     """Count the identities whose captions name more than one gender."""
-    return int(((identities["slot"] == "gender") & (identities["agreement"] < 1)).sum())
+    return int((identities.agreement[:, SLOTS.index("gender")] < 1).sum())

@@ -1,20 +1,18 @@
-"""Flags on single captions that are wrong or doubtful. Pure functions of the rows of captions.parquet."""
+"""Flags on single captions that are wrong or doubtful."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final, NamedTuple
 
-from captioning.attributes.lexicon import DEGRADING, LEXICON
+import numpy as np
+import pyarrow as pa
+
+from captioning.audit.agreement import Agreement
+from captioning.audit.columns import Captions, Int64s, Mask
+from captioning.audit.words import carried_things
 from captioning.config import AuditConfig
-from captioning.prompts.replies import is_looping, is_off_template
+from data.schemas import SCHEMA_VERSION
 from data.slots import SLOTS
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FLAGS: Final = {
     "failed": "no text: the image could not be captioned",
@@ -30,119 +28,118 @@ FLAGS: Final = {
 }
 """Flag -> its meaning. Each flag is a bool column of flags.parquet."""
 
-_WORD: Final = re.compile(r"[a-z0-9'-]+")
-_ATTRIBUTES: Final = [f"attr_{slot}" for slot in SLOTS]
-_CONFIDENCES: Final = [f"conf_{slot}" for slot in SLOTS]
+
+FLAG_ROWS: Final = pa.schema(
+    [
+        ("image_path", pa.string()),
+        ("image_sha256", pa.string()),
+        ("pid", pa.int64()),
+        ("camid", pa.int64()),
+        ("flags", pa.list_(pa.string())),  # names of the flags below that are true
+        *((flag, pa.bool_()) for flag in FLAGS),
+        ("dissent_slots", pa.list_(pa.string())),  # slots whose value differs from the majority of the identity
+    ],
+    metadata={b"clip_scgi_schema": str(SCHEMA_VERSION).encode()},
+)
+"""flags.parquet: one row per caption, in the order of captions.parquet."""
+
+_CARRYING: Final = SLOTS.index("carrying")
 
 
-def flag_table(
-    captions: pd.DataFrame, identities: pd.DataFrame, people: pd.Series[bool], config: AuditConfig
-) -> pd.DataFrame:
-    """Return one row per caption, in order: its keys, one bool column per flag, flags (the names) and dissent_slots.
+class Flags(NamedTuple):
+    """The flags of all captions. raised: flag -> its mask, [N]. dissents: slots against the majority, [N, slots].
 
-    captions: all rows of captions.parquet. identities: from `identity_table`. people: mask of the rows of known people.
+    shared_texts: number of distinct texts that are used for more than one known person.
     """
-    import pandas as pd
 
-    text = captions["raw_text"].fillna("")
-    written = _mask(text, str.strip)
-    templated = pd.Series(list(zip(text, captions["template_id"], strict=True)), index=text.index, dtype=object)
-    dissent = dissenting_slots(captions, identities, people, config)
-    columns = {
-        "failed": ~written & (captions["status"] != "wrong"),  # marked by a person, who needs no flag
-        "unparsed": (captions["status"] == "unparsed") | (written & captions[_ATTRIBUTES].isna().all(axis=1)),
-        "truncated": captions["truncated"].fillna(value=False).astype(bool) | (captions["status"] == "truncated"),
-        "looping": _mask(text, lambda reply: is_looping(reply, config.loop_repeats)),
-        "off_template": written & _mask(templated, lambda pair: is_off_template(pair[0], pair[1], config)),
-        "degrading": _mask(text, degrading_words),
-        "dissent": _mask(dissent, bool),
-        "hallucination": suspects(captions, people, config),
-        "duplicate": duplicates(captions, people, config),
-        "low_confidence": (captions[_CONFIDENCES] < math.log(config.low_confidence)).any(axis=1),
+    raised: dict[str, Mask]
+    dissents: Mask
+    shared_texts: int
+
+    def rows(self, keys: pa.Table, start: int) -> pa.Table:
+        """Return rows of `FLAG_ROWS`. keys: some rows of captions.parquet, which begin at row `start`."""
+        part = slice(start, start + keys.num_rows)
+        masks = {flag: self.raised[flag][part] for flag in FLAGS}
+        columns = {name: keys[name] for name in ("image_path", "image_sha256", "pid", "camid")}
+        columns |= {flag: pa.array(mask) for flag, mask in masks.items()}
+        columns["flags"] = _names_of([*FLAGS], np.stack([*masks.values()], axis=1))
+        columns["dissent_slots"] = _names_of([*SLOTS], self.dissents[part])
+        return pa.table(columns).select(FLAG_ROWS.names).cast(FLAG_ROWS)
+
+
+def _names_of(names: list[str], marked: Mask) -> pa.Array:
+    """Return the names of the marked columns of each row."""
+    offsets = np.append(0, np.cumsum(marked.sum(axis=1))).astype(np.int32)
+    values = pa.array(names).take(pa.array(np.nonzero(marked)[1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def flags_of(captions: Captions, identities: Agreement, config: AuditConfig) -> Flags:
+    """Return the flags of all captions."""
+    groups = identities.of(captions.pids)
+    dissents = dissenting(captions, identities, groups, config)
+    shared, several = sharing(captions, groups)
+    raised: dict[str, Mask] = captions.flags | {
+        "dissent": dissents.any(axis=1),
+        "hallucination": suspects(captions, groups, config),
+        "duplicate": np.greater_equal(shared, config.duplicate_identities),
     }
-    table = pd.DataFrame({name: columns[name].to_numpy(dtype=bool) for name in FLAGS}, index=captions.index)
-    names = [[flag for flag, raised in zip(FLAGS, row, strict=True) if raised] for row in table.to_numpy()]
-    keys = captions[["image_path", "image_sha256", "pid", "camid"]]
-    return pd.concat([keys, table], axis=1).assign(
-        flags=pd.Series(names, index=captions.index, dtype=object), dissent_slots=dissent
-    )
+    return Flags({flag: raised[flag] for flag in FLAGS}, dissents, several)
 
 
-@lru_cache(maxsize=65536)
-def degrading_words(text: str) -> tuple[str, ...]:
-    """Return the demeaning words of a reply, each once, in order."""
-    return tuple(dict.fromkeys(word for word in _WORD.findall(text.lower()) if word in DEGRADING))
-
-
-def _mask(values: pd.Series[Any], test: Callable[[Any], object]) -> pd.Series[bool]:
-    """Return where `test` is true. Unlike `map`, the result is boolean even without rows."""
-    import pandas as pd
-
-    return pd.Series([bool(test(value)) for value in values], index=values.index, dtype=bool)
-
-
-def dissenting_slots(
-    captions: pd.DataFrame, identities: pd.DataFrame, people: pd.Series[bool], config: AuditConfig
-) -> pd.Series[list[str]]:
-    """Return for each caption the slots in which it contradicts a clear majority of its identity.
+def dissenting(captions: Captions, identities: Agreement, groups: Int64s, config: AuditConfig) -> Mask:
+    """Mark the slots, [N, slots], in which a caption contradicts a clear majority of its identity.
 
     A majority is clear if at least `min_images` captions answer the slot and at least the share `majority` of them
     agree.
     """
-    import pandas as pd
-
-    clear = identities[(identities["n_named"] >= config.min_images) & (identities["agreement"] >= config.majority)]
-    found: list[list[str]] = [[] for _ in range(len(captions))]
-    for slot in SLOTS:
-        majority = clear[clear["slot"] == slot].set_index("pid")["majority"]
-        expected = captions["pid"].map(majority)
-        value = captions[f"attr_{slot}"]
-        against = people & value.notna() & expected.notna() & (value != expected)
-        for at in against.to_numpy(dtype=bool).nonzero()[0]:
-            found[at].append(slot)
-    return pd.Series(found, index=captions.index, dtype=object)
+    clear = (identities.n_named >= config.min_images) & (identities.agreement >= config.majority)
+    expected = np.where(clear, identities.majority, np.int32(-1))
+    found = np.zeros(captions.answers.shape, dtype=np.bool_)
+    people = np.flatnonzero(captions.is_person)
+    of_identity, said = expected[groups[people]], captions.answers[people]
+    found[people] = (said >= 0) & (of_identity >= 0) & (said != of_identity)
+    return found
 
 
-def suspects(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
+def suspects(captions: Captions, groups: Int64s, config: AuditConfig) -> Mask:
     """Mark captions with a carried item that appears in at most `rare_images` of an identity's captions.
 
-    Applies to identities with at least `rare_of` captions that answer the slot. All kinds of bags are one item, because
-    the same bag gets many names.
+    Applies to identities with at least `rare_of` captions that answer the slot.
     """
-    import pandas as pd
-
-    said = captions.loc[people, ["pid", "attr_carrying"]].dropna()
-    things = said.assign(thing=said["attr_carrying"].map(_things)).explode("thing")
-    enough = things["pid"].map(said.groupby("pid").size()) >= config.rare_of
-    shared = things.groupby(["pid", "thing"])["thing"].transform("size")
-    rare = things[enough & things["thing"].notna() & (shared <= config.rare_images)]
-    return pd.Series(captions.index.isin(rare.index), index=captions.index)
-
-
-@lru_cache(maxsize=4096)
-def _things(carrying: str) -> tuple[str, ...]:
-    names = (thing for thing in carrying.split(", ") if thing != "none")
-    return tuple(sorted({_family(thing) for thing in names}))
+    said = np.flatnonzero(captions.is_person & (captions.answers[:, _CARRYING] >= 0))
+    answered = np.bincount(groups[said], minlength=1)
+    at, things = _things(captions, said)
+    _, which, shared = np.unique(
+        groups[at] * (things.max(initial=0) + 1) + things, return_inverse=True, return_counts=True
+    )
+    rare = (answered[groups[at]] >= config.rare_of) & (shared[which] <= config.rare_images)
+    found = np.zeros(len(captions.pids), dtype=np.bool_)
+    found[at[rare]] = True
+    return found
 
 
-def _family(thing: str) -> str:
-    entry = LEXICON.get(thing)
-    if thing.endswith("bottle"):
-        return "bottle"
-    return "bag" if entry is not None and entry.kind == "bag" and thing != "cell phone" else thing
+def _things(captions: Captions, said: Int64s) -> tuple[Int64s, Int64s]:
+    """Return one entry per caption of `said` and carried item: the row of the caption, and the number of the item."""
+    named = [carried_things(value) for value in captions.values[_CARRYING]]
+    number = {thing: at for at, thing in enumerate(dict.fromkeys(thing for things in named for thing in things))}
+    flat = np.array([number[thing] for things in named for thing in things], dtype=np.int64)
+    sizes = np.array([len(things) for things in named], dtype=np.int64)
+    codes = captions.answers[said, _CARRYING]
+    counts = sizes[codes] if len(codes) else np.empty(0, dtype=np.int64)
+    first = np.append(0, np.cumsum(sizes))[codes]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(said, counts), flat[np.repeat(first, counts) + within]
 
 
-def duplicates(captions: pd.DataFrame, people: pd.Series[bool], config: AuditConfig) -> pd.Series[bool]:
-    """Mark the captions whose text is used for at least `duplicate_identities` known people."""
-    return people & (shared_by(captions, people) >= config.duplicate_identities)
-
-
-def shared_by(captions: pd.DataFrame, people: pd.Series[bool]) -> pd.Series[int]:
-    """Return for each caption the number of known people that its text is used for; 0 without text."""
-    import pandas as pd
-
-    text = captions["raw_text"].fillna("")
-    said = people & _mask(text, str.strip)
-    normalized = pd.Series([" ".join(reply.lower().split()) for reply in text], index=text.index, dtype=object)
-    identities = captions["pid"][said].groupby(normalized[said]).nunique()
-    return normalized.map(identities.to_dict()).where(said).fillna(0).astype(int)
+def sharing(captions: Captions, groups: Int64s) -> tuple[Int64s, int]:
+    """Return for each caption the number of known people that its text is used for, 0 without text, and how many texts
+    are used for more than one.
+    """
+    said = np.flatnonzero(captions.is_person & (captions.texts >= 0))
+    texts = captions.texts[said]
+    pairs = np.unique(texts * (groups.max(initial=0) + 1) + groups[said])
+    people = np.bincount(pairs // (groups.max(initial=0) + 1), minlength=1)
+    found = np.zeros(len(captions.pids), dtype=np.int64)
+    found[said] = people[texts]
+    return found, int((people > 1).sum())

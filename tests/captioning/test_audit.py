@@ -17,8 +17,9 @@ from markupsafe import escape
 from PIL import Image
 
 from captioning.attributes.parse import parse_caption
-from captioning.audit.flags import FLAGS, degrading_words
+from captioning.audit.flags import FLAGS
 from captioning.audit.stage import FLAG_ROWS, IDENTITIES, AuditConfig, AuditStage
+from captioning.audit.words import degrading_words
 from captioning.prompts.replies import has_template_form, is_looping
 from captioning.prompts.templates import compose
 from data.artifacts.contents import caption_contents
