@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from reid.config.train import TrainConfig
 from reid.evaluation.intervals import SCORE_METHOD, Interval
 from reid.export.provenance import METRICS, Evaluation, ModelFacts, ScoreRow
 
@@ -92,9 +93,15 @@ def _heading(facts: ModelFacts) -> str:
     return f"""# {title(facts)}
 
 An encoder of person crops ({size.height} x {size.width} pixels) for re-identification: images of one person should have
-embeddings with a higher cosine than images of different people. Retrieval modes: {modes}.
+embeddings with a higher cosine than images of different people. Retrieval modes: {modes}.{_blended(facts.config)}
 Fingerprint of the model: `{facts.fingerprint}`.
 """
+
+
+def _blended(config: TrainConfig) -> str:
+    share = config.blend
+    tower = f"{share:g} of its trained weights plus {1 - share:g} of its weights before training"
+    return f"\nThe image tower is {tower} (WiSE-FT)." if share < 1 else ""
 
 
 def _files(files: Mapping[str, str], beyond: Mapping[str, int], notes: Sequence[str]) -> str:

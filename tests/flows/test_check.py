@@ -32,10 +32,11 @@ from flows.cli.app import main
 from flows.cli.check import show_costs
 from flows.costs.costs import Costs, Duration, StageCost
 from flows.preflight.check import notices_of, problems_of
+from flows.preflight.disk import weight_bytes
 from flows.preflight.finding import texts_of
 from flows.preflight.inspection import check_after
 from flows.preflight.machine import Load, Memory, Processor, flags_of
-from flows.preflight.memory import Need, captioner_size
+from flows.preflight.memory import Need, captioner_size, memory_needs
 from flows.preflight.plan import Plan
 from flows.recipes import build_recipe
 from reid.models.pretrained import TINY_FOLDER, TINY_WEIGHTS
@@ -476,6 +477,16 @@ def test_training_that_does_not_fit_is_a_notice(tmp_path):
     (notice,) = texts_of(notices_of(small))
     assert notice.startswith("train: about 9.")
     assert "train.precision=bf16" in notice
+
+
+def test_the_frozen_copy_of_a_distillation_takes_memory(tmp_path):
+    settings = ("train.backbone.weights=random", "train.device=cuda")
+    plans = [
+        plan(tmp_path, *settings, *more, recipe="market1501", gpus=Gpus(1), stages=("train",))
+        for more in ((), ("train.loss.distill_weight=1",))
+    ]
+    (plain,), (distilled,) = (memory_needs(one) for one in plans)
+    assert distilled.needed - plain.needed == weight_bytes(plans[0].train) > 0
 
 
 # A server -------------------------------------------------------------------------------------------------

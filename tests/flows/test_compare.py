@@ -139,6 +139,13 @@ def test_models_trained_elsewhere_and_missing_cameras_are_named(drawn, capsys):
     assert words.count("! cameras unknown: evaluated without the camera rule") == 1
 
 
+def test_a_note_on_the_compared_mode_is_told(drawn, capsys):
+    for mode, count in (("image", 1), ("fused", 0)):
+        ref = write_evaluation(drawn.store, drawn.images, rank(drawn.images, noise=1, seed=13), notes={mode: "so."})
+        assert compared(drawn, "demo", ref.fingerprint) == 0
+        assert " ".join(capsys.readouterr().out.split()).count("mode: so.") == count
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -211,6 +211,24 @@ def test_camera_embeddings_are_an_input(store, photos, tmp_path):
     assert "camera_shift_KV" in (tmp_path / "out/README.md").read_text()
 
 
+def test_a_separate_retrieval_head_is_part_of_the_image_mode_only(store, photos, tmp_path):
+    embedder = Embedder.load(
+        write_model(store, TrainConfig(device="cpu", method="clip_baseline", retrieval_head="separate", blend=0.5)),
+        device="cpu",
+    )
+    with torch.no_grad():
+        embedder.task.retrieval.weight_DV.mul_(-1)
+    done = export_model(embedder, store, tmp_path / "out")
+    rules = read_json(tmp_path / "out/preprocessing.json")
+    found = run(tmp_path / "out/image.onnx", images=prepared(photos[:2], rules["images"]))
+    np.testing.assert_allclose(found, embedder.embed_images(photos[:2]), **CLOSE)
+    assert done.open_clip.difference <= 1e-4
+    card = (tmp_path / "out/README.md").read_text()
+    assert "class token of the last layer and feature of the retrieval head side by side" in card
+    assert "`retrieval` (1): projection of the last class token" in card
+    assert "The image tower is 0.5 of its trained weights" in card
+
+
 @pytest.mark.parametrize(
     "backbone",
     [

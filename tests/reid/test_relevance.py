@@ -268,12 +268,13 @@ CASES = [
     (OVERLAPPING, "image", "gradient"),
     (OVERLAPPING, "fused", "rollout"),
     (RESNET, "image", "gradient"),
+    ("separate", "image", "gradient"),
 ]
 
 
 @pytest.mark.parametrize(("backbone", "mode", "method"), CASES)
 def test_a_map_has_the_grid_sums_to_one_and_depends_on_its_image_only(backbone, mode, method):
-    task = task_of(backbone)
+    task = task_of(retrieval_head="separate") if backbone == "separate" else task_of(backbone)
     images, wanted = pictures(task), targets(task, mode)
     maps = similarity_maps(task, images, wanted, mode=mode, method=method).maps_BRC
     grid = grid_of(task.backbone, task.preprocess.height, task.preprocess.width)
