@@ -79,11 +79,10 @@ def flags_of(captions: Captions, identities: Agreement, config: AuditConfig) -> 
     groups = identities.of(captions.pids)
     dissents = dissenting(captions, identities, groups, config)
     shared, several = sharing(captions, groups)
-    raised: dict[str, Mask] = captions.flags | {
-        "dissent": dissents.any(axis=1),
-        "hallucination": suspects(captions, groups, config),
-        "duplicate": np.greater_equal(shared, config.duplicate_identities),
-    }
+    against: Mask = dissents.any(axis=1)
+    again: Mask = shared >= config.duplicate_identities
+    compared = {"dissent": against, "hallucination": suspects(captions, groups, config), "duplicate": again}
+    raised = captions.flags | compared
     return Flags({flag: raised[flag] for flag in FLAGS}, dissents, several)
 
 
