@@ -79,7 +79,7 @@ def flags_of(captions: Captions, identities: Agreement, config: AuditConfig) -> 
     groups = identities.of(captions.pids)
     dissents = dissenting(captions, identities, groups, config)
     shared, several = sharing(captions, groups)
-    against: Mask = dissents.any(axis=1)
+    against: Mask = np.asarray(dissents.any(axis=1))
     again: Mask = shared >= config.duplicate_identities
     compared = {"dissent": against, "hallucination": suspects(captions, groups, config), "duplicate": again}
     raised = captions.flags | compared

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captioning.corrections.record import Correction
 from data.artifacts.contents import caption_text
+from data.columns.distinct import each_distinct, one_array
+from data.columns.source import RowSource
 from data.schemas import CORRECTED, LABEL
 from data.slots import SLOTS
 
@@ -18,7 +22,6 @@ Corrected = Mapping[str, Correction]
 
 _OF_THE_REPLY: Final = ("first_text", "n_replies", "n_tokens", "batch_size", *(f"conf_{slot}" for slot in SLOTS))
 """Columns about the model's reply, which a correction replaces."""
-_ADDED: Final = ("source", "model_text", "corrected_by", "corrected_at", "stale")
 
 
 class Counts(NamedTuple):
@@ -31,41 +34,67 @@ class Counts(NamedTuple):
 
 
 def apply_corrections(captions: pa.Table, corrected: Corrected) -> pa.Table:
-    """Return the rows of captions.parquet (schemas.CAPTIONS) as schemas.CORRECTED, with the label if they have it.
+    """Return rows of captions.parquet (schemas.CAPTIONS) as schemas.CORRECTED, with the label if they have it.
 
     corrected: may contain other images, which are ignored.
     """
-    texts = [caption_text(text) or None for text in captions["caption"].to_pylist()]
-    columns: dict[str, list[Any]] = {
-        "source": ["model"] * len(texts),
-        "model_text": texts,
-        "corrected_by": [None] * len(texts),
-        "corrected_at": [None] * len(texts),
-        "stale": [False] * len(texts),
-    }
-    for row, sha256 in enumerate(captions["image_sha256"].to_pylist()):
-        entry = corrected.get(sha256)
-        for name, value in ({} if entry is None else _changed(entry, texts[row])).items():
-            if name not in columns:
-                columns[name] = captions[name].to_pylist()
-            columns[name][row] = value
     schema = CORRECTED.append(LABEL) if LABEL.name in captions.column_names else CORRECTED
-    arrays = [
-        pa.array(columns[field.name], field.type) if field.name in columns else captions[field.name] for field in schema
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    texts = each_distinct(one_array(captions["caption"]), lambda text: caption_text(text) or None)
+    count = len(captions)
+    added = {
+        "source": pa.repeat("model", count),
+        "model_text": texts,
+        "corrected_by": pa.nulls(count, pa.string()),
+        "corrected_at": pa.nulls(count, pa.string()),
+        "stale": pa.repeat(False, count),
+    }
+    columns = {name: captions[name] for name in captions.column_names} | added
+    changed: dict[str, list[Any]] = {}  # only the columns of these rows become Python objects
+    for row, entry in _entries(captions, corrected):
+        for name, value in _changed(entry, texts[row].as_py()).items():
+            if name not in changed:
+                changed[name] = columns[name].to_pylist()
+            changed[name][row] = value
+    columns |= {name: pa.array(values, schema.field(name).type) for name, values in changed.items()}
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
-def counts_of(captions: pa.Table, corrected: Corrected) -> Counts:
-    """Return how many rows of `captions` (columns image_sha256 and caption) `apply_corrections` changes."""
+def _entries(captions: pa.Table, corrected: Corrected) -> Iterator[tuple[int, Correction]]:
+    """Yield the rows that have a correction."""
+    images = one_array(captions["image_sha256"])
+    rows = np.flatnonzero(pc.is_in(images, value_set=pa.array(corrected, pa.string())).to_numpy(zero_copy_only=False))
+    for row, image in zip(rows.tolist(), images.take(pa.array(rows)).to_pylist(), strict=True):
+        yield row, corrected[image]
+
+
+def counts_of(batches: Iterable[pa.Table], corrected: Corrected) -> Counts:
+    """Return how many rows of captions.parquet (columns image_sha256 and caption) `apply_corrections` changes."""
     kinds: Counter[str] = Counter()
-    for sha256, text in zip(captions["image_sha256"].to_pylist(), captions["caption"].to_pylist(), strict=True):
-        entry = corrected.get(sha256)
-        if entry is None or entry.kind == "reset":
-            continue
-        kinds[entry.kind] += entry.corrects(text)
-        kinds["stale"] += entry.is_stale(text)
+    for captions in batches:
+        for row, entry in _entries(captions, corrected):
+            if entry.kind != "reset":
+                text = captions["caption"][row].as_py()
+                kinds[entry.kind] += entry.corrects(text)
+                kinds["stale"] += entry.is_stale(text)
     return Counts(**{name: kinds[name] for name in Counts._fields})
+
+
+class CorrectedRows:
+    """The rows of captions.parquet with corrections, which are applied batch by batch."""
+
+    def __init__(self, captions: RowSource, corrected: Corrected) -> None:
+        self._captions = captions
+        self._corrected = corrected
+        has_label = LABEL.name in captions.names
+        self.schema = CORRECTED.append(LABEL) if has_label else CORRECTED
+        self.names = self.schema.names
+        self.n_rows = captions.n_rows
+
+    def batches(self, *columns: str) -> Iterator[pa.Table]:
+        """Yield columns of the rows, in order; all columns if none is named."""
+        for rows in self._captions.batches():
+            table = apply_corrections(rows, self._corrected)
+            yield table.select(list(columns)) if columns else table
 
 
 def _changed(entry: Correction, model_text: str | None) -> dict[str, Any]:

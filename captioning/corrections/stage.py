@@ -6,24 +6,26 @@ can be compared, and so that correcting a caption captions nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from captioning.config import CaptionConfig
-from captioning.corrections.layer import Counts, apply_corrections, counts_of
+from captioning.corrections.layer import CorrectedRows, Counts, counts_of
 from captioning.corrections.record import Correction
 from captioning.corrections.store import Corrections
 from captioning.stage.stage import CaptionStage
 from data.artifacts.contents import CAPTIONS_FILE, Contents, contents_of_captions
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
+from data.columns.shuffle import BLOCK_ROWS
+from data.columns.source import ParquetRows, in_blocks
 from data.errors import DataError, counted
-from data.files import write_table
+from data.files import write_tables
 from data.schemas import SCHEMA_VERSION
 from data.stages.stage import Ingredients, RunContext, Stage
 
@@ -62,35 +64,45 @@ class CorrectStage(Stage):
 
     def contents(self, run: RunContext) -> Contents:
         """Return the content digests of the artifact, without making it."""
-        return contents_of_captions(self._table(self._corrected(run)))
+        return contents_of_captions(CorrectedRows(self._source(), self._corrected(run)))
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write captions.parquet (schemas.CORRECTED)."""
         corrected = self._corrected(run)
-        table = self._table(corrected)
-        if table["caption"].null_count == table.num_rows:
-            raise DataError(_nothing_left(self.config, table.num_rows))
-        write_table(folder / CAPTIONS_FILE, table, table.schema)
-        return Produced(note=_note(self._counts(corrected)), contents=contents_of_captions(table))
+        rows, file = CorrectedRows(self._source(), corrected), folder / CAPTIONS_FILE
+        captioned = 0
 
-    def _table(self, corrected: Mapping[str, Correction]) -> pa.Table:
-        return apply_corrections(self._read(), corrected)
+        def blocks() -> Iterator[pa.Table]:
+            nonlocal captioned
+            for block in in_blocks(rows.batches(), BLOCK_ROWS):
+                captioned += len(block) - block["caption"].null_count
+                yield block
+
+        write_tables(file, blocks(), rows.schema)
+        if not captioned:
+            raise DataError(_nothing_left(self.config, rows.n_rows))
+        contents = contents_of_captions(ParquetRows(file), scratch=scratch)
+        return Produced(note=_note(self._counts(corrected)), contents=contents)
 
     def _counts(self, corrected: Mapping[str, Correction]) -> Counts:
-        return counts_of(self._read("image_sha256", "caption"), corrected)
+        return counts_of(self._source().batches("image_sha256", "caption"), corrected)
 
     def _corrected(self, run: RunContext) -> Mapping[str, Correction]:
         """Return the corrections of the images of `captions`, without those that were reset."""
         if self.pinned is not None:
             return self.pinned
-        images = set(self._read("image_sha256")["image_sha256"].to_pylist())
-        current = Corrections.open(run.store.root, self.config.template).current(images)
-        return {sha256: entry for sha256, entry in current.items() if entry.kind != "reset"}
+        current = Corrections.open(run.store.root, self.config.template).current()
+        named = pa.array([sha256 for sha256, entry in current.items() if entry.kind != "reset"], pa.string())
+        found: set[str] = set()
+        for rows in self._source().batches("image_sha256"):
+            images = rows["image_sha256"]
+            found.update(images.filter(pc.is_in(images, value_set=named)).to_pylist())
+        return {sha256: entry for sha256, entry in current.items() if sha256 in found}
 
-    def _read(self, *columns: str) -> pa.Table:
+    def _source(self) -> ParquetRows:
         file = self.captions.folder / CAPTIONS_FILE
         try:
-            return pq.read_table(file, columns=list(columns) or None)
+            return ParquetRows(file)
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(
                 f"{file} cannot be read ({error}); delete its folder and run the caption stage again"
