@@ -50,7 +50,8 @@ class ScgiConfig(RenamedConfig):
     composed prompt is made from image and caption, so a model can align it without learning what the caption says."""
     contrast_image: Literal["plain", "refined"] = "plain"
     """Image side of L_con: the class token of the joint feature, or v~ of the class token, which contains the caption.
-    The paper does not say; the port uses the refined one."""
+    The paper does not say; the port uses the refined one. With contrast_text=caption, "refined" puts the caption on
+    both sides."""
     pairing: Literal["identity", "image"] = "identity"
     """Positives of L_con: the texts of all images of the identity, or of the image itself. The paper does not say; the
     port pairs by image, and halves the sum of both directions."""
