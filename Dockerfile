@@ -9,7 +9,9 @@ COPY flows flows
 COPY captioning captioning
 COPY reid reid
 COPY data data
-RUN /opt/venv/bin/pip install --constraint requirements.lock '.[server]'
+# EXTRAS=server,ray for the pods of a Ray cluster (deploy/kuberay).
+ARG EXTRAS=server
+RUN /opt/venv/bin/pip install --constraint requirements.lock ".[$EXTRAS]"
 
 FROM python:3.11.13-slim-bookworm
 # OpenMP for torch; nothing else is missing from the slim image.

@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 NEED_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs format services lowest soak bench gpu rehearsal mutants clean
+.PHONY: help install demo test check docs format services cluster lowest soak bench gpu rehearsal mutants clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: $(VENV)/.installed ## Apply the formatter and the safe lint fixes
 services: $(VENV)/.installed ## Faults against a real Prefect server on PostgreSQL and Redis (installs both on Debian)
 	bash .ci/services
 	CLIP_SCGI_REQUIRE_SERVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services --timeout 900
+
+cluster: $(VENV)/.installed ## Three nodes of Ray on this machine: one is killed, one joins late, the head restarts
+	CLIP_SCGI_REQUIRE_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --timeout 900
 
 lowest: ## Run the test suite with the oldest versions that pyproject.toml allows
 	$(NEED_PYTHON)

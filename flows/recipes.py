@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from captioning.audit.stage import AuditConfig
 from captioning.config import CaptionConfig
 from data.config import RUNTIME, Config, examine_config
 from data.datasets import DatasetConfig, Reader
-from data.errors import ConfigError, raise_problems
+from data.errors import ConfigError, raise_problems, raise_settings
 from data.settings import nearest
 from data.synthetic.world import WorldConfig
 from flows.overrides import apply_overrides
@@ -23,18 +24,52 @@ from reid.config.published import published_training, with_sie_and_olp
 from reid.config.renamed import RENAMED
 from reid.config.train import AugmentConfig, LossConfig, PromptConfig, ScgiConfig, ScheduleConfig, TrainConfig
 
+_ADDRESS: Final = re.compile(r"[^\s:]+:[1-9]\d{0,4}", re.ASCII)
 _LLAVA: Final = "llava-hf/llava-1.5-7b-hf"
 
 
 class ScaleConfig(Config):
-    """The number of processes that caption and train. It changes no result, so it belongs to no cache key."""
+    """The processes and machines that caption, embed and train. They change no result, so no cache key has them."""
 
-    caption_workers: int = Field(default=1, ge=1, le=1024)
-    """Workers that caption one dataset at the same time; each loads the captioner itself. 1: a single task."""
+    caption_workers: int = Field(default=0, ge=0, le=1024)
+    """Workers that caption one dataset at the same time; each loads the captioner itself. 0: one, or with
+    scale.runner=ray one per GPU of the cluster (per CPU of a node if no node has a GPU)."""
+    embed_workers: int = Field(default=0, ge=0, le=1024)
+    """Workers that encode the images of `clip-scgi embed` and of the evaluation, counted as caption_workers are."""
     runner: Literal["threads", "processes", "ray"] = "processes"
-    """Prefect's task runner for these workers. Threads share one process; ray needs the extra of that name."""
+    """Where these workers run: threads of one process, processes of this machine, or actors of the Ray cluster that the
+    environment variable RAY_ADDRESS names (without it, of this machine), which needs the extra `ray`."""
+    ray_wait: int = Field(default=600, ge=0)
+    """Seconds to wait for a Ray cluster that was lost during the work, such as while its head restarts."""
     train_processes: int = Field(default=1, ge=1, le=1024)
     """Processes of `accelerate launch` that train together on this machine, one per GPU. 1: train in the task."""
+    train_machines: int = Field(default=1, ge=1, le=1024)
+    """Machines that train together, each with train_processes processes and the same artifact root. The same command
+    runs on each, with its own train_machine."""
+    train_machine: int = Field(default=0, ge=0, lt=1024)
+    """Number of this machine among train_machines; 0 is the one that the others connect to."""
+    train_address: str = Field(default="", max_length=300)
+    """Address of machine 0 with a free port, HOST:PORT, the same on all machines; needed for train_machines > 1."""
+
+    @model_validator(mode="after")
+    def _machines_can_meet(self) -> ScaleConfig:
+        problems = []
+        if self.train_machine >= self.train_machines:
+            most = self.train_machines - 1
+            problems.append(("train_machine", f"machines are numbered from 0: set 0 to {most}, or train_machines"))
+        if self.train_machines > 1 and not _ADDRESS.fullmatch(self.train_address):
+            problems.append(("train_address", "set HOST:PORT of machine 0, such as 10.0.0.1:29500, on all machines"))
+        raise_settings(problems)
+        return self
+
+    @property
+    def trainers(self) -> int:
+        """The number of processes of all machines that train together."""
+        return self.train_processes * self.train_machines
+
+    def shares(self, workers: int) -> bool:
+        """Return True if `workers`, one of the settings above, means other workers than the task itself."""
+        return self.runner == "ray" or workers > 1
 
 
 class Recipe(Config):
@@ -57,7 +92,7 @@ class Recipe(Config):
     report: ReportConfig = ReportConfig()
     """Content of the report."""
     scale: Annotated[ScaleConfig, RUNTIME] = ScaleConfig()
-    """Number of processes that caption and train."""
+    """The processes and machines that caption, embed and train."""
 
 
 def setting_default(keys: Sequence[str], absent: Any) -> Any:

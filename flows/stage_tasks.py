@@ -44,6 +44,7 @@ from flows.execution.ui import (
 from flows.recipes import Recipe
 from flows.report.stage import ReportInputs, ReportStage
 from flows.terminal import progress_bar
+from flows.workers.together import encode_together
 from reid.evaluation.stage import EvaluateStage
 from reid.training.stage import TrainStage, started_from
 
@@ -63,9 +64,9 @@ def _no_note(made: ArtifactRef) -> str:
 class Step:
     """A stage in a flow.
 
-    device: the ``device`` setting; the step holds one GPU per process while it runs. assist: makes the artifact in
-    other processes, after which this process finds it. show: writes Prefect artifacts for the UI. note: returns a short
-    text about a finished artifact.
+    device: the ``device`` setting; the step holds one GPU per process while it runs. assist: makes the artifact, or the
+    part of it that takes long, in other processes, after which this process finds it. show: writes Prefect artifacts
+    for the UI. note: returns a short text about a finished artifact.
     """
 
     stage: Stage
@@ -95,12 +96,12 @@ def audit_step(recipe: Recipe, made: Finished) -> Step:
 
 def train_step(recipe: Recipe, made: Finished) -> Step:
     """Train the method of the recipe; continue from the last checkpoint of a killed run."""
-    stage, processes = TrainStage(captions=made.get("caption"), config=recipe.train), recipe.scale.train_processes
+    stage, scale = TrainStage(captions=made.get("caption"), config=recipe.train), recipe.scale
     return Step(
         stage=stage,
         device=recipe.train.device,
-        processes=processes,
-        assist=partial(launch_training, stage, processes=processes) if processes > 1 else None,
+        processes=scale.train_processes,
+        assist=partial(launch_training, stage, scale=scale) if scale.trainers > 1 else None,
         show=lambda _, made: show_training(made),
         note=started_from,
     )
@@ -109,7 +110,9 @@ def train_step(recipe: Recipe, made: Finished) -> Step:
 def evaluate_step(recipe: Recipe, made: Finished) -> Step:
     """Rank the gallery for every query, before and after training, in every inference mode."""
     stage = EvaluateStage(model=made["train"], config=recipe.evaluate, captions=made.get("caption"))
-    return Step(stage=stage, device=recipe.evaluate.device, show=_show_evaluation)
+    shares = recipe.scale.shares(recipe.scale.embed_workers)
+    together = partial(encode_together, stage, recipe.scale) if shares else None
+    return Step(stage=stage, device=recipe.evaluate.device, assist=together, show=_show_evaluation)
 
 
 def _show_evaluation(run: RunContext, evaluation: ArtifactRef) -> None:

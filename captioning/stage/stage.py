@@ -168,21 +168,24 @@ def _note(generated: int, reused: int, failed: int) -> str:
     return f"{note}, {failed} failed" if failed else note
 
 
-def caption_part(run: RunContext, config: CaptionConfig, *, part: int = 0, of: int = 1) -> PartOutcome:
+def caption_part(
+    run: RunContext, config: CaptionConfig, *, part: int = 0, of: int = 1, patient: bool = False
+) -> PartOutcome:
     """Caption, as one of several workers, the images that no other process has captioned or is captioning.
 
     The caption stage then collects all captions. Any number of processes, on one machine or on several that share the
     artifact root, may run at the same time: they claim buckets of images, so no image is captioned twice, and a worker
     that dies loses only captions that it has not written yet. part, of: caption only one of `of` fixed parts (a stable
     hash of the image decides), for machines that do not see each other's file locks; with (0, 1), workers take any free
-    bucket. Raises the errors of `CaptionStage.make`, and ConfigError if `part` does not exist.
+    bucket. patient: return only when every image of the part has a caption or failed here; captions what workers that
+    died had claimed. Raises the errors of `CaptionStage.make`, and ConfigError if `part` does not exist.
     """
     buckets = buckets_of_part(part, of)
     if not config.uses_model:
         return PartOutcome(generated=0, failed=0)
     config = pin_or_fetch(config, run.store.root)
     worker = _worker(run, _captioner(run, config), config)
-    worker.work(buckets, patient=False)
+    worker.work(buckets, patient=patient)
     compact(worker.captions)
     return PartOutcome(generated=worker.done.generated, failed=len(worker.done.failed))
 

@@ -214,7 +214,7 @@ def _captioning(plan: Plan, pending: Sequence[Pending]) -> Duration:
 def _parallel(plan: Plan) -> int:
     """Return how many captioning workers have a GPU of their own."""
     device = device_of(plan, plan.caption.local_device)
-    return 1 if device in (None, CPU) else min(plan.scale.caption_workers, cuda_devices(plan.cuda))
+    return 1 if device in (None, CPU) else min(max(plan.scale.caption_workers, 1), cuda_devices(plan.cuda))
 
 
 def _training(plan: Plan) -> Duration:
@@ -223,7 +223,7 @@ def _training(plan: Plan) -> Duration:
     if config.validation.holds_out:
         labels = labels[~np.isin(labels, sorted(held_out_identities(labels, config)))]
     identities = len(np.unique(labels))
-    measured = brief_steps(config, identities, processes=plan.scale.train_processes, seconds=SECONDS)
+    measured = brief_steps(config, identities, processes=plan.scale.trainers, seconds=SECONDS)
     steps, first = training_steps(config, labels), prompt_steps(config, len(labels))
     basis = f"{measured.step:.3g} s per step of {config.batch.identities * config.batch.images} images"
     if measured.is_scaled:

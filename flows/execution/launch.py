@@ -9,13 +9,10 @@ The first process writes the artifact; the task then finds it in the store.
 
 from __future__ import annotations
 
-import logging
 import os
-import subprocess
+import socket
 import sys
 import tempfile
-from collections import deque
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,20 +20,20 @@ import psutil
 
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.config import build_config
-from data.errors import ClipScgiError, RetryableError
+from data.errors import ClipScgiError, ConfigError
 from data.files import read_json, write_json
 from data.process.children import follow
 from data.process.environment import own_environment
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
+from flows.execution.child import raise_problem, stream, write_problem
+from flows.recipes import ScaleConfig
 from flows.terminal import progress_bar
 from reid.config.train import TrainConfig
 from reid.training.stage import TrainStage
 from reid.training.together import train_together
 
 _JOB: Final = "job.json"
-_PROBLEM: Final = "problem.json"
-_LAST_LINES: Final = 80  # torchrun alone prints thirty at its end
 _LAUNCH: Final = ("accelerate.commands.launch", "--config_file")
 # Passed as a file, because accelerate would otherwise read the user's default_config.yaml.
 _LAUNCH_CONFIG: Final = {
@@ -52,69 +49,84 @@ _LAUNCH_CONFIG: Final = {
 }
 
 
-def launch_training(stage: TrainStage, run: RunContext, *, processes: int) -> None:
-    """Train with `processes` processes on this machine. Raises the error of one of them, or their last lines."""
+def launch_training(stage: TrainStage, run: RunContext, scale: ScaleConfig) -> None:
+    """Train with `scale.train_processes` processes on this machine, together with those of other machines if any.
+
+    Raises the error of one of the processes, or their last lines.
+    """
     job = {
         "home": str(run.store.root),
         "images": run.images.to_json(),
         "captions": stage.captions.to_json() if stage.captions else None,
         "config": stage.config.model_dump(mode="json"),
     }
+    environment = {"OMP_NUM_THREADS": "1", **_network(scale), **own_environment()}
     with tempfile.TemporaryDirectory(prefix="clip-scgi-") as folder:
         path = Path(folder) / _JOB
         write_json(path, job)
-        command = [sys.executable, "-m", "data.process.children", str(os.getpid()), *launcher(Path(folder), processes)]
-        status, lines = _stream([*command, "-m", "flows.execution.launch", str(path)])
-        _raise_problem(path.with_name(_PROBLEM))
+        command = [sys.executable, "-m", "data.process.children", str(os.getpid()), *launcher(Path(folder), scale)]
+        status, lines = stream([*command, "-m", "flows.execution.launch", str(path)], environment)
+        raise_problem(path)
     if status:
-        raise ClipScgiError(f"training in {processes} processes ended with status {status}; its last lines:\n{lines}")
+        where = f" on machine {scale.train_machine} of {scale.train_machines}" if scale.train_machines > 1 else ""
+        raise ClipScgiError(
+            f"training in {scale.train_processes} processes{where} ended with status {status}; its last lines:\n{lines}"
+        )
 
 
-def launcher(folder: Path, processes: int) -> list[str]:
-    """Return the module and arguments that start `processes` processes; write their config into `folder`."""
+def launcher(folder: Path, scale: ScaleConfig) -> list[str]:
+    """Return the module and arguments that start the processes of this machine; write their config into `folder`."""
     path = folder / "accelerate.json"
-    write_json(path, {**_LAUNCH_CONFIG, "num_processes": processes})
+    write_json(path, {**_LAUNCH_CONFIG, **_meeting(scale), "num_processes": scale.trainers})
     return [*_LAUNCH, str(path), "--dynamo_backend", "no"]
 
 
-def _raise_problem(path: Path) -> None:
-    """Raise the error that one of the processes has written to `path`, if any."""
-    if path.exists():
-        problem = read_json(path)
-        raise (RetryableError if problem["retry"] else ClipScgiError)(problem["message"])
+def _meeting(scale: ScaleConfig) -> dict[str, Any]:
+    """Return the settings of accelerate by which several machines find each other; empty for one machine."""
+    if scale.train_machines == 1:
+        return {}
+    host, _, port = scale.train_address.rpartition(":")
+    return {
+        "num_machines": scale.train_machines,
+        "machine_rank": scale.train_machine,
+        "main_process_ip": host,
+        "main_process_port": int(port),
+        "rdzv_backend": "static",
+        "same_network": True,
+    }
 
 
-def _stream(command: list[str]) -> tuple[int, str]:
-    """Run `command`, print its lines as they arrive, and return its status and its last lines."""
-    log = logging.getLogger(__name__)
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    environment = {"OMP_NUM_THREADS": "1", **own_environment()}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        bufsize=1,
-        env=environment,
-        start_new_session=True,  # this process stops the launcher, not the terminal
-    ) as running:
-        try:
-            for line in running.stdout or ():
-                last.append(line)
-                sys.stderr.write(line)
-                log.info(line.rstrip())
-        except BaseException:
-            _end(running)
-            raise
-    return running.returncode, "".join(last)
+def _network(scale: ScaleConfig) -> dict[str, str]:
+    """Return the variables by which gloo and NCCL use the network of `scale.train_address`; empty for one machine.
+
+    By default they use the address of the host name, which is 127.0.0.1 on many machines. Raises ConfigError if this is
+    machine 0 and does not have that address, or if the address cannot be reached from here.
+    """
+    if scale.train_machines == 1:
+        return {}
+    host, _, port = scale.train_address.rpartition(":")
+    key = f"scale.train_address={scale.train_address}"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, int(port)))  # sends nothing
+            here, there = probe.getsockname()[0], probe.getpeername()[0]
+        if scale.train_machine == 0:
+            with socket.create_server((there, int(port))):
+                pass
+    except OSError as error:
+        reason = "cannot be used on this machine" if scale.train_machine == 0 else "cannot be reached from here"
+        raise ConfigError(
+            f"{key} {reason} ({error.strerror or error}): give an address of machine 0 that all machines reach, with a "
+            "free port; scale.train_machine=0 belongs on that machine"
+        ) from error
+    name = "lo" if here.startswith("127.") else _interface_with(here)
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name} if name else {}
 
 
-def _end(running: subprocess.Popen[str]) -> None:
-    """Kill the launcher and the processes that it has started, each of which is in its own session."""
-    family = [*psutil.Process(running.pid).children(recursive=True), running]
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+def _interface_with(address: str) -> str:
+    """Return the name of the network interface that has an address, or ""."""
+    found = (name for name, its in psutil.net_if_addrs().items() if address in {each.address for each in its})
+    return next(found, "")
 
 
 def main(path: Path) -> None:
@@ -138,8 +150,7 @@ def main(path: Path) -> None:
                 ),
             )
     except ClipScgiError as error:
-        # Passed in a file, because the output of several processes is mixed and ends with lines of torchrun.
-        write_json(path.with_name(_PROBLEM), {"message": str(error), "retry": isinstance(error, RetryableError)})
+        write_problem(path, error)
         sys.exit(f"clip-scgi: {error}")
     torch.distributed.destroy_process_group()
     # os._exit, because the shutdown of the interpreter aborts while threads of the process group are ending.

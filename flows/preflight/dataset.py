@@ -58,7 +58,7 @@ def _split_remedy(plan: Plan) -> str:
 def identity_problems(plan: Plan) -> Iterator[str]:
     """Yield a training split that does not fill a batch, after held-out identities, for all training processes."""
     if "train" in plan.stages and len(plan.rows.of("train").pid):
-        yield from batch_problems(plan.rows.of("train").pid, plan.train, plan.scale.train_processes)
+        yield from batch_problems(plan.rows.of("train").pid, plan.train, plan.scale.trainers)
 
 
 def validation_problems(plan: Plan) -> Iterator[str]:

@@ -37,7 +37,7 @@ def precision_problems(plan: Plan) -> Iterator[str]:
 def worker_notices(plan: Plan) -> Iterator[str]:
     """Yield a notice if captioning workers on this machine wait for each other's GPU."""
     workers, device = plan.scale.caption_workers, plan.caption.local_device
-    if "caption" not in plan.stages or workers == 1 or plan.scale.runner == "ray" or device == CPU:
+    if "caption" not in plan.stages or workers <= 1 or plan.scale.runner == "ray" or device == CPU:
         return
     gpus = min(cuda_devices(plan.cuda), 1 if ":" in device else workers)
     if 0 < gpus < workers:

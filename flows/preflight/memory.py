@@ -90,7 +90,7 @@ def _training(plan: Plan) -> Need | None:
     if device is None:
         return None
     train, backbone = plan.train, plan.train.backbone
-    images = train.batch.identities * train.batch.images // plan.scale.train_processes
+    images = train.batch.identities * train.batch.images // plan.scale.trainers
     activations = images * backbone.height * backbone.width * _PER_PIXEL[backbone.name]
     weights = weight_bytes(train)
     frozen = weights if train.loss.distill_weight else 0  # a copy of the image tower, at most

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from flows.preflight.disk import writable
 from flows.preflight.plan import Plan
+from flows.workers.ray_run import ray_problems
 
 
 def runner_problems(plan: Plan) -> Iterator[str]:
-    """Yield a task runner that is not installed."""
-    wanted = "caption" in plan.stages and plan.scale.caption_workers > 1 and plan.scale.runner == "ray"
-    if wanted and find_spec("prefect_ray") is None:
-        yield "scale.runner=ray is not installed: pip install 'clip-scgi[ray]', or set scale.runner=processes"
+    """Yield why Ray cannot be used: it is not installed, or its cluster does not answer."""
+    if plan.scale.runner == "ray" and {"caption", "evaluate"} & set(plan.stages):
+        yield from ray_problems()
 
 
 def key_problems(plan: Plan) -> Iterator[str]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from data.process import locks
 from data.progress import ProgressFn, silent
 from data.readers.base import Rejected
 from data.schemas import REJECTED
-from reid.embedding.batches import check_cameras, embed_distinct
+from reid.embedding.batches import EmbeddedBatch, check_cameras, embed_distinct
 from reid.embedding.embedder import JOINT, Embedder
 from reid.embedding.journal import Float32s, Journal
 from reid.embedding.table import (
@@ -37,6 +37,15 @@ from reid.embedding.table import (
 
 SAVE_SECONDS: Final = 5.0
 """Embeddings are saved at least this often; a killed run loses no more."""
+
+
+class EmbedFn(Protocol):
+    """Embeds distinct images as `reid.embedding.batches.embed_distinct` does."""
+
+    def __call__(
+        self, embedder: Embedder, copies: Sequence[Sequence[ImageFile]], *, root: Path, mode: str
+    ) -> Generator[EmbeddedBatch, None, None]:
+        """Yield the embeddings in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,7 @@ def embed_files(
     rejected: Sequence[Rejected] = (),
     progress: ProgressFn = silent,
     save_seconds: float = SAVE_SECONDS,
+    embed: EmbedFn = embed_distinct,
 ) -> Embedded:
     """Write features.parquet at `out`: one row per image, in order, with its embedding; and the rejected images beside.
 
@@ -85,6 +95,7 @@ def embed_files(
         rejected: images that are known to be unusable, to be listed too.
         progress: called with (embedded images, all images, note), repeats counted once.
         save_seconds: seconds between two saves.
+        embed: embeds the distinct images that are not known yet; by default in this process.
 
     Raises:
         ConfigError: `out` is something else than embeddings, another process is writing it, the mode does not exist,
@@ -107,7 +118,7 @@ def embed_files(
         unusable = 0
         if former is not None and not replaced:
             unusable = _take_over(out, former, job, {job.key(image) for image in images})
-        computed, refused = _compute(job, images, progress, save_seconds)
+        computed, refused = _compute(job, images, progress, save_seconds, embed)
         kept = [image for image in images if job.key(image) in job.journal]
         lost = [refused[job.key(image)]._replace(path=image.path) for image in images if job.key(image) in refused]
         write_features(out, heading, kept, [job.key(image) for image in kept], job.journal)
@@ -166,7 +177,7 @@ def _take_over(out: Path, former: Heading, job: _Job, wanted: set[str]) -> int:
 
 
 def _compute(
-    job: _Job, images: Sequence[ImageFile], progress: ProgressFn, save_seconds: float
+    job: _Job, images: Sequence[ImageFile], progress: ProgressFn, save_seconds: float, embed: EmbedFn
 ) -> tuple[int, dict[str, Rejected]]:
     """Embed what the journal lacks; return the number of embedded images, and key -> why an image is not."""
     copies: dict[str, list[ImageFile]] = {}
@@ -176,7 +187,7 @@ def _compute(
     done, computed, refused = len(copies) - len(missing), 0, dict[str, Rejected]()
     saver = _Saver(job.journal, save_seconds)
     try:
-        with closing(embed_distinct(job.embedder, missing, root=job.root, mode=job.mode)) as batches:
+        with closing(embed(job.embedder, missing, root=job.root, mode=job.mode)) as batches:
             for batch in batches:
                 refused |= {job.key(image): why for image, why in batch.rejected}
                 if batch.images:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from data.artifacts.store import ArtifactRef, Produced
 from data.device import resolve_device
 from data.files import read_json, write_json
-from data.progress import ProgressFn
+from data.progress import ProgressFn, silent
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import EvaluateConfig
+from reid.evaluation.feature_parts import FeatureParts
 from reid.evaluation.inputs import EvaluatedModel, config_of, model_identity, tested_images
 from reid.inputs.evaluation_rows import evaluation_rows
 from reid.inputs.image_rows import ImageRows, Ints
@@ -80,7 +81,7 @@ class FeatureStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the features."""
-        entries = [(entry.model, entry.mode) for entry in self.encode(run, folder)]
+        entries = [(entry.model, entry.mode) for entry in self.encode(run, folder, self.parts(run, scratch))]
         write_json(folder / _ENTRIES, [list(entry) for entry in entries])
         return Produced()
 
@@ -88,16 +89,45 @@ class FeatureStage(Stage):
         """Yield the features from the artifact, or encode the images if it does not exist."""
         found = self.find(run)
         if found is None:
-            yield from self.encode(run, scratch)
+            yield from self.encode(run, scratch, self.parts(run, scratch))
         else:
             run.store.touch(found)
             yield from load_features(found)
 
-    def encode(self, run: RunContext, folder: Path) -> Iterator[Encoded]:
-        """Encode the images with every model and mode, and yield the features as memory maps of files in `folder`."""
-        images = evaluation_rows(run.images, self.config).images
-        backbone = config_of(self.model).backbone
-        pixels = load_pixels(PixelStage(height=backbone.height, width=backbone.width).make(run).ref)
+    def parts(self, run: RunContext, scratch: Path) -> FeatureParts:
+        """Return the parts in which several workers encode the images; one process does without them."""
+        rows, models = len(evaluation_rows(run.images, self.config).images.pid), len(self._names())
+        return FeatureParts(scratch / f"parts-{STAGE_VERSION}", rows=rows, models=models, batch=self.config.batch_size)
+
+    def prepare(self, run: RunContext) -> None:
+        """Make what the workers read: the pixels of the images."""
+        self._pixels(run)
+
+    def work(self, run: RunContext, scratch: Path) -> int:
+        """Encode, as one of several workers, the parts that no other worker encodes; return the number of images."""
+        images, parts = evaluation_rows(run.images, self.config).images, self.parts(run, scratch)
+        if not parts.missing():
+            return 0
+        pixels, models = self._pixels(run), list(self._models(images))
+
+        def encode(model: int, rows: slice) -> Mapping[str, Float32s]:
+            numbers = models[model].cameras_N
+            here = models[model]._replace(cameras_N=None if numbers is None else numbers[rows])
+            return self._features(here, pixels, images.position[rows], None, silent)
+
+        return parts.work(encode, run.progress)
+
+    def encode(self, run: RunContext, folder: Path, parts: FeatureParts) -> Iterator[Encoded]:
+        """Encode the images with every model and mode, and yield the features as memory maps of files in `folder`.
+
+        parts: if all of them exist, they are put together instead.
+        """
+        if not parts.missing():
+            for step, name in enumerate(self._names()):
+                for mode, features in parts.collect(step, folder, name):
+                    yield Encoded(name, mode, features)
+            return
+        images, pixels = evaluation_rows(run.images, self.config).images, self._pixels(run)
         models = list(self._models(images))
         for step, model in enumerate(models):
 
@@ -106,6 +136,16 @@ class FeatureStage(Stage):
 
             for mode, features in self._features(model, pixels, images.position, folder, report).items():
                 yield Encoded(model.name, mode, features)
+
+    def _pixels(self, run: RunContext) -> Pixels:
+        backbone = config_of(self.model).backbone
+        return load_pixels(PixelStage(height=backbone.height, width=backbone.width).make(run).ref)
+
+    def _names(self) -> list[str]:
+        """Return the names of the models: as they were before training, and trained."""
+        is_trained = isinstance(self.model, ArtifactRef)
+        untrained = ["untrained"] if self.untrained or not is_trained else []
+        return [*untrained, *(["trained"] if is_trained else [])]
 
     def _models(self, images: ImageRows) -> Iterator[LoadedModel]:
         """Yield the models; an image of a camera that one does not know fails before any image is encoded."""
@@ -123,7 +163,7 @@ class FeatureStage(Stage):
             yield LoadedModel(name, task, task.camera_numbers(images.camid.tolist()))
 
     def _features(
-        self, model: LoadedModel, pixels: Pixels, indices: Ints, folder: Path, progress: ProgressFn
+        self, model: LoadedModel, pixels: Pixels, indices: Ints, folder: Path | None, progress: ProgressFn
     ) -> Mapping[str, Float32s]:
         import torch
 
@@ -141,7 +181,7 @@ class FeatureStage(Stage):
             std=task.preprocess.std,
             flip=self.config.flip,
             dtype={"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision],
-            out=lambda mode: folder / f"{model.name}-{mode}.npy",
+            out=lambda mode: None if folder is None else folder / f"{model.name}-{mode}.npy",
             progress=progress,
         )
 

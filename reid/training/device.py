@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import distributed
 
@@ -10,10 +12,11 @@ from reid.config.train import TrainConfig
 
 
 def training_device(config: TrainConfig) -> torch.device:
-    """Return the device of `config` or, in a process group on this machine, the device of this process.
+    """Return the device of `config` or, in a process group, the device of this process among those of its machine.
 
     Raises ConfigError if that device does not exist.
     """
     grouped = distributed.is_initialized()
-    processes, rank = (distributed.get_world_size(), distributed.get_rank()) if grouped else (1, 0)
+    # The launcher sets these for the processes of each machine; accelerate selects devices by them too.
+    processes, rank = (int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])) if grouped else (1, 0)
     return torch.device(devices_together(config.device, processes, torch.cuda, "train.device")[rank])

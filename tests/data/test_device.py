@@ -13,9 +13,9 @@ from captioning.engines.llava_load import pick_device
 from data.config import Config, build_config
 from data.device import cuda_devices, devices_together, resolve_device
 from data.errors import ConfigError
-from flows.execution.fanout import device_of
 from flows.execution.gpu import uses_gpu
 from flows.recipes import build_recipe
+from flows.workers.local import device_of
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.training.device import training_device

@@ -15,6 +15,7 @@ import torch
 
 from data.process.environment import exact_float32, hidden_variables, own_environment
 from flows.execution.launch import launcher
+from flows.recipes import ScaleConfig
 from reid.ranking.metrics import evaluate_ranking
 from reid.tasks.build import build_task
 from reid.training.metrics_log import METRICS_FILE
@@ -224,7 +225,7 @@ def test_launchers_variables_count_only_where_several_processes_were_started(mon
 
 def test_the_launcher_reads_no_config_file_but_its_own(tmp_path, hostile):
     (tmp_path / "own").mkdir()
-    words = launcher(tmp_path / "own", 2)
+    words = launcher(tmp_path / "own", ScaleConfig(train_processes=2))
     script = (
         "import json, sys\n"
         "from accelerate.commands.launch import _validate_launch_command, launch_command_parser\n"

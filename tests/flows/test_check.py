@@ -251,7 +251,7 @@ SET_UPS = {
 def broken(tmp_path, monkeypatch, capsys) -> Callable[[str], dict[str, Any]]:
     """Return a function: name of a set-up -> the answer of `check` about it."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("flows.preflight.settings.find_spec", lambda name: None if name == "prefect_ray" else name)
+    monkeypatch.setattr("flows.workers.ray_run.find_spec", lambda name: None)
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
 
     def answer(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -21,7 +22,7 @@ from data.files import read_json
 from data.stages.stage import RunContext, Stage
 from flows.cli.app import main
 from flows.execution.launch import launch_training
-from flows.recipes import build_recipe
+from flows.recipes import ScaleConfig, build_recipe
 from flows.summary import RunSummary
 from reid.training.stage import TrainStage
 from tests.helpers.data_trees import settle
@@ -231,13 +232,13 @@ def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
     run = run_on(ArtifactStore(home), summary.artifact, summary.images_root)
     stage = TrainStage(captions=None, config=build_recipe("demo", three, size=SMALL).train)
     with pytest.raises(ClipScgiError, match="must divide the 3 identities"):
-        launch_training(stage, run, processes=2)
+        launch_training(stage, run, ScaleConfig(train_processes=2))
 
 
 @pytest.mark.parametrize("runner", ["threads", pytest.param("processes", marks=pytest.mark.soak), "ray"])
 def test_two_workers_caption_one_dataset(home, runner):
     if runner == "ray":
-        pytest.importorskip("prefect_ray", reason="the extra [ray] is not installed")
+        pytest.importorskip("ray", reason="the extra [ray] is not installed")
     (file,) = (home / "stages" / "caption").glob("*/captions.parquet")
     alone = pd.read_parquet(file)
     shutil.rmtree(home / "captions")
@@ -253,9 +254,9 @@ def test_two_workers_caption_one_dataset(home, runner):
 
 
 def test_processes_that_fail_say_why(capfd):
-    from flows.execution.launch import _stream
+    from flows.execution.child import stream
 
-    status, last = _stream([sys.executable, "-c", "print('no such weights'); raise SystemExit(3)"])
+    status, last = stream([sys.executable, "-c", "print('no such weights'); raise SystemExit(3)"], os.environ)
     assert (status, last) == (3, "no such weights\n")
     assert "no such weights" in capfd.readouterr().err
 

@@ -32,10 +32,10 @@ def print_options(_: Path) -> None:
 
     from flows import pipeline, stage_tasks
     from flows.deploy import watch
-    from flows.execution import fanout
+    from flows.workers import captions
 
     found: dict[str, list[object]] = {}
-    for module in (fanout, pipeline, stage_tasks, watch):
+    for module in (captions, pipeline, stage_tasks, watch):
         for value in vars(module).values():
             if isinstance(value, Flow):
                 found[value.name] = [value.retries, value.persist_result]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.execution.launch import launcher
+from flows.recipes import ScaleConfig
 from reid.tasks.build import build_task
 from reid.training.metrics_log import METRICS_FILE
 from reid.training.trainer import fit
@@ -29,7 +30,14 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     task = build_task(config, identities=8)
     fit(task, training_set(), config, folder=tmp_path / "one")
     done = subprocess.run(
-        [sys.executable, "-m", *launcher(tmp_path, 2), "-m", "tests.helpers.reid_two_processes", str(tmp_path / "two")],
+        [
+            sys.executable,
+            "-m",
+            *launcher(tmp_path, ScaleConfig(train_processes=2)),
+            "-m",
+            "tests.helpers.reid_two_processes",
+            str(tmp_path / "two"),
+        ],
         cwd=REPO,
         env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -68,6 +68,8 @@ def run(
     store = artifact_store(home)
     uses_gpu(wanted.recipe.evaluate.device, "evaluate.device")
     found = own_model("embed", wanted, overrides, store, home) if model is None else model
+    from flows.workers.together import embed_together
+    from reid.embedding.batches import embed_distinct
     from reid.embedding.embedder import Embedder
     from reid.embedding.files import embed_files
 
@@ -77,7 +79,9 @@ def run(
     )
     embedder.resolve_mode(mode)
     survey = surveyed(wanted.recipe, store)
+    scale = wanted.recipe.scale
     with progress_bar("embed") as progress:
+        shared = embed_together(store, scale, config.device, progress) if scale.shares(scale.embed_workers) else None
         done = embed_files(
             embedder,
             images_of(survey),
@@ -86,6 +90,7 @@ def run(
             mode=mode,
             rejected=survey.rejected,
             progress=progress,
+            embed=shared or embed_distinct,
         )
     _show(out, done, embedder, embedder.resolve_mode(mode))
 

@@ -16,7 +16,7 @@ from data.errors import ConfigError, raise_problems
 from data.files import read_json
 from data.index.stage import IndexStage
 from data.stages.images import IndexedImages
-from data.stages.stage import RunContext, Stage
+from data.stages.stage import RunContext
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.cli.results import print_protocol, results_table
 from flows.cli.scoring.details import check_folder, show_details
@@ -27,8 +27,10 @@ from flows.preflight.finding import texts_of
 from flows.recipes import Recipe
 from flows.summary import RunSummary
 from flows.terminal import notice_line, plain_console, progress_bar, stage_line
+from flows.workers.together import encode_together
 from reid.config.trained import read_trained
 from reid.embedding.find import find_model
+from reid.evaluation.features import FeatureStage
 from reid.evaluation.inputs import (
     EvaluatedModel,
     config_of,
@@ -73,8 +75,8 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
     for notice in _notices(run, stage, recipe):
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
     if options.breakdown or options.out is not None:
-        _make(run, stage.features)
-    made = _make(run, stage)
+        _make(run, stage.features, recipe)
+    made = _make(run, stage, recipe)
     for ref in (run.images.ref, made.ref):
         store.record_use(ref, dataset=recipe.data.label, recipe=_label(model, run.images, recipe))
     _show(made.ref, model, run.images, recipe)
@@ -97,7 +99,7 @@ def show_details_of_run(
     images = IndexedImages(ref=indexed.artifact, root=Path(indexed.images_root or ""))
     run = RunContext(store=artifact_store(home), indexed=images)
     stage = EvaluateStage(model=done["train"].artifact, config=recipe.evaluate)
-    _make(run, stage.features)
+    _make(run, stage.features, recipe)
     show_details(run, stage, recipe, out=out, breakdown=breakdown)
 
 
@@ -161,9 +163,11 @@ def _seen_in_training(run: RunContext, stage: EvaluateStage) -> int:
     return sum(sha256 in trained for sha256 in tested)
 
 
-def _make(run: RunContext, stage: Stage) -> Made:
+def _make(run: RunContext, stage: EvaluateStage | FeatureStage, recipe: Recipe) -> Made:
     """Return the artifact of a stage, and print a line about it."""
     started = time.perf_counter()
+    if recipe.scale.shares(recipe.scale.embed_workers) and stage.find(run) is None:
+        encode_together(stage, recipe.scale, run)
     with progress_bar(stage.name) as progress:
         made = stage.make(run.with_progress(progress))
     line = stage_line(stage.name, "cached" if made.cached else "ran", time.perf_counter() - started, "")

@@ -1,0 +1,233 @@
+"""A Ray cluster of three raylets with a network each: a node is killed, one joins late, the head restarts.
+
+`make cluster` runs it, and there a test that skips has failed. The nodes share folders, as machines share a file
+system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.places import REPO
+from tests.helpers.ray_nodes import PORT, Machine, lan, start_head, start_node, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
+
+WORLD = ["synthetic.train_identities=16", "synthetic.test_identities=9", "synthetic.images_per_camera=2"]
+WORLD += ["synthetic.cameras=3", "caption.batch_size=1", "train.schedule.epochs=1"]
+IMAGES = 150
+QUICK = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    if find_spec("ray") is None:
+        if os.environ.get("CLIP_SCGI_REQUIRE_CLUSTER") == "1":
+            pytest.fail("CLIP_SCGI_REQUIRE_CLUSTER=1, but ray is not installed: pip install 'clip-scgi[ray]'")
+        pytest.skip("the extra [ray] is not installed")
+    with lan(tmp_path_factory.mktemp("cluster")) as made:
+        sys.stderr.write(f"the nodes are {made.kind}\n")
+        yield made
+
+
+@pytest.fixture
+def nodes(network):
+    """Start a cluster: a head without room for workers on machine 1, a node with one CPU on machines 2 and 3."""
+    machines = [network.machine(number) for number in (1, 2, 3)]
+    start_head(machines[0], **QUICK)
+    for machine in machines[1:]:
+        start_node(machine, machines[0], **QUICK)
+    yield machines
+    for machine in network.machines.values():
+        machine.kill()
+
+
+class Command:
+    """A command of clip-scgi on a machine of the cluster. home: its artifact root."""
+
+    def __init__(self, machine: Machine, head: Machine, home: Path, *words: str) -> None:
+        self.home, self.machine = home, machine
+        self.log = machine.folder / f"{home.name}-{machine.number}.log"
+        self.begin = self.log.stat().st_size if self.log.exists() else 0
+        runner = [] if "scale.runner=threads" in words else ["scale.runner=ray"]
+        options = [word for setting in (*WORLD, *runner) for word in ("--set", setting)]
+        self.process = machine.start(
+            sys.executable,
+            *("-m", "flows.cli.app", *words, *options),
+            log=self.log.name,
+            RAY_ADDRESS=f"{head.address}:{PORT}",
+            CLIP_SCGI_HOME=str(home),
+        )
+
+    @property
+    def written(self) -> str:
+        return self.log.read_bytes()[self.begin :].decode(errors="replace")
+
+    def program(self) -> psutil.Process:
+        """Return the process of the command itself, without those that lead to its machine."""
+        started = psutil.Process(self.process.pid)
+        found = [it for it in [started, *started.children(recursive=True)] if "flows.cli.app" in it.cmdline()]
+        return next(it for it in found if "nsenter" not in it.cmdline()[0])
+
+    def wait_for_captions(self, count: int) -> None:
+        def are_there() -> bool:
+            assert self.process.poll() is None, self.written
+            return len(captions(self.home)) >= count
+
+        wait_for(are_there, f"{count} captions", 400)
+
+    def end(self) -> int:
+        return self.process.wait(400)
+
+
+def captions(home: Path) -> list[str]:
+    """Return the digests of the captioned images, once per row of a shard."""
+    shards = sorted((home / "captions").glob("*/part-*.parquet"))
+    return [digest for path in shards for digest in pq.read_table(path, columns=["image_sha256"])[0].to_pylist()]
+
+
+def table(home: Path) -> pa.Table:
+    (path,) = (home / "stages" / "caption").glob("*/captions.parquet")
+    return pq.read_table(path).drop_columns(["batch_size"])
+
+
+def workers() -> list[psutil.Process]:
+    """Return the processes of actors that work."""
+    return [process for process in psutil.process_iter(["cmdline"]) if "ray::Worker" in str(process.info["cmdline"])]
+
+
+def test_a_node_is_killed_and_one_joins(network, nodes, tmp_path):
+    head, here, other = nodes
+    stopped = Command(here, head, tmp_path / "home", "caption", "demo")
+    stopped.wait_for_captions(10)
+    stopped.program().send_signal(signal.SIGINT)
+    assert stopped.process.wait(30) == 130, stopped.written
+    assert "finished work is kept" in stopped.written
+    wait_for(lambda: not workers(), "the end of the workers", 15)
+    kept = captions(tmp_path / "home")
+
+    again = Command(here, head, tmp_path / "home", "caption", "demo")
+    again.wait_for_captions(len(kept) + 10)
+    other.kill()
+    late = network.machine(4)
+    start_node(late, head, **QUICK)
+    assert again.end() == 0, again.written
+    assert f"a worker on node {other.address} is lost" in again.written
+    assert f"node {late.address} joined" in again.written
+    assert re.search(r"\d+ captions generated by \d workers \(ray\), 1 lost", again.written)
+
+    made = captions(tmp_path / "home")
+    assert len(made) == len(set(made)) == IMAGES, "nothing is lost, and nothing is written twice"
+    assert set(kept) <= set(made)
+    alone = Command(here, head, tmp_path / "alone", "caption", "demo", "--set", "scale.runner=threads")
+    assert alone.end() == 0, alone.written
+    assert table(tmp_path / "home") == table(tmp_path / "alone")
+
+
+def test_features_and_embeddings_are_those_of_one_process(network, nodes, tmp_path):
+    head, here, other = nodes
+    home, out = tmp_path / "home", tmp_path / "one.parquet"
+    small = ["--set", "evaluate.batch_size=4"]
+    alone = Command(here, head, home, "evaluate", "demo_baseline", "--set", "scale.runner=threads", *small)
+    assert alone.end() == 0, alone.written
+    words = ["embed", "demo_baseline", "--out", str(out)]
+    assert Command(here, head, home, *words, "--set", "scale.runner=threads", *small).end() == 0
+    (evaluated,) = (home / "stages" / "evaluate").iterdir()
+    evaluated.rename(tmp_path / "evaluated")
+
+    together = Command(here, head, home, "evaluate", "demo_baseline", *small)
+    wait_for(lambda: any((home / "work").glob("evaluate/*/parts-*/*/*.npz")), "a part", 400)
+    other.kill()
+    assert together.end() == 0, together.written
+    assert f"a worker on node {other.address} is lost" in together.written
+    for name in ("metrics.json", "rankings.parquet"):
+        assert (evaluated / name).read_bytes() == (tmp_path / "evaluated" / name).read_bytes()
+
+    start_node(network.machine(3), head, **QUICK)
+    words[-1] = str(tmp_path / "many.parquet")
+    embedded = Command(here, head, home, *words, *small)
+    assert embedded.end() == 0, embedded.written
+    assert pq.read_table(out).equals(pq.read_table(words[-1]))
+    assert not list((home / "work").glob("*/*")), "parts are removed"
+
+
+def test_the_head_restarts(network, nodes, tmp_path):
+    head, here, other = nodes
+    command = Command(here, head, tmp_path / "home", "caption", "demo")
+    command.wait_for_captions(5)
+    head.kill()
+    for machine in (here, other):  # their raylets end without a head
+        wait_for(lambda machine=machine: machine.started[0].poll() is not None, f"the end of {machine.address}", 120)
+    assert command.process.poll() is None, command.written
+    head = network.machine(1)
+    start_head(head, **QUICK)
+    for machine in (here, other):
+        start_node(machine, head, **QUICK)
+    assert command.end() == 0, command.written
+    assert "is lost; waiting until it is back" in command.written
+    made = captions(tmp_path / "home")
+    assert len(made) == len(set(made)) == IMAGES
+
+
+def test_nodes_that_cannot_work_are_named(network, nodes, tmp_path):
+    head, here, other = nodes
+    home = tmp_path / "home"
+    home.mkdir()
+    old = tmp_path / "old" / "numpy-1.0.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.0\n")
+    other.kill()
+    other = network.machine(3)
+    if other.init is not None:  # a machine with a file system of its own
+        other.run("mount", "-t", "tmpfs", "none", str(home)).check_returncode()
+    start_node(other, head, PYTHONPATH=f"{old.parent}:{REPO}", **QUICK)
+    command = Command(here, head, home, "caption", "demo")
+    assert command.end() == 1
+    assert re.search(rf"node {other.address}: .*numpy 1.0 instead of", command.written), command.written
+    if other.init is not None:
+        assert f"node {other.address}: the artifact root {home} does not exist there" in command.written
+    assert f"node {here.address}" not in command.written
+    assert captions(home) == []
+
+
+def losses(home: Path) -> list[float]:
+    """Return the loss of every step of the only training in `home`."""
+    (path,) = (home / "stages" / "train").glob("*/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def test_two_machines_train_as_one(network, tmp_path):
+    machines = [network.machine(number) for number in (1, 2)]
+    words = ["train", "demo_baseline", "--set", "scale.runner=threads", "--set", "train.device=cpu"]
+    alone = Command(machines[0], machines[0], tmp_path / "alone", *words)
+    assert alone.end() == 0, alone.written
+
+    def start(rate: list[str]) -> list[Command]:
+        address = f"scale.train_address={machines[0].address}:29517"
+        shared = [*words, "--set", "scale.train_machines=2", "--set", address]
+        return [
+            Command(machine, machines[0], tmp_path / "home", *shared, "--set", f"scale.train_machine={rank}", *other)
+            for rank, (machine, other) in enumerate(zip(machines, [[], rate], strict=True))
+        ]
+
+    different = start(["--set", "train.schedule.lr_clip=0.002"])
+    assert [command.end() for command in different] == [1, 1], different[0].written
+    for command in different:
+        assert "the machines train different models: run the same command" in command.written
+    together = start([])
+    assert [command.end() for command in together] == [0, 0], together[0].written + together[1].written
+    assert losses(tmp_path / "home") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    for machine in machines:
+        machine.kill()
