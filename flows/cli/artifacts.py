@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from captioning.store.compaction import compact_all
 from data.artifacts.housekeeping import collect, find_leftovers, plan_gc, verify
 from data.artifacts.inventory import Entry, folder_size, take_inventory
 from data.artifacts.store import SIDECAR, read_uses
@@ -113,7 +114,7 @@ def verify_artifacts(home: Path | None, name: str | None = None) -> int:
 
 
 def collect_garbage(home: Path | None, *, keep: int, days: float, delete: bool) -> None:
-    """Print the folders that nothing needs any more, and remove them if `delete` is set."""
+    """Print the folders that nothing needs any more; if `delete` is set, remove them and compact the caption stores."""
     store = artifact_store(home)
     plan = plan_gc(store, keep_runs=keep, days=days)
     console = plain_console()
@@ -123,6 +124,7 @@ def collect_garbage(home: Path | None, *, keep: int, days: float, delete: bool) 
     n_items, freed = len(plan.items), size(plan.size)
     if delete:
         removed = len(collect(store, plan))
+        compact_all(store.root)
         text = f"removed {removed} of {counted(n_items, 'folder')}, {freed}; kept {counted(plan.kept, 'artifact')}"
     else:
         kept = counted(plan.kept, "artifact")

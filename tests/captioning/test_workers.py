@@ -19,7 +19,11 @@ import pytest
 from captioning.stage import worker as stage_work
 from captioning.stage.stage import caption_part
 from captioning.store.claims import Claims, bucket_of
+from captioning.store.compaction import compact
+from captioning.store.shards import Shards, is_pack
+from captioning.store.snapshot import Snapshot
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from tests.helpers import caption_filling as filling
 from tests.helpers.caption_stub import Job, StubEngine, asked, fake_model, run_job
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
 from tests.helpers.places import REPO
@@ -255,6 +259,35 @@ def test_killed_at_random_moments_two_writers_caption_every_image_once(store, tm
     assert (outcome.generated, outcome.reused) == (0, images)
     rows = captions_of(outcome.made)
     assert rows["image_path"].tolist() == sorted(path.name for path in Path(job.root).iterdir())
+
+
+LARGE = pytest.param(400_000, 40, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])
+
+
+@pytest.mark.parametrize(("images", "kills"), [(2_000, 4), LARGE])
+def test_four_workers_killed_and_resumed_fill_a_store_that_is_compacted_meanwhile(tmp_path, images, kills):
+    """A tenth of four million images in the soak: no images on the disk, and an engine that answers at once."""
+    home, rng = tmp_path / "home", random.Random(kills)
+    shards = Shards(filling.folder_of(home))
+    workers = [filling.start(FORK_SERVER, home, images) for _ in range(4)]
+    for _ in range(kills):
+        time.sleep(rng.uniform(0.1, 0.4) * (1 if images < 10_000 else 20))
+        turn = rng.randrange(4)
+        workers[turn].kill()
+        workers[turn].join()
+        compact(shards, most_parts=8, pack_rows=images // 4)
+        workers[turn] = filling.start(FORK_SERVER, home, images)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    compact(shards, most_parts=0)
+    snapshot = Snapshot(shards)
+    snapshot.refresh()
+    assert snapshot.check_packs()
+    assert len(snapshot) == shards.count() == images
+    assert snapshot.has(filling.digests(images)).all()
+    assert not (shards.folder / "quarantine").exists()
+    assert all(is_pack(name) for name in shards.shards())
 
 
 def start(job):
