@@ -101,7 +101,7 @@ CAPTIONS: Final = _schema(
 CORRECTED: Final = pa.schema(
     [
         *CAPTIONS,
-        ("source", pa.string()),  # whose text `caption` is: model, human or import
+        ("source", pa.string()),  # whose text `caption` is: model (or the dataset's sentence), human or import
         ("model_text", pa.string()),  # the model's caption, corrected or not
         ("corrected_by", pa.string()),  # author of the correction; null without one
         ("corrected_at", pa.string()),  # its time, ISO 8601 in UTC

@@ -58,8 +58,8 @@ def _rstpreid_camera(path: str) -> int | None:
 TextSearch = Literal["cuhk_pedes", "icfg_pedes", "rstpreid"]
 
 _LAYOUTS: Final[dict[TextSearch, _Layout]] = {
-    # Li et al., CVPR 2017. Identities are numbered from 1 over all splits. The folders, such as cam_a, are the datasets
-    # that the images come from.
+    # Li et al., CVPR 2017. Identities are numbered from 1 over all splits. The folders tell the datasets that the
+    # images come from; cam_a and cam_b are cameras of one of them.
     "cuhk_pedes": _Layout(
         files=("reid_raw.json",),
         path_key="file_path",
@@ -93,7 +93,7 @@ def text_search(root: Path, *, name: TextSearch, by_rule: bool = False) -> Scan:
     """
     layout = _LAYOUTS[name]
     base = locate(root, layout.files, f"it needs {' or '.join(layout.files)} and the folder {IMAGES}")
-    file = next(base / name for name in layout.files if (base / name).exists())
+    file = next(base / option for option in layout.files if (base / option).exists())
     if not (base / IMAGES).is_dir():
         raise DataError(f"{base} has {file.name}, but not the folder {IMAGES} with the images: put it there")
     collector = Collector(name=name, root=base, version="")
@@ -133,11 +133,9 @@ def _images(collector: Collector, rows: Iterable[Annotation]) -> dict[str, _Imag
             sentences = tuple(text for row in same for text in row.sentences)
             images[path] = _Image(same[0].split, same[0].pid, sentences, len(same))
             continue
-        others = ", ".join(f"{row.place.rpartition(' ')[2]} ({row.split} id {row.pid})" for row in same)
+        told = ", ".join(f"{row.place.rpartition(' ')[2]} ({row.split} id {row.pid})" for row in same)
         for row in same:
-            collector.reject(
-                row.path, "contradictory_rows", f"{row.place}: one path has different labels, rows {others}"
-            )
+            collector.reject(row.path, "contradictory_rows", f"{row.place}: one path has different labels, rows {told}")
     return images
 
 
@@ -188,8 +186,8 @@ def _left_out(rows: Sequence[Annotation], images: Iterable[_Image]) -> Iterator[
         yield f"split val is not used: {counted(len(unused), 'image')} with {counted(sentences, 'sentence')}"
     repeated = [image for image in images if image.n_rows > 1]
     if repeated:
-        rows_of = sum(image.n_rows for image in repeated)
-        yield f"{rows_of:,} rows describe {counted(len(repeated), 'image')}: the sentences of one path are put together"
+        n_rows = sum(image.n_rows for image in repeated)
+        yield f"{n_rows:,} rows describe {counted(len(repeated), 'image')}: the sentences of one path are put together"
     empty = [row for row in rows if row.n_empty]
     if empty:
         n_empty = sum(row.n_empty for row in empty)
