@@ -1,1 +1,1 @@
-"""The caption store: append-only Parquet shards, keyed by image content and captioner."""
+"""The caption store: Parquet shards, keyed by image content and captioner."""

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from captioning.store.shards import Shards, UnusableShardError, is_pack
+from captioning.store.shards import Shards, UnusableShardError, is_pack, stores_under
 from captioning.store.snapshot import Snapshot
 from data.process.locks import try_lock
 from data.schemas import SHARD
@@ -52,8 +52,7 @@ def compact(store: Shards, *, most_parts: int = MOST_PARTS, pack_rows: int = PAC
 
 def compact_all(root: Path) -> int:
     """Compact the stores of all captioners under the artifact root; return the number of shards removed."""
-    folders = sorted(path for path in (root / "captions").glob("*") if path.is_dir())
-    return sum(compact(Shards(folder), most_parts=1) for folder in folders)
+    return sum(compact(store, most_parts=1) for store in stores_under(root))
 
 
 def _compact(store: Shards, pack_rows: int) -> int:

@@ -160,6 +160,11 @@ class Shards:
                 continue
 
 
+def stores_under(root: Path) -> list[Shards]:
+    """Return the stores of all captioners under an artifact root."""
+    return [Shards(path) for path in sorted((root / "captions").glob("*")) if path.is_dir()]
+
+
 def is_pack(name: str) -> bool:
     """Return True if a shard is a pack."""
     return name.startswith("pack-")

@@ -1,4 +1,4 @@
-"""The caption store: the captions of one captioner, in append-only Parquet shards.
+"""The caption store: the captions of one captioner, in Parquet shards.
 
     captions/<captioner fingerprint>/meta.json        the captioner
     captions/<captioner fingerprint>/...              its shards (captioning.store.shards)

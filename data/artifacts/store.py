@@ -10,7 +10,7 @@ Layout under the root (``CLIP_SCGI_HOME``, default ``./artifacts``)::
     stages/<stage>/<fingerprint>/    finished artifacts
     work/<stage>/<fingerprint>/      checkpoints that a killed stage leaves for its next run
     locks/                           one lock file per artifact, held while it is made
-    captions/<captioner>/            the append-only caption store (captioning.store.store)
+    captions/<captioner>/            the caption store (captioning.store.store)
     digests.sqlite                   remembered digests of files
 """
 

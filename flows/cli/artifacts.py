@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from captioning.store.compaction import compact_all
+from captioning.store.shards import stores_under
 from data.artifacts.housekeeping import collect, find_leftovers, plan_gc, verify
 from data.artifacts.inventory import Entry, folder_size, take_inventory
 from data.artifacts.store import SIDECAR, read_uses
@@ -36,9 +37,11 @@ def list_artifacts(home: Path | None, *, stage: str | None = None) -> None:
         console.print(f"* {NO_CAMERAS}")
     left = find_leftovers(store)
     total, captions = sum(entry.size for entry in inventory.entries), folder_size(store.root / "captions")
+    n_captions = sum(shards.count() for shards in stores_under(store.root))
     console.print(
-        f"{counted(len(inventory.entries), 'artifact')}, {size(total)}; captions {size(captions)}; leftovers of "
-        f"unfinished stages: {len(left)}, {size(sum(item.size for item in left))}; in {store.root}",
+        f"{counted(len(inventory.entries), 'artifact')}, {size(total)}; "
+        f"{counted(n_captions, 'caption')}, {size(captions)}; "
+        f"leftovers of unfinished stages: {len(left)}, {size(sum(item.size for item in left))}; in {store.root}",
         highlight=False,
         soft_wrap=True,
     )

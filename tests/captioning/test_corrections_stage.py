@@ -11,11 +11,13 @@ import pytest
 from captioning.attributes import parse_caption
 from captioning.config import CaptionConfig
 from captioning.corrections import Corrections, Edit, ModelCaption
+from captioning.corrections.layer import CorrectedRows, apply_corrections
 from captioning.corrections.stage import CorrectStage, find_captions, make_captions
 from captioning.stage.probe import uncaptioned
 from captioning.stage.stage import caption_part
 from data.artifacts.contents import CAPTIONS_FILE, caption_contents, contents_of_captions
 from data.artifacts.store import ArtifactRef, ArtifactStore, Produced
+from data.columns.source import ParquetRows, TableRows
 from data.errors import DataError
 from data.files import write_table
 from data.schemas import CAPTIONS, CORRECTED, LABEL
@@ -223,3 +225,19 @@ def test_no_worker_and_no_probe_loads_a_model_for_imported_captions(imported):
 def test_ignored_corrections_leave_the_caption_stage_alone(imported):
     run, config = imported
     assert find_captions(run, config.model_copy(update={"corrections": "ignore"})) is None
+
+
+def test_corrections_of_batches_are_those_of_the_whole(tmp_path, store):
+    captions = captions_by_hand(store, label=True)
+    corrections = Corrections.open(store.root)
+    corrections.save(SHAS[1], Edit.of_text("A man is wearing a green coat."), author="ann", expected_revision=0)
+    found = pq.read_table(captions.folder / CAPTIONS_FILE)
+    whole = apply_corrections(found, corrections.current())
+    pq.write_table(found, tmp_path / "small.parquet", row_group_size=1)
+    rows = CorrectedRows(ParquetRows(tmp_path / "small.parquet"), corrections.current())
+    assert pa.concat_tables(rows.batches()).equals(whole)
+    assert pa.concat_tables(rows.batches("source"))["source"].to_pylist() == ["model", "human", "model"]
+    assert (rows.n_rows, list(rows.names)) == (3, whole.column_names)
+    assert contents_of_captions(rows) == contents_of_captions(whole)
+    none = CorrectedRows(TableRows(found.slice(0, 0)), corrections.current())
+    assert [len(table) for table in none.batches()] == [0]

@@ -12,6 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from captioning.captioner import Captioner
+from captioning.prompts.replies import Reply
+from captioning.store.rows import CaptionRow
+from captioning.store.store import CaptionStore
 from data.artifacts.fingerprint import digest
 from data.artifacts.housekeeping import collect, find_leftovers, plan_gc, verify
 from data.artifacts.inventory import in_progress, take_inventory
@@ -21,6 +25,7 @@ from data.files import read_json, write_json, write_table
 from data.schemas import IMAGES
 from flows.cli import artifacts as commands_artifacts
 from flows.cli.app import main
+from flows.cli.artifacts import collect_garbage, list_artifacts
 from tests.helpers.stages import make_artifact
 
 LONG_AGO = 100  # days
@@ -277,3 +282,15 @@ def test_a_root_that_cannot_be_written_can_be_listed(store, capsys, monkeypatch)
     commands_artifacts.list_artifacts(store.root)
     commands_artifacts.collect_garbage(store.root, keep=5, days=0.0, delete=False)
     assert "6 artifacts" in capsys.readouterr().out
+
+
+def test_ls_counts_captions_and_gc_compacts_them(tmp_path, capsys):
+    captions = CaptionStore(tmp_path, Captioner(fingerprint="f" * 32, model_id="m", model_revision="", ingredients={}))
+    for number in range(3):
+        captions.append([CaptionRow.of(f"{number:064x}", Reply(text="A man.", n_tokens=2, truncated=False))])
+    collect_garbage(tmp_path, keep=1, days=1, delete=False)
+    assert len(captions.shards()) == 3
+    collect_garbage(tmp_path, keep=1, days=1, delete=True)
+    assert len(captions.shards()) == 1
+    list_artifacts(tmp_path)
+    assert "0 artifacts, 0 B; 3 captions, " in capsys.readouterr().out
