@@ -5,54 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError
 from data.people import IdentityName, Names
+from flows.comparison.differences import TIE, MetricDifference, metric_differences
 from flows.comparison.images import TestImages, find_test_images, relabeled
 from flows.comparison.queries import MatchedBy, Paired, pair_queries, read_scores
 from flows.comparison.runs import RankedRow, Run, choose_rows
+from flows.comparison.sentences import TextDifference, text_difference
 from flows.comparison.settings import SettingPair, differing_settings
 from flows.report.scores import METRICS
-from reid.evaluation.bootstrap import MIN_UNITS, Unit, mean_intervals, method
-from reid.evaluation.intervals import Interval, verdict
+from reid.evaluation.bootstrap import MIN_UNITS, Unit, method
 from reid.evaluation.protocol import camera_note, mode_notes
-
-_TIE: Final = 1e-9
-"""Scores that differ by less are equal."""
-
-
-class Tally(NamedTuple):
-    """Number of queries whose score is higher, lower and equal in the run than in the baseline."""
-
-    won: int
-    lost: int
-    tied: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricDifference:
-    """The difference of one metric over the paired queries.
-
-    baseline, run: percent. points: run - baseline. interval: 95 % interval of the points; None for too few queries.
-    """
-
-    key: str
-    label: str
-    baseline: float
-    run: float
-    points: float
-    interval: Interval | None
-    tally: Tally
-
-    @property
-    def verdict(self) -> str:
-        """ "up" or "down" if the interval excludes zero, else "even"."""
-        return verdict(self.interval)
 
 
 class QueryPair(NamedTuple):
@@ -88,6 +56,7 @@ class Difference:
 
     ranked: RankedRow
     metrics: tuple[MetricDifference, ...]
+    text: TextDifference
     queries: tuple[QueryPair, ...]
     n_identities: int
     matched_by: MatchedBy
@@ -98,11 +67,11 @@ class Difference:
 
     def most_won(self, count: int) -> tuple[QueryPair, ...]:
         """Return up to `count` queries whose average precision rose most, the greatest gain first."""
-        return tuple(pair for pair in self.queries[:count] if pair.gain > _TIE)
+        return tuple(pair for pair in self.queries[:count] if pair.gain > TIE)
 
     def most_lost(self, count: int) -> tuple[QueryPair, ...]:
         """Return up to `count` queries whose average precision fell most, the greatest loss first."""
-        return tuple(pair for pair in self.queries[::-1][:count] if pair.gain < -_TIE)
+        return tuple(pair for pair in self.queries[::-1][:count] if pair.gain < -TIE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,12 +150,14 @@ def _difference(task: _Task, other: RankedRow) -> Difference:
             f"compare: {_named(baseline)} and {_named(other)} cannot be compared: {'; '.join(problems)}. Scores differ "
             "for that reason alone; add --different-galleries to compare them nevertheless"
         )
-    metrics, n_identities = _metrics(paired, task.unit)
+    base, ours, identities = paired.baseline.values(), paired.run.values(), paired.baseline.pid
+    metrics = metric_differences(base, ours, identities, METRICS, task.unit)
     return Difference(
         ranked=other,
         metrics=metrics,
+        text=text_difference(baseline, other, task.unit),
         queries=_pairs(paired, first.names if first else IdentityName),
-        n_identities=n_identities,
+        n_identities=len(np.unique(identities)),
         matched_by=paired.matched_by,
         only_baseline=paired.only_baseline,
         only_run=paired.only_run,
@@ -224,37 +195,6 @@ def _rule_problems(baseline: RankedRow, other: RankedRow, paired: Paired) -> lis
         return [f"their numbers of drawn galleries are {draws[0]} and {draws[1]}"]
     changed = int((paired.baseline.n_relevant != paired.run.n_relevant).sum())
     return [f"queries with another number of matches in the second: {changed:,}"] if changed else []
-
-
-def _metrics(paired: Paired, unit: Unit) -> tuple[tuple[MetricDifference, ...], int]:
-    """Return the difference of every metric, and the number of identities of the queries."""
-    base, ours = paired.baseline.values(), paired.run.values()
-    gains = np.stack([ours[key] - base[key] for key, _ in METRICS], axis=1)
-    identities = paired.baseline.pid
-    units = identities if unit == "identities" else np.arange(len(identities))
-    intervals = mean_intervals(gains, units)
-    metrics = [
-        MetricDifference(
-            key=key,
-            label=label,
-            baseline=100 * float(base[key].mean()),
-            run=100 * float(ours[key].mean()),
-            points=100 * float(gains[:, at].mean()),
-            interval=_points(intervals[at]) if intervals else None,
-            tally=_tally(gains[:, at]),
-        )
-        for at, (key, label) in enumerate(METRICS)
-    ]
-    return tuple(metrics), len(np.unique(identities))
-
-
-def _points(interval: Interval) -> Interval:
-    return 100 * interval[0], 100 * interval[1]
-
-
-def _tally(gains: NDArray[np.float64]) -> Tally:
-    won, lost = int((gains > _TIE).sum()), int((gains < -_TIE).sum())
-    return Tally(won=won, lost=lost, tied=len(gains) - won - lost)
 
 
 def _pairs(paired: Paired, names: Names) -> tuple[QueryPair, ...]:

@@ -11,7 +11,7 @@ from data.files import write_text
 from flows.comparison.albums import RANKS, Album, ShownQuery, album_of, shown_queries
 from flows.comparison.compare import Comparison, Difference
 from flows.comparison.runs import RankedRow
-from flows.comparison.text import described, letter, notices_of, several
+from flows.comparison.text import described, letter, notices_of, several, text_title
 from flows.report.page import page_environment
 from flows.report.scores import interval_text
 
@@ -60,6 +60,7 @@ def _render(comparison: Comparison, shown: Sequence[ShownDifference], problems: 
         shown=shown,
         method=comparison.method,
         several=several(comparison),
+        text_title=text_title,
         problems=problems,
         ranks=RANKS,
     )

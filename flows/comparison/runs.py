@@ -13,6 +13,7 @@ from data.artifacts.store import SIDECAR, ArtifactStore, read_uses
 from data.errors import ConfigError, DataError
 from data.files import read_json
 from flows.naming import Kind, folder_named
+from reid.evaluation.sentences.source import Source
 
 EVALUATE: Final = "evaluate"
 METRICS_FILE: Final = "metrics.json"
@@ -44,8 +45,8 @@ class Run:
 
     name: how the user named it. fingerprint: "" if the folder has no artifact.json. recipe: of its last use, or "".
     test_images: digest of the rows of queries and gallery, or "". model: digest of model.safetensors, or "". settings:
-    of the evaluation, as in its ingredients. rows: in the order of metrics.json. protocol: see
-    `reid.evaluation.protocol.Protocol`.
+    of the evaluation, as in its ingredients. rows: in the order of metrics.json. sentences: whose text to image was
+    measured with, "dataset" or "captions", None without. protocol: see `reid.evaluation.protocol.Protocol`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Run:
     model: str
     settings: Mapping[str, Any]
     rows: tuple[RowName, ...]
+    sentences: Source | None
     protocol: Mapping[str, Any]
 
     @property
@@ -120,6 +122,7 @@ def _read(name: str, folder: Path) -> Run:
             model=str(ingredients.get("model", {}).get("model.safetensors", "")),
             settings=dict(ingredients.get("config", {})),
             rows=tuple(RowName(str(row["model"]), str(row["mode"])) for row in metrics["results"]),
+            sentences=metrics.get("text_to_image", {}).get("source"),
             protocol=dict(metrics["protocol"]),
         )
     except (DataError, AttributeError, KeyError, TypeError, ValueError) as error:

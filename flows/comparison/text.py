@@ -11,8 +11,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from data.errors import counted
 from flows.comparison.compare import Comparison, Difference, QueryPair
+from flows.comparison.differences import MetricDifference
 from flows.comparison.runs import RankedRow
+from flows.comparison.sentences import TextDifference
 from flows.comparison.settings import SettingPair
 from flows.report.scores import interval_text, signed
 from reid.evaluation.protocol import trained_elsewhere
@@ -79,7 +82,8 @@ def _one(difference: Difference, name: str, top: int) -> Iterator[RenderableType
         yield Text().append("! ", "yellow").append(notice)
     if difference.settings:
         yield Text(f"settings: {_settings(difference.settings)}")
-    yield _scores(difference, name)
+    yield _scores(difference.metrics, name)
+    yield from _text_to_image(difference.text, name)
     for title, pairs in (
         (f"most won by {name}", difference.most_won(top)),
         (f"most lost by {name}", difference.most_lost(top)),
@@ -95,11 +99,27 @@ def _settings(settings: Sequence[SettingPair]) -> str:
     return f"{shown}, and {left} more" if left > 0 else shown
 
 
-def _scores(difference: Difference, name: str) -> Table:
+def _text_to_image(text: TextDifference, name: str) -> Iterator[RenderableType]:
+    if text.problem:
+        yield Text(text.problem)
+        return
+    yield Text(text_title(text), "bold")
+    yield _scores(text.metrics, name)
+
+
+def text_title(text: TextDifference) -> str:
+    """Return whose sentences text to image is compared on, and how many, in words."""
+    return (
+        f"text to image, {text.source}: {counted(text.n_sentences, 'sentence')} about "
+        f"{counted(text.n_identities, 'identity')}, the same in both"
+    )
+
+
+def _scores(metrics: Sequence[MetricDifference], name: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", letter(0), name, f"{name} − {letter(0)}", "95 % interval", "won", "lost", "tied"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for metric in difference.metrics:
+    for metric in metrics:
         color = _COLORS.get(metric.verdict, "")
         interval = interval_text(metric.interval) if metric.interval else "none"
         counts = (f"{count:,}" for count in metric.tally)
@@ -165,17 +185,33 @@ def _difference_json(difference: Difference) -> dict[str, Any]:
         "only_run": list(difference.only_run),
         "notices": list(difference.notices),
         "settings": [pair._asdict() for pair in difference.settings],
-        "metrics": {
-            metric.key: {
-                "baseline": metric.baseline,
-                "run": metric.run,
-                "difference": metric.points,
-                "interval": list(metric.interval) if metric.interval else None,
-                **metric.tally._asdict(),
-            }
-            for metric in difference.metrics
-        },
+        "metrics": _metrics_json(difference.metrics),
+        "text_to_image": _text_json(difference.text),
         "pairs": [_pair_json(pair) for pair in difference.queries],
+    }
+
+
+def _metrics_json(metrics: Sequence[MetricDifference]) -> dict[str, Any]:
+    return {
+        metric.key: {
+            "baseline": metric.baseline,
+            "run": metric.run,
+            "difference": metric.points,
+            "interval": list(metric.interval) if metric.interval else None,
+            **metric.tally._asdict(),
+        }
+        for metric in metrics
+    }
+
+
+def _text_json(text: TextDifference) -> dict[str, Any]:
+    if text.problem:
+        return {"problem": text.problem}
+    return {
+        "source": text.source,
+        "sentences": text.n_sentences,
+        "identities": text.n_identities,
+        "metrics": _metrics_json(text.metrics),
     }
 
 

@@ -12,9 +12,10 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import counted
 from data.files import read_json
 from flows.report.scores import METRICS, Score, interval_text, scores, signed
-from flows.report.sentences import TEXT_METHOD, TEXT_METRICS, TextScore, TextScores
+from flows.report.sentences import TEXT_METRICS, TextScore, TextScores
 from reid.evaluation.intervals import METHOD, Interval, QueryScores, intervals, query_scores_of
 from reid.evaluation.protocol import camera_note, mode_notes
+from reid.evaluation.sentences.scores import TEXT_METHOD
 
 Cells = dict[str, str | float | None]
 """One row of a table: column -> the content of its cell."""

@@ -9,25 +9,27 @@ from typing import Any, Final
 
 from data.errors import counted
 from flows.report.scores import interval_text, percent_interval_text
-from reid.evaluation.bootstrap import MIN_UNITS, method
+from reid.evaluation.bootstrap import MIN_UNITS
 from reid.evaluation.intervals import Interval, verdict
 from reid.evaluation.sentences.measure import TEXT_RANKINGS_FILE, TextToImage
-from reid.evaluation.sentences.scores import SentenceScores, read_sentence_scores, sentence_intervals
-from reid.evaluation.sentences.source import NoSentences
+from reid.evaluation.sentences.scores import (
+    TEXT_METHOD,
+    SentenceScores,
+    read_sentence_scores,
+    sentence_intervals,
+)
+from reid.evaluation.sentences.source import SOURCES, NoSentences
 
 TEXT_METRICS: Final = (("mAP", "mAP"), ("rank1", "R1"), ("rank5", "R5"), ("rank10", "R10"))
 """Keys of text_to_image in metrics.json in the order of the tables, with their names."""
 KEY: Final = "text_to_image"
 """Key in metrics.json; absent if nothing was measured."""
-SOURCES: Final = {"dataset": "sentences of the dataset", "captions": "captions of the queries"}
 UNKNOWN_REASON: Final = (
     "text to image was not measured in this evaluation: the dataset does not have sentences of its own and its queries "
     "were not captioned, evaluate.text_to_image was off, or an earlier version evaluated"
 )
 CAPTION_REMEDY: Final = "set evaluate.text_to_image=captions to caption them"
 """What makes a run measure it without captions."""
-TEXT_METHOD: Final = method("identities").replace("queries", "sentences")
-"""Description of the intervals, shown wherever one is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Layout of the folder::
 
     metrics.json                     as in the evaluate artifact
     rank_lists.parquet               one row per query and gallery image of its ranking (`RANK_LISTS`)
+    text_rankings.parquet            one row per model and sentence, as in the evaluate artifact, if it has any
     features-<model>-<mode>.parquet  queries and gallery, as `clip-scgi embed` writes them
     camera_pairs.parquet, attributes.parquet   as in the breakdown artifact, if they have rows
 """
@@ -35,6 +36,7 @@ from reid.embedding.table import Heading, ImageFile, write_embeddings
 from reid.evaluation.breakdown import ATTRIBUTES_FILE, CAMERA_PAIRS_FILE, BreakdownStage
 from reid.evaluation.features import Encoded, load_features
 from reid.evaluation.inputs import config_of, model_identity
+from reid.evaluation.sentences.measure import TEXT_RANKINGS_FILE
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.evaluation_rows import evaluation_rows
 from reid.inputs.image_rows import ImageRows
@@ -63,23 +65,24 @@ _GROUP_QUERIES: Final = 4096
 def write_download(run: RunContext, breakdown: BreakdownStage, folder: Path) -> list[Path]:
     """Write the files of an evaluation into `folder`, make first what does not exist, and return the files.
 
-    Files of the same names are replaced. A table of the breakdown without rows is not written.
+    Files of the same names are replaced, and removed if this evaluation does not have them.
     """
     tables = breakdown.make(run).ref.folder
     evaluation = breakdown.evaluation.make(run).ref.folder
     folder.mkdir(parents=True, exist_ok=True)
     with full_disk_explained(folder, f"{folder} could not be written"):
         written = [_copy(evaluation / "metrics.json", folder / "metrics.json")]
-        written += _copy_tables([tables / CAMERA_PAIRS_FILE, tables / ATTRIBUTES_FILE], folder)
+        copied = [tables / CAMERA_PAIRS_FILE, tables / ATTRIBUTES_FILE, evaluation / TEXT_RANKINGS_FILE]
+        written += _copy_tables(copied, folder)
         written.append(_write_rank_lists(evaluation / "rankings.parquet", folder / RANK_LISTS_FILE))
         written += _write_features(run, breakdown.evaluation, folder)
     return sorted(written)
 
 
 def _copy_tables(tables: Sequence[Path], folder: Path) -> Iterator[Path]:
-    """Copy tables that have rows and yield the copies; of one without, remove the copy of an earlier evaluation."""
+    """Copy tables with rows and yield the copies; of a missing or empty one, remove that of an earlier evaluation."""
     for table in tables:
-        if pq.read_metadata(table).num_rows:
+        if table.exists() and pq.read_metadata(table).num_rows:
             yield _copy(table, folder / table.name)
         else:
             (folder / table.name).unlink(missing_ok=True)

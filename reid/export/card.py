@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from reid.config.train import TrainConfig
 from reid.evaluation.intervals import SCORE_METHOD, Interval
-from reid.export.provenance import METRICS, Evaluation, ModelFacts, ScoreRow
+from reid.evaluation.sentences.scores import TEXT_METHOD
+from reid.evaluation.sentences.source import SOURCES
+from reid.export.provenance import METRICS, TEXT_METRICS, Evaluation, ModelFacts, ScoreRow, TextRow, TextScores
 
 CARD_FILE: Final = "README.md"
 _METHODS: Final = {"clip_scgi": "CLIP-SCGI", "clip_reid": "CLIP-ReID", "clip_baseline": "fine-tuned CLIP baseline"}
@@ -171,7 +173,28 @@ def _scores(facts: ModelFacts) -> str:
     parts = ["## Scores", "", f"In percent, with the {SCORE_METHOD}."]
     for one in facts.evaluations:
         parts += ["", f"### {one.dataset}", "", *_table(one), "", f"{one.protocol} Evaluation `{one.fingerprint}`."]
+        parts += ["", *_text_to_image(one.text)]
     return "\n".join(parts)
+
+
+def _text_to_image(text: TextScores | None) -> Iterator[str]:
+    """Yield the lines of text to image: its sentences, scores and protocol."""
+    if text is None:
+        yield "Text to image was not measured in this evaluation."
+        return
+    about = text.about
+    yield (
+        f"Text to image, {SOURCES[about['source']]}: {about['n_sentences']:,} sentences ({about['n_distinct']:,} "
+        f"distinct), {about['n_gallery']:,} gallery images. Equal sentences of different people allow an R1 of "
+        f"{100 * about['ceiling_rank1']:.1f} at most."
+    )
+    yield ""
+    yield f"| model | {' | '.join(_NAMES[name] for name in TEXT_METRICS)} |"
+    yield "|---" * (len(TEXT_METRICS) + 1) + "|"
+    for row in text.rows:
+        yield f"| {row.model} | {' | '.join(_value(row, name) for name in TEXT_METRICS)} |"
+    yield ""
+    yield f"{about['description']} In brackets: {TEXT_METHOD}."
 
 
 def _table(one: Evaluation) -> Iterator[str]:
@@ -182,7 +205,7 @@ def _table(one: Evaluation) -> Iterator[str]:
         yield f"| {row.model} | {row.mode} | {values} | {row.n_queries:,} | {one.n_gallery:,} |"
 
 
-def _value(row: ScoreRow, name: str) -> str:
+def _value(row: ScoreRow | TextRow, name: str) -> str:
     interval: Interval | None = row.intervals[name] if row.intervals else None
     return f"{row.percent[name]:.1f}" + (f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else "")
 

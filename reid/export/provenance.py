@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +21,12 @@ from reid.config.train import TrainConfig
 from reid.config.trained import Provenance, Training, read_trained, trained_config
 from reid.evaluation.intervals import Interval, query_scores_of, score_intervals
 from reid.evaluation.protocol import mode_notes
+from reid.evaluation.sentences.measure import TEXT_RANKINGS_FILE, TextToImage
+from reid.evaluation.sentences.scores import read_sentence_scores, sentence_intervals
 from reid.training.checkpoint import MODEL
 
 METRICS: Final = ("mAP", "rank1", "rank5", "rank10", "mINP")
+TEXT_METRICS: Final = ("mAP", "rank1", "rank5", "rank10")
 _CAPTIONS: Final = "captions.parquet"
 _CAPTION_STAGES: Final = ("caption", "correct", "caption_control")
 """Stages that write the captions that training reads: a model's, corrected ones, the controls of a study."""
@@ -59,12 +62,27 @@ class ScoreRow:
     n_queries: int
 
 
+class TextRow(NamedTuple):
+    """Text to image of one model, trained or untrained. intervals: None for sentences about few people."""
+
+    model: str
+    percent: dict[str, float]
+    intervals: dict[str, Interval] | None
+
+
+class TextScores(NamedTuple):
+    """Text to image of an evaluation. about: the key text_to_image of metrics.json."""
+
+    about: TextToImage
+    rows: list[TextRow]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """An evaluation of the model.
 
     dataset: its name; if other test images have the same name, with the first digits of the hash of the dataset, or of
-    the test images if the index is not known. protocol: in words.
+    the test images if the index is not known. protocol: in words. text: None if text to image was not measured.
     """
 
     dataset: str
@@ -73,6 +91,7 @@ class Evaluation:
     n_gallery: int
     protocol: str
     rows: list[ScoreRow]
+    text: TextScores | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +220,21 @@ def _of_model(ingredients: dict[str, Any], digest: str) -> bool:
     return isinstance(identity, dict) and identity.get(MODEL) == digest
 
 
+def _text_scores(about: TextToImage | None, rankings: Path) -> TextScores | None:
+    if about is None:
+        return None
+    scored = read_sentence_scores(rankings)
+    rows = [
+        TextRow(
+            model=row["model"],
+            percent={name: 100 * value for name, value in row.items() if isinstance(value, float)},
+            intervals=sentence_intervals(scored[row["model"]]),
+        )
+        for row in about["results"]
+    ]
+    return TextScores(about, rows)
+
+
 def _evaluation(folder: Path, fingerprint: str) -> Evaluation | None:
     try:
         metrics = read_json(folder / "metrics.json")
@@ -221,6 +255,7 @@ def _evaluation(folder: Path, fingerprint: str) -> Evaluation | None:
                 )
                 for row in metrics["results"]
             ],
+            text=_text_scores(metrics.get("text_to_image"), folder / TEXT_RANKINGS_FILE),
         )
     except (DataError, OSError, KeyError, TypeError, pa.ArrowInvalid):
         return None

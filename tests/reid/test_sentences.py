@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.artifacts.store import ArtifactStore
+from data.datasets import DatasetConfig
 from data.errors import DataError
+from data.index.stage import index
 from data.schemas import TEXT_RANKINGS
 from data.stages.stage import RunContext
 from reid.config.evaluate import EvaluateConfig
@@ -22,8 +24,9 @@ from reid.evaluation.sentences.measure import Described, SentenceRanking, ceilin
 from reid.evaluation.sentences.source import NoSentences, Sentence, Sentences, find_sentences
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.captions import weights_identity
-from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit
+from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
 from reid.inputs.image_rows import ImageRows
+from tests.helpers.data_trees import text_search
 from tests.helpers.small_models import describe_images, write_captions, write_model, write_world
 from tests.helpers.stages import run_on
 
@@ -326,3 +329,44 @@ def test_the_sentences_of_the_pipeline_do_not_touch_other_ingredients(world):
     plain = EvaluateStage(model=model, config=CONFIG).ingredients(run)
     told = EvaluateStage(model=model, config=CONFIG, captions=captioned(run, texts={"query/000.png": "One."}))
     assert {name: value for name, value in told.ingredients(run).items() if name != "sentences"} == plain
+
+
+# A dataset for person search by text, by hand -----------------------------------------------------------
+
+
+def test_the_hand_worked_scores_of_a_small_cuhk_pedes(tmp_path):
+    root, store = text_search(tmp_path / "CUHK-PEDES", "cuhk_pedes"), ArtifactStore(tmp_path / "home")
+    made = index(store, config=DatasetConfig(reader="cuhk_pedes", root=str(root)))
+    found, rows = find_sentences(made.images, None, CONFIG), evaluation_rows(made.images, CONFIG)
+    assert isinstance(found, Sentences)
+    assert [path.rpartition("/")[2] for path in rows.images.path] == [
+        "1_1.png",
+        "0007_c2s3_071052_01.jpg",
+        "1_2.png",
+        "p1_s2.jpg",
+    ]
+    joint_of = {"1_1.png": (-1, 0), "0007_c2s3_071052_01.jpg": (0.8, 0.6), "1_2.png": (0, 1), "p1_s2.jpg": (1, 0)}
+    text_of = {
+        "A woman in a white shirt.": (1, 0),  # p1_s2 first: right
+        "White shirt, black skirt.": (0, 1),  # 1_2 first: wrong; 0007 second; 1_1 and p1_s2 tie, and 1_1 comes earlier
+        "A white shirt.": (0.8, 0.6),  # 0007 first: right
+        "A woman with a black skirt.": (-1, 0),  # 1_1 and 1_2 first: wrong
+        "A man with a yellow bag.": (0, 1),  # 1_2 first: right
+        "Yellow bag, brown trousers.": (1, 0),  # p1_s2 and 0007 first: wrong; then 1_2 and 1_1
+        "A man in brown trousers.": (-1, 0),  # 1_1 first: right
+        "He has a yellow bag.": (0, 1),  # 1_2 first: another image of the same man, right
+        "A bag.": (0, -1),  # 1_1 and p1_s2 tie, and 1_1 comes earlier: right
+    }
+    ranking = SentenceRanking(found, rows, top_k=4)
+    joints = np.array([joint_of[path.rpartition("/")[2]] for path in rows.images.path], np.float32)
+    ranking.add("trained", np.array([text_of[text] for text in ranking.texts], np.float32), joints)
+    summary = ranking.summary(0)
+    assert (summary["n_sentences"], summary["n_gallery"], summary["n_skipped"]) == (9, 4, 0)
+    (result,) = summary["results"]
+    assert result["rank1"] == pytest.approx(6 / 9)
+    assert result["rank5"] == 1
+    ranking.write(tmp_path)
+    table = pd.read_parquet(tmp_path / "text_rankings.parquet").set_index("sentence")
+    assert table.loc["White shirt, black skirt.", "ap"] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert table.loc["A woman with a black skirt.", ["first_hit", "n_relevant"]].tolist() == [3, 2]
+    assert table.loc["Yellow bag, brown trousers.", "ap"] == pytest.approx((1 / 3 + 2 / 4) / 2)

@@ -19,12 +19,14 @@ from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.cli.results import print_protocol, results_table
-from flows.cli.scoring.details import check_folder, show_details
+from flows.cli.scoring.details import check_folder, known_captions, show_details
 from flows.cli.scoring.indexing import indexed_run
+from flows.cli.scoring.sentences import text_to_image
 from flows.execution.gpu import uses_gpu
 from flows.preflight.check import EARLY, plan_of, problems_of
 from flows.preflight.finding import texts_of
 from flows.recipes import Recipe
+from flows.report.sentences import not_measured
 from flows.summary import RunSummary
 from flows.terminal import notice_line, plain_console, progress_bar, stage_line
 from flows.workers.together import encode_together
@@ -40,6 +42,7 @@ from reid.evaluation.inputs import (
     trained_on,
     untrained_problem,
 )
+from reid.evaluation.sentences.source import NoSentences
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.evaluation_rows import check_test_split, evaluation_rows
 
@@ -71,7 +74,12 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
     _check_settings(recipe, store, overrides, trained=options.model is not None)
     model = recipe.train if options.model is None else find_model(options.model, store)
     run = indexed_run(recipe, store, reread=options.reread)
-    stage = EvaluateStage(model=model, config=recipe.evaluate, untrained=_evaluates_untrained(model, store))
+    stage = EvaluateStage(
+        model=model,
+        config=recipe.evaluate,
+        untrained=_evaluates_untrained(model, store),
+        captions=known_captions(run, recipe),
+    )
     for notice in _notices(run, stage, recipe):
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
     if options.breakdown or options.out is not None:
@@ -79,7 +87,7 @@ def evaluate_anywhere(name: str, overrides: Sequence[str], options: Options, hom
     made = _make(run, stage, recipe)
     for ref in (run.images.ref, made.ref):
         store.record_use(ref, dataset=recipe.data.label, recipe=_label(model, run.images, recipe))
-    _show(made.ref, model, run.images, recipe)
+    _show(run, stage, made.ref, recipe)
     if options.breakdown or options.out is not None:
         show_details(run, stage, recipe, out=options.out, breakdown=options.breakdown)
 
@@ -98,7 +106,8 @@ def show_details_of_run(
     indexed = done["index"]
     images = IndexedImages(ref=indexed.artifact, root=Path(indexed.images_root or ""))
     run = RunContext(store=artifact_store(home), indexed=images)
-    stage = EvaluateStage(model=done["train"].artifact, config=recipe.evaluate)
+    captions = done.captions.artifact if done.find("caption") else None
+    stage = EvaluateStage(model=done["train"].artifact, config=recipe.evaluate, captions=captions)
     _make(run, stage.features, recipe)
     show_details(run, stage, recipe, out=out, breakdown=breakdown)
 
@@ -190,13 +199,23 @@ def _label(model: EvaluatedModel, images: IndexedImages, recipe: Recipe) -> str:
     return f"{named_apart(trainer, recipe.name, trained_hash(model))} -> {recipe.name}"
 
 
-def _show(evaluation: ArtifactRef, model: EvaluatedModel, images: IndexedImages, recipe: Recipe) -> None:
+def _show(run: RunContext, stage: EvaluateStage, evaluation: ArtifactRef, recipe: Recipe) -> None:
     console = plain_console()
     metrics = read_json(evaluation.folder / "metrics.json")
     console.print(results_table(metrics, evaluation.folder / "rankings.parquet"))
     print_protocol(console, metrics["protocol"])
-    for name, text in _lines(evaluation, model, images, recipe, [row["mode"] for row in metrics["results"]]):
+    for part in text_to_image(metrics, evaluation.folder, _no_text_to_image(run, stage, recipe)):
+        console.print(part)
+    modes = [row["mode"] for row in metrics["results"]]
+    for name, text in _lines(evaluation, stage.model, run.images, recipe, modes):
         console.print(Text(f"{name:<9} {text}"), soft_wrap=True)
+
+
+def _no_text_to_image(run: RunContext, stage: EvaluateStage, recipe: Recipe) -> str:
+    """Return why the evaluation did not measure text to image, "" if it did."""
+    found = stage.sentences(run)
+    remedy = f"run `clip-scgi caption {recipe.name}` with the same --set first"
+    return not_measured(found, remedy) if isinstance(found, NoSentences) else ""
 
 
 def _lines(

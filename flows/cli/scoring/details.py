@@ -57,14 +57,19 @@ def show_details(run: RunContext, stage: EvaluateStage, recipe: Recipe, *, out: 
 
 def _audit(run: RunContext, recipe: Recipe) -> ArtifactRef | None:
     """Return the audit of the captions of these images, made if it does not exist; None if they are not captioned."""
-    try:
-        captions = find_captions(run, recipe.caption)
-    except (ConfigError, WeightsError, RetryableError):  # the captioner is unavailable: it has not captioned them here
-        return None
+    captions = known_captions(run, recipe)
     if captions is None:
         return None
     with progress_bar(AuditStage.name) as progress:
         return AuditStage(captions=captions, config=recipe.audit).make(run.with_progress(progress)).ref
+
+
+def known_captions(run: RunContext, recipe: Recipe) -> ArtifactRef | None:
+    """Return the captions of these images by the captioner of a recipe, None if they do not exist here."""
+    try:
+        return find_captions(run, recipe.caption)
+    except (ConfigError, WeightsError, RetryableError):  # the captioner is unavailable: it has not captioned them here
+        return None
 
 
 def _notices(run: RunContext, broken: BreakdownStage, recipe: Recipe) -> Iterator[str]:

@@ -16,6 +16,7 @@ from data.files import read_json
 from data.splits import SPLITS
 from data.stages.images import DESCRIPTION_FILE, DatasetDescription
 from flows.report.scores import Score, scores
+from flows.report.sentences import TextScores, text_scores
 
 _FRESH_SECONDS: Final = 2.0
 
@@ -58,13 +59,14 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One evaluation. dataset, model: None if their artifacts were removed."""
+    """One evaluation. dataset, model: None if their artifacts were removed. text: None if it was not measured."""
 
     entry: Entry
     dataset: Dataset | None
     model: Entry | None
     protocol: dict[str, Any]
     scores: Sequence[Score]
+    text: TextScores | None
 
     @property
     def key(self) -> str:
@@ -153,6 +155,7 @@ class Snapshot:
             model=next((other for other in used if other.stage == "train"), None),
             protocol=metrics["protocol"],
             scores=scores(metrics),
+            text=text_scores(metrics),
         )
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from data.errors import ClipScgiError, ConfigError
 from flows.comparison.compare import Comparison, Difference, QueryPair, compare
 from flows.comparison.runs import find_run
-from flows.comparison.text import described, notices_of
+from flows.comparison.text import described, notices_of, text_title
 from flows.report.scores import interval_text, signed
 from flows.ui.content.library import Run
 from flows.ui.content.rankings import Query
@@ -106,6 +106,7 @@ def _page(site: Site, comparisons: Comparisons, request: Request) -> Response:
         lists=lists,
         problem=problem,
         signed=signed,
+        text_title=text_title,
         interval=interval_text,
     )
 

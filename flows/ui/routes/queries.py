@@ -12,6 +12,9 @@ from starlette.responses import JSONResponse, Response
 
 from data.artifacts.inventory import Entry
 from data.errors import ConfigError
+from data.files import read_json
+from flows.report.scores import signed
+from flows.report.sentences import TEXT_METRICS, UNKNOWN_REASON, TextScores, text_scores
 from flows.ui.content.library import MissingError, Run
 from flows.ui.content.models import Maps
 from flows.ui.content.rankings import Query, Rankings
@@ -106,12 +109,22 @@ def _worst(site: Site, request: Request, what: Searched, page: int) -> Response:
         request,
         "queries.html.j2",
         what=what,
+        text=_text(what.run),
+        text_metrics=TEXT_METRICS,
+        text_missing=UNKNOWN_REASON,
+        signed=signed,
         queries=[what.rankings.query(int(number), _LISTED) for number in shown],
         found=len(numbers),
         page=page,
         pages=pages,
         chosen={"model": what.model, "mode": what.mode},
     )
+
+
+def _text(run: Run) -> TextScores | None:
+    """Return text to image of a run with its intervals, None if it was not measured."""
+    folder = run.entry.folder
+    return text_scores(read_json(folder / "metrics.json"), folder) if run.text else None
 
 
 def _query(what: Searched, number: int) -> Query:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -12,9 +13,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from reid.evaluation.bootstrap import Unit, mean_intervals
+from reid.evaluation.bootstrap import Unit, mean_intervals, method
 from reid.evaluation.intervals import Interval
 
+TEXT_METHOD: Final = method("identities").replace("queries", "sentences")
+"""Description of the intervals, shown wherever one is shown."""
 _COLUMNS: Final = ("model", "image_path", "number", "sentence", "pid", "ap", "first_hit", "n_relevant")
 
 Floats = NDArray[np.float64]
@@ -38,6 +41,17 @@ class SentenceScores:
     ap: Floats
     first_hit: Ints
     n_relevant: Ints
+
+    def take(self, places: Sequence[int]) -> SentenceScores:
+        """Return the sentences at `places`, in that order."""
+        at = np.asarray(places, dtype=np.int64)
+        return SentenceScores(
+            keys=tuple(self.keys[place] for place in places),
+            pid=self.pid[at],
+            ap=self.ap[at],
+            first_hit=self.first_hit[at],
+            n_relevant=self.n_relevant[at],
+        )
 
     def values(self) -> dict[str, Floats]:
         """Return metric -> score of each sentence, fractions."""
