@@ -116,7 +116,7 @@ def test_a_model_of_other_images_is_not_the_run_of_a_recipe_of_the_same_name(pla
     assert f"trained on folders (4dd53bfe), tested on folders ({tested.found.dataset_hash[:8]})" in shown
     assert main(["artifacts", "ls", "--stage", "evaluate"]) == 0
     assert "folders (4dd53bfe) -> folders" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="does not name an evaluation"):
+    with pytest.raises(ConfigError, match="the recipe folders has not been evaluated"):
         find_run("folders", store)
 
     trained = image_contents(tested.made.ref)["train"]
