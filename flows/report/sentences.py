@@ -90,9 +90,8 @@ class TextScores:
         if not about["n_sharing"]:
             return ""
         return (
-            f"{about['n_sharing']:,} of {counted(about['n_identities'], 'identity')} "
-            f"{'has' if about['n_sharing'] == 1 else 'have'} a sentence that another one has too, so no model can reach"
-            f" an R1 above {100 * about['ceiling_rank1']:.1f} %"
+            f"{about['n_sharing']:,} of {counted(about['n_identities'], 'identity')} have a sentence that another one "
+            f"has too, so no model can reach an R1 above {100 * about['ceiling_rank1']:.1f} %"
         )
 
     @property
