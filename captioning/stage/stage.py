@@ -113,13 +113,16 @@ class CaptionStage(Stage):
             raise _nothing_captioned(worker.done.failed, run.images.root)
         compact(worker.captions)
 
+        snapshot, done, distinct = worker.snapshot, worker.done, worker.distinct
+        del worker  # with the paths of all images
+
         def produce(folder: Path, scratch: Path) -> Captioned:
-            worker.snapshot.refresh()
-            failures = Failures(worker.done.failed)
-            view = View(run.images, worker.snapshot, failures, captioner, self.config)
+            snapshot.refresh()
+            failures = Failures(done.failed)
+            view = View(run.images, snapshot, failures, captioner, self.config)
             contents = _written(view, folder, scratch)
-            generated, failed = worker.done.generated, len(worker.done.failed)
-            reused = worker.distinct - generated - failed
+            generated, failed = done.generated, len(done.failed)
+            reused = distinct - generated - failed
             return Captioned(
                 complete=not failed,
                 note=_note(generated, reused, failed),

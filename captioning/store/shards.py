@@ -54,7 +54,17 @@ class Shards:
         self.folder = folder
 
     def shards(self) -> list[str]:
-        """Return the names of the shards, sorted: packs before parts."""
+        """Return the names of the shards, sorted: packs before parts.
+
+        A folder is not listed at one moment: a pack that appears meanwhile can be missed, and parts that it replaces
+        too. Then the next listing has a pack that this one lacks.
+        """
+        names = self._listed()
+        while not set(filter(is_pack, again := self._listed())) <= set(names):
+            names = again
+        return names
+
+    def _listed(self) -> list[str]:
         if not self.folder.is_dir():
             return []
         return sorted(path.name for path in self.folder.iterdir() if _NAME.match(path.name))

@@ -137,6 +137,23 @@ def test_a_reader_that_lists_before_and_reads_after_finds_everything(store, monk
     assert read(store).equals(before)
 
 
+def test_a_compaction_while_the_folder_is_listed_hides_nothing(store, monkeypatch):
+    before, real, listings = filled(store), Path.iterdir, []
+
+    def during(folder):
+        entries = list(real(folder))
+        if folder == store.folder and not listings:
+            listings.append(None)
+            assert compact(store, most_parts=0, pack_rows=8) == 10  # no pack is seen, and no part is left
+        yield from (path for path in entries if path.exists())
+
+    monkeypatch.setattr(Path, "iterdir", during)
+    names_seen = store.shards()
+    monkeypatch.undo()
+    assert names_seen == names(store, packs=True)
+    assert read(store).equals(before)
+
+
 def test_a_snapshot_from_before_finds_everything_after(store):
     before = filled(store)
     snapshot = Snapshot(store)
