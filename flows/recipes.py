@@ -162,15 +162,15 @@ def benchmark() -> Recipe:
 def benchmark_language() -> Recipe:
     """Few people to train on and no lookalikes: captions tell everybody apart, so they have the most to give."""
     people = WorldConfig(
-        seed=4200, train_identities=24, test_identities=96, images_per_camera=4, lookalikes=1, difficulty=0.9
+        seed=5200, train_identities=32, test_identities=96, images_per_camera=4, lookalikes=1, difficulty=0.9
     )
-    return _study_world("benchmark_language", people)
+    return _study_world("benchmark_language", people, epochs=12)
 
 
 def benchmark_domain() -> Recipe:
     """People in the cameras 1 and 4 to train on, other people in the cameras 2 and 3 to test on."""
     people = WorldConfig(
-        seed=4300,
+        seed=5300,
         train_identities=48,
         test_identities=96,
         images_per_camera=4,
@@ -185,7 +185,7 @@ def benchmark_domain() -> Recipe:
 def benchmark_clothes() -> Recipe:
     """People who wear another top in the other camera, as the lookalike of each does: captions are a trap."""
     people = WorldConfig(
-        seed=4400,
+        seed=5400,
         train_identities=48,
         test_identities=64,
         images_per_camera=4,
@@ -197,12 +197,21 @@ def benchmark_clothes() -> Recipe:
     return _study_world("benchmark_clothes", people)
 
 
-def _study_world(name: str, people: WorldConfig) -> Recipe:
-    """Return a recipe that trains CLIP-SCGI on the tiny CLIP for 16 epochs: 96 steps of a world of 384 images."""
+def _study_world(name: str, people: WorldConfig, *, epochs: int = 16) -> Recipe:
+    """Return a recipe that trains CLIP-SCGI on the tiny CLIP for 96 steps.
+
+    The worlds were tuned with other seeds, so that no result is one of the people they were tuned on.
+    """
     training = tiny_training()
     schedule = training.schedule.model_copy(
         # The rates of the demo overfit so few people.
-        update={"epochs": 16, "lr_clip": 5e-4, "lr_new": 1.5e-3, "warmup_epochs": 2, "milestones": (11, 15)}
+        update={
+            "epochs": epochs,
+            "lr_clip": 5e-4,
+            "lr_new": 1.5e-3,
+            "warmup_epochs": 2,
+            "milestones": (round(0.7 * epochs), epochs - 1),
+        }
     )
     return Recipe(
         name=name,
