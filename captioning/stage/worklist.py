@@ -27,7 +27,7 @@ class WorkList:
         first = np.append(True, digests[1:] != digests[:-1])[: len(digests)]
         self._starts = np.append(np.flatnonzero(first), len(digests))
         self._paths = paths
-        self.digests: Digests = digests[first]
+        self.digests: Digests = digests if first.all() else digests[first]
         """The distinct images, sorted."""
         self._bounds = np.searchsorted(first_bytes(self.digests), np.arange(BUCKETS + 1))
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _READERS: Final = 8  # threads that read parts
 _PACKS: Final = 2  # packs in memory at a time
 _ROWS: Final = 1 << 16  # rows of parts that are yielded at once
+_AT_ONCE: Final = 1 << 18  # images that are looked up at once
 
 
 class ShardGoneError(Exception):
@@ -115,8 +116,12 @@ class Snapshot:
     def _merge(self, found: _Images) -> None:
         """Add rows of new shards, which are in the order of their names. The shard whose name sorts first counts."""
         found = found.at(np.argsort(found.digests, kind="stable"))
-        found = found.at(np.r_[True, found.digests[1:] != found.digests[:-1]])
+        is_first = np.append(True, found.digests[1:] != found.digests[:-1])
+        found = found if is_first.all() else found.at(is_first)
         old = self._images
+        if not len(old.digests):
+            self._images = found
+            return
         at = positions(old.digests, found.digests)
         again = np.flatnonzero(at >= 0)
         names = np.array(self._names)
@@ -132,9 +137,11 @@ class Snapshot:
 
     def _find(self, images: Digests) -> NDArray[np.int64]:
         """Return the index of each image in `_images`, -1 if it is absent."""
-        order = np.argsort(images, kind="stable")  # looking up sorted digests is many times faster
         found = np.empty(len(images), dtype=np.int64)
-        found[order] = positions(self._images.digests, images[order])
+        for start in range(0, len(images), _AT_ONCE):
+            part = images[start : start + _AT_ONCE]
+            order = np.argsort(part, kind="stable")  # looking up sorted digests is many times faster
+            found[start + order] = positions(self._images.digests, part[order])
         return found
 
     def check_packs(self) -> bool:

@@ -93,6 +93,13 @@ class IndexedImages:
         except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise _unusable(self.file, error) from error
 
+    def _count(self) -> int:
+        """Return the number of images. Raises DataError when the file cannot be read."""
+        try:
+            return ParquetRows(self.file).n_rows
+        except (OSError, pa.ArrowInvalid) as error:
+            raise _unusable(self.file, error) from error
+
     def columns(self) -> list[str]:
         """Return the names of the columns of images.parquet. Raises DataError when the file cannot be read."""
         try:
@@ -102,8 +109,12 @@ class IndexedImages:
 
     def sha256(self) -> Digests:
         """Return the sha256 of every image, [N], in the order of `rows`."""
-        found = [digests_of(rows["sha256"]) for rows in self.batches("sha256")]
-        return np.concatenate([np.empty(0, dtype=f"S{WIDTH}"), *found])
+        found: Digests = np.empty(self._count(), dtype=f"S{WIDTH}")
+        at = 0
+        for rows in self.batches("sha256"):
+            found[at : at + len(rows)] = digests_of(rows["sha256"])
+            at += len(rows)
+        return found
 
     def digests(self) -> dict[str, str]:
         """Return path -> sha256 of every image."""
