@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.places import REPO
-from tests.helpers.ray_nodes import PORT, Machine, lan, start_head, start_node, wait_for
+from tests.helpers.ray_nodes import PORT, Machine, lan, ray_program, start_head, start_node, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
 
@@ -36,7 +37,10 @@ def network(tmp_path_factory):
         if os.environ.get("CLIP_SCGI_REQUIRE_CLUSTER") == "1":
             pytest.fail("CLIP_SCGI_REQUIRE_CLUSTER=1, but ray is not installed: pip install 'clip-scgi[ray]'")
         pytest.skip("the extra [ray] is not installed")
-    with lan(tmp_path_factory.mktemp("cluster")) as made:
+    folder = tmp_path_factory.mktemp("cluster")  # the home folder on every machine, with the token of Ray
+    token = [ray_program(), "get-auth-token", "--generate"]
+    subprocess.run(token, env={**os.environ, "HOME": str(folder)}, check=True, capture_output=True)
+    with lan(folder) as made:
         sys.stderr.write(f"the nodes are {made.kind}\n")
         yield made
 
@@ -48,6 +52,7 @@ def nodes(network):
     start_head(machines[0], **QUICK)
     for machine in machines[1:]:
         start_node(machine, machines[0], **QUICK)
+    assert "Token authentication is enabled" in (machines[0].folder / "ray-1.log").read_text()
     yield machines
     for machine in network.machines.values():
         machine.kill()
