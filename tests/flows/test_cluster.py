@@ -29,6 +29,7 @@ WORLD = ["synthetic.train_identities=16", "synthetic.test_identities=9", "synthe
 WORLD += ["synthetic.cameras=3", "caption.batch_size=1", "train.schedule.epochs=1"]
 IMAGES = 150
 QUICK = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
+TOKEN = {"RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def network(tmp_path_factory):
 def nodes(network):
     """Start a cluster: a head without room for workers on machine 1, a node with one CPU on machines 2 and 3."""
     machines = [network.machine(number) for number in (1, 2, 3)]
-    start_head(machines[0], **QUICK)
+    start_head(machines[0], **QUICK, **TOKEN)
     for machine in machines[1:]:
-        start_node(machine, machines[0], **QUICK)
+        start_node(machine, machines[0], **QUICK, **TOKEN)
     assert "Token authentication is enabled" in (machines[0].folder / "ray-1.log").read_text()
     yield machines
     for machine in network.machines.values():
@@ -73,6 +74,7 @@ class Command:
             log=self.log.name,
             RAY_ADDRESS=f"{head.address}:{PORT}",
             CLIP_SCGI_HOME=str(home),
+            **TOKEN,
         )
 
     @property
@@ -126,7 +128,7 @@ def test_a_node_is_killed_and_one_joins(network, nodes, tmp_path):
     again.wait_for_captions(len(kept) + 10)
     other.kill()
     late = network.machine(4)
-    start_node(late, head, **QUICK)
+    start_node(late, head, **QUICK, **TOKEN)
     assert again.end() == 0, again.written
     assert f"a worker on node {other.address} is lost" in again.written
     assert f"node {late.address} joined" in again.written
@@ -159,7 +161,7 @@ def test_features_and_embeddings_are_those_of_one_process(network, nodes, tmp_pa
     for name in ("metrics.json", "rankings.parquet"):
         assert (evaluated / name).read_bytes() == (tmp_path / "evaluated" / name).read_bytes()
 
-    start_node(network.machine(3), head, **QUICK)
+    start_node(network.machine(3), head, **QUICK, **TOKEN)
     words[-1] = str(tmp_path / "many.parquet")
     embedded = Command(here, head, home, *words, *small)
     assert embedded.end() == 0, embedded.written
@@ -176,9 +178,9 @@ def test_the_head_restarts(network, nodes, tmp_path):
         wait_for(lambda machine=machine: machine.started[0].poll() is not None, f"the end of {machine.address}", 120)
     assert command.process.poll() is None, command.written
     head = network.machine(1)
-    start_head(head, **QUICK)
+    start_head(head, **QUICK, **TOKEN)
     for machine in (here, other):
-        start_node(machine, head, **QUICK)
+        start_node(machine, head, **QUICK, **TOKEN)
     assert command.end() == 0, command.written
     assert "is lost; waiting until it is back" in command.written
     made = captions(tmp_path / "home")
@@ -196,7 +198,7 @@ def test_nodes_that_cannot_work_are_named(network, nodes, tmp_path):
     other = network.machine(3)
     if other.init is not None:  # a machine with a file system of its own
         other.run("mount", "-t", "tmpfs", "none", str(home)).check_returncode()
-    start_node(other, head, PYTHONPATH=f"{old.parent}:{REPO}", **QUICK)
+    start_node(other, head, PYTHONPATH=f"{old.parent}:{REPO}", **QUICK, **TOKEN)
     command = Command(here, head, home, "caption", "demo")
     assert command.end() == 1
     assert re.search(rf"node {other.address}: .*numpy 1.0 instead of", command.written), command.written
