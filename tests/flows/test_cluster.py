@@ -53,7 +53,6 @@ def nodes(network):
     start_head(machines[0], **QUICK, **TOKEN)
     for machine in machines[1:]:
         start_node(machine, machines[0], **QUICK, **TOKEN)
-    assert "Token authentication is enabled" in (machines[0].folder / "ray-1.log").read_text()
     yield machines
     for machine in network.machines.values():
         machine.kill()
