@@ -31,17 +31,23 @@ VARIABLE: Final = "RAY_ADDRESS"
 
 
 class RayOutcome(NamedTuple):
-    """The outcome of a job. done: images done by the workers that ended in order. lost: workers that died."""
+    """The outcome of a job. done: images done by the workers that ended in order. lost: workers that died.
+
+    losses: how often the whole cluster was lost; the other numbers are those since it was back.
+    """
 
     done: int
     workers: int
     lost: int
     nodes: list[str]
+    losses: int = 0
 
-    def __str__(self) -> str:
-        """Return the workers in words, such as "3 workers (ray), 1 lost"."""
+    def note(self, done: str) -> str:
+        """Return the outcome in words. done: what was done, such as "captions generated"."""
+        least = "at least " if self.lost or self.losses else ""
         lost = f", {self.lost} lost" if self.lost else ""
-        return f"{self.workers} workers (ray){lost}"
+        back = ", after the cluster was lost and came back" if self.losses else ""
+        return f"{least}{self.done} {done} by {self.workers} workers (ray){lost}{back}"
 
 
 def ray_problems() -> list[str]:
@@ -69,12 +75,13 @@ def _answers(address: str) -> bool:
 
 
 class _Told:
-    """What the driver has told. connected: when, at last. done: images. losses: of the cluster, in a row."""
+    """What the driver has told. connected: when, at last. done: images. lost: how often the cluster was lost,
+    losses: without an image done since."""
 
     def __init__(self, progress: ProgressFn) -> None:
         self._progress = progress
         self.connected: float | None = None
-        self.done = self.losses = 0
+        self.done = self.losses = self.lost = 0
 
     def take(self, line: str) -> bool:
         """Read a line; return True if it is one for this process."""
@@ -115,7 +122,7 @@ def run_on_ray(job: Job, scale: ScaleConfig, workers: int, progress: ProgressFn)
                 [*command, str(path), str(workers)], own_environment(), taken=told.take, grace=_STOP_SECONDS
             )
             if status == 0:
-                return RayOutcome(**read_json(path.with_name(OUTCOME)))
+                return RayOutcome(**read_json(path.with_name(OUTCOME)), losses=told.lost)
             if told.connected is None or told.connected >= begun:
                 raise_problem(path)
             path.with_name(PROBLEM).unlink(missing_ok=True)
@@ -128,6 +135,7 @@ def _wait_for_cluster(told: _Told, scale: ScaleConfig, lines: str, progress: Pro
     """Wait until the cluster answers. Raises ClipScgiError if it is gone for too long, or was lost too often."""
     address, lost = os.environ.get(VARIABLE) or "local", told.connected or 0.0
     told.losses += 1
+    told.lost += 1
     if told.losses == 1:
         text = f"the Ray cluster at {address} is lost; waiting until it is back (scale.ray_wait={scale.ray_wait})"
         plain_console(stderr=True).print(notice_line(text), soft_wrap=True)
