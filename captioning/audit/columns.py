@@ -128,7 +128,8 @@ class _Reader:
     def captions(self, *, has_label: bool) -> Captions:
         """Return the columns of all batches."""
         empty = self._empty(has_label=has_label)
-        found = {name: np.concatenate([empty[name], *(part[name] for part in self._parts)]) for name in empty}
+        # Column by column, so that no more than one of them is in memory twice.
+        found = {name: np.concatenate([empty[name], *(part.pop(name) for part in self._parts)]) for name in empty}
         self._parts = []
         splits, pids = found["splits"], found["pids"]
         is_known = is_person(np.array(SPLITS, dtype=object)[splits], pids)
@@ -144,7 +145,7 @@ class _Reader:
             is_person=is_known,
             answers=self._sorted(found["answers"]),
             values=[sorted(codes.values) for codes in self._codes],
-            texts=np.where(written, np.unique(found["keys"], return_inverse=True)[1], -1),
+            texts=np.where(written, np.unique(found.pop("keys"), return_inverse=True)[1], -1),
             flags=flags,
             statuses=dict(sorted(self._statuses.items())),
             labels=(found["labels"], self._label.values) if has_label else None,

@@ -48,10 +48,10 @@ class Votes(NamedTuple):
     totals: number of codes of the group of each entry.
     """
 
-    groups: NDArray[np.int64]
+    groups: NDArray[np.int32]
     codes: Code
-    counts: NDArray[np.int64]
-    totals: NDArray[np.int64]
+    counts: NDArray[np.int32]
+    totals: NDArray[np.int32]
 
     def leaders(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the entry with the most votes of each group, in the order of groups; of equals, that of least rank."""
@@ -64,6 +64,6 @@ def votes(groups: NDArray[np.int64], codes: Code) -> Votes:
     counted = codes >= 0
     width = int(codes.max(initial=0)) + 1
     entries, counts = np.unique(groups[counted] * width + codes[counted], return_counts=True)
-    of_group, of_code = entries // width, (entries % width).astype(np.int32)
-    totals = np.bincount(of_group, weights=counts).astype(np.int64)[of_group] if len(entries) else counts
-    return Votes(of_group, of_code, counts, totals)
+    of_group, of_code = (entries // width).astype(np.int32), (entries % width).astype(np.int32)
+    totals = np.bincount(of_group, weights=counts)[of_group] if len(entries) else counts
+    return Votes(of_group, of_code, counts.astype(np.int32), totals.astype(np.int32))
