@@ -47,7 +47,7 @@ services: $(VENV)/.installed ## Faults against a real Prefect server on PostgreS
 	CLIP_SCGI_REQUIRE_SERVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services --timeout 900
 
 cluster: $(VENV)/.installed ## Three nodes of Ray on this machine: one is killed, one joins late, the head restarts
-	CLIP_SCGI_REQUIRE_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --timeout 900
+	CLIP_SCGI_REQUIRE_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --timeout 1800
 
 lowest: ## Run the test suite with the oldest versions that pyproject.toml allows
 	$(NEED_PYTHON)

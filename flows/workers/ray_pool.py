@@ -232,10 +232,11 @@ class Pool:
         """Note a worker that died. Raises ClipScgiError if workers keep dying on a node that lives."""
         self._ray.kill(worker.actor)  # it may only be out of reach
         node, why = worker.node, " ".join(str(error).split())[:_SHOWN]
-        self.outcome.lost += 1
         self._deaths[node.id] += 1
-        if self._deaths[node.id] < _DEATHS:
+        if worker.shown is not None:
+            self.outcome.lost += 1
             _say(f"a worker on node {node.address} is lost; the others take over its work: {why}")
+        if self._deaths[node.id] < _DEATHS or all(other.id != node.id for other in self.nodes()):
             return
         raise ClipScgiError(
             f"{counted(_DEATHS, 'worker')} died on node {node.address}, the last one with: {why}. If memory was short, "

@@ -23,7 +23,7 @@ import pytest
 from tests.helpers.places import REPO
 from tests.helpers.ray_nodes import PORT, Machine, lan, ray_program, start_head, start_node, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800), pytest.mark.xdist_group("cluster")]
 
 WORLD = ["synthetic.train_identities=16", "synthetic.test_identities=9", "synthetic.images_per_camera=2"]
 WORLD += ["synthetic.cameras=3", "caption.batch_size=1", "train.schedule.epochs=1"]
