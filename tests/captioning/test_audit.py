@@ -17,6 +17,7 @@ from markupsafe import escape
 from PIL import Image
 
 from captioning.attributes.parse import parse_caption
+from captioning.audit.columns import read_captions
 from captioning.audit.flags import FLAGS
 from captioning.audit.stage import FLAG_ROWS, IDENTITIES, AuditConfig, AuditStage
 from captioning.audit.words import degrading_words
@@ -25,6 +26,7 @@ from captioning.prompts.templates import compose
 from data.artifacts.contents import caption_contents
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactStore
+from data.columns.source import TableRows
 from data.errors import DataError
 from data.files import write_table
 from data.schemas import CAPTIONS, LABEL
@@ -192,6 +194,31 @@ def test_duplicates_across_identities(tmp_path):
     assert list(flags["duplicate"]) == [True, True, True, False, False, False]
     assert summary["duplicates_across_identities"] == 1
     assert not audited(tmp_path / "more", rows, duplicate_identities=3)[2]["duplicate"].any()
+
+
+class InSevens(TableRows):
+    """The rows of a table in batches of seven."""
+
+    def batches(self, *columns):
+        for table in super().batches(*columns):
+            yield from (table.slice(start, 7) for start in range(0, len(table), 7))
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_captions_read_in_batches_are_the_same_numbers(label):
+    rows = [row for row, _ in FLAGGED for _ in range(3)] + [caption(text, 5) for text in (BLUE, RED.upper(), RED)]
+    table = pa.Table.from_pylist([row | {"image_path": "x"} for row in rows], schema=CAPTIONS)
+    if label:
+        table = table.append_column(LABEL, pa.array([f"person {row['pid']}" for row in rows]))
+    whole, parts = (read_captions(source(table), AuditConfig()) for source in (TableRows, InSevens))
+    assert (whole.values, whole.statuses) == (parts.values, parts.statuses)
+    for name in ("pids", "splits", "is_person", "answers", "texts"):
+        assert (getattr(whole, name) == getattr(parts, name)).all(), name
+    for flag, mask in whole.flags.items():
+        assert (mask == parts.flags[flag]).all(), flag
+    assert (whole.labels is None) == (not label)
+    if label:
+        assert [whole.labels[1][at] for at in whole.labels[0]] == [parts.labels[1][at] for at in parts.labels[0]]
 
 
 @pytest.mark.parametrize(
