@@ -8,7 +8,6 @@ from itertools import chain, zip_longest
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -113,6 +112,8 @@ def _per_split(splits: NDArray[np.int8]) -> dict[str, int]:
 
 def _least_agreement(identities: Agreement, count: int) -> list[tuple[int, float]]:
     """Return the identities with the least mean agreement over the slots that at least two captions answer."""
+    import pandas as pd  # a cached audit does not load it
+
     answered = np.where(identities.n_named >= 2, identities.agreement, np.nan)
     groups, slots = np.nonzero(~np.isnan(answered))
     mean = pd.Series(answered[groups, slots]).groupby(groups).mean()
@@ -129,6 +130,8 @@ def _worst(captions: Captions, identities: Agreement, group: int, agreement: flo
 
 def in_turn(captions: Captions, numbers: NDArray[np.int64], count: int) -> list[int]:
     """Return up to `count` of some captions: splits take turns, and each shows every identity before any twice."""
+    import pandas as pd
+
     turn = pd.Series(captions.pids[numbers]).groupby(captions.pids[numbers]).cumcount().to_numpy()
     ordered = numbers[np.argsort(turn, kind="stable")]
     groups = [ordered[captions.splits[ordered] == split][:count].tolist() for split in range(len(SPLITS))]
