@@ -87,7 +87,9 @@ def images_of(index: ArtifactRef) -> list[ImageFile]:
     return [ImageFile(row["path"], row["sha256"], row["split"], row["pid"], row["camid"]) for row in rows]
 
 
-@pytest.mark.parametrize("scale", [TWO_THREADS, TWO_PROCESSES], ids=["threads", "processes"])
+@pytest.mark.parametrize(
+    "scale", [TWO_THREADS, pytest.param(TWO_PROCESSES, marks=pytest.mark.soak)], ids=["threads", "processes"]
+)
 def test_embeddings_by_workers_are_those_of_one_process(world, scale, tmp_path, one_thread, monkeypatch):
     store, index, model, root = world
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
