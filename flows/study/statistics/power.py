@@ -17,9 +17,10 @@ POWER: Final = 0.8
 def smallest_visible(part: SeedMean) -> float | None:
     """Return the smallest difference that the two-sided paired t-test at 5 % finds with a chance of 80 %.
 
-    The deviation and the number of seeds are those of `part`. None where there is only one number.
+    The deviation and the number of seeds are those of `part`. None where there is only one number, or all are equal:
+    such numbers say nothing about how much another seed would deviate.
     """
-    if part.deviation is None:
+    if not part.deviation:
         return None
     n = len(part.values)
     return _visible_effect(n) * part.deviation / math.sqrt(n)
