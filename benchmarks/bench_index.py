@@ -86,8 +86,8 @@ def timed(work: Callable[[], T]) -> tuple[float, float, T]:
 
 def report(what: str, seconds: float, cpu: float, outcome: IndexOutcome, more: str = "") -> None:
     """Print one measurement. On a busy machine CPU seconds say more than wall seconds."""
-    rate, read = len(outcome.found.records) / seconds, outcome.found.n_read
-    print(f"{what}: {seconds:.2f} s ({cpu:.2f} s of CPU), {rate:,.0f} images/s, {read:,} files read{more}")
+    images = sum(counts["images"] for counts in outcome.images.description.counts.values())
+    print(f"{what}: {seconds:.2f} s ({cpu:.2f} s of CPU), {images / seconds:,.0f} images/s, {outcome.note}{more}")
 
 
 def labels(count: int) -> list[tuple[str, int, int]]:

@@ -196,7 +196,7 @@ def index_task(store: ArtifactStore, config: DatasetConfig, *, reread: bool) -> 
         outcome = index(store, config=config, progress=progress, reread=reread)
     return IndexResult(
         ref=outcome.made.ref.to_json(),
-        note=outcome.found.note,
+        note=outcome.note,
         images=outcome.images.to_json(),
         cached=outcome.made.cached,
     )

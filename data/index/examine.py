@@ -89,11 +89,15 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """Result of `examine`. facts: one per path, in order. n_read, n_decoded: files read and decoded this time."""
+    """Result of `examine`. facts: one per path, in order. n_read, n_decoded: files read and decoded this time.
+
+    n_unsettled: files that were read and have to be read again next time.
+    """
 
     facts: list[Facts]
     n_read: int
     n_decoded: int
+    n_unsettled: int
 
 
 class _Result(NamedTuple):
@@ -119,20 +123,20 @@ def examine(
     workers: threads; 0 for one per core. reread: read every file. chunk: files per task of a thread. remember_every:
     files after which their facts are saved. Raises ChangedError.
     """
-    # Another version of Pillow, or a plugin, may accept other files.
-    checker = f"{CHECK_VERSION} {pillow_version} {max_pixels} {decoders()}"
+    checker = checker_of(max_pixels)
     known = _recall(memo, root, checker)
     facts = [_remembered(f"{root}/{path}", known) for path in paths]
     todo = [index for index, fact in enumerate(facts) if reread or not fact.sha256]
     files = [f"{root}/{paths[index]}" for index in todo]
     decodings = {fact.sha256: Decoding(*fact[4:]) for fact in known.values()} if todo else {}
     fresh: dict[str, Facts] = {}
-    n_decoded = 0
+    n_decoded = n_unsettled = 0
     threads = workers or min(os.cpu_count() or 1, _MAX_THREADS)
     with closing(_read_all(files, decodings, max_pixels, threads, chunk)) as results:
         for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
             facts[index] = result.facts
             n_decoded += result.decoded
+            n_unsettled += not result.settled
             if result.settled:
                 fresh[file] = result.facts
             if done % chunk == 0 or done == len(todo):
@@ -140,7 +144,12 @@ def examine(
             if len(fresh) >= remember_every or done == len(todo):
                 _remember(memo, fresh, checker)
                 fresh.clear()
-    return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded)
+    return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded, n_unsettled=n_unsettled)
+
+
+def checker_of(max_pixels: int) -> str:
+    """Return what decodes the files: another version of Pillow, or a plugin, may accept others."""
+    return f"{CHECK_VERSION} {pillow_version} {max_pixels} {decoders()}"
 
 
 def stamps_of(root: Path, paths: Iterable[str]) -> list[Stamp]:

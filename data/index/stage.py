@@ -1,7 +1,8 @@
 """The index stage: hash and decode every image once, name every unusable file, and digest the dataset.
 
 The index is a snapshot: if any file was read, the folder is listed again afterwards, and the survey is repeated once if
-the folder has changed. In an unchanged folder no file is read, and each costs one `stat` call.
+the folder has changed. In an unchanged folder no file is read, and each costs one `stat` call: `data.index.unchanged`
+recognizes the folder, and if it cannot, the survey recalls the facts of each file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -25,6 +28,7 @@ from data.files import write_json, write_table
 from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
 from data.index.rules import check_index, identities, unusable
 from data.index.split_file import SPLIT_FILE, write_split
+from data.index.unchanged import Recognized, Watched
 from data.people import UNKNOWN_CAMERA
 from data.progress import ProgressFn, silent
 from data.readers.base import ImageRecord, Rejected, Scan
@@ -54,6 +58,7 @@ class Survey:
     description: dict[str, Any]
     n_read: int
     n_decoded: int
+    n_unsettled: int
 
     @property
     def dataset_hash(self) -> str:
@@ -68,16 +73,26 @@ class Survey:
     @property
     def note(self) -> str:
         """The numbers of images, rejected files and files read."""
-        return f"{counted(len(self.records), 'image')}, {len(self.rejected)} rejected, {self.n_read} read"
+        return _note(len(self.records), len(self.rejected), self.n_read)
+
+
+def _note(images: int, rejected: int, read: int) -> str:
+    return f"{counted(images, 'image')}, {rejected} rejected, {read} read"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOutcome:
-    """The indexed images and the survey that they come from."""
+    """The indexed images. note: the numbers of images, rejected files and files read. survey: returns `found`."""
 
     made: Made
     images: IndexedImages
-    found: Survey
+    note: str
+    survey: Callable[[], Survey] = field(repr=False)
+
+    @cached_property
+    def found(self) -> Survey:
+        """The survey that the images come from; if the folder was recognized, one of the folder as it is now."""
+        return self.survey()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +128,30 @@ def index(
     reread: read every file again, even if its size and times are unchanged. Raises DataError when the dataset as a
     whole is unusable, and RetryableError when its folder keeps changing.
     """
+    watched = Watched.of(store, config)
+    known = None if watched is None or reread else watched.find()
+    if known is not None:
+        return _recognized(store, config, known, progress)
     found = survey(store, config=config, progress=progress, reread=reread)
     made = IndexStage(found=found).make(RunContext(store=store, progress=progress))
-    return IndexOutcome(made=made, images=IndexedImages(ref=made.ref, root=found.root), found=found)
+    if watched is not None and not found.n_unsettled:
+        files = len(found.records) + len(found.rejected) + found.description["junk_left_out"]
+        watched.remember(Recognized(made.ref, found.root), files)
+    images = IndexedImages(ref=made.ref, root=found.root)
+    return IndexOutcome(made=made, images=images, note=found.note, survey=lambda: found)
+
+
+def _recognized(store: ArtifactStore, config: DatasetConfig, known: Recognized, progress: ProgressFn) -> IndexOutcome:
+    """Return the artifact of a folder that has not changed."""
+    store.touch(known.ref)
+    images = IndexedImages(ref=known.ref, root=known.root)
+    about = images.description
+    return IndexOutcome(
+        made=Made(ref=known.ref, cached=True),
+        images=images,
+        note=_note(sum(counts["images"] for counts in about.counts.values()), about.rejected, 0),
+        survey=partial(survey, store, config=config, progress=progress),
+    )
 
 
 def survey(
@@ -143,6 +179,7 @@ class _Found(NamedTuple):
     facts: list[Facts]
     n_read: int
     n_decoded: int
+    n_unsettled: int
 
 
 def _settled(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> _Found:
@@ -180,7 +217,7 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
     scan = assign_splits(config, replace(scan, records=[one for one in scan.records if not fates[one.path]]))
     scan = replace(scan, rejected=sorted(scan.rejected + bad))
     facts = [known[record.path] for record in scan.records]
-    return _Found(scan=scan, facts=facts, n_read=examined.n_read, n_decoded=examined.n_decoded)
+    return _Found(scan, facts, examined.n_read, examined.n_decoded, examined.n_unsettled)
 
 
 def _check_place(store: ArtifactStore, config: DatasetConfig, root: Path) -> None:
@@ -205,6 +242,7 @@ def _survey(config: DatasetConfig, found: _Found) -> Survey:
         description=_describe(config, scan=scan, records=records, facts=facts, rejected=rejected, notices=notices),
         n_read=found.n_read,
         n_decoded=found.n_decoded,
+        n_unsettled=found.n_unsettled,
     )
 
 

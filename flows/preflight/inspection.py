@@ -115,7 +115,7 @@ def _indexed(store: ArtifactStore, recipe: Recipe, progress: ProgressFn) -> _Dat
         made = index(store, config=ensure_dataset(store, recipe), progress=progress)
     except ClipScgiError as error:
         return _listed(store, recipe, error)
-    return _Dataset(run=RunContext(store=store, indexed=made.images), notices=made.found.notices)
+    return _Dataset(run=RunContext(store=store, indexed=made.images), notices=made.images.description.notices)
 
 
 def _listed(store: ArtifactStore, recipe: Recipe, error: ClipScgiError | None = None) -> _Dataset:

@@ -300,6 +300,7 @@ def test_reread_finds_what_size_and_times_hide(store, root):
         (sha256,) = memo.execute("SELECT sha256 FROM digests WHERE path = ?", (os.fsencode(path),)).fetchone()
         for table in ("digests", "checks"):
             memo.execute(f"UPDATE {table} SET sha256 = ? WHERE sha256 = ?", ("0" * 64, sha256))
+        memo.execute("DROP TABLE IF EXISTS trees")
     memo.close()
     assert "0" * 64 in set(frame(index(store, config=config_of(root)))["sha256"])
     assert sha256 in set(frame(index(store, config=config_of(root), reread=True))["sha256"])
