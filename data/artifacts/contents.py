@@ -6,11 +6,10 @@ text. Content digests are computed once, when the artifact is written, and store
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactRef
 from data.columns.digests import Digests, digests_of
 from data.columns.distinct import each_distinct, one_array
@@ -26,7 +24,7 @@ from data.columns.json_rows import RowDigest
 from data.columns.shuffle import BLOCK_ROWS, Shuffle
 from data.columns.source import ParquetRows, RowSource, TableRows
 from data.errors import DataError
-from data.people import JUNK, is_person
+from data.people import JUNK, Mask, is_person
 from data.schemas import LABEL
 from data.slots import SLOTS
 from data.splits import TRAIN
@@ -51,6 +49,8 @@ AUDITED: Final = (
 )
 """The columns of captions.parquet that the audit reads; see `audited_columns`."""
 
+_LABELED: Final = ("pid", "camid", "sha256")
+_RANKED: Final = ("split", "path", *_LABELED)
 _TRAINED: Final = ("pid", "camid", "image_sha256", "caption")
 _TRAINED_ROWS: Final = pa.schema(
     [("pid", pa.int64()), ("camid", pa.int64()), ("image_sha256", pa.string()), ("caption", pa.string())]
@@ -81,15 +81,21 @@ def caption_contents(captions: ArtifactRef) -> Contents:
 
 def contents_of_images(table: pa.Table) -> dict[str, str]:
     """Compute the digests of `image_contents` from the rows of images.parquet."""
-    rows = _rows(table, ("split", "path", "pid", "camid", "sha256"))
-    persons = is_person([row[0] for row in rows], [row[2] for row in rows]).tolist()
-    tested = [row for row in rows if row[0] != TRAIN]
-    ranked = [(*row, person) for row, person in zip(rows, persons, strict=True) if row[0] != TRAIN]
+    is_trained = pc.equal(table["split"], TRAIN)
+    trained = table.select(_LABELED).filter(pc.and_(is_trained, pc.not_equal(table["pid"], JUNK)))
+    ranked = table.select(_RANKED).append_column("person", pa.array(_persons(table))).filter(pc.invert(is_trained))
     return {
-        "train": _digest(sorted(row[2:] for row in rows if row[0] == TRAIN and row[2] != JUNK)),
-        "test": _digest(sorted((row[0], *row[2:]) for row in tested)),
+        "train": _digest_of_sorted(trained),
+        "test": _digest_of_sorted(ranked.select(["split", *_LABELED])),
         "ranked": _digest(ranked),
     }
+
+
+def _persons(images: pa.Table) -> Mask:
+    """Return whether each image shows a person; the texts of the splits are not made once per image."""
+    split = one_array(images["split"].dictionary_encode())
+    names = np.array(split.dictionary.to_pylist(), dtype=object)
+    return is_person(names[split.indices.to_numpy()], images["pid"].to_numpy())
 
 
 def contents_of_captions(
@@ -197,11 +203,12 @@ def _recorded(ref: ArtifactRef, file: str, compute: Callable[[Path], dict[str, s
         ) from error
 
 
-def _rows(table: pa.Table, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    return list(zip(*(table[name].to_pylist() for name in names), strict=True))
+def _digest_of_sorted(rows: pa.Table) -> str:
+    """Return the digest of rows, sorted by all columns."""
+    return _digest(rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in rows.column_names])))
 
 
-def _digest(rows: Iterable[tuple[Any, ...]]) -> str:
-    # Values are text, integers, booleans, and float32 read as float64: their JSON is exact. Confidences may be
-    # infinite, which json writes as Infinity.
-    return digest_bytes(json.dumps(list(rows), separators=(",", ":"), ensure_ascii=True).encode())
+def _digest(rows: pa.Table) -> str:
+    found = RowDigest()
+    found.update(rows)
+    return found.hexdigest()

@@ -123,10 +123,10 @@ class IndexedImages:
 
     def names(self) -> Names:
         """Return the function that names an identity: by its label, if the dataset has text labels."""
-        table = self.rows()
-        if LABEL.name not in table.column_names:
+        if LABEL.name not in self.columns():
             return IdentityName
-        return identity_names(table["pid"].to_pylist(), table[LABEL.name].to_pylist())
+        named = self.rows("pid", LABEL.name).group_by(["pid", LABEL.name], use_threads=False).aggregate([])
+        return identity_names(named["pid"].to_pylist(), named[LABEL.name].to_pylist())
 
     def contents(self) -> Contents:
         """Return the content digests that later stages depend on (`data.artifacts.contents.image_contents`)."""
