@@ -109,6 +109,7 @@ def _step(config: TrainConfig, identities: int) -> Callable[[int], None]:
 
     device = _device(config)
     task = build_task(config, identities=identities, cameras=[0]).to(device).train()
+    task.start_training()
     optimizer = build_optimizer(task, config.schedule)
 
     def step(size: int) -> None:

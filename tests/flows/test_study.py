@@ -21,6 +21,7 @@ from data.schemas import WORDLESS
 from data.stages.stage import RunContext
 from flows.cli.app import main
 from flows.cli.study import preset_recipe, worlds_of
+from flows.costs.steps import full_steps
 from flows.recipes import build_recipe, tiny_clip_reid
 from flows.study.controls import CONSTANT, TRUTH
 from flows.study.inputs import open_inputs
@@ -563,6 +564,13 @@ def test_a_dry_run_prints_the_cost_and_trains_nothing(tmp_path, capsys):
     assert "not included: captioning of 1 dataset and evaluation; their time is unknown before the" in shown
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "stages" / "train").exists()
+
+
+def test_the_cost_of_a_distillation_is_measured():
+    base = build_recipe("benchmark", ["train.device=cpu", "train.batch.identities=2", "train.batch.images=1"]).train
+    for variant in VARIANTS:
+        if variant.name in ("distill_low", "separate_distill"):
+            assert full_steps(training_of(variant, base, 0), 2).step > 0
 
 
 def test_settings_that_fail_every_run_are_refused_before_the_first(tmp_path, capsys):
