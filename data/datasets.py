@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from data.config import Config, RuntimeInt, RuntimeStr, build_config
+from data.config import SECRET, Config, RuntimeInt, RuntimeStr, build_config
 from data.errors import ConfigError, raise_settings
 from data.images.decode import MAX_PIXELS, MOST_PIXELS
 from data.people import UNKNOWN_CAMERA
@@ -22,6 +23,7 @@ from data.readers import bounding_box, folders, images, list_files, manifest, pk
 from data.readers.base import ImageRecord, Rejected, Scan
 from data.readers.split_rule import split_by_identity
 from data.readers.text_search.reader import text_search
+from data.sources.address import address_problem
 from data.splits import SPLITS, SplitName
 
 __all__ = ["DatasetConfig", "ImageRecord", "Reader", "Rejected", "Scan", "load_dataset", "scan_dataset"]
@@ -76,7 +78,7 @@ class DatasetConfig(Config):
     """Layout of the folder. `folders`: one folder per person. `images`: just images, to caption and to search.
     `manifest`: any dataset with a Parquet or CSV file of path, split, pid (a number or text) and, if known, camid."""
     root: RuntimeStr = ""
-    """The dataset's folder, or the folder that contains it."""
+    """The dataset's folder, or the folder that contains it; also an address such as s3://bucket/folder."""
     manifest: RuntimeStr = ""
     """manifest: the Parquet or CSV file, or a folder of Parquet files; empty: manifest.parquet, manifest.csv or
     manifest.tsv in the root, or the root itself."""
@@ -135,6 +137,13 @@ class DatasetConfig(Config):
             if fields[name] == type(self).model_fields[name].default:
                 del fields[name]
         return fields | {"require_splits": fields["require_splits"] or list(SPLITS)}
+
+    @field_validator("root", "manifest")
+    @classmethod
+    def _address_is_usable(cls, text: str) -> str:
+        if problem := address_problem(text):
+            raise PydanticCustomError("bad_address", "{problem}", {"problem": problem, SECRET: True})
+        return text
 
     @field_validator("camera_pattern")
     @classmethod

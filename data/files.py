@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import ClipScgiError, DataError, RejectedRow
+from data.sources.address import is_remote
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -100,6 +101,8 @@ def inside(root: Path, relative: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
         raise RejectedRow("outside_root")
     path = root / pure
+    if is_remote(root):  # stores do not have links
+        return path
     try:
         is_inside = path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError) as error:

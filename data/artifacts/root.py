@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from data.errors import ConfigError
+from data.sources.address import is_remote
+from data.sources.address import shown as address
 
 HOME_VARIABLE: Final = "CLIP_SCGI_HOME"
 _REMEDY: Final = f"set --home or {HOME_VARIABLE} to a folder of your own"
@@ -18,6 +20,12 @@ def usable_root(root: Path) -> Path:
     Raises ConfigError for a path that cannot exist (too long, a loop of links, the home of an unknown user) or whose
     name is not UTF-8: artifacts name their files in JSON.
     """
+    if is_remote(root):
+        raise ConfigError(
+            f"the artifact root {address(root)} is in an object store, but artifacts are renamed, locked and mapped"
+            f" into memory, which needs a folder of a POSIX file system: {_REMEDY}. Only images may be in a store"
+            " (data.root)"
+        )
     shown = str(root).encode(errors="replace").decode()
     try:
         found = root.expanduser().resolve()

@@ -23,6 +23,8 @@ from data.files import inside
 from data.images.boxes import heif_without_metadata, jp2_size, jp2_without_metadata
 from data.images.formats import READABLE, UNREADABLE, ModernFormat, can_decode, modern_format
 from data.images.metadata import UPRIGHT, Bare, orientation_of, without_metadata
+from data.sources import remote
+from data.sources.address import is_remote
 
 MAX_PIXELS: Final = 64_000_000
 """Default cap on width x height: a crop of a person has thousands of pixels, a decompression bomb has billions."""
@@ -146,11 +148,13 @@ def open_indexed(root: Path, path: str, sha256: str | None) -> Image.Image:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """Return the bytes of the regular file at `path`.
+    """Return the bytes of the regular file, or of the object in a store, at `path`.
 
     Raises RejectedRow with the reason ``missing``, ``too_large``, ``out_of_memory`` or ``unreadable`` (no permission, a
-    folder, a pipe or a device; never blocks on one).
+    folder, a pipe or a device; never blocks on one), and RetryableError if a store does not answer.
     """
+    if is_remote(path):
+        return remote.read_capped(path, _MAX_BYTES)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.artifacts.store import ArtifactStore
-from data.errors import RejectedRow
+from data.errors import ClipScgiError, RejectedRow
 from data.files import inside
+from data.sources.places import is_file
 
 
 def find_root(
@@ -38,6 +39,6 @@ def _above(place: Path, path: str) -> Path | None:
 
 def _exists(folder: Path, path: str) -> bool:
     try:
-        return inside(folder, path).is_file()
-    except (OSError, RejectedRow):
+        return is_file(inside(folder, path))
+    except (OSError, RejectedRow, ClipScgiError):
         return False

@@ -25,6 +25,8 @@ from data.images.decode import open_rgb, read_bytes
 from data.images.formats import decoders
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
+from data.sources import remote
+from data.sources.address import is_remote
 
 CHECK_VERSION: Final = 3
 """Version of the decoder; increment it when `data.images.decode.open_rgb` accepts or rejects other files."""
@@ -131,7 +133,7 @@ def examine(
     decodings = {fact.sha256: Decoding(*fact[4:]) for fact in known.values()} if todo else {}
     fresh: dict[str, Facts] = {}
     n_decoded = n_unsettled = 0
-    threads = workers or min(os.cpu_count() or 1, _MAX_THREADS)
+    threads = workers or (remote.THREADS if is_remote(root) else min(os.cpu_count() or 1, _MAX_THREADS))
     with closing(_read_all(files, decodings, max_pixels, threads, chunk)) as results:
         for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
             facts[index] = result.facts
@@ -158,6 +160,11 @@ def stamps_of(root: Path, paths: Iterable[str]) -> list[Stamp]:
 
 
 def _stamp(file: str) -> Stamp:
+    if is_remote(file):
+        entry = remote.entry_of(file)
+        if entry is None:
+            raise ChangedError(f"{file} vanished")
+        return Stamp(*entry)
     try:
         return Stamp.of(os.stat(file))  # noqa: PTH116 - a Path for each of 200,000 files costs a second
     except OSError as error:

@@ -16,6 +16,9 @@ from typing import Final, NamedTuple
 from data.errors import DataError, RejectedRow
 from data.files import inside
 from data.people import JUNK, is_person
+from data.sources import remote
+from data.sources.address import is_listed, is_remote
+from data.sources.places import children, exists, is_dir
 from data.splits import SPLITS
 
 MAX_INT64: Final = (1 << 63) - 1
@@ -169,6 +172,9 @@ def accepted_files(collector: Collector, folder: str) -> Iterator[str]:
     check as the paths of a manifest, because later stages do not follow links that leave the root.
     """
     where, gate = collector.root / folder, PathGate(collector.root)
+    if is_remote(where):
+        yield from _accepted_objects(collector, folder, gate)
+        return
     try:
         with os.scandir(where) as entries:
             listed = [(entry.name, entry.is_file(follow_symlinks=False)) for entry in entries]
@@ -182,6 +188,23 @@ def accepted_files(collector: Collector, folder: str) -> Iterator[str]:
         try:
             if not (is_plain and is_inside):
                 gate.admit(join(folder, name))
+        except RejectedRow as error:
+            collector.reject(join(folder, name), *_refused_entry(error.reason))
+        else:
+            yield name
+
+
+def _accepted_objects(collector: Collector, folder: str, gate: PathGate) -> Iterator[str]:
+    """Yield what `accepted_files` yields, for a root in an object store."""
+    where = collector.root / folder
+    if not is_dir(where):
+        collector.notices.append(f"the folder {folder} of {collector.name} does not exist")
+        return
+    for name in sorted(entry.name for entry in children(where)):
+        if is_litter(name):
+            continue
+        try:
+            gate.admit(join(folder, name))
         except RejectedRow as error:
             collector.reject(join(folder, name), *_refused_entry(error.reason))
         else:
@@ -206,10 +229,10 @@ def locate(root: Path, markers: Iterable[str], layout: str) -> Path:
     """
     base = existing_folder(root)
     wanted = tuple(markers)
-    if any((base / marker).exists() for marker in wanted):
+    if any(exists(base / marker) for marker in wanted):
         return base
-    children = sorted(child for child in base.iterdir() if child.is_dir() and not is_litter(child.name))
-    found = [child for child in children if any((child / marker).exists() for marker in wanted)]
+    folders = sorted(child for child in children(base) if is_dir(child) and not is_litter(child.name))
+    found = [child for child in folders if any(exists(child / marker) for marker in wanted)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -223,7 +246,14 @@ def locate(root: Path, markers: Iterable[str], layout: str) -> Path:
 
 
 def existing_folder(root: Path) -> Path:
-    """Return `root` as an absolute path; raises DataError unless it is a readable folder."""
+    """Return `root` as an absolute path; raises DataError unless it is a readable folder.
+
+    The objects of a store are listed anew. A web server cannot list its files and is not asked.
+    """
+    if is_remote(root):
+        if is_listed(root):
+            remote.refresh(root)
+        return root
     base = root.expanduser().absolute()
     if not base.exists():
         raise DataError(f"the folder {base} does not exist; set data.root to the folder of the dataset")
@@ -243,6 +273,7 @@ class PathGate:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._is_remote = is_remote(root)
         self._refused: dict[str, str] = {}  # folder -> reason why its files are refused, or ""
 
     def admit(self, relative: str) -> str:
@@ -254,6 +285,8 @@ class PathGate:
         refused = self.refusal(path.rpartition("/")[0])
         if refused:
             raise RejectedRow(refused)
+        if self._is_remote:
+            return self._admit_object(path)
         try:
             mode = os.lstat(f"{self.root}/{path}").st_mode
             if stat.S_ISLNK(mode):
@@ -265,6 +298,11 @@ class PathGate:
         if not stat.S_ISREG(mode):
             raise RejectedRow("not_a_file")
         return path
+
+    def _admit_object(self, path: str) -> str:
+        if remote.entry_of(f"{self.root}/{path}") is not None:
+            return path
+        raise RejectedRow("not_a_file" if is_dir(self.root / path) else "missing")
 
     def refusal(self, folder: str) -> str:
         """Return the reason why files in `folder`, relative to the root, are refused, or ""."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from data.readers.base import Collector, Counts, Scan, accepted_files, join, locate
+from data.sources.places import is_dir
 from data.splits import GALLERY, QUERY, TRAIN
 
 _FOLDERS: Final = {TRAIN: "bounding_box_train", QUERY: "query", GALLERY: "bounding_box_test"}
@@ -117,7 +118,7 @@ def cuhk03_np(root: Path, *, version: str) -> Scan:
     """
     layout = _CUHK03_NP[version]
     base = locate(root, [version, *_FOLDERS.values()], f"it needs the folder {version}; there, {layout.sentence}")
-    folder = base / version if (base / version).is_dir() else base
+    folder = base / version if is_dir(base / version) else base
     return _read("cuhk03_np", folder, layout, version)
 
 

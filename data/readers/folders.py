@@ -15,6 +15,7 @@ from data.process.bounded import TimeLimitError
 from data.process.pattern_search import first_groups
 from data.readers.base import Collector, Scan, existing_folder, is_litter, number_cameras, number_labels, printable
 from data.readers.tree import image_files, is_store
+from data.sources.address import is_remote
 from data.splits import GALLERY
 
 _NOT_PEOPLE: Final = frozenset(
@@ -87,6 +88,8 @@ def _merged(labels: Mapping[str, str]) -> list[str]:
 def _empty(root: Path, paths: Sequence[str]) -> list[str]:
     """Return a notice about folders of people without an image."""
     used = {path.partition("/")[0] for path in paths}
+    if is_remote(root):  # a store does not have empty folders
+        return []
     found = (
         entry.name for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink() and not is_store(entry)
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from data.errors import DataError, RejectedRow
 from data.readers.base import PATH_DETAILS, Collector, Counts, PathGate, Scan, locate
+from data.sources.places import is_dir, open_text
 from data.splits import GALLERY, QUERY, TRAIN
 
 _MSMT17_LISTS: Final = {
@@ -69,7 +70,7 @@ def msmt17(root: Path, *, version: str, include_val: bool) -> Scan:
 
 
 def _msmt17_edition(base: Path) -> str:
-    found = [edition for edition, names in _MSMT17_FOLDERS.items() if any((base / name).is_dir() for name in names)]
+    found = [edition for edition, names in _MSMT17_FOLDERS.items() if any(is_dir(base / name) for name in names)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -142,7 +143,7 @@ def _admitted(collector: Collector, gate: PathGate, relative: str, where: str) -
 def _read_list(collector: Collector, name: str) -> Iterator[_Line]:
     """Yield the lines "path identity" of one list file; `collector` rejects malformed lines."""
     try:
-        stream = (collector.root / name).open(encoding="utf-8-sig", errors="surrogateescape")
+        stream = open_text(collector.root / name, encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError:
         collector.notices.append(f"the list {name} of {collector.name} does not exist")
         return

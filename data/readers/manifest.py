@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,6 +21,8 @@ from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, Unusable,
 from data.readers.manifest_file import REQUIRED, Cell, NamedCell, manifest_column, manifest_rows
 from data.readers.manifest_labels import Cameras, Identities, is_missing
 from data.readers.sentences import Sentences, sentences_of
+from data.sources.address import is_listed, is_remote, shown
+from data.sources.places import children, exists, is_file
 from data.splits import GALLERY, SPLITS
 
 NAMES: Final = ("manifest.parquet", "manifest.csv", "manifest.tsv")
@@ -112,6 +114,8 @@ def column_of(root: Path, *, manifest: str, name: str) -> Mapping[str, NamedCell
 
 
 def _find(root: Path, manifest: str) -> tuple[Path, Path]:
+    if is_remote(root):
+        return _find_object(root, manifest)
     if not manifest and root.expanduser().is_file():
         file = root.expanduser().absolute()
         return file, file.parent.resolve()
@@ -123,18 +127,39 @@ def _find(root: Path, manifest: str) -> tuple[Path, Path]:
     for candidate in candidates:
         if candidate.is_file() or (candidate.is_dir() and (manifest or candidate.suffix == ".parquet")):
             return candidate, base
-    near = sorted(path.name for path in base.iterdir() if path.suffix.lower() in _TABLES)
+    raise _not_found(base, wanted)
+
+
+def _find_object(root: Path, manifest: str) -> tuple[Path, Path]:
+    """Return what `_find` returns, for a root in an object store; the manifest may be there or on this machine."""
+    if not manifest and root.suffix.lower() in _TABLES and is_file(root):
+        return root, existing_folder(root.parent)
+    base = existing_folder(root)
+    wanted = [manifest] if manifest else list(NAMES)
+    candidates = [Path(name) if is_remote(name) else base / name for name in wanted if not name.startswith(("/", "~"))]
+    found = next((candidate for candidate in candidates if is_file(candidate)), None)
+    if found is not None:
+        return found, base
+    local = Path(manifest).expanduser().absolute()
+    if manifest and local.exists():
+        return local, base
+    raise _not_found(base, wanted)
+
+
+def _not_found(base: Path, wanted: Sequence[str]) -> DataError:
+    listed = children(base) if is_listed(base) else []
+    near = sorted(path.name for path in listed if path.suffix.lower() in _TABLES)
     found = f" Found there: {', '.join(near[:_SHOWN])}; did you mean data.manifest={near[0]}?" if near else ""
-    raise DataError(
-        f"no manifest found: {' or '.join(wanted)} does not exist in {base}; set data.manifest to a Parquet or CSV file"
-        f" with the columns {', '.join(REQUIRED)} and, if the cameras are known, camid.{found} `clip-scgi manifest`"
-        " writes a manifest from any other reader"
+    return DataError(
+        f"no manifest found: {' or '.join(wanted)} does not exist in {shown(base)}; set data.manifest to a Parquet or"
+        f" CSV file with the columns {', '.join(REQUIRED)} and, if the cameras are known, camid.{found} `clip-scgi"
+        " manifest` writes a manifest from any other reader"
     )
 
 
 def _ignored(file: Path, base: Path) -> list[str]:
     """Return a notice if another file with the name of a manifest is not read."""
-    others = [name for name in NAMES if (base / name).exists() and base / name != file]
+    others = [name for name in NAMES if exists(base / name) and base / name != file]
     if file.parent != base or file.name not in NAMES or not others:
         return []
     return [f"{', '.join(others)} is not read, because {file.name} exists; delete one of them, or set data.manifest"]

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from data.errors import DataError
 from data.readers.base import is_litter
 from data.settings import nearest
+from data.sources.places import is_dir, open_binary, open_text, table_source
 
 REQUIRED: Final = ("path", "split", "pid")
 COLUMNS: Final = (*REQUIRED, "camid", "label", "sentences")
@@ -78,7 +79,7 @@ def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
     """
     needed = tuple(name for name in REQUIRED if needs_split or name != "split")
     try:
-        if file.is_dir():
+        if is_dir(file):
             yield from _folder(file, needed)
         elif file.suffix.lower() in _PARQUET:
             yield from _parquet(file, {}, "", needed)
@@ -101,7 +102,7 @@ def manifest_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
 
     The manifest is one that `manifest_rows` reads; the cell is as stored, of any type.
     """
-    if file.is_dir():
+    if is_dir(file):
         parts = sorted(path for path in file.rglob("*") if path.suffix.lower() in _PARQUET and not is_litter(path.name))
     else:
         parts = [file]
@@ -115,7 +116,7 @@ def manifest_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
 
 
 def _parquet_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
-    with pq.ParquetFile(file) as table:
+    with pq.ParquetFile(table_source(file)) as table:
         stored = table.schema_arrow.names
         at = {_folded(column): column for column in stored}
         if _folded(name) not in at:
@@ -126,7 +127,7 @@ def _parquet_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
 
 
 def _csv_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
-    with file.open(encoding=encoding_of(file), newline="") as stream:
+    with open_text(file, encoding=encoding_of(file), newline="") as stream:
         delimiter, header = _header(file, stream.readline())
         at = {_folded(column): place for place, column in enumerate(header)}
         if _folded(name) not in at:
@@ -158,7 +159,7 @@ def _partition(part: Path) -> dict[str, str | None]:
 
 
 def _parquet(file: Path, partition: Mapping[str, str | None], of: str, required: Sequence[str]) -> Iterator[Row]:
-    with pq.ParquetFile(file) as table:
+    with pq.ParquetFile(table_source(file)) as table:
         stored = table.schema_arrow.names
         folded = {_folded(name) for name in stored}
         outer = {name: value for name, value in partition.items() if name in COLUMNS and name not in folded}
@@ -190,7 +191,7 @@ def _check_types(file: Path, fields: Iterable[pa.Field]) -> None:
 def _csv(file: Path, required: Sequence[str]) -> Iterator[Row]:
     encoding = encoding_of(file)
     try:
-        with file.open(encoding=encoding, newline="") as stream:
+        with open_text(file, encoding=encoding, newline="") as stream:
             delimiter, header = _header(file, stream.readline())
             where = _positions(file, header, required)
             place = [where.get(column, len(header)) for column in COLUMNS]
@@ -238,7 +239,7 @@ def _header(file: Path, line: str) -> tuple[str, list[str]]:
 
 def encoding_of(file: Path) -> str:
     """Return the encoding that the first bytes announce; UTF-8 by default."""
-    with file.open("rb") as stream:
+    with open_binary(file) as stream:
         head = stream.read(1024)
     found = next((encoding for bom, encoding in _BOMS.items() if head.startswith(bom)), "utf-8")
     if head.startswith(_ZIP):
@@ -261,7 +262,7 @@ def delimiter_of(header: str, columns: Iterable[str] = COLUMNS) -> str:
 
 def bad_line(file: Path) -> str:
     """Return the place of the first line that is not UTF-8, for a message; "" if there is none."""
-    with file.open("rb") as stream:
+    with open_binary(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 line.decode()

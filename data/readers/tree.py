@@ -11,6 +11,8 @@ from data.artifacts.digests import MEMO_FILE
 from data.errors import DataError, RejectedRow
 from data.readers.base import PATH_DETAILS, Collector, PathGate, is_litter, join
 from data.readers.manifest import NAMES
+from data.sources import remote
+from data.sources.address import is_remote
 
 SUFFIXES: Final = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png",
                    ".pnm", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
@@ -30,6 +32,9 @@ def image_files(collector: Collector) -> Iterator[str]:
     of an image. What file managers leave behind (`is_litter`), artifact stores and the manifest that `clip-scgi
     manifest` writes into the root are ignored. The order is that of the disk.
     """
+    if is_remote(collector.root):
+        yield from _image_objects(collector)
+        return
     gate, pending = PathGate(collector.root), [""]
     while pending:
         for entry in _entries(collector, pending.pop()):
@@ -47,6 +52,37 @@ def image_files(collector: Collector) -> Iterator[str]:
                     yield gate.admit(path)
                 except RejectedRow as error:
                     collector.reject(path, error.reason, PATH_DETAILS[error.reason])
+
+
+def _image_objects(collector: Collector) -> Iterator[str]:
+    """Yield what `image_files` yields, for a root in an object store."""
+    gate, hidden = PathGate(collector.root), set[str]()
+    found = remote.listing(collector.root).entries
+    stores = tuple(f"{path.rpartition('/')[0]}/" for path in found if path.rpartition("/")[2] == MEMO_FILE)
+    for path in found:
+        folders, name = path.split("/")[:-1], path.rpartition("/")[2]
+        dotted = next((depth for depth, one in enumerate(folders) if one.startswith(".") and one != ".."), None)
+        litter = any(is_litter(one) for one in (*(one for one in folders if not one.startswith(".")), name))
+        if path in NAMES or litter or path.startswith(stores):
+            continue
+        if dotted is not None:
+            hidden.add("/".join(folders[: dotted + 1]))
+        elif not name.lower().endswith(SUFFIXES):
+            collector.reject(path, "not_an_image", _DETAILS["not_an_image"])
+        else:
+            try:
+                yield _admitted(gate, path)
+            except RejectedRow as error:
+                collector.reject(path, error.reason, PATH_DETAILS[error.reason])
+    for folder in sorted(hidden):
+        collector.reject(folder, "hidden", _DETAILS["hidden"])
+
+
+def _admitted(gate: PathGate, key: str) -> str:
+    """Return the key of an object, unless it is not a path: a/b, a//b and a/./b are different objects."""
+    if "" in key.split("/") or "." in key.split("/"):
+        raise RejectedRow("bad_path")
+    return gate.admit(key)
 
 
 def is_store(folder: Path) -> bool:

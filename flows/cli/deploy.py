@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.artifacts.root import HOME_VARIABLE
 from data.errors import ConfigError, raise_problems
+from data.sources.address import is_remote
 from flows.cli.inputs import artifact_store, recipe_of
 from flows.execution.site_server import api_url, check_server
 from flows.interrupts import leave_to_asyncio
@@ -89,7 +90,7 @@ def _root_problem(recipe: Recipe) -> str:
     root = recipe.data.root
     if not root and recipe.synthetic is None:
         return f"recipe {recipe.name} has no images: set data.root to their folder, such as data.root=/data/images"
-    if root and not Path(root).expanduser().is_absolute():
+    if root and not is_remote(root) and not Path(root).expanduser().is_absolute():
         return f"data.root={root} is relative, but runs start in other folders: set data.root={Path(root).absolute()}"
     return ""
 

@@ -17,12 +17,13 @@ from data.artifacts.stages import StageName
 from data.artifacts.store import ArtifactStore
 from data.config import Config, build_config
 from data.datasets import DatasetConfig
-from data.errors import counted
+from data.errors import ConfigError, counted
 from data.files import atomic_path
 from data.index.export import SUFFIXES, formulas, keep_existing, write_manifest
 from data.index.stage import usable_images
 from data.people import JUNK
 from data.readers.base import Scan
+from data.sources.address import is_remote, shown
 from flows.cli.inputs import artifact_store, examined_recipe, recipe_of
 from flows.execution.server import prefect_server
 from flows.overrides import apply_overrides
@@ -104,6 +105,8 @@ def write_dataset_manifest(
     make_root(store.root)  # the digests of the images are kept there
     with progress_bar("manifest") as progress:
         scan = usable_images(store, config=config, progress=progress)
+    if output is None and is_remote(scan.root):
+        raise ConfigError(f"nothing is written to {shown(scan.root)}: set --output, such as --output manifest.csv")
     file = output.absolute() if output else scan.root / "manifest.csv"
     write_manifest(file, scan.records, overwrite=overwrite)
     for notice in _manifest_notices(scan):
@@ -130,7 +133,7 @@ def _manifest_notices(scan: Scan) -> Iterator[str]:
 
 def _manifest_settings(scan: Scan, file: Path) -> list[str]:
     """Return the options that read the manifest `file` back."""
-    settings = [f"data.root={scan.root}", "data.reader=manifest"]
+    settings = [f"data.root={shown(scan.root)}", "data.reader=manifest"]
     if file != scan.root / "manifest.csv":
         settings.append(f"data.manifest={file}")
     if any(record.pid == JUNK for record in scan.records):

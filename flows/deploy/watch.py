@@ -27,6 +27,7 @@ from data.datasets import DatasetConfig
 from data.errors import ClipScgiError, DataError, RetryableError, raise_problems
 from data.files import atomic_path, read_json, write_json
 from data.index.stage import IndexStage, Survey, survey
+from data.sources.address import is_remote
 from data.stages.stage import RunContext
 from flows.pipeline import FLOW_NAME
 from flows.recipes import Recipe
@@ -243,6 +244,8 @@ def _last_change(found: Survey) -> float:
     tell whether a copy is in progress and are left out.
     """
     horizon = time.time() + 1
+    if is_remote(found.root):  # a store knows when an object was written, and does not have folders
+        return max((fact.mtime_ns / 1e9 for fact in found.facts), default=0.0)
     files = [fact.ctime_ns / 1e9 for fact in found.facts]
     files += list(_change_times(found.root / row.path for row in found.rejected))
     folders = {(found.root / record.path).parent for record in found.records} | {found.root}

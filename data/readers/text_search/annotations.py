@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from data.errors import DataError
 from data.readers.base import Collector, PathGate, Unusable
 from data.readers.sentences import sentences_of
+from data.sources.places import open_binary
 
 IMAGES: Final = "imgs"
 """Folder of the images, which the paths in the file are relative to."""
@@ -73,7 +74,8 @@ def _rows(file: Path, path_key: str) -> Sequence[object]:
 
 def _text(file: Path) -> str:
     try:
-        content = file.read_bytes()
+        with open_binary(file) as stream:
+            content = stream.read()
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror}); check its permissions") from error
     try:

@@ -18,6 +18,7 @@ from data.people import UNKNOWN_CAMERA
 from data.readers.base import PATH_DETAILS, Collector, Counts, PathGate, Scan, compare_sizes, locate
 from data.readers.list_files import msmt17_camera
 from data.readers.text_search.annotations import IMAGES, Annotation, image_path, read_annotations
+from data.sources.places import exists, is_dir
 from data.splits import GALLERY, QUERY, TRAIN
 
 _RSTPREID_NAME: Final = re.compile(r"\d+_c(\d{1,18})_\d+\.\w+\Z", re.ASCII)
@@ -93,8 +94,8 @@ def text_search(root: Path, *, name: TextSearch, by_rule: bool = False) -> Scan:
     """
     layout = _LAYOUTS[name]
     base = locate(root, layout.files, f"it needs {' or '.join(layout.files)} and the folder {IMAGES}")
-    file = next(base / option for option in layout.files if (base / option).exists())
-    if not (base / IMAGES).is_dir():
+    file = next(base / option for option in layout.files if exists(base / option))
+    if not is_dir(base / IMAGES):
         raise DataError(f"{base} has {file.name}, but not the folder {IMAGES} with the images: put it there")
     collector = Collector(name=name, root=base, version="")
     rows = list(read_annotations(collector, file, layout.path_key))

@@ -1,0 +1,57 @@
+"""Questions about a path of a dataset, whether it is local or stands for an address: does it exist, what is in it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import IO, TextIO
+
+from data.errors import RejectedRow
+from data.sources import remote
+from data.sources.address import is_remote, shown
+
+
+def is_file(path: Path) -> bool:
+    """Return True if `path` is a file or an object."""
+    return remote.entry_of(path) is not None if is_remote(path) else path.is_file()
+
+
+def is_dir(path: Path) -> bool:
+    """Return True if `path` is a folder, or objects lie below it."""
+    return remote.is_folder(path) if is_remote(path) else path.is_dir()
+
+
+def exists(path: Path) -> bool:
+    """Return True if `path` is a file or a folder."""
+    return is_file(path) or is_dir(path) if is_remote(path) else path.exists()
+
+
+def children(path: Path) -> list[Path]:
+    """Return the files and folders in a folder, in any order."""
+    if not is_remote(path):
+        return list(path.iterdir())
+    found = remote.listing(path)
+    return [path / name for name in dict.fromkeys(one.partition("/")[0] for one in found.entries)]
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file for reading; an object is read whole. Raises OSError as `Path.open` does."""
+    if not is_remote(path):
+        return path.open("rb")
+    try:
+        return io.BytesIO(remote.read(path))
+    except RejectedRow as error:
+        kind = FileNotFoundError if error.reason == "missing" else PermissionError
+        raise kind(2 if error.reason == "missing" else 13, error.reason, shown(path)) from error
+
+
+def open_text(path: Path, *, encoding: str, errors: str = "strict", newline: str | None = None) -> TextIO:
+    """Open a file as text. Raises OSError as `Path.open` does."""
+    if not is_remote(path):
+        return path.open(encoding=encoding, errors=errors, newline=newline)
+    return io.TextIOWrapper(open_binary(path), encoding=encoding, errors=errors, newline=newline)
+
+
+def table_source(path: Path) -> Path | IO[bytes]:
+    """Return what pyarrow reads a table from: the path of a local file, the bytes of an object."""
+    return open_binary(path) if is_remote(path) else path

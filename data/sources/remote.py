@@ -1,0 +1,242 @@
+"""Objects in a store that fsspec reads: their listing, their stamps and their bytes.
+
+A listing is made once per scan (`refresh`) and shared by everything that looks at the same root afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from data.errors import ConfigError, DataError, RejectedRow, RetryableError
+from data.sources.address import PACKAGES, is_listed, scheme_of, shown
+
+ATTEMPTS: Final = 4
+FIRST_WAIT_S: Final = 0.5
+THREADS: Final = 32
+"""Objects read at once: a read waits for the network, not for a core."""
+_TAGS: Final = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "sha256", "md5")
+_TIMES: Final = ("LastModified", "last_modified", "updated", "mtime", "modified", "created", "Last-Modified")
+_TAG_BITS: Final = 59
+_NO_CREDENTIALS: Final = ("NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError")
+_EXTRA: Final = {"s3fs": "'clip-scgi[remote]'", "aiohttp": "aiohttp"}
+
+T = TypeVar("T")
+
+
+class Entry(NamedTuple):
+    """Size and version of one object: what `data.artifacts.digests.Stamp` is for a file.
+
+    mtime_ns: when it was written, 0 if the store does not tell. tag: number made of its etag, which is below any
+    current time in nanoseconds, so that a stamp with it counts as settled; the time of writing if there is no etag.
+    """
+
+    size: int
+    mtime_ns: int
+    tag: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The objects under one root. entries: path relative to the root -> entry."""
+
+    entries: Mapping[str, Entry]
+
+    @cached_property
+    def folders(self) -> frozenset[str]:
+        """All folders that the paths name, relative to the root, without the root itself."""
+        found: set[str] = set()
+        for path in self.entries:
+            folder = path.rpartition("/")[0]
+            while folder and folder not in found:
+                found.add(folder)
+                folder = folder.rpartition("/")[0]
+        return frozenset(found)
+
+
+_LISTINGS: dict[str, Listing] = {}
+_LOCK: Final = threading.RLock()
+
+
+def refresh(root: Path) -> Listing:
+    """Return the current listing of `root`, which must be a store that can list; raises DataError if it is empty."""
+    with _LOCK:
+        for known in [known for known in _LISTINGS if known == str(root) or known.startswith(f"{root}/")]:
+            del _LISTINGS[known]
+        return listing(root)
+
+
+def listing(root: Path) -> Listing:
+    """Return the listing of `root`, from memory if this process has made it; `refresh` makes a new one."""
+    with _LOCK:
+        if str(root) not in _LISTINGS:
+            _LISTINGS[str(root)] = _listed(root)
+        return _LISTINGS[str(root)]
+
+
+def _listed(root: Path) -> Listing:
+    if not is_listed(root):
+        raise DataError(
+            f"{shown(root)} cannot be listed, because web servers do not list their files: set data.reader=manifest and"
+            " data.manifest to a table of the images, with paths relative to data.root"
+        )
+    found = _objects(root)
+    entries = dict(sorted((path, _entry(info)) for path, info in found if path and not path.endswith("/")))
+    if not entries:
+        raise DataError(
+            f"{shown(root)} does not exist or is empty; set data.root to the address of the dataset's folder, such as"
+            " data.root=s3://bucket/folder"
+        )
+    return Listing(entries)
+
+
+def _objects(root: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    files = _filesystem(scheme_of(root))
+    base = str(files._strip_protocol(shown(root))).rstrip("/")
+    try:
+        found = _repeated(root, lambda: files.find(base, detail=True))
+    except FileNotFoundError:
+        return
+    except PermissionError as error:
+        raise DataError(f"{shown(root)} cannot be read: access denied. {_credentials(root)}") from error
+    for name, info in found.items():
+        if info.get("type") != "directory" and name.startswith(f"{base}/"):
+            yield name[len(base) + 1 :], info
+
+
+def entry_of(place: Path | str) -> Entry | None:
+    """Return the entry of one object, from a listing in memory or from the store; None if it does not exist."""
+    text = str(place)
+    known = _known(text)
+    if known is not None:
+        return known[0].entries.get(known[1])
+    files = _filesystem(scheme_of(text))
+    try:
+        info = _repeated(text, lambda: files.info(_url(text)))
+    except (FileNotFoundError, PermissionError):
+        return None
+    return None if info.get("type") == "directory" else _entry(info)
+
+
+def is_folder(place: Path) -> bool:
+    """Return True if there are objects below `place`."""
+    known = _known(str(place))
+    if known is not None:
+        return not known[1] or known[1] in known[0].folders
+    return is_listed(place) and bool(_filesystem(scheme_of(place)).isdir(_url(str(place))))
+
+
+def _known(text: str) -> tuple[Listing, str] | None:
+    """Return the listing in memory that covers an object or folder, and its path in it."""
+    with _LOCK:
+        for root, found in _LISTINGS.items():
+            if text == root or text.startswith(f"{root}/"):
+                return found, text[len(root) + 1 :]
+    return None
+
+
+def read(place: Path | str, start: int | None = None, end: int | None = None) -> bytes:
+    """Return the bytes of one object, or those from `start` to before `end`.
+
+    Raises RejectedRow (``missing``, ``unreadable``: access denied), and RetryableError if the store does not answer.
+    """
+    files, url = _filesystem(scheme_of(place)), _url(str(place))
+    try:
+        content: bytes = _repeated(place, lambda: files.cat_file(url, start=start, end=end))
+    except FileNotFoundError as error:
+        raise RejectedRow("missing") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise RejectedRow("unreadable") from error
+    return content
+
+
+def read_capped(place: Path | str, most: int) -> bytes:
+    """Return the bytes of one object as `read` does; RejectedRow ``too_large`` if it has more than `most`."""
+    known = _known(str(place))
+    listed = None if known is None else known[0].entries.get(known[1])
+    if listed is not None and listed.size > most:
+        raise RejectedRow("too_large")
+    try:
+        return read(place)
+    except MemoryError as error:
+        raise RejectedRow("out_of_memory") from error
+
+
+def _url(text: str) -> str:
+    """Return the address of an object for fsspec; a web server gets the name percent-encoded."""
+    if is_listed(text):
+        return shown(text)
+    scheme, _, rest = shown(text).partition("://")
+    return f"{scheme}://{quote(rest, safe='/:@')}"
+
+
+def _entry(info: Mapping[str, Any]) -> Entry:
+    moment = next((info[name] for name in _TIMES if info.get(name)), None)
+    if isinstance(moment, datetime):
+        moment = moment.timestamp()
+    written = int(moment * 1_000_000) * 1000 if isinstance(moment, int | float) else 0
+    tag = next((str(info[name]) for name in _TAGS if info.get(name)), "")
+    if not tag and not isinstance(moment, int | float):
+        tag = str(moment or "")
+    number = int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8]) >> (64 - _TAG_BITS) if tag else written
+    return Entry(int(info.get("size") or 0), written, number)
+
+
+def _repeated(place: Path | str, call: Callable[[], T]) -> T:
+    """Return what `call` returns; repeat it after errors that may be gone soon.
+
+    Raises FileNotFoundError, PermissionError and IsADirectoryError at once.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except MemoryError:
+            raise
+        except Exception as error:  # each provider has its own types
+            if type(error).__name__ in _NO_CREDENTIALS:
+                raise ConfigError(f"{shown(place)} needs credentials. {_credentials(place)}") from error
+            if attempt == ATTEMPTS - 1:
+                raise RetryableError(
+                    f"{shown(place)} cannot be reached ({type(error).__name__}) after {ATTEMPTS} attempts. Check the"
+                    f" network, the address and the provider's endpoint, then run again. {_credentials(place)}"
+                ) from error
+        time.sleep(FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("the loop returns or raises")
+
+
+def _credentials(place: Path | str) -> str:
+    hints = {
+        "s3": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AWS_ENDPOINT_URL for another server"
+        " than Amazon's; FSSPEC_S3_ANON=true for a public bucket",
+        "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or log in with gcloud",
+        "az": "Set AZURE_STORAGE_ACCOUNT_NAME and its credentials",
+        "hf": "Set HF_TOKEN",
+    }
+    names = {"gcs": "gs", "abfs": "az"}
+    scheme = scheme_of(place)
+    return hints.get(names.get(scheme, scheme), "Credentials come from the environment, not from settings")
+
+
+@cache
+def _filesystem(scheme: str) -> Any:
+    package = PACKAGES[scheme]
+    try:
+        import fsspec
+
+        # Its own cache of listings would hide changes.
+        return fsspec.filesystem(scheme, use_listings_cache=False)
+    except ImportError as error:
+        wanted = _EXTRA.get(package, package)
+        raise ConfigError(
+            f"addresses with {scheme}:// need the package {package}, which is not installed: pip install {wanted}"
+        ) from error

@@ -1,0 +1,272 @@
+"""Datasets in an object store: the file system in memory that fsspec has, and what an address may be."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from data.artifacts.root import usable_root
+from data.artifacts.store import ArtifactStore
+from data.config import build_config
+from data.datasets import DatasetConfig
+from data.errors import ConfigError, DataError, RejectedRow, RetryableError
+from data.images.root import find_root
+from data.index.stage import index
+from data.sources import remote
+from data.sources.address import shown
+from data.stages.images import IndexedImages
+from tests.helpers.data_trees import MARKET, described, litter, market, picture, put, settle
+from tests.helpers.stores import copy_tree
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ArtifactStore(tmp_path / "store")
+
+
+@pytest.fixture
+def bucket():
+    """The memory file system, emptied, without what earlier tests listed."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+    yield files
+    files.store.clear()
+    remote._LISTINGS.clear()
+
+
+def config_of(root, reader="market1501", **options):
+    return DatasetConfig(reader=reader, root=str(root), **options)
+
+
+def reads_of(monkeypatch):
+    """Return the list of objects that are read from now on."""
+    kind, read = type(fsspec.filesystem("memory")), []
+    original = kind.cat_file
+
+    def cat_file(self, path, start=None, end=None, **options):
+        read.append(path)
+        return original(self, path, start=start, end=end, **options)
+
+    monkeypatch.setattr(kind, "cat_file", cat_file)
+    return read
+
+
+@pytest.fixture
+def local(tmp_path):
+    root = market(tmp_path / "set")
+    settle()
+    return root
+
+
+# The same content gives the same index
+
+
+@pytest.mark.parametrize("reader", ["market1501", "images"])
+def test_the_index_equals_that_of_the_local_copy(store, tmp_path, bucket, reader, local):
+    copy_tree(local, bucket, "/set")
+    here = index(store, config=config_of(local, reader))
+    there = index(ArtifactStore(tmp_path / "other"), config=config_of("memory://set", reader))
+    assert there.made.ref.fingerprint == here.made.ref.fingerprint
+    assert (there.made.ref.folder / "images.parquet").read_bytes() == (
+        here.made.ref.folder / "images.parquet"
+    ).read_bytes()
+    assert there.images.root == Path("memory:/set")
+
+
+def test_a_folder_around_the_dataset_is_found(store, bucket, local):
+    copy_tree(local, bucket, "/outer/Market-1501")
+    found = index(store, config=config_of("memory://outer")).images
+    assert shown(found.root) == "memory://outer/Market-1501"
+
+
+def test_a_manifest_beside_the_images_and_on_this_machine(store, tmp_path, bucket):
+    put(tmp_path / "set", "a/1.jpg", "a/2.jpg", "b/ü 3.jpg")
+    table = "path,split,pid,camid\na/1.jpg,train,1,1\na/2.jpg,query,2,1\nb/ü 3.jpg,gallery,2,2\n../x.jpg,train,1,1\n"
+    (tmp_path / "set" / "manifest.csv").write_text(table)
+    copy_tree(tmp_path / "set", bucket, "/set")
+    here = index(store, config=config_of(tmp_path / "set", "manifest")).made.ref
+    there = index(store, config=config_of("memory://set", "manifest")).made.ref
+    own = index(store, config=config_of("memory://set", "manifest", manifest=str(tmp_path / "set/manifest.csv"))).made
+    file = index(store, config=config_of("memory://set/manifest.csv", "manifest")).made
+    assert here.fingerprint == there.fingerprint == own.ref.fingerprint == file.ref.fingerprint
+
+
+def test_sentences_of_a_text_dataset(store, tmp_path, bucket):
+    import json
+
+    rows = [described("train", 1, "a/1.jpg", "A man."), described("test", 2, "a/2.jpg", "A woman.")]
+    put(tmp_path / "set", "imgs/a/1.jpg", "imgs/a/2.jpg")
+    (tmp_path / "set/reid_raw.json").write_text(json.dumps(rows))
+    copy_tree(tmp_path / "set", bucket, "/set")
+    options = {"require_splits": ("train",)}
+    here = index(store, config=config_of(tmp_path / "set", "cuhk_pedes", **options)).made.ref
+    there = index(store, config=config_of("memory://set", "cuhk_pedes", **options)).made.ref
+    assert here.fingerprint == there.fingerprint
+
+
+# Stamps
+
+
+def test_an_unchanged_object_is_not_read_again(store, bucket, local, monkeypatch):
+    copy_tree(local, bucket, "/set")
+    assert index(store, config=config_of("memory://set")).found.n_read == len(MARKET)
+    read = reads_of(monkeypatch)
+    again = index(store, config=config_of("memory://set"))
+    assert (again.made.cached, again.found.n_read, read) == (True, 0, [])
+    bucket.pipe_file("/set/query/0001_c1s1_001051_00.jpg", picture(99))
+    changed = index(store, config=config_of("memory://set"))
+    assert (changed.made.cached, changed.found.n_read) == (False, 1)
+    assert [path.rpartition("/")[2] for path in read] == ["0001_c1s1_001051_00.jpg"]
+
+
+def test_a_deleted_object_leaves_the_index_and_later_stages_see_it(store, bucket, local):
+    copy_tree(local, bucket, "/set")
+    images = index(store, config=config_of("memory://set")).images
+    gone = "bounding_box_test/0003_c1s6_015971_04.jpg"
+    digest = images.digests()[gone]
+    assert images.open(gone, digest).mode == "RGB"
+    bucket.rm("/set/" + gone)
+    with pytest.raises(RejectedRow, match="missing"):
+        images.open(gone, digest)
+    after = index(store, config=config_of("memory://set", require_splits=("train",)))
+    assert gone not in after.images.digests()
+
+
+def test_an_object_that_changes_after_the_index_is_not_used(store, bucket, local):
+    copy_tree(local, bucket, "/set")
+    images = index(store, config=config_of("memory://set")).images
+    path, digest = next(iter(images.digests().items()))
+    bucket.pipe_file(f"/set/{path}", picture(7))
+    with pytest.raises(RejectedRow, match="changed"):
+        images.open(path, digest)
+    again = IndexedImages.from_json(images.to_json())
+    assert again.root == images.root
+
+
+def test_the_folder_of_an_index_is_found_by_the_digests(store, bucket, local):
+    copy_tree(local, bucket, "/set")
+    images = index(store, config=config_of("memory://set")).images
+    paths, digests = zip(*images.digests().items(), strict=True)
+    assert find_root(store, paths, digests) == images.root
+
+
+# Names
+
+
+def test_keys_with_blanks_unicode_and_dots(store, bucket):
+    names = ["Alice B/1 2.jpg", "Émile/%41 #1.jpg", "x/../../etc.jpg", "y//z.jpg", ".hidden/a.jpg", "note.txt"]
+    for seed, name in enumerate(names):
+        bucket.store["/set/" + name] = _file(bucket, "/set/" + name, picture(seed))
+    outcome = index(store, config=config_of("memory://set", "images"))
+    assert sorted(outcome.images.digests()) == ["Alice B/1 2.jpg", "Émile/%41 #1.jpg"]
+    reasons = {row.path: row.reason for row in outcome.found.rejected}
+    assert reasons == {
+        ".hidden": "hidden",
+        "note.txt": "not_an_image",
+        "x/../../etc.jpg": "outside_root",
+        "y//z.jpg": "bad_path",
+    }
+
+
+def _file(files, path, content):
+    files.pipe_file("/set/made.tmp", content)
+    return files.store.pop("/set/made.tmp")
+
+
+def test_two_buckets_keep_their_digests_apart(store, bucket, tmp_path):
+    for number in (1, 2):
+        put(tmp_path / str(number), "a.jpg", first_seed=number)
+        copy_tree(tmp_path / str(number), bucket, f"/{number}")
+    first, second = (index(store, config=config_of(f"memory://{number}", "images")) for number in (1, 2))
+    assert (first.found.n_read, second.found.n_read) == (1, 1)
+    assert first.found.dataset_hash != second.found.dataset_hash
+    assert index(store, config=config_of("memory://1", "images")).found.n_read == 0
+
+
+def test_litter_is_ignored(store, bucket, tmp_path):
+    put(tmp_path / "set", "p/a.jpg")
+    litter(tmp_path / "set/p")
+    copy_tree(tmp_path / "set", bucket, "/set")
+    found = index(store, config=config_of("memory://set", "folders", require_splits=("train",), train_fraction=1)).found
+    assert [record.path for record in found.records] == ["p/a.jpg"]
+    assert found.rejected == []
+
+
+# Errors
+
+
+def test_an_empty_place_is_one_clear_error(store, bucket):
+    with pytest.raises(DataError, match=r"memory://none does not exist or is empty; set data.root"):
+        index(store, config=config_of("memory://none"))
+
+
+def test_a_transient_error_is_repeated_and_a_lasting_one_can_be_retried(store, bucket, local, monkeypatch):
+    copy_tree(local, bucket, "/set")
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0)
+    kind, failures = type(bucket), [ConnectionResetError("SECRET in the text of a provider")] * 2
+    original = kind.cat_file
+
+    def cat_file(self, path, **options):
+        if failures:
+            raise failures.pop()
+        return original(self, path, **options)
+
+    monkeypatch.setattr(kind, "cat_file", cat_file)
+    assert index(store, config=config_of("memory://set")).found.n_read == len(MARKET)
+    failures[:] = [ConnectionResetError("SECRET")] * 1000
+    bucket.pipe_file("/set/query/0001_c1s1_001051_00.jpg", picture(99))
+    with pytest.raises(RetryableError, match=r"cannot be reached.*after 4 attempts") as caught:
+        index(store, config=config_of("memory://set"))
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_web_server_needs_a_manifest(store):
+    with pytest.raises(DataError, match=r"cannot be listed.*data.reader=manifest"):
+        index(store, config=config_of("http://localhost:9/set", "images"))
+
+
+def test_a_missing_package_names_its_installation(monkeypatch):
+    def filesystem(scheme, **options):
+        raise ImportError(scheme)
+
+    monkeypatch.setattr(fsspec, "filesystem", filesystem)
+    remote._filesystem.cache_clear()
+    with pytest.raises(ConfigError, match=r"s3:// need the package s3fs.*pip install 'clip-scgi\[remote\]'"):
+        remote.read(Path("s3:/bucket/a.jpg"))
+    with pytest.raises(ConfigError, match="pip install gcsfs"):
+        remote.read(Path("gs:/bucket/a.jpg"))
+    remote._filesystem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("root", "problem"),
+    [
+        ("s3://AKIA:hunter2@bucket/x", "contains credentials"),
+        ("https://host/set?sig=hunter2", "contains credentials"),
+        ("s3://bucket/../hunter2", "empty name, . or .."),
+        ("s3://bucket//hunter2", "empty name, . or .."),
+        ("s3:/bucket/hunter2", "write two"),
+        ("file:///hunter2", "remove file://"),
+        ("ftp://hunter2/x", "unknown scheme"),
+        ("s3://", "not the address of one folder"),
+    ],
+)
+def test_addresses_that_are_refused_without_being_repeated(root, problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
+        build_config(DatasetConfig, {"root": root}, "x")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_artifacts_stay_on_a_posix_folder():
+    with pytest.raises(ConfigError, match=r"s3://bucket/home is in an object store.*--home"):
+        usable_root(Path("s3://bucket/home"))
+
+
+def test_an_object_is_read_in_part(bucket):
+    bucket.pipe_file("/set/a.bin", bytes(range(100)))
+    assert remote.read(Path("memory:/set/a.bin"), 10, 13) == b"\n\x0b\x0c"
+    assert io.BytesIO(remote.read("memory:/set/a.bin")).read(1) == b"\0"

@@ -1,0 +1,79 @@
+"""A whole run on images in S3: a server on this machine, the run of the same images in a local folder beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.artifacts.store import ArtifactStore
+from data.datasets import DatasetConfig
+from data.errors import DataError, RetryableError
+from data.index.stage import index
+from data.sources import remote
+from flows.recipes import build_recipe
+from flows.summary import RunSummary
+from tests.helpers.data_trees import picture
+from tests.helpers.small_runs import ON_CPU, SMALL_RUN
+from tests.helpers.stores import S3_ENVIRONMENT, copy_tree, s3_server
+
+pytest.importorskip("moto")
+s3fs = pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with pytest.MonkeyPatch.context() as patch, s3_server() as endpoint:
+        for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
+            patch.setenv(name, value)
+        remote._filesystem.cache_clear()
+        files = s3fs.S3FileSystem(use_listings_cache=False)
+        files.mkdir("people")
+        yield files
+    remote._filesystem.cache_clear()
+
+
+def test_a_run_on_s3_equals_the_run_on_the_folder(finished, s3, tmp_path):
+    from flows.pipeline import caption_and_train
+
+    _, here = finished
+    copy_tree(Path(here["index"].images_root or ""), s3, "people/small world")
+    settings = [*ON_CPU, "data.root=s3://people/small world"]
+    recipe = build_recipe("demo", settings, size=["synthetic.seed=7", *SMALL_RUN])
+    there = RunSummary.model_validate(caption_and_train(recipe, home=str(tmp_path / "home")))
+    for stage in ("index", "caption", "audit", "train", "evaluate"):
+        assert there[stage].artifact.fingerprint == here[stage].artifact.fingerprint, stage
+    for name in ("index/images.parquet", "evaluate/metrics.json", "train/model.safetensors"):
+        stage, _, file = name.partition("/")
+        ours, theirs = (run[stage].artifact.folder / file for run in (here, there))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    assert not list((tmp_path / "home").rglob("*.jpg"))
+
+
+def test_only_a_changed_object_is_read_and_its_etag_tells(s3, tmp_path):
+    s3.mkdir("second")
+    for seed in range(6):
+        s3.pipe_file(f"second/set/{seed}/ä b.jpg", picture(seed, size=(16, 32)))
+    store = ArtifactStore(tmp_path / "home")
+    config = DatasetConfig(reader="images", root="s3://second/set", require_splits=("gallery",))
+    assert index(store, config=config).found.n_read == 6
+    assert index(store, config=config).found.n_read == 0
+    s3.pipe_file("second/set/3/ä b.jpg", picture(30, size=(16, 32)))
+    assert index(store, config=config).found.n_read == 1
+    s3.rm("second/set/5/ä b.jpg")
+    after = index(store, config=config)
+    assert (after.found.n_read, len(after.found.records)) == (0, 5)
+
+
+def test_a_missing_bucket_and_a_server_that_does_not_answer(s3, tmp_path, monkeypatch):
+    store = ArtifactStore(tmp_path / "home")
+    with pytest.raises(DataError, match="s3://nowhere/set does not exist or is empty"):
+        index(store, config=DatasetConfig(reader="images", root="s3://nowhere/set"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    remote._filesystem.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(RetryableError, match="s3://people/set cannot be reached"):
+        index(store, config=DatasetConfig(reader="images", root="s3://people/set"))
+    remote._filesystem.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
