@@ -27,6 +27,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import RetryableError
 from data.index.examine import checker_of
+from data.sources.address import is_remote
 
 _TREES: Final = (
     "CREATE TABLE IF NOT EXISTS trees (key TEXT PRIMARY KEY, tree TEXT, entries INTEGER, fingerprint TEXT, root BLOB)"
@@ -79,7 +80,7 @@ class Watched:
     def of(cls, store: ArtifactStore, config: DatasetConfig) -> Self | None:
         """Return the dataset of `config`, None if its folder cannot be recognized."""
         started = time.time_ns()
-        if not config.root:
+        if not config.root or is_remote(config.root) or is_remote(config.manifest):
             return None
         try:
             place = Path(config.root).expanduser().absolute()
