@@ -62,6 +62,19 @@ def insert(connection: sqlite3.Connection, entries: Mapping[str, tuple[Stamp, st
     connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch the file to write-ahead logging, in which readers do not wait for writers.
+
+    SQLite does not wait for this switch while another process holds the file. The file stays as it is then, which is
+    slower, and a later connection switches it.
+    """
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise
+
+
 MEMO_FILE: Final = "digests.sqlite"
 """Name of the memo's file in the root of an artifact store; every store has one."""
 
@@ -94,7 +107,7 @@ class DigestMemo:
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         make_root(self.path.parent)
         with closing(sqlite3.connect(self.path, timeout=60)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous=NORMAL")  # a power cut loses at most the last entries
             connection.execute(_DIGESTS)
             with connection:

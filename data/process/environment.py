@@ -7,6 +7,7 @@ docs/scaling.md states the guarantees.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -50,16 +51,42 @@ def hidden_variables(*, launched: bool = False) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-@contextmanager
-def exact_float32(torch: Any) -> Iterator[None]:
-    """Compute float32 exactly while the block runs, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or the caller has set.
-
-    Float32 products use neither TF32 nor bf16, autocast is off, and the default dtype is float32.
-
-    torch: the module; passed in because `data` does not import it.
+class _Float32Switches:
+    """The switches of torch that decide how float32 is computed. They are global, so blocks in several threads share
+    them: the first block sets them, and the last one to end restores them.
     """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._before: list[str] = []
+        self._dtype: Any = None
+
+    def enter(self, torch: Any) -> None:
+        """Compute float32 exactly from here on."""
+        with self._lock:
+            if not self._blocks:
+                self._before = [switch.fp32_precision for switch in _switches(torch)]
+                self._dtype = torch.get_default_dtype()
+            self._blocks += 1
+            for switch in _switches(torch):
+                switch.fp32_precision = "ieee"
+            torch.set_default_dtype(torch.float32)
+
+    def leave(self, torch: Any) -> None:
+        """Restore what was set before the first block, if no other block runs."""
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks:
+                return
+            torch.set_default_dtype(self._dtype)
+            for switch, precision in zip(_switches(torch), self._before, strict=True):
+                switch.fp32_precision = precision
+
+
+def _switches(torch: Any) -> list[Any]:
     backends = torch.backends
-    switches = [
+    return [
         backends.cuda.matmul,
         backends.cudnn.conv,
         backends.cudnn.rnn,
@@ -67,12 +94,24 @@ def exact_float32(torch: Any) -> Iterator[None]:
         backends.mkldnn.conv,
         backends.mkldnn.rnn,
     ]
-    precisions, dtype = [switch.fp32_precision for switch in switches], torch.get_default_dtype()
+
+
+_SWITCHES: Final = _Float32Switches()
+
+
+@contextmanager
+def exact_float32(torch: Any) -> Iterator[None]:
+    """Compute float32 exactly while the block runs, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or the caller has set.
+
+    Float32 products use neither TF32 nor bf16, autocast is off, and the default dtype is float32. Blocks may be nested,
+    and several threads may run blocks at the same time.
+
+    torch: the module; passed in because `data` does not import it.
+    """
+    # Autocast belongs to the thread, the other switches to the process.
     autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
+    _SWITCHES.enter(torch)
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        torch.set_default_dtype(torch.float32)
         # Not `torch.autocast(enabled=False)`: an autocast nested in it would never drop its half-precision copies of
         # the weights, and training would go on computing with those of the first step.
         for device in autocast:
@@ -81,6 +120,4 @@ def exact_float32(torch: Any) -> Iterator[None]:
     finally:
         for device, enabled in autocast.items():
             torch.set_autocast_enabled(device, enabled)
-        torch.set_default_dtype(dtype)
-        for switch, precision in zip(switches, precisions, strict=True):
-            switch.fp32_precision = precision
+        _SWITCHES.leave(torch)

@@ -21,6 +21,7 @@ ray = pytest.importorskip("ray", reason="ray is not installed here: pip install 
 @pytest.fixture
 def cluster():
     ray.init(
+        address="local",  # never a cluster that happens to run on this machine
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

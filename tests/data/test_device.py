@@ -154,9 +154,9 @@ def test_training_is_on_exactly_the_device_named(gpus, device, wanted):
 def test_of_several_processes_each_trains_on_its_own_gpu(gpus, monkeypatch):
     gpus(2)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for rank in (0, 1):
-        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
         assert str(training_device(TrainConfig())) == f"cuda:{rank}"
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -209,6 +210,19 @@ def test_settings_of_torch_are_put_back_after_an_error_too():
             _fail_inside(switches)
         assert [switch.fp32_precision for switch in switches] == before
         assert torch.get_default_dtype() == torch.float64
+
+
+def test_blocks_of_several_threads_end_in_any_order():
+    switches = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.mkldnn.matmul]
+    before = [switch.fp32_precision for switch in switches]
+    first, second = exact_float32(torch), exact_float32(torch)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        one.submit(first.__exit__, None, None, None).result()
+        assert [switch.fp32_precision for switch in switches] == ["ieee"] * 3, "the other thread computes still"
+        other.submit(second.__exit__, None, None, None).result()
+    assert [switch.fp32_precision for switch in switches] == before
 
 
 def test_launchers_variables_count_only_where_several_processes_were_started(monkeypatch):

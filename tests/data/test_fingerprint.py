@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -184,6 +187,19 @@ def _remember_some(path, number):
     for turn in range(10):
         memo.remember({f"/x/{number}-{turn}": (Stamp(number, turn, 0), "a" * 64)})
         memo.recall(Path("/x"))
+
+
+def test_memo_waits_for_a_process_that_holds_a_new_file(tmp_path):
+    path = tmp_path / "memo.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as holder:
+        holder.execute("CREATE TABLE other (a)")
+        holder.execute("BEGIN IMMEDIATE")
+        holder.execute("INSERT INTO other VALUES (1)")
+        timer = threading.Timer(0.5, holder.execute, ("COMMIT",))
+        timer.start()
+        DigestMemo(path).remember({"/a": (Stamp(1, 2, 3), "f" * 64)})
+        timer.join()
+    assert DigestMemo(path).files_with(["f" * 64]) == [(Path("/a"), "f" * 64)]
 
 
 def test_memo_of_many_processes(tmp_path):

@@ -84,14 +84,14 @@ def test_a_corrected_caption_trains_again_and_says_why(home, finished):
     assert "1 of 44 are corrections by people or imported." in page
     assert reasons(run(home, USE)) == {}
 
-    # A caption of a test image is not trained with.
+    # A caption of a query is not trained with: it is a sentence that searches the gallery.
     correct(home, tested, text)
     stages = planned(recipe_of(USE), "report")
     store = ArtifactStore(home)
     indexed = IndexedImages(ref=first["index"].artifact, root=Path(first["index"].images_root or ""))
-    assert list(missing(RunContext(store=store, indexed=indexed), recipe_of(USE), stages)) == []
+    assert list(missing(RunContext(store=store, indexed=indexed), recipe_of(USE), stages)) == ["evaluate"]
     why = reasons(run(home, USE))
-    assert list(why) == ["correct", "audit", "report"]
+    assert list(why) == ["correct", "audit", "evaluate", "report"]
     assert why["correct"] == "corrections changed: text 1 -> 2"
 
     correct(home, trained, "An old man is wearing a green coat.")

@@ -29,7 +29,7 @@ ENTRIES = (
 )
 # A model card belongs to its weights, and people read it.
 CARDS = ("captioning/weights/tiny_llava/README.md", "reid/weights/tiny_clip/README.md")
-MOST_BYTES = 10_500_000  # 10,090,000 on 2026-11-25, nearly all of it the weights of the embedded models
+MOST_BYTES = 11_000_000  # 10,593,000 on 2026-11-26, of which 9,606,000 are the weights of the embedded models
 
 
 @pytest.fixture(scope="module")

@@ -88,15 +88,16 @@ def test_features_depend_on_the_encoders_and_not_on_the_protocol(world):
     assert len({base, key(flip=True), key(precision="bf16"), key(untrained=False)}) == 4
 
 
-@pytest.mark.parametrize("method", ["clip_scgi", "clip_baseline"])
-def test_zero_shot_is_the_untrained_row_of_a_trained_model(world, method):
+def test_zero_shot_is_the_untrained_row_of_a_trained_model(world):
     run, model = world
-    zero_shot = EvaluateStage(model=TrainConfig(method=method, device="cpu", seed=3), config=CONFIG).make(run)
+    config = TrainConfig(method="clip_scgi", device="cpu", seed=3)
+    zero_shot = EvaluateStage(model=config, config=CONFIG).make(run)
     (row,) = results_of(zero_shot.ref)
     trained = results_of(EvaluateStage(model=model, config=CONFIG).make(run).ref)
     assert row == trained[0]
     assert (row["model"], row["mode"]) == ("untrained", "image")
-    assert zero_shot.cached == (method == "clip_baseline"), "the method of the training does not matter"
+    other = config.model_copy(update={"method": "clip_baseline"})
+    assert EvaluateStage(model=other, config=CONFIG).make(run).cached, "the method of the training does not matter"
 
 
 def test_without_the_untrained_model_only_its_row_is_missing(world):

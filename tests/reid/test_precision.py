@@ -15,6 +15,7 @@ from reid.precision import full_precision, unit_rows
 from reid.tasks.base import Batch
 from reid.tasks.build import build_task
 from reid.tasks.losses import contrastive_loss, identity_loss, image_text_loss, pairwise_distances, triplet_loss
+from reid.tasks.scgi import _Composed
 from reid.training.distributed import gather_batch
 from reid.training.prompt_learning import prompt_terms
 
@@ -209,7 +210,8 @@ def _task(method, monkeypatch, leaves):
     seen = ImageFeatures(leaves[0], leaves[1], leaves[2][:, None])
     monkeypatch.setattr(task, "encode_image", lambda *_: seen)
     if method == "clip_scgi":
-        monkeypatch.setattr(task, "_prompt", lambda *_: (leaves[3][:, None], seen.tokens_BLD))
+        composed = _Composed(leaves[3][:, None], seen.tokens_BLD, seen.joint_BD)
+        monkeypatch.setattr(task, "_compose", lambda *_: composed)
         monkeypatch.setattr(task, "_fuse", lambda *_: leaves[4])
     return task
 

@@ -50,7 +50,7 @@ def test_a_dataset_named_by_its_reader_alone_shows_its_folder(finished):
 def test_a_run_names_its_dataset_once(finished, recipe, dataset, name):
     run = Snapshot(take_inventory(ArtifactStore(finished[0]))).runs[0]
     entry = replace(run.entry, recipe=recipe)
-    assert Run(entry=entry, dataset=None, model=None, protocol={"dataset": dataset}, scores=[]).name == name
+    assert Run(entry=entry, dataset=None, model=None, protocol={"dataset": dataset}, scores=[], text=None).name == name
 
 
 def test_problems_of_an_edit_use_the_labels_of_the_page():
