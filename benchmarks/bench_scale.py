@@ -1,8 +1,10 @@
-"""Time and peak memory of the caption stages as the dataset grows: work list, compaction, captions.parquet, audit.
+"""Time and peak memory as the dataset grows: index of an unchanged folder, content digests and rows of an index, work
+list and compaction of the caption store, captions.parquet, and audit.
 
     python benchmarks/bench_scale.py [--rows 100000 400000] [--million] [--distinct 0.6]
 
-Index and caption store are made up, without images: 20 images per identity, and a caption for each. Each step runs in a
+Index and caption store are made up, without images: 20 images per identity, and a caption for each. The folder has that
+many names of a few empty files; `bench_index.py` measures the first run, with files of their own. Each step runs in a
 process of its own, whose peak memory counts everything that it has loaded. On a busy machine, CPU seconds say more than
 wall seconds: the slope is that of log(CPU seconds) over log(rows) between the smallest and the largest size, and 1 is
 linear. Targets: 1.5 GB per step, and at 4,000,000 rows five
@@ -35,14 +37,17 @@ from captioning.stage.probe import uncaptioned
 from captioning.stage.stage import CaptionStage
 from captioning.store.compaction import compact
 from captioning.store.store import CaptionStore
-from data.artifacts.contents import IMAGES_FILE
+from data.artifacts.contents import IMAGES_FILE, contents_of_images
 from data.artifacts.store import ArtifactRef, ArtifactStore, Produced, fingerprint_of
 from data.columns.digests import texts_of
+from data.datasets import DatasetConfig
 from data.files import write_json, write_tables
+from data.index.unchanged import Recognized, Watched
 from data.schemas import IMAGES, SHARD
 from data.slots import SLOTS, VOCABULARY
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
+from reid.inputs.image_rows import read_rows
 
 ROWS: Final = (100_000, 400_000)
 MILLIONS: Final = 4_000_000
@@ -50,6 +55,8 @@ PART_ROWS: Final = 256  # as a worker writes them
 _CONFIG: Final = CaptionConfig(device="cpu")
 _PER_IDENTITY: Final = 20
 _AT_ONCE: Final = 1 << 16
+_PER_FOLDER: Final = 10_000
+_LINKS: Final = 50_000  # names that one file may have, below the limit of ext4
 
 Int64s = NDArray[np.int64]
 
@@ -62,6 +69,27 @@ class Measured(NamedTuple):
     peak: float
 
 
+def write_folder(folder: Path, rows: int) -> None:
+    """Write `rows` names of a few empty files, many to a folder."""
+    folder.mkdir()
+    for number in range(rows):
+        part = folder / f"part{number // _PER_FOLDER:05d}"
+        if number % _PER_FOLDER == 0:
+            part.mkdir()
+        if number % _LINKS == 0:
+            file = part / f"{number:08d}.jpg"
+            file.touch()
+        else:
+            os.link(file, f"{part}/{number:08d}.jpg")
+
+
+def _watched(store: ArtifactStore) -> Watched:
+    root = store.root.with_name("images")
+    found = Watched.of(store, DatasetConfig(reader="images", root=str(root)))
+    assert found is not None
+    return found
+
+
 def write_world(home: Path, rows: int, distinct: float) -> ArtifactRef:
     """Write an index of `rows` images and the parts of a caption store. distinct: share of texts that occur once."""
     store = ArtifactStore(home)
@@ -70,6 +98,9 @@ def write_world(home: Path, rows: int, distinct: float) -> ArtifactRef:
         write_tables(folder / IMAGES_FILE, (_images(start, rows) for start in range(0, rows, _AT_ONCE)), IMAGES)
         write_json(folder / "dataset.json", about)
         index = store.publish(folder, "index", {}, Produced())
+    write_folder(home.with_name("images"), rows)
+    time.sleep(0.2)  # a folder that changed within a clock tick is not remembered
+    _watched(store).remember(Recognized(index, home.with_name("images")), rows)
     captions = CaptionStore(home, identify(_CONFIG, store.memo))
     captions.folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -135,6 +166,21 @@ def _run(home: str, index: dict[str, str]) -> RunContext:
     return RunContext(store=ArtifactStore(Path(home)), indexed=images)
 
 
+def unchanged_folder(home: str, index: dict[str, str]) -> None:
+    """Recognize the unchanged folder."""
+    assert _watched(ArtifactStore(Path(home))).find() is not None
+
+
+def contents(home: str, index: dict[str, str]) -> None:
+    """Compute the content digests of the index."""
+    contents_of_images(_run(home, index).images.rows())
+
+
+def rows_of_images(home: str, index: dict[str, str]) -> None:
+    """Read the rows from which training, evaluation and search select."""
+    read_rows(_run(home, index).images)
+
+
 def compaction(home: str, index: dict[str, str]) -> None:
     """Move the rows of all parts to packs."""
     run = _run(home, index)
@@ -183,6 +229,9 @@ def audit(home: str, index: dict[str, str]) -> None:
 
 
 STEPS: Final[dict[str, Callable[[str, dict[str, str]], None]]] = {
+    "unchanged folder": unchanged_folder,
+    "index contents": contents,
+    "index rows": rows_of_images,
     "compaction": compaction,
     "count": count,
     "work list": work_list,
@@ -219,7 +268,7 @@ def _measured(step: str, home: str, index: dict[str, str], sender: multiprocessi
 def bench(rows: int, distinct: float, steps: list[str]) -> dict[str, Measured]:
     """Measure all steps on a dataset of `rows` images, and print one line for each."""
     with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
+        home = Path(name) / "home"
         index = write_world(home, rows, distinct)
         found = {}
         for step in steps:

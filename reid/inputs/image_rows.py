@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.columns.distinct import one_array
 from data.people import JUNK
 from data.stages.images import IndexedImages
 
@@ -48,6 +50,14 @@ class ImageRows:
 def read_rows(images: IndexedImages) -> ImageRows:
     """Return all rows of images.parquet. Raises DataError when the file cannot be read."""
     table = images.rows("path", "sha256", "split", "pid", "camid")
-    path, sha256, split = (np.array(table[name].to_pylist(), dtype=object) for name in ("path", "sha256", "split"))
+    path, sha256 = (np.array(table[name].to_pylist(), dtype=object) for name in ("path", "sha256"))
+    split = _repeated(one_array(table["split"].dictionary_encode()))
     pid, camid = (table[name].to_numpy() for name in ("pid", "camid"))
     return ImageRows(np.arange(table.num_rows, dtype=np.int64), path, sha256, split, pid, camid)
+
+
+def _repeated(column: pa.DictionaryArray) -> Texts:
+    """Return the texts of a column with one object per distinct text."""
+    values = np.array(column.dictionary.to_pylist(), dtype=object)
+    found: Texts = values[column.indices.to_numpy()]
+    return found
