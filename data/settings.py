@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ class Setting:
 
     key: full dotted key. kinds: types of its values, without None. optional: also accepts None. choices: the only
     values it accepts, if limited. default: as plain JSON data; None if it has none. is_group: has settings of its own.
+    meaning: what it does, in words; "" where the config class does not say.
     """
 
     key: str
@@ -33,6 +36,7 @@ class Setting:
     choices: tuple[Any, ...]
     default: Any
     is_group: bool
+    meaning: str = ""
 
     @property
     def takes_text(self) -> bool:
@@ -54,7 +58,7 @@ def settings_of(cls: Any, prefix: str = "") -> dict[str, Setting]:
     prefix: start of every key, such as "train.".
     """
     found: dict[str, Setting] = {}
-    for name, annotation, default in _fields(cls):
+    for name, annotation, default, meaning in _fields(cls):
         key, members = f"{prefix}{name}", list(_members(annotation))
         group = next((member for member in members if is_group(member)), None)
         choices = tuple(choice for member in members for choice in get_args(member) if get_origin(member) is Literal)
@@ -65,6 +69,7 @@ def settings_of(cls: Any, prefix: str = "") -> dict[str, Setting]:
             choices=choices,
             default=default,
             is_group=group is not None,
+            meaning=meaning,
         )
         if group is not None:
             found |= settings_of(group, f"{key}.")
@@ -123,16 +128,24 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.75) -> list[str]:
     return difflib.get_close_matches(name, sorted(names), n=_SHOWN, cutoff=cutoff)
 
 
-def _fields(cls: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield name, type and default (plain JSON data; None if there is none) of each field."""
+def _fields(cls: Any) -> Iterator[tuple[str, Any, Any, str]]:
+    """Yield name, type, default (plain JSON data; None if there is none) and meaning of each field."""
     if issubclass(cls, BaseModel):
         for name, field in cls.model_fields.items():
             default = field.get_default(call_default_factory=True, validated_data={})
-            yield name, field.annotation, None if default is PydanticUndefined else _plain(default)
+            meaning = " ".join((field.description or "").split())
+            yield name, field.annotation, None if default is PydanticUndefined else _plain(default), meaning
         return
     hints = get_type_hints(cls, include_extras=True)
     for part in dataclasses.fields(cls):
-        yield part.name, hints[part.name], None if part.default is dataclasses.MISSING else _plain(part.default)
+        default = None if part.default is dataclasses.MISSING else _plain(part.default)
+        yield part.name, hints[part.name], default, _sentences_about(part.name, cls)
+
+
+def _sentences_about(name: str, cls: type) -> str:
+    """Return the sentences of the docstring of a dataclass that name one of its fields, such as ``clothes``."""
+    sentences = re.split(r"(?<=[.]) (?=[A-Z`])", " ".join((inspect.getdoc(cls) or "").split()))
+    return " ".join(sentence for sentence in sentences if f"``{name}``" in sentence).replace("``", "")
 
 
 def _plain(value: Any) -> Any:

@@ -183,7 +183,7 @@ def benchmark_domain() -> Recipe:
 
 
 def benchmark_clothes() -> Recipe:
-    """People who wear another top in the other camera, as the lookalike of each does: captions are a trap."""
+    """People who wear other clothes in each of the two cameras, so captions of one person disagree: a trap."""
     people = WorldConfig(
         seed=5400,
         train_identities=48,

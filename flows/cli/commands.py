@@ -288,14 +288,24 @@ def recipes() -> None:
 
 
 @app.command(rich_help_panel=_RECIPES, no_args_is_help=True)
-def show(*, recipe: RecipeName, overrides: Overrides) -> None:
-    """Print every setting of a recipe as JSON.
+def show(
+    *,
+    recipe: RecipeName,
+    explain: Annotated[str, typer.Option(metavar="KEY", help="Explain a setting, or all of a group: train.scgi.")] = "",
+    overrides: Overrides,
+) -> None:
+    """Print every setting of a recipe as JSON, or explain some.
 
-    Example: clip-scgi show demo --set train.schedule.epochs=20
+    Examples:
+    clip-scgi show demo --set train.schedule.epochs=20
+    clip-scgi show demo --explain train.scgi
     """
-    from flows.cli.run import show_recipe
+    from flows.cli.run import explain_settings, show_recipe
 
-    show_recipe(recipe, overrides)
+    if explain:
+        explain_settings(recipe, explain, overrides)
+    else:
+        show_recipe(recipe, overrides)
 
 
 @app.command(rich_help_panel=_SERVE, no_args_is_help=True)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.padding import Padding
 from rich.text import Text
 
 from data.artifacts.root import make_root
@@ -23,6 +24,7 @@ from data.index.export import SUFFIXES, formulas, keep_existing, write_manifest
 from data.index.stage import usable_images
 from data.people import JUNK
 from data.readers.base import Scan
+from data.settings import settings_of, unknown_key
 from data.sources.address import is_remote, shown
 from flows.cli.inputs import artifact_store, examined_recipe, recipe_of
 from flows.execution.server import prefect_server
@@ -82,6 +84,23 @@ def show_recipe(name: str, overrides: Sequence[str]) -> None:
     """Print every setting of one recipe as JSON."""
     recipe = recipe_of(name, overrides)
     plain_console().print_json(json.dumps(recipe.model_dump(mode="json")))
+
+
+def explain_settings(name: str, key: str, overrides: Sequence[str]) -> None:
+    """Print value, choices and meaning of the setting `key` of a recipe, or of each setting below it."""
+    values, settings = recipe_of(name, overrides).model_dump(mode="json"), settings_of(Recipe)
+    if key not in settings:
+        raise ConfigError(f"--explain {unknown_key(key, settings)}")
+    console = plain_console()
+    for setting in settings.values():
+        if not setting.is_group and f"{setting.key}.".startswith(f"{key}."):
+            value: Any = values
+            for part in setting.key.split("."):
+                value = value and value[part]  # a group that the recipe does not use is None
+            console.print(Text.assemble((setting.key, "bold"), f" = {json.dumps(value)}"), soft_wrap=True)
+            choices = f"One of {', '.join(map(json.dumps, setting.choices))}." if setting.choices else ""
+            if text := f"{setting.meaning} {choices}".strip():
+                console.print(Padding(Text(text), (0, 0, 0, 4)))
 
 
 class _Settings(Config):

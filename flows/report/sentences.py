@@ -18,7 +18,7 @@ from reid.evaluation.sentences.scores import (
     read_sentence_scores,
     sentence_intervals,
 )
-from reid.evaluation.sentences.source import SOURCES, NoSentences
+from reid.evaluation.sentences.source import RANKED, SOURCES, NoSentences
 
 TEXT_METRICS: Final = (("mAP", "mAP"), ("rank1", "R1"), ("rank5", "R5"), ("rank10", "R10"))
 """Keys of text_to_image in metrics.json in the order of the tables, with their names."""
@@ -80,7 +80,7 @@ class TextScores:
         cut = f", {about['n_truncated']:,} longer than the text tower reads" if about["n_truncated"] else ""
         return (
             f"{counted(about['n_sentences'], 'sentence')} about {counted(about['n_images'], 'image')} "
-            f"({about['n_distinct']:,} distinct{skipped}{cut}), {counted(about['n_gallery'], 'gallery image')}"
+            f"({about['n_distinct']:,} distinct{skipped}{cut}), {counted(about['n_gallery'], RANKED[about['source']])}"
         )
 
     @property

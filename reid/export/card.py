@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from data.errors import counted
 from reid.config.train import TrainConfig
 from reid.evaluation.intervals import SCORE_METHOD, Interval
 from reid.evaluation.sentences.scores import TEXT_METHOD
-from reid.evaluation.sentences.source import SOURCES
+from reid.evaluation.sentences.source import RANKED, SOURCES
 from reid.export.provenance import METRICS, TEXT_METRICS, Evaluation, ModelFacts, ScoreRow, TextRow, TextScores
 
 CARD_FILE: Final = "README.md"
@@ -185,8 +186,8 @@ def _text_to_image(text: TextScores | None) -> Iterator[str]:
     about = text.about
     yield (
         f"Text to image, {SOURCES[about['source']]}: {about['n_sentences']:,} sentences ({about['n_distinct']:,} "
-        f"distinct), {about['n_gallery']:,} gallery images. Equal sentences of different people allow an R1 of "
-        f"{100 * about['ceiling_rank1']:.1f} at most."
+        f"distinct), {counted(about['n_gallery'], RANKED[about['source']])}. Equal sentences of different people "
+        f"allow an R1 of {100 * about['ceiling_rank1']:.1f} at most."
     )
     yield ""
     yield f"| model | {' | '.join(_NAMES[name] for name in TEXT_METRICS)} |"

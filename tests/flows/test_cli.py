@@ -229,6 +229,22 @@ def test_text_of_the_user_is_not_read_as_markup(capsys, text):
     assert json.loads(capsys.readouterr().out)["data"]["name"] == text
 
 
+def test_show_explains_a_setting_and_a_group(capsys):
+    assert main(["show", "demo", "--explain", "train.scgi.contrast_text"]) == 0
+    head, text = capsys.readouterr().out.split("\n", 1)
+    assert head == 'train.scgi.contrast_text = "composed"'
+    assert " ".join(text.split()).startswith("Text side of L_con: the composed prompt (paper and port)")
+    assert " ".join(text.split()).endswith('One of "composed", "caption", "both".')
+    assert main(["show", "demo", "--explain", "train.scgi", "--set", "train.scgi.depth=3"]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert "train.scgi.depth = 3" in heads
+    assert all(line.startswith("train.scgi.") for line in heads)
+    assert main(["show", "folders", "--explain", "synthetic.clothes"]) == 0, "the recipe draws nobody"
+    assert capsys.readouterr().out.startswith("synthetic.clothes = null\n    Each person has clothes outfits")
+    assert main(["show", "demo", "--explain", "scgi.dpeth"]) == 1
+    assert "--explain scgi.dpeth: no such setting; did you mean train.scgi.depth?" in capsys.readouterr().err
+
+
 def test_the_old_key_of_a_renamed_setting_works_with_one_notice(capsys):
     settings = [
         part for text in ("train.schedule.rate_clip=0.5", 'train.scgi={"queries":3}') for part in ("--set", text)

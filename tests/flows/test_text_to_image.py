@@ -96,6 +96,8 @@ def test_the_table_has_points_and_intervals_over_people(store):
     assert untrained.points is None
     assert untrained.own["mAP"][0] < untrained.percent["mAP"] < untrained.own["mAP"][1]
     assert found.sizes == "17 sentences about 17 images (12 distinct, 1 without a match), 32 gallery images"
+    whole_test = text_scores({"text_to_image": {**found.about, "source": "dataset"}})
+    assert whole_test.sizes.endswith(", 32 test images")
     assert found.ceiling == (
         "5 of 8 identities have a sentence that another one has too, so no model can reach an R1 above 75.0 %"
     )

@@ -32,9 +32,8 @@ def _groups(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
 
 def _section(group: str, cls: type, settings: dict[str, Setting]) -> str:
     marks, about = "#" * (2 + group.count(".")), inspect.getdoc(cls) or ""
-    meanings = {name: field.description or "" for name, field in getattr(cls, "model_fields", {}).items()}
     rows = [
-        f"| `{key}` | {_default(setting)} | {_cell(meanings.get(key.rpartition('.')[2], ''))}{_choices(setting)} |"
+        f"| `{key}` | {_default(setting)} | {_cell(setting.meaning)}{_choices(setting)} |"
         for key, setting in settings.items()
         if key.rpartition(".")[0] == group and not setting.is_group
     ]

@@ -24,6 +24,8 @@ from reid.inputs.image_rows import ImageRows, Ints, read_rows
 Source = Literal["dataset", "captions"]
 SOURCES: Final[dict[Source, str]] = {"dataset": "sentences of the dataset", "captions": "captions of the queries"}
 """Whose sentences they are, in words."""
+RANKED: Final[dict[Source, str]] = {"dataset": "test image", "captions": "gallery image"}
+"""What the sentences of each source rank, in the singular."""
 VERSION: Final = 1
 """Raised when the measurement changes; evaluations without sentences do not depend on it."""
 _USABLE: Final = "ok"
