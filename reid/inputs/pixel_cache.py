@@ -24,6 +24,7 @@ from data.errors import DataError, RejectedRow, counted
 from data.files import read_json, write_json
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
+from data.sources.address import shown
 from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 
@@ -96,11 +97,11 @@ def _fill(out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, worke
             if done % every == 0 or done == len(rows):
                 progress(done, len(rows), "decoding")
     if problems:
-        shown = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
+        listed = "".join(f"\n  - {problem}" for problem in problems[:_SHOWN])
         rest = f"\n  - and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
-            f"{len(problems)} of {counted(len(rows), 'indexed image')} under {images.root} have changed since they "
-            f"were indexed:{shown}{rest}\nRestore these files, or run the index stage again on the folder."
+            f"{len(problems)} of {counted(len(rows), 'indexed image')} under {shown(images.root)} have changed since "
+            f"they were indexed:{listed}{rest}\nRestore these files, or run the index stage again on the folder."
         )
 
 

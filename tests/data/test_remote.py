@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
@@ -227,6 +230,22 @@ def test_a_transient_error_is_repeated_and_a_lasting_one_can_be_retried(store, b
 def test_a_web_server_needs_a_manifest(store):
     with pytest.raises(DataError, match=r"cannot be listed.*data.reader=manifest"):
         index(store, config=config_of("http://localhost:9/set", "images"))
+
+
+def test_a_manifest_lists_the_images_of_a_web_server(store, tmp_path):
+    put(tmp_path / "set", "a/1 2.jpg", "a/ü#3.jpg")
+    table = "path,split,pid\na/1 2.jpg,train,1\na/ü#3.jpg,gallery,2\na/none.jpg,train,1\n"
+    (tmp_path / "set/manifest.csv").write_text(table)
+    settle()
+    options = {"require_splits": ("train",)}
+    here = index(store, config=config_of(tmp_path / "set", "manifest", **options)).made.ref
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "set"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        there = index(store, config=config_of(root, "manifest", **options)).made.ref
+        server.shutdown()
+    assert there.fingerprint == here.fingerprint
 
 
 def test_a_missing_package_names_its_installation(monkeypatch):
