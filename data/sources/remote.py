@@ -131,7 +131,10 @@ def is_folder(place: Path) -> bool:
     known = _known(str(place))
     if known is not None:
         return not known[1] or known[1] in known[0].folders
-    return is_listed(place) and bool(_filesystem(scheme_of(place)).isdir(_url(str(place))))
+    if not is_listed(place):
+        return False
+    files = _filesystem(scheme_of(place))
+    return bool(_repeated(place, lambda: files.isdir(_url(str(place)))))
 
 
 def _known(text: str) -> tuple[Listing, str] | None:
