@@ -88,7 +88,7 @@ def choose_defaults(root: Path) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     # The first start migrates a database, which takes longer than Prefect's own limit on a busy machine.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     os.environ.setdefault(_LEVEL, _QUIET)
     has_own = os.environ.get(VARIABLE) or (Path.home() / ".prefect" / "profiles.toml").exists()
     if not os.environ.get(_HOME):  # Prefect takes an empty one for the working folder

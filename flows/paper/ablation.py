@@ -103,9 +103,9 @@ def _notes(rows: Sequence[RunRow], recipe: Recipe) -> list[str]:
     """Return what the figures are and why the published ones cannot be read as a target for them."""
     done = finished(rows)
     seeds = len({row.seed for row in done})
+    over = "one seed" if seeds == 1 else f"mean ± standard deviation over {counted(seeds, 'seed')}"
     notes = [
-        f"Percent, mean ± standard deviation over {counted(seeds, 'seed')}. Gain: mAP minus that of the baseline, in "
-        "points, paired by seed (95 % t-interval).",
+        f"Percent, {over}. Gain: mAP minus that of the baseline, in points, paired by seed (95 % t-interval).",
         _setting(done, recipe),
         "The paper does not say which inference mode its figures use, so each stands in the first row of its variant.",
     ]

@@ -346,7 +346,7 @@ def test_a_verdict_is_colored_only_where_its_interval_excludes_zero(tmp_path, po
     rows = [row("baseline", seed, 50) for seed in (0, 1, 2)]
     rows += [row("scgi", seed, 50 + gain) for seed, gain in enumerate(points)]
     ResultWriter(tmp_path, {}).write(rows)
-    cells = re.findall(r'<td class="(up|down|even)">', (tmp_path / "study.html").read_text())
+    cells = re.findall(r'<td class="nowrap (up|down|even)">', (tmp_path / "study.html").read_text())
     assert cells == [color]
 
 

@@ -62,7 +62,7 @@ def markdown(results: Sequence[WorldResult]) -> str:
 
 def _parts(result: WorldResult) -> Iterator[str]:
     yield f"## {result.name}"
-    notes = [result.camera_note, result.sentences, result.oracle]
+    notes = [result.camera_note, result.sentences]
     yield " ".join(note for note in ["Percent, mean ± standard deviation over seeds.", *notes] if note)
     if result.answers:
         head = "Differences are paired by seed, in points: mean (95 % t-interval)."
