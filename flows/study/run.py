@@ -99,7 +99,7 @@ def _runs(
     store: ArtifactStore, world: World, seed: int, variants: Sequence[Variant], progress: ProgressFn
 ) -> Iterator[Run]:
     own = recipe_of(world.recipe, world.config, seed)
-    inputs = open_inputs(store, own, seed, progress)
+    inputs = open_inputs(store, own, seed, _named(f"{own.name}, seed {seed}", progress))
     scored = _scored_by_oracle(own, seed) if inputs.has_truth else []
     for variant in variants:
         train = training_of(variant, own.train, seed)
@@ -112,6 +112,15 @@ def _runs(
             evaluate=own.evaluate,
             oracle=(variant.captions, train.identity()) in scored,
         )
+
+
+def _named(label: str, progress: ProgressFn) -> ProgressFn:
+    """Return a progress callback whose notes say which dataset they are about."""
+
+    def show(done: int, total: int, note: str) -> None:
+        progress(done, total, f"{label}: {note}")
+
+    return show
 
 
 def _scored_by_oracle(recipe: Recipe, seed: int) -> list[tuple[Captions, dict[str, Any]]]:
