@@ -202,7 +202,8 @@ def _print_cost(console: Console, pending: Sequence[Run]) -> None:
         console.print(f"{world:<20} {counted(steps, 'step')}", highlight=False)
     console.print(
         f"about {duration(cost.seconds)} of training: {counted(cost.all_steps, 'step')} in "
-        f"{counted(cost.runs, 'training')} (equal ones are done once), {1000 * cost.seconds / cost.all_steps:.0f} ms per step under the current load",
+        f"{counted(cost.runs, 'training')} (equal ones are done once), {1000 * cost.seconds / cost.all_steps:.0f} ms "
+        "per step under the current load",
         highlight=False,
         soft_wrap=True,
     )

@@ -560,7 +560,7 @@ def test_a_dry_run_prints_the_cost_and_trains_nothing(tmp_path, capsys):
     assert main([*arguments, *settings]) == 0
     shown = capsys.readouterr().out
     assert "10 runs, 10 of them pending" in shown
-    assert "steps in 10 runs" in shown
+    assert "steps in 10 trainings" in shown
     assert "not included: captioning of 1 dataset and evaluation; their time is unknown before the" in shown
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "stages" / "train").exists()
