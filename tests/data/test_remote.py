@@ -209,7 +209,6 @@ def test_an_empty_place_is_one_clear_error(store, bucket):
 
 def test_a_transient_error_is_repeated_and_a_lasting_one_can_be_retried(store, bucket, local, monkeypatch):
     copy_tree(local, bucket, "/set")
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0)
     kind, failures = type(bucket), [ConnectionResetError("SECRET in the text of a provider")] * 2
     original = kind.cat_file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import json
 import re
 import shlex
 import shutil
@@ -69,7 +70,19 @@ def people(tmp_path_factory):
                 (folder_of_copy / path.name).write_bytes(path.read_bytes())
             rows.append({"path": path.name, "split": split, "pid": int(pid), "camid": int(camera)})
     pd.DataFrame(rows).to_csv(mine / "manifest.csv", index=False)
+    _write_cuhk_pedes(root / "CUHK-PEDES", mine, rows)
     return root
+
+
+def _write_cuhk_pedes(root, images, rows):
+    (root / "imgs").mkdir(parents=True)
+    entries = []
+    for row in rows:
+        (root / "imgs" / row["path"]).write_bytes((images / row["path"]).read_bytes())
+        split = "train" if row["split"] == "train" else "test"
+        words = f"A person with the number {row['pid']} walks."
+        entries.append({"split": split, "captions": [words], "file_path": row["path"], "id": row["pid"]})
+    (root / "reid_raw.json").write_text(json.dumps(entries))
 
 
 def test_every_command_of_the_readme_is_run_here_or_in_ci():
