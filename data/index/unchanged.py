@@ -186,11 +186,11 @@ def _key(config: DatasetConfig, place: Path, base: Path) -> str:
     settings = config.model_dump(mode="json", exclude={"root", "manifest", "workers"})
     user = [os.geteuid(), os.getegid()]
     places = [os.fsencode(name).hex() for name in (place, base, manifest)]
-    return digest([settings, places, checker_of(config.max_pixels), _code(), user])
+    return digest([settings, places, checker_of(config.max_pixels), code_digest(), user])
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Return the digest of the sources of this package: another version may read a dataset differently."""
     files = sorted(Path(data.__path__[0]).rglob("*.py"))
     return digest([[file.name, *Stamp.of(file.stat())] for file in files])
