@@ -159,7 +159,9 @@ def test_what_the_digest_does_not_cover_is_surveyed(root, surveys, inside):
 def test_a_store_that_cannot_be_written_changes_nothing(store, root, surveys):
     index(store, config=of(root))
     with closing(sqlite3.connect(store.memo.path)) as memo:
-        memo.executescript("ALTER TABLE trees RENAME TO kept; CREATE VIEW trees AS SELECT * FROM kept;")  # refuses every row
+        memo.executescript(
+            "ALTER TABLE trees RENAME TO kept; CREATE VIEW trees AS SELECT * FROM kept;"
+        )  # refuses every row
     put(root, "query/0001_c2s1_000301_99.jpg", first_seed=70)
     settle()
     assert index(store, config=of(root)).note == "11 images, 0 rejected, 1 read"
