@@ -153,7 +153,7 @@ def _write_sentences(
 ) -> Captioned:
     """Write captions.parquet with the sentences of the dataset; an image without one has the status ``missing``."""
     sentences = DatasetSentences(run.images, config.sentence)
-    error = f"the dataset has no sentence number {config.sentence}"
+    error = f"the image does not have a sentence number {config.sentence}"
     missing = Failures({}, otherwise=Failure(status="missing", error=error))
     contents = _written(View(run.images, sentences, missing, captioner, config), folder, scratch)
     return Captioned(note=f"{counted(len(sentences), 'sentence')} of the dataset", contents=contents)

@@ -41,7 +41,7 @@ _AT_ONCE: Final = 1 << 16
 
 
 class Failures(NamedTuple):
-    """Why images have no caption.
+    """Why images are not captioned.
 
     of: image sha256 -> its failure. otherwise: the failure of all others, None if they must have a caption.
     """
@@ -123,7 +123,7 @@ class View:
         return True
 
     def _failed(self, missing: NDArray[np.int64], digests: Digests) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
-        """Yield rows without a text for the images that have no caption."""
+        """Yield rows without a text for the images that are not captioned."""
         gone: set[str] = set()
         for start in range(0, len(missing), _AT_ONCE):
             at = missing[start : start + _AT_ONCE]
@@ -141,7 +141,7 @@ class View:
             )
 
     def _failure(self, image: str) -> Failure | str:
-        """Return why an image has no caption; the image itself if that is unknown."""
+        """Return why an image is not captioned; the image itself if that is unknown."""
         return self._failures.of.get(image) or self._failures.otherwise or image
 
     def _rows(self, place: pa.Table, rows: pa.Table, cleaning: DatasetCleaning | None) -> pa.Table:

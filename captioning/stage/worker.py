@@ -35,7 +35,7 @@ _POLL_SECONDS: Final = 0.5
 
 
 class Failure(NamedTuple):
-    """Why an image has no caption. status: ``image_error``, ``server_error`` or ``missing``."""
+    """Why an image is not captioned. status: ``image_error``, ``server_error`` or ``missing``."""
 
     status: str
     error: str
@@ -43,7 +43,7 @@ class Failure(NamedTuple):
 
 @dataclass(kw_only=True)
 class Done:
-    """Results of a worker. generated: number of captions made. failed: image sha256 -> why it has no caption."""
+    """Results of a worker. generated: number of captions made. failed: image sha256 -> why it is not captioned."""
 
     generated: int = 0
     failed: dict[str, Failure] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Worker:
         return len(self._images)
 
     def work(self, buckets: Iterable[int] = range(BUCKETS), *, patient: bool) -> None:
-        """Caption the images in `buckets` that have no caption.
+        """Caption the images in `buckets` that are not captioned yet.
 
         patient: wait for buckets that other processes hold, and caption any images that they leave; otherwise skip
         these buckets. Raises the errors of the engine; earlier captions are kept.
@@ -136,7 +136,7 @@ class Worker:
             yield from rest
 
     def _left(self, bucket: int) -> Indices:
-        """Return the images of a bucket that have no caption."""
+        """Return the images of a bucket that are not captioned yet."""
         part = self._images.in_bucket(bucket)
         return part.start + np.flatnonzero(~self.snapshot.has(self._images.digests[part]))
 
@@ -166,4 +166,4 @@ class Worker:
             image = row.image_sha256
             self.done.failed[image] = Failure(status=row.status, error=row.error or "unknown")
             (pending,) = self._images.pending(self._images.find([image]))
-            log.warning("image %s (%s...) has no caption: %s", pending.paths[0], image[:12], row.error)
+            log.warning("image %s (%s...) is not captioned: %s", pending.paths[0], image[:12], row.error)

@@ -1,1 +1,1 @@
-"""Where images lie: a local folder, an object store that fsspec reads, or tar shards in either."""
+"""Where images lie: a local folder, or an object store that fsspec reads."""

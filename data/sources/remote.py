@@ -146,14 +146,14 @@ def _known(text: str) -> tuple[Listing, str] | None:
     return None
 
 
-def read(place: Path | str, start: int | None = None, end: int | None = None) -> bytes:
-    """Return the bytes of one object, or those from `start` to before `end`.
+def read(place: Path | str) -> bytes:
+    """Return the bytes of one object.
 
     Raises RejectedRow (``missing``, ``unreadable``: access denied), and RetryableError if the store does not answer.
     """
     files, url = _filesystem(scheme_of(place)), _url(str(place))
     try:
-        content: bytes = _repeated(place, lambda: files.cat_file(url, start=start, end=end))
+        content: bytes = _repeated(place, lambda: files.cat_file(url))
     except FileNotFoundError as error:
         raise RejectedRow("missing") from error
     except (PermissionError, IsADirectoryError) as error:
@@ -196,14 +196,12 @@ def _entry(info: Mapping[str, Any]) -> Entry:
 def _repeated(place: Path | str, call: Callable[[], T]) -> T:
     """Return what `call` returns; repeat it after errors that may be gone soon.
 
-    Raises FileNotFoundError, PermissionError and IsADirectoryError at once.
+    Raises FileNotFoundError, PermissionError, IsADirectoryError and MemoryError at once.
     """
     for attempt in range(ATTEMPTS):
         try:
             return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except MemoryError:
+        except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
             raise
         except Exception as error:  # each provider has its own types
             if type(error).__name__ in _NO_CREDENTIALS:

@@ -45,6 +45,33 @@ Overrides = Annotated[
         help="Change one setting, such as data.root=/data/images. Repeatable.",
     ),
 ]
+RunModels = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        default_factory=list,
+        show_default="trained",
+        help="trained or untrained; once for all runs, or once per run.",
+    ),
+]
+RunModes = Annotated[
+    list[str],
+    typer.Option(
+        "--mode",
+        metavar="MODE",
+        default_factory=list,
+        show_default="image",
+        help="image or fused; once for all runs, or once per run.",
+    ),
+]
+MovedImages = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="The images of the dataset, if they were moved since they were indexed."),
+]
+DifferentGalleries = Annotated[
+    bool, typer.Option("--different-galleries", help="Compare runs on different galleries nevertheless.")
+]
 Home = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Artifact root (default: $CLIP_SCGI_HOME, else ./artifacts).")
 ]

@@ -31,7 +31,7 @@ from flows.workers.ray_run import run_on_ray
 def caption_worker(*, run: RunContext, config: CaptionConfig, worker: int) -> int:
     """Caption the images that no other worker has claimed, on its own GPU if possible; return their number."""
     name = f"caption-{worker}"
-    config = config.model_copy(update={"device": device_of(config.local_device, worker)})
+    config = config.model_copy(update={"device": device_of(config.local_device, worker, CaptionJob.setting)})
     slot = gpu_slot(config.local_device, "caption.device")
     try:
         with slot, progress_bar(name) as bar, progress_artifact(name, bar) as progress:

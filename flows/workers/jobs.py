@@ -16,6 +16,7 @@ from captioning.config import CaptionConfig
 from captioning.stage.stage import caption_part
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.progress import ProgressFn
+from data.sources.address import is_remote
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from reid.config.evaluate import EvaluateConfig
@@ -56,8 +57,10 @@ class _IndexedJob(WorkerJob, ABC):
         return RunContext(store=ArtifactStore(Path(self.home)), progress=progress, indexed=indexed)
 
     def needed(self) -> list[str]:
-        """Return the first image."""
+        """Return the first image, unless the images lie in an object store."""
         indexed = IndexedImages.from_json(self.images)
+        if is_remote(indexed.root):
+            return []
         return [str(indexed.root / path.as_py()) for path in indexed.rows("path")["path"][:1]]
 
 
@@ -163,7 +166,8 @@ class EmbedJob(WorkerJob):
 
     def needed(self) -> list[str]:
         """Return an image, and the weights of the model."""
-        return [self.sample, *(str(path) for path in Path(self.model["path"]).glob("*.safetensors"))]
+        sample = [] if is_remote(self.sample) else [self.sample]
+        return [*sample, *(str(path) for path in Path(self.model["path"]).glob("*.safetensors"))]
 
 
 Job = CaptionJob | FeatureJob | EmbedJob

@@ -39,7 +39,7 @@ def run_here(job: Job, scale: ScaleConfig, workers: int, progress: ProgressFn) -
         shown = _Most(progress)
 
         def thread(number: int) -> None:
-            device = device_of(job.device, number)
+            device = device_of(job.device, number, job.setting)
             if scale.runner == "threads":
                 job.work(shown, device)
             else:
@@ -101,9 +101,12 @@ def tell(done: int, total: int, note: str) -> None:
     sys.stdout.flush()
 
 
-def device_of(device: str, worker: int) -> str:
-    """Return the device of one worker: the next GPU of this machine in turn, unless `device` names one."""
-    if device not in ("auto", "cuda") or not uses_gpu(device, "caption.device"):
+def device_of(device: str, worker: int, setting: str) -> str:
+    """Return the device of one worker: the next GPU of this machine in turn, unless `device` names one.
+
+    setting: full key of `device`, for messages.
+    """
+    if device not in ("auto", "cuda") or not uses_gpu(device, setting):
         return device
     import torch
 

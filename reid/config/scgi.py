@@ -25,8 +25,8 @@ class ScgiConfig(RenamedConfig):
     """Caption-guided inversion: put a pseudo-word, computed from image and caption, into the prompt. If off, the prompt
     is the fixed one and L_con contrasts images with their captions."""
     cff: bool = True
-    """Contextual feature fusion: an embedding from prompt tokens that attend to image tokens. If off, there is no fused
-    embedding and only the image embedding is trained."""
+    """Contextual feature fusion: an embedding from prompt tokens that attend to image tokens. If off, only the
+    image embedding is trained."""
     inversion_tokens: Size = 2
     """K, learnable tokens that attend to the patches in CGI (published best of 1, 2, 4, 8: 2)."""
     depth: Size = 1
@@ -41,10 +41,10 @@ class ScgiConfig(RenamedConfig):
     """Self-attention blocks in CFF (published: 2)."""
     fusion_tokens: Literal["raw", "refined"] = "raw"
     """Keys and values of CFF: image tokens as they are, or multiplied by the caption feature. The paper does not say;
-    the port uses refined ones. Inference has no caption, so it cannot use what "refined" trains."""
+    the port uses refined ones. Inference does not read a caption, so it cannot use what "refined" trains."""
     supervised: Literal["both", "image", "fused"] = "both"
     """Embeddings that L_id and L_tri see. The paper does not say; the port: "fused". "image" needs scgi.cff=false,
-    because CFF has no other loss."""
+    because CFF does not have another loss."""
     contrast_text: Literal["composed", "caption", "both"] = "composed"
     """Text side of L_con: the composed prompt (paper and port), the caption itself, or the mean of both losses. The
     composed prompt is made from image and caption, so a model can align it without learning what the caption says."""

@@ -84,7 +84,7 @@ def test_another_number_and_images_without_it(store, root):
     assert made.produced.note == "1 sentence of the dataset"
     assert rows.pop("imgs/CUHK03/1_1.png")["caption"] == "A bag."
     assert {(row["caption"], row["status"], row["error"]) for row in rows.values()} == {
-        (None, "missing", "the dataset has no sentence number 2")
+        (None, "missing", "the image does not have a sentence number 2")
     }
     fingerprints = [identify(one, store.memo).fingerprint for one in (CONFIG, config)]
     assert fingerprints[0] != fingerprints[1]

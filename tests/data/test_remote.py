@@ -282,9 +282,3 @@ def test_addresses_that_are_refused_without_being_repeated(root, problem):
 def test_artifacts_stay_on_a_posix_folder():
     with pytest.raises(ConfigError, match=r"s3://bucket/home is in an object store.*--home"):
         usable_root(Path("s3://bucket/home"))
-
-
-def test_an_object_is_read_in_part(bucket):
-    bucket.pipe_file("/set/a.bin", bytes(range(100)))
-    assert remote.read(Path("memory:/set/a.bin"), 10, 13) == b"\n\x0b\x0c"
-    assert io.BytesIO(remote.read("memory:/set/a.bin")).read(1) == b"\0"

@@ -15,9 +15,11 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ConfigError, DataError
 from data.process.locks import lock
 from data.progress import silent
+from data.stages.images import IndexedImages
 from flows.recipes import ScaleConfig
 from flows.workers import ray_run
 from flows.workers.jobs import CaptionJob, FeatureJob, read_job
+from flows.workers.local import device_of
 from flows.workers.ray_run import RayOutcome, ray_problems, run_on_ray
 from flows.workers.ray_worker import Probe, Worker, inspect, versions
 from flows.workers.together import embed_together, encode_together
@@ -232,3 +234,16 @@ def test_ray_selects_the_gpu(monkeypatch, world):
     job = CaptionJob(home=str(store.root), images=images, config=CaptionConfig(device="cuda:1"))
     with pytest.raises(ConfigError, match=r"caption.device=cuda:1: Ray selects the GPU of a worker"):
         run_on_ray(job, ScaleConfig(runner="ray"), 0, silent)
+
+
+def test_images_in_an_object_store_are_not_files_of_a_node(world):
+    store, index, _, _ = world
+    images = IndexedImages(ref=index, root=Path("s3:/people/set")).to_json()
+    job = CaptionJob(home=str(store.root), images=images, config=CaptionConfig(device="cpu"))
+    assert job.needed() == []
+
+
+def test_a_device_that_does_not_exist_is_named_by_the_setting_of_the_job(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"evaluate\.device"):
+        device_of("cuda", 0, FeatureJob.setting)

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from flows.cli.options import Home, Overrides, RecipeName
+from flows.cli.options import DifferentGalleries, Home, MovedImages, Overrides, RecipeName, RunModels, RunModes
 
 paper: Final = typer.Typer(
     no_args_is_help=True,
@@ -96,35 +96,14 @@ def top10(
         str, typer.Argument(metavar="RUN_A", help="An evaluation: a fingerprint, a folder, or a recipe for its newest.")
     ],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The evaluation to compare with it.")],
-    model: Annotated[
-        list[str],
-        typer.Option(
-            metavar="MODEL",
-            default_factory=list,
-            show_default="trained",
-            help="trained or untrained; once for both runs, or once per run.",
-        ),
-    ],
-    mode: Annotated[
-        list[str],
-        typer.Option(
-            metavar="MODE",
-            default_factory=list,
-            show_default="image",
-            help="image or fused; once for both runs, or once per run.",
-        ),
-    ],
+    model: RunModels,
+    mode: RunModes,
     each: Annotated[int, typer.Option(min=0, max=50, help="Queries with the largest gains, and losses.")] = 3,
     sample: Annotated[int, typer.Option(min=0, max=50, help="Queries drawn at random from all others.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random draw.")] = 0,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the figure.")] = Path("runs/paper"),
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="The images of the dataset, if they were moved since they were indexed."),
-    ] = None,
-    different_galleries: Annotated[
-        bool, typer.Option("--different-galleries", help="Compare runs on different galleries nevertheless.")
-    ] = False,
+    images: MovedImages = None,
+    different_galleries: DifferentGalleries = False,
     home: Home = None,
 ) -> None:
     """Show the first ten gallery images of two methods for the same queries, as a picture and a page.
@@ -162,10 +141,7 @@ def captions(
     each: Annotated[int, typer.Option(min=1, max=12, help="Images per person.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the people and their images.")] = 0,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write the gallery.")] = Path("runs/paper"),
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="The images of the dataset, if they were moved since they were indexed."),
-    ] = None,
+    images: MovedImages = None,
     home: Home = None,
 ) -> None:
     """Show people with their captions, and mark what the captions of one person disagree on.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.options import Home
+from flows.cli.options import DifferentGalleries, Home, MovedImages, RunModels, RunModes
 
 if TYPE_CHECKING:
     from flows.comparison.compare import Comparison
@@ -26,24 +26,8 @@ def compare(
             help="Evaluations: a fingerprint, a folder, or a recipe for its newest one. The first is the baseline.",
         ),
     ],
-    model: Annotated[
-        list[str],
-        typer.Option(
-            metavar="MODEL",
-            default_factory=list,
-            show_default="trained",
-            help="trained or untrained; once for all runs, or once per run.",
-        ),
-    ],
-    mode: Annotated[
-        list[str],
-        typer.Option(
-            metavar="MODE",
-            default_factory=list,
-            show_default="image",
-            help="image or fused; once for all runs, or once per run.",
-        ),
-    ],
+    model: RunModels,
+    mode: RunModes,
     resample: Annotated[
         Literal["identities", "queries"],
         typer.Option(help="What the bootstrap draws. The queries of one identity are correlated."),
@@ -52,14 +36,9 @@ def compare(
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write an .html page with the images of these queries.")
     ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="The images of the dataset, if they were moved since they were indexed."),
-    ] = None,
+    images: MovedImages = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, with all queries.")] = False,
-    different_galleries: Annotated[
-        bool, typer.Option("--different-galleries", help="Compare runs on different galleries nevertheless.")
-    ] = False,
+    different_galleries: DifferentGalleries = False,
     home: Home = None,
 ) -> None:
     """Compare evaluations query by query: differences with intervals, queries won and lost.
