@@ -7,8 +7,7 @@ Index and caption store are made up, without images: 20 images per identity, and
 many names of a few empty files; `bench_index.py` measures the first run, with files of their own. Each step runs in a
 process of its own, whose peak memory counts everything that it has loaded. On a busy machine, CPU seconds say more than
 wall seconds: the slope is that of log(CPU seconds) over log(rows) between the smallest and the largest size, and 1 is
-linear. Targets: 1.5 GB per step, and at 4,000,000 rows five
-minutes for captions.parquet.
+linear. Targets: 1.5 GB per step, and at 4,000,000 rows five minutes for captions.parquet.
 """
 
 from __future__ import annotations
