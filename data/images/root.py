@@ -20,8 +20,7 @@ def find_root(
 ) -> Path | None:
     """Return the folder that contains the most of a few images, None if none of them is found.
 
-    paths, digests: some images of the index: relative path and sha256. Give more than a few, since a file that was
-    written just before it was indexed is not remembered.
+    paths, digests: some images of the index: relative path and sha256.
     """
     path_of = dict(zip(digests, paths, strict=True))
     known = [_above(place, path_of[sha256]) for place, sha256 in store.memo.files_with(path_of)]

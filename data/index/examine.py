@@ -28,6 +28,8 @@ from data.progress import ProgressFn
 from data.sources import remote
 from data.sources.address import is_remote
 
+_NEVER: Final = -1
+"""A time that no file has."""
 CHECK_VERSION: Final = 3
 """Version of the decoder; increment it when `data.images.decode.open_rgb` accepts or rejects other files."""
 
@@ -139,8 +141,8 @@ def examine(
             facts[index] = result.facts
             n_decoded += result.decoded
             n_unsettled += not result.settled
-            if result.settled:
-                fresh[file] = result.facts
+            # A file that may still change is read again next time; what is remembered of it only tells where it lies.
+            fresh[file] = result.facts if result.settled else result.facts._replace(mtime_ns=_NEVER, ctime_ns=_NEVER)
             if done % chunk == 0 or done == len(todo):
                 progress(done, len(todo), "images read")
             if len(fresh) >= remember_every or done == len(todo):

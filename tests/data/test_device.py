@@ -119,9 +119,9 @@ def test_every_stage_asks_the_same_resolver(gpus):
     assert str(pick_device("cuda")) == str(training_device(TrainConfig(device="cuda"))) == "cuda:0"
     assert str(pick_device("auto")) == str(training_device(TrainConfig())) == "cuda:0"
     assert [uses_gpu(device, "train.device") for device in ("auto", "cuda", "cuda:1", "cpu")] == [True] * 3 + [False]
-    assert [device_of("auto", worker) for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert [device_of("cuda:1", worker) for worker in range(2)] == ["cuda:1"] * 2
-    assert [device_of("cpu", worker) for worker in range(2)] == ["cpu"] * 2
+    assert [device_of("auto", worker, "train.device") for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [device_of("cuda:1", worker, "train.device") for worker in range(2)] == ["cuda:1"] * 2
+    assert [device_of("cpu", worker, "train.device") for worker in range(2)] == ["cpu"] * 2
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
@@ -140,7 +140,7 @@ def test_without_a_gpu_auto_is_the_cpu_everywhere(gpus):
     assert str(pick_device("auto")) == str(training_device(TrainConfig())) == "cpu"
     assert make_accelerator(TrainConfig()).device == torch.device("cpu")
     assert not uses_gpu("auto", "train.device")
-    assert device_of("auto", 3) == "auto"
+    assert device_of("auto", 3, "train.device") == "auto"
 
 
 @pytest.mark.parametrize(("device", "wanted"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:2", "cuda:2")])

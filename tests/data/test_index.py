@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import time
 import zlib
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError, RetryableError
 from data.images import decode as images_module
+from data.images.root import find_root
 from data.index.examine import examine
 from data.index.stage import index, survey
 from data.schemas import IMAGES, REJECTED
@@ -791,3 +793,13 @@ def test_images_in_the_root_of_the_artifacts_are_refused(tmp_path, reader):
     put(tmp_path, "Ann/1.jpg", "Bob/1.jpg")
     with pytest.raises(ConfigError, match=r"is the folder of the artifacts too: set --home to .*/artifacts"):
         survey(ArtifactStore(tmp_path), config=DatasetConfig(reader=reader, root=str(tmp_path)))
+
+
+def test_images_that_were_just_written_are_found_and_read_again(store, tmp_path):
+    root = market(tmp_path / "new")
+    images = index(store, config=config_of(root)).images
+    rows = images.rows("path", "sha256").to_pydict()
+    assert find_root(store, rows["path"], rows["sha256"]) == root
+    with closing(sqlite3.connect(store.memo.path)) as memo:
+        times = [row[0] for row in memo.execute("SELECT mtime_ns FROM digests")]
+    assert survey(store, config=config_of(root)).n_read == times.count(-1)

@@ -70,6 +70,7 @@ def test_a_missing_bucket_and_a_server_that_does_not_answer(s3, tmp_path, monkey
     with pytest.raises(DataError, match="s3://nowhere/set does not exist or is empty"):
         index(store, config=DatasetConfig(reader="images", root="s3://nowhere/set"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     remote._filesystem.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()

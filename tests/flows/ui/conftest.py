@@ -70,7 +70,7 @@ def open_page(browser, served) -> Iterator[Any]:
 
     def open_(path: str, size: str = "wide", scheme: str = "light", url: str = served.url) -> Any:
         context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(120_000)  # of a busy machine; a page that is right does not wait
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
