@@ -202,9 +202,9 @@ def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> Non
 
     def work(connection: sqlite3.Connection) -> None:
         connection.execute(_CHECKS)
-        rows = [(fact.sha256, checker, *fact[4:]) for fact in fresh.values()]
+        rows = [(fact.sha256, checker, *fact[4:]) for fact in fresh.values() if fact.mtime_ns != _NEVER]
         connection.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?, ?, ?, ?, ?)", rows)
-        insert(connection, {file: (fact.stamp, fact.sha256) for file, fact in fresh.items()})
+        insert(connection, {file: (fact.stamp, fact.sha256) for file, fact in fresh.items() if fact.sha256})
 
     memo.run(work)
 
