@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-from PIL import __version__ as pillow_version
-
 from data.artifacts.digests import DigestMemo, Stamp, insert, path_range
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import RejectedRow
-from data.images.decode import open_rgb, read_bytes
-from data.images.formats import decoders
+from data.images.check import Decoding, check, checker_of
+from data.images.decode import read_bytes
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
 from data.sources import remote
@@ -30,9 +27,6 @@ from data.sources.address import is_remote
 
 _NEVER: Final = -1
 """A time that no file has."""
-CHECK_VERSION: Final = 3
-"""Version of the decoder; increment it when `data.images.decode.open_rgb` accepts or rejects other files."""
-
 CHUNK: Final = 32
 """Files per task of a thread."""
 REMEMBER_EVERY: Final = 4096
@@ -54,20 +48,7 @@ class ChangedError(Exception):
     """A file that changed or vanished while it was being read; the message names it."""
 
 
-class Decoding(NamedTuple):
-    """Result of decoding one file.
-
-    width, height: pixels after rotation. reason: why the file is unusable, or "". flat: it is of one color.
-    """
-
-    width: int
-    height: int
-    reason: str
-    flat: int  # 1 or 0, as stored in SQLite
-
-
 _UNKNOWN: Final = Decoding(0, 0, "", 0)
-_FLAT_LEVELS: Final = 2  # of 255; largest range of each channel in an image of one color
 
 
 class Facts(NamedTuple):
@@ -151,11 +132,6 @@ def examine(
     return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded, n_unsettled=n_unsettled)
 
 
-def checker_of(max_pixels: int) -> str:
-    """Return what decodes the files: another version of Pillow, or a plugin, may accept others."""
-    return f"{CHECK_VERSION} {pillow_version} {max_pixels} {decoders()}"
-
-
 def stamps_of(root: Path, paths: Iterable[str]) -> list[Stamp]:
     """Return the current stamps of the files `paths` under `root`; raises ChangedError if one is gone."""
     return [_stamp(f"{root}/{path}") for path in paths]
@@ -235,16 +211,7 @@ def _read(file: str, decodings: Mapping[str, Decoding], max_pixels: int) -> _Res
         raise ChangedError(f"{file} changed")
     sha256 = digest_bytes(content)
     known = decodings.get(sha256)
-    decoding = _decode(content, max_pixels) if known is None else known
+    decoding = check(content, max_pixels) if known is None else known
     # A decoding that ran out of memory may succeed next time.
     settled = stamp.settled(read_ns) and decoding.reason != "out_of_memory"
     return _Result(_facts(stamp, sha256, decoding), known is None, settled)
-
-
-def _decode(content: bytes, max_pixels: int) -> Decoding:
-    try:
-        image = open_rgb(content, max_pixels)
-    except RejectedRow as error:
-        return Decoding(0, 0, error.reason, 0)
-    spans = np.ptp(np.array(image.getextrema()), axis=1)
-    return Decoding(*image.size, "", int(spans.max() <= _FLAT_LEVELS))

@@ -26,7 +26,7 @@ from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import RetryableError
-from data.index.examine import checker_of
+from data.images.check import checker_of
 from data.sources.address import is_remote
 
 _TREES: Final = (

@@ -8,7 +8,6 @@ A row becomes a record or is rejected with its row number; only a problem of the
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,8 +18,8 @@ from data.errors import DataError, RejectedRow, counted
 from data.people import UNKNOWN_CAMERA
 from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, Unusable, existing_folder
 from data.readers.manifest_file import REQUIRED, Cell, NamedCell, manifest_column, manifest_rows
-from data.readers.manifest_labels import Cameras, Identities, is_missing
-from data.readers.sentences import Sentences, sentences_of
+from data.readers.manifest_labels import Cameras, Identities
+from data.readers.sentences import Sentences, sentences_in
 from data.sources.address import is_listed, is_remote, shown
 from data.sources.places import children, exists, is_file
 from data.splits import GALLERY, SPLITS
@@ -70,10 +69,10 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
     clashes: list[str] = []
     for row in rows:
         try:
-            split = _split(row.split, by_rule=by_rule)
+            split = split_of(row.split, by_rule=by_rule)
             pid, label = identities.of(row)
             labels = _Labels(split, pid, cameras.of(row), label)
-            sentences, path = _sentences(row.sentences), paths.admit(row.path)
+            sentences, path = sentences_in(row.sentences), paths.admit(row.path)
             if path not in seen:
                 seen[path], said[path] = labels, sentences
                 collector.add(path, *labels, sentences=sentences.texts)
@@ -165,7 +164,8 @@ def _ignored(file: Path, base: Path) -> list[str]:
     return [f"{', '.join(others)} is not read, because {file.name} exists; delete one of them, or set data.manifest"]
 
 
-def _split(cell: Cell, *, by_rule: bool) -> str:
+def split_of(cell: Cell, *, by_rule: bool) -> str:
+    """Return the split in a cell; the gallery for an empty one if splits are assigned by rule later."""
     if by_rule and (cell is None or cell == ""):
         return GALLERY
     split = _SPLITS.get(cell) if isinstance(cell, str) else None
@@ -174,19 +174,6 @@ def _split(cell: Cell, *, by_rule: bool) -> str:
     if split is None:
         raise Unusable("bad_split", f"split {cell!r} is not one of {', '.join(SPLITS)}")
     return split
-
-
-def _sentences(cell: object) -> Sentences:
-    """Return the sentences in a cell: a list, the same as JSON text, or the text of one sentence."""
-    if is_missing(cell):
-        return Sentences((), 0)
-    if not isinstance(cell, str):
-        return sentences_of(cell)
-    try:
-        listed = json.loads(cell) if cell.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
-        listed = None
-    return sentences_of(listed if isinstance(listed, list) else [cell])
 
 
 def _repetition(sentences: Sentences, earlier: Sentences) -> str:

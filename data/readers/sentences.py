@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final, NamedTuple
 
 from data.readers.base import Unusable
+from data.readers.manifest_labels import is_missing
 
 _UNSTORABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -30,6 +32,19 @@ def sentences_of(value: object) -> Sentences:
             raise Unusable("bad_sentences", f"control characters or half of a character in {_shown(text)}")
     kept = tuple(text for text in texts if text)
     return Sentences(kept, len(texts) - len(kept))
+
+
+def sentences_in(cell: object) -> Sentences:
+    """Return the sentences in a cell: a list, the same as JSON text, or the text of one sentence."""
+    if is_missing(cell):
+        return Sentences((), 0)
+    if not isinstance(cell, str):
+        return sentences_of(cell)
+    try:
+        listed = json.loads(cell) if cell.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        listed = None
+    return sentences_of(listed if isinstance(listed, list) else [cell])
 
 
 def _shown(value: object) -> str:
