@@ -12,15 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from data.columns.records import ImageRecord
 from data.config import SECRET, Config, RuntimeInt, RuntimeStr, build_config
 from data.errors import ConfigError, raise_settings
 from data.images.decode import MAX_PIXELS, MOST_PIXELS
 from data.people import UNKNOWN_CAMERA
 from data.readers import bounding_box, folders, images, list_files, manifest, pku_reid
-from data.readers.base import ImageRecord, Rejected, Scan
+from data.readers.base import Rejected, Scan
 from data.readers.split_rule import split_by_identity
 from data.readers.text_search.reader import text_search
 from data.sources.address import address_problem
@@ -207,7 +209,7 @@ def load_dataset(name: str, root: str | Path, **options: Any) -> list[ImageRecor
         _LOG.warning("%s", notice)
     if scan.rejected:
         _LOG.warning("%d files or rows of %s are not used, such as %s", len(scan.rejected), root, scan.rejected[0])
-    return scan.records
+    return list(scan.records)
 
 
 def scan_dataset(config: DatasetConfig) -> Scan:
@@ -237,7 +239,8 @@ def read_dataset(config: DatasetConfig) -> Scan:
         )
     scan = _read(config, Path(config.root))
     if config.reader == "vehicleid" and config.splits_by_rule:  # its cameras only tell queries from the gallery
-        return replace(scan, records=[replace(record, camid=UNKNOWN_CAMERA) for record in scan.records])
+        unknown = np.full_like(scan.records.camids, UNKNOWN_CAMERA)
+        return replace(scan, records=replace(scan.records, camids=unknown))
     return scan
 
 

@@ -6,7 +6,7 @@ text. Content digests are computed once, when the artifact is written, and store
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -14,15 +14,15 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactRef
-from data.columns.digests import Digests, digests_of
+from data.columns.codes import Codes
+from data.columns.digests import Digests, digests_of, texts_of
 from data.columns.distinct import each_distinct, one_array
 from data.columns.json_rows import RowDigest
 from data.columns.shuffle import BLOCK_ROWS, Shuffle
-from data.columns.source import ParquetRows, RowSource, TableRows
+from data.columns.source import BATCH_ROWS, ParquetRows, RowSource, TableRows
 from data.errors import DataError
 from data.people import JUNK, Mask, is_person
 from data.schemas import LABEL
@@ -67,7 +67,7 @@ def image_contents(images: ArtifactRef) -> Contents:
     and gallery. ranked: the rows of queries and gallery in order, which a ranking lists, with their paths and whether
     each shows a person (this can depend on the training images, see `data.people`).
     """
-    return _recorded(images, IMAGES_FILE, lambda file: contents_of_images(pq.read_table(file)))
+    return _recorded(images, IMAGES_FILE, lambda file: contents_of_images(ParquetRows(file)))
 
 
 def caption_contents(captions: ArtifactRef) -> Contents:
@@ -79,23 +79,69 @@ def caption_contents(captions: ArtifactRef) -> Contents:
     return _recorded(captions, CAPTIONS_FILE, lambda file: contents_of_captions(ParquetRows(file)))
 
 
-def contents_of_images(table: pa.Table) -> dict[str, str]:
-    """Compute the digests of `image_contents` from the rows of images.parquet."""
-    is_trained = pc.equal(table["split"], TRAIN)
-    trained = table.select(_LABELED).filter(pc.and_(is_trained, pc.not_equal(table["pid"], JUNK)))
-    ranked = table.select(_RANKED).append_column("person", pa.array(_persons(table))).filter(pc.invert(is_trained))
+def contents_of_images(images: pa.Table | RowSource, *, block: int = BLOCK_ROWS) -> dict[str, str]:
+    """Compute the digests of `image_contents` from the rows of images.parquet.
+
+    block: of more rows than these, the digests are sorted as columns of bytes instead of text.
+    """
+    source = TableRows(images) if isinstance(images, pa.Table) else images
+    ranked, at, persons = RowDigest(), 0, _persons(source)
+    for rows in source.batches(*_RANKED):
+        person = pa.array(persons[at : at + len(rows)])
+        ranked.update(rows.append_column("person", person).filter(_is_tested(rows)))
+        at += len(rows)
+    in_order = _sorted_rows if source.n_rows <= block else _sorted_columns
     return {
-        "train": _digest_of_sorted(trained),
-        "test": _digest_of_sorted(ranked.select(["split", *_LABELED])),
-        "ranked": _digest(ranked),
+        "train": _digest(rows.select(_LABELED) for rows in in_order(source, _is_trained)),
+        "test": _digest(in_order(source, _is_tested)),
+        "ranked": ranked.hexdigest(),
     }
 
 
-def _persons(images: pa.Table) -> Mask:
+def _is_trained(rows: pa.Table) -> pa.ChunkedArray:
+    """Return the mask of the rows of training images that are not junk."""
+    return pc.and_(pc.equal(rows["split"], TRAIN), pc.not_equal(rows["pid"], JUNK))
+
+
+def _is_tested(rows: pa.Table) -> pa.ChunkedArray:
+    """Return the mask of the rows of queries and gallery."""
+    return pc.not_equal(rows["split"], TRAIN)
+
+
+def _persons(images: RowSource) -> Mask:
     """Return whether each image shows a person; the texts of the splits are not made once per image."""
-    split = one_array(images["split"].dictionary_encode())
-    names = np.array(split.dictionary.to_pylist(), dtype=object)
-    return is_person(names[split.indices.to_numpy()], images["pid"].to_numpy())
+    splits, pids = Codes(), np.empty(images.n_rows, dtype=np.int64)
+    codes, at = np.empty(images.n_rows, dtype=np.int8), 0
+    for rows in images.batches("split", "pid"):
+        codes[at : at + len(rows)] = splits.encode(one_array(rows["split"]))
+        pids[at : at + len(rows)] = rows["pid"].to_numpy()
+        at += len(rows)
+    return is_person(np.array([*splits.values, None], dtype=object)[codes], pids)
+
+
+def _sorted_rows(images: RowSource, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> Iterator[pa.Table]:
+    """Yield the rows (split, pid, camid, sha256) of the chosen images, sorted by all columns."""
+    parts = [rows.filter(chosen(rows)) for rows in images.batches("split", *_LABELED)]
+    if not parts:
+        return
+    rows = pa.concat_tables(parts)
+    yield rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in rows.column_names]))
+
+
+def _sorted_columns(images: RowSource, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> Iterator[pa.Table]:
+    """Yield what `_sorted_rows` yields, many rows at a time."""
+    splits, parts = Codes(), []
+    for rows in images.batches("split", *_LABELED):
+        some = rows.filter(chosen(rows))
+        split = splits.encode(one_array(some["split"])).astype(np.int8)
+        parts.append((split, some["pid"].to_numpy(), some["camid"].to_numpy(), digests_of(some["sha256"])))
+    split, pid, camid, sha256 = (np.concatenate(column) for column in zip(*parts, strict=True))
+    del parts
+    order = np.lexsort((sha256, camid, pid, splits.ranks()[split]))
+    for start in range(0, len(order), BATCH_ROWS):
+        rows = order[start : start + BATCH_ROWS]
+        columns = {"split": splits.decode(split[rows].astype(np.int32)), "pid": pid[rows], "camid": camid[rows]}
+        yield pa.table(columns | {"sha256": texts_of(sha256[rows])})
 
 
 def contents_of_captions(
@@ -131,8 +177,7 @@ def _trained(source: RowSource, block: int, scratch: Path | None) -> str:
 
 def _of_training(rows: pa.Table) -> pa.Table:
     """Return the rows of training images that are not junk, without their split."""
-    trained = pc.and_(pc.equal(rows["split"], TRAIN), pc.not_equal(rows["pid"], JUNK))
-    return rows.filter(trained).drop_columns(["split"])
+    return rows.filter(_is_trained(rows)).drop_columns(["split"])
 
 
 def _sorted(rows: pa.Table) -> Iterator[pa.Table]:
@@ -203,12 +248,8 @@ def _recorded(ref: ArtifactRef, file: str, compute: Callable[[Path], dict[str, s
         ) from error
 
 
-def _digest_of_sorted(rows: pa.Table) -> str:
-    """Return the digest of rows, sorted by all columns."""
-    return _digest(rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in rows.column_names])))
-
-
-def _digest(rows: pa.Table) -> str:
+def _digest(tables: Iterable[pa.Table]) -> str:
     found = RowDigest()
-    found.update(rows)
+    for rows in tables:
+        found.update(rows)
     return found.hexdigest()

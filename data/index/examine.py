@@ -9,17 +9,23 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from data.artifacts.digests import DigestMemo, Stamp, insert, path_range
 from data.artifacts.fingerprint import digest_bytes
+from data.columns.records import BATCH_ROWS, order_of
 from data.errors import RejectedRow
 from data.images.check import Decoding, check, checker_of
 from data.images.decode import read_bytes
+from data.index.facts import Decodings, Facts, FileFacts, Rows
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
 from data.sources import remote
@@ -51,27 +57,6 @@ class ChangedError(Exception):
 _UNKNOWN: Final = Decoding(0, 0, "", 0)
 
 
-class Facts(NamedTuple):
-    """The known facts of one file: its `Stamp`, its digest ("" if it could not be read) and its `Decoding`.
-
-    A flat tuple in the order of `_RECALL`, because there are 200,000 of them.
-    """
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    sha256: str
-    width: int
-    height: int
-    reason: str
-    flat: int
-
-    @property
-    def stamp(self) -> Stamp:
-        """Size and times that must be unchanged for these facts to hold."""
-        return Stamp(self.size, self.mtime_ns, self.ctime_ns)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Examination:
     """Result of `examine`. facts: one per path, in order. n_read, n_decoded: files read and decoded this time.
@@ -79,7 +64,7 @@ class Examination:
     n_unsettled: files that were read and have to be read again next time.
     """
 
-    facts: list[Facts]
+    facts: FileFacts
     n_read: int
     n_decoded: int
     n_unsettled: int
@@ -93,7 +78,7 @@ class _Result(NamedTuple):
 
 def examine(
     root: Path,
-    paths: Sequence[str],
+    paths: pa.Array,
     *,
     memo: DigestMemo,
     max_pixels: int,
@@ -105,21 +90,22 @@ def examine(
 ) -> Examination:
     """Return the facts of the files `paths` under `root`; reads and remembers the files that `memo` does not know.
 
-    workers: threads; 0 for one per core. reread: read every file. chunk: files per task of a thread. remember_every:
-    files after which their facts are saved. Raises ChangedError.
+    paths: large_string. workers: threads; 0 for one per core. reread: read every file. chunk: files per task of a
+    thread. remember_every: files after which their facts are saved. Raises ChangedError.
     """
     checker = checker_of(max_pixels)
-    known = _recall(memo, root, checker)
-    facts = [_remembered(f"{root}/{path}", known) for path in paths]
-    todo = [index for index, fact in enumerate(facts) if reread or not fact.sha256]
-    files = [f"{root}/{paths[index]}" for index in todo]
-    decodings = {fact.sha256: Decoding(*fact[4:]) for fact in known.values()} if todo else {}
+    facts = FileFacts.empty(len(paths))
+    for row, stamp in enumerate(stamps_of(root, paths)):
+        facts.set_stamp(row, stamp)
+    others = _recall(memo, root, paths, facts, checker)
+    todo = np.flatnonzero(np.full(len(paths), True) if reread else ~facts.rows["is_read"])
+    decodings = Decodings(facts, others) if len(todo) else Decodings()
     fresh: dict[str, Facts] = {}
     n_decoded = n_unsettled = 0
     threads = workers or (remote.THREADS if is_remote(root) else min(os.cpu_count() or 1, _MAX_THREADS))
-    with closing(_read_all(files, decodings, max_pixels, threads, chunk)) as results:
-        for done, (index, file, result) in enumerate(zip(todo, files, results, strict=True), start=1):
-            facts[index] = result.facts
+    with closing(_read_all(_chunks(root, paths, todo, chunk), decodings, max_pixels, threads)) as results:
+        for done, (row, (file, result)) in enumerate(zip(todo.tolist(), results, strict=True), start=1):
+            facts.set(row, result.facts)
             n_decoded += result.decoded
             n_unsettled += not result.settled
             # A file that may still change is read again next time; what is remembered of it only tells where it lies.
@@ -132,9 +118,11 @@ def examine(
     return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded, n_unsettled=n_unsettled)
 
 
-def stamps_of(root: Path, paths: Iterable[str]) -> list[Stamp]:
-    """Return the current stamps of the files `paths` under `root`; raises ChangedError if one is gone."""
-    return [_stamp(f"{root}/{path}") for path in paths]
+def stamps_of(root: Path, paths: pa.Array) -> Iterator[Stamp]:
+    """Yield the current stamps of the files `paths` under `root`; raises ChangedError if one is gone."""
+    for start in range(0, len(paths), BATCH_ROWS):
+        for path in paths.slice(start, BATCH_ROWS).to_pylist():
+            yield _stamp(f"{root}/{path}")
 
 
 def _stamp(file: str) -> Stamp:
@@ -149,27 +137,70 @@ def _stamp(file: str) -> Stamp:
         raise ChangedError(f"{file} vanished ({error.strerror})") from error
 
 
-def _remembered(file: str, known: Mapping[bytes, Facts]) -> Facts:
-    stamp = _stamp(file)
-    found = known.get(os.fsencode(file))
-    return found if found is not None and found[:3] == stamp else _facts(stamp, "", _UNKNOWN)
-
-
 def _facts(stamp: Stamp, sha256: str, decoding: Decoding) -> Facts:
     size, mtime_ns, ctime_ns = stamp
     return Facts(size, mtime_ns, ctime_ns, sha256, decoding.width, decoding.height, decoding.reason, decoding.flat)
 
 
-def _recall(memo: DigestMemo, root: Path, checker: str) -> dict[bytes, Facts]:
-    if not memo.path.exists():
-        return {}
+def _recall(memo: DigestMemo, root: Path, paths: pa.Array, facts: FileFacts, checker: str) -> FileFacts:
+    """Complete `facts`, which have stamps, by what `memo` knows of files with these stamps.
 
-    def work(connection: sqlite3.Connection) -> dict[bytes, Facts]:
+    Returns what it knows of other files under `root`, or of files with another stamp.
+    """
+    others: list[FileFacts] = []
+    twins: list[tuple[int, int]] = []
+
+    def work(connection: sqlite3.Connection) -> None:
         connection.execute(_CHECKS)
-        rows = connection.execute(_RECALL, (checker, *path_range(root)))
-        return {row[-1]: Facts._make(row[:-1]) for row in rows}
+        others.clear()
+        twins.clear()
+        low, end = path_range(root)
+        for places in _sorted_places(root, paths, twins):
+            high = max(places) + b"\0"  # the key after the last one
+            others.extend(_unmatched(facts, places, connection.execute(_RECALL, (checker, low, high))))
+            low = high
+        others.extend(_unmatched(facts, {}, connection.execute(_RECALL, (checker, low, end))))
 
-    return memo.run(work)
+    if memo.path.exists():
+        memo.run(work)
+    for row, first in twins:
+        facts.rows[row] = facts.rows[first]
+    return FileFacts.joined(others)
+
+
+def _sorted_places(root: Path, paths: pa.Array, twins: list[tuple[int, int]]) -> Iterator[dict[bytes, int]]:
+    """Yield key -> row of the files in the order of their keys, many at a time.
+
+    A path that occurs again, as in two lists of images, is added to `twins`: its row, and the first row with it.
+    """
+    order = order_of(paths)
+    last, first = b"", -1
+    for start in range(0, len(order), BATCH_ROWS):
+        rows, places = order[start : start + BATCH_ROWS], dict[bytes, int]()
+        for path, row in zip(paths.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True):
+            key = os.fsencode(f"{root}/{path}")
+            if key == last:
+                twins.append((row, first))
+            else:
+                places[key], last, first = row, key, row
+        if places:
+            yield places
+
+
+def _unmatched(facts: FileFacts, places: Mapping[bytes, int], found: Iterable[tuple[Any, ...]]) -> Iterator[FileFacts]:
+    """Store what was found of files whose stamps are unchanged; yield the rest. places: key -> row."""
+
+    def rest() -> Iterator[Facts]:
+        for *values, key in found:
+            known, row = Facts._make(values), places.get(key)
+            if row is None or facts.stamp(row) != known.stamp:
+                yield known
+            else:
+                facts.set(row, known)
+
+    unmatched = rest()
+    while some := list(islice(unmatched, BATCH_ROWS)):
+        yield FileFacts.of(some)
 
 
 def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> None:
@@ -185,19 +216,26 @@ def _remember(memo: DigestMemo, fresh: Mapping[str, Facts], checker: str) -> Non
     memo.run(work)
 
 
-def _read_all(
-    files: Sequence[str], decodings: Mapping[str, Decoding], max_pixels: int, threads: int, chunk: int
-) -> Generator[_Result, None, None]:
-    def read(some: Sequence[str]) -> list[_Result]:
-        return [_read(file, decodings, max_pixels) for file in some]
+def _chunks(root: Path, paths: pa.Array, rows: Rows, chunk: int) -> Iterator[list[str]]:
+    """Yield the files in some rows, `chunk` at a time."""
+    for start in range(0, len(rows), chunk):
+        yield [f"{root}/{path}" for path in paths.take(pa.array(rows[start : start + chunk])).to_pylist()]
 
-    chunks = (files[start : start + chunk] for start in range(0, len(files), chunk))
+
+def _read_all(
+    chunks: Iterable[list[str]], decodings: Decodings, max_pixels: int, threads: int
+) -> Generator[tuple[str, _Result], None, None]:
+    """Yield each file with what was read of it."""
+
+    def read(files: list[str]) -> list[tuple[str, _Result]]:
+        return [(file, _read(file, decodings, max_pixels)) for file in files]
+
     with closing(map_ahead(read, chunks, threads=threads, ahead=4 * threads)) as results:
         for some in results:
             yield from some
 
 
-def _read(file: str, decodings: Mapping[str, Decoding], max_pixels: int) -> _Result:
+def _read(file: str, decodings: Decodings, max_pixels: int) -> _Result:
     """Read one file, and decode it unless the result for the same bytes is known."""
     read_ns = time.time_ns()
     stamp = _stamp(file)

@@ -14,10 +14,10 @@ from typing import Final
 
 import pyarrow as pa
 
+from data.columns.records import ImageRecord
 from data.errors import ConfigError
 from data.files import atomic_path, write_table
 from data.people import UNKNOWN_CAMERA
-from data.readers.base import ImageRecord
 from data.schemas import IMAGES, LABEL
 
 SUFFIXES: Final = (".csv", ".tsv", ".parquet")

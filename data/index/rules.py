@@ -9,31 +9,44 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import compress
-from typing import Final
+from typing import Final, NamedTuple
 
+import numpy as np
+
+from data.columns.digests import Digests
+from data.columns.records import Ints, Records
 from data.datasets import DatasetConfig
 from data.errors import DataError, counted, raise_problems
 from data.images.decode import REASONS
-from data.index.examine import Facts
-from data.people import DISTRACTOR, UNKNOWN_CAMERA, is_junk, is_person
-from data.readers.base import ImageRecord, Rejected, Scan
+from data.index.facts import Facts, FileFacts
+from data.people import DISTRACTOR, UNKNOWN_CAMERA, Mask, is_junk
+from data.readers.base import Rejected, Scan
 from data.splits import GALLERY, QUERY, SPLITS, TRAIN
 
 _EXAMPLES: Final = 3
 
 
-def identities(records: Sequence[ImageRecord]) -> dict[str, set[int]]:
+class _Pairs(NamedTuple):
+    """Rows of identical images, [M] each, ordered by `rows`. firsts: the first row with the bytes of each."""
+
+    firsts: Ints
+    rows: Ints
+
+
+def identities(records: Records) -> dict[str, set[int]]:
     """Return split -> identities that are people, by the rule of `data.people`."""
-    found: dict[str, set[int]] = {split: set() for split in SPLITS}
-    for record in compress(records, _people(records)):
-        found[record.split].add(record.pid)
-    return found
+    people = records.people()
+    return {split: set(np.unique(records.pids[people & records.in_split(split)]).tolist()) for split in SPLITS}
 
 
-def _people(records: Sequence[ImageRecord]) -> list[bool]:
-    people: list[bool] = is_person([record.split for record in records], [record.pid for record in records]).tolist()
-    return people
+def unusable_rows(config: DatasetConfig, facts: FileFacts) -> Ints:
+    """Return the places of the images for which `unusable` returns a reason."""
+    width, height = facts.rows["width"], facts.rows["height"]
+    shorter, longer = np.minimum(width, height), np.maximum(width, height)
+    rows: Ints = np.flatnonzero(
+        facts.reasons() | (shorter < config.min_side) | (longer > config.max_aspect * shorter.astype(np.float64))
+    )
+    return rows
 
 
 def unusable(config: DatasetConfig, fact: Facts) -> tuple[str, str] | None:
@@ -49,29 +62,28 @@ def unusable(config: DatasetConfig, fact: Facts) -> tuple[str, str] | None:
 
 
 def check_index(
-    config: DatasetConfig,
-    scan: Scan,
-    records: Sequence[ImageRecord],
-    facts: Sequence[Facts],
-    rejected: Sequence[Rejected],
+    config: DatasetConfig, scan: Scan, records: Records, facts: FileFacts, rejected: Sequence[Rejected]
 ) -> list[str]:
     """Return the notices of an index; raise one DataError with all problems if the dataset is unusable.
 
     records, facts: the usable images, and one fact per record.
     """
-    sha256s = [fact.sha256 for fact in facts]
     subject = f"the dataset {config.label} in {scan.root}"
     if not records:
         found = _tally(rejected) or "no file name matches"
         raise DataError(f"{subject} has no usable images: {found}. Check data.root and data.reader ({scan.name})")
-    identical = list(_identical(records, sha256s))
-    problems = [*_empty_splits(config, records, rejected), *_shared_identities(records), *_mixed_cameras(records)]
-    notices = [*scan.notices, *_junk(scan), *_rejected(rejected), *_copies(records, sha256s), *_flat(records, facts)]
-    if identical and config.allow_identical:
-        notices.append(_show_identical(identical))
-    elif identical:
+    people = records.people()
+    identical = _identical(records, facts, people)
+    problems = [*_empty_splits(config, records, rejected), *_shared_identities(records, people)]
+    problems += _mixed_cameras(records)
+    notices = [*scan.notices, *_junk(scan), *_rejected(rejected)]
+    notices += [*_copies(records, facts, people), *_flat(records, facts)]
+    if len(identical.rows) and config.allow_identical:
+        notices.append(_show_identical(records, identical))
+    elif len(identical.rows):
         problems.append(
-            f"{_show_identical(identical)}. Correct the labels, or set data.allow_identical=true to only get a notice"
+            f"{_show_identical(records, identical)}. Correct the labels, or set data.allow_identical=true to only get a"
+            " notice"
         )
     raise_problems(subject, problems, DataError)
     return notices
@@ -87,8 +99,8 @@ def _tally(rejected: Sequence[Rejected]) -> str:
     )
 
 
-def _empty_splits(config: DatasetConfig, records: Sequence[ImageRecord], rejected: Sequence[Rejected]) -> Iterator[str]:
-    found = {record.split for record in records}
+def _empty_splits(config: DatasetConfig, records: Records, rejected: Sequence[Rejected]) -> Iterator[str]:
+    found = {split for split in SPLITS if records.in_split(split).any()}
     empty = [split for split in SPLITS if split in config.require_splits and split not in found]
     if not empty:
         return
@@ -100,14 +112,14 @@ def _empty_splits(config: DatasetConfig, records: Sequence[ImageRecord], rejecte
     )
 
 
-def _shared_identities(records: Sequence[ImageRecord]) -> Iterator[str]:
-    example: dict[str, dict[int, str]] = {"train": {}, "test": {}}
-    for record in compress(records, _people(records)):
-        side = "train" if record.split == TRAIN else "test"
-        example[side].setdefault(record.pid, f"{record.split}: {record.path}")
-    shared = sorted(example["train"].keys() & example["test"].keys())
+def _shared_identities(records: Records, people: Mask) -> Iterator[str]:
+    train = people & records.in_split(TRAIN)
+    test = people & ~train
+    shared = np.intersect1d(records.pids[train], records.pids[test]).tolist()
     if shared:
-        shown = "; ".join(f"{pid} ({example['train'][pid]}, {example['test'][pid]})" for pid in shared[:_EXAMPLES])
+        shown = "; ".join(
+            f"{pid} ({_first_of(records, train, pid)}, {_first_of(records, test, pid)})" for pid in shared[:_EXAMPLES]
+        )
         zero = (
             f". {DISTRACTOR} is a distractor only if it occurs nowhere but in the gallery"
             if DISTRACTOR in shared
@@ -120,63 +132,75 @@ def _shared_identities(records: Sequence[ImageRecord]) -> Iterator[str]:
         )
 
 
-def _mixed_cameras(records: Sequence[ImageRecord]) -> Iterator[str]:
-    unknown = [record for record in records if record.camid == UNKNOWN_CAMERA]
-    if unknown and len(unknown) < len(records):
+def _first_of(records: Records, among: Mask, pid: int) -> str:
+    """Return split and path of the first image of an identity."""
+    record = records[int(np.flatnonzero(among & (records.pids == pid))[0])]
+    return f"{record.split}: {record.path}"
+
+
+def _mixed_cameras(records: Records) -> Iterator[str]:
+    unknown = np.flatnonzero(records.camids == UNKNOWN_CAMERA)
+    if 0 < len(unknown) < len(records):
         yield (
-            f"the camera of {len(unknown):,} of {len(records):,} images is unknown, such as {unknown[0].path}. Give"
-            " every image a camera, or none"
+            f"the camera of {len(unknown):,} of {len(records):,} images is unknown, such as {records.path(unknown[0])}."
+            " Give every image a camera, or none"
         )
 
 
-def _identical(records: Sequence[ImageRecord], sha256s: Sequence[str]) -> Iterator[tuple[ImageRecord, ImageRecord]]:
-    first: dict[str, ImageRecord] = {}
-    people = _people(records)
-    for record, sha256 in compress(zip(records, sha256s, strict=True), people):
-        other = first.setdefault(sha256, record)
-        if other.pid != record.pid:
-            yield other, record
+def _pairs(digests: Digests, among: Mask, of: Mask) -> _Pairs:
+    """Return the rows of `of` whose bytes a row of `among` has, each with the first such row."""
+    sources, wanted = np.flatnonzero(among), np.flatnonzero(of)
+    first = sources[np.argsort(digests[sources], kind="stable")]
+    known = digests[first]
+    at = np.searchsorted(known, digests[wanted])  # the first of equals, which is the first row
+    at[at == len(known)] = 0
+    same = known[at] == digests[wanted] if len(known) else np.zeros(len(wanted), dtype=np.bool_)
+    return _Pairs(first[at[same]], wanted[same])
 
 
-def _copies(records: Sequence[ImageRecord], sha256s: Sequence[str]) -> Iterator[str]:
+def _identical(records: Records, facts: FileFacts, people: Mask) -> _Pairs:
+    """Return the images of people that are identical to an earlier one of another identity."""
+    firsts, rows = _pairs(facts.digests, people, people)
+    differ = records.pids[firsts] != records.pids[rows]
+    return _Pairs(firsts[differ], rows[differ])
+
+
+def _copies(records: Records, facts: FileFacts, people: Mask) -> Iterator[str]:
     """Yield notices about identical files that make the evaluation too easy or wrong without a conflict of labels."""
-    people, junk = _people(records), is_junk([record.pid for record in records]).tolist()
-    first: dict[str, dict[str, ImageRecord]] = {"query": {}, "person": {}}
-    for record, sha256 in compress(zip(records, sha256s, strict=True), people):
-        first["person"].setdefault(sha256, record)
-        if record.split == QUERY:
-            first["query"].setdefault(sha256, record)
-    in_query, of_others = [], []
-    for record, sha256, person, ignored in zip(records, sha256s, people, junk, strict=True):
-        if person and record.split == GALLERY and sha256 in first["query"]:
-            in_query.append((record, first["query"][sha256]))
-        elif not person and not ignored and sha256 in first["person"]:
-            of_others.append((record, first["person"][sha256]))
-    if in_query:
+    queries, gallery = people & records.in_split(QUERY), people & records.in_split(GALLERY)
+    in_query = _pairs(facts.digests, queries, gallery)
+    if len(in_query.rows):
         yield (
-            f"{len(in_query):,} gallery image(s) are identical to a query, such as {_show(in_query[0])}, which makes"
-            " the evaluation too easy. Remove one of each pair"
+            f"{len(in_query.rows):,} gallery image(s) are identical to a query, such as {_show(records, in_query)},"
+            " which makes the evaluation too easy. Remove one of each pair"
         )
-    if of_others:
+    of_others = _pairs(facts.digests, people, ~people & ~is_junk(records.pids))
+    if len(of_others.rows):
         yield (
-            f"{len(of_others):,} distractor(s) are identical to an image of a known person, such as"
-            f" {_show(of_others[0])}, and would count as errors. Remove them, or correct their pid"
+            f"{len(of_others.rows):,} distractor(s) are identical to an image of a known person, such as"
+            f" {_show(records, of_others)}, and would count as errors. Remove them, or correct their pid"
         )
 
 
-def _show(pair: tuple[ImageRecord, ImageRecord]) -> str:
+def _show(records: Records, pairs: _Pairs) -> str:
+    """Return the first pair: its later image, and the one that was there before."""
+    pair = (records[int(pairs.rows[0])], records[int(pairs.firsts[0])])
     return " and ".join(f"{record.path} ({record.split})" for record in pair)
 
 
-def _show_identical(pairs: Sequence[tuple[ImageRecord, ImageRecord]]) -> str:
-    shown = "; ".join(f"{a.path} (pid {a.pid}) and {b.path} (pid {b.pid})" for a, b in pairs[:_EXAMPLES])
-    return f"{len(pairs)} image(s) are identical to an image of another identity, such as {shown}"
+def _show_identical(records: Records, pairs: _Pairs) -> str:
+    some = zip(records.take(pairs.firsts[:_EXAMPLES]), records.take(pairs.rows[:_EXAMPLES]), strict=True)
+    shown = "; ".join(f"{a.path} (pid {a.pid}) and {b.path} (pid {b.pid})" for a, b in some)
+    return f"{len(pairs.rows)} image(s) are identical to an image of another identity, such as {shown}"
 
 
-def _flat(records: Sequence[ImageRecord], facts: Sequence[Facts]) -> Iterator[str]:
-    flat = [record.path for record, fact in zip(records, facts, strict=True) if fact.flat]
-    if flat:
-        yield f"{len(flat):,} image(s) are of one color, such as {flat[0]}. They are used, but do not show a person"
+def _flat(records: Records, facts: FileFacts) -> Iterator[str]:
+    flat = np.flatnonzero(facts.rows["flat"])
+    if len(flat):
+        yield (
+            f"{len(flat):,} image(s) are of one color, such as {records.path(flat[0])}. They are used, but do not show"
+            " a person"
+        )
 
 
 def _junk(scan: Scan) -> list[str]:

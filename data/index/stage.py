@@ -11,33 +11,41 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, contents_of_images
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
+from data.columns.digests import texts_of
+from data.columns.records import Records, order_of
+from data.columns.source import ParquetRows, in_blocks
 from data.datasets import DatasetConfig, assign_splits, read_dataset
 from data.errors import ConfigError, RetryableError, counted
-from data.files import write_json, write_table
-from data.index.examine import ChangedError, Examination, Facts, examine, stamps_of
-from data.index.rules import check_index, identities, unusable
+from data.files import write_json, write_table, write_tables
+from data.index.examine import ChangedError, Examination, examine, stamps_of
+from data.index.facts import FileFacts
+from data.index.rules import check_index, identities, unusable, unusable_rows
 from data.index.split_file import SPLIT_FILE, write_split
 from data.index.unchanged import Recognized, Watched
 from data.people import UNKNOWN_CAMERA
 from data.progress import ProgressFn, silent
-from data.readers.base import ImageRecord, Rejected, Scan
+from data.readers.base import Rejected, Scan
 from data.schemas import IMAGES, LABELED_IMAGES, REJECTED, SCHEMA_VERSION, SENTENCES
 from data.splits import SPLITS
 from data.stages.images import DESCRIPTION_FILE, IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 
 STAGE_VERSION: Final = 2
+ROW_GROUP: Final = 1 << 16
+"""Rows per row group of images.parquet, which readers decode one at a time."""
 _SETTLE_SECONDS: Final = 0.5
 
 
@@ -45,14 +53,14 @@ _SETTLE_SECONDS: Final = 0.5
 class Survey:
     """The current state of a dataset on disk, which the index stage writes.
 
-    root: absolute folder that the paths are relative to. records, facts: the usable images, in parallel lists sorted by
-    (split, path). rejected: sorted. split_by_rule: True if the splits are not the reader's own. description: content of
-    dataset.json. n_read, n_decoded: files read and decoded this time; 0 if nothing changed.
+    root: absolute folder that the paths are relative to. records, facts: the usable images, in parallel columns sorted
+    by (split, path). rejected: sorted. split_by_rule: True if the splits are not the reader's own. description: content
+    of dataset.json. n_read, n_decoded: files read and decoded this time; 0 if nothing changed.
     """
 
     root: Path
-    records: list[ImageRecord]
-    facts: list[Facts]
+    records: Records
+    facts: FileFacts
     rejected: list[Rejected]
     split_by_rule: bool
     description: dict[str, Any]
@@ -116,8 +124,8 @@ class IndexStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the files."""
-        images = _write(folder, self.found)
-        return Produced(note=self.found.note, contents=contents_of_images(images))
+        _write(folder, self.found)
+        return Produced(note=self.found.note, contents=contents_of_images(ParquetRows(folder / IMAGES_FILE)))
 
 
 def index(
@@ -176,7 +184,7 @@ class _Found(NamedTuple):
     """The usable images with their splits and facts, and how many files were read and decoded this time."""
 
     scan: Scan
-    facts: list[Facts]
+    facts: FileFacts
     n_read: int
     n_decoded: int
     n_unsettled: int
@@ -202,7 +210,7 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
     _check_place(store, config, scan.root)
     examined = examine(
         scan.root,
-        [record.path for record in scan.records],
+        scan.records.paths,
         memo=store.memo,
         max_pixels=config.max_pixels,
         workers=config.workers,
@@ -211,13 +219,24 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
     )
     if examined.n_read:
         _compare(scan, examined, read_dataset(config))
-    known = dict(zip((record.path for record in scan.records), examined.facts, strict=True))
-    fates = {path: unusable(config, fact) for path, fact in known.items()}
-    bad = [Rejected(path, *fate) for path, fate in fates.items() if fate]
-    scan = assign_splits(config, replace(scan, records=[one for one in scan.records if not fates[one.path]]))
-    scan = replace(scan, rejected=sorted(scan.rejected + bad))
-    facts = [known[record.path] for record in scan.records]
+    rows = unusable_rows(config, examined.facts)
+    bad = set(_rejections(config, scan.records.take(rows), examined.facts.take(rows)))
+    used = np.full(len(scan.records), True)
+    used[rows] = False
+    listed, facts = scan.records.take(used), examined.facts.take(used)
+    scan = assign_splits(config, replace(scan, records=listed, rejected=sorted([*scan.rejected, *bad])))
+    if scan.split_by_rule:  # in another order
+        rows = np.empty(len(listed), dtype=np.int64)
+        rows[scan.records.by_path()] = listed.by_path()
+        facts = facts.take(rows)
     return _Found(scan, facts, examined.n_read, examined.n_decoded, examined.n_unsettled)
+
+
+def _rejections(config: DatasetConfig, records: Records, facts: FileFacts) -> Iterator[Rejected]:
+    for record, fact in zip(records, facts, strict=True):
+        fate = unusable(config, fact)
+        if fate:
+            yield Rejected(record.path, *fate)
 
 
 def _check_place(store: ArtifactStore, config: DatasetConfig, root: Path) -> None:
@@ -249,33 +268,41 @@ def _survey(config: DatasetConfig, found: _Found) -> Survey:
 def _compare(before: Scan, examined: Examination, after: Scan) -> None:
     """Raise ChangedError if the folder differs between the scans `before` and `after` it was examined."""
     if before.records != after.records or before.rejected != after.rejected:
-        odd = sorted({row.path for row in {*before.records} ^ {*after.records}})
-        odd += sorted({row.path for row in {*before.rejected} ^ {*after.rejected}})
-        raise ChangedError(f"{counted(len(odd), 'file')} added, removed or relabeled, such as {odd[0]}")
-    stamps = stamps_of(after.root, (record.path for record in after.records))
-    for record, fact, stamp in zip(before.records, examined.facts, stamps, strict=True):
-        if fact.stamp != stamp:
-            raise ChangedError(f"{record.path} changed")
+        odd = _odd_paths(before.records, after.records)
+        unused = sorted({row.path for row in {*before.rejected} ^ {*after.rejected}})
+        first = odd[order_of(odd)[0]].as_py() if len(odd) else unused[0] if unused else "a repeated path"
+        raise ChangedError(f"{counted(len(odd) + len(unused), 'file')} added, removed or relabeled, such as {first}")
+    for row, stamp in enumerate(stamps_of(after.root, after.records.paths)):
+        if examined.facts.stamp(row) != stamp:
+            raise ChangedError(f"{before.records.path(row)} changed")
+
+
+def _odd_paths(before: Records, after: Records) -> pa.Array:
+    """Return the distinct paths of the records that only one side has."""
+    odd = []
+    for one, other in ((before, after), (after, before)):
+        at = pc.index_in(one.paths, value_set=other.paths).fill_null(-1).to_numpy()
+        is_odd, known = at < 0, np.flatnonzero(at >= 0)
+        is_odd[known] = one.take(known).differs(other.take(at[known]))
+        odd.append(one.paths.filter(pa.array(is_odd)))
+    return pc.unique(pa.concat_arrays(odd))
 
 
 def _describe(
     config: DatasetConfig,
     *,
     scan: Scan,
-    records: list[ImageRecord],
-    facts: list[Facts],
+    records: Records,
+    facts: FileFacts,
     rejected: list[Rejected],
     notices: list[str],
 ) -> dict[str, Any]:
     people = identities(records)
-    counts = {
-        split: {
-            "images": sum(record.split == split for record in records),
-            "identities": len(people[split]),
-            "cameras": len({record.camid for record in records if record.split == split} - {UNKNOWN_CAMERA}),
-        }
-        for split in SPLITS
-    }
+    counts = {}
+    for split in SPLITS:
+        here = records.in_split(split)
+        cameras = set(np.unique(records.camids[here]).tolist()) - {UNKNOWN_CAMERA}
+        counts[split] = {"images": int(here.sum()), "identities": len(people[split]), "cameras": len(cameras)}
     return {
         "name": config.label,
         "reader": scan.name,
@@ -289,53 +316,51 @@ def _describe(
     }
 
 
-def _dataset_hash(scan: Scan, records: list[ImageRecord], facts: list[Facts]) -> str:
+def _dataset_hash(scan: Scan, records: Records, facts: FileFacts) -> str:
     """Digest the sorted rows. Paths do not contain NUL, and labels and sentences are escaped: different rows give
     different text.
     """
     hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
-    for record, fact in zip(records, facts, strict=True):
-        label = f"\0{json.dumps(record.label)}" if record.label else ""
-        sentences = f"\0\0{json.dumps(record.sentences)}" if record.sentences else ""
-        row = f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{fact.sha256}{label}{sentences}"
-        hasher.update(row.encode())
+    for some, known in zip(records.batches(), facts.batches(), strict=True):
+        rows = []
+        for record, sha256 in zip(some, known.texts(), strict=True):
+            label = f"\0{json.dumps(record.label)}" if record.label else ""
+            sentences = f"\0\0{json.dumps(record.sentences)}" if record.sentences else ""
+            rows.append(f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{sha256}{label}{sentences}")
+        hasher.update("".join(rows).encode())
     return hasher.hexdigest()[:32]
 
 
-def _write(folder: Path, found: Survey) -> pa.Table:
-    """Write the files of the artifact; return the table of images.parquet."""
-    columns: dict[str, list[Any]] = {
-        "path": [record.path for record in found.records],
-        "split": [record.split for record in found.records],
-        "pid": [record.pid for record in found.records],
-        "camid": [record.camid for record in found.records],
-        "sha256": [fact.sha256 for fact in found.facts],
-        "size": [fact.size for fact in found.facts],
-        "width": [fact.width for fact in found.facts],
-        "height": [fact.height for fact in found.facts],
-    }
-    schema = IMAGES
-    if any(record.label for record in found.records):
-        schema, columns["label"] = LABELED_IMAGES, [record.label for record in found.records]
-    images = pa.table(columns, schema=schema)
-    write_table(folder / IMAGES_FILE, images, schema)
+def _write(folder: Path, found: Survey) -> None:
+    """Write the files of the artifact."""
+    schema = LABELED_IMAGES if found.records.has_labels() else IMAGES
+    write_tables(folder / IMAGES_FILE, in_blocks(_image_rows(found, schema), ROW_GROUP), schema)
     rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
     write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
-    sentences = _sentences(found)
-    if sentences.num_rows:
-        write_table(folder / SENTENCES_FILE, sentences, SENTENCES)
+    if found.records.has_sentences():
+        write_tables(folder / SENTENCES_FILE, in_blocks(_sentence_rows(found), ROW_GROUP), SENTENCES)
     if found.split_by_rule:
         write_split(folder / SPLIT_FILE, found.records)
     write_json(folder / DESCRIPTION_FILE, found.description)
-    return images
 
 
-def _sentences(found: Survey) -> pa.Table:
-    """Return the table of sentences.parquet, without rows if the dataset has no sentences."""
-    rows = [
-        (record.path, fact.sha256, number, sentence)
-        for record, fact in zip(found.records, found.facts, strict=True)
-        for number, sentence in enumerate(record.sentences)
-    ]
-    columns = zip(*rows, strict=True) if rows else ([] for _ in SENTENCES)
-    return pa.table([list(column) for column in columns], schema=SENTENCES)
+def _image_rows(found: Survey, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the rows of images.parquet."""
+    for some, known in zip(found.records.batches(), found.facts.batches(), strict=True):
+        columns = {name: np.ascontiguousarray(known.rows[name]) for name in ("size", "width", "height")}
+        columns |= {"path": some.paths, "split": pa.array(some.split_names(), pa.string())}
+        columns |= {"pid": some.pids, "camid": some.camids, "sha256": texts_of(np.ascontiguousarray(known.digests))}
+        columns["label"] = pa.array(some.texts, pa.string()).take(pa.array(some.labels))
+        yield pa.table({name: columns[name] for name in schema.names}).cast(schema)
+
+
+def _sentence_rows(found: Survey) -> Iterator[pa.Table]:
+    """Yield the rows of sentences.parquet."""
+    for some, known in zip(found.records.batches(), found.facts.batches(), strict=True):
+        rows = [
+            (record.path, sha256, number, sentence)
+            for record, sha256 in zip(some, known.texts(), strict=True)
+            for number, sentence in enumerate(record.sentences)
+        ]
+        columns = zip(*rows, strict=True) if rows else ([] for _ in SENTENCES)
+        yield pa.table([list(column) for column in columns], schema=SENTENCES)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
+import numpy as np
+
+from data.columns.records import Records, RecordsBuilder
 from data.errors import DataError, RejectedRow
 from data.files import inside
-from data.people import JUNK, is_person
+from data.people import JUNK
 from data.sources import remote
 from data.sources.address import is_listed, is_remote
 from data.sources.places import children, exists, is_dir
-from data.splits import SPLITS
 
 MAX_INT64: Final = (1 << 63) - 1
 """Largest identity or camera that Parquet can store."""
@@ -30,23 +31,6 @@ _LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})
 _LEAST_COPY: Final = 0.5
 # With a smaller share than this, it counts as another dataset in the same layout, and gets no notice.
 _LEAST_PART: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRecord:
-    """One image: `path` relative to the dataset's folder (posix), `split`, identity and camera.
-
-    camid: `data.people.UNKNOWN_CAMERA` in every record of a dataset without cameras. label: the text that `pid`
-    numbers; "" in every record of a dataset that numbers its identities itself. sentences: descriptions of the person
-    that come with the dataset, in its order; () in a dataset without any.
-    """
-
-    path: str
-    split: str
-    pid: int
-    camid: int
-    label: str = ""
-    sentences: tuple[str, ...] = ()
 
 
 class Rejected(NamedTuple):
@@ -73,7 +57,7 @@ class Scan:
     name: str
     version: str
     root: Path
-    records: list[ImageRecord]
+    records: Records
     rejected: list[Rejected]
     notices: list[str]
     n_junk: int
@@ -103,7 +87,7 @@ class Collector:
     root: Path
     version: str
     keep_junk: bool = False
-    records: list[ImageRecord] = field(default_factory=list)
+    records: RecordsBuilder = field(default_factory=RecordsBuilder)
     rejected: list[Rejected] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     n_junk: int = 0
@@ -117,9 +101,7 @@ class Collector:
         elif pid == JUNK and not self.keep_junk:
             self.n_junk += 1
         else:
-            self.records.append(
-                ImageRecord(path=path, split=split, pid=pid, camid=camid, label=label, sentences=sentences)
-            )
+            self.records.append(path, split, pid, camid, label=label, sentences=sentences)
 
     def reject(self, path: str, reason: str, detail: str = "") -> None:
         """Add one file or row that is not used."""
@@ -127,14 +109,19 @@ class Collector:
 
     def finish(self, published: Mapping[str, Counts] | None = None) -> Scan:
         """Return the scan: sorted, with notices on counts that differ from the `published` ones."""
-        notices = compare_counts(self.name, self.records, published) if published else []
+        records = self.records.build().in_order()
+        notices = compare_counts(self.name, records, published) if published else []
+        return self.scan(records, notices)
+
+    def scan(self, records: Records, notices: Sequence[str] = ()) -> Scan:
+        """Return the scan of sorted `records`, with more `notices`."""
         return Scan(
             name=self.name,
             version=self.version,
             root=self.root,
-            records=sorted(self.records, key=lambda record: (record.split, record.path)),
+            records=records,
             rejected=sorted(self.rejected),
-            notices=self.notices + notices,
+            notices=[*self.notices, *notices],
             n_junk=self.n_junk,
         )
 
@@ -166,7 +153,7 @@ def is_litter(name: str) -> bool:
 
 
 def accepted_files(collector: Collector, folder: str) -> Iterator[str]:
-    """Yield the sorted names of the files in `folder`, relative to the root; `collector` rejects anything else there.
+    """Yield the names of the files in `folder` of the root, in any order; `collector` rejects anything else there.
 
     A missing folder is only a notice, because the index decides later whether its split is required. Links get the same
     check as the paths of a manifest, because later stages do not follow links that leave the root.
@@ -176,22 +163,34 @@ def accepted_files(collector: Collector, folder: str) -> Iterator[str]:
         yield from _accepted_objects(collector, folder, gate)
         return
     try:
-        with os.scandir(where) as entries:
-            listed = [(entry.name, entry.is_file(follow_symlinks=False)) for entry in entries]
+        entries = os.scandir(where)
     except (FileNotFoundError, NotADirectoryError):
         collector.notices.append(f"the folder {folder} of {collector.name} does not exist")
         return
     except OSError as error:
-        raise DataError(f"the folder {where} cannot be read ({error.strerror}); check its permissions") from error
+        raise _unreadable(where, error) from error
     is_inside = not gate.refusal(folder)
-    for name, is_plain in sorted(entry for entry in listed if not is_litter(entry[0])):
-        try:
-            if not (is_plain and is_inside):
-                gate.admit(join(folder, name))
-        except RejectedRow as error:
-            collector.reject(join(folder, name), *_refused_entry(error.reason))
-        else:
-            yield name
+    with entries:
+        for entry in _listed(where, entries):
+            try:
+                if not (is_inside and entry.is_file(follow_symlinks=False)):
+                    gate.admit(join(folder, entry.name))
+            except RejectedRow as error:
+                collector.reject(join(folder, entry.name), *_refused_entry(error.reason))
+            else:
+                yield entry.name
+
+
+def _listed(where: Path, entries: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder without litter, in the order of the disk."""
+    try:
+        yield from (entry for entry in entries if not is_litter(entry.name))
+    except OSError as error:
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: Path, error: OSError) -> DataError:
+    return DataError(f"the folder {where} cannot be read ({error.strerror}); check its permissions")
 
 
 def _accepted_objects(collector: Collector, folder: str, gate: PathGate) -> Iterator[str]:
@@ -338,16 +337,12 @@ PATH_DETAILS: Final[dict[str, str]] = {
 """Reason of `PathGate.admit` -> sentence for people; part of the index fingerprint, see `Rejected`."""
 
 
-def compare_counts(name: str, records: Sequence[ImageRecord], published: Mapping[str, Counts]) -> list[str]:
+def compare_counts(name: str, records: Records, published: Mapping[str, Counts]) -> list[str]:
     """Return notices where the counts of `records` differ from the published ones; see `compare_sizes`."""
-    images: Counter[str] = Counter()
-    identities: dict[str, set[int]] = {split: set() for split in SPLITS}
-    found_people = is_person([record.split for record in records], [record.pid for record in records])
-    for record, person in zip(records, found_people.tolist(), strict=True):
-        images[record.split] += 1
-        if person:
-            identities[record.split].add(record.pid)
-    found = {split: Counts(len(identities[split]), images[split]) for split in published}
+    people, found = records.people(), dict[str, Counts]()
+    for split in published:
+        here = records.in_split(split)
+        found[split] = Counts(len(np.unique(records.pids[here & people])), int(here.sum()))
     return compare_sizes(name, found, published)
 
 

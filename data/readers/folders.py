@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data.columns.records import Ints, order_of
 from data.errors import DataError
-from data.people import UNKNOWN_CAMERA
+from data.people import DISTRACTOR, UNKNOWN_CAMERA
 from data.process.bounded import TimeLimitError
 from data.process.pattern_search import first_groups
 from data.readers.base import Collector, Scan, existing_folder, is_litter, number_cameras, number_labels, printable
@@ -26,8 +32,9 @@ _NOT_PEOPLE: Final = frozenset(
     }
 )
 _SHOWN: Final = 3
+_AT_ONCE: Final = 1 << 18
 SECONDS: Final = 10
-"""Processor time in which the pattern of the cameras has to be searched in all paths."""
+"""Processor time in which the pattern of the cameras has to be searched in `_AT_ONCE` paths."""
 
 
 def folders(root: Path, *, camera_pattern: str) -> Scan:
@@ -42,14 +49,30 @@ def folders(root: Path, *, camera_pattern: str) -> Scan:
     folders are splits instead of people, or if the pattern does not match every path.
     """
     collector = Collector(name="folders", root=existing_folder(root), version="")
-    paths = [path for path in image_files(collector) if _has_folder(collector, path)]
-    labels = {path: unicodedata.normalize("NFC", path.partition("/")[0]) for path in paths}
-    _refuse_splits(collector.root, set(labels.values()))
-    collector.notices += [*_merged(labels), *_empty(collector.root, paths)]
-    pids, cameras = number_labels(labels.values()), _cameras(paths, camera_pattern)
-    for path in paths:
-        collector.add(path, GALLERY, pids[labels[path]], cameras[path], labels[path])
-    return collector.finish()
+    for path in image_files(collector):
+        if _has_folder(collector, path):
+            collector.add(path, GALLERY, DISTRACTOR, UNKNOWN_CAMERA, path.partition("/")[0])
+    found = collector.records.build()
+    labels = [unicodedata.normalize("NFC", name) for name in found.texts if name]
+    _refuse_splits(collector.root, set(labels))
+    collector.notices += [*_merged(labels), *_empty(collector.root, found.texts)]
+    texts = ["", *dict.fromkeys(labels)]
+    label_of = _places(texts, ["", *labels])[found.labels]
+    pids = number_labels(labels)
+    records = replace(
+        found,
+        pids=np.array([pids.get(text, DISTRACTOR) for text in texts], dtype=np.int64)[label_of],
+        camids=_cameras(found.paths, camera_pattern),
+        labels=label_of,
+        texts=texts,
+    )
+    return collector.scan(records.in_order())
+
+
+def _places(texts: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int32]:
+    """Return the place of each of `wanted` among the distinct `texts`."""
+    places = {text: place for place, text in enumerate(texts)}
+    return np.array([places[text] for text in wanted], dtype=np.int32)
 
 
 def _has_folder(collector: Collector, path: str) -> bool:
@@ -71,12 +94,9 @@ def _refuse_splits(root: Path, labels: set[str]) -> None:
         )
 
 
-def _merged(labels: Mapping[str, str]) -> list[str]:
-    """Return a notice about folders whose names differ only in their Unicode form."""
-    names: defaultdict[str, set[str]] = defaultdict(set)
-    for path, label in labels.items():
-        names[label].add(path.partition("/")[0])
-    twice = sorted(label for label, found in names.items() if len(found) > 1)
+def _merged(labels: Sequence[str]) -> list[str]:
+    """Return a notice about folders whose names, and so their `labels`, differ only in their Unicode form."""
+    twice = sorted(label for label, count in Counter(labels).items() if count > 1)
     if not twice:
         return []
     return [
@@ -85,9 +105,9 @@ def _merged(labels: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _empty(root: Path, paths: Sequence[str]) -> list[str]:
-    """Return a notice about folders of people without an image."""
-    used = {path.partition("/")[0] for path in paths}
+def _empty(root: Path, names: Sequence[str]) -> list[str]:
+    """Return a notice about folders of people without an image. names: of the folders with images."""
+    used = set(names)
     if is_remote(root):  # a store does not have empty folders
         return []
     found = (
@@ -99,29 +119,42 @@ def _empty(root: Path, paths: Sequence[str]) -> list[str]:
     return [f"{len(empty)} folder(s) do not contain an image, such as {empty[0]}"]
 
 
-def _cameras(paths: Sequence[str], pattern: str) -> dict[str, int]:
-    """Return path -> camera. Raises DataError unless `pattern` matches every path."""
+def _cameras(paths: pa.Array, pattern: str) -> Ints:
+    """Return the camera of each path. Raises DataError unless `pattern` matches every path."""
     if not pattern:
-        return dict.fromkeys(paths, UNKNOWN_CAMERA)
-    try:
-        found = first_groups(pattern, [unicodedata.normalize("NFC", path) for path in paths], seconds=SECONDS)
-    except TimeLimitError as error:
-        raise DataError(
-            f"data.camera_pattern={pattern} is too slow for the image paths, such as {min(paths)}: {error}. Avoid "
-            "a repetition inside a repetition, such as (a+)+; cam(\\d+) is fast"
-        ) from error
-    names = {path: name for path, name in zip(paths, found, strict=True) if name}
-    lacking = sorted(set(paths) - names.keys())
-    if lacking:
+        return np.full(len(paths), UNKNOWN_CAMERA, dtype=np.int64)
+    codes, names = _camera_names(paths, pattern)
+    lacking = paths.filter(pa.array(codes < 0))
+    if len(lacking):
         share = f"{len(lacking):,} of the {len(paths):,}" if names else f"any of the {len(paths):,}"
-        shown = ", ".join(lacking[:_SHOWN])
+        first = [str(path) for path in lacking.take(pa.array(order_of(lacking)[:_SHOWN])).to_pylist()]
         raise DataError(
-            f"data.camera_pattern={pattern} does not find a camera in {share} image paths, such as {shown}. Correct the"
-            f" pattern, which is searched in the path relative to data.root ({_example(lacking[0])}), or set"
+            f"data.camera_pattern={pattern} does not find a camera in {share} image paths, such as {', '.join(first)}."
+            f" Correct the pattern, which is searched in the path relative to data.root ({_example(first[0])}), or set"
             ' data.camera_pattern="" if the cameras are unknown'
         )
-    numbers = number_cameras(names.values())
-    return {path: numbers[name] for path, name in names.items()}
+    numbers = number_cameras(names)
+    cameras: Ints = np.array([numbers[name] for name in names], dtype=np.int64)[codes]
+    return cameras
+
+
+def _camera_names(paths: pa.Array, pattern: str) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the place of the name of each path's camera, -1 without one, and the names."""
+    codes, names = np.full(len(paths), -1, dtype=np.int32), dict[str, int]()
+    for start in range(0, len(paths), _AT_ONCE):
+        texts = [unicodedata.normalize("NFC", path) for path in paths.slice(start, _AT_ONCE).to_pylist()]
+        try:
+            found = first_groups(pattern, texts, seconds=SECONDS)
+        except TimeLimitError as error:
+            first = paths[order_of(paths)[0]].as_py()
+            raise DataError(
+                f"data.camera_pattern={pattern} is too slow for the image paths, such as {first}: {error}. Avoid a"
+                " repetition inside a repetition, such as (a+)+; cam(\\d+) is fast"
+            ) from error
+        for row, name in enumerate(found, start=start):
+            if name:
+                codes[row] = names.setdefault(name, len(names))
+    return codes, list(names)
 
 
 def _example(path: str) -> str:

@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import compress
+from typing import NamedTuple
 
-from data.people import UNKNOWN_CAMERA, is_person
-from data.readers.base import ImageRecord, Scan
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data.columns.records import Ints, Records, code_of_split
+from data.people import UNKNOWN_CAMERA, Mask
+from data.readers.base import Scan
 from data.splits import GALLERY, QUERY, TRAIN
+
+
+class _Keys(NamedTuple):
+    """What is drawn: an identity by its label, or else by its number. of: place in `texts` of each image, [N]."""
+
+    of: Ints
+    texts: Sequence[str]
+
+    @classmethod
+    def in_records(cls, records: Records) -> _Keys:
+        """Return the keys of `records`."""
+        pids, numbers = np.unique(records.pids, return_inverse=True)
+        pairs = records.labels * np.int64(len(pids)) + numbers
+        found, of = np.unique(pairs, return_inverse=True)
+        named = [records.texts[pair // len(pids)] or str(pids[pair % len(pids)]) for pair in found.tolist()]
+        places = {text: place for place, text in enumerate(dict.fromkeys(named))}
+        return cls(np.array([places[text] for text in named], dtype=np.int64)[of], list(places))
+
+
+class _Cell(NamedTuple):
+    """The images of one identity and camera: their number, the drawn one, and its draw."""
+
+    size: int
+    row: int
+    draw: bytes
 
 
 def split_by_identity(scan: Scan, *, seed: int, train_fraction: float) -> Scan:
@@ -25,40 +55,28 @@ def split_by_identity(scan: Scan, *, seed: int, train_fraction: float) -> Scan:
     cameras, one image. At least one image stays in the gallery, and, if it can, one from another camera than any query.
     Distractors and junk stay in the gallery.
     """
-    split = [record.split for record in scan.records]
-    people = list(compress(scan.records, is_person(split, [record.pid for record in scan.records]).tolist()))
-    train = _training_keys({_key(record) for record in people}, seed, train_fraction)
-    queries = _queries((record for record in people if _key(record) not in train), seed)
-    persons = {record.pid for record in people}
-    records = [
-        replace(
-            record, split=_split_of(record, is_train=record.pid in persons and _key(record) in train, queries=queries)
-        )
-        for record in scan.records
-    ]
+    records = scan.records
+    people, keys = records.people(), _Keys.in_records(records)
+    train = _training_keys({keys.texts[key] for key in np.unique(keys.of[people]).tolist()}, seed, train_fraction)
+    of_train = np.array([text in train for text in keys.texts], dtype=np.bool_)[keys.of]
+    splits = np.full(len(records), code_of_split(GALLERY), dtype=np.int8)
+    queries = records.paths.take(pa.array(_queries(records, keys.of, people & ~of_train, seed), pa.int64()))
+    splits[pc.is_in(records.paths, value_set=queries).to_numpy(zero_copy_only=False)] = code_of_split(QUERY)
+    splits[of_train & np.isin(records.pids, np.unique(records.pids[people]))] = code_of_split(TRAIN)
+    records = replace(records, splits=splits)
     rule = f"by_identity seed={seed} train_fraction={train_fraction:g}"
     return replace(
         scan,
         version=f"{scan.version} {rule}".strip(),
-        records=sorted(records, key=lambda record: (record.split, record.path)),
+        records=records.in_order(),
         notices=[*scan.notices, _notice(rule, records)],
         split_by_rule=True,
     )
 
 
-def _split_of(record: ImageRecord, *, is_train: bool, queries: set[str]) -> str:
-    if is_train:
-        return TRAIN
-    return QUERY if record.path in queries else GALLERY
-
-
-def _key(record: ImageRecord) -> str:
-    return record.label or str(record.pid)
-
-
-def _draw(seed: int, text: str) -> str:
-    """Return a number, as text, that orders `text` at random among others, in the same way on every machine."""
-    return hashlib.sha256(f"{seed}\0{unicodedata.normalize('NFC', text)}".encode()).hexdigest()
+def _draw(seed: int, text: str) -> bytes:
+    """Return bytes that order `text` at random among others, in the same way on every machine."""
+    return hashlib.sha256(f"{seed}\0{unicodedata.normalize('NFC', text)}".encode()).digest()
 
 
 def _training_keys(keys: set[str], seed: int, fraction: float) -> set[str]:
@@ -69,35 +87,52 @@ def _training_keys(keys: set[str], seed: int, fraction: float) -> set[str]:
     return set(drawn[:count])
 
 
-def _queries(records: Iterable[ImageRecord], seed: int) -> set[str]:
-    """Return the paths of the queries among the images of test identities."""
-    cells: defaultdict[str, defaultdict[int, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        cells[_key(record)][record.camid].append(record)
-    return {path for cameras in cells.values() for path in _queries_of_one(list(cameras.values()), seed)}
+def _queries(records: Records, keys: Ints, tested: Mask, seed: int) -> Iterator[int]:
+    """Yield the rows of the queries among the images of test identities. keys: identity of each image, [N]."""
+    rows = np.flatnonzero(tested)
+    draws = _draws(records, rows, seed)
+    # Sorted by identity, camera and draw: the first row of a cell is the drawn one.
+    order = np.lexsort((*draws.T[::-1], records.camids[rows], keys[rows]))
+    rows, draws = rows[order], draws[order]
+    key, camid = keys[rows], records.camids[rows]
+    is_first = np.append(True, (np.diff(key) != 0) | (np.diff(camid) != 0))[: len(rows)]
+    starts = np.flatnonzero(is_first)
+    counts = np.diff(np.append(starts, len(rows)))
+    ends = np.flatnonzero(np.append(np.diff(key[starts]) != 0, True)[: len(starts)]) + 1
+    begin = 0
+    for end in ends.tolist():
+        some = slice(begin, end)
+        cells = zip(counts[some].tolist(), rows[starts[some]].tolist(), draws[starts[some]], strict=True)
+        yield from _queries_of_one([_Cell(size, row, draw.tobytes()) for size, row, draw in cells])
+        begin = end
 
 
-def _queries_of_one(cameras: Sequence[Sequence[ImageRecord]], seed: int) -> Iterator[str]:
-    """Yield the query of each camera of one identity.
+def _draws(records: Records, rows: Ints, seed: int) -> NDArray[np.uint64]:
+    """Return the draw of the path of each row as four words, [N, 4]."""
+    parts = records.take(rows).batches()
+    drawn = b"".join(b"".join(_draw(seed, path) for path in part.paths.to_pylist()) for part in parts)
+    return np.frombuffer(drawn, dtype=">u8").reshape(-1, 4)
+
+
+def _queries_of_one(cells: Sequence[_Cell]) -> Iterator[int]:
+    """Yield the row of the query of each camera of one identity.
 
     A camera with one image would leave nothing of itself in the gallery. Unless two cameras have more, one such image
     stays there, so that the other queries have a match.
     """
-    drawn = [min(images, key=lambda record: _draw(seed, record.path)) for images in cameras]
-    singles = [record for record, images in zip(drawn, cameras, strict=True) if len(images) == 1]
-    if singles and len(drawn) - len(singles) < 2:
-        left = max(singles, key=lambda record: _draw(seed, record.path))
-        drawn.remove(left)
-    yield from (record.path for record in drawn)
+    singles = [cell for cell in cells if cell.size == 1]
+    left = max(singles, key=lambda cell: cell.draw) if singles and len(cells) - len(singles) < 2 else None
+    yield from (cell.row for cell in cells if cell is not left)
 
 
-def _notice(rule: str, records: Sequence[ImageRecord]) -> str:
+def _notice(rule: str, records: Records) -> str:
     """Return a sentence about the split, for the user."""
-    of = {split: [record for record in records if record.split == split] for split in (TRAIN, QUERY, GALLERY)}
-    train, test = ({record.pid for record in some} for some in (of[TRAIN], of[QUERY] + of[GALLERY]))
-    unknown = any(record.camid == UNKNOWN_CAMERA for record in records)
+    of = {split: records.in_split(split) for split in (TRAIN, QUERY, GALLERY)}
+    images = {split: int(rows.sum()) for split, rows in of.items()}
+    train, test = (len(np.unique(records.pids[rows])) for rows in (of[TRAIN], of[QUERY] | of[GALLERY]))
+    unknown = bool((records.camids == UNKNOWN_CAMERA).any())
     return (
-        f"identities are split by rule ({rule}): {len(train):,} to train ({len(of[TRAIN]):,} images) and {len(test):,}"
-        f" to test ({len(of[QUERY]):,} queries, one per identity{'' if unknown else ' and camera'}, and"
-        f" {len(of[GALLERY]):,} gallery images). The index writes the list to split.csv"
+        f"identities are split by rule ({rule}): {train:,} to train ({images[TRAIN]:,} images) and {test:,}"
+        f" to test ({images[QUERY]:,} queries, one per identity{'' if unknown else ' and camera'}, and"
+        f" {images[GALLERY]:,} gallery images). The index writes the list to split.csv"
     )

@@ -90,11 +90,11 @@ def is_store(folder: Path) -> bool:
     return (folder / MEMO_FILE).exists()
 
 
-def _entries(collector: Collector, folder: str) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder under the root without litter."""
+def _entries(collector: Collector, folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder under the root without litter."""
     try:
         with os.scandir(collector.root / folder) as entries:
-            return [entry for entry in entries if not is_litter(entry.name) or _is_hidden_folder(entry)]
+            yield from (entry for entry in entries if not is_litter(entry.name) or _is_hidden_folder(entry))
     except OSError as error:
         where = join(str(collector.root), folder)
         raise DataError(f"the folder {where} cannot be read ({error.strerror}); check its permissions") from error

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
 from captioning.engines.server_probe import ServerAnswer, ask_server
+from data.columns.records import ImageRecord
 from data.datasets import DatasetConfig
 from data.device import Cuda, cuda_devices
 from data.errors import ClipScgiError, messages_of
 from data.people import is_junk
-from data.readers.base import ImageRecord
 from data.stages.stage import RunContext
 from flows.preflight.machine import Memory, Processor, machine_memory, this_processor
 from flows.recipes import ScaleConfig

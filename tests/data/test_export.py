@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.artifacts.store import ArtifactStore
+from data.columns.records import ImageRecord
 from data.datasets import DatasetConfig
 from data.index.export import SUFFIXES, formulas, write_manifest
 from data.index.stage import index, usable_images
-from data.readers.base import ImageRecord
 from flows.cli.app import main
 from tests.helpers.data_trees import TEXT_SEARCH, market, put, text_search
 

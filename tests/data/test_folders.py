@@ -6,10 +6,10 @@ import unicodedata
 
 import pytest
 
+from data.columns.records import ImageRecord
 from data.datasets import DatasetConfig, load_dataset, scan_dataset
 from data.errors import ConfigError, DataError
 from data.process.pattern_search import first_groups
-from data.readers.base import ImageRecord
 from tests.helpers.data_trees import litter, put
 
 NFC, NFD = (unicodedata.normalize(form, "Chloé Durand") for form in ("NFC", "NFD"))

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -472,7 +473,14 @@ def test_files_of_the_last_tick_are_read_again(store, tmp_path, monkeypatch):
 
 
 def examine_market(store, root, **options):
-    return examine(root, list(MARKET), memo=store.memo, max_pixels=DatasetConfig().max_pixels, reread=False, **options)
+    return examine(
+        root,
+        pa.array(MARKET, pa.large_string()),
+        memo=store.memo,
+        max_pixels=DatasetConfig().max_pixels,
+        reread=False,
+        **options,
+    )
 
 
 def test_a_killed_first_run_is_not_in_vain(store, root):

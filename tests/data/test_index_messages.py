@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data.columns.records import ImageRecord, Records
 from data.datasets import DatasetConfig
 from data.errors import DataError
-from data.index.examine import Facts
+from data.index.facts import Facts, FileFacts
 from data.index.rules import check_index, identities, unusable
-from data.readers.base import ImageRecord, Rejected, Scan
+from data.readers.base import Rejected, Scan
 from data.splits import SPLITS
 
 CONFIG = DatasetConfig(reader="manifest", root="/data/set", name="People")
 
 
-def fact(sha256: str = "0", *, width: int = 64, height: int = 128, reason: str = "", flat: int = 0) -> Facts:
+def fact(content: str = "", *, width: int = 64, height: int = 128, reason: str = "", flat: int = 0) -> Facts:
+    sha256 = hashlib.sha256(content.encode()).hexdigest()
     return Facts(1, 1, 1, sha256, width, height, reason, flat)
 
 
@@ -26,7 +29,7 @@ def record(path: str, split: str, pid: int) -> ImageRecord:
 
 
 def scan(**changes) -> Scan:
-    values = {"name": "manifest", "version": "", "root": Path("/data/set"), "records": [], "rejected": []}
+    values = {"name": "manifest", "version": "", "root": Path("/data/set"), "records": Records.of([]), "rejected": []}
     return Scan(**{**values, "notices": [], "n_junk": 0, **changes})
 
 
@@ -36,8 +39,8 @@ WHOLE = [("a", "train", 5), ("b", "query", 6), ("c", "gallery", 6)]
 def checked(*more, rows=WHOLE, config=CONFIG, rejected=(), flat=(), **changes) -> list[str]:
     """Return the notices for `rows` and `more`: (path, split, pid) and, if it is not the path, the digest."""
     rows = [*rows, *more]
-    records = [record(*row[:3]) for row in rows]
-    facts = [fact(row[3] if len(row) > 3 else row[0], flat=row[0] in flat) for row in rows]
+    records = Records.of(record(*row[:3]) for row in rows)
+    facts = FileFacts.of([fact(row[3] if len(row) > 3 else row[0], flat=row[0] in flat) for row in rows])
     return check_index(config, scan(**changes), records, facts, rejected)
 
 
@@ -50,9 +53,9 @@ def refused(*more, **changes) -> str:
 def test_identities_are_the_people_of_each_split():
     rows = [("a", "train", 5), ("b", "train", 7), ("c", "query", 6), ("d", "gallery", 6), ("e", "gallery", 8)]
     nobody = [("f", "gallery", 0), ("g", "gallery", -1)]
-    records = [record(*row) for row in rows + nobody]
+    records = Records.of(record(*row) for row in rows + nobody)
     assert identities(records) == {"train": {5, 7}, "query": {6}, "gallery": {6, 8}}
-    assert identities([]) == {"train": set(), "query": set(), "gallery": set()}
+    assert identities(Records.of([])) == {"train": set(), "query": set(), "gallery": set()}
 
 
 @pytest.mark.parametrize(
@@ -139,8 +142,8 @@ def test_identities_on_both_sides_are_shown_up_to_three():
 def test_cameras_are_all_known_or_all_unknown():
     def with_cameras(*cameras: int) -> list[str]:
         rows = [("a", "train", 5), ("b", "query", 6), ("c", "gallery", 6)]
-        records = [replace(record(*row), camid=camera) for row, camera in zip(rows, cameras, strict=True)]
-        return check_index(CONFIG, scan(), records, [fact("a"), fact("b"), fact("c")], [])
+        records = Records.of(replace(record(*row), camid=camera) for row, camera in zip(rows, cameras, strict=True))
+        return check_index(CONFIG, scan(), records, FileFacts.of([fact("a"), fact("b"), fact("c")]), [])
 
     assert with_cameras(-1, -1, -1) == with_cameras(0, 1, 2) == []
     with pytest.raises(DataError) as error:

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from captioning.audit.agreement import people
+from data.columns.records import ImageRecord, Records
 from data.people import UNKNOWN_CAMERA, IdentityName, cameras_known, identity_names, is_junk, is_person
-from data.readers.base import Counts, ImageRecord, compare_counts, number_cameras, number_labels
+from data.readers.base import Counts, compare_counts, number_cameras, number_labels
 from reid.inputs.image_rows import ImageRows
 
 
@@ -102,7 +103,7 @@ def test_published_identities_are_counted_by_the_same_rule():
     def notices(first):
         records = [ImageRecord(path=f"{pid}", split="train", pid=pid, camid=0) for pid in range(first, first + 5)]
         records += [ImageRecord(path=f"g{n}", split="gallery", pid=first - 1, camid=0) for n in range(2)]
-        return compare_counts("x", records, {"train": Counts(5, 5)})
+        return compare_counts("x", Records.of(records), {"train": Counts(5, 5)})
 
     assert notices(0) == []
     assert notices(1) == []

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.columns.records import ImageRecord, Records
 from data.datasets import DatasetConfig, load_dataset, scan_dataset
 from data.errors import ConfigError, DataError
-from data.readers.base import Counts, ImageRecord, compare_counts
+from data.readers.base import Counts, compare_counts
 from data.readers.bounding_box import WITHDRAWN
 from tests.helpers.data_trees import MARKET, MARKET_FOLDERS, MARKET_JUNK, litter, market, put
 from tests.helpers.places import shared_folder
@@ -182,7 +183,7 @@ def test_counts_of_junk_when_it_is_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("images", "notices"), [(10, 0), (1500, 0), (1700, 1), (8000, 1), (12000, 2)])
 def test_a_part_of_a_set_gets_one_mild_notice_and_a_small_set_of_ones_own_none(images, notices):
     records = [ImageRecord(path=f"{n}", split="train", pid=1, camid=1) for n in range(images)]
-    found = compare_counts("market1501", records, {"train": Counts(751, 12936), "query": Counts(750, 3368)})
+    found = compare_counts("market1501", Records.of(records), {"train": Counts(751, 12936), "query": Counts(750, 3368)})
     assert len(found) == notices
     assert all("are not comparable with published ones" in notice for notice in (text.lower() for text in found))
 

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 
 from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactStore
+from data.columns.records import ImageRecord, Records
 from data.datasets import DatasetConfig, load_dataset, scan_dataset
 from data.errors import ConfigError
 from data.index.stage import index
-from data.readers.base import ImageRecord, Scan
+from data.readers.base import Scan
 from data.readers.split_rule import split_by_identity
 from tests.helpers.data_trees import market, put
 
 
 def scan_of(records: list[ImageRecord]) -> Scan:
-    return Scan(name="x", version="", root=Path("/x"), records=records, rejected=[], notices=[], n_junk=0)
+    return Scan(name="x", version="", root=Path("/x"), records=Records.of(records), rejected=[], notices=[], n_junk=0)
 
 
 def people(count: int, cameras: int = 2, each: int = 3, first: int = 1) -> list[ImageRecord]:
