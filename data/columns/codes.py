@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,33 @@ class Codes:
         ranks = np.empty(len(self.values), dtype=np.int64)
         ranks[sorted(range(len(self.values)), key=self.values.__getitem__)] = np.arange(len(self.values))
         return ranks
+
+
+class CellCodes:
+    """The codes of cells of any type, in the order in which they were first seen. values: code -> cell.
+
+    Equal numbers of different types are different cells, because a message shows a cell as it is stored.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._known: dict[object, int] = {}
+
+    def encode(self, column: pa.Array) -> Code:
+        """Return the code of each cell; null is a cell too."""
+        try:
+            encoded = column.dictionary_encode("encode")
+        except pa.ArrowNotImplementedError:  # of a rare type
+            return np.array([self._code(cell) for cell in column.to_pylist()], dtype=np.int32)
+        codes = np.array([self._code(cell) for cell in encoded.dictionary.to_pylist()], dtype=np.int32)
+        return codes[encoded.indices.to_numpy()]
+
+    def _code(self, cell: object) -> int:
+        key = cell if cell is None or isinstance(cell, str) else (type(cell), repr(cell))
+        code = self._known.setdefault(key, len(self.values))
+        if code == len(self.values):
+            self.values.append(cell)
+        return code
 
 
 class Votes(NamedTuple):

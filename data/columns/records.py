@@ -22,7 +22,8 @@ _SPLIT_CODES: Final[dict[str, int]] = {split: code for code, split in enumerate(
 _SPLIT_RANKS: Final = np.array([sorted(SPLITS).index(split) for split in SPLITS], dtype=np.int8)
 _SPLIT_NAMES: Final = np.array(SPLITS, dtype=object)
 _PATH: Final = pa.large_string()
-_SENTENCES: Final = pa.large_list(pa.large_string())
+SENTENCES_TYPE: Final = pa.large_list(pa.large_string())
+"""Type of `Records.sentences`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +134,7 @@ class Records(Sequence[ImageRecord]):
     def in_order(self) -> Records:
         """Return the records sorted by (split, path)."""
         places = self.by_path()
-        return self.take(places[np.argsort(_SPLIT_RANKS[self.splits[places]], kind="stable")])
+        return self.take(places[by_split(self.splits[places])])
 
     def split_names(self) -> NDArray[np.object_]:
         """Return the split of each record as text."""
@@ -222,8 +223,14 @@ class RecordsBuilder:
             camids=np.array(self._camids, dtype=np.int64),
             labels=np.array(self._labels, dtype=np.int32),
             texts=list(self._texts),
-            sentences=None if said is None else pa.array(said, _SENTENCES),
+            sentences=None if said is None else pa.array(said, SENTENCES_TYPE),
         )
+
+
+def by_split(splits: NDArray[np.int8]) -> Ints:
+    """Return the places of images in the order of their splits; in a split, in their own order."""
+    order: Ints = np.argsort(_SPLIT_RANKS[splits], kind="stable")
+    return order
 
 
 def joined(paths: list[pa.Array]) -> pa.Array:

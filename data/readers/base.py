@@ -6,6 +6,7 @@ Records are sorted by (split, path), so that their order never depends on the fi
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ MAX_INT64: Final = (1 << 63) - 1
 
 # Left behind by file managers, as are hidden files (".DS_Store", "._0002_c1.jpg").
 _LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})
+# Paths that are normal as they are: most of those of a large dataset.
+_PLAIN: Final = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 # With a smaller share of the published images, a folder counts as a part of the dataset, not as a damaged copy.
 _LEAST_COPY: Final = 0.5
 # With a smaller share than this, it counts as another dataset in the same layout, and gets no notice.
@@ -280,7 +283,7 @@ class PathGate:
 
         The reason is one of `PATH_DETAILS`.
         """
-        path = _normal(relative)
+        path = normal_path(relative)
         refused = self.refusal(path.rpartition("/")[0])
         if refused:
             raise RejectedRow(refused)
@@ -314,7 +317,10 @@ class PathGate:
         return self._refused[folder]
 
 
-def _normal(relative: str) -> str:
+def normal_path(relative: str) -> str:
+    """Return `relative`, normalized; raises RejectedRow (``bad_path``, ``outside_root``) unless it stays inside."""
+    if _PLAIN.fullmatch(relative):
+        return relative
     if "\0" in relative or printable(relative) != relative:  # bytes that are not UTF-8 cannot be stored
         raise RejectedRow("bad_path")
     if relative.startswith("/") or ".." in relative.split("/"):

@@ -54,7 +54,7 @@ def folders(root: Path, *, camera_pattern: str) -> Scan:
             collector.add(path, GALLERY, DISTRACTOR, UNKNOWN_CAMERA, path.partition("/")[0])
     found = collector.records.build()
     labels = [unicodedata.normalize("NFC", name) for name in found.texts if name]
-    _refuse_splits(collector.root, set(labels))
+    refuse_splits(collector.root, set(labels))
     collector.notices += [*_merged(labels), *_empty(collector.root, found.texts)]
     texts = ["", *dict.fromkeys(labels)]
     label_of = _places(texts, ["", *labels])[found.labels]
@@ -62,7 +62,7 @@ def folders(root: Path, *, camera_pattern: str) -> Scan:
     records = replace(
         found,
         pids=np.array([pids.get(text, DISTRACTOR) for text in texts], dtype=np.int64)[label_of],
-        camids=_cameras(found.paths, camera_pattern),
+        camids=cameras_of(found.paths, camera_pattern),
         labels=label_of,
         texts=texts,
     )
@@ -84,7 +84,8 @@ def _has_folder(collector: Collector, path: str) -> bool:
     return False
 
 
-def _refuse_splits(root: Path, labels: set[str]) -> None:
+def refuse_splits(root: Path, labels: set[str]) -> None:
+    """Raise DataError if all labels, the names of the folders in `root`, are those of splits."""
     if labels and all(label.lower() in _NOT_PEOPLE for label in labels):
         shown = ", ".join(sorted(labels))
         raise DataError(
@@ -119,7 +120,7 @@ def _empty(root: Path, names: Sequence[str]) -> list[str]:
     return [f"{len(empty)} folder(s) do not contain an image, such as {empty[0]}"]
 
 
-def _cameras(paths: pa.Array, pattern: str) -> Ints:
+def cameras_of(paths: pa.Array, pattern: str) -> Ints:
     """Return the camera of each path. Raises DataError unless `pattern` matches every path."""
     if not pattern:
         return np.full(len(paths), UNKNOWN_CAMERA, dtype=np.int64)

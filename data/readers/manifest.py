@@ -11,14 +11,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.columns.records import SENTENCES_TYPE, Ints, Records, by_split, joined, order_of
 from data.errors import DataError, RejectedRow, counted
-from data.people import UNKNOWN_CAMERA
+from data.people import JUNK, UNKNOWN_CAMERA, Mask
 from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, Unusable, existing_folder
-from data.readers.manifest_file import REQUIRED, Cell, NamedCell, manifest_column, manifest_rows
-from data.readers.manifest_labels import Cameras, Identities
+from data.readers.manifest_file import (
+    REQUIRED,
+    Cell,
+    CodedRows,
+    NamedCell,
+    PathCells,
+    manifest_batches,
+    manifest_column,
+)
+from data.readers.manifest_labels import RowLabels, read_labels
 from data.readers.sentences import Sentences, sentences_in
 from data.sources.address import is_listed, is_remote, shown
 from data.sources.places import children, exists, is_file
@@ -61,38 +76,177 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
     """
     file, base = _find(root, manifest)
     collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk, notices=_ignored(file, base))
-    rows = list(manifest_rows(file, needs_split=not by_rule))
-    identities, cameras, paths = Identities(file, rows), Cameras(rows), _Paths(base, root)
-    collector.notices += [*identities.notices, *cameras.notices]
-    seen: dict[str, _Labels] = {}
-    said: dict[str, Sentences] = {}
-    clashes: list[str] = []
-    for row in rows:
-        try:
-            split = split_of(row.split, by_rule=by_rule)
-            pid, label = identities.of(row)
-            labels = _Labels(split, pid, cameras.of(row), label)
-            sentences, path = sentences_in(row.sentences), paths.admit(row.path)
-            if path not in seen:
-                seen[path], said[path] = labels, sentences
-                collector.add(path, *labels, sentences=sentences.texts)
-            elif seen[path] == labels:
-                raise Unusable("duplicate_row", _repetition(sentences, said[path]))
-            else:
-                clashes.append(f"{row.place}: {path} is {labels}, but {seen[path]} in an earlier row")
-        except Unusable as error:
-            collector.reject(
-                row.path if isinstance(row.path, str) else "", error.reason, f"{row.place}: {error.detail}"
-            )
-    if clashes:
-        shown = "\n".join(f"  - {clash}" for clash in clashes[:_SHOWN])
+    table = CodedRows.of(manifest_batches(file, needs_split=not by_rule))
+    labels = read_labels(file, table, partial(split_of, by_rule=by_rule))
+    collector.notices += labels.notices
+    admitted = _admit(collector, table, labels, _Paths(base, root))
+    admitted.sort()
+    is_twin = admitted.twins()
+    _check_twins(file, collector, table=table, labels=labels, admitted=admitted, is_twin=is_twin)
+    n_empty = int(admitted.n_empty[~is_twin].sum())
+    if n_empty:
+        collector.notices.append(f"{counted(n_empty, 'empty sentence')} left out")
+    return collector.scan(_records(collector, labels, admitted, is_twin))
+
+
+@dataclass
+class _Admitted:
+    """The rows whose labels and path can be used, [M]: their numbers, paths, sentences and number of empty ones.
+
+    originals: number of a batch -> its cells, if these differ from the paths.
+    """
+
+    rows: Ints
+    paths: pa.Array
+    sentences: pa.Array | None
+    n_empty: Ints
+    originals: Mapping[int, PathCells]
+
+    def sort(self) -> None:
+        """Sort the rows by path; of equal paths, by number."""
+        order = order_of(self.paths)
+        self.rows, self.n_empty = self.rows[order], self.n_empty[order]
+        self.paths = self.paths.take(pa.array(order))
+        if self.sentences is not None:
+            self.sentences = self.sentences.take(pa.array(order))
+
+    def twins(self) -> Mask:
+        """Return the mask of the sorted rows whose path an earlier row has."""
+        same = pc.equal(self.paths[1:], self.paths[:-1]).to_numpy(zero_copy_only=False)
+        mask: Mask = np.append(False, same)[: len(self.rows)]
+        return mask
+
+    def said(self, at: int) -> Sentences:
+        """Return the sentences of a row, given its place."""
+        texts = () if self.sentences is None else tuple(self.sentences[at].as_py())
+        return Sentences(texts, int(self.n_empty[at]))
+
+
+@dataclass
+class _Usable:
+    """The rows of one batch whose labels and path can be used. is_plain: their paths are their cells."""
+
+    rows: list[int] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    sentences: list[Sentences] = field(default_factory=list)
+    is_plain: bool = True
+
+    def add(self, row: int, path: str, sentences: Sentences) -> None:
+        """Add one row."""
+        self.rows.append(row)
+        self.paths.append(path)
+        self.sentences.append(sentences)
+
+
+def _admit(collector: Collector, table: CodedRows, labels: RowLabels, paths: _Paths) -> _Admitted:
+    """Return the rows that can be used; `collector` rejects the others."""
+    is_described = any(cells.sentences is not None for cells in table.batches)
+    rows, admitted, sentences, n_empty = (list[Any]() for _ in range(4))
+    originals: dict[int, PathCells] = {}
+    for number, cells in enumerate(table.parts()):
+        found = _usable(collector, table, labels, cells, paths)
+        rows.append(np.array(found.rows, dtype=np.int64))
+        admitted.append(pa.array(found.paths, pa.large_string()))
+        n_empty.append(np.array([said.n_empty for said in found.sentences], dtype=np.int64))
+        if is_described:
+            sentences.append(pa.array([said.texts for said in found.sentences], SENTENCES_TYPE))
+        if not found.is_plain:
+            originals[number] = cells
+    none = np.array([], dtype=np.int64)
+    return _Admitted(
+        rows=np.concatenate([none, *rows]),
+        paths=joined(admitted),
+        sentences=pa.concat_arrays(sentences) if is_described else None,
+        n_empty=np.concatenate([none, *n_empty]),
+        originals=originals,
+    )
+
+
+def _usable(collector: Collector, table: CodedRows, labels: RowLabels, cells: PathCells, paths: _Paths) -> _Usable:
+    """Return the rows of a batch that can be used; `collector` rejects the others."""
+    found = _Usable()
+    spoken = [None] * len(cells.paths) if cells.sentences is None else cells.sentences.to_pylist()
+    refused = labels.refused[cells.start : cells.start + len(cells.paths)].tolist()
+    for row, (cell, said, problem) in enumerate(
+        zip(cells.paths.to_pylist(), spoken, refused, strict=True), cells.start
+    ):
+        error = labels.problems[problem]
+        if error is None:
+            try:
+                sentences, path = sentences_in(said), paths.admit(cell)
+                found.add(row, path, sentences)
+                found.is_plain &= path == cell
+                continue
+            except Unusable as refusal:
+                error = refusal
+        _reject(collector, cell, error, table.place(row))
+    return found
+
+
+def _reject(collector: Collector, cell: Cell, error: Unusable, place: str) -> None:
+    collector.reject(cell if isinstance(cell, str) else "", error.reason, f"{place}: {error.detail}")
+
+
+def _check_twins(
+    file: Path, collector: Collector, *, table: CodedRows, labels: RowLabels, admitted: _Admitted, is_twin: Mask
+) -> None:
+    """Reject the rows whose path and labels an earlier row has; raise DataError if their labels differ."""
+    twins = np.flatnonzero(is_twin)
+    if not len(twins):
+        return
+    firsts = np.maximum.accumulate(np.where(is_twin, 0, np.arange(len(is_twin))))[twins]
+    here, there = admitted.rows[twins], admitted.rows[firsts]
+    columns = (labels.splits, labels.pids, labels.camids, labels.labels)
+    clashes = np.flatnonzero(np.any([column[here] != column[there] for column in columns], axis=0))
+    if len(clashes):
+        shown = "\n".join(
+            f"  - {table.place(here[at])}: {admitted.paths[twins[at]]} is {_labels(labels, here[at])},"
+            f" but {_labels(labels, there[at])} in an earlier row"
+            for at in clashes[np.argsort(here[clashes])[:_SHOWN]].tolist()
+        )
         raise DataError(
             f"{file} has more than one label for {counted(len(clashes), 'path')}; keep one row per path:\n{shown}"
         )
-    n_empty = sum(sentences.n_empty for sentences in said.values())
-    if n_empty:
-        collector.notices.append(f"{counted(n_empty, 'empty sentence')} left out")
-    return collector.finish()
+    for twin, first, row in zip(twins.tolist(), firsts.tolist(), here.tolist(), strict=True):
+        error = Unusable("duplicate_row", _repetition(admitted.said(twin), admitted.said(first)))
+        _reject(collector, _original(table, admitted, twin), error, table.place(row))
+
+
+def _labels(labels: RowLabels, row: int) -> _Labels:
+    """Return the labels of one row, for messages."""
+    label = labels.texts[labels.labels[row]]
+    pid = labels.huge.get(label, int(labels.pids[row]))
+    return _Labels(SPLITS[labels.splits[row]], pid, int(labels.camids[row]), label)
+
+
+def _original(table: CodedRows, admitted: _Admitted, at: int) -> str:
+    """Return the path of a row as it is in the manifest, given its place among the sorted rows."""
+    row = int(admitted.rows[at])
+    cells = admitted.originals.get(table.batch_of(row))
+    return str(admitted.paths[at] if cells is None else cells.paths[row - cells.start])
+
+
+def _records(collector: Collector, labels: RowLabels, admitted: _Admitted, is_twin: Mask) -> Records:
+    """Return the records of the rows, sorted; junk and numbers that cannot be stored are left out."""
+    rows = admitted.rows
+    huge = np.array([text in labels.huge for text in labels.texts], dtype=np.bool_)[labels.labels[rows]] & ~is_twin
+    for at in np.flatnonzero(huge).tolist():
+        found = _labels(labels, int(rows[at]))
+        collector.add(str(admitted.paths[at]), *found[:3], found.label)
+    is_junk = (labels.pids[rows] == JUNK) & ~is_twin & (not collector.keep_junk)
+    collector.n_junk += int(is_junk.sum())
+    used = np.flatnonzero(~(is_twin | huge | is_junk))
+    order = used[by_split(labels.splits[rows[used]])]
+    rows, places = rows[order], pa.array(order)
+    return Records(
+        paths=admitted.paths.take(places),
+        splits=labels.splits[rows],
+        pids=labels.pids[rows],
+        camids=labels.camids[rows],
+        labels=labels.labels[rows],
+        texts=labels.texts,
+        sentences=None if admitted.sentences is None else admitted.sentences.take(places),
+    )
 
 
 def column_of(root: Path, *, manifest: str, name: str) -> Mapping[str, NamedCell] | None:

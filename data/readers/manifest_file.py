@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import codecs
 import csv
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.columns.codes import CellCodes, Code
 from data.errors import DataError
 from data.readers.base import is_litter
 from data.settings import nearest
@@ -23,6 +28,9 @@ from data.sources.places import is_dir, open_binary, open_text, table_source
 
 REQUIRED: Final = ("path", "split", "pid")
 COLUMNS: Final = (*REQUIRED, "camid", "label", "sentences")
+CODED: Final = ("split", "pid", "camid", "label")
+"""Columns of which `CodedRows` holds the distinct cells."""
+_ALWAYS: Final = ("path", *CODED)
 _PARQUET: Final = (".parquet", ".pq")
 _BATCH_ROWS: Final = 16_384
 _DELIMITERS: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
@@ -63,6 +71,80 @@ class Row(NamedTuple):
     sentences: Any
 
 
+class RowBatch(NamedTuple):
+    """Some rows as columns. first: number of the first row. of: where they are, for messages; empty in a single file.
+
+    columns: name -> cells as stored, for each of `COLUMNS`; a manifest may lack sentences.
+    """
+
+    first: int
+    of: str
+    columns: Mapping[str, pa.Array]
+
+
+class Place(NamedTuple):
+    """Where a batch begins: the number of rows before it, its first row in its file, and `RowBatch.of`."""
+
+    start: int
+    first: int
+    of: str
+
+
+class PathCells(NamedTuple):
+    """The cells of a batch that are not coded. start: rows before it. sentences: None if there are none."""
+
+    start: int
+    paths: pa.Array
+    sentences: pa.Array | None
+
+
+@dataclass(kw_only=True)
+class CodedRows:
+    """All rows of a manifest, [N], as columns. codes: place of each cell of a column among its distinct `cells`.
+
+    batches: the other columns, which `parts` hands out.
+    """
+
+    codes: Mapping[str, Code]
+    cells: Mapping[str, Sequence[Any]]
+    places: Sequence[Place]
+    batches: list[PathCells]
+
+    @classmethod
+    def of(cls, batches: Iterable[RowBatch]) -> CodedRows:
+        """Return the rows of all batches."""
+        coders = {name: CellCodes() for name in CODED}
+        codes: dict[str, list[Code]] = {name: [] for name in CODED}
+        places, cells, start = list[Place](), list[PathCells](), 0
+        for batch in batches:
+            for name, coder in coders.items():
+                codes[name].append(coder.encode(batch.columns[name]))
+            places.append(Place(start, batch.first, batch.of))
+            cells.append(PathCells(start, batch.columns["path"], batch.columns.get("sentences")))
+            start += len(batch.columns["path"])
+        return cls(
+            codes={name: np.concatenate([np.empty(0, np.int32), *codes.pop(name)]) for name in CODED},
+            cells={name: coder.values for name, coder in coders.items()},
+            places=places,
+            batches=cells,
+        )
+
+    def batch_of(self, row: int) -> int:
+        """Return the number of the batch of a row."""
+        return bisect_right(self.places, row, key=lambda place: place.start) - 1
+
+    def place(self, row: int) -> str:
+        """Return where a row is, for messages."""
+        start, first, of = self.places[self.batch_of(row)]
+        return f"row {first + row - start}{of}"
+
+    def parts(self) -> Iterator[PathCells]:
+        """Yield the cells of each batch once, and forget them."""
+        self.batches.reverse()
+        while self.batches:
+            yield self.batches.pop()
+
+
 class NamedCell(NamedTuple):
     """One cell of a column that the caller names. place: its row, for messages. cell: as stored."""
 
@@ -71,7 +153,7 @@ class NamedCell(NamedTuple):
     cell: Any
 
 
-def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
+def manifest_batches(file: Path, *, needs_split: bool = True) -> Iterator[RowBatch]:
     """Yield the rows of a CSV file, a Parquet file or a folder of Parquet files, in their order.
 
     Column names may be in any case and have blanks around them. Only path, split and pid (or label) are required;
@@ -87,10 +169,6 @@ def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
             yield from _csv(file, needed)
     except pa.ArrowException as error:
         raise _unreadable(file, error) from error
-    except UnicodeDecodeError as error:  # of a Parquet file; `_csv` reports those of a CSV file
-        raise DataError(
-            f"{file} has text that is not UTF-8: write it again as Parquet or CSV with UTF-8 text"
-        ) from error
     except OSError as error:
         if error.errno is None:  # Arrow's, on the content
             raise _unreadable(file, error) from error
@@ -100,7 +178,7 @@ def manifest_rows(file: Path, *, needs_split: bool = True) -> Iterator[Row]:
 def manifest_column(file: Path, name: str) -> tuple[list[str], list[NamedCell]]:
     """Return the names of the columns, and, of each row, the path and the cell in the column `name`, if that exists.
 
-    The manifest is one that `manifest_rows` reads; the cell is as stored, of any type.
+    The manifest is one that `manifest_batches` reads; the cell is as stored, of any type.
     """
     if is_dir(file):
         parts = sorted(path for path in file.rglob("*") if path.suffix.lower() in _PARQUET and not is_litter(path.name))
@@ -142,7 +220,7 @@ def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} cannot be read as a manifest: {problem}. Write it again, unencrypted, as Parquet or CSV")
 
 
-def _folder(folder: Path, needed: Sequence[str]) -> Iterator[Row]:
+def _folder(folder: Path, needed: Sequence[str]) -> Iterator[RowBatch]:
     """Yield the rows of all Parquet files below `folder`, sorted by path; key=value folders are columns."""
     parts = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in _PARQUET]
     parts = sorted(part for part in parts if not any(is_litter(name) for name in part.parts))
@@ -158,7 +236,7 @@ def _partition(part: Path) -> dict[str, str | None]:
     return {key.strip().casefold(): None if value == _HIVE_NULL else unquote(value) for key, value in pairs}
 
 
-def _parquet(file: Path, partition: Mapping[str, str | None], of: str, required: Sequence[str]) -> Iterator[Row]:
+def _parquet(file: Path, partition: Mapping[str, str | None], of: str, required: Sequence[str]) -> Iterator[RowBatch]:
     with pq.ParquetFile(table_source(file)) as table:
         stored = table.schema_arrow.names
         folded = {_folded(name) for name in stored}
@@ -166,13 +244,28 @@ def _parquet(file: Path, partition: Mapping[str, str | None], of: str, required:
         where = _positions(file, [*stored, *outer], required)
         names = {column: stored[at] for column, at in where.items() if at < len(stored)}
         _check_types(file, [table.schema_arrow.field(at) for at in where.values() if at < len(stored)])
-        number = 0
+        first = 1
         for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=list(names.values())):
-            cells = {column: batch[name].to_pylist() for column, name in names.items()}
-            every = [cells.get(column) or [outer.get(column)] * batch.num_rows for column in COLUMNS]
-            for values in zip(*every, strict=True):
-                number += 1
-                yield Row(f"row {number}{of}", *values)
+            columns = {column: _plain(file, batch[name]) for column, name in names.items()}
+            columns |= {name: pa.repeat(pa.scalar(cell, pa.string()), len(batch)) for name, cell in outer.items()}
+            columns = dict.fromkeys(_ALWAYS, pa.nulls(len(batch))) | columns
+            yield RowBatch(first, of, columns)
+            first += len(batch)
+
+
+def _plain(file: Path, column: pa.Array) -> pa.Array:
+    """Return a column without dictionary, whose text is valid; raise DataError if it is not."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{file} has text that is not UTF-8: write it again as Parquet or CSV with UTF-8 text"
+        ) from error
+    return column
 
 
 def _check_types(file: Path, fields: Iterable[pa.Field]) -> None:
@@ -188,16 +281,18 @@ def _check_types(file: Path, fields: Iterable[pa.Field]) -> None:
             )
 
 
-def _csv(file: Path, required: Sequence[str]) -> Iterator[Row]:
+def _csv(file: Path, required: Sequence[str]) -> Iterator[RowBatch]:
     encoding = encoding_of(file)
     try:
         with open_text(file, encoding=encoding, newline="") as stream:
             delimiter, header = _header(file, stream.readline())
-            where = _positions(file, header, required)
-            place = [where.get(column, len(header)) for column in COLUMNS]
-            for number, cells in enumerate(_lines(file, stream, delimiter, len(header)), start=1):
-                cells.append("")  # the value of absent columns
-                yield Row(f"row {number}", *(cells[at] for at in place))
+            where, first = _positions(file, header, required), 1
+            lines = _lines(file, stream, delimiter, len(header))
+            while rows := list(islice(lines, _BATCH_ROWS)):
+                columns = {name: pa.array([cells[at] for cells in rows], pa.string()) for name, at in where.items()}
+                columns = dict.fromkeys(_ALWAYS, pa.repeat("", len(rows))) | columns
+                yield RowBatch(first, "", columns)
+                first += len(rows)
     except UnicodeError as error:
         wide = encoding in ("utf-16", "utf-32")
         problem = f"{encoding.upper()} text" if wide else f"UTF-8 text{bad_line(file)}"
