@@ -25,6 +25,10 @@ from data.readers import bounding_box, folders, images, list_files, manifest, pk
 from data.readers.base import Rejected, Scan
 from data.readers.split_rule import split_by_identity
 from data.readers.text_search.reader import text_search
+from data.readers.webdataset.reader import webdataset
+from data.readers.webdataset.rows import LabelRule, ShardOptions
+from data.readers.webdataset.samples import Fields
+from data.readers.webdataset.tables import ShardReading
 from data.sources.address import address_problem
 from data.splits import SPLITS, SplitName
 
@@ -49,6 +53,7 @@ Reader = Literal[
     "cuhk_pedes",
     "icfg_pedes",
     "rstpreid",
+    "webdataset",
 ]
 
 _PATTERN_EXAMPLE: Final = r"data.camera_pattern=cam(\d+)"
@@ -59,15 +64,17 @@ _VERSIONS: Final[dict[str, tuple[str, ...]]] = {
 }
 # Option -> readers that use it. A value other than the default with any other reader is an error, unless
 # data.split=by_identity uses it.
+_FIELDS: Final = ("pid_field", "camid_field", "split_field", "sentences_field")
 _SPLIT_OPTIONS: Final = ("split_seed", "train_fraction")
 _OPTIONS: Final[dict[str, tuple[str, ...]]] = {
     "version": tuple(_VERSIONS),
     "manifest": ("manifest",),
     "split_seed": ("pku_reid", "vehicleid", "folders"),
     "train_fraction": ("pku_reid", "folders"),
-    "camera_pattern": ("folders",),
+    "camera_pattern": ("folders", "webdataset"),
     "include_val": ("msmt17",),
-    "keep_junk": ("market1501", "manifest"),
+    "keep_junk": ("market1501", "manifest", "webdataset"),
+    **dict.fromkeys(("shards", "labels", *_FIELDS), ("webdataset",)),
 }
 
 
@@ -78,18 +85,35 @@ class DatasetConfig(Config):
     """Name of this dataset in tables and reports; empty: the name of the reader."""
     reader: Reader = "market1501"
     """Layout of the folder. `folders`: one folder per person. `images`: just images, to caption and to search.
-    `manifest`: any dataset with a Parquet or CSV file of path, split, pid (a number or text) and, if known, camid."""
+    `manifest`: any dataset with a Parquet or CSV file of path, split, pid (a number or text) and, if known, camid.
+    `webdataset`: tar shards of samples such as 0001.jpg and 0001.json."""
     root: RuntimeStr = ""
     """The dataset's folder, or the folder that contains it; also an address such as s3://bucket/folder."""
     manifest: RuntimeStr = ""
     """manifest: the Parquet or CSV file, or a folder of Parquet files; empty: manifest.parquet, manifest.csv or
     manifest.tsv in the root, or the root itself."""
+    shards: RuntimeStr = ""
+    """webdataset: paths of the shards relative to the root, with braces and wildcards, such as
+    train-{000000..000099}.tar; empty: every file that ends in .tar."""
+    labels: LabelRule = "fields"
+    """webdataset: where labels come from. fields: the fields below. names: the names of the images, such as
+    0002_c1s1_000451_03.jpg. folders: the topmost folder in the shard is the person. none: there are none."""
+    pid_field: str = Field(default=Fields().pid, min_length=1)
+    """webdataset: the field with the identity, a number or text: a key of the sample's json member, or the ending of
+    another member, such as cls."""
+    camid_field: str = Field(default=Fields().camid, min_length=1)
+    """webdataset: the field with the camera. If no sample has it, the cameras are unknown."""
+    split_field: str = Field(default=Fields().split, min_length=1)
+    """webdataset: the field with train, query or gallery. Without it, the name of the shard, or else of its folder,
+    begins with the split."""
+    sentences_field: str = Field(default=Fields().sentences, min_length=1)
+    """webdataset: the field with descriptions of the person, one sentence or a list."""
     version: str = ""
     """msmt17: v1 or v2, empty: whichever exists. cuhk03_np: labeled (default) or detected. vehicleid: size of the test
     list in identities, 800 (default), 1600 or 2400."""
     camera_pattern: str = ""
-    """folders: regular expression with one group, searched in the path of each image; the group is the camera, such as
-    `cam(\\d+)` for Alice/cam2_001.jpg. Empty: the cameras are unknown."""
+    """folders, and webdataset with labels=folders: regular expression with one group, searched in the path of each
+    image; the group is the camera, such as `cam(\\d+)` for Alice/cam2_001.jpg. Empty: the cameras are unknown."""
     split: SplitRule = "auto"
     """auto: the reader's own split; by_identity for folders, which has none. by_identity: for any reader, draw the
     training identities, and one query per test identity and camera."""
@@ -125,7 +149,7 @@ class DatasetConfig(Config):
     @property
     def has_identities(self) -> bool:
         """True if the images can have identities, so that a model can be trained and evaluated."""
-        return self.reader != "images"
+        return self.reader != "images" and self.labels != "none"
 
     @property
     def splits_by_rule(self) -> bool:
@@ -135,7 +159,7 @@ class DatasetConfig(Config):
     def identity(self) -> dict[str, Any]:
         """Return the fields that can change an index, as earlier versions did for configs that they knew."""
         fields = super().identity()
-        for name in ("split", "camera_pattern"):
+        for name in ("split", "camera_pattern", "labels", *_FIELDS):
             if fields[name] == type(self).model_fields[name].default:
                 del fields[name]
         return fields | {"require_splits": fields["require_splits"] or list(SPLITS)}
@@ -162,7 +186,7 @@ class DatasetConfig(Config):
 
     @model_validator(mode="after")
     def _options_fit_the_reader(self) -> Self:
-        problems = [*self._unused_options(), *self._split_problems()]
+        problems = [*self._unused_options(), *self._split_problems(), *self._label_problems()]
         known = _VERSIONS.get(self.reader, ())
         if known and self.version and self.version not in known:
             hint = f"set {{at}}version to one of {', '.join(known)}, such as {{at}}version={known[0]}"
@@ -182,13 +206,23 @@ class DatasetConfig(Config):
                     f"has no effect with the reader {self.reader}, only with {', '.join(readers)}{others}; remove it",
                 )
 
+    def _label_problems(self) -> Iterator[tuple[str, str]]:
+        if self.reader != "webdataset":
+            return
+        fields = dict(zip(_FIELDS, (("fields",), ("fields",), ("fields", "names", "folders")), strict=False))
+        used = {**fields, "camera_pattern": ("folders",)}
+        for option, rules in used.items():
+            if self.labels not in rules and getattr(self, option) != type(self).model_fields[option].default:
+                yield (
+                    option,
+                    f"has no effect with {{at}}labels={self.labels}, only with {', '.join(rules)}; remove it",
+                )
+
     def _split_problems(self) -> Iterator[tuple[str, str]]:
         if self.split == "by_identity" and not self.has_identities:
-            yield (
-                "split",
-                f"the reader {self.reader} does not know identities to split; set {{at}}reader=folders for a folder per"
-                " person, or remove it",
-            )
+            source = f"the reader {self.reader}" if self.reader == "images" else "{at}labels=none"
+            remedy = "{at}reader=folders for a folder per person" if self.reader == "images" else "{at}labels=fields"
+            yield "split", f"{source} does not know identities to split; set {remedy}, or remove it"
         if self.reader == "pku_reid" and not self.splits_by_rule and self.train_fraction in (0, 1):
             yield (
                 "train_fraction",
@@ -227,21 +261,37 @@ def assign_splits(config: DatasetConfig, scan: Scan) -> Scan:
     return split_by_identity(scan, seed=config.split_seed, train_fraction=config.train_fraction)
 
 
-def read_dataset(config: DatasetConfig) -> Scan:
+def read_dataset(config: DatasetConfig, reading: ShardReading | None = None) -> Scan:
     """Return the images that the config's reader finds, with the reader's own splits.
 
-    The index assigns splits by rule later, among usable images only.
+    The index assigns splits by rule later, among usable images only. reading: how tar shards are read.
     """
     if not config.root:
         raise ConfigError(
             f"data.root is empty; set data.root to the folder of the dataset {config.label}, such as"
             f" data.root=/data/{config.reader}"
         )
+    if config.reader == "webdataset":
+        return _read_shards(config, reading or ShardReading())
     scan = _read(config, Path(config.root))
     if config.reader == "vehicleid" and config.splits_by_rule:  # its cameras only tell queries from the gallery
         unknown = np.full_like(scan.records.camids, UNKNOWN_CAMERA)
         return replace(scan, records=replace(scan.records, camids=unknown))
     return scan
+
+
+def _read_shards(config: DatasetConfig, reading: ShardReading) -> Scan:
+    fields = Fields(*(getattr(config, name) for name in _FIELDS))
+    options = ShardOptions(
+        shards=config.shards, labels=config.labels, fields=fields, camera_pattern=config.camera_pattern
+    )
+    return webdataset(
+        Path(config.root),
+        options=options,
+        keep_junk=config.keep_junk,
+        by_rule=config.splits_by_rule,
+        reading=reading,
+    )
 
 
 def _read(config: DatasetConfig, root: Path) -> Scan:

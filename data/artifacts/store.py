@@ -12,6 +12,7 @@ Layout under the root (``CLIP_SCGI_HOME``, default ``./artifacts``)::
     locks/                           one lock file per artifact, held while it is made
     captions/<captioner>/            the caption store (captioning.store.store)
     digests.sqlite                   remembered digests of files
+    shards/                          offsets and digests of the images in tar shards (data.sources.shards)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from data.artifacts.root import HOME_VARIABLE, make_root, usable_root
 from data.errors import DataError
 from data.files import full_disk_explained, read_json, sync_file, sync_folder, write_json
 from data.process import locks
+from data.sources.shards import look_in
 
 SIDECAR: Final = "artifact.json"
 LABELS: Final = "labels.json"
@@ -124,6 +126,12 @@ class ArtifactStore:
         """Raise ConfigError for a path that cannot be a root (`data.artifacts.root.usable_root`)."""
         self.root = usable_root(root)
         self._reread_bytes = reread_bytes
+        look_in(self.shards)
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the tables of tar shards."""
+        return self.root / "shards"
 
     @classmethod
     def default(cls) -> ArtifactStore:

@@ -23,7 +23,7 @@ from data.files import inside
 from data.images.boxes import heif_without_metadata, jp2_size, jp2_without_metadata
 from data.images.formats import READABLE, UNREADABLE, ModernFormat, can_decode, modern_format
 from data.images.metadata import UPRIGHT, Bare, orientation_of, without_metadata
-from data.sources import remote
+from data.sources import remote, shards
 from data.sources.address import is_remote
 
 MAX_PIXELS: Final = 64_000_000
@@ -52,7 +52,8 @@ REASONS: Final = {
 """Reason of a RejectedRow -> sentence for people. The text is part of the index fingerprint: a change reruns the index
 of every dataset with such a file."""
 
-_MAX_BYTES: Final = 1 << 29  # even uncompressed, an image within any sensible pixel limit is smaller
+MAX_BYTES: Final = 1 << 29
+"""Larger files are not read: even uncompressed, an image within any sensible pixel limit is smaller."""
 # Formats of photographs, besides those of `data.images.formats`. Fixed, so that Pillow never tries its rare parsers.
 _FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _HEADS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
@@ -148,13 +149,15 @@ def open_indexed(root: Path, path: str, sha256: str | None) -> Image.Image:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """Return the bytes of the regular file, or of the object in a store, at `path`.
+    """Return the bytes of the regular file, of the object in a store, or of the member of a tar shard at `path`.
 
     Raises RejectedRow with the reason ``missing``, ``too_large``, ``out_of_memory`` or ``unreadable`` (no permission, a
     folder, a pipe or a device; never blocks on one), and RetryableError if a store does not answer.
     """
+    if (place := shards.place_of(path)) is not None:
+        return shards.read_member(place, MAX_BYTES)
     if is_remote(path):
-        return remote.read_capped(path, _MAX_BYTES)
+        return remote.read_capped(path, MAX_BYTES)
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -173,7 +176,7 @@ def _regular_bytes(handle: int) -> bytes:
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         raise RejectedRow("unreadable")
-    if status.st_size > _MAX_BYTES:
+    if status.st_size > MAX_BYTES:
         raise RejectedRow("too_large")
     with open(handle, "rb", buffering=0, closefd=False) as stream:
         return stream.readall()

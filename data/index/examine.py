@@ -26,10 +26,13 @@ from data.errors import RejectedRow
 from data.images.check import Decoding, check, checker_of
 from data.images.decode import read_bytes
 from data.index.facts import Decodings, Facts, FileFacts, Rows
+from data.index.shard_facts import set_facts
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
+from data.readers.webdataset.tables import ShardReading
 from data.sources import remote
 from data.sources.address import is_remote
+from data.sources.shards import Place, place_of, size_of, stamp_of
 
 _NEVER: Final = -1
 """A time that no file has."""
@@ -85,20 +88,24 @@ def examine(
     workers: int,
     reread: bool,
     progress: ProgressFn,
+    shards: ShardReading | None = None,
     chunk: int = CHUNK,
     remember_every: int = REMEMBER_EVERY,
 ) -> Examination:
     """Return the facts of the files `paths` under `root`; reads and remembers the files that `memo` does not know.
 
-    paths: large_string. workers: threads; 0 for one per core. reread: read every file. chunk: files per task of a
-    thread. remember_every: files after which their facts are saved. Raises ChangedError.
+    paths: large_string. workers: threads; 0 for one per core. reread: read every file. shards: the tar shards, which
+    have been read. chunk: files per task of a thread. remember_every: files after which their facts are saved. Raises
+    ChangedError.
     """
-    checker = checker_of(max_pixels)
+    checker, shards = checker_of(max_pixels), shards or ShardReading()
     facts = FileFacts.empty(len(paths))
-    for row, stamp in enumerate(stamps_of(root, paths)):
+    in_shards = set_facts(facts, root, paths, shards.tables())
+    alone = np.flatnonzero(~in_shards)
+    for row, stamp in zip(alone.tolist(), stamps_of(root, paths.filter(pa.array(~in_shards))), strict=True):
         facts.set_stamp(row, stamp)
-    others = _recall(memo, root, paths, facts, checker)
-    todo = np.flatnonzero(np.full(len(paths), True) if reread else ~facts.rows["is_read"])
+    others = _recall(memo, root, paths, facts, checker) if len(alone) else FileFacts.empty(0)
+    todo = np.flatnonzero(~in_shards if reread else ~facts.rows["is_read"])
     decodings = Decodings(facts, others) if len(todo) else Decodings()
     fresh: dict[str, Facts] = {}
     n_decoded = n_unsettled = 0
@@ -115,7 +122,12 @@ def examine(
             if len(fresh) >= remember_every or done == len(todo):
                 _remember(memo, fresh, checker)
                 fresh.clear()
-    return Examination(facts=facts, n_read=len(todo), n_decoded=n_decoded, n_unsettled=n_unsettled)
+    return Examination(
+        facts=facts,
+        n_read=len(todo) + shards.n_read,
+        n_decoded=n_decoded + shards.n_decoded,
+        n_unsettled=n_unsettled + shards.n_unsettled,
+    )
 
 
 def stamps_of(root: Path, paths: pa.Array) -> Iterator[Stamp]:
@@ -126,6 +138,8 @@ def stamps_of(root: Path, paths: pa.Array) -> Iterator[Stamp]:
 
 
 def _stamp(file: str) -> Stamp:
+    if (place := place_of(file)) is not None:
+        return _stamp_of_member(file, place)
     if is_remote(file):
         entry = remote.entry_of(file)
         if entry is None:
@@ -135,6 +149,17 @@ def _stamp(file: str) -> Stamp:
         return Stamp.of(os.stat(file))  # noqa: PTH116 - a Path for each of 200,000 files costs a second
     except OSError as error:
         raise ChangedError(f"{file} vanished ({error.strerror})") from error
+
+
+def _stamp_of_member(file: str, place: Place) -> Stamp:
+    """Return the stamp of a member of a tar shard: its own size and the times of the shard."""
+    try:
+        size, stamp = size_of(place), stamp_of(place.shard)
+    except RejectedRow as error:
+        raise ChangedError(f"{place.shard} changed") from error
+    if size is None or stamp is None:
+        raise ChangedError(f"{file} vanished")
+    return Stamp(size, *stamp[1:])
 
 
 def _facts(stamp: Stamp, sha256: str, decoding: Decoding) -> Facts:

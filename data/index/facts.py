@@ -20,6 +20,12 @@ _REASONS: Final = ("", *REASONS)
 _CODES: Final = {reason: code for code, reason in enumerate(_REASONS)}
 _NO_DIGEST: Final = bytes(WIDTH)
 
+
+def codes_of_reasons(reasons: Iterable[str]) -> list[int]:
+    """Return the code of each reason, as `FileFacts` stores it."""
+    return [_CODES[reason] for reason in reasons]
+
+
 Rows = NDArray[np.int64]
 
 

@@ -38,6 +38,7 @@ from data.index.unchanged import Recognized, Watched
 from data.people import UNKNOWN_CAMERA
 from data.progress import ProgressFn, silent
 from data.readers.base import Rejected, Scan
+from data.readers.webdataset.tables import ShardReading
 from data.schemas import IMAGES, LABELED_IMAGES, REJECTED, SCHEMA_VERSION, SENTENCES
 from data.splits import SPLITS
 from data.stages.images import DESCRIPTION_FILE, IndexedImages
@@ -206,7 +207,10 @@ def _settled(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, 
 
 
 def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> _Found:
-    scan = read_dataset(config)
+    shards = ShardReading(
+        folder=store.shards, max_pixels=config.max_pixels, threads=config.workers, reread=reread, progress=progress
+    )
+    scan = read_dataset(config, shards)
     _check_place(store, config, scan.root)
     examined = examine(
         scan.root,
@@ -216,9 +220,10 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
         workers=config.workers,
         reread=reread,
         progress=progress,
+        shards=shards,
     )
     if examined.n_read:
-        _compare(scan, examined, read_dataset(config))
+        _compare(scan, examined, read_dataset(config, shards))
     rows = unusable_rows(config, examined.facts)
     bad = set(_rejections(config, scan.records.take(rows), examined.facts.take(rows)))
     used = np.full(len(scan.records), True)

@@ -79,6 +79,11 @@ _CUHK03_NP: Final = {
     ),
 }
 
+LABELED_NAME: Final = re.compile(
+    r"(?P<pid>-1|\d+)_c(?P<cam>\d+)(?:s\d+)?(?:_f?\d+){1,2}" + _EXTENSION, re.IGNORECASE | re.ASCII
+)
+"""The names of all these datasets, such as 0002_c1s1_000451_03.jpg: identity and camera."""
+
 _VERI776: Final = _Layout(
     folders=_VERI_FOLDERS,
     pattern=re.compile(r"(?P<pid>\d+)_c(?P<cam>\d+)_\d+_\d+" + _EXTENSION, re.IGNORECASE | re.ASCII),

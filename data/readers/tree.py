@@ -23,6 +23,7 @@ _DETAILS: Final = {
     "linked_folder": "a link to a folder, which is not followed; put the folder itself there",
     "not_an_image": "the name does not end like that of an image, such as .jpg, .png or .webp",
 }
+_TAR: Final = "a tar file; set data.reader=webdataset to read the images in it"
 
 
 def image_files(collector: Collector) -> Iterator[str]:
@@ -43,7 +44,7 @@ def image_files(collector: Collector) -> Iterator[str]:
                 continue
             reason = _refusal(entry)
             if reason:
-                collector.reject(path, reason, _DETAILS[reason])
+                collector.reject(path, reason, _detail(path, reason))
             elif entry.is_dir(follow_symlinks=False):
                 if not is_store(collector.root / path):
                     pending.append(path)
@@ -68,7 +69,7 @@ def _image_objects(collector: Collector) -> Iterator[str]:
         if dotted is not None:
             hidden.add("/".join(folders[: dotted + 1]))
         elif not name.lower().endswith(SUFFIXES):
-            collector.reject(path, "not_an_image", _DETAILS["not_an_image"])
+            collector.reject(path, "not_an_image", _detail(path, "not_an_image"))
         else:
             try:
                 yield _admitted(gate, path)
@@ -76,6 +77,10 @@ def _image_objects(collector: Collector) -> Iterator[str]:
                 collector.reject(path, error.reason, PATH_DETAILS[error.reason])
     for folder in sorted(hidden):
         collector.reject(folder, "hidden", _DETAILS["hidden"])
+
+
+def _detail(path: str, reason: str) -> str:
+    return _TAR if reason == "not_an_image" and path.endswith(".tar") else _DETAILS[reason]
 
 
 def _admitted(gate: PathGate, key: str) -> str:

@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from data.errors import RejectedRow
-from data.sources import remote
+from data.sources import remote, shards
 from data.sources.address import is_remote, shown
 
 
 def is_file(path: Path) -> bool:
-    """Return True if `path` is a file or an object."""
+    """Return True if `path` is a file, an object or a member of a tar shard."""
+    place = shards.place_of(path)
+    if place is not None:
+        return shards.size_of(place) is not None
     return remote.entry_of(path) is not None if is_remote(path) else path.is_file()
+
+
+def file_of(path: Path) -> Path:
+    """Return the file or object that contains `path`: itself, or the tar shard of which it is a member."""
+    place = shards.place_of(path)
+    return path if place is None else Path(place.shard)
 
 
 def is_dir(path: Path) -> bool:

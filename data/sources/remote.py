@@ -126,6 +126,11 @@ def entry_of(place: Path | str) -> Entry | None:
     return None if info.get("type") == "directory" else _entry(info)
 
 
+def is_known(place: Path | str) -> bool:
+    """Return True if a listing in memory covers `place`, so that `entry_of` does not ask the store."""
+    return _known(str(place)) is not None
+
+
 def is_folder(place: Path) -> bool:
     """Return True if there are objects below `place`."""
     known = _known(str(place))
@@ -151,9 +156,27 @@ def read(place: Path | str) -> bytes:
 
     Raises RejectedRow (``missing``, ``unreadable``: access denied), and RetryableError if the store does not answer.
     """
+    return _content(place)
+
+
+def read_range(place: Path | str, start: int, size: int) -> bytes:
+    """Return `size` bytes of one object from `start` on, fewer if it ends before. Raises the errors of `read`.
+
+    Raises DataError if the store sends the whole object instead.
+    """
+    content = _content(place, start=start, end=start + size) if size else b""
+    if len(content) > size:
+        raise DataError(
+            f"{shown(place)} cannot be read in parts, because its server ignores the range of a request. Serve the"
+            " folder with a server that supports ranges, such as nginx, or copy it to a local folder"
+        )
+    return content
+
+
+def _content(place: Path | str, **span: int) -> bytes:
     files, url = _filesystem(scheme_of(place)), _url(str(place))
     try:
-        content: bytes = _repeated(place, lambda: files.cat_file(url))
+        content: bytes = _repeated(place, lambda: files.cat_file(url, **span))
     except FileNotFoundError as error:
         raise RejectedRow("missing") from error
     except (PermissionError, IsADirectoryError) as error:

@@ -26,9 +26,12 @@ def label_problems(plan: Plan) -> Iterator[str]:
     """Yield stages that need identities if the reader does not know any. Needs no image."""
     lacking = [name for name in ("train", "evaluate") if name in plan.stages]
     if lacking and not plan.data.has_identities:
+        unlabeled = plan.data.labels == "none"
+        source = "data.labels=none" if unlabeled else f"data.reader={plan.data.reader}"
+        remedy = "data.labels=fields" if unlabeled else "data.reader=folders for one folder per person"
         yield (
-            f"data.reader={plan.data.reader} does not know identities, but {' and '.join(lacking)} need them: run"
-            " clip-scgi caption instead, or set data.reader=folders for one folder per person"
+            f"{source} does not know identities, but {' and '.join(lacking)} need them: run clip-scgi caption instead,"
+            f" or set {remedy}"
         )
 
 

@@ -17,6 +17,7 @@ from captioning.stage.stage import caption_part
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.progress import ProgressFn
 from data.sources.address import is_remote
+from data.sources.places import file_of
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from reid.config.evaluate import EvaluateConfig
@@ -61,7 +62,7 @@ class _IndexedJob(WorkerJob, ABC):
         indexed = IndexedImages.from_json(self.images)
         if is_remote(indexed.root):
             return []
-        return [str(indexed.root / path.as_py()) for path in indexed.rows("path")["path"][:1]]
+        return [str(file_of(indexed.root / path.as_py())) for path in indexed.rows("path")["path"][:1]]
 
 
 class CaptionJob(_IndexedJob):
@@ -166,7 +167,7 @@ class EmbedJob(WorkerJob):
 
     def needed(self) -> list[str]:
         """Return an image, and the weights of the model."""
-        sample = [] if is_remote(self.sample) else [self.sample]
+        sample = [] if is_remote(self.sample) else [str(file_of(Path(self.sample)))]
         return [*sample, *(str(path) for path in Path(self.model["path"]).glob("*.safetensors"))]
 
 

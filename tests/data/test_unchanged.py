@@ -37,7 +37,7 @@ def surveys(monkeypatch):
     from data.index import stage
 
     done, real = [], stage.read_dataset
-    monkeypatch.setattr(stage, "read_dataset", lambda config: done.append(config) or real(config))
+    monkeypatch.setattr(stage, "read_dataset", lambda config, *rest: done.append(config) or real(config, *rest))
     return done
 
 

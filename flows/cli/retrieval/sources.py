@@ -10,6 +10,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ConfigError
 from data.index.stage import Survey, survey
 from data.people import UNKNOWN_CAMERA
+from data.readers.webdataset.reader import UNLABELED
 from flows.cli.inputs import recipe_of
 from flows.cli.search import Searchable, find_trained, missing_model
 from flows.recipes import RECIPES, Recipe
@@ -72,8 +73,8 @@ def surveyed(recipe: Recipe, store: ArtifactStore) -> Survey:
 
 
 def images_of(found: Survey) -> list[ImageFile]:
-    """Return the usable images with the labels that are known, which are none for the reader `images`."""
-    bare = found.description["reader"] == "images"
+    """Return the usable images with the labels that are known, if the reader knows any."""
+    bare = found.description["reader"] == "images" or found.description["version"] == UNLABELED
     return [
         ImageFile(
             path=record.path,

@@ -1,0 +1,1 @@
+"""WebDataset tar shards, whose images are read in place."""

@@ -1,0 +1,121 @@
+"""Which files of a dataset are its shards."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from data.errors import DataError, RejectedRow
+from data.readers.base import PathGate, existing_folder, is_litter
+from data.readers.tree import is_store
+from data.sources import remote
+from data.sources.address import is_listed, is_remote, shown
+from data.sources.shards import SUFFIX
+
+_COMPRESSED: Final = re.compile(r"\.(?:tar\.\w+|t[gbxz]z|tbz2|tzst)\Z", re.IGNORECASE)
+_BRACES: Final = re.compile(r"\{([^{}]*)\}")
+_RANGE: Final = re.compile(r"(\d+)\.\.(\d+)\Z")
+_MOST: Final = 1_000_000
+_WILD: Final = frozenset("*?[")
+
+
+class Shards(NamedTuple):
+    """The shards of a dataset. paths: relative to `root`, sorted. others: files that are not read."""
+
+    root: Path
+    paths: list[str]
+    others: list[str]
+
+
+def find_shards(root: Path, pattern: str) -> Shards:
+    """Return the shards below `root`: all files that end in .tar, or those whose paths match `pattern`.
+
+    pattern: paths relative to `root` with braces and wildcards, such as train-{000000..000099}.tar. Raises DataError if
+    no shard is found, if one that the pattern names does not exist, and if one is compressed.
+    """
+    base = existing_folder(root)
+    wanted = list(_expanded(pattern)) if pattern else ["*"]
+    files = list(_files(base, wanted))
+    chosen = [path for path in files if any(_matches(path, one) for one in wanted)]
+    compressed = sorted(path for path in chosen if _COMPRESSED.search(path))
+    if compressed:
+        raise compressed_shards(base, compressed)
+    paths = sorted(path for path in chosen if path.endswith(SUFFIX))
+    lacking = [one for one in wanted if not _WILD & {*one} and one not in {*paths}]
+    if pattern and (lacking or not paths):
+        raise DataError(
+            f"data.shards={pattern}: {(lacking or wanted)[0]} does not exist in {shown(base)}. Write paths relative to"
+            " data.root, such as data.shards=train-{000000..000099}.tar or data.shards=*/*.tar"
+        )
+    if not paths:
+        raise DataError(
+            f"{shown(base)} does not contain tar shards: set data.root to the folder with files such as"
+            " train-000000.tar, or data.reader to the layout of this folder"
+        )
+    return Shards(base, paths, sorted(set(files) - set(paths)))
+
+
+def compressed_shards(root: Path, paths: Sequence[str]) -> DataError:
+    """Return the error about shards that are compressed. paths: relative to `root`."""
+    return DataError(
+        f"{len(paths):,} shard(s) in {shown(root)} are compressed, such as {paths[0]}: single images cannot be read"
+        " from them. Decompress them, for example with gunzip or unzstd, so that their names end in .tar"
+    )
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return pattern == "*" or (path.count("/") == pattern.count("/") and fnmatchcase(path, pattern))
+
+
+def _files(base: Path, wanted: Sequence[str]) -> Iterator[str]:
+    """Yield the paths of the files below `base`, relative to it, without litter and links that lead outside."""
+    gate = PathGate(base)
+    listed = wanted if not is_listed(base) else _objects(base) if is_remote(base) else _local_files(base)
+    if not is_listed(base) and any(_WILD & {*one} for one in wanted):
+        raise DataError(
+            f"{shown(base)} cannot be listed, because web servers do not list their files: set data.shards to the names"
+            " of the shards, such as data.shards=train-{000000..000099}.tar"
+        )
+    for path in listed:
+        try:
+            yield gate.admit(path)
+        except RejectedRow:
+            continue
+
+
+def _objects(base: Path) -> Iterator[str]:
+    for path in remote.listing(base).entries:
+        if not any(is_litter(name) for name in path.split("/")):
+            yield path
+
+
+def _local_files(base: Path) -> Iterator[str]:
+    for folder, folders, names in os.walk(base):
+        here = Path(folder)
+        folders[:] = [] if here != base and is_store(here) else [name for name in folders if not is_litter(name)]
+        if here == base or not is_store(here):
+            yield from ((here / name).relative_to(base).as_posix() for name in names if not is_litter(name))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Yield the patterns that braces stand for, as in a shell: a list of words, or a range of numbers."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    for word in _words(match[1]):
+        yield from _expanded(f"{pattern[: match.start()]}{word}{pattern[match.end() :]}")
+
+
+def _words(text: str) -> list[str]:
+    found = _RANGE.match(text)
+    if found is None:
+        return text.split(",")
+    first, last, width = int(found[1]), int(found[2]), len(found[1])
+    if not first <= last < first + _MOST:
+        raise DataError(f"data.shards: the range {{{text}}} is empty or has more than {_MOST:,} numbers")
+    return [f"{number:0{width}d}" for number in range(first, last + 1)]

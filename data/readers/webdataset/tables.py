@@ -1,0 +1,228 @@
+"""Tables of shards (`data.sources.shards`), each made by one pass over its shard and kept while its stamp is the same.
+
+The pass digests and decodes every image on its way, so that the index does not read a shard again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+import pyarrow as pa
+
+from data.artifacts.digests import Stamp
+from data.artifacts.fingerprint import digest_bytes
+from data.errors import RejectedRow, RetryableError
+from data.files import atomic_path
+from data.images.check import Decoding, check, checker_of
+from data.images.decode import MAX_BYTES, MAX_PIXELS
+from data.process.read_ahead import map_ahead
+from data.progress import ProgressFn, silent
+from data.readers.webdataset.samples import IMAGE_ENDINGS, MOST_TEXT, Fields, Labels, Name, Refused, Samples, name_of
+from data.sources.address import shown
+from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, stamp_of, table_file
+from data.sources.tar import Member, members
+
+LABELS: Final = Fields._fields
+"""Columns of a table with the labels of an image as JSON; null if the sample has no such field."""
+_VERSION: Final = 1
+_MOST_THREADS: Final = 8
+_SCHEMA: Final = pa.schema(
+    [
+        *(("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())),
+        *(("sha256", pa.binary(32)), ("width", pa.int32()), ("height", pa.int32())),
+        *(("reason", pa.string()), ("flat", pa.int8()), ("problem", pa.string())),
+        *((name, pa.string()) for name in LABELS),
+    ]
+)
+
+
+class _Image(NamedTuple):
+    name: Name
+    member: Member
+    content: bytes | None
+
+
+class _Row(NamedTuple):
+    """An image. sha256: None if its content was not read."""
+
+    name: Name
+    member: Member
+    sha256: bytes | None
+    decoding: Decoding
+
+
+@dataclass(kw_only=True)
+class ShardReading:
+    """How shards are read, and what was read.
+
+    folder: where tables are kept; None: images are neither digested nor decoded, and nothing is kept. threads: that
+    decode; 0 for one per core, at most 8. reread: make every table anew. n_read, n_decoded: images in the tables that
+    were made. n_unsettled: those of shards that have to be read again next time.
+    """
+
+    folder: Path | None = None
+    max_pixels: int = MAX_PIXELS
+    threads: int = 0
+    reread: bool = False
+    progress: ProgressFn = silent
+    n_read: int = 0
+    n_decoded: int = 0
+    n_unsettled: int = 0
+    _used: dict[str, ShardTable] = field(default_factory=dict)
+    _made: dict[str, ShardStamp] = field(default_factory=dict)
+
+    def table(self, shard: str, fields: Fields) -> ShardTable:
+        """Return the table of a shard as it is now, made if necessary.
+
+        Raises BrokenTarError, CompressedTarError, RejectedRow (``missing``) and OSError for a shard that cannot be
+        read, and RetryableError for one that changes meanwhile.
+        """
+        stamp = stamp_of(shard)
+        if stamp is None:
+            raise RejectedRow("missing")
+        known = (table for table in self._known(shard) if self._is_usable(table, shard, stamp, fields))
+        table = next(known, None) or self._make(shard, stamp, fields)
+        self._used[shard] = table
+        return table
+
+    def _known(self, shard: str) -> Iterator[ShardTable]:
+        if shard in self._used:
+            yield self._used[shard]
+        elif self.folder is None:
+            yield from known_tables(shard)
+        elif (table := load(self.folder, shard)) is not None:
+            yield table
+
+    def _is_usable(self, table: ShardTable, shard: str, stamp: ShardStamp, fields: Fields) -> bool:
+        facts = table.facts
+        is_own = self._made.get(shard) == stamp
+        is_current = table.stamp == stamp and facts.get("version") == _VERSION and facts.get("fields") == [*fields]
+        is_checked = self.folder is None or facts.get("checker") == checker_of(self.max_pixels)
+        return is_current and is_checked and (is_own or (bool(facts.get("settled")) and not self.reread))
+
+    def _make(self, shard: str, stamp: ShardStamp, fields: Fields) -> ShardTable:
+        read_ns = time.time_ns()
+        samples = Samples(fields=fields)
+        rows = self._read(shard, stamp, samples)
+        if stamp_of(shard) != stamp:
+            raise RetryableError(
+                f"{shown(shard)} changed while it was read. Wait until whatever writes there has finished, then run"
+                " again"
+            )
+        failed = any(row.decoding.reason == "out_of_memory" for row in rows)  # it may succeed next time
+        is_settled = Stamp(*stamp).settled(read_ns) and not failed
+        alone = sorted(samples.keys - {row.name.key for row in rows})
+        rows = _usable(rows, samples)
+        facts = {
+            **{"version": _VERSION, "shard": shard, "stamp": [*stamp], "settled": is_settled, "fields": [*fields]},
+            **{"checker": checker_of(self.max_pixels), "refused": [[*one] for one in samples.refused]},
+            **{"unread": samples.unread, "alone": [len(alone), *alone[:1]], "seen": sorted(samples.seen)},
+        }
+        self._made[shard] = stamp
+        table = ShardTable(stamp=stamp, rows=_table(rows, samples), facts=facts)
+        if self.folder is None:
+            return table
+        self.n_read, self.n_decoded = self.n_read + len(rows), self.n_decoded + len(rows)
+        self.n_unsettled += 0 if is_settled else len(rows)
+        _write(table_file(self.folder, shard), table)
+        return load(self.folder, shard) or table
+
+    def _read(self, shard: str, stamp: ShardStamp, samples: Samples) -> list[_Row]:
+        """Return the images of a shard in its order, and add everything else to `samples`."""
+        threads = self.threads or min(os.cpu_count() or 1, _MOST_THREADS)
+        needs_pixels = self.folder is not None
+        with open_shard(shard, stamp) as stream, closing(_images(stream, samples, needs_pixels)) as images:
+            rows = map_ahead(self._examined, images, threads=threads, ahead=4 * threads)
+            with closing(rows):
+                return list(rows)
+
+    def _examined(self, image: _Image) -> _Row:
+        name, member, content = image
+        if content is None:
+            return _Row(name, member, None, Decoding(0, 0, "too_large" if member.size > MAX_BYTES else "", 0))
+        return _Row(name, member, bytes.fromhex(digest_bytes(content)), check(content, self.max_pixels))
+
+    def facts(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Yield the path of each image in the shards, and what `data.index.examine.Facts` has about it."""
+        for shard, table in self._used.items():
+            columns = (table.rows[name].to_pylist() for name in _SCHEMA.names[:8])
+            for name, _, size, sha256, width, height, reason, flat in zip(*columns, strict=True):
+                stamp = (size, *table.stamp[1:])
+                digits = "" if sha256 is None else sha256.hex()
+                yield f"{shard}/{name}", (*stamp, digits, width, height, reason, flat)
+
+
+def _images(stream: IO[bytes], samples: Samples, needs_pixels: bool) -> Generator[_Image, None, None]:
+    """Yield the images of a shard in its order, and add everything else to `samples`."""
+    for member in members(stream):
+        name = samples.admit(member)
+        if name is None:
+            continue
+        if name.ending in IMAGE_ENDINGS:
+            is_read = needs_pixels and member.size <= MAX_BYTES
+            yield _Image(name, member, _content(stream, member) if is_read else None)
+        elif samples.wants(name):
+            samples.add(name, _content(stream, member) if member.size <= MOST_TEXT else None)
+
+
+def _content(stream: IO[bytes], member: Member) -> bytes:
+    stream.seek(member.offset)
+    return stream.read(member.size)
+
+
+def _usable(rows: list[_Row], samples: Samples) -> list[_Row]:
+    """Return the images whose name and sample are unambiguous; refuse the others."""
+    twice, of_sample = samples.twice(), defaultdict[str, list[str]](list)
+    for row in rows:
+        of_sample[row.name.key].append(row.name.path)
+    kept = []
+    for row in rows:
+        path, others = row.name.path, sorted(set(of_sample[row.name.key]))
+        if path in twice:
+            detail = f"{samples.names[path]} members of the shard have this name; keep one"
+            samples.refused.append(Refused(path, "duplicate_member", detail))
+        elif len(others) > 1:
+            detail = (
+                f"its sample has more than one image ({', '.join(others)}); keep one, and give others an ending that is"
+                " not read, such as .mask.png"
+            )
+            samples.refused.append(Refused(path, "several_images", detail))
+        else:
+            kept.append(row)
+    for name in map(name_of, twice):
+        if name.key in samples.labels:
+            samples.labels[name.key].problem = f"more than one member is called {name.path}; keep one"
+    return kept
+
+
+def _table(rows: list[_Row], samples: Samples) -> pa.Table:
+    rows = sorted(rows, key=lambda row: row.name.path)
+    labels = [samples.labels.get(row.name.key) or Labels() for row in rows]
+    columns: dict[str, list[Any]] = {
+        "name": [row.name.path for row in rows],
+        "offset": [row.member.offset for row in rows],
+        "size": [row.member.size for row in rows],
+        "sha256": [row.sha256 for row in rows],
+        **{name: [getattr(row.decoding, name) for row in rows] for name in Decoding._fields},
+        "problem": [one.problem for one in labels],
+        **{column: [one.cells.get(name) for one in labels] for column, name in samples.fields._asdict().items()},
+    }
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _write(file: Path, table: ShardTable) -> None:
+    schema = _SCHEMA.with_metadata({b"shard": json.dumps(table.facts).encode()})
+    with (
+        atomic_path(file) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        writer.write_table(table.rows.cast(schema), max_chunksize=max(1, len(table.rows)))
