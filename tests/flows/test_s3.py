@@ -14,6 +14,7 @@ from data.sources import remote
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from tests.helpers.data_trees import picture
+from tests.helpers.shards import people_in_shards
 from tests.helpers.small_runs import ON_CPU, SMALL_RUN
 from tests.helpers.stores import S3_ENVIRONMENT, copy_tree, s3_server
 
@@ -63,6 +64,28 @@ def test_only_a_changed_object_is_read_and_its_etag_tells(s3, tmp_path):
     s3.rm("second/set/5/ä b.jpg")
     after = index(store, config=config)
     assert (after.found.n_read, len(after.found.records)) == (0, 5)
+
+
+def test_shards_are_streamed_once_and_their_images_read_by_range(s3, tmp_path, monkeypatch):
+    root = people_in_shards(tmp_path / "set")
+    s3.mkdir("packed")
+    copy_tree(root, s3, "packed/set")
+    store = ArtifactStore(tmp_path / "home")
+    config = DatasetConfig(reader="webdataset", root="s3://packed/set")
+    made, read = index(store, config=config), []
+    local = index(ArtifactStore(tmp_path / "other"), config=DatasetConfig(reader="webdataset", root=str(root)))
+    assert made.made.ref.fingerprint == local.made.ref.fingerprint
+    original = remote.read_range
+    monkeypatch.setattr(remote, "read_range", lambda *of: read.append(of[0]) or original(*of))
+    assert index(store, config=config).made.cached
+    assert read == []
+    for path, sha256 in made.images.digests().items():
+        assert made.images.open(path, sha256).size == (8, 16)
+    assert len(read) == 10
+    read.clear()
+    s3.pipe_file("packed/set/train-000000.tar", (root / "train-000001.tar").read_bytes())
+    assert index(store, config=config).found.n_read == 2
+    assert {str(place).rpartition("/")[2] for place in read} == {"train-000000.tar"}
 
 
 def test_a_missing_bucket_and_a_server_that_does_not_answer(s3, tmp_path, monkeypatch):
