@@ -20,12 +20,6 @@ _REASONS: Final = ("", *REASONS)
 _CODES: Final = {reason: code for code, reason in enumerate(_REASONS)}
 _NO_DIGEST: Final = bytes(WIDTH)
 
-
-def codes_of_reasons(reasons: Iterable[str]) -> list[int]:
-    """Return the code of each reason, as `FileFacts` stores it."""
-    return [_CODES[reason] for reason in reasons]
-
-
 Rows = NDArray[np.int64]
 
 
@@ -171,3 +165,8 @@ class Decodings:
             return None
         width, height, reason, flat = (int(column[at]) for column in self._columns)
         return Decoding(width, height, _REASONS[reason], flat)
+
+
+def codes_of_reasons(reasons: Iterable[str]) -> list[int]:
+    """Return the code of each reason, as `FileFacts` stores it."""
+    return [_CODES[reason] for reason in reasons]

@@ -5,25 +5,32 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from data.columns.records import SENTENCES_TYPE, Ints, Records, joined
 from data.errors import DataError, RejectedRow, counted
 from data.images.decode import REASONS
+from data.people import JUNK, Mask
 from data.readers.base import PATH_DETAILS, Collector, Scan, Unusable
+from data.readers.folders import cameras_of, refuse_splits
 from data.readers.manifest import split_of
-from data.readers.manifest_file import Row
-from data.readers.manifest_labels import Cameras, Identities, is_missing
-from data.readers.sentences import sentences_in
+from data.readers.manifest_file import Cell, PathCells
+from data.readers.manifest_labels import RowLabels, is_missing, read_labels
+from data.readers.sentences import Sentences, sentences_in
 from data.readers.webdataset.find import compressed_shards, find_shards
-from data.readers.webdataset.rows import Sample, ShardOptions, rows_of
+from data.readers.webdataset.rows import ShardOptions, coded_rows
 from data.readers.webdataset.samples import Fields
-from data.readers.webdataset.tables import LABELS, ShardReading
+from data.readers.webdataset.tables import ShardReading
 from data.sources.address import shown
 from data.sources.shards import ShardTable
 from data.sources.tar import BrokenTarError, CompressedTarError
+from data.splits import SPLITS
 
 UNLABELED: Final = "labels=none"
 """Version of a dataset without labels."""
@@ -50,10 +57,8 @@ def webdataset(
     collector = Collector(name="webdataset", root=found.root, version=version, keep_junk=keep_junk)
     tables = _tables(collector, found.paths, options.fields, reading)
     collector.notices += [*_unread_files(found.others), *_unread_members(tables)]
-    samples = [sample for shard, table in tables.items() for sample in _samples(shard, table)]
-    _check_fields(found.root, options, samples, tables)
-    _collect(collector, samples, options, by_rule=by_rule)
-    return collector.finish()
+    _check_fields(found.root, options, tables)
+    return collector.scan(_records(collector, tables, options, by_rule=by_rule))
 
 
 def _tables(collector: Collector, paths: Sequence[str], fields: Fields, reading: ShardReading) -> dict[str, ShardTable]:
@@ -101,27 +106,14 @@ def _unread_members(tables: Mapping[str, ShardTable]) -> Iterator[str]:
         yield f"{counted(len(empty), 'shard')} without a usable image, such as {empty[0]}"
 
 
-def _samples(shard: str, table: ShardTable) -> Iterator[Sample]:
-    for batch in table.rows.select(["name", "problem", *LABELS]).to_batches():
-        yield from _samples_of(shard, batch)
-
-
-def _samples_of(shard: str, batch: pa.RecordBatch) -> Iterator[Sample]:
-    names, problems, *labels = (column.to_pylist() for column in batch.columns)
-    for name, problem, *texts in zip(names, problems, *labels, strict=True):
-        cells = {column: json.loads(text) for column, text in zip(LABELS, texts, strict=True) if text is not None}
-        yield Sample(f"{shard}/{name}", shard, name, cells, problem)
-
-
-def _check_fields(
-    root: Path, options: ShardOptions, samples: Sequence[Sample], tables: Mapping[str, ShardTable]
-) -> None:
+def _check_fields(root: Path, options: ShardOptions, tables: Mapping[str, ShardTable]) -> None:
     """Raise DataError if a field that is needed, or that a setting names, does not exist in any sample."""
-    present = {column for sample in samples for column in sample.cells}
+    rows = [table.rows for table in tables.values() if len(table.rows)]
     for column, name in options.fields._asdict().items():
         is_needed = column == "pid" and options.labels == "fields"
         is_named = name != Fields._field_defaults[column]
-        if samples and (is_needed or is_named) and column not in present:
+        is_absent = all(some[column].null_count == len(some) for some in rows)
+        if rows and (is_needed or is_named) and is_absent:
             others = f". Or set {_OTHER_RULES}" if is_needed else ""
             raise DataError(
                 f"no sample of {shown(root)} has the field {name} (data.{column}_field), neither as a key of its json"
@@ -137,32 +129,109 @@ def _seen(tables: Mapping[str, ShardTable], column: str) -> str:
     return f"The samples have: {', '.join(seen)}. Set data.{column}_field to one of these, such as {seen[0]}"
 
 
-def _collect(collector: Collector, samples: Sequence[Sample], options: ShardOptions, *, by_rule: bool) -> None:
-    """Add each sample to `collector`, or reject it."""
-    rows = list(rows_of(collector, samples, options))
-    identities, cameras = Identities(collector.root, rows), Cameras(rows)
-    collector.notices += [*identities.notices, *cameras.notices]
-    n_empty = 0
-    for row in rows:
-        path = str(row.path)
-        try:
-            split = _split(row, options, by_rule=by_rule)
-            pid, label = identities.of(row)
-            sentences = sentences_in(row.sentences)
-            collector.add(path, split, pid, cameras.of(row), label, sentences=sentences.texts)
-            n_empty += sentences.n_empty
-        except Unusable as error:
-            collector.reject(path, error.reason, error.detail)
-    if n_empty:
+def _records(
+    collector: Collector, tables: Mapping[str, ShardTable], options: ShardOptions, *, by_rule: bool
+) -> Records:
+    """Return the records of the images whose labels can be used; `collector` rejects the others."""
+    table = coded_rows(collector, tables, options)
+    if options.labels == "folders":
+        refuse_splits(collector.root, {str(label) for label in table.cells["label"]})
+    labels = read_labels(collector.root, table, partial(_split, options=options, by_rule=by_rule))
+    parts = list(table.parts())
+    if options.labels == "folders":
+        labels = labels._replace(camids=cameras_of(_members(tables, parts), options.camera_pattern))
+    collector.notices += labels.notices
+    paths, said = joined([part.paths for part in parts]), _said(parts)
+    refused = {row: labels.problems[labels.refused[row]] for row in np.flatnonzero(labels.refused).tolist()}
+    for row, error in (said.refused | refused).items():
+        assert error is not None
+        collector.reject(str(paths[row]), error.reason, error.detail)
+    used = np.full(len(paths), True)
+    used[[*said.refused, *refused]] = False
+    if n_empty := int(said.n_empty[used].sum()):
         collector.notices.append(f"{counted(n_empty, 'empty sentence')} left out")
+    return _stored(collector, labels, _Images(paths, said.texts), used)
 
 
-def _split(row: Row, options: ShardOptions, *, by_rule: bool) -> str:
-    if is_missing(row.split) and not by_rule:
+def _members(tables: Mapping[str, ShardTable], parts: Sequence[PathCells]) -> pa.Array:
+    """Return the names of the images in their shards; each of `parts` has those of one shard."""
+    return joined(
+        [pc.utf8_slice_codeunits(part.paths, len(shard) + 1) for shard, part in zip(tables, parts, strict=True)]
+    )
+
+
+class _Said(NamedTuple):
+    """The sentences of all images. texts: None if there are none. refused: row -> why its sentences are unusable."""
+
+    texts: pa.Array | None
+    n_empty: Ints
+    refused: dict[int, Unusable]
+
+
+def _said(parts: Sequence[PathCells]) -> _Said:
+    refused, texts, n_empty = dict[int, Unusable](), list[pa.Array](), list[Ints]()
+    for part in parts:
+        found = [_spoken(cell, row, refused) for row, cell in enumerate(_cells(part), part.start)]
+        texts.append(pa.array([one.texts for one in found], SENTENCES_TYPE))
+        n_empty.append(np.array([one.n_empty for one in found], dtype=np.int64))
+    is_described = any(len(one.flatten()) for one in texts)
+    return _Said(
+        pa.concat_arrays(texts) if is_described else None, np.concatenate([np.empty(0, np.int64), *n_empty]), refused
+    )
+
+
+def _cells(part: PathCells) -> Sequence[str | None]:
+    """Return the sentences of each image in a part as JSON."""
+    assert part.sentences is not None
+    cells: list[str | None] = part.sentences.to_pylist()
+    return cells
+
+
+def _spoken(cell: str | None, row: int, refused: dict[int, Unusable]) -> Sentences:
+    try:
+        return sentences_in(None if cell is None else json.loads(cell))
+    except Unusable as error:
+        refused[row] = error
+        return Sentences((), 0)
+
+
+class _Images(NamedTuple):
+    """The columns of all images beside their labels."""
+
+    paths: pa.Array
+    sentences: pa.Array | None
+
+
+def _stored(collector: Collector, labels: RowLabels, rows: _Images, used: Mask) -> Records:
+    """Return the records of the images that are used, sorted; junk and numbers that cannot be stored are left out."""
+    is_huge = used & np.array([text in labels.huge for text in labels.texts], dtype=np.bool_)[labels.labels]
+    for row in np.flatnonzero(is_huge).tolist():
+        label = labels.texts[labels.labels[row]]
+        split, camid = SPLITS[labels.splits[row]], int(labels.camids[row])
+        collector.add(str(rows.paths[row]), split, labels.huge[label], camid, label)  # rejects it
+    is_junk = used & (labels.pids == JUNK) & (not collector.keep_junk)
+    collector.n_junk += int(is_junk.sum())
+    return (
+        Records(
+            paths=rows.paths,
+            splits=labels.splits,
+            pids=labels.pids,
+            camids=labels.camids,
+            labels=labels.labels,
+            texts=labels.texts,
+            sentences=rows.sentences,
+        )
+        .take(used & ~is_huge & ~is_junk)
+        .in_order()
+    )
+
+
+def _split(cell: Cell, *, options: ShardOptions, by_rule: bool) -> str:
+    if is_missing(cell) and not by_rule:
         raise Unusable(
             "bad_split",
             f"the sample has no field {options.fields.split} (data.split_field), and the name of its shard does not"
             " begin with train, query or gallery; rename the shard, such as train-000000.tar, or set"
             " data.split=by_identity",
         )
-    return split_of(row.split, by_rule=by_rule)
+    return split_of(cell, by_rule=by_rule)

@@ -121,7 +121,7 @@ class Samples:
             raise ValueError('is not a JSON object such as {"pid": 7, "camid": 1}')
         for name, value in found.items():
             self._see(name)
-            if name in self.fields:
+            if name in self.fields and value is not None:
                 labels.cells[name] = json.dumps(value)
 
     def _see(self, name: str) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +30,6 @@ from data.sources.address import shown
 from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, stamp_of, table_file
 from data.sources.tar import Member, members
 
-LABELS: Final = Fields._fields
-"""Columns of a table with the labels of an image as JSON; null if the sample has no such field."""
 _VERSION: Final = 1
 _MOST_THREADS: Final = 8
 _SCHEMA: Final = pa.schema(
@@ -39,9 +37,10 @@ _SCHEMA: Final = pa.schema(
         *(("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())),
         *(("sha256", pa.binary(32)), ("width", pa.int32()), ("height", pa.int32())),
         *(("reason", pa.string()), ("flat", pa.int8()), ("problem", pa.string())),
-        *((name, pa.string()) for name in LABELS),
+        *((name, pa.string()) for name in Fields._fields),
     ]
 )
+"""Columns of a table. The last ones are labels as JSON, null if the sample has no such field."""
 
 
 class _Image(NamedTuple):
@@ -150,14 +149,9 @@ class ShardReading:
             return _Row(name, member, None, Decoding(0, 0, "too_large" if member.size > MAX_BYTES else "", 0))
         return _Row(name, member, bytes.fromhex(digest_bytes(content)), check(content, self.max_pixels))
 
-    def facts(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """Yield the path of each image in the shards, and what `data.index.examine.Facts` has about it."""
-        for shard, table in self._used.items():
-            columns = (table.rows[name].to_pylist() for name in _SCHEMA.names[:8])
-            for name, _, size, sha256, width, height, reason, flat in zip(*columns, strict=True):
-                stamp = (size, *table.stamp[1:])
-                digits = "" if sha256 is None else sha256.hex()
-                yield f"{shard}/{name}", (*stamp, digits, width, height, reason, flat)
+    def tables(self) -> Mapping[str, ShardTable]:
+        """Return shard -> table of all shards that `table` was asked for, if images are digested."""
+        return self._used if self.folder is not None else {}
 
 
 def _images(stream: IO[bytes], samples: Samples, needs_pixels: bool) -> Generator[_Image, None, None]:
