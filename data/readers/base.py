@@ -21,7 +21,7 @@ from data.files import inside
 from data.people import JUNK
 from data.sources import remote
 from data.sources.address import is_listed, is_remote
-from data.sources.places import children, exists, is_dir
+from data.sources.places import children, exists, is_dir, is_file
 
 MAX_INT64: Final = (1 << 63) - 1
 """Largest identity or camera that Parquet can store."""
@@ -279,7 +279,7 @@ class PathGate:
         self._refused: dict[str, str] = {}  # folder -> reason why its files are refused, or ""
 
     def admit(self, relative: str) -> str:
-        """Return `relative`, normalized; raises RejectedRow unless it is a regular file inside the root.
+        """Return `relative`, normalized; raises RejectedRow unless it is a file, or a member of a shard, in the root.
 
         The reason is one of `PATH_DETAILS`.
         """
@@ -293,7 +293,11 @@ class PathGate:
             mode = os.lstat(f"{self.root}/{path}").st_mode
             if stat.S_ISLNK(mode):
                 mode = inside(self.root, path).stat().st_mode
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except NotADirectoryError as error:
+            if is_file(self.root / path):  # a member of a tar shard
+                return path
+            raise RejectedRow("missing") from error
+        except FileNotFoundError as error:
             raise RejectedRow("missing") from error
         except OSError as error:
             raise RejectedRow("unreadable") from error
@@ -302,7 +306,7 @@ class PathGate:
         return path
 
     def _admit_object(self, path: str) -> str:
-        if remote.entry_of(f"{self.root}/{path}") is not None:
+        if is_file(self.root / path):
             return path
         raise RejectedRow("not_a_file" if is_dir(self.root / path) else "missing")
 

@@ -15,7 +15,10 @@ def is_file(path: Path) -> bool:
     """Return True if `path` is a file, an object or a member of a tar shard."""
     place = shards.place_of(path)
     if place is not None:
-        return shards.size_of(place) is not None
+        try:
+            return shards.size_of(place) is not None
+        except RejectedRow:
+            return False
     return remote.entry_of(path) is not None if is_remote(path) else path.is_file()
 
 

@@ -271,6 +271,32 @@ def test_shards_are_named_with_braces_and_wildcards(root, tmp_path):
         find_shards(tmp_path / "none", "")
 
 
+def test_links_to_shards_stay_in_the_root(store, root, tmp_path):
+    away = put_shard(tmp_path / "away", "train-9.tar", sample("1", 1, pid=9))
+    (root / "train-000008.tar").symlink_to(away)
+    (root / "more").symlink_to(away.parent)
+    (root / "train-000007.tar").symlink_to(root / GALLERY)
+    found = found_in(store, root, shards="train-00000[0-8].tar", require_splits=("train",))
+    assert reasons_of(found) == {"train-000008.tar": "outside_root", "more": "linked_folder"}
+    assert len(found.records) == 8
+
+
+def test_a_manifest_names_members_of_shards(store, root, tmp_path, bucket):
+    first = found_in(store, root)
+    rows = [(one.path, one.split, one.pid, one.camid) for one in first.records]
+    table = ["path,split,pid,camid", *(",".join(map(str, row)) for row in rows), "train-000000.tar/none.jpg,train,1,1"]
+    (root / "manifest.csv").write_text("\n".join(table))
+    again = index(ArtifactStore(tmp_path / "other"), config=DatasetConfig(reader="manifest", root=str(root))).found
+    assert again.records == first.records
+    assert again.facts == first.facts
+    assert reasons_of(again) == {"train-000000.tar/none.jpg": "missing"}
+    copy_tree(root, bucket, "/set")
+    there = index(ArtifactStore(tmp_path / "third"), config=DatasetConfig(reader="manifest", root="memory://set"))
+    assert there.found.dataset_hash == again.dataset_hash
+    path = first.records[0].path
+    assert there.images.open(path, there.images.digests()[path]).size == (8, 16)
+
+
 def test_a_compressed_shard_is_one_message(store, root):
     whole = (root / TRAIN).read_bytes()
     (root / "train-000009.tar.gz").write_bytes(gzip.compress(whole))

@@ -56,7 +56,7 @@ def test_a_dataset_that_moves_into_shards_keeps_its_captions_and_its_model(finis
     assert texts[0] == texts[1]
     pages = [(run["report"].artifact.folder / "report.html").read_text() for run in (here, there)]
     assert pages[0].count("data:image/jpeg") == pages[1].count("data:image/jpeg") > 0
-    assert not list(home.rglob("*.jpg"))
+    assert not list((home / "stages").rglob("*.jpg"))
 
 
 def test_captions_pixels_and_thumbnails_read_images_in_shards(tmp_path):

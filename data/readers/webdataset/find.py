@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from data.errors import DataError, RejectedRow
-from data.readers.base import PathGate, existing_folder, is_litter
+from data.readers.base import PATH_DETAILS, PathGate, existing_folder, is_litter
 from data.readers.tree import is_store
 from data.sources import remote
 from data.sources.address import is_listed, is_remote, shown
@@ -20,15 +20,23 @@ _COMPRESSED: Final = re.compile(r"\.(?:tar\.\w+|t[gbxz]z|tbz2|tzst)\Z", re.IGNOR
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)\Z")
 _MOST: Final = 1_000_000
+DETAILS: Final = PATH_DETAILS | {
+    "linked_folder": "a link to a folder, which is not followed; put the folder itself there"
+}
+"""Reason why a shard or folder is not used -> sentence for people."""
 _WILD: Final = frozenset("*?[")
 
 
 class Shards(NamedTuple):
-    """The shards of a dataset. paths: relative to `root`, sorted. others: files that are not read."""
+    """The shards of a dataset. paths: relative to `root`, sorted. others: files that are not read.
+
+    refused: path of a shard or folder that cannot be used -> reason of `DETAILS`.
+    """
 
     root: Path
     paths: list[str]
     others: list[str]
+    refused: dict[str, str]
 
 
 def find_shards(root: Path, pattern: str) -> Shards:
@@ -39,7 +47,8 @@ def find_shards(root: Path, pattern: str) -> Shards:
     """
     base = existing_folder(root)
     wanted = list(_expanded(pattern)) if pattern else ["*"]
-    files = list(_files(base, wanted))
+    refused = dict[str, str]()
+    files = list(_files(base, wanted, refused))
     chosen = [path for path in files if any(_matches(path, one) for one in wanted)]
     compressed = sorted(path for path in chosen if _COMPRESSED.search(path))
     if compressed:
@@ -56,7 +65,7 @@ def find_shards(root: Path, pattern: str) -> Shards:
             f"{shown(base)} does not contain tar shards: set data.root to the folder with files such as"
             " train-000000.tar, or data.reader to the layout of this folder"
         )
-    return Shards(base, paths, sorted(set(files) - set(paths)))
+    return Shards(base, paths, sorted(set(files) - set(paths)), refused)
 
 
 def compressed_shards(root: Path, paths: Sequence[str]) -> DataError:
@@ -71,20 +80,21 @@ def _matches(path: str, pattern: str) -> bool:
     return pattern == "*" or (path.count("/") == pattern.count("/") and fnmatchcase(path, pattern))
 
 
-def _files(base: Path, wanted: Sequence[str]) -> Iterator[str]:
-    """Yield the paths of the files below `base`, relative to it, without litter and links that lead outside."""
+def _files(base: Path, wanted: Sequence[str], refused: dict[str, str]) -> Iterator[str]:
+    """Yield the paths of the files below `base`, relative to it, without litter."""
     gate = PathGate(base)
-    listed = wanted if not is_listed(base) else _objects(base) if is_remote(base) else _local_files(base)
     if not is_listed(base) and any(_WILD & {*one} for one in wanted):
         raise DataError(
             f"{shown(base)} cannot be listed, because web servers do not list their files: set data.shards to the names"
             " of the shards, such as data.shards=train-{000000..000099}.tar"
         )
+    listed = wanted if not is_listed(base) else _objects(base) if is_remote(base) else _local_files(base, refused)
     for path in listed:
         try:
             yield gate.admit(path)
-        except RejectedRow:
-            continue
+        except RejectedRow as error:
+            if is_listed(base) and path.endswith(SUFFIX):
+                refused[path] = error.reason
 
 
 def _objects(base: Path) -> Iterator[str]:
@@ -93,12 +103,20 @@ def _objects(base: Path) -> Iterator[str]:
             yield path
 
 
-def _local_files(base: Path) -> Iterator[str]:
-    for folder, folders, names in os.walk(base):
+def _local_files(base: Path, refused: dict[str, str]) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"the folder {error.filename} cannot be read ({error.strerror}); check its permissions")
+
+    for folder, folders, names in os.walk(base, onerror=fail):
         here = Path(folder)
-        folders[:] = [] if here != base and is_store(here) else [name for name in folders if not is_litter(name)]
-        if here == base or not is_store(here):
-            yield from ((here / name).relative_to(base).as_posix() for name in names if not is_litter(name))
+        if here != base and is_store(here):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not is_litter(name)]
+        for name in folders:
+            if (here / name).is_symlink():
+                refused[(here / name).relative_to(base).as_posix()] = "linked_folder"
+        yield from ((here / name).relative_to(base).as_posix() for name in names if not is_litter(name))
 
 
 def _expanded(pattern: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from data.readers.manifest import split_of
 from data.readers.manifest_file import Cell, PathCells
 from data.readers.manifest_labels import RowLabels, is_missing, read_labels
 from data.readers.sentences import Sentences, sentences_in
-from data.readers.webdataset.find import compressed_shards, find_shards
+from data.readers.webdataset.find import DETAILS, compressed_shards, find_shards
 from data.readers.webdataset.rows import ShardOptions, coded_rows
 from data.readers.webdataset.samples import Fields
 from data.readers.webdataset.tables import ShardReading
@@ -55,6 +55,8 @@ def webdataset(
     found = find_shards(root, options.shards)
     version = "" if options.labels == "fields" else f"labels={options.labels}"
     collector = Collector(name="webdataset", root=found.root, version=version, keep_junk=keep_junk)
+    for path, reason in found.refused.items():
+        collector.reject(path, reason, DETAILS[reason])
     tables = _tables(collector, found.paths, options.fields, reading)
     collector.notices += [*_unread_files(found.others), *_unread_members(tables)]
     _check_fields(found.root, options, tables)
