@@ -1,11 +1,12 @@
-"""Time and peak memory as the dataset grows: index of an unchanged folder, content digests and rows of an index, work
-list and compaction of the caption store, captions.parquet, and audit.
+"""Time and peak memory as the dataset grows: index of a new, a changed and an unchanged folder, content digests and
+rows of an index, work list and compaction of the caption store, captions.parquet, and audit.
 
     python benchmarks/bench_scale.py [--rows 100000 400000] [--million] [--distinct 0.6]
 
-Index and caption store are made up, without images: 20 images per identity, and a caption for each. The folder has that
-many names of a few empty files; `bench_index.py` measures the first run, with files of their own. Each step runs in a
-process of its own, whose peak memory counts everything that it has loaded. On a busy machine, CPU seconds say more than
+The first index reads and decodes tiny images that a manifest lists, with ten names per file; the changed one has an
+image and a row more. For the other steps, index and caption store are made up: 20 images per identity, and a caption
+for each, and the folder has that many names of a few empty files. Each step runs in a process of its own, whose peak
+memory counts everything that it has loaded. On a busy machine, CPU seconds say more than
 wall seconds: the slope is that of log(CPU seconds) over log(rows) between the smallest and the largest size, and 1 is
 linear. Targets: 1.5 GB per step, and at 4,000,000 rows five minutes for captions.parquet.
 """
@@ -13,6 +14,7 @@ linear. Targets: 1.5 GB per step, and at 4,000,000 rows five minutes for caption
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import multiprocessing
 import os
@@ -25,7 +27,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
 from captioning.audit.stage import AuditConfig, AuditStage
 from captioning.captioner import identify
@@ -39,8 +43,9 @@ from captioning.store.store import CaptionStore
 from data.artifacts.contents import IMAGES_FILE, contents_of_images
 from data.artifacts.store import ArtifactRef, ArtifactStore, Produced, fingerprint_of
 from data.columns.digests import texts_of
-from data.datasets import DatasetConfig
+from data.datasets import DatasetConfig, scan_dataset
 from data.files import write_json, write_tables
+from data.index.stage import index as index_of
 from data.index.unchanged import Recognized, Watched
 from data.schemas import IMAGES, SHARD
 from data.slots import SLOTS, VOCABULARY
@@ -56,6 +61,8 @@ _PER_IDENTITY: Final = 20
 _AT_ONCE: Final = 1 << 16
 _PER_FOLDER: Final = 10_000
 _LINKS: Final = 50_000  # names that one file may have, below the limit of ext4
+_NAMES: Final = 10  # names per tiny image
+_LISTED: Final = ["path", "split", "pid", "camid"]
 
 Int64s = NDArray[np.int64]
 
@@ -82,6 +89,44 @@ def write_folder(folder: Path, rows: int) -> None:
             os.link(file, f"{part}/{number:08d}.jpg")
 
 
+def write_crops(folder: Path, rows: int) -> None:
+    """Write `rows` names of tiny images, ten per file, and their manifest: a folder of Parquet files."""
+    content = _png()
+    (folder / "rows").mkdir(parents=True)
+    for number in range(rows):
+        path = folder / _path(number)
+        if number % _PER_FOLDER == 0:
+            path.parent.mkdir()
+        if number % _NAMES == 0:
+            file = path
+            file.write_bytes(content + number.to_bytes(4, "big"))  # decoders ignore what follows the image
+        else:
+            os.link(file, path)
+    parts = (_images(start, rows).select(_LISTED) for start in range(0, rows, _AT_ONCE))
+    write_tables(folder / "rows" / "first.parquet", parts, pa.schema([IMAGES.field(name) for name in _LISTED]))
+
+
+def add_crop(folder: Path) -> None:
+    """Add one image and its row."""
+    (folder / "added.png").write_bytes(_png())
+    row = {"path": ["added.png"], "split": ["train"], "pid": [1], "camid": [0]}
+    pq.write_table(pa.table(row), folder / "rows" / "second.parquet")
+
+
+def _png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 16), (90, 120, 40)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _path(number: int) -> str:
+    return f"part{number // _PER_FOLDER:05d}/{number:08d}_c{number % 6}.png"
+
+
+def _crops(home: str) -> DatasetConfig:
+    return DatasetConfig(reader="manifest", root=str(Path(home).with_name("crops")), manifest="rows")
+
+
 def _watched(store: ArtifactStore) -> Watched:
     root = store.root.with_name("images")
     found = Watched.of(store, DatasetConfig(reader="images", root=str(root)))
@@ -98,6 +143,7 @@ def write_world(home: Path, rows: int, distinct: float) -> ArtifactRef:
         write_json(folder / "dataset.json", about)
         index = store.publish(folder, "index", {}, Produced())
     write_folder(home.with_name("images"), rows)
+    write_crops(home.with_name("crops"), rows)
     time.sleep(0.2)  # a folder that changed within a clock tick is not remembered
     _watched(store).remember(Recognized(index, home.with_name("images")), rows)
     captions = CaptionStore(home, identify(_CONFIG, store.memo))
@@ -126,7 +172,7 @@ def _images(start: int, rows: int) -> pa.Table:
     split = np.select([numbers < rows * 2 // 5, numbers < rows // 2], ["train", "query"], "gallery")
     count = len(numbers)
     columns = {
-        "path": [f"part{n // 10_000:05d}/{n:08d}_c{n % 6}.jpg" for n in numbers.tolist()],
+        "path": [_path(number) for number in numbers.tolist()],
         "split": split.tolist(),
         "pid": numbers // _PER_IDENTITY + 1,
         "camid": numbers % 6 + 1,
@@ -163,6 +209,24 @@ def _replies(numbers: Int64s, common: list[str], distinct: float, rng: np.random
 def _run(home: str, index: dict[str, str]) -> RunContext:
     images = IndexedImages(ref=ArtifactRef(**index), root=Path(home))
     return RunContext(store=ArtifactStore(Path(home)), indexed=images)
+
+
+def first_index(home: str, index: dict[str, str]) -> None:
+    """Index the listed images: read, hash and decode each."""
+    made = index_of(ArtifactStore(Path(home).with_name("crops store")), config=_crops(home))
+    assert made.found.n_read > 0
+
+
+def changed_index(home: str, index: dict[str, str]) -> None:
+    """Index them again with one more: each costs a stat and a look-up."""
+    add_crop(Path(home).with_name("crops"))
+    made = index_of(ArtifactStore(Path(home).with_name("crops store")), config=_crops(home))
+    assert (made.found.n_read, made.made.cached) == (1, False)
+
+
+def listing(home: str, index: dict[str, str]) -> None:
+    """List a folder of images without opening them."""
+    scan_dataset(DatasetConfig(reader="images", root=str(Path(home).with_name("images"))))
 
 
 def unchanged_folder(home: str, index: dict[str, str]) -> None:
@@ -228,6 +292,9 @@ def audit(home: str, index: dict[str, str]) -> None:
 
 
 STEPS: Final[dict[str, Callable[[str, dict[str, str]], None]]] = {
+    "first index": first_index,
+    "changed index": changed_index,
+    "listing": listing,
     "unchanged folder": unchanged_folder,
     "index contents": contents,
     "index rows": rows_of_images,
@@ -285,7 +352,7 @@ def main() -> None:
     """Measure and print the table and the slopes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[*ROWS], help="images of the datasets")
-    parser.add_argument("--million", action="store_true", help=f"also {MILLIONS:,} images (5 GB of disk)")
+    parser.add_argument("--million", action="store_true", help=f"also {MILLIONS:,} images (10 GB of disk)")
     parser.add_argument("--distinct", type=float, default=0.6, help="share of the texts that occur once")
     parser.add_argument("--steps", nargs="+", default=[*STEPS], choices=[*STEPS], help="steps, in this order")
     options = parser.parse_args()

@@ -127,6 +127,18 @@ class Records(Sequence[ImageRecord]):
             sentences=None if self.sentences is None else self.sentences.take(places),
         )
 
+    def table(self) -> pa.Table:
+        """Return the columns path, split, pid, camid and label as Arrow stores them in images.parquet."""
+        used, at = np.unique(self.labels, return_inverse=True)
+        columns = {
+            "path": self.paths.cast(pa.string()),
+            "split": pa.array(self.split_names(), pa.string()),
+            "pid": self.pids,
+            "camid": self.camids,
+            "label": pa.array([self.texts[code] for code in used.tolist()], pa.string()).take(pa.array(at)),
+        }
+        return pa.table(columns)
+
     def by_path(self) -> Ints:
         """Return the places of the records in the order of their paths; of equal paths, in their own order."""
         return order_of(self.paths)

@@ -26,7 +26,7 @@ from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
 from data.columns.digests import texts_of
 from data.columns.records import Records, order_of
-from data.columns.source import ParquetRows, in_blocks
+from data.columns.source import BATCH_ROWS, ParquetRows, in_blocks
 from data.datasets import DatasetConfig, assign_splits, read_dataset
 from data.errors import ConfigError, RetryableError, counted
 from data.files import write_json, write_table, write_tables
@@ -45,8 +45,6 @@ from data.stages.images import DESCRIPTION_FILE, IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 
 STAGE_VERSION: Final = 2
-ROW_GROUP: Final = 1 << 16
-"""Rows per row group of images.parquet, which readers decode one at a time."""
 _SETTLE_SECONDS: Final = 0.5
 
 
@@ -339,11 +337,11 @@ def _dataset_hash(scan: Scan, records: Records, facts: FileFacts) -> str:
 def _write(folder: Path, found: Survey) -> None:
     """Write the files of the artifact."""
     schema = LABELED_IMAGES if found.records.has_labels() else IMAGES
-    write_tables(folder / IMAGES_FILE, in_blocks(_image_rows(found, schema), ROW_GROUP), schema)
+    write_tables(folder / IMAGES_FILE, in_blocks(_image_rows(found, schema), BATCH_ROWS), schema)
     rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
     write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
     if found.records.has_sentences():
-        write_tables(folder / SENTENCES_FILE, in_blocks(_sentence_rows(found), ROW_GROUP), SENTENCES)
+        write_tables(folder / SENTENCES_FILE, in_blocks(_sentence_rows(found), BATCH_ROWS), SENTENCES)
     if found.split_by_rule:
         write_split(folder / SPLIT_FILE, found.records)
     write_json(folder / DESCRIPTION_FILE, found.description)
@@ -352,11 +350,10 @@ def _write(folder: Path, found: Survey) -> None:
 def _image_rows(found: Survey, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield the rows of images.parquet."""
     for some, known in zip(found.records.batches(), found.facts.batches(), strict=True):
-        columns = {name: np.ascontiguousarray(known.rows[name]) for name in ("size", "width", "height")}
-        columns |= {"path": some.paths, "split": pa.array(some.split_names(), pa.string())}
-        columns |= {"pid": some.pids, "camid": some.camids, "sha256": texts_of(np.ascontiguousarray(known.digests))}
-        columns["label"] = pa.array(some.texts, pa.string()).take(pa.array(some.labels))
-        yield pa.table({name: columns[name] for name in schema.names}).cast(schema)
+        table = some.table().append_column("sha256", texts_of(np.ascontiguousarray(known.digests)))
+        for name in ("size", "width", "height"):
+            table = table.append_column(name, pa.array(np.ascontiguousarray(known.rows[name])))
+        yield table.select(schema.names).cast(schema)
 
 
 def _sentence_rows(found: Survey) -> Iterator[pa.Table]:

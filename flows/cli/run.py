@@ -155,7 +155,7 @@ def _manifest_settings(scan: Scan, file: Path) -> list[str]:
     settings = [f"data.root={shown(scan.root)}", "data.reader=manifest"]
     if file != scan.root / "manifest.csv":
         settings.append(f"data.manifest={file}")
-    if any(record.pid == JUNK for record in scan.records):
+    if (scan.records.pids == JUNK).any():
         settings.append("data.keep_junk=true")
     return [word for setting in settings for word in ("--set", setting)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
 from captioning.engines.server_probe import ServerAnswer, ask_server
-from data.columns.records import ImageRecord
+from data.columns.records import Records
 from data.datasets import DatasetConfig
 from data.device import Cuda, cuda_devices
 from data.errors import ClipScgiError, messages_of
@@ -39,11 +39,9 @@ class IndexRows(NamedTuple):
         return IndexRows(self.split[chosen], self.pid[chosen], self.camid[chosen])
 
 
-def listed_rows(records: Sequence[ImageRecord]) -> IndexRows:
+def listed_rows(records: Records) -> IndexRows:
     """Return the rows of a listed folder, for a dataset that cannot be indexed yet."""
-    split = np.array([record.split for record in records], dtype=object)
-    pid, camid = (np.array([getattr(record, name) for record in records], dtype=np.int64) for name in ("pid", "camid"))
-    return _without_junk(split, pid, camid)
+    return _without_junk(records.split_names(), records.pids, records.camids)
 
 
 def _without_junk(split: NDArray[np.object_], pid: Ints, camid: Ints) -> IndexRows:
@@ -126,7 +124,7 @@ class Plan:
     def rows(self) -> IndexRows:
         """The images: indexed, or else listed, or else none."""
         if not self.is_indexed:
-            return listed_rows([]) if self.listed is None else self.listed
+            return listed_rows(Records.of([])) if self.listed is None else self.listed
         table = self.run.images.rows("split", "pid", "camid")
         return _without_junk(*(table[name].to_numpy() for name in table.column_names))
 

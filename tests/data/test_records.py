@@ -1,0 +1,176 @@
+"""Records and facts as columns: they equal the objects that they stand for, in batches of any size."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.artifacts.contents import contents_of_images
+from data.artifacts.store import ArtifactStore
+from data.columns import records as records_module
+from data.columns.codes import CellCodes
+from data.columns.records import ImageRecord, Records
+from data.columns.source import ParquetRows
+from data.datasets import DatasetConfig, scan_dataset
+from data.images.check import Decoding
+from data.index import examine as examine_module
+from data.index import facts as facts_module
+from data.index import stage
+from data.index.facts import Decodings, Facts, FileFacts
+from data.index.stage import index
+from data.people import is_person
+from data.readers import manifest_file
+from data.schemas import IMAGES
+from data.splits import SPLITS
+from tests.helpers.data_trees import market, settle
+
+SHAS = ["ab" * 31 + "00", "00" * 32, "ff" * 32, "12" * 32]  # the first two end in zero bytes
+
+
+def some(count: int, seed: int = 0) -> list[ImageRecord]:
+    rng = random.Random(seed)
+    return [
+        ImageRecord(
+            path=f"{rng.choice('abcé')}/{number}.jpg",
+            split=rng.choice(SPLITS),
+            pid=rng.randrange(-1, 5),
+            camid=rng.randrange(3),
+            label=rng.choice(["", "anna", "bob"]),
+            sentences=tuple(rng.choices(["A man.", "A hat."], k=rng.randrange(3))),
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(params=[3, 1 << 14])
+def batch(request, monkeypatch):
+    for module in (records_module, facts_module, examine_module):
+        monkeypatch.setattr(module, "BATCH_ROWS", request.param)
+    monkeypatch.setattr(manifest_file, "_BATCH_ROWS", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 20])
+def test_records_are_the_objects_that_were_added(batch, count):
+    rows = some(count)
+    records = Records.of(rows)
+    assert (list(records), len(records), records == rows, records == Records.of(rows)) == (rows, count, True, True)
+    assert list(records.in_order()) == sorted(rows, key=lambda row: (row.split, row.path))
+    assert [list(part) for part in records.batches()] == [rows[at : at + batch] for at in range(0, count, batch)]
+    assert records.people().tolist() == is_person([row.split for row in rows], [row.pid for row in rows]).tolist()
+    assert records.has_sentences() == any(row.sentences for row in rows)
+    assert records.has_labels() == any(row.label for row in rows)
+
+
+def test_one_record_and_some():
+    rows = some(5)
+    records = Records.of(rows)
+    assert [records[0], records[-1]] == [rows[0], rows[-1]]
+    assert list(records[1:4]) == rows[1:4]
+    with pytest.raises(IndexError):
+        records[5]
+
+
+@pytest.mark.parametrize("name", ["path", "split", "pid", "camid", "label", "sentences"])
+def test_records_differ_in_any_field(name):
+    other = {"path": "new", "split": "query", "pid": 9, "camid": 9, "label": "new", "sentences": ("New.",)}
+    old = ImageRecord(path="a", split="train", pid=1, camid=1, label="anna")
+    changed = ImageRecord(**{field: getattr(old, field) for field in old.__slots__} | {name: other[name]})
+    assert Records.of([old]) != Records.of([changed])
+    assert Records.of([old, changed]).differs(Records.of([old, old])).tolist() == [False, True]
+
+
+def test_labels_are_compared_by_their_text():
+    anna, bob = (ImageRecord(path="a", split="train", pid=1, camid=1, label=label) for label in ("anna", "bob"))
+    assert Records.of([bob, anna])[1:] == Records.of([anna])
+    assert Records.of([bob, anna])[1:] != Records.of([bob])
+
+
+def test_facts_are_the_objects_that_were_set(batch):
+    rows = [Facts(1 << 40, 5, -1, sha256, 64, 128, reason, flat) for sha256, reason, flat in
+            [(SHAS[0], "", 0), (SHAS[1], "truncated", 0), ("", "unreadable", 0), (SHAS[2], "", 1)]]  # fmt: skip
+    facts = FileFacts.of(rows)
+    assert (list(facts), facts == rows, facts[-1], facts.stamp(3)) == (rows, True, rows[-1], rows[3].stamp)
+    assert list(FileFacts.joined([facts, facts[1:]]).take(np.array([5, 0]))) == [rows[2], rows[0]]
+    assert facts.reasons().tolist() == [False, True, True, False]
+
+
+def test_decodings_are_found_by_digest():
+    facts = FileFacts.of([Facts(1, 1, 1, sha256, at, 9, "blank" if at else "", 0) for at, sha256 in enumerate(SHAS)])
+    found = Decodings(facts[:2], facts[2:])
+    assert [found.get(sha256) for sha256 in SHAS] == [Decoding(at, 9, "blank" if at else "", 0) for at in range(4)]
+    assert found.get("cd" * 32) is None
+    assert Decodings().get(SHAS[0]) is None
+
+
+def test_cells_of_any_type_have_codes_across_batches():
+    cells = CellCodes()
+    columns = [pa.array(["1", None]), pa.array([1, 2]), pa.array([1.0, float("nan"), None]), pa.array([2]), pa.nulls(1)]
+    assert [cells.encode(column).tolist() for column in columns] == [[0, 1], [2, 3], [4, 5, 1], [3], [1]]
+    assert [repr(value) for value in cells.values] == ["'1'", "None", "1", "2", "1.0", "nan"]
+
+
+def test_content_digests_of_columns_are_those_of_rows(tmp_path):
+    rng = random.Random(1)
+    rows = [
+        {"path": f"{n}", "split": rng.choice(SPLITS), "pid": rng.randrange(-1, 3), "camid": rng.randrange(2)}
+        | {"sha256": rng.choice(SHAS), "size": 1, "width": 1, "height": 1}
+        for n in range(200)
+    ]
+    table = pa.Table.from_pylist(rows, schema=IMAGES)
+    pq.write_table(table, tmp_path / "images.parquet", row_group_size=30)
+    expected = contents_of_images(table)
+    assert (
+        contents_of_images(table, block=10) == contents_of_images(ParquetRows(tmp_path / "images.parquet")) == expected
+    )
+
+
+def test_batches_and_row_groups_change_nothing(tmp_path, monkeypatch):
+    made = []
+    for name, rows in (("whole", 1 << 16), ("parts", 4)):
+        root = market(tmp_path / name)
+        if name == "parts":
+            for module in (records_module, facts_module, examine_module, stage):
+                monkeypatch.setattr(module, "BATCH_ROWS", rows)
+        settle()
+        store = ArtifactStore(tmp_path / f"{name} store")
+        config = DatasetConfig(reader="market1501", root=str(root))
+        made.append([index(store, config=config), index(store, config=config, reread=True)])
+    (whole, again), (parts, reread) = made
+    assert len({one.made.ref.fingerprint for one in (whole, again, parts, reread)}) == 1
+    assert pq.read_metadata(parts.images.file).num_row_groups > 1
+    assert parts.images.rows().equals(whole.images.rows())
+    assert parts.images.contents() == whole.images.contents()
+    assert (reread.found.n_read, reread.found.n_decoded) == (len(whole.found.records), 0)
+
+
+def test_rows_of_a_manifest_that_repeat_across_batches(tmp_path, batch):
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").touch()
+    rows = ["d", "a", "b", "./a", "c", "a", "missing", "d"]
+    lines = "".join(f"{name}{'' if name == 'missing' else '.jpg'},train,{ord(name[-1])}\n" for name in rows)
+    (tmp_path / "manifest.csv").write_text(f"path,split,pid\n{lines}")
+    found = scan_dataset(DatasetConfig(reader="manifest", root=str(tmp_path)))
+    assert [(record.path, record.pid) for record in found.records] == [(f"{name}.jpg", ord(name)) for name in "abcd"]
+    assert [(row.path, row.reason, row.detail.split(":")[0]) for row in found.rejected] == [
+        ("./a.jpg", "duplicate_row", "row 4"),
+        ("a.jpg", "duplicate_row", "row 6"),
+        ("d.jpg", "duplicate_row", "row 8"),
+        ("missing", "missing", "row 7"),
+    ]
+
+
+def test_a_path_that_two_lists_name_is_recalled_twice(tmp_path, batch):
+    root, store = market(tmp_path / "set"), ArtifactStore(tmp_path / "store")
+    settle()
+    listed = [str(path.relative_to(root)) for path in sorted(root.rglob("*.jpg"))]
+    paths = pa.array([*listed, *listed[:5]], pa.large_string())
+    options = {"memo": store.memo, "max_pixels": 10_000, "workers": 1, "reread": False}
+    examine = examine_module.examine
+    first = examine(root, paths, **options, progress=lambda *_: None)
+    again = examine(root, paths, **options, progress=lambda *_: None)
+    assert (first.n_unsettled, again.n_read, again.facts) == (0, 0, first.facts)
