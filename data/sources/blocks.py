@@ -15,18 +15,18 @@ BLOCK: Final = 8 << 20
 _AHEAD: Final = 4
 
 
-def open_object(place: Path | str, size: int) -> IO[bytes]:
+def open_object(place: Path | str, size: int, *, block: int = BLOCK) -> IO[bytes]:
     """Return an object of `size` bytes as a file. Reading it raises the errors of `data.sources.remote.read_range`.
 
     Reading on costs one request per block, of which a few are made ahead; going back by more than a block repeats one.
     """
-    return io.BufferedReader(_Blocks(place, size))
+    return io.BufferedReader(_Blocks(place, size, block))
 
 
 class _Blocks(io.RawIOBase):
-    def __init__(self, place: Path | str, size: int) -> None:
+    def __init__(self, place: Path | str, size: int, block: int) -> None:
         super().__init__()
-        self._place, self._size, self._at = place, size, 0
+        self._place, self._size, self._length, self._at = place, size, block, 0
         self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="read-object")
         self._waiting: dict[int, Future[bytes]] = {}
 
@@ -44,7 +44,7 @@ class _Blocks(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._at >= self._size:
             return 0
-        number, skipped = divmod(self._at, BLOCK)
+        number, skipped = divmod(self._at, self._length)
         part = self._block(number)[skipped : skipped + len(buffer)]
         if not part:
             raise RejectedRow("changed")
@@ -55,10 +55,10 @@ class _Blocks(io.RawIOBase):
     def _block(self, number: int) -> bytes:
         for old in [one for one in self._waiting if not number - 1 <= one < number + _AHEAD]:
             self._waiting.pop(old).cancel()
-        for one in range(number, min(number + _AHEAD, -(-self._size // BLOCK))):
+        for one in range(number, min(number + _AHEAD, -(-self._size // self._length))):
             if one not in self._waiting:
-                start = one * BLOCK
-                size = min(BLOCK, self._size - start)
+                start = one * self._length
+                size = min(self._length, self._size - start)
                 self._waiting[one] = self._pool.submit(remote.read_range, self._place, start, size)
         return self._waiting[number].result()
 

@@ -32,6 +32,9 @@ from data.sources.tar import Member, members
 
 _VERSION: Final = 1
 _MOST_THREADS: Final = 8
+_SEVERAL: Final = (
+    "the sample has more than one image; keep one, and give others an ending that is not read, such as .mask.png"
+)
 _SCHEMA: Final = pa.schema(
     [
         *(("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())),
@@ -108,31 +111,27 @@ class ShardReading:
         return is_current and is_checked and (is_own or (bool(facts.get("settled")) and not self.reread))
 
     def _make(self, shard: str, stamp: ShardStamp, fields: Fields) -> ShardTable:
-        read_ns = time.time_ns()
-        samples = Samples(fields=fields)
+        read_ns, samples = time.time_ns(), Samples(fields=fields)
         rows = self._read(shard, stamp, samples)
         if stamp_of(shard) != stamp:
             raise RetryableError(
                 f"{shown(shard)} changed while it was read. Wait until whatever writes there has finished, then run"
                 " again"
             )
-        failed = any(row.decoding.reason == "out_of_memory" for row in rows)  # it may succeed next time
-        is_settled = Stamp(*stamp).settled(read_ns) and not failed
-        alone = sorted(samples.keys - {row.name.key for row in rows})
-        rows = _usable(rows, samples)
-        facts = {
-            **{"version": _VERSION, "shard": shard, "stamp": [*stamp], "settled": is_settled, "fields": [*fields]},
-            **{"checker": checker_of(self.max_pixels), "refused": [[*one] for one in samples.refused]},
-            **{"unread": samples.unread, "alone": [len(alone), *alone[:1]], "seen": sorted(samples.seen)},
-        }
+        # An image that ran out of memory may be decoded next time.
+        is_settled = Stamp(*stamp).settled(read_ns) and all(row.decoding.reason != "out_of_memory" for row in rows)
+        how = {"version": _VERSION, "fields": [*fields], "checker": checker_of(self.max_pixels), "settled": is_settled}
+        table = _table(rows, samples, stamp, {"shard": shard, "stamp": [*stamp], **how})
         self._made[shard] = stamp
-        table = ShardTable(stamp=stamp, rows=_table(rows, samples), facts=facts)
-        if self.folder is None:
-            return table
-        self.n_read, self.n_decoded = self.n_read + len(rows), self.n_decoded + len(rows)
-        self.n_unsettled += 0 if is_settled else len(rows)
-        _write(table_file(self.folder, shard), table)
-        return load(self.folder, shard) or table
+        return table if self.folder is None else self._keep(self.folder, shard, table)
+
+    def _keep(self, folder: Path, shard: str, table: ShardTable) -> ShardTable:
+        """Write a table that was made; return the mapped file."""
+        count = len(table.rows)
+        self.n_read, self.n_decoded = self.n_read + count, self.n_decoded + count
+        self.n_unsettled += 0 if table.facts["settled"] else count
+        _write(table_file(folder, shard), table)
+        return load(folder, shard) or table
 
     def _read(self, shard: str, stamp: ShardStamp, samples: Samples) -> list[_Row]:
         """Return the images of a shard in its order, and add everything else to `samples`."""
@@ -174,31 +173,40 @@ def _content(stream: IO[bytes], member: Member) -> bytes:
 
 def _usable(rows: list[_Row], samples: Samples) -> list[_Row]:
     """Return the images whose name and sample are unambiguous; refuse the others."""
-    twice, of_sample = samples.twice(), defaultdict[str, list[str]](list)
+    twice, of_sample = samples.twice(), defaultdict[str, set[str]](set)
     for row in rows:
-        of_sample[row.name.key].append(row.name.path)
-    kept = []
-    for row in rows:
-        path, others = row.name.path, sorted(set(of_sample[row.name.key]))
-        if path in twice:
-            detail = f"{samples.names[path]} members of the shard have this name; keep one"
-            samples.refused.append(Refused(path, "duplicate_member", detail))
-        elif len(others) > 1:
-            detail = (
-                f"its sample has more than one image ({', '.join(others)}); keep one, and give others an ending that is"
-                " not read, such as .mask.png"
-            )
-            samples.refused.append(Refused(path, "several_images", detail))
-        else:
-            kept.append(row)
+        of_sample[row.name.key].add(row.name.path)
     for name in map(name_of, twice):
         if name.key in samples.labels:
             samples.labels[name.key].problem = f"more than one member is called {name.path}; keep one"
+    kept = []
+    for row in rows:
+        path, images = row.name.path, of_sample[row.name.key]
+        if path in twice:
+            detail = f"{samples.names[path]} members of the shard have this name; keep one"
+            samples.refused.append(Refused(path, "duplicate_member", detail))
+        elif len(images) > 1:
+            samples.refused.append(Refused(path, "several_images", f"{_SEVERAL}: {', '.join(sorted(images))}"))
+        else:
+            kept.append(row)
     return kept
 
 
-def _table(rows: list[_Row], samples: Samples) -> pa.Table:
-    rows = sorted(rows, key=lambda row: row.name.path)
+def _table(rows: list[_Row], samples: Samples, stamp: ShardStamp, how: dict[str, Any]) -> ShardTable:
+    """Return the table of a shard. how: what else to store about the way it was made."""
+    alone = sorted(samples.keys - {row.name.key for row in rows})
+    usable = sorted(_usable(rows, samples), key=lambda row: row.name.path)
+    facts = {
+        **how,
+        "refused": [[*one] for one in samples.refused],
+        "unread": samples.unread,
+        "alone": [len(alone), *alone[:1]],  # samples without an image, and the first of them
+        "seen": sorted(samples.seen),
+    }
+    return ShardTable(stamp=stamp, rows=_columns(usable, samples), facts=facts)
+
+
+def _columns(rows: list[_Row], samples: Samples) -> pa.Table:
     labels = [samples.labels.get(row.name.key) or Labels() for row in rows]
     columns: dict[str, list[Any]] = {
         "name": [row.name.path for row in rows],
