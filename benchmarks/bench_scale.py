@@ -4,9 +4,9 @@ rows of an index, work list and compaction of the caption store, captions.parque
     python benchmarks/bench_scale.py [--rows 100000 400000] [--million] [--distinct 0.6]
 
 The first index reads and decodes tiny images that a manifest lists, with ten names per file; the changed one has an
-image and a row more. For the other steps, index and caption store are made up: 20 images per identity, and a caption
-for each, and the folder has that many names of a few empty files. Each step runs in a process of its own, whose peak
-memory counts everything that it has loaded. On a busy machine, CPU seconds say more than
+image and a row more. For the other steps, index and caption store are made up: 20 images per identity (and 4 queries in
+the test splits), and a caption for each, and the folder has that many names of a few empty files. Each step runs in a
+process of its own, whose peak memory counts everything that it has loaded. On a busy machine, CPU seconds say more than
 wall seconds: the slope is that of log(CPU seconds) over log(rows) between the smallest and the largest size, and 1 is
 linear. Targets: 1.5 GB per step, and at 4,000,000 rows five minutes for captions.parquet.
 """
@@ -18,10 +18,9 @@ import io
 import math
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -56,8 +55,10 @@ from reid.inputs.image_rows import read_rows
 ROWS: Final = (100_000, 400_000)
 MILLIONS: Final = 4_000_000
 PART_ROWS: Final = 256  # as a worker writes them
-_CONFIG: Final = CaptionConfig(device="cpu")
+CONFIG: Final = CaptionConfig(device="cpu")
+RANKED: Final = "3" * 64  # made-up digest of queries and gallery
 _PER_IDENTITY: Final = 20
+_QUERIES: Final = 4  # per identity of the gallery
 _AT_ONCE: Final = 1 << 16
 _PER_FOLDER: Final = 10_000
 _LINKS: Final = 50_000  # names that one file may have, below the limit of ext4
@@ -65,6 +66,8 @@ _NAMES: Final = 10  # names per tiny image
 _LISTED: Final = ["path", "split", "pid", "camid"]
 
 Int64s = NDArray[np.int64]
+Step = Callable[[str, dict[str, str]], None]
+"""A function at the top of a module that works on the world in a folder, with the reference of its index."""
 
 
 class Measured(NamedTuple):
@@ -134,19 +137,24 @@ def _watched(store: ArtifactStore) -> Watched:
     return found
 
 
-def write_world(home: Path, rows: int, distinct: float) -> ArtifactRef:
-    """Write an index of `rows` images and the parts of a caption store. distinct: share of texts that occur once."""
+def write_world(home: Path, rows: int, distinct: float, *, files: bool) -> ArtifactRef:
+    """Write an index of `rows` images and the parts of a caption store.
+
+    distinct: share of texts that occur once. files: also write the folders of images.
+    """
     store = ArtifactStore(home)
     about = {"name": "made up", "reader": "none", "dataset_hash": "0" * 32}
     with store.draft("index", fingerprint_of("index", {})) as folder:
         write_tables(folder / IMAGES_FILE, (_images(start, rows) for start in range(0, rows, _AT_ONCE)), IMAGES)
         write_json(folder / "dataset.json", about)
-        index = store.publish(folder, "index", {}, Produced())
-    write_folder(home.with_name("images"), rows)
-    write_crops(home.with_name("crops"), rows)
-    time.sleep(0.2)  # a folder that changed within a clock tick is not remembered
-    _watched(store).remember(Recognized(index, home.with_name("images")), rows)
-    captions = CaptionStore(home, identify(_CONFIG, store.memo))
+        contents = {"train": "1" * 64, "test": "2" * 64, "ranked": RANKED}
+        index = store.publish(folder, "index", {}, Produced(contents=contents))
+    if files:
+        write_folder(home.with_name("images"), rows)
+        write_crops(home.with_name("crops"), rows)
+        time.sleep(0.2)  # a folder that changed within a clock tick is not remembered
+        _watched(store).remember(Recognized(index, home.with_name("images")), rows)
+    captions = CaptionStore(home, identify(CONFIG, store.memo))
     captions.folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     common = [_text(rng) for _ in range(5000)]
@@ -169,12 +177,18 @@ def _digests(numbers: Int64s) -> pa.Array:
 
 def _images(start: int, rows: int) -> pa.Table:
     numbers = np.arange(start, min(start + _AT_ONCE, rows))
-    split = np.select([numbers < rows * 2 // 5, numbers < rows // 2], ["train", "query"], "gallery")
+    query, gallery = rows * 2 // 5, rows // 2
+    split = np.select([numbers < query, numbers < gallery], ["train", "query"], "gallery")
+    people = np.select(
+        [numbers < query, numbers < gallery],
+        [numbers // _PER_IDENTITY, query + (numbers - query) // _QUERIES],
+        query + (numbers - gallery) // _PER_IDENTITY,
+    )
     count = len(numbers)
     columns = {
         "path": [_path(number) for number in numbers.tolist()],
         "split": split.tolist(),
-        "pid": numbers // _PER_IDENTITY + 1,
+        "pid": people + 1,
         "camid": numbers % 6 + 1,
         "sha256": _digests(numbers),
         "size": np.full(count, 4000),
@@ -206,7 +220,8 @@ def _replies(numbers: Int64s, common: list[str], distinct: float, rng: np.random
 # The steps, each in a new process: imports are part of it.
 
 
-def _run(home: str, index: dict[str, str]) -> RunContext:
+def run_of(home: str, index: dict[str, str]) -> RunContext:
+    """Return the context of a step."""
     images = IndexedImages(ref=ArtifactRef(**index), root=Path(home))
     return RunContext(store=ArtifactStore(Path(home)), indexed=images)
 
@@ -236,62 +251,63 @@ def unchanged_folder(home: str, index: dict[str, str]) -> None:
 
 def contents(home: str, index: dict[str, str]) -> None:
     """Compute the content digests of the index."""
-    contents_of_images(_run(home, index).images.rows())
+    contents_of_images(run_of(home, index).images.rows())
 
 
 def rows_of_images(home: str, index: dict[str, str]) -> None:
     """Read the rows from which training, evaluation and search select."""
-    read_rows(_run(home, index).images)
+    read_rows(run_of(home, index).images)
 
 
 def compaction(home: str, index: dict[str, str]) -> None:
     """Move the rows of all parts to packs."""
-    run = _run(home, index)
-    assert compact(CaptionStore(run.store.root, identify(_CONFIG, run.store.memo)))
+    run = run_of(home, index)
+    assert compact(CaptionStore(run.store.root, identify(CONFIG, run.store.memo)))
 
 
 def work_list(home: str, index: dict[str, str]) -> None:
     """Find the images without a caption."""
-    assert len(uncaptioned(_run(home, index), _CONFIG)) == 0
+    assert len(uncaptioned(run_of(home, index), CONFIG)) == 0
 
 
 def count(home: str, index: dict[str, str]) -> None:
     """Count the captions."""
-    run = _run(home, index)
-    store = CaptionStore(run.store.root, identify(_CONFIG, run.store.memo))
+    run = run_of(home, index)
+    store = CaptionStore(run.store.root, identify(CONFIG, run.store.memo))
     assert store.count() == run.images.rows("pid").num_rows
 
 
 def captions(home: str, index: dict[str, str]) -> None:
     """Write captions.parquet from the store."""
-    assert not CaptionStage(config=_CONFIG).make(_run(home, index)).cached
+    assert not CaptionStage(config=CONFIG).make(run_of(home, index)).cached
 
 
-def _captions_of(run: RunContext) -> ArtifactRef:
-    found = CaptionStage(config=_CONFIG).find(run)
+def captions_of(run: RunContext) -> ArtifactRef:
+    """Return the captions that the step "captions" has written."""
+    found = CaptionStage(config=CONFIG).find(run)
     assert found is not None
     return found
 
 
 def unchanged(home: str, index: dict[str, str]) -> None:
     """Find the captions again, and what the audit would read of them."""
-    run = _run(home, index)
-    AuditStage(captions=_captions_of(run), config=AuditConfig()).plan(run)
+    run = run_of(home, index)
+    AuditStage(captions=captions_of(run), config=AuditConfig()).plan(run)
 
 
 def correct(home: str, index: dict[str, str]) -> None:
     """Write captions.parquet with corrections, of which there are none."""
-    run = _run(home, index)
-    CorrectStage(captions=_captions_of(run), config=_CONFIG).make(run)
+    run = run_of(home, index)
+    CorrectStage(captions=captions_of(run), config=CONFIG).make(run)
 
 
 def audit(home: str, index: dict[str, str]) -> None:
     """Audit the captions."""
-    run = _run(home, index)
-    AuditStage(captions=_captions_of(run), config=AuditConfig()).make(run)
+    run = run_of(home, index)
+    AuditStage(captions=captions_of(run), config=AuditConfig()).make(run)
 
 
-STEPS: Final[dict[str, Callable[[str, dict[str, str]], None]]] = {
+STEPS: Final[dict[str, Step]] = {
     "first index": first_index,
     "changed index": changed_index,
     "listing": listing,
@@ -308,7 +324,7 @@ STEPS: Final[dict[str, Callable[[str, dict[str, str]], None]]] = {
 }
 
 
-def measure(step: str, home: Path, index: ArtifactRef) -> Measured:
+def measure(step: Step, home: Path, index: ArtifactRef) -> Measured:
     """Run a step in a new process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -318,27 +334,32 @@ def measure(step: str, home: Path, index: ArtifactRef) -> Measured:
     try:
         found: Measured = receiver.recv()
     except EOFError:
-        raise SystemExit(f"{step} failed") from None
+        raise SystemExit(f"{step.__name__} failed") from None
     finally:
         child.join()
     return found
 
 
-def _measured(step: str, home: str, index: dict[str, str], sender: multiprocessing.connection.Connection) -> None:
+def _measured(step: Step, home: str, index: dict[str, str], sender: multiprocessing.connection.Connection) -> None:
     started, cpu = time.perf_counter(), time.process_time()
-    STEPS[step](home, index)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sender.send(Measured(time.perf_counter() - started, time.process_time() - cpu, peak))
+    step(home, index)
+    sender.send(Measured(time.perf_counter() - started, time.process_time() - cpu, _peak()))
 
 
-def bench(rows: int, distinct: float, steps: list[str]) -> dict[str, Measured]:
-    """Measure all steps on a dataset of `rows` images, and print one line for each."""
+def _peak() -> float:
+    """Return the peak memory of this process in MB; `ru_maxrss` can be that of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def bench(rows: int, distinct: float, steps: Sequence[str], known: Mapping[str, Step] = STEPS) -> dict[str, Measured]:
+    """Measure all steps on a dataset of `rows` images, and print one line for each. known: name -> step."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name) / "home"
-        index = write_world(home, rows, distinct)
+        index = write_world(home, rows, distinct, files=known is STEPS)
         found = {}
         for step in steps:
-            found[step] = measure(step, home, index)
+            found[step] = measure(known[step], home, index)
             print(_line(step, rows, found[step]), flush=True)
     return found
 
@@ -348,17 +369,18 @@ def _line(step: str, rows: int, found: Measured) -> str:
     return f"{step:18s} {rows:10,d} {found.seconds:9.1f} s {found.cpu:9.1f} s of CPU {found.peak:7,.0f} MB {rate}"
 
 
-def main() -> None:
-    """Measure and print the table and the slopes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(known: Mapping[str, Step] = STEPS, description: str | None = __doc__, needed: Sequence[str] = ()) -> None:
+    """Measure and print the table and the slopes. known: name -> step. needed: steps that others read the files of."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[*ROWS], help="images of the datasets")
     parser.add_argument("--million", action="store_true", help=f"also {MILLIONS:,} images (10 GB of disk)")
     parser.add_argument("--distinct", type=float, default=0.6, help="share of the texts that occur once")
-    parser.add_argument("--steps", nargs="+", default=[*STEPS], choices=[*STEPS], help="steps, in this order")
+    parser.add_argument("--steps", nargs="+", default=[*known], choices=[*known], help="steps, in this order")
     options = parser.parse_args()
+    options.steps = list(dict.fromkeys([*needed, *options.steps]))
     sizes = sorted({*options.rows, *([MILLIONS] if options.million else [])})
     print(f"{os.cpu_count()} cores, {100 * options.distinct:.0f} % of the texts occur once")
-    tables = {rows: bench(rows, options.distinct, options.steps) for rows in sizes}
+    tables = {rows: bench(rows, options.distinct, options.steps, known) for rows in sizes}
     if len(sizes) > 1:
         small, large = sizes[0], sizes[-1]
         for step in options.steps:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data.artifacts.store import ArtifactRef
 from data.columns.codes import Codes
 from data.columns.digests import Digests, digests_of, texts_of
-from data.columns.distinct import each_distinct, one_array
+from data.columns.distinct import each_distinct, has_plain_ends, one_array
 from data.columns.json_rows import RowDigest
 from data.columns.shuffle import BLOCK_ROWS, Shuffle
 from data.columns.source import BATCH_ROWS, ParquetRows, RowSource, TableRows
@@ -182,7 +182,7 @@ def _of_training(rows: pa.Table) -> pa.Table:
 
 def _sorted(rows: pa.Table) -> Iterator[pa.Table]:
     """Yield `rows` with the text that training reads instead of the caption, sorted by all columns."""
-    texts = each_distinct(one_array(rows["caption"]).fill_null(""), caption_text)
+    texts = caption_texts(one_array(rows["caption"]))
     rows = rows.set_column(rows.schema.get_field_index("caption"), "caption", texts)
     yield rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in _TRAINED]))
 
@@ -230,6 +230,12 @@ def audited_columns(names: Sequence[str]) -> list[str]:
 def caption_text(caption: str | None) -> str:
     """Return the text that training reads from the column caption; empty if the value is missing."""
     return (caption or "").strip()
+
+
+def caption_texts(column: pa.Array) -> pa.Array:
+    """Return `caption_text` of every value of the column caption."""
+    texts = column.cast(pa.string()).fill_null("")
+    return texts if has_plain_ends(texts) else each_distinct(texts, caption_text)
 
 
 def _recorded(ref: ArtifactRef, file: str, compute: Callable[[Path], dict[str, str]]) -> Contents:

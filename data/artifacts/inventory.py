@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from data.artifacts.fingerprint import digest
 from data.artifacts.stages import STAGES
 from data.artifacts.store import SIDECAR, ArtifactStore, read_uses
 from data.errors import ClipScgiError, DataError
@@ -196,14 +195,11 @@ def _image_order(entry: Entry) -> str | None:
     """Return the digest that keys the decoded pixels of an index artifact (`reid.inputs.pixel_cache`)."""
     if entry.stage != "index" or entry.state == "damaged":
         return None
-    import pyarrow.parquet as pq
+    from data.columns.json_rows import list_digest
+    from data.columns.source import ParquetRows
 
     try:
-        column = pq.read_table(entry.folder / "images.parquet", columns=["sha256"])["sha256"]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-    ):  # the file is damaged although the sidecar is not: no by-product belongs to it
+        return list_digest(rows["sha256"] for rows in ParquetRows(entry.folder / "images.parquet").batches("sha256"))
+    except (OSError, ValueError, KeyError):
+        # The file is damaged although the sidecar is not: no by-product belongs to it.
         return None
-    return digest(column.to_pylist())

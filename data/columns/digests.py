@@ -44,6 +44,11 @@ def texts_of(digests: Digests) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(digests), buffers)
 
 
+def one_text(digests: Digests, place: int) -> str:
+    """Return one digest as 64 hexadecimal digits."""
+    return digests[place : place + 1].tobytes().hex()
+
+
 def first_bytes(digests: Digests) -> NDArray[np.uint8]:
     """Return the first byte of each digest."""
     return np.ascontiguousarray(digests).view(np.uint8).reshape(-1, WIDTH)[:, 0]
@@ -64,7 +69,7 @@ def positions(known: Digests, wanted: Digests) -> NDArray[np.int64]:
 def _parts(column: pa.ChunkedArray | pa.Array) -> Iterator[pa.Array]:
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         for start in range(0, len(chunk), _AT_ONCE):
-            yield chunk.slice(start, _AT_ONCE)
+            yield chunk.slice(start, _AT_ONCE).cast(pa.string())  # other programs write large_string
 
 
 def _decoded(column: pa.Array) -> NDArray[np.uint8]:

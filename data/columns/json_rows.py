@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import numpy as np
@@ -24,23 +25,28 @@ class RowDigest:
     """The digest of ``json.dumps(rows, separators=(",", ":"))``, in which each row is the list of its values.
 
     Columns are text, integers, booleans, and float32, whose values are written as the float64 that equals them.
+    canonical: write characters beyond ASCII as they are, as `data.artifacts.fingerprint.canonical_json` does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, canonical: bool = False) -> None:
         self._hasher = hashlib.sha256(b"[")
         self._is_empty = True
+        self._quote = _canonical if canonical else json.dumps
 
     def update(self, table: pa.Table) -> None:
         """Add the rows of `table`, which has at least one column."""
         for start in range(0, table.num_rows, _AT_ONCE):
             part = table.slice(start, _AT_ONCE)
-            values = [_json(one_array(column)) for column in part.columns]
+            values = [_json(one_array(column), self._quote) for column in part.columns]
             joined = pc.binary_join_element_wise(*values, ",")
-            rows = pc.binary_join_element_wise("[", joined, "],", "")
-            if not self._is_empty:
-                self._hasher.update(b",")
-            self._hasher.update(content_of(rows)[:-1].data)  # without the comma after the last row
-            self._is_empty = False
+            self.add(pc.binary_join_element_wise("[", joined, "],", ""))
+
+    def add(self, rows: pa.StringArray) -> None:
+        """Add the JSON of rows, at least one, each with a comma at its end."""
+        if not self._is_empty:
+            self._hasher.update(b",")
+        self._hasher.update(content_of(rows)[:-1].data)
+        self._is_empty = False
 
     def hexdigest(self) -> str:
         """Return the digest (64 hex digits) of the rows so far."""
@@ -49,12 +55,26 @@ class RowDigest:
         return whole.hexdigest()
 
 
-def _json(column: pa.Array) -> pa.Array:
+def list_digest(columns: Iterable[pa.ChunkedArray | pa.Array]) -> str:
+    """Return the digest of the canonical JSON of the list of all texts (`data.artifacts.fingerprint.digest`)."""
+    found = RowDigest(canonical=True)
+    for column in columns:
+        for start in range(0, len(column), _AT_ONCE):
+            part = one_array(column.slice(start, _AT_ONCE)).cast(pa.string())
+            found.add(pc.binary_join_element_wise(_quoted(part, _canonical), ",", ""))
+    return found.hexdigest()
+
+
+def _canonical(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _json(column: pa.Array, quote: Callable[[str], str]) -> pa.Array:
     """Return the JSON of each value of a column as text."""
     if column.null_count == len(column):
         return pa.repeat(_NULL, len(column))
     if pa.types.is_string(column.type):
-        text = _quoted(column)
+        text = _quoted(column, quote)
     elif pa.types.is_boolean(column.type):
         text = pc.if_else(column, "true", "false")
     elif pa.types.is_integer(column.type):
@@ -64,10 +84,10 @@ def _json(column: pa.Array) -> pa.Array:
     return text.fill_null(_NULL) if text.null_count else text
 
 
-def _quoted(column: pa.Array) -> pa.Array:
+def _quoted(column: pa.Array, quote: Callable[[str], str]) -> pa.Array:
     if _PLAIN[content_of(column)].all():
         return pc.binary_join_element_wise('"', column, '"', "")
-    return each_distinct(column, json.dumps)
+    return each_distinct(column, quote)
 
 
 def _floats(column: pa.Array) -> pa.Array:

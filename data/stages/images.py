@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, Contents, image_contents
 from data.artifacts.store import ArtifactRef
-from data.columns.digests import WIDTH, Digests, digests_of
+from data.columns.digests import WIDTH, Digests, digests_of, one_text, texts_of
 from data.columns.source import ParquetRows
+from data.columns.texts import TextPlaces, Texts
 from data.errors import DataError
 from data.files import read_json
 from data.people import IdentityName, Names, identity_names
@@ -49,6 +50,53 @@ class DatasetDescription(BaseModel):
     rejected_by_reason: dict[str, int] = {}
     notices: tuple[str, ...] = ()
     """Sentences for the user."""
+
+
+class ImageDigests(Mapping[str, str]):
+    """path -> sha256 of images, as two columns. Looking a path up makes no object for the other images."""
+
+    def __init__(self, paths: Texts, digests: Digests) -> None:
+        self.paths = paths
+        self.digests = digests
+
+    @cached_property
+    def _places(self) -> TextPlaces:
+        return TextPlaces(self.paths)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the paths, in order."""
+        return iter(self.paths)
+
+    def __getitem__(self, path: str) -> str:
+        """Return the sha256 of an image. Raises KeyError for an unknown path."""
+        place = self._places.find(path)
+        if place is None:
+            raise KeyError(path)
+        return self.image(place)[1]
+
+    def of(self, paths: Texts) -> Digests:
+        """Return the sha256 of many images. Raises KeyError for an unknown path."""
+        wanted = paths.sorted_distinct()
+        place_of = np.full(len(wanted), -1, dtype=np.int64)
+        place = self.paths.places_in(wanted)
+        shown = np.flatnonzero(place >= 0)
+        place_of[place[shown]] = shown
+        at = place_of[paths.places_in(wanted)]
+        if (at < 0).any():
+            raise KeyError(paths[int(np.argmax(at < 0))])
+        return self.digests[at]
+
+    def image(self, place: int) -> tuple[str, str]:
+        """Return the path and the sha256 of one image. place: in the order of `IndexedImages.rows`."""
+        return self.paths[place], one_text(self.digests, place)
+
+    def sample(self, step: int) -> dict[str, str]:
+        """Return every `step`-th image."""
+        return dict(zip(self.paths[::step], texts_of(self.digests[::step]).to_pylist(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +141,7 @@ class IndexedImages:
         except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise _unusable(self.file, error) from error
 
-    def _count(self) -> int:
+    def count(self) -> int:
         """Return the number of images. Raises DataError when the file cannot be read."""
         try:
             return ParquetRows(self.file).n_rows
@@ -109,17 +157,16 @@ class IndexedImages:
 
     def sha256(self) -> Digests:
         """Return the sha256 of every image, [N], in the order of `rows`."""
-        found: Digests = np.empty(self._count(), dtype=f"S{WIDTH}")
+        found: Digests = np.empty(self.count(), dtype=f"S{WIDTH}")
         at = 0
         for rows in self.batches("sha256"):
             found[at : at + len(rows)] = digests_of(rows["sha256"])
             at += len(rows)
         return found
 
-    def digests(self) -> dict[str, str]:
-        """Return path -> sha256 of every image."""
-        table = self.rows("path", "sha256")
-        return dict(zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+    def digests(self) -> ImageDigests:
+        """Return path -> sha256 of every image, in the order of `rows`."""
+        return ImageDigests(Texts.joined(rows["path"] for rows in self.batches("path")), self.sha256())
 
     def names(self) -> Names:
         """Return the function that names an identity: by its label, if the dataset has text labels."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import eq
+from typing import NamedTuple, overload
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError
 from data.people import IdentityName, Names
 from flows.comparison.differences import TIE, MetricDifference, metric_differences
-from flows.comparison.images import TestImages, find_test_images, relabeled
+from flows.comparison.images import TestImages, count_beyond, find_test_images, relabeled
 from flows.comparison.queries import MatchedBy, Paired, pair_queries, read_scores
 from flows.comparison.runs import RankedRow, Run, choose_rows
 from flows.comparison.sentences import TextDifference, text_difference
@@ -45,6 +48,49 @@ class QueryPair(NamedTuple):
         return self.ap - self.baseline_ap
 
 
+class QueryPairs(Sequence[QueryPair]):
+    """The paired queries of two runs, the greatest gain of average precision first. A pair is made when it is read."""
+
+    def __init__(self, paired: Paired, names: Names) -> None:
+        self._base, self._ours, self._names = paired.baseline, paired.run, names
+        keys = pa.table({"loss": self._base.ap - self._ours.ap, "path": self._ours.path})
+        sort_keys = [("loss", "ascending"), ("path", "ascending")]
+        self._order = pc.sort_indices(keys, sort_keys=sort_keys).to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> QueryPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[QueryPair, ...]: ...
+    def __getitem__(self, index: int | slice) -> QueryPair | tuple[QueryPair, ...]:
+        """Return one pair, or those of a slice."""
+        if isinstance(index, slice):
+            return tuple(map(self._pair, self._order[index]))
+        return self._pair(self._order[index])
+
+    def __eq__(self, other: object) -> bool:
+        """Return True if the other sequence has the same pairs."""
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _pair(self, at: int) -> QueryPair:
+        base, ours = self._base, self._ours
+        return QueryPair(
+            path=ours.path[at],
+            baseline_path=base.path[at],
+            identity=self._names(int(base.pid[at])),
+            camid=int(base.camid[at]),
+            baseline_ap=float(base.ap[at]),
+            ap=float(ours.ap[at]),
+            baseline_first_hit=int(base.first_hit[at]),
+            first_hit=int(ours.first_hit[at]),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """One run against the baseline.
@@ -57,7 +103,7 @@ class Difference:
     ranked: RankedRow
     metrics: tuple[MetricDifference, ...]
     text: TextDifference
-    queries: tuple[QueryPair, ...]
+    queries: QueryPairs
     n_identities: int
     matched_by: MatchedBy
     only_baseline: tuple[str, ...]
@@ -71,7 +117,7 @@ class Difference:
 
     def most_lost(self, count: int) -> tuple[QueryPair, ...]:
         """Return up to `count` queries whose average precision fell most, the greatest loss first."""
-        return tuple(pair for pair in self.queries[::-1][:count] if pair.gain < -TIE)
+        return tuple(pair for pair in self.queries[: -count - 1 : -1] if pair.gain < -TIE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +184,7 @@ def _difference(task: _Task, other: RankedRow) -> Difference:
     same_images = _same_images(baseline.run, other.run)
     known = (None, None) if same_images else (first, second)
     paired = pair_queries(read_scores(baseline), read_scores(other), known)
-    if not paired.run.path:
+    if not len(paired.run.path):
         datasets = f"{baseline.run.dataset} and {other.run.dataset}"
         raise ConfigError(
             f"compare: {_named(baseline)} and {_named(other)} have no query in common (matched by {paired.matched_by}; "
@@ -156,7 +202,7 @@ def _difference(task: _Task, other: RankedRow) -> Difference:
         ranked=other,
         metrics=metrics,
         text=text_difference(baseline, other, task.unit),
-        queries=_pairs(paired, first.names if first else IdentityName),
+        queries=QueryPairs(paired, first.names if first else IdentityName),
         n_identities=len(np.unique(identities)),
         matched_by=paired.matched_by,
         only_baseline=paired.only_baseline,
@@ -182,7 +228,7 @@ def _gallery_problems(first: TestImages | None, second: TestImages | None) -> li
             "their test images differ, and the index artifact of at least one is not in this artifact root, so their "
             "galleries are unknown"
         ]
-    gone, new = (first.gallery - second.gallery).total(), (second.gallery - first.gallery).total()
+    gone, new = count_beyond(first.gallery, second.gallery), count_beyond(second.gallery, first.gallery)
     problems = [f"gallery images only in the first: {gone:,}, only in the second: {new:,}"] if gone or new else []
     changed = relabeled(first, second)
     return [*problems, *([f"images with another identity in the second: {changed:,}"] if changed else [])]
@@ -195,22 +241,6 @@ def _rule_problems(baseline: RankedRow, other: RankedRow, paired: Paired) -> lis
         return [f"their numbers of drawn galleries are {draws[0]} and {draws[1]}"]
     changed = int((paired.baseline.n_relevant != paired.run.n_relevant).sum())
     return [f"queries with another number of matches in the second: {changed:,}"] if changed else []
-
-
-def _pairs(paired: Paired, names: Names) -> tuple[QueryPair, ...]:
-    base, ours = paired.baseline, paired.run
-    columns = zip(
-        ours.path,
-        base.path,
-        map(names, base.pid.tolist()),
-        base.camid.tolist(),
-        base.ap.tolist(),
-        ours.ap.tolist(),
-        base.first_hit.tolist(),
-        ours.first_hit.tolist(),
-        strict=True,
-    )
-    return tuple(sorted((QueryPair(*row) for row in columns), key=lambda pair: (-pair.gain, pair.path)))
 
 
 def _notices(task: _Task, other: RankedRow, problems: Sequence[str], metrics: Sequence[MetricDifference]) -> list[str]:

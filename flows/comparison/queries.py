@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -12,7 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.columns.digests import positions
+from data.columns.distinct import equal_runs
+from data.columns.texts import Texts
 from data.errors import DataError
+from data.stages.images import ImageDigests
 from flows.comparison.images import TestImages
 from flows.comparison.runs import RankedRow
 
@@ -24,7 +27,7 @@ _COLUMNS: Final = ("model", "mode", "query_path", "query_pid", "query_camid", "a
 class ScoredQueries:
     """Scores of the queries [Q] of one row, in the order of rankings.parquet."""
 
-    path: list[str]
+    path: Texts
     pid: NDArray[np.int64]
     camid: NDArray[np.int64]
     ap: NDArray[np.float64]
@@ -32,11 +35,10 @@ class ScoredQueries:
     first_hit: NDArray[np.int64]
     n_relevant: NDArray[np.int64]
 
-    def take(self, places: Sequence[int]) -> ScoredQueries:
-        """Return the queries at `places`, in that order."""
-        at = np.asarray(places, dtype=np.int64)
+    def take(self, at: NDArray[np.int64]) -> ScoredQueries:
+        """Return the queries at some places, in that order."""
         return ScoredQueries(
-            path=[self.path[place] for place in places],
+            path=self.path[at],
             pid=self.pid[at],
             camid=self.camid[at],
             ap=self.ap[at],
@@ -68,7 +70,7 @@ def read_scores(ranked: RankedRow) -> ScoredQueries:
         table = pq.read_table(path, columns=list(_COLUMNS))
         table = table.filter(pc.and_(pc.equal(table["model"], row.model), pc.equal(table["mode"], row.mode)))
         found = ScoredQueries(
-            path=table["query_path"].to_pylist(),
+            path=Texts(table["query_path"]),
             pid=table["query_pid"].to_numpy().astype(np.int64),
             camid=table["query_camid"].to_numpy().astype(np.int64),
             ap=table["ap"].to_numpy().astype(np.float64),
@@ -78,7 +80,7 @@ def read_scores(ranked: RankedRow) -> ScoredQueries:
         )
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise DataError(f"compare: {path} cannot be read ({error}); evaluate again") from error
-    if not found.path:
+    if not len(found.path):
         raise DataError(f"compare: {path} does not have rankings of the row {row}; evaluate again")
     return found
 
@@ -92,34 +94,34 @@ def pair_queries(
     their files have the same bytes. Otherwise they are the same if they have the same path.
     """
     first, second = images
+    by_content = first is not None and second is not None
     if first is not None and second is not None:
-        ours, theirs = _by_content(baseline.path, first.digests), _by_content(run.path, second.digests)
+        ours, theirs = _contents(baseline.path, first.digests), _contents(run.path, second.digests)
+        place, back = _places(ours, theirs), _places(theirs, ours)
     else:
-        ours, theirs = _by_path(baseline.path), _by_path(run.path)
-    shared = [key for key in ours if key in theirs]
+        place, back = baseline.path.places_in(run.path), run.path.places_in(baseline.path)
     return Paired(
-        baseline=baseline.take([ours[key] for key in shared]),
-        run=run.take([theirs[key] for key in shared]),
-        only_baseline=tuple(sorted(baseline.path[place] for key, place in ours.items() if key not in theirs)),
-        only_run=tuple(sorted(run.path[place] for key, place in theirs.items() if key not in ours)),
-        matched_by="content" if first is not None and second is not None else "path",
+        baseline=baseline.take(np.flatnonzero(place >= 0)),
+        run=run.take(place[place >= 0]),
+        only_baseline=tuple(sorted(baseline.path[place < 0])),
+        only_run=tuple(sorted(run.path[back < 0])),
+        matched_by="content" if by_content else "path",
     )
 
 
-_Key = tuple[str, int]
-"""Path or digest of a query, and its number among those with the same one."""
+def _contents(paths: Texts, images: ImageDigests) -> NDArray[np.bytes_]:
+    """Return digest and number of each query, copies of one file being numbered in the order of their paths."""
+    sha256 = images.of(paths)
+    by_path = pc.sort_indices(paths.array).to_numpy()
+    order = by_path[np.argsort(sha256[by_path], kind="stable")]
+    numbers = np.zeros(len(paths), dtype=">u8")
+    for start, end in equal_runs([sha256[order]]):
+        numbers[order[start:end]] = np.arange(end - start)
+    parts = [np.ascontiguousarray(column).view(np.uint8).reshape(len(paths), -1) for column in (sha256, numbers)]
+    return np.concatenate(parts, axis=1).view(f"S{sum(part.shape[1] for part in parts)}").reshape(-1)
 
 
-def _by_path(paths: Sequence[str]) -> dict[_Key, int]:
-    return {(path, 0): place for place, path in enumerate(paths)}
-
-
-def _by_content(paths: Sequence[str], digests: Mapping[str, str]) -> dict[_Key, int]:
-    """Return key -> place, copies of one file being numbered in the order of their paths."""
-    keys: dict[_Key, int] = {}
-    copies: dict[str, int] = {}
-    for place in sorted(range(len(paths)), key=paths.__getitem__):
-        sha256 = digests[paths[place]]
-        keys[sha256, copies.get(sha256, 0)] = place
-        copies[sha256] = copies.get(sha256, 0) + 1
-    return dict(sorted(keys.items(), key=lambda item: item[1]))
+def _places(wanted: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return for each of `wanted` its place in `known`, -1 if it is absent."""
+    order = np.argsort(known)
+    return np.append(order, -1)[positions(known[order], wanted)]

@@ -221,7 +221,7 @@ def _training(plan: Plan) -> Duration:
     """Train for ten seconds on random pixels."""
     config, labels = plan.train, plan.rows.of("train").pid
     if config.validation.holds_out:
-        labels = labels[~np.isin(labels, sorted(held_out_identities(labels, config)))]
+        labels = labels[~np.isin(labels, held_out_identities(labels, config))]
     identities = len(np.unique(labels))
     measured = brief_steps(config, identities, processes=plan.scale.trainers, seconds=SECONDS)
     steps, first = training_steps(config, labels), prompt_steps(config, len(labels))

@@ -42,6 +42,7 @@ from flows.execution.ui_metrics import (
     text_note,
     text_rows,
 )
+from flows.report.gather import take_rows
 from flows.report.scores import METRICS, scores
 from flows.report.sentences import TEXT_METRICS, text_scores
 from flows.summary import StageRun
@@ -170,11 +171,11 @@ def _details(stage: StageRun) -> list[str]:
 @_during_run
 def show_captions(captions: ArtifactRef, *, count: int = 20) -> None:
     """Show `count` captions, evenly spread over the dataset, as a table."""
-    columns = ["image_path", "caption", "status", "n_tokens"]
-    table = pq.read_table(captions.folder / "captions.parquet", columns=columns)
-    step = max(table.num_rows // count, 1)
-    rows = table.take(list(range(0, table.num_rows, step))[:count]).to_pylist()
-    _table("captions", rows, f"{len(rows)} of {counted(table.num_rows, 'caption')}")
+    file = captions.folder / "captions.parquet"
+    total = pq.read_metadata(file).num_rows
+    places = range(0, total, max(total // count, 1))[:count]
+    rows = take_rows(file, places, ("image_path", "caption", "status", "n_tokens"))
+    _table("captions", rows, f"{len(rows)} of {counted(total, 'caption')}")
 
 
 @_during_run

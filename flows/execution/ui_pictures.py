@@ -7,12 +7,17 @@ import io
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from data.errors import RejectedRow
 from data.files import inside
 from data.images.decode import open_rgb, read_bytes
+from flows.report.gather import take_rows
 
 _CELL: Final = (48, 96)
 _FRAME: Final = 3
@@ -32,21 +37,23 @@ class Ranked(NamedTuple):
 
 def ranking_picture(rankings: Path, images_root: Path, *, queries: int, top_k: int) -> str | None:
     """Return a JPEG data URI of `queries` rows, from the worst to the best average precision; None without rankings."""
-    rows = sorted(_read(rankings), key=lambda row: (row.ap, row.query_path))
-    if not rows:
+    places = _places(rankings)
+    if not len(places):
         return None
-    last = len(rows) - 1
-    chosen = [rows[round(last * place / max(queries - 1, 1))] for place in range(min(queries, len(rows)))]
-    return _encode(_draw(chosen, images_root, top_k))
+    last = len(places) - 1
+    chosen = [int(places[round(last * at / max(queries - 1, 1))]) for at in range(min(queries, len(places)))]
+    rows = [Ranked(**row) for row in take_rows(rankings, chosen, Ranked._fields)]
+    return _encode(_draw(rows, images_root, top_k))
 
 
-def _read(rankings: Path) -> list[Ranked]:
-    """Return the rankings in image mode of the trained model or, if there is none, of another."""
-    table = pq.read_table(rankings, columns=["model", "mode", *Ranked._fields])
-    models = set(table["model"].to_pylist())
+def _places(rankings: Path) -> NDArray[np.int64]:
+    """Return the rows in image mode of the trained model or, if there is none, of another, by average precision."""
+    table = pq.read_table(rankings, columns=["model", "mode", "ap", "query_path"])
+    models = pc.unique(table["model"]).to_pylist()
     model = "trained" if "trained" in models else min(models, default=None)
-    wanted = [row for row in table.to_pylist() if (row["model"], row["mode"]) == (model, "image")]
-    return [Ranked(**{name: row[name] for name in Ranked._fields}) for row in wanted]
+    own = np.flatnonzero(pc.and_(pc.equal(table["model"], model), pc.equal(table["mode"], "image")).to_numpy())
+    order = pc.sort_indices(table.take(pa.array(own)), sort_keys=[("ap", "ascending"), ("query_path", "ascending")])
+    return own[order.to_numpy()]
 
 
 def _draw(rows: list[Ranked], images_root: Path, top_k: int) -> Image.Image:

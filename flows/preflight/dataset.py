@@ -76,7 +76,7 @@ def _held_out_problems(plan: Plan) -> Iterator[str]:
     if batch_problems(pids, plan.train):
         return  # `identity_problems` reports these
     held_out = held_out_identities(pids, plan.train)
-    _, counts = np.unique(pids[np.isin(pids, sorted(held_out))], return_counts=True)
+    _, counts = np.unique(pids[np.isin(pids, held_out)], return_counts=True)
     if counts.max(initial=0) < 2:
         yield (
             f"train.validation.held_out={plan.train.validation.held_out:g} holds out identities with one image each, "

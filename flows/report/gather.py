@@ -1,43 +1,71 @@
 """Readers of the rows that the report shows, from finished artifacts.
 
 Of large tables (a ranking stores fifty neighbors per query), only the columns that decide what is shown are read in
-full; whole rows are read for the shown ones only.
+full, as Arrow columns; whole rows are read, and become Python objects, for the shown ones only.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data.artifacts.fingerprint import digest
+from data.columns.distinct import equal_runs, one_array
+from data.columns.source import ParquetRows
 from data.errors import DataError
 
 Row = dict[str, Any]
+Ints = NDArray[np.int64]
+_AT_ONCE: Final = 4096
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None, *, pid: int | None = None) -> list[Row]:
-    """Return the rows of a Parquet file, with all columns or only `columns`, of all identities or only `pid`."""
-    filters = None if pid is None else [("pid", "==", pid)]
-    return pq.read_table(path, columns=list(columns) if columns else None, filters=filters).to_pylist()
+def rows_where(path: Path, column: str, values: Sequence[Any], columns: Sequence[str] | None = None) -> list[Row]:
+    """Return the rows of a Parquet file whose `column` has one of `values`, with all columns or only `columns`."""
+    found: list[Row] = []
+    names = list(columns) if columns else ParquetRows(path).names
+    wanted = pa.array(values)
+    for rows in ParquetRows(path).batches(*dict.fromkeys([*names, column])):
+        found += rows.filter(pc.is_in(rows[column], value_set=wanted)).select(names).to_pylist()
+    return found
 
 
-def take_rows(path: Path, indices: Sequence[int]) -> list[Row]:
-    """Return the rows of a Parquet file at `indices`, in that order."""
-    return pq.read_table(path).take(pa.array(list(indices), pa.int64())).to_pylist()
+def take_rows(path: Path, places: Sequence[int], columns: Sequence[str] | None = None) -> list[Row]:
+    """Return the rows of a Parquet file at `places`, in that order, with all columns or only `columns`."""
+    wanted = np.unique(np.asarray(places, dtype=np.int64))
+    if not len(wanted):
+        return []
+    taken = pa.Table.from_batches(_batches_at(path, wanted, columns))
+    return taken.take(pa.array(np.searchsorted(wanted, places))).to_pylist()
+
+
+def _batches_at(path: Path, places: Ints, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows at sorted `places`; row groups without one of them are not read."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        ends = np.cumsum([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
+        for number in np.unique(np.searchsorted(ends, places, side="right")).tolist():
+            at = int(ends[number - 1]) if number else 0
+            for batch in file.iter_batches(_AT_ONCE, row_groups=[number], columns=columns):
+                own = places[slice(*np.searchsorted(places, [at, at + len(batch)]))]
+                if len(own):
+                    yield batch.take(pa.array(own - at))
+                at += len(batch)
 
 
 def distinct(path: Path, columns: Sequence[str]) -> dict[str, list[Any]]:
     """Return the distinct values of each column, sorted, without nulls."""
-    table = pq.read_table(path, columns=list(columns))
-    return {name: sorted(pc.unique(table[name]).drop_null().to_pylist()) for name in columns}
+    found: dict[str, set[Any]] = {name: set() for name in columns}
+    for rows in ParquetRows(path).batches(*columns):
+        for name, values in found.items():
+            values.update(pc.unique(rows[name]).drop_null().to_pylist())
+    return {name: sorted(values) for name, values in found.items()}
 
 
 def read_log(path: Path) -> dict[str, list[Row]]:
@@ -56,55 +84,86 @@ def read_log(path: Path) -> dict[str, list[Row]]:
     return kinds
 
 
-def draw_evenly(keys: Sequence[Any], count: int, *, seed: int, name: str) -> list[int]:
+def draw_evenly(keys: pa.Array | pa.ChunkedArray | Sequence[Any], count: int, *, seed: int, name: str) -> list[int]:
     """Draw up to `count` positions with `seed`: one of each key first, then a second of each, and so on.
 
     keys: the group of each position (an identity, a status). name: name of the draw, so that two draws differ.
     """
-    groups: dict[Any, list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(key, []).append(position)
-    order = sorted(groups, key=lambda key: digest([seed, name, key]))
-    for key in order:
-        groups[key].sort(key=lambda position: digest([seed, name, position]))
-    turns = min(count, max((len(group) for group in groups.values()), default=0))
-    rounds = ([groups[key][turn] for key in order if turn < len(groups[key])] for turn in range(turns))
-    return list(chain.from_iterable(rounds))[:count]
+    groups = _Groups(keys, lambda position: digest([seed, name, position]))
+    order = sorted(range(len(groups.keys)), key=lambda group: digest([seed, name, groups.keys[group]]))
+    found: list[int] = []
+    for turn in range(count):
+        for group in order:
+            if turn < groups.sizes[group] and len(found) < count:
+                found.append(groups.members(group)[turn])
+        if len(found) >= min(count, groups.total):
+            break
+    return found
 
 
-def thirds(rows: Sequence[Row], count: int, *, value: str, key: str, seed: int) -> tuple[list[int], ...]:
-    """Choose the positions of up to `count` rows each with the lowest, median and highest `value`, without repeats.
+class _Groups:
+    """Positions by key. Only the members of the groups that are asked for are sorted, by `order`."""
+
+    def __init__(self, keys: pa.Array | pa.ChunkedArray | Sequence[Any], order: Callable[[int], str]) -> None:
+        column = keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys)
+        encoded = one_array(column).dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        self.keys: list[Any] = encoded.dictionary.to_pylist()
+        self.sizes = np.bincount(codes, minlength=len(self.keys))
+        self.total = len(codes)
+        self._ends = np.cumsum(self.sizes)
+        self._positions = np.argsort(codes, kind="stable")
+        self._order = order
+        self._sorted: dict[int, list[int]] = {}
+
+    def members(self, group: int) -> list[int]:
+        """Return the positions of a group."""
+        if group not in self._sorted:
+            end = self._ends[group]
+            members = self._positions[end - self.sizes[group] : end].tolist()
+            self._sorted[group] = sorted(members, key=self._order)
+        return self._sorted[group]
+
+
+def thirds(values: NDArray[np.float64], keys: Ints, count: int, *, seed: int) -> tuple[list[int], ...]:
+    """Choose the positions of up to `count` rows each with the lowest, median and highest value, without repeats.
 
     The lowest and the highest are at most a third of the rows each, so that with few rows a high value is not among the
-    lowest. A `key` (identity) is repeated only if there are no others; `seed` orders rows of equal value. Each part is
-    sorted by `value`.
+    lowest. A key (identity) is repeated only if there are no others; `seed` orders rows of equal value. Each part is
+    sorted by value. values, keys: of every row, [N].
     """
-    order = sorted(range(len(rows)), key=lambda at: (rows[at][value], digest([seed, "query", rows[at][key], at])))
-    rank_of = {at: rank for rank, at in enumerate(order)}
-    middle = len(order) // 2
-    preferences = (order, order[::-1], sorted(order, key=lambda at: (abs(rank_of[at] - middle), rank_of[at])))
-    key_of = [row[key] for row in rows]
-    unused, keys, parts = set(order), set[Any](), []
-    outer = min(count, len(rows) // 3)
-    for preference, size in zip(preferences, (outer, outer, count), strict=True):
-        part = _pick([at for at in preference if at in unused], size, key_of, keys)
-        unused.difference_update(part)
+    order = np.argsort(values, kind="stable")
+    for start, end in equal_runs([values[order]]):
+        tied = order[start:end].tolist()
+        order[start:end] = sorted(tied, key=lambda at: digest([seed, "query", keys[at].item(), at]))
+    rank_of = np.empty_like(order)
+    rank_of[order] = np.arange(len(order))
+    from_middle = np.argsort(abs(np.arange(len(order)) - len(order) // 2), kind="stable")
+    is_unused, taken, parts = np.ones(len(order), dtype=np.bool_), set[int](), []
+    outer = min(count, len(order) // 3)
+    for preference, size in zip((order, order[::-1], order[from_middle]), (outer, outer, count), strict=True):
+        part = _pick(preference[is_unused[preference]], size, keys, taken)
+        is_unused[part] = False
         parts.append(sorted(part, key=rank_of.__getitem__))
     lowest, highest, median = parts
     return lowest, median, highest
 
 
-def _pick(candidates: Sequence[int], count: int, key_of: Sequence[Any], keys: set[Any]) -> list[int]:
+def _pick(candidates: Ints, count: int, key_of: Ints, keys: set[int]) -> list[int]:
     """Return up to `count` candidates, those with keys not in `keys` first; add their keys to `keys`."""
     found: list[int] = []
     for fresh_only in (True, False):
-        for at in candidates:
-            if len(found) < count and at not in found and not (fresh_only and key_of[at] in keys):
+        for at in map(int, candidates):
+            if len(found) >= count:
+                return found
+            key = int(key_of[at])
+            if at not in found and not (fresh_only and key in keys):
                 found.append(at)
-                keys.add(key_of[at])
+                keys.add(key)
     return found
 
 
-def counts(values: Iterable[str]) -> list[tuple[str, int]]:
-    """Count `values`; sort by descending count, then by name."""
-    return sorted(Counter(values).items(), key=lambda pair: (-pair[1], pair[0]))
+def counts(values: pa.ChunkedArray | pa.Array) -> list[tuple[str, int]]:
+    """Count the texts of a column; sort by descending count, then by name."""
+    found = [(entry["values"], entry["counts"]) for entry in pc.value_counts(values).to_pylist()]
+    return sorted(found, key=lambda pair: (-pair[1], pair[0]))

@@ -6,17 +6,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captioning.audit.flags import FLAGS
+from data.columns.distinct import one_array
+from data.columns.source import ParquetRows
 from data.images.thumbnails import Thumbnail, Thumbnails
-from data.people import JUNK, IdentityName, Names, is_person
+from data.people import IdentityName, Names, is_junk, is_person
 from data.slots import COLORS, NONE, SLOTS
-from flows.report.gather import Row, counts, draw_evenly, read_rows, take_rows
+from flows.report.gather import Ints, Row, counts, draw_evenly, rows_where, take_rows
 
 SLOT_NAMES: Final = {slot: slot.replace("_", " ") for slot in SLOTS}
 STATUS_MEANINGS: Final = {
@@ -172,7 +176,7 @@ class AuditSection:
 
 def caption_section(
     path: Path,
-    flags: Mapping[str, Sequence[str]],
+    flags: Path,
     thumbnail: Thumbnails,
     *,
     shown: int,
@@ -182,35 +186,39 @@ def caption_section(
 ) -> CaptionSection:
     """Choose captions of captions.parquet: parsed ones spread over identities, failed ones over statuses.
 
-    names: of the identities.
+    flags: flags.parquet of the audit. names: of the identities.
     """
-    rows = read_rows(path, ("pid", "status"))
-    good = [index for index, row in enumerate(rows) if row["status"] == "ok" and row["pid"] != JUNK]
-    bad = [index for index, row in enumerate(rows) if row["status"] != "ok"]
-    good_at = draw_evenly([rows[index]["pid"] for index in good], shown, seed=seed, name="caption")
-    bad_at = draw_evenly([rows[index]["status"] for index in bad], failed, seed=seed, name="failed")
+    table = pq.read_table(path, columns=["pid", "status"])
+    is_ok = pc.equal(table["status"], "ok").to_numpy()
+    good, bad = np.flatnonzero(is_ok & ~is_junk(table["pid"].to_numpy())), np.flatnonzero(~is_ok)
+    good_at = draw_evenly(table["pid"].take(pa.array(good)), shown, seed=seed, name="caption")
+    bad_at = draw_evenly(table["status"].take(pa.array(bad)), failed, seed=seed, name="failed")
 
-    def cards(indices: list[int]) -> list[CaptionCard]:
-        return [_card(row, flags, thumbnail, names) for row in take_rows(path, indices)]
+    def cards(places: Ints) -> list[CaptionCard]:
+        rows = take_rows(path, places.tolist())
+        raised = _flags_of(flags, [row["image_path"] for row in rows])
+        return [_card(row, raised, thumbnail, names) for row in rows]
 
     return CaptionSection(
-        total=len(rows),
-        n_ok=sum(row["status"] == "ok" for row in rows),
+        total=len(is_ok),
+        n_ok=int(is_ok.sum()),
         statuses=[
             Tally(name=status, count=count, meaning=STATUS_MEANINGS.get(status, ""))
-            for status, count in counts(row["status"] for row in rows)
+            for status, count in counts(table["status"])
         ],
-        cards=cards([good[at] for at in good_at]),
-        failed=sorted(cards([bad[at] for at in bad_at]), key=lambda card: card.status),
+        cards=cards(good[good_at]),
+        failed=sorted(cards(bad[bad_at]), key=lambda card: card.status),
         corrected=_corrected(path),
     )
 
 
 def _corrected(path: Path) -> int:
     """Return the number of captions in captions.parquet that are not the model's."""
-    if "source" not in pq.read_schema(path).names:
+    source = ParquetRows(path)
+    if "source" not in source.names:
         return 0
-    return sum(row["source"] != "model" for row in read_rows(path, ("source",)))
+    unchanged = (pc.sum(pc.equal(rows["source"], "model")).as_py() or 0 for rows in source.batches("source"))
+    return source.n_rows - sum(unchanged)
 
 
 def _card(row: Row, flags: Mapping[str, Sequence[str]], thumbnail: Thumbnails, names: Names) -> CaptionCard:
@@ -242,9 +250,10 @@ def _chip(slot: str, row: Row) -> Chip:
     )
 
 
-def image_flags(path: Path) -> dict[str, list[str]]:
-    """Return the flags of each flagged image, from flags.parquet."""
-    return {row["image_path"]: row["flags"] for row in read_rows(path, ("image_path", "flags")) if row["flags"]}
+def _flags_of(file: Path, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return the flags of images, from flags.parquet."""
+    rows = rows_where(file, "image_path", paths, ("image_path", "flags")) if paths else []
+    return {row["image_path"]: row["flags"] for row in rows if row["flags"]}
 
 
 def audit_section(
@@ -255,9 +264,7 @@ def audit_section(
     captions: captions.parquet, whose distractors and junk are left out. names: of the identities.
     """
     audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-    people = _people(read_rows(captions, ("pid", "split")))
-    rows = [row for row in read_rows(folder / "identities.parquet") if row["pid"] in people]
-    worst = _worst_identities(rows, identities)
+    worst = _worst_identities(folder / "identities.parquet", _people(captions), identities)
     return AuditSection(
         summary={name: value for name, value in audit.items() if isinstance(value, int)},
         slots=[_slot(slot, audit["slots"][slot]) for slot in SLOTS if slot in audit["slots"]],
@@ -268,9 +275,12 @@ def audit_section(
     )
 
 
-def _people(rows: Sequence[Row]) -> set[int]:
-    pids = [row["pid"] for row in rows]
-    return set(compress(pids, is_person([row["split"] for row in rows], pids)))
+def _people(captions: Path) -> Ints:
+    """Return the identities of the images that show a person, sorted."""
+    rows = pq.read_table(captions, columns=["pid", "split"])
+    pids, split = rows["pid"].to_numpy(), one_array(rows["split"].dictionary_encode())
+    names = np.array(split.dictionary.to_pylist(), dtype=object)
+    return np.unique(pids[is_person(names[split.indices.to_numpy()], pids)])
 
 
 def _most_frequent(tally: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -292,18 +302,26 @@ def _slot(slot: str, figures: Row) -> SlotFigures:
     )
 
 
-def _worst_identities(rows: Sequence[Row], count: int) -> list[tuple[int, list[Row]]]:
-    """Return up to `count` identities with their rows of identities.parquet, the least mean agreement first."""
-    by_pid: dict[int, list[Row]] = {}
-    for row in rows:
-        # A single image always agrees with itself.
+def _worst_identities(file: Path, people: Ints, count: int) -> list[tuple[int, list[Row]]]:
+    """Return up to `count` of `people` with their rows of identities.parquet, the least mean agreement first."""
+    table = pq.read_table(file, columns=["pid", "n_named", "agreement"])
+    # A single image always agrees with itself.
+    measured = table.filter(pc.and_(pc.greater(table["n_named"], 1), pc.is_valid(table["agreement"])))
+    pid, agreement = measured["pid"].to_numpy(), measured["agreement"].to_numpy()
+    order = np.argsort(pid, kind="stable")
+    pids, starts = np.unique(pid[order], return_index=True)
+    means = np.array([_mean(part.tolist()) for part in np.split(agreement[order], starts[1:])]) if len(pids) else starts
+    worst = pids[np.lexsort((pids, means))]
+    chosen = worst[np.isin(worst, people)][:count].tolist()
+    found: dict[int, list[Row]] = {pid: [] for pid in chosen}
+    for row in rows_where(file, "pid", chosen) if chosen else ():
         if row["n_named"] > 1 and row["agreement"] is not None:
-            by_pid.setdefault(row["pid"], []).append(row)
-    return sorted(by_pid.items(), key=lambda pair: (_mean_agreement(pair[1]), pair[0]))[:count]
+            found[row["pid"]].append(row)
+    return list(found.items())
 
 
-def _mean_agreement(slots: Sequence[Row]) -> float:
-    return float(sum(row["agreement"] for row in slots) / len(slots))
+def _mean(agreements: Sequence[float]) -> float:
+    return float(sum(agreements) / len(agreements))
 
 
 def _identity(
@@ -313,10 +331,10 @@ def _identity(
     differing = [row for row in ordered if row["agreement"] < 1][:_WORST_SLOTS]
     shown = differing[0] if differing else None
     columns = ["image_path", "camid", *([f"attr_{shown['slot']}"] if shown else [])]
-    images = read_rows(captions, columns, pid=identity.pid)
+    images = rows_where(captions, "pid", [identity.pid], columns)
     return IdentityCard(
         identity=identity,
-        agreement=_mean_agreement(slots),
+        agreement=_mean([row["agreement"] for row in slots]),
         n_images=len(images),
         conflicts=[
             Conflict(slot=SLOT_NAMES[row["slot"]], values=_most_frequent(json.loads(row["values"])))

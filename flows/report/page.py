@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.errors import counted, plural_of
@@ -18,8 +19,8 @@ from data.progress import silent
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from flows.report.curves import cmc_chart, training_charts
-from flows.report.gather import Row, counts, distinct, read_log, read_rows
-from flows.report.language import audit_section, caption_section, image_flags
+from flows.report.gather import Row, counts, distinct, read_log
+from flows.report.language import audit_section, caption_section
 from flows.report.retrieval import Explain, leading_row, query_section
 from flows.report.scores import METRICS, scores, signed
 from flows.report.sentences import CAPTION_REMEDY, TEXT_METRICS, UNKNOWN_REASON, not_measured, text_scores
@@ -176,7 +177,7 @@ def _language_part(inputs: ReportInputs, config: ReportConfig, thumbnail: Thumbn
         "captioner": distinct(path, _CAPTIONER_COLUMNS),
         "captions": caption_section(
             path,
-            image_flags(inputs.audit.folder / "flags.parquet"),
+            inputs.audit.folder / "flags.parquet",
             thumbnail,
             shown=config.captions,
             failed=config.failed_captions,
@@ -256,5 +257,9 @@ class RejectedFiles:
 
 
 def _rejected(path: Path) -> RejectedFiles:
-    rows = read_rows(path)
-    return RejectedFiles(total=len(rows), reasons=counts(row["reason"] for row in rows), rows=rows[:_REJECTED_SHOWN])
+    table = pq.read_table(path)
+    return RejectedFiles(
+        total=table.num_rows,
+        reasons=counts(table["reason"]),
+        rows=table.slice(0, _REJECTED_SHOWN).to_pylist(),
+    )

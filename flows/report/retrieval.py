@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from data.columns.texts import Texts
 from data.errors import DataError, counted
 from data.images.thumbnails import Thumbnail, Thumbnails
 from data.people import IdentityName, Names
-from flows.report.gather import Row, read_rows, take_rows, thirds
+from flows.report.gather import Row, take_rows, thirds
 from reid.relevance.grid import Pair
 from reid.relevance.overlay import overlay
 from reid.relevance.stage import Relevance
@@ -26,6 +31,9 @@ _GROUPS: Final = ("Lowest average precision", "Around the median", "Highest aver
 _FALLEN: Final = "Lost most against the untrained model"
 _SAMPLE: Final = 64
 """Queries on which the faithfulness of maps is measured."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 Explain = Callable[[Sequence[Pair], Sequence[Pair]], Relevance]
 """(pairs to map, pairs on which faithfulness is measured) -> their relevance."""
@@ -124,19 +132,17 @@ def query_section(
     There are three groups by average precision (AP) and, where there is an untrained model, the queries that lost most
     AP against it. explain: None to show no relevance. names: of the identities.
     """
-    rows = read_rows(path, _SELECTORS)
-    before = {row["query_path"]: row["ap"] for row in rows if (row["model"], row["mode"]) == ("untrained", mode)}
-    if model == "untrained":
-        before = {}
-    positions = [at for at, row in enumerate(rows) if (row["model"], row["mode"]) == (model, mode)]
-    own = [rows[at] for at in positions]
-    fallen = _fallen(own, before)
-    parts = _parts(own, fallen, each, seed).items()
-    chosen = {title: take_rows(path, [positions[at] for at in part]) for title, part in parts if part}
+    table = pq.read_table(path, columns=list(_SELECTORS))
+    own = _Queries.of(table, model, mode)
+    untrained = _Queries.of(table, "untrained", mode) if model != "untrained" else None
+    before = None if untrained is None or not len(untrained.ap) else own.ap_in(untrained)
+    fallen = np.empty(0, dtype=np.int64) if before is None else _fallen(own, before)
+    parts = {title: part for title, part in _parts(own, fallen, each, seed).items() if part}
+    chosen = {title: take_rows(path, own.place[part].tolist()) for title, part in parts.items()}
     relevance, problem = None, None
     if explain is not None and chosen:
-        drawn = np.random.default_rng(seed).permutation(len(own))[:_SAMPLE]
-        sample = take_rows(path, [positions[at] for at in sorted(drawn.tolist())])
+        drawn = np.random.default_rng(seed).permutation(len(own.ap))[:_SAMPLE]
+        sample = take_rows(path, own.place[np.sort(drawn)].tolist())
         pairs = [_pair(row) for rows in chosen.values() for row in rows]
         try:
             relevance = explain(pairs, [_pair(row) for row in sample])
@@ -152,18 +158,18 @@ def query_section(
                     thumbnail,
                     top_k,
                     names=names,
-                    ap_before=before.get(row["query_path"]),
+                    ap_before=None if before is None or np.isnan(before[at]) else float(before[at]),
                     maps=_maps(row, thumbnail, relevance),
                 )
-                for row in full
+                for row, at in zip(full, parts[title], strict=True)
             ],
         )
         for title, full in chosen.items()
     ]
-    missed = sum(row["first_hit"] > 1 for row in own)
+    missed = int((own.first_hit > 1).sum())
     return QuerySection(
         groups=groups,
-        failures=Failures(len(own), missed, len(fallen) if before else None),
+        failures=Failures(len(own.ap), missed, None if before is None else len(fallen)),
         faithfulness=relevance.faithfulness if relevance else None,
         relevance_problem=problem,
     )
@@ -185,17 +191,43 @@ def _maps(row: Row, thumbnail: Thumbnails, relevance: Relevance | None) -> PairM
     )
 
 
-def _parts(rows: Sequence[Row], fallen: Sequence[int], each: int, seed: int) -> dict[str, list[int]]:
-    """Return title -> positions in `rows` of the queries of each group, none of them twice."""
-    parts = dict(zip(_GROUPS, thirds(rows, each, value="ap", key="query_pid", seed=seed), strict=True))
-    taken = {at for part in parts.values() for at in part}
-    return {**parts, _FALLEN: [at for at in fallen if at not in taken][:each]}
+class _Queries(NamedTuple):
+    """Queries of one model and mode, [Q]. place: row in rankings.parquet."""
+
+    place: Ints
+    path: Texts
+    pid: Ints
+    ap: Floats
+    first_hit: Ints
+
+    @classmethod
+    def of(cls, table: pa.Table, model: str, mode: str) -> _Queries:
+        """Return the queries of a model and mode. table: the columns `_SELECTORS`."""
+        is_own = pc.and_(pc.equal(table["model"], model), pc.equal(table["mode"], mode))
+        own = table.filter(is_own)
+        pid, ap, first_hit = (own[name].to_numpy() for name in ("query_pid", "ap", "first_hit"))
+        return cls(np.flatnonzero(is_own.to_numpy()), Texts(own["query_path"]), pid, ap, first_hit)
+
+    def ap_in(self, other: _Queries) -> Floats:
+        """Return the AP of each of these queries in another row, NaN for those that it does not have."""
+        place = self.path.places_in(other.path)
+        return np.where(place < 0, np.nan, other.ap[place])
 
 
-def _fallen(rows: Sequence[Row], before: Mapping[str, float]) -> list[int]:
-    """Return the positions of the rows with a lower AP than `before`, the greatest loss first."""
-    lost = {at: before[row["query_path"]] - row["ap"] for at, row in enumerate(rows) if row["query_path"] in before}
-    return sorted((at for at, loss in lost.items() if loss > 0), key=lambda at: (-lost[at], rows[at]["query_path"]))
+def _parts(queries: _Queries, fallen: Ints, each: int, seed: int) -> dict[str, list[int]]:
+    """Return title -> numbers of the queries of each group, none of them twice."""
+    parts = dict(zip(_GROUPS, thirds(queries.ap, queries.pid, each, seed=seed), strict=True))
+    taken = [at for part in parts.values() for at in part]
+    return {**parts, _FALLEN: fallen[~np.isin(fallen, taken)][:each].tolist()}
+
+
+def _fallen(queries: _Queries, before: Floats) -> Ints:
+    """Return the numbers of the queries with a lower AP than `before`, the greatest loss first."""
+    lost = before - queries.ap
+    fallen = np.flatnonzero(lost > 0)
+    keys = pa.table({"gain": -lost[fallen], "path": queries.path[fallen]})
+    order = pc.sort_indices(keys, sort_keys=[("gain", "ascending"), ("path", "ascending")])
+    return fallen[order.to_numpy()]
 
 
 def _meaning(rows: Sequence[Row]) -> str:

@@ -151,7 +151,7 @@ class Embedder:
         images: Iterable[ImageSource],
         *,
         mode: str | None = None,
-        cameras: Sequence[int] | None = None,
+        cameras: Sequence[int] | NDArray[np.int64] | None = None,
         progress: ProgressFn = silent,
     ) -> Float32s:
         """Return the embeddings of images, float32 [N, D] of length one, in the order of `images`.
@@ -196,7 +196,7 @@ class Embedder:
         indices: NDArray[np.int64],
         *,
         mode: str | None = None,
-        cameras: Sequence[int] | None = None,
+        cameras: Sequence[int] | NDArray[np.int64] | None = None,
         progress: ProgressFn = silent,
     ) -> Float32s:
         """Return the embeddings of ``pixels[indices]``, as `embed_images` does.
@@ -253,7 +253,7 @@ class Embedder:
                 "one or two sentences"
             )
 
-    def _camera_numbers(self, cameras: Sequence[int] | None, count: int) -> Tensor | None:
+    def _camera_numbers(self, cameras: Sequence[int] | NDArray[np.int64] | None, count: int) -> Tensor | None:
         if not self.needs_cameras:
             return None
         if cameras is None:

@@ -160,7 +160,7 @@ class FeatureStage(Stage):
         if isinstance(self.model, ArtifactRef):
             tasks["trained"] = load_task(self.model.folder, device)
         for name, task in tasks.items():
-            yield LoadedModel(name, task, task.camera_numbers(images.camid.tolist()))
+            yield LoadedModel(name, task, task.camera_numbers(images.camid))
 
     def _features(
         self, model: LoadedModel, pixels: Pixels, indices: Ints, folder: Path | None, progress: ProgressFn

@@ -80,10 +80,8 @@ def indexed_sample(embedder: Embedder, images: IndexedImages, count: int = IMAGE
     rows, shape = read_rows(images), embedder.task.preprocess
     gallery = rows.of_split("gallery")
     chosen = rows.take(np.random.default_rng(_SEED).permutation((gallery if len(gallery) else rows.position)[:count]))
-    pixels = [
-        resized(_open(images, path, sha256), shape.height, shape.width)
-        for path, sha256 in zip(chosen.path, chosen.sha256, strict=True)
-    ]
+    shown = map(chosen.row, range(len(chosen)))
+    pixels = [resized(_open(images, image.path, image.sha256), shape.height, shape.width) for image in shown]
     return Sample(chosen.path.tolist(), np.stack(pixels), chosen.camid.tolist() if embedder.needs_cameras else None)
 
 

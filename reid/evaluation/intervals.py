@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     from numpy.typing import NDArray
+
+    from data.columns.texts import Texts
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 2000
@@ -38,26 +41,36 @@ Interval = tuple[float, float]
 class QueryScores:
     """Scores of each query by one model in one mode. values: metric -> fractions, one per path of `paths`."""
 
-    paths: tuple[str, ...]
+    paths: Texts
     values: Mapping[str, NDArray[np.float64]]
 
 
 def read_query_scores(rankings: Path) -> dict[tuple[str, str], QueryScores]:
     """Return the scores of the queries of rankings.parquet by model and mode, the queries sorted by path."""
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    frame = pq.read_table(rankings, columns=list(_COLUMNS)).to_pandas().sort_values("query_path", kind="stable")
-    return {
-        (str(model), str(mode)): QueryScores(
-            paths=tuple(part["query_path"]),
-            values={
-                "mAP": part["ap"].to_numpy(float),
-                "mINP": part["inp"].to_numpy(float),
-                **{f"rank{rank}": (part["first_hit"] <= rank).to_numpy(float) for rank in (1, 5, 10)},
-            },
-        )
-        for (model, mode), part in frame.groupby(["model", "mode"], sort=False)
-    }
+    table = pq.read_table(rankings, columns=list(_COLUMNS))
+    table = table.sort_by([("query_path", "ascending")])
+    found = {}
+    for row in table.group_by(["model", "mode"], use_threads=False).aggregate([]).to_pylist():
+        is_own = pc.and_(pc.equal(table["model"], row["model"]), pc.equal(table["mode"], row["mode"]))
+        found[row["model"], row["mode"]] = _scores_of(table.filter(is_own))
+    return found
+
+
+def _scores_of(queries: pa.Table) -> QueryScores:
+    from data.columns.texts import Texts
+
+    first_hit = queries["first_hit"].to_numpy()
+    return QueryScores(
+        paths=Texts(queries["query_path"]),
+        values={
+            "mAP": queries["ap"].to_numpy().astype(float),
+            "mINP": queries["inp"].to_numpy().astype(float),
+            **{f"rank{rank}": (first_hit <= rank).astype(float) for rank in (1, 5, 10)},
+        },
+    )
 
 
 def query_scores_of(metrics: Mapping[str, Any], rankings: Path) -> dict[tuple[str, str], QueryScores]:
@@ -78,9 +91,12 @@ def intervals(ours: QueryScores | None, base: QueryScores | None) -> dict[str, I
 
 def score_intervals(scores: QueryScores | None) -> dict[str, Interval] | None:
     """Return for each metric the interval of its mean, in percent; None without scores or below `MIN_QUERIES`."""
-    if scores is None or len(scores.paths) < MIN_QUERIES:
-        return None
-    return _of_means(scores.values)
+    return None if scores is None else value_intervals(scores.values)
+
+
+def value_intervals(values: Mapping[str, NDArray[np.float64]]) -> dict[str, Interval] | None:
+    """Return for each metric the interval of its mean, in percent; None below `MIN_QUERIES`. values: [Q] each."""
+    return None if len(next(iter(values.values()))) < MIN_QUERIES else _of_means(values)
 
 
 def _of_means(values: Mapping[str, NDArray[np.float64]]) -> dict[str, Interval]:

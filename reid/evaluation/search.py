@@ -69,7 +69,7 @@ def search(
     shape = embedder.task.preprocess
     cache = PixelStage(height=shape.height, width=shape.width).make(run)
     features_ND = embedder.embed_pixels(
-        load_pixels(cache.ref), gallery.position, mode=mode, cameras=gallery.camid.tolist(), progress=run.progress
+        load_pixels(cache.ref), gallery.position, mode=mode, cameras=gallery.camid, progress=run.progress
     )
     with exact_float32(torch):
         similarities = similarity_blocks(FeatureRows(wanted_1D, "query"), FeatureRows(features_ND, "gallery"))

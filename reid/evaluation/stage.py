@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactRef, Produced
+from data.columns.texts import Texts
 from data.device import resolve_device
 from data.files import write_json, write_table
 from data.schemas import RANKINGS
@@ -166,7 +167,7 @@ def _ranking_table(entry: _Entry, images: ImageRows, split: RankingSplit) -> pa.
     offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())
     nearest = ranking.top_index[filled]
 
-    def lists(values: NDArray[Any]) -> pa.ListArray:
+    def lists(values: NDArray[Any] | Texts) -> pa.ListArray:
         return pa.ListArray.from_arrays(offsets, pa.array(values))
 
     columns = {

@@ -41,7 +41,7 @@ class TrainingSet:
     caption_rows_N: NDArray[np.int64] | None = None
     """Row of each training image's caption in `captions_MD`."""
     captions_MD: NDArray[np.float32] | None = None
-    """Text features of the distinct captions."""
+    """Text features of the distinct captions; may be a memory map."""
 
 
 class TrainingBatches:
@@ -78,7 +78,6 @@ class TrainingBatches:
             rank=rank,
             world=world,
         )
-        self._captions_MD = None if data.captions_MD is None else torch.from_numpy(data.captions_MD).to(device)
 
     @property
     def batch_size(self) -> int:
@@ -120,8 +119,8 @@ class TrainingBatches:
     def _batch(self, items: NDArray[np.int64], images_BCHW: Tensor) -> Batch:
         data, device = self._data, self._device
         captions = None
-        if self._captions_MD is not None and data.caption_rows_N is not None:
-            captions = self._captions_MD[torch.from_numpy(data.caption_rows_N[items]).to(device)]
+        if data.captions_MD is not None and data.caption_rows_N is not None:
+            captions = torch.from_numpy(np.asarray(data.captions_MD[data.caption_rows_N[items]])).to(device)
         return Batch(
             images_BCHW=images_BCHW,
             labels_B=torch.from_numpy(data.labels_N[items]).to(device),

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Produced
+from data.columns.json_rows import list_digest
+from data.columns.texts import Texts
 from data.errors import DataError, counted
 from data.files import write_json
 from data.process.environment import exact_float32
@@ -63,7 +65,7 @@ class TextStage(Stage):
     """
 
     name: ClassVar[str] = "text"
-    captions: tuple[str, ...]
+    captions: Texts
     config: BackboneConfig
     seed: int
     device: str
@@ -71,7 +73,7 @@ class TextStage(Stage):
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return the captions and the weights."""
         return {
-            "captions": digest(list(self.captions)),
+            "captions": list_digest([self.captions.array]),
             "backbone": self.config.name,
             "weights": weights_identity(run.store, self.config, self.seed),
             "version": STAGE_VERSION,
@@ -79,7 +81,8 @@ class TextStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write features.npy and text.json."""
-        texts = ["" if text == WORDLESS else text for text in self.captions]
+        wordless = pc.equal(self.captions.array, WORDLESS)
+        texts = Texts(pc.if_else(wordless, "", self.captions.array))
         features = encode_texts(texts, config=self.config, seed=self.seed, device=self.device, progress=run.progress)
         np.save(folder / "features.npy", features, allow_pickle=False)
         write_json(folder / "text.json", {"captions": len(self.captions), "width": features.shape[1]})
@@ -87,7 +90,7 @@ class TextStage(Stage):
 
 
 def caption_features(
-    run: RunContext, captions: Sequence[str], *, config: BackboneConfig, seed: int, device: str = "cpu"
+    run: RunContext, captions: Texts, *, config: BackboneConfig, seed: int, device: str = "cpu"
 ) -> CaptionFeatures:
     """Return the text feature of every caption; encode the captions unless the store holds the features of this set.
 
@@ -98,16 +101,15 @@ def caption_features(
         seed: of random weights.
         device: where to encode, "cpu" or "cuda".
     """
-    distinct = tuple(sorted(set(captions)))
+    distinct = captions.sorted_distinct()
     made = TextStage(captions=distinct, config=config, seed=seed, device=device).make(run)
-    features: NDArray[np.float32] = np.load(made.ref.folder / "features.npy", allow_pickle=False)
+    features: NDArray[np.float32] = np.load(made.ref.folder / "features.npy", mmap_mode="r", allow_pickle=False)
     if len(features) != len(distinct):
         raise DataError(
             f"{made.ref.folder} has {counted(len(features), 'feature')} for {counted(len(distinct), 'caption')}; "
             "delete that folder and run again"
         )
-    row = {caption: index for index, caption in enumerate(distinct)}
-    return CaptionFeatures(features_MD=features, rows_N=np.array([row[text] for text in captions], dtype=np.int64))
+    return CaptionFeatures(features_MD=features, rows_N=captions.places_in(distinct))
 
 
 def encode_texts(
@@ -124,7 +126,8 @@ def text_features(backbone: Backbone, texts: Sequence[str], progress: ProgressFn
     import torch
 
     # Sorted by length, because a batch is padded to its longest text.
-    order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    order = np.argsort(lengths, kind="stable")
     features = np.empty((len(texts), backbone.joint_width), dtype=np.float32)
     with torch.inference_mode(), exact_float32(torch):
         for start in range(0, len(order), _BATCH):

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.columns.digests import Digests, digests_of, one_text
 from data.columns.distinct import one_array
+from data.columns.texts import Texts
 from data.people import JUNK
 from data.stages.images import IndexedImages
 
 Ints = NDArray[np.int64]
-Texts = NDArray[np.object_]
+Splits = NDArray[np.object_]
+"""The split of each image; images of one split share one text."""
+
+
+class ImageRow(NamedTuple):
+    """One image. sha256: 64 hexadecimal digits."""
+
+    path: str
+    sha256: str
+    split: str
+    pid: int
+    camid: int
 
 
 @dataclass(frozen=True)
@@ -22,14 +37,34 @@ class ImageRows:
 
     position: Ints
     path: Texts
-    sha256: Texts
-    split: Texts
+    sha256: Digests
+    split: Splits
     pid: Ints
     camid: Ints
+
+    @classmethod
+    def of(cls, images: Iterable[ImageRow]) -> Self:
+        """Return the columns of a few images, at the positions 0, 1, ..."""
+        rows = list(images)
+        path, sha256, split, pid, camid = zip(*rows, strict=True) if rows else [()] * len(ImageRow._fields)
+        return cls(
+            np.arange(len(rows), dtype=np.int64),
+            Texts(path),
+            digests_of(pa.array(sha256, pa.string())),
+            np.array(split, dtype=object),
+            np.array(pid, dtype=np.int64),
+            np.array(camid, dtype=np.int64),
+        )
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.position)
+
+    def row(self, at: int) -> ImageRow:
+        """Return one image."""
+        return ImageRow(
+            self.path[at], one_text(self.sha256, at), self.split[at], int(self.pid[at]), int(self.camid[at])
+        )
 
     def take(self, index: slice | Ints) -> ImageRows:
         """Return the images at `index`, in that order."""
@@ -49,15 +84,24 @@ class ImageRows:
 
 def read_rows(images: IndexedImages) -> ImageRows:
     """Return all rows of images.parquet. Raises DataError when the file cannot be read."""
-    table = images.rows("path", "sha256", "split", "pid", "camid")
-    path, sha256 = (np.array(table[name].to_pylist(), dtype=object) for name in ("path", "sha256"))
-    split = _repeated(one_array(table["split"].dictionary_encode()))
-    pid, camid = (table[name].to_numpy() for name in ("pid", "camid"))
-    return ImageRows(np.arange(table.num_rows, dtype=np.int64), path, sha256, split, pid, camid)
+    count = images.count()
+    sha256: Digests = np.empty(count, dtype="S32")
+    pid, camid = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    split = np.empty(count, dtype=object)
+    paths, names = [], dict[str, str]()
+    at = 0
+    for rows in images.batches("path", "sha256", "split", "pid", "camid"):
+        part = slice(at, at + len(rows))
+        paths.append(rows["path"])
+        sha256[part] = digests_of(rows["sha256"])
+        split[part] = _shared(one_array(rows["split"].dictionary_encode()), names)
+        pid[part], camid[part] = rows["pid"].to_numpy(), rows["camid"].to_numpy()
+        at += len(rows)
+    return ImageRows(np.arange(count, dtype=np.int64), Texts.joined(paths), sha256, split, pid, camid)
 
 
-def _repeated(column: pa.DictionaryArray) -> Texts:
-    """Return the texts of a column with one object per distinct text."""
-    values = np.array(column.dictionary.to_pylist(), dtype=object)
-    found: Texts = values[column.indices.to_numpy()]
+def _shared(column: pa.DictionaryArray, names: dict[str, str]) -> Splits:
+    """Return the texts of a column with one object per distinct text, which `names` keeps for all batches."""
+    values = np.array([names.setdefault(text, text) for text in column.dictionary.to_pylist()], dtype=object)
+    found: Splits = values[column.indices.to_numpy()]
     return found

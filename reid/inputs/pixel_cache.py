@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
+from data.columns.json_rows import list_digest
 from data.errors import DataError, RejectedRow, counted
 from data.files import read_json, write_json
 from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn
 from data.sources.address import shown
-from data.stages.images import IndexedImages
+from data.stages.images import ImageDigests, IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 
 STAGE_VERSION: Final = 1
@@ -53,18 +53,17 @@ class PixelStage(Stage):
 
     def ingredients(self, run: RunContext) -> Ingredients:
         """Return the digests of the images in their order, the size and the resize rule."""
-        digests = run.images.rows("sha256")["sha256"].to_pylist()
-        return {"order": digest(digests), "size": [self.height, self.width], "resize": RESIZE, "version": STAGE_VERSION}
+        order = list_digest(rows["sha256"] for rows in run.images.batches("sha256"))
+        return {"order": order, "size": [self.height, self.width], "resize": RESIZE, "version": STAGE_VERSION}
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write pixels.npy and pixels.json."""
-        table = run.images.rows("path", "sha256")
-        shape = (table.num_rows, self.height, self.width, 3)
+        images = run.images.digests()
+        shape = (len(images), self.height, self.width, 3)
         out = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
-        rows = list(zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-        _fill(out, rows, run.images, self.workers or os.cpu_count() or 1, run.progress)
+        _fill(out, images, run.images, self.workers or os.cpu_count() or 1, run.progress)
         out.flush()
-        write_json(folder / "pixels.json", {**self.ingredients(run), "images": table.num_rows})
+        write_json(folder / "pixels.json", {**self.ingredients(run), "images": len(images)})
         return Produced()
 
 
@@ -87,7 +86,7 @@ def resized(image: Image.Image, height: int, width: int) -> Pixels:
     return pixels
 
 
-def _fill(out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, workers: int, progress: ProgressFn) -> None:
+def _fill(out: Pixels, rows: ImageDigests, images: IndexedImages, workers: int, progress: ProgressFn) -> None:
     every = max(1, len(rows) // 100)
     problems: list[str] = []
     with closing(_decode_all(out, rows, images, workers)) as decoded:
@@ -106,10 +105,10 @@ def _fill(out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, worke
 
 
 def _decode_all(
-    out: Pixels, rows: list[tuple[str, str]], images: IndexedImages, workers: int
+    out: Pixels, rows: ImageDigests, images: IndexedImages, workers: int
 ) -> Generator[str | None, None, None]:
     def decode(index: int) -> str | None:
-        path, sha256 = rows[index]
+        path, sha256 = rows.image(index)
         try:
             image = images.open(path, sha256)
         except RejectedRow as rejected:

@@ -49,9 +49,10 @@ class IdentitySampler:
         self.identities, self.images, self.seed = identities, images, seed
         self.rank, self.world = rank, world
         self._check(labels)
-        order = np.argsort(labels, kind="stable")
-        self._members = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-        groups = np.array([max(1, len(members) // images) for members in self._members], dtype=np.int64)
+        # The images of identity i are self._order[self._ends[i] : self._ends[i + 1]].
+        self._order = np.argsort(labels, kind="stable")
+        self._ends = np.concatenate([[0], np.flatnonzero(np.diff(labels[self._order])) + 1, [len(labels)]])
+        groups = np.maximum(1, np.diff(self._ends) // images)
         self.batches_per_epoch = _epoch_length(groups, identities)
         self._groups = np.minimum(groups, self.batches_per_epoch)
 
@@ -67,16 +68,13 @@ class IdentitySampler:
     def epoch(self, epoch: int) -> Indices:
         """Return all global batches of an epoch, [batches_per_epoch, P * K], the images of an identity side by side."""
         rng = np.random.default_rng([self.seed, epoch])
-        groups = [
-            self._draw_groups(members, count, rng) for members, count in zip(self._members, self._groups, strict=True)
-        ]
+        groups = self._draw_groups(rng)
         schedule = self._schedule(rng)
-        taken = np.zeros(len(groups), dtype=np.int64)
+        following = np.cumsum(self._groups) - self._groups  # the next group of each identity
         batches = np.empty((len(schedule), self.identities, self.images), dtype=np.int64)
         for batch, chosen in zip(batches, schedule, strict=True):
-            for place, identity in enumerate(chosen):
-                batch[place] = groups[identity][taken[identity]]
-            taken[chosen] += 1
+            batch[:] = groups[following[chosen]]
+            following[chosen] += 1
         return batches.reshape(len(schedule), self.batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Indices]:
@@ -105,11 +103,18 @@ class IdentitySampler:
             )
         raise_problems("batch sampler", problems, ConfigError)
 
-    def _draw_groups(self, members: Indices, count: int, rng: np.random.Generator) -> Indices:
-        drawn = rng.permutation(members)
-        if len(drawn) < self.images:
-            drawn = np.concatenate([drawn, rng.choice(members, self.images - len(drawn))])
-        return drawn[: count * self.images].reshape(count, self.images)
+    def _draw_groups(self, rng: np.random.Generator) -> Indices:
+        """Draw the groups of every identity, those of one identity side by side, [groups, K]."""
+        drawn = np.empty((int(self._groups.sum()), self.images), dtype=np.int64)
+        flat, at = drawn.reshape(-1), 0
+        for start, end, count in zip(self._ends[:-1], self._ends[1:], self._groups * self.images, strict=True):
+            members = self._order[start:end]
+            images = rng.permutation(members)
+            if len(images) < self.images:
+                images = np.concatenate([images, rng.choice(members, self.images - len(images))])
+            flat[at : at + count] = images[:count]
+            at += count
+        return drawn
 
     def _schedule(self, rng: np.random.Generator) -> Indices:
         """Draw the identities of each batch, [batches, P], weighted by their number of remaining groups.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
 
-from data.artifacts.contents import CAPTIONS_FILE, caption_text
+from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.store import ArtifactRef
+from data.columns.distinct import equal_runs
+from data.columns.texts import Texts
 from data.device import PROCESSES_KEY
 from data.errors import ConfigError, DataError, counted, raise_problems
 from data.stages.images import IndexedImages
 from reid.config.train import TrainConfig
+from reid.inputs.caption_rows import captions_of_rows
 from reid.inputs.image_rows import ImageRows, Ints, read_rows
 
 MIN_IDENTITIES: Final = 2
@@ -26,7 +28,7 @@ class TrainingRows(NamedTuple):
     """The training split: images to train on, and images of held-out identities."""
 
     trained: ImageRows
-    captions: list[str]
+    captions: Texts
     """Caption of each image in `trained`; empty for methods that do not read captions."""
     held_out: ImageRows
     uncaptioned: int
@@ -47,35 +49,39 @@ def training_rows(images: IndexedImages, captions: ArtifactRef | None, config: T
     rows = everything.take(everything.of_split("train"))
     if not len(rows):
         raise DataError(f"{images.file} does not list any training images; check the split of the dataset")
-    raise_problems("training", batch_problems(rows.pid.tolist(), config), ConfigError)
-    kept = held_out_identities(rows.pid.tolist(), config) if config.validation.holds_out else set()
-    is_held_out = np.isin(rows.pid, sorted(kept))
+    raise_problems("training", batch_problems(rows.pid, config), ConfigError)
+    kept = held_out_identities(rows.pid, config) if config.validation.holds_out else ()
+    is_held_out = np.isin(rows.pid, kept)
     used, held_out = rows.take(np.flatnonzero(~is_held_out)), rows.take(np.flatnonzero(is_held_out))
-    texts = _captions(used, captions, config) if config.needs_captions else None
-    present = np.array([row for row in range(len(used)) if texts is None or texts[row]], dtype=np.int64)
-    trained, said = used.take(present), [texts[row] for row in present] if texts is not None else []
+    trained, said = used, None
+    if config.needs_captions:
+        texts = _captions(used, everything, captions, config)
+        present = np.flatnonzero(texts.lengths())
+        trained, said = used.take(present), texts[present]
     order = _by_content(trained, said)
     return TrainingRows(
         trained=trained.take(order),
-        captions=[said[row] for row in order] if said else [],
-        held_out=held_out.take(_by_content(held_out, [])),
+        captions=Texts([]) if said is None else said[order],
+        held_out=held_out.take(_by_content(held_out, None)),
         uncaptioned=len(used) - len(trained),
     )
 
 
-def _by_content(rows: ImageRows, captions: list[str]) -> Ints:
+def _by_content(rows: ImageRows, captions: Texts | None) -> Ints:
     """Return the order of the rows by content. Rows that compare equal have the same image, labels and caption."""
-    columns = [rows.pid.tolist(), rows.camid.tolist(), rows.sha256.tolist(), *([captions] if captions else [])]
-    keys = list(zip(*columns, strict=True))
-    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+    order: Ints = np.lexsort((rows.sha256, rows.camid, rows.pid))
+    if captions is not None:
+        for start, end in equal_runs([column[order] for column in (rows.pid, rows.camid, rows.sha256)]):
+            order[start:end] = sorted(order[start:end].tolist(), key=captions.__getitem__)
+    return order
 
 
-def batch_problems(pids: Iterable[int], config: TrainConfig, processes: int = 1) -> list[str]:
+def batch_problems(pids: ArrayLike, config: TrainConfig, processes: int = 1) -> list[str]:
     """Return why training images of identities `pids` cannot fill the batches of `config`; empty if they can.
 
     processes: number of processes that share each batch.
     """
-    people, wanted = len(set(pids)), config.batch.identities
+    people, wanted = len(np.unique(pids)), config.batch.identities
     left = people - _held_out_count(people, config)
     held_out = f"train.validation.held_out={config.validation.held_out:g}"
     if people < MIN_IDENTITIES:
@@ -110,38 +116,35 @@ def _held_out_count(people: int, config: TrainConfig) -> int:
     return max(2, round(config.validation.held_out * people)) if config.validation.holds_out else 0
 
 
-def held_out_identities(pids: Iterable[int], config: TrainConfig) -> set[int]:
-    """Draw the identities to hold out of training."""
-    people = sorted(set(pids))
+def held_out_identities(pids: ArrayLike, config: TrainConfig) -> Ints:
+    """Draw the identities to hold out of training; return them sorted."""
+    people = np.unique(np.asarray(pids, dtype=np.int64))
     drawn = np.random.default_rng(config.validation.split_seed).permutation(people)
-    return {int(pid) for pid in drawn[: _held_out_count(len(people), config)]}
+    held_out: Ints = np.sort(drawn[: _held_out_count(len(people), config)])
+    return held_out
 
 
-def _captions(rows: ImageRows, captions: ArtifactRef | None, config: TrainConfig) -> list[str]:
+def _captions(rows: ImageRows, everything: ImageRows, captions: ArtifactRef | None, config: TrainConfig) -> Texts:
     """Return the caption of each image; up to the ratio `config.max_uncaptioned` may be empty.
 
     Captions that could not be parsed or were truncated are used like any other; only empty captions count as missing.
-    They are never replaced by another caption.
+    They are never replaced by another caption. everything: all images of the dataset.
     """
     if captions is None:
         raise ConfigError(f"method {config.method} reads captions: give the caption artifact of these images")
-    table = pq.read_table(captions.folder / CAPTIONS_FILE, columns=["image_path", "image_sha256", "caption"])
-    known = {
-        (path, sha256): caption_text(caption)
-        for path, sha256, caption in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-    }
-    keys = list(zip(rows.path, rows.sha256, strict=True))
-    unknown = [path for path, sha256 in keys if (path, sha256) not in known]
-    if unknown:
+    texts, unknown = captions_of_rows(captions.folder / CAPTIONS_FILE, rows, everything)
+    if len(unknown):
         raise DataError(
             f"{captions.folder}/captions.parquet lacks {counted(len(unknown), 'training image')}, such as "
-            f"{', '.join(unknown[:_SHOWN])}: it was made from other images; run the caption stage on this dataset"
+            f"{', '.join(rows.path[unknown[:_SHOWN]])}: it was made from other images; run the caption stage on this"
+            " dataset"
         )
-    absent = [path for path, sha256 in keys if not known[path, sha256]]
-    if len(absent) > config.max_uncaptioned * len(keys):
+    absent = np.flatnonzero(texts.lengths() == 0)
+    if len(absent) > config.max_uncaptioned * len(rows):
         raise DataError(
-            f"{len(absent)} of {counted(len(keys), 'training image')} lack a caption (such as "
-            f"{', '.join(absent[:_SHOWN])}), more than train.max_uncaptioned={config.max_uncaptioned:g}; caption them, "
-            f"or set train.max_uncaptioned={math.ceil(100 * len(absent) / len(keys)) / 100:g} to leave them out"
+            f"{len(absent)} of {counted(len(rows), 'training image')} lack a caption (such as "
+            f"{', '.join(rows.path[absent[:_SHOWN]])}), more than train.max_uncaptioned={config.max_uncaptioned:g}: "
+            "caption them, or set "
+            f"train.max_uncaptioned={math.ceil(100 * len(absent) / len(rows)) / 100:g} to leave them out"
         )
-    return [known[key] for key in keys]
+    return texts

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.columns.texts import TextPlaces
 from reid.inputs.augment import normalize
 from reid.inputs.image_rows import ImageRows
 from reid.inputs.pixel_cache import Pixels
@@ -47,7 +48,7 @@ class DatasetImages:
         self.rows = rows
         self.pixels = pixels
         self.device = device
-        self._place = {path: place for place, path in enumerate(rows.path)}
+        self._places = TextPlaces(rows.path)
 
     def explain(self, pairs: Sequence[Pair]) -> Iterator[MappedPair]:
         """Yield the maps of each pair of a query and a gallery image, in order."""
@@ -82,9 +83,9 @@ class DatasetImages:
         return self._images(query), self._images(gallery)
 
     def _images(self, paths: Sequence[str]) -> _Images:
-        places = np.array([self._place[path] for path in paths])
+        places = np.array([self._places.find(path) for path in paths], dtype=np.int64)
         pixels_BHWC = torch.from_numpy(np.stack([self.pixels[place] for place in self.rows.position[places]]))
-        shape, cameras_B = self.task.preprocess, self.task.camera_numbers(self.rows.camid[places].tolist())
+        shape, cameras_B = self.task.preprocess, self.task.camera_numbers(self.rows.camid[places])
         images_BCHW = normalize(pixels_BHWC.to(self.device).permute(0, 3, 1, 2), shape.mean, shape.std)
         return _Images(images_BCHW, None if cameras_B is None else cameras_B.to(self.device))
 

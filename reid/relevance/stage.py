@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
+from data.columns.texts import Texts
 from data.device import resolve_device
 from data.files import read_json, write_json, write_table
 from data.process.environment import exact_float32
@@ -68,12 +69,12 @@ class RelevanceStage(Stage):
         """Return the model, the mode, and the paths, bytes and cameras of the images."""
         config = trained_config(read_trained(self.model.folder))
         rows = read_rows(run.images)
-        known = dict(zip(rows.path, zip(rows.sha256, rows.camid.tolist(), strict=True), strict=True))
         named = sorted({path for pair in (*self.pairs, *self.sample) for path in pair})
+        shown = [rows.row(int(at)) for at in Texts(named).places_in(rows.path)]
         return {
             **self.model.digests_of("model.safetensors"),
             "config": digest(config.identity()),
-            "images": digest([(path, *known[path]) for path in named]),
+            "images": digest([(image.path, image.sha256, image.camid) for image in shown]),
             "pairs": digest(list(self.pairs)),
             "sample": digest(list(self.sample)),
             "mode": self.mode,

@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from data.errors import DataError
@@ -126,21 +128,22 @@ class Task(nn.Module, ABC):
         """Return CLIP's image features [B, D], in the joint space of images and texts; an `Encoder`."""
         return self.encode_image(images_BCHW, cameras_B).joint_BD
 
-    def camera_numbers(self, camids: Sequence[int]) -> Tensor | None:
+    def camera_numbers(self, camids: ArrayLike) -> Tensor | None:
         """Return the camera numbers [N] of `camids` for the encoders, or None without a camera embedding.
 
         Raises DataError for a camera without an embedding, which training has not seen.
         """
         if not self.sie:
             return None
-        number = {camid: position for position, camid in enumerate(self.camera_ids_K.tolist())}
-        unknown = sorted(set(camids) - set(number))
-        if unknown:
+        wanted, known = np.asarray(camids, dtype=np.int64), self.camera_ids_K.cpu().numpy()
+        order = np.argsort(known)
+        unknown = np.setdiff1d(wanted, known)
+        if len(unknown):
             raise DataError(
-                f"the model has camera embeddings for {sorted(number)} only, and the images include cameras {unknown}: "
-                "train with train.sie=0 to use other cameras"
+                f"the model has camera embeddings for {known[order].tolist()} only, and the images include cameras "
+                f"{unknown.tolist()}: train with train.sie=0 to use other cameras"
             )
-        return torch.tensor([number[camid] for camid in camids])
+        return torch.from_numpy(order[np.searchsorted(known, wanted, sorter=order)])
 
     def start_training(self) -> None:
         """Keep what the losses need of the weights before training. The training loop calls this before any step."""

@@ -145,7 +145,7 @@ class TrainStage(Stage):
                 "identities": len(labels.identities),
                 "images_without_caption": rows.uncaptioned,
                 "images_held_out": len(rows.held_out),
-                "identities_held_out": len(set(rows.held_out.pid.tolist())),
+                "identities_held_out": len(np.unique(rows.held_out.pid)),
                 "steps": state.step,
                 "kept": _kept(config, state),
             },
@@ -220,20 +220,20 @@ def _training_set(run: RunContext, rows: TrainingRows, config: TrainConfig) -> t
     backbone = config.backbone
     cache = PixelStage(height=backbone.height, width=backbone.width).make(run)
     used = rows.trained
-    identities = sorted(set(used.pid.tolist()))
-    cameras = sorted({*used.camid.tolist(), *rows.held_out.camid.tolist()})
+    identities, labels = np.unique(used.pid, return_inverse=True)
+    cameras = np.union1d(used.camid, rows.held_out.camid)
     features = None
     if config.needs_captions:
         features = caption_features(run, rows.captions, config=backbone, seed=config.seed, device=_device(config))
     data = TrainingSet(
         pixels=load_pixels(cache.ref),
         positions_N=used.position,
-        labels_N=np.searchsorted(identities, used.pid),
+        labels_N=labels,
         cameras_N=np.searchsorted(cameras, used.camid),
         caption_rows_N=None if features is None else features.rows_N,
         captions_MD=None if features is None else features.features_MD,
     )
-    return data, Labels(identities, cameras)
+    return data, Labels(identities.tolist(), cameras.tolist())
 
 
 def _learned_texts(run: RunContext, data: TrainingSet, config: TrainConfig) -> Tensor | None:

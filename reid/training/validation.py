@@ -62,7 +62,7 @@ def ranked_test(rows: ImageRows) -> RankedImages:
 
     rows: all rows of images.parquet. Raises DataError when queries or gallery are empty.
     """
-    rows = rows.take(np.lexsort((rows.sha256.astype(str), rows.camid, rows.pid)))  # ties are ranked in this order
+    rows = rows.take(np.lexsort((rows.sha256, rows.camid, rows.pid)))  # ties are ranked in this order
     query, gallery = rows.of_split("query"), rows.of_split("gallery")
     if not len(query) or not len(gallery):
         raise DataError(
@@ -124,7 +124,7 @@ class Validator:
             task.encoders()[self._mode],
             self._pixels,
             self._images.positions_N,
-            cameras=task.camera_numbers(self._images.camids_N.tolist()),
+            cameras=task.camera_numbers(self._images.camids_N),
             batch_size=_BATCH,
             device=self._device,
             mean=task.preprocess.mean,

@@ -10,7 +10,7 @@ from captioning.audit.agreement import people
 from data.columns.records import ImageRecord, Records
 from data.people import UNKNOWN_CAMERA, IdentityName, cameras_known, identity_names, is_junk, is_person
 from data.readers.base import Counts, compare_counts, number_cameras, number_labels
-from reid.inputs.image_rows import ImageRows
+from tests.helpers.image_rows import image_rows
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,7 @@ def test_labels_are_numbered_from_1_in_sorted_order():
 
 
 def test_a_training_uses_identity_zero_and_no_junk():
-    split, texts = np.array(["train", "query", "train", "train"], dtype=object), np.array(list("abcd"), dtype=object)
-    rows = ImageRows(np.arange(4), texts, texts, split, np.array([0, 4, -1, 7]), np.zeros(4, dtype=np.int64))
+    rows = image_rows(["train", "query", "train", "train"], [0, 4, -1, 7], [0] * 4)
     assert rows.of_split("train").tolist() == [0, 3]
 
 

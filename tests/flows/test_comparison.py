@@ -386,7 +386,7 @@ def test_the_folder_of_the_images_comes_from_remembered_digests(store, tmp_path)
     run = find_run(write_evaluation(store, images, rank(images, noise=1, seed=1)).folder, store)
     found = find_test_images(run, store)
     assert found.digests == {row["path"]: row["sha256"] for row in images}
-    assert found.gallery.total() == sum(row["split"] == "gallery" for row in images)
+    assert len(found.gallery) == sum(row["split"] == "gallery" for row in images)
     assert found.root(store) is None
     root = tmp_path / "people"
     first = root / images[0]["path"]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from data.columns.texts import Texts
 from flows.cli.results import results_table
 from flows.report.scores import interval_text, percent_interval_text, scores
 from reid.evaluation.intervals import (
@@ -30,7 +31,7 @@ KEYS = ("mAP", "mINP", "rank1", "rank5", "rank10")
 
 def scored(values, paths=None) -> QueryScores:
     values = np.asarray(values, float)
-    return QueryScores(paths=tuple(paths or map(str, range(len(values)))), values={"mAP": values})
+    return QueryScores(paths=Texts(paths or map(str, range(len(values)))), values={"mAP": values})
 
 
 def plain_bootstrap(differences: list[float], draws: int) -> tuple[float, float]:
@@ -161,7 +162,7 @@ def test_scores_carry_the_interval_of_each_metric(tmp_path):
 def test_fractions_at_a_rank_are_those_of_first_hits(tmp_path):
     write(tmp_path / "r.parquet", {"image": 0.2})
     found = read_query_scores(tmp_path / "r.parquet")["untrained", "image"]
-    assert found.paths == tuple(sorted(found.paths))
+    assert found.paths.tolist() == sorted(found.paths)
     assert [found.values[key].mean() for key in ("rank1", "rank5", "rank10")] == [0.0, 0.0, 1.0]
 
 

@@ -30,18 +30,16 @@ from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
 from reid.evaluation.features import FeatureStage
 from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
-from reid.inputs.image_rows import ImageRows
 from reid.ranking.metrics import evaluate_ranking, similarities
+from tests.helpers.image_rows import image_rows
 from tests.helpers.stages import run_on
 
 
 def rows_of(pids, camids, n_query: int, exclude="same_camera") -> EvaluationRows:
     """Return test images of which the first `n_query` are the queries."""
-    count = len(pids)
-    split = np.array(["query"] * n_query + ["gallery"] * (count - n_query), dtype=object)
-    name = np.array([f"{place}.jpg" for place in range(count)], dtype=object)
-    images = ImageRows(np.arange(count), name, name, split, np.array(pids), np.array(camids))
-    splits = [RankingSplit(slice(0, n_query), slice(n_query, count), exclude)]
+    split = ["query"] * n_query + ["gallery"] * (len(pids) - n_query)
+    images = image_rows(split, pids, camids)
+    splits = [RankingSplit(slice(0, n_query), slice(n_query, len(pids)), exclude)]
     return EvaluationRows(images, splits, False, 0, (), True)
 
 

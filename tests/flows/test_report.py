@@ -907,12 +907,12 @@ def test_draw_evenly_takes_every_group_once_before_any_twice():
 
 
 def test_thirds_prefers_new_people_and_never_repeats_a_row():
-    rows = [{"ap": at / 20, "pid": at // 2} for at in range(20)]
-    low, middle, high = thirds(rows, 3, value="ap", key="pid", seed=0)
+    aps, pids = np.arange(20) / 20, np.arange(20) // 2
+    low, middle, high = thirds(aps, pids, 3, seed=0)
     assert low == [0, 2, 4]
     assert high == [15, 17, 19]
-    assert [rows[at]["pid"] for at in middle] == [4, 5, 6]
-    few = thirds(rows[:4], 2, value="ap", key="pid", seed=0)
+    assert pids[middle].tolist() == [4, 5, 6]
+    few = thirds(aps[:4], pids[:4], 2, seed=0)
     assert sorted(at for part in few for at in part) == [0, 1, 2, 3]
 
 
@@ -920,8 +920,7 @@ def test_thirds_prefers_new_people_and_never_repeats_a_row():
     ("n", "sizes"), [(0, (0, 0, 0)), (1, (0, 1, 0)), (3, (1, 1, 1)), (5, (1, 3, 1)), (12, (4, 4, 4))]
 )
 def test_with_few_queries_a_high_one_is_not_among_the_lowest(n, sizes):
-    rows = [{"ap": at / 20, "pid": at} for at in range(n)]
-    parts = thirds(rows, 4, value="ap", key="pid", seed=0)
+    parts = thirds(np.arange(n) / 20, np.arange(n), 4, seed=0)
     assert tuple(map(len, parts)) == sizes
     assert [at for part in parts for at in part] == list(range(n))
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.artifacts.store import ArtifactStore
+from data.columns.texts import Texts
 from data.datasets import DatasetConfig
 from data.errors import DataError
 from data.index.stage import index
@@ -25,8 +26,8 @@ from reid.evaluation.sentences.source import NoSentences, Sentence, Sentences, f
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.captions import weights_identity
 from reid.inputs.evaluation_rows import EvaluationRows, RankingSplit, evaluation_rows
-from reid.inputs.image_rows import ImageRows
 from tests.helpers.data_trees import text_search
+from tests.helpers.image_rows import image_rows
 from tests.helpers.small_models import describe_images, write_captions, write_model, write_world
 from tests.helpers.stages import run_on
 
@@ -66,9 +67,7 @@ def signs(rng: np.random.Generator, count: int, variants: int) -> np.ndarray:
 
 def rows_of(pids: Sequence[int], queries: int) -> EvaluationRows:
     count = len(pids)
-    path, sha256 = (np.array([f"{name}{at}" for at in range(count)], dtype=object) for name in ("p", "s"))
-    split = np.array(["query"] * queries + ["gallery"] * (count - queries), dtype=object)
-    images = ImageRows(np.arange(count), path, sha256, split, np.array(pids), np.full(count, -1))
+    images = image_rows(["query"] * queries + ["gallery"] * (count - queries), pids, [-1] * count)
     ranked = RankingSplit(slice(0, queries), slice(queries, count), "none")
     return EvaluationRows(images, [ranked], drawn=False, n_junk=0, notices=(), cameras=False)
 
@@ -87,15 +86,13 @@ def test_rankings_are_those_of_a_plain_computation(tmp_path, source, seed):
     queries, pids = 12, [*rng.integers(1, 6, size=11), 9, *rng.integers(0, 6, size=40)]  # 0: distractors; 9: alone
     rows = rows_of(pids, queries)
     described = [at for at in range(len(pids) if source == "dataset" else queries) if pids[at] != 0]
-    sentences = Sentences(
-        source=source,
-        rows=tuple(
-            Sentence(f"p{at}", f"s{at}", number, f"text {(at + number) % 7}", int(pids[at]))
-            for at in described
-            for number in range(1 + at % 3)
-        ),
-    )
-    texts, joints = signs(rng, len(sentences.rows), 5), signs(rng, len(pids), 9)
+    said = [
+        Sentence(*rows.images.row(at)[:2], number, f"text {(at + number) % 7}", int(pids[at]))
+        for at in described
+        for number in range(1 + at % 3)
+    ]
+    sentences = Sentences.of(source, said)
+    texts, joints = signs(rng, len(said), 5), signs(rng, len(pids), 9)
     ranking = SentenceRanking(sentences, rows, top_k=6)
     ranking.add("trained", 3 * texts, joints)
     ranking.write(tmp_path)
@@ -103,11 +100,11 @@ def test_rankings_are_those_of_a_plain_computation(tmp_path, source, seed):
 
     gallery = list(range(len(pids))) if source == "dataset" else list(range(queries, len(pids)))
     expected = []
-    for row, text in zip(sentences.rows, texts, strict=True):
+    for row, text in zip(said, texts, strict=True):
         relevant = np.array([pids[at] == row.pid for at in gallery])
         if relevant.any():
             ap, first, order = brute_force(joints[gallery] @ text, relevant)
-            expected.append((row, ap, first, int(relevant.sum()), [f"p{gallery[at]}" for at in order[:6]]))
+            expected.append((row, ap, first, int(relevant.sum()), [rows.images.path[gallery[at]] for at in order[:6]]))
     assert table["image_path"].tolist() == [row.path for row, *_ in expected]
     assert table["number"].tolist() == [row.number for row, *_ in expected]
     assert table["sentence"].tolist() == [row.text for row, *_ in expected]
@@ -119,21 +116,22 @@ def test_rankings_are_those_of_a_plain_computation(tmp_path, source, seed):
     (result,) = summary["results"]
     assert [result[f"rank{k}"] for k in (1, 5, 10)] == pytest.approx([(first <= k).mean() for k in (1, 5, 10)])
     assert result["mAP"] == pytest.approx(np.mean([row[1] for row in expected]))
-    assert summary["n_sentences"] == len(sentences.rows)
-    assert summary["n_skipped"] == len(sentences.rows) - len(expected)
+    assert summary["n_sentences"] == len(said)
+    assert summary["n_skipped"] == len(said) - len(expected)
     assert (summary["n_skipped"] > 0) == (source == "captions"), "an image always finds itself among all test images"
     assert summary["n_gallery"] == len(gallery)
     assert result["rank1"] <= summary["ceiling_rank1"] <= 1
 
 
 def test_the_ceiling_of_rank_1_is_what_equal_sentences_leave():
-    described = Described(["red", "red", "red", "blue", "blue", "green"], [1, 1, 2, 2, 3, 3])
+    texts = Texts(["red", "red", "red", "blue", "blue", "green"])
+    described = Described(texts, np.array([1, 1, 2, 2, 3, 3]))
     # The first image for "red" shows one person: 2 of 3 right at best. "blue": 1 of 2. "green": 1 of 1.
     assert ceiling_rank1(described) == pytest.approx(4 / 6)
-    assert sharing_identities(described) == {1, 2, 3}
-    distinct = Described(["red", "blue", "red"], [1, 2, 1])
+    assert sharing_identities(described).tolist() == [1, 2, 3]
+    distinct = Described(Texts(["red", "blue", "red"]), np.array([1, 2, 1]))
     assert ceiling_rank1(distinct) == 1
-    assert sharing_identities(distinct) == set()
+    assert sharing_identities(distinct).tolist() == []
 
 
 # The stage ----------------------------------------------------------------------------------------------
@@ -292,7 +290,7 @@ def test_the_sentences_of_the_dataset_come_first_unless_captions_are_asked_for(w
     # Neither the junk image nor the distractor has a person to find.
     found = find_sentences(run.images, None, CONFIG)
     assert isinstance(found, Sentences)
-    assert len(found.rows) == len(paths) - 2
+    assert len(found) == len(paths) - 2
 
 
 def test_what_cannot_be_measured_has_a_reason(world):

@@ -18,7 +18,7 @@ from data.stages.images import IndexedImages
 from data.synthetic.world import WorldConfig, write_market1501
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import BatchConfig, ScgiConfig, ScheduleConfig, TrainConfig, ValidationConfig
-from reid.inputs.image_rows import ImageRows, read_rows
+from reid.inputs.image_rows import read_rows
 from reid.inputs.pixel_cache import load_pixels
 from reid.inputs.training_rows import training_rows
 from reid.tasks.base import preprocess_of
@@ -27,6 +27,7 @@ from reid.training.checkpoint import load_task
 from reid.training.metrics_log import METRICS_FILE
 from reid.training.trainer import fit
 from reid.training.validation import Validator, ranked_held_out, ranked_test
+from tests.helpers.image_rows import image_rows
 from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of
 from tests.helpers.stages import evaluate, pixels, train
 
@@ -145,8 +146,7 @@ def _average_precision(similarity, relevant, counts):
 
 def rows_of(pids, camids):
     """Training images without paths, with these labels."""
-    texts = np.full(len(pids), "train", dtype=object)
-    return ImageRows(np.arange(len(pids)), texts, texts, texts, pids, camids)
+    return image_rows(["train"] * len(pids), pids, camids)
 
 
 def _brute_force(pixels, pids, excluded):
@@ -198,9 +198,8 @@ def test_the_test_set_is_ranked_as_the_evaluation_does_it(world):
 
 
 def test_a_test_set_without_cameras_is_ranked_without_their_rule():
-    split, letters = np.array(["query", "query", "gallery", "gallery", "gallery"], dtype=object), list("abcde")
-    texts, camid = np.array(letters, dtype=object), np.full(5, 3)
-    rows = ImageRows(np.arange(5), texts, texts, split, np.array([5, -1, 5, 0, -1]), camid)
+    split = ["query", "query", "gallery", "gallery", "gallery"]
+    rows = image_rows(split, [5, -1, 5, 0, -1], [3] * 5)
     ranked = ranked_test(rows)
     assert (ranked.positions_N.tolist(), ranked.pids_N.tolist()) == ([0, 3, 2], [5, 0, 5])
     assert (ranked.excluded_by_N.tolist(), ranked.query_Q.tolist()) == ([0, 1, 2], [0])

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.text import Text
 
 from data.artifacts.contents import IMAGES_FILE
 from data.artifacts.store import ArtifactRef, ArtifactStore, Made, read_uses
+from data.columns.digests import digests_of
 from data.errors import ConfigError, raise_problems
 from data.files import read_json
 from data.index.stage import IndexStage
@@ -167,9 +169,8 @@ def _seen_in_training(run: RunContext, stage: EvaluateStage) -> int:
     if not file.is_file():
         return 0
     rows = pq.read_table(file, columns=["sha256"], filters=[("split", "=", "train")])
-    trained = set(rows["sha256"].to_pylist())
-    tested = evaluation_rows(run.images, stage.config).images.sha256.tolist()
-    return sum(sha256 in trained for sha256 in tested)
+    trained = digests_of(rows["sha256"])
+    return int(np.isin(evaluation_rows(run.images, stage.config).images.sha256, trained).sum())
 
 
 def _make(run: RunContext, stage: EvaluateStage | FeatureStage, recipe: Recipe) -> Made:

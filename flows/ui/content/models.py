@@ -86,10 +86,10 @@ def opened(table: ImageTable, item: ImageItem) -> Image.Image:
 
 def _rows(pair: Sequence[ImageItem]) -> ImageRows:
     from data.people import UNKNOWN_CAMERA
-    from reid.inputs.image_rows import ImageRows
+    from reid.inputs.image_rows import ImageRow, ImageRows
 
-    texts = {
-        name: np.array([getattr(item, name) for item in pair], dtype=object) for name in ("path", "sha256", "split")
-    }
     cameras = [UNKNOWN_CAMERA if item.camera is None else item.camera for item in pair]
-    return ImageRows(np.arange(len(pair)), **texts, pid=np.array([item.pid for item in pair]), camid=np.array(cameras))
+    return ImageRows.of(
+        ImageRow(item.path, item.sha256, item.split, item.pid, camera)
+        for item, camera in zip(pair, cameras, strict=True)
+    )

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.columns.texts import TextPlaces, Texts
 from data.errors import DataError
 from flows.ui.content.library import Run
 from flows.ui.content.recent import Recent
@@ -47,6 +48,21 @@ class Query:
     hits: tuple[Ranked, ...]
 
 
+class QueryNumbers:
+    """The numbers of the queries of one model and mode, by their paths."""
+
+    def __init__(self, numbers: NDArray[np.int64], paths: Texts) -> None:
+        self._numbers = numbers
+        self._places = TextPlaces(paths)
+
+    def __getitem__(self, path: str) -> int:
+        """Return the number of a query. Raises KeyError for an unknown path."""
+        place = self._places.find(path)
+        if place is None:
+            raise KeyError(path)
+        return int(self._numbers[place])
+
+
 class Rankings:
     """The queries of one evaluation."""
 
@@ -59,11 +75,10 @@ class Rankings:
         order = np.argsort(self._table["ap"].to_numpy()[numbers], kind="stable")
         return numbers[order]
 
-    def numbers_of(self, model: str, mode: str) -> dict[str, int]:
-        """Return path -> number of the queries of a model and mode."""
+    def numbers_of(self, model: str, mode: str) -> QueryNumbers:
+        """Return the numbers of the queries of a model and mode."""
         numbers = self._of_row(model, mode)
-        paths = self._table["query_path"].take(pa.array(numbers)).to_pylist()
-        return dict(zip(paths, numbers.tolist(), strict=True))
+        return QueryNumbers(numbers, Texts(self._table["query_path"].take(pa.array(numbers))))
 
     def _of_row(self, model: str, mode: str) -> NDArray[np.int64]:
         mask = pc.and_(pc.equal(self._table["model"], model), pc.equal(self._table["mode"], mode))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -131,7 +132,7 @@ class Searcher:
         shape, rows = embedder.task.preprocess, searchable(wanted.table)
         run = RunContext(store=self._store, progress=progress, indexed=_indexed(self._store, wanted))
         pixels = load_pixels(PixelStage(height=shape.height, width=shape.width).make(run).ref)
-        cameras = wanted.table.table["camid"].to_numpy()[rows].tolist()
+        cameras = wanted.table.table["camid"].to_numpy()[rows]
         embedded = embedder.embed_pixels(pixels, rows, mode=mode, cameras=cameras, progress=progress)
         features = np.zeros((len(wanted.table), embedded.shape[1]), np.float32)
         features[rows] = embedded
@@ -140,9 +141,8 @@ class Searcher:
 
 def searchable(table: ImageTable) -> Places:
     """Return the rows to search: the gallery, or all images of a dataset without one; never junk."""
-    split = np.array(table.table["split"].to_pylist(), dtype=object)
     usable = table.table["pid"].to_numpy() != JUNK
-    gallery = usable & (split == GALLERY)
+    gallery = usable & pc.equal(table.table["split"], GALLERY).to_numpy()
     return np.flatnonzero(gallery if gallery.any() else usable)
 
 

@@ -20,6 +20,7 @@ from captioning.corrections import Correction
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
+from data.columns.texts import TextPlaces, Texts
 from data.errors import DataError
 from data.images.root import find_root
 from data.people import UNKNOWN_CAMERA
@@ -150,9 +151,12 @@ class ImageTable:
         return next(iter(FLAGS)) in self.table.column_names
 
     @cached_property
-    def rows_of_paths(self) -> dict[str, int]:
-        """Path -> row."""
-        return {path: row for row, path in enumerate(self.table["path"].to_pylist())}
+    def _places(self) -> TextPlaces:
+        return TextPlaces(Texts(self.table["path"]))
+
+    def row_of(self, path: str) -> int | None:
+        """Return the row of an image, None if there is none with this path."""
+        return self._places.find(path)
 
     def person(self, row: int) -> str:
         """Return the identity of an image as the dataset names it."""
@@ -189,19 +193,11 @@ class ImageTable:
             return None
         return next(iter(_distinct(self.table["template_id"])), None)
 
-    @cached_property
-    def rows_of_digests(self) -> dict[str, list[int]]:
-        """sha256 -> the rows of the images with these bytes."""
-        rows: dict[str, list[int]] = {}
-        for row, sha256 in enumerate(self.table["sha256"].to_pylist()):
-            rows.setdefault(sha256, []).append(row)
-        return rows
-
     def select(self, wanted: ImageFilter, corrections: Corrected | None = None) -> Places:
         """Return the rows that `wanted` selects, in order; a corrected caption counts as it was corrected."""
         said = self._all(self._said_masks(wanted))
         if corrections:
-            places = [row for sha256 in corrections for row in self.rows_of_digests.get(sha256, ())]
+            places = np.flatnonzero(pc.is_in(self.table["sha256"], value_set=pa.array(corrections, pa.string())))
             items = self.items(places, corrections)
             said[places] = [_says(item, wanted) for item in items]
             if wanted.state:

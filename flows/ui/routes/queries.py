@@ -39,7 +39,7 @@ class Searched:
 
     def row_of(self, path: str) -> int | None:
         """Return the row of an image in the index of the dataset."""
-        return None if self.table is None else self.table.rows_of_paths.get(path)
+        return None if self.table is None else self.table.row_of(path)
 
     def person(self, path: str, pid: int) -> str:
         """Return the identity of an image as the dataset names it."""

@@ -5,8 +5,6 @@ Shapes: S sentences, N test images, D joint width.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.columns.texts import Texts
 from data.files import write_table
 from data.people import UNKNOWN_CAMERA
 from data.schemas import TEXT_RANKINGS
@@ -27,6 +26,7 @@ TEXT_RANKINGS_FILE: Final = "text_rankings.parquet"
 RANKS: Final = (1, 5, 10)
 
 Float32s = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 
 class TextResult(TypedDict):
@@ -65,8 +65,8 @@ class TextToImage(TypedDict):
 class Described(NamedTuple):
     """Sentences with a match, [S]: the person of each."""
 
-    texts: Sequence[str]
-    pids: Sequence[int]
+    texts: Texts
+    pids: Ints
 
 
 class SentenceRanking:
@@ -82,9 +82,9 @@ class SentenceRanking:
         self._rankings: dict[str, Ranking] = {}
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> Texts:
         """The sentences, [S]."""
-        return [row.text for row in self._sentences.rows]
+        return self._sentences.text
 
     def add(self, model: str, text_SD: Float32s, joint_ND: Float32s) -> None:
         """Rank the gallery for every sentence. joint_ND: of all test images."""
@@ -110,10 +110,10 @@ class SentenceRanking:
         matched = self._matched(ranking)
         return {
             "source": self._sentences.source,
-            "n_sentences": len(self._sentences.rows),
+            "n_sentences": len(self._sentences),
             "n_images": len(np.unique(self._place_S)),
-            "n_distinct": len(set(self.texts)),
-            "n_identities": len(set(matched.pids)),
+            "n_distinct": len(self.texts.sorted_distinct()),
+            "n_identities": len(np.unique(matched.pids)),
             "n_sharing": len(sharing_identities(matched)),
             "ceiling_rank1": ceiling_rank1(matched),
             "n_truncated": n_truncated,
@@ -129,23 +129,23 @@ class SentenceRanking:
         write_table(folder / TEXT_RANKINGS_FILE, pa.concat_tables(tables), TEXT_RANKINGS)
 
     def _matched(self, ranking: Ranking) -> Described:
-        texts, pids = self.texts, self._images.pid[self._place_S]
-        return Described([texts[at] for at in ranking.query_index.tolist()], pids[ranking.query_index].tolist())
+        at = ranking.query_index
+        return Described(self.texts[at], self._images.pid[self._place_S[at]])
 
     def _table(self, model: str, ranking: Ranking) -> pa.Table:
-        rows, matched = self._sentences.rows, self._matched(ranking)
+        matched = self._matched(ranking)
         gallery = self._images.take(self._gallery)
         filled = ranking.top_index >= 0
         offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())
         nearest = gallery.take(ranking.top_index[filled])
 
-        def lists(values: NDArray[Any]) -> pa.ListArray:
+        def lists(values: NDArray[Any] | Texts) -> pa.ListArray:
             return pa.ListArray.from_arrays(offsets, pa.array(values))
 
         columns = {
             "model": [model] * ranking.n_valid,
             "sentence": matched.texts,
-            "number": [rows[at].number for at in ranking.query_index.tolist()],
+            "number": self._sentences.number[ranking.query_index],
             "image_path": self._images.path[self._place_S[ranking.query_index]],
             "pid": matched.pids,
             "ap": ranking.ap,
@@ -170,18 +170,33 @@ def ceiling_rank1(described: Described) -> float:
     only for the sentences about that person: at best, for the person with most of the equal sentences. So the ceiling
     is the sum over different sentences of that greatest number, divided by the number of sentences.
     """
-    people: dict[str, Counter[int]] = defaultdict(Counter)
-    for text, pid in zip(described.texts, described.pids, strict=True):
-        people[text][pid] += 1
-    return sum(max(counts.values()) for counts in people.values()) / len(described.texts)
+    counts = _people_of_texts(described)
+    return int(np.maximum.reduceat(counts.sentences, counts.starts).sum()) / len(described.texts)
 
 
-def sharing_identities(described: Described) -> set[int]:
-    """Return the people who have a sentence that is also about another one."""
-    people: dict[str, set[int]] = defaultdict(set)
-    for text, pid in zip(described.texts, described.pids, strict=True):
-        people[text].add(pid)
-    return {pid for pids in people.values() if len(pids) > 1 for pid in pids}
+def sharing_identities(described: Described) -> Ints:
+    """Return the people who have a sentence that is also about another one, sorted."""
+    counts = _people_of_texts(described)
+    people_of_text = np.diff(np.append(counts.starts, len(counts.pids)))
+    found: Ints = np.unique(counts.pids[np.repeat(people_of_text > 1, people_of_text)])
+    return found
+
+
+class _People(NamedTuple):
+    """Who the different sentences are about: one entry per sentence and person. starts: of each sentence's entries.
+
+    sentences: how many equal sentences are about that person.
+    """
+
+    pids: Ints
+    sentences: Ints
+    starts: Ints
+
+
+def _people_of_texts(described: Described) -> _People:
+    text = described.texts.places_in(described.texts)
+    pairs, counts = np.unique(np.stack([text, described.pids], axis=1), axis=0, return_counts=True)
+    return _People(pairs[:, 1], counts, np.flatnonzero(np.diff(pairs[:, 0], prepend=-1)))
 
 
 def describe(source: Source) -> str:

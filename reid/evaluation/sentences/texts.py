@@ -5,12 +5,11 @@ Shapes: S sentences, D joint width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactRef
+from data.columns.texts import Texts
 from data.stages.stage import RunContext
 from reid.config.train import TrainConfig
 from reid.config.trained import read_trained
@@ -20,9 +19,7 @@ from reid.inputs.captions import caption_features, text_features
 Float32s = NDArray[np.float32]
 
 
-def sentence_features(
-    run: RunContext, model: EvaluatedModel, texts: Sequence[str], *, trained: bool, device: str
-) -> Float32s:
+def sentence_features(run: RunContext, model: EvaluatedModel, texts: Texts, *, trained: bool, device: str) -> Float32s:
     """Return the features of sentences, [S, D], by the model as trained or as it was before.
 
     If the weights from which a training started are here, the trained text tower is theirs, and the features come from
@@ -42,19 +39,18 @@ def _has_known_tower(run: RunContext, model: ArtifactRef) -> bool:
     return bool(known) and not untrained_problem(model, run.store)
 
 
-def _of_model_file(model: ArtifactRef, texts: Sequence[str], device: str) -> Float32s:
+def _of_model_file(model: ArtifactRef, texts: Texts, device: str) -> Float32s:
     from reid.training.checkpoint import load_task
 
-    distinct = sorted(set(texts))
-    row = {text: at for at, text in enumerate(distinct)}
-    features = text_features(load_task(model.folder, device).backbone, distinct)
-    return features[[row[text] for text in texts]]
+    distinct = texts.sorted_distinct()
+    return text_features(load_task(model.folder, device).backbone, distinct)[texts.places_in(distinct)]
 
 
-def count_truncated(texts: Sequence[str], config: TrainConfig) -> int:
+def count_truncated(texts: Texts, config: TrainConfig) -> int:
     """Return how many sentences are longer than the text tower reads; their last words are not read."""
     from reid.models.backbone import context_of, tokenizer_of
 
     tokenizer, most = tokenizer_of(config.backbone), context_of(config.backbone) - 2
-    too_long = {text for text in set(texts) if len(tokenizer.words(text)) > most}
-    return sum(text in too_long for text in texts)
+    distinct = texts.sorted_distinct()
+    is_long = np.fromiter((len(tokenizer.words(text)) > most for text in distinct), dtype=np.bool_, count=len(distinct))
+    return int(is_long[texts.places_in(distinct)].sum())

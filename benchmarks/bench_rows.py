@@ -1,0 +1,227 @@
+"""Time and peak memory of everything besides captioning that reads the rows of a dataset, as the dataset grows: rows of
+training and evaluation, sampler, pixel cache, preflight, report, comparison, search, and a page of the UI.
+
+    python benchmarks/bench_rows.py [--rows 100000 400000] [--million] [--steps training report]
+
+The worlds, the options and the columns are those of `bench_scale.py`. A tenth of the images are queries, each ranked by
+two models with 50 gallery images. Nothing is decoded, and no model is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from bench_scale import CONFIG, RANKED, Step, captions_of, main, run_of
+
+from captioning.audit.stage import AuditConfig, AuditStage
+from captioning.stage.stage import CaptionStage
+from data.artifacts.inventory import take_inventory
+from data.files import write_tables
+from data.images.thumbnails import Thumbnails
+from data.schemas import RANKINGS
+from flows.comparison.images import find_test_images, relabeled
+from flows.comparison.queries import pair_queries, read_scores
+from flows.comparison.runs import RankedRow, RowName, Run
+from flows.preflight.check import NOTICES, RULES, plan_of
+from flows.recipes import build_recipe
+from flows.report.language import audit_section, caption_section
+from flows.report.retrieval import query_section
+from flows.ui.content.searching import searchable
+from flows.ui.content.tables import ImageFilter, Tables
+from reid.config.evaluate import EvaluateConfig
+from reid.config.train import TrainConfig
+from reid.evaluation.intervals import read_query_scores
+from reid.evaluation.sentences.source import find_sentences
+from reid.inputs.evaluation_rows import evaluation_rows
+from reid.inputs.image_rows import ImageRows, Ints, read_rows
+from reid.inputs.pixel_cache import PixelStage
+from reid.inputs.sampler import IdentitySampler
+from reid.inputs.training_rows import training_rows
+from reid.training.validation import ranked_test
+
+_RANKED: Final = 50
+_AT_ONCE: Final = 2000  # queries
+_RANKINGS: Final = "rankings.parquet"
+
+
+def captions(home: str, index: dict[str, str]) -> None:
+    """Write captions.parquet, which later steps read."""
+    CaptionStage(config=CONFIG).make(run_of(home, index))
+
+
+def audit(home: str, index: dict[str, str]) -> None:
+    """Audit the captions."""
+    run = run_of(home, index)
+    AuditStage(captions=captions_of(run), config=AuditConfig()).make(run)
+
+
+def rankings(home: str, index: dict[str, str]) -> None:
+    """Write rankings.parquet of two models in the folder of the index, which later steps read."""
+    rows = evaluation_rows(run_of(home, index).images, EvaluateConfig(exclude="none")).images
+    queries = int((rows.split == "query").sum())
+    rng = np.random.default_rng(0)
+    parts = (
+        _ranked(rows, np.arange(start, min(start + _AT_ONCE, queries)), model, rng)
+        for model in ("untrained", "trained")
+        for start in range(0, queries, _AT_ONCE)
+    )
+    write_tables(Path(home) / _RANKINGS, parts, RANKINGS)
+
+
+def _ranked(rows: ImageRows, queries: Ints, model: str, rng: np.random.Generator) -> pa.Table:
+    count = len(queries)
+    nearest = rng.integers(count, len(rows), size=count * _RANKED)
+    offsets = pa.array(np.arange(count + 1) * _RANKED, pa.int32())
+    found = rows.take(nearest)
+
+    def lists(values: object) -> pa.ListArray:
+        return pa.ListArray.from_arrays(offsets, pa.array(values))
+
+    columns = {
+        "model": [model] * count,
+        "mode": ["image"] * count,
+        "query_path": rows.take(queries).path,
+        "query_pid": rows.pid[queries],
+        "query_camid": rows.camid[queries],
+        "ap": rng.random(count),
+        "inp": rng.random(count),
+        "first_hit": rng.integers(1, 60, size=count),
+        "n_relevant": rng.integers(1, 10, size=count),
+        "top_paths": lists(found.path),
+        "top_pids": lists(found.pid),
+        "top_camids": lists(found.camid),
+        "top_scores": lists(rng.random(count * _RANKED).astype(np.float32)),
+    }
+    return pa.table(columns).cast(RANKINGS)
+
+
+def training(home: str, index: dict[str, str]) -> None:
+    """Select the training images with their captions."""
+    run = run_of(home, index)
+    config = TrainConfig(validation={"every": 1})
+    rows = training_rows(run.images, captions_of(run), config)
+    assert len(rows.captions) == len(rows.trained)
+
+
+def texts(home: str, index: dict[str, str]) -> None:
+    """Number the distinct captions of the training images."""
+    run = run_of(home, index)
+    rows = training_rows(run.images, captions_of(run), TrainConfig())
+    distinct = sorted(set(rows.captions))
+    row = {caption: index for index, caption in enumerate(distinct)}
+    np.array([row[text] for text in rows.captions])
+
+
+def sampler(home: str, index: dict[str, str]) -> None:
+    """Draw the batches of one epoch."""
+    pids = run_of(home, index).images.rows("pid")["pid"].to_numpy()
+    IdentitySampler(pids, identities=16, images=4, seed=0).epoch(0)
+
+
+def evaluation(home: str, index: dict[str, str]) -> None:
+    """Select queries and gallery, and the captions of the queries."""
+    run = run_of(home, index)
+    evaluation_rows(run.images, EvaluateConfig(exclude="none"))
+    assert find_sentences(run.images, captions_of(run), EvaluateConfig())
+
+
+def validation(home: str, index: dict[str, str]) -> None:
+    """Select the images of an evaluation during training."""
+    ranked_test(read_rows(run_of(home, index).images))
+
+
+def pixels(home: str, index: dict[str, str]) -> None:
+    """Name the pixel cache by the digests of the images."""
+    PixelStage(height=256, width=128).ingredients(run_of(home, index))
+
+
+def preflight(home: str, index: dict[str, str]) -> None:
+    """Check a run before its captions exist."""
+    run, recipe = run_of(home, index), build_recipe("market1501", ["data.root=/x", "caption.corrections=use"])
+    plan = plan_of(run, recipe, ("caption", "train", "evaluate"))
+    for rule in (*RULES, *NOTICES):
+        if rule.area in ("data", "sampler"):
+            list(rule.findings(plan))
+
+
+def report(home: str, index: dict[str, str]) -> None:
+    """Choose the queries, captions and identities of a report."""
+    run = run_of(home, index)
+    captions_file = captions_of(run).folder / "captions.parquet"
+    audited = AuditStage(captions=captions_of(run), config=AuditConfig()).plan(run)
+    folder, names = run.store.folder("audit", audited.fingerprint), run.images.names()
+    thumbnail = Thumbnails(run.images.root, run.images.digests(), 144)
+    path = Path(home) / _RANKINGS
+    query_section(path, thumbnail, model="trained", mode="image", each=4, top_k=10, seed=0, names=names)
+    flags = folder / "flags.parquet"
+    caption_section(captions_file, flags, thumbnail, shown=24, failed=6, seed=0, names=names)
+    audit_section(folder, captions_file, thumbnail, identities=6, identity_images=8, names=names)
+
+
+def intervals(home: str, index: dict[str, str]) -> None:
+    """Read the scores of the queries, as the table of the report does."""
+    read_query_scores(Path(home) / _RANKINGS)
+
+
+def comparison(home: str, index: dict[str, str]) -> None:
+    """Pair the queries of two models by content, and compare their galleries."""
+    rows = (RowName("untrained", "image"), RowName("trained", "image"))
+    run = Run(
+        name="made up",
+        folder=Path(home),
+        fingerprint="",
+        recipe="",
+        created=None,
+        test_images=RANKED,
+        model="",
+        settings={},
+        rows=rows,
+        sentences=None,
+        protocol={},
+    )
+    first, second = (find_test_images(run, run_of(home, index).store) for _ in rows)
+    assert first is not None
+    assert second is not None
+    assert relabeled(first, second) == 0
+    pair_queries(*(read_scores(RankedRow(run, row)) for row in rows), (first, second))
+
+
+def search(home: str, index: dict[str, str]) -> None:
+    """Select the gallery of a search."""
+    rows = read_rows(run_of(home, index).images)
+    rows.take(rows.of_split("gallery"))
+
+
+def page(home: str, index: dict[str, str]) -> None:
+    """List a page of the UI, and one with a filter."""
+    store = run_of(home, index).store
+    entries = {entry.stage: entry for entry in take_inventory(store).entries}
+    table = Tables(store, []).get(entries["index"], entries["caption"], entries["audit"])
+    for wanted in (ImageFilter(), ImageFilter(text="red", split="train")):
+        table.items(table.select(wanted)[:50])
+    searchable(table)
+
+
+STEPS: Final[dict[str, Step]] = {
+    "captions": captions,
+    "audit": audit,
+    "rankings": rankings,
+    "training": training,
+    "texts": texts,
+    "sampler": sampler,
+    "evaluation": evaluation,
+    "validation": validation,
+    "pixels": pixels,
+    "preflight": preflight,
+    "report": report,
+    "intervals": intervals,
+    "comparison": comparison,
+    "search": search,
+    "page": page,
+}
+
+if __name__ == "__main__":
+    main(STEPS, __doc__, needed=("captions", "audit", "rankings"))
