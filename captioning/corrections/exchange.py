@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple, get_args
 
 from captioning.corrections.edits import Edit, EditError
+from captioning.corrections.images import DatasetImages
 from captioning.corrections.record import Correction, ModelCaption, Provenance
 from captioning.corrections.store import Change, Corrections
 from captioning.corrections.table import ATTRIBUTES, FileRow
@@ -22,23 +23,6 @@ _CLOCKS: Final = timedelta(days=1)
 """How far the clock of another machine, or a time without its zone, may be ahead."""
 _SHOWN: Final = 5
 _MOST_PROBLEMS: Final = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetImages:
-    """The images that a file may name. paths: path -> sha256. root: their folder, as the start of absolute paths.
-
-    captions: sha256 -> the model's caption, for the images that have one.
-    """
-
-    paths: Mapping[str, str]
-    root: str
-    captions: Mapping[str, ModelCaption] = field(default_factory=dict)
-
-    @property
-    def shas(self) -> frozenset[str]:
-        """The digests of all images."""
-        return frozenset(self.paths.values())
 
 
 class Planned(NamedTuple):
@@ -126,9 +110,9 @@ def export_rows(current: Mapping[str, Correction], images: DatasetImages) -> Ite
     attr_ columns are only filled where slots lead. Importing the rows again changes nothing.
     """
     done: set[str] = set()
-    for path, sha256 in images.paths.items():
-        entry = current.get(sha256)
-        if entry is None or entry.kind == "reset" or sha256 in done:
+    for path, sha256 in images.with_entry(current):
+        entry = current[sha256]
+        if entry.kind == "reset" or sha256 in done:
             continue
         done.add(sha256)
         yield {
@@ -150,7 +134,7 @@ class _Reading:
 
     def __init__(self, kept: Corrections, images: DatasetImages, *, author: str, force: bool) -> None:
         self._kept, self._images, self._author, self._force = kept, images, author, force
-        self._known, self._current = images.shas, kept.current(images.shas)
+        self._current = images.among(kept.current())
         self._first: dict[str, Planned] = {}
         self.planned: list[Planned] = []
         self.skipped = {"empty": 0, "unknown": 0}
@@ -199,7 +183,7 @@ class _Reading:
                 " row belongs to another dataset; leave image_sha256 empty to go by the path"
             )
         found = sha256 or by_path
-        if found is None or found not in self._known:
+        if found is None or self._images.path_of(found) is None:
             raise _SkippedError("unknown")
         return found
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from data.columns.distinct import equal_runs
 
 WIDTH: Final = 32
 """Bytes of a digest."""
@@ -52,6 +54,30 @@ def one_text(digests: Digests, place: int) -> str:
 def first_bytes(digests: Digests) -> NDArray[np.uint8]:
     """Return the first byte of each digest."""
     return np.ascontiguousarray(digests).view(np.uint8).reshape(-1, WIDTH)[:, 0]
+
+
+def joined(*columns: NDArray[Any]) -> NDArray[np.bytes_]:
+    """Return the bytes of each row of some columns of fixed width, [N], to match rows by `positions`."""
+    parts = [np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1) for column in columns]
+    width = sum(part.shape[1] for part in parts)
+    return np.concatenate(parts, axis=1).reshape(-1).view(f"S{width}")
+
+
+def numbered(digests: Digests) -> NDArray[np.bytes_]:
+    """Return each digest with its number among the equal ones before it, as `joined` bytes."""
+    order = np.argsort(digests, kind="stable")
+    numbers = np.zeros(len(digests), dtype=np.int64)
+    for start, end in equal_runs([digests[order]]):
+        numbers[order[start:end]] = np.arange(end - start)
+    return joined(digests, numbers)
+
+
+def places(known: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return for each of `wanted` its last place in `known`, in any order, -1 if it is absent."""
+    order = np.argsort(known, kind="stable")
+    after = np.searchsorted(known, wanted, side="right", sorter=order)
+    last = np.append(order, -1)[after - 1]
+    return np.where((after > 0) & (np.append(known, b"")[last] == wanted), last, -1)
 
 
 def positions(known: Digests, wanted: Digests) -> NDArray[np.int64]:

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.columns.digests import positions
-from data.columns.distinct import equal_runs
+from data.columns.digests import numbered, places
 from data.columns.texts import Texts
 from data.errors import DataError
 from data.stages.images import ImageDigests
@@ -97,7 +96,7 @@ def pair_queries(
     by_content = first is not None and second is not None
     if first is not None and second is not None:
         ours, theirs = _contents(baseline.path, first.digests), _contents(run.path, second.digests)
-        place, back = _places(ours, theirs), _places(theirs, ours)
+        place, back = places(theirs, ours), places(ours, theirs)
     else:
         place, back = baseline.path.places_in(run.path), run.path.places_in(baseline.path)
     return Paired(
@@ -111,17 +110,8 @@ def pair_queries(
 
 def _contents(paths: Texts, images: ImageDigests) -> NDArray[np.bytes_]:
     """Return digest and number of each query, copies of one file being numbered in the order of their paths."""
-    sha256 = images.of(paths)
     by_path = pc.sort_indices(paths.array).to_numpy()
-    order = by_path[np.argsort(sha256[by_path], kind="stable")]
-    numbers = np.zeros(len(paths), dtype=">u8")
-    for start, end in equal_runs([sha256[order]]):
-        numbers[order[start:end]] = np.arange(end - start)
-    parts = [np.ascontiguousarray(column).view(np.uint8).reshape(len(paths), -1) for column in (sha256, numbers)]
-    return np.concatenate(parts, axis=1).view(f"S{sum(part.shape[1] for part in parts)}").reshape(-1)
-
-
-def _places(wanted: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Return for each of `wanted` its place in `known`, -1 if it is absent."""
-    order = np.argsort(known)
-    return np.append(order, -1)[positions(known[order], wanted)]
+    found = numbered(images.of(paths)[by_path])
+    back = np.empty_like(by_path)
+    back[by_path] = np.arange(len(by_path))
+    return found[back]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 
 from captioning.corrections.record import Correction
 from captioning.corrections.store import Corrections
 from captioning.stage.sentences import sentences_of
+from data.columns.digests import digests_of
+from data.columns.texts import Texts
 from data.errors import counted
-from data.people import JUNK, cameras_known
+from data.people import Mask, cameras_known, is_junk
 from data.splits import TRAIN
 from flows.preflight.plan import Plan, message_of
 from reid.inputs.evaluation_rows import check_test_split, has_match
+from reid.inputs.image_rows import read_labels
 from reid.inputs.training_rows import batch_problems, held_out_identities
 
 _SHOWN: Final = 5
@@ -110,8 +114,8 @@ def camera_problems(plan: Plan) -> Iterator[str]:
         return
     if not plan.train.sie or not ("evaluate" in plan.stages or during):
         return
-    known, wanted = (set(plan.rows.of(*splits).camid.tolist()) for splits in (("train",), ("query", "gallery")))
-    unseen = sorted(wanted - known)
+    known, wanted = (plan.rows.of(*splits).camid for splits in (("train",), ("query", "gallery")))
+    unseen = np.setdiff1d(wanted, known).tolist()
     if unseen:
         shown = ", ".join(map(str, unseen[:_SHOWN])) + (", ..." if len(unseen) > _SHOWN else "")
         yield (
@@ -146,17 +150,16 @@ def correction_problems(plan: Plan) -> Iterator[str]:
 
 
 def _import_problems(plan: Plan) -> Iterator[str]:
-    table = plan.run.images.rows("path", "sha256")
-    written = {sha256 for sha256, entry in _corrections(plan).items() if entry.text is not None}
+    images = plan.run.images.sha256()
+    written = [sha256 for sha256, entry in _corrections(plan).items() if entry.text is not None]
     file = "clip-scgi corrections import FILE --recipe RECIPE"
     if not written:
         yield (
-            f"caption.engine=imported: none of the {table.num_rows:,} images has an imported caption for template"
+            f"caption.engine=imported: none of the {len(images):,} images has an imported caption for template"
             f" {plan.caption.prompt_template.id}: import some with {file}, or set caption.engine=transformers"
         )
         return
-    pairs = zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True)
-    captioned = {path for path, sha256 in pairs if sha256 in written}
+    captioned = np.isin(images, digests_of(pa.array(written)))
     yield from _uncaptioned(plan, captioned, "imported caption", f"import more with {file}, or ")
 
 
@@ -165,8 +168,9 @@ def sentence_problems(plan: Plan) -> Iterator[str]:
     is_read = "caption" in plan.stages or ("train" in plan.stages and plan.train.needs_captions)
     if plan.caption.engine != "dataset" or not is_read:
         return
-    captioned = set(sentences_of(plan.run.images, plan.caption.sentence)["image_path"].to_pylist())
-    if captioned:
+    sentences = sentences_of(plan.run.images, plan.caption.sentence)
+    if sentences.num_rows:
+        captioned = plan.run.images.digests().paths.places_in(Texts(sentences["image_path"])) >= 0
         yield from _uncaptioned(plan, captioned, f"sentence number {plan.caption.sentence}", "")
     elif sentences_of(plan.run.images, 0).num_rows:
         yield (
@@ -180,21 +184,22 @@ def sentence_problems(plan: Plan) -> Iterator[str]:
         )
 
 
-def _uncaptioned(plan: Plan, captioned: Set[str], what: str, remedy: str) -> Iterator[str]:
-    """Yield a share of training images without a caption that training does not accept. captioned: paths."""
-    table = plan.run.images.rows("path", "split", "pid")
-    rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-    trained = [(path, pid) for path, split, pid in rows if split == TRAIN and pid != JUNK]
-    pids = [pid for _, pid in trained]
+def _uncaptioned(plan: Plan, captioned: Mask, what: str, remedy: str) -> Iterator[str]:
+    """Yield a share of training images without a caption that training does not accept.
+
+    captioned: whether each image of images.parquet has one, [N].
+    """
+    rows = read_labels(plan.run.images)
+    trained = (rows.split == TRAIN) & ~is_junk(rows.pid)
+    pids = rows.pid[trained]
     if plan.train.validation.holds_out and not batch_problems(pids, plan.train):
-        held_out = held_out_identities(pids, plan.train)
-        trained = [(path, pid) for path, pid in trained if pid not in held_out]
-    absent = sum(path not in captioned for path, _ in trained)
-    if "train" in plan.stages and plan.train.needs_captions and absent > plan.train.max_uncaptioned * len(trained):
+        trained &= ~np.isin(rows.pid, held_out_identities(pids, plan.train))
+    absent, total = int((trained & ~captioned).sum()), int(trained.sum())
+    if "train" in plan.stages and plan.train.needs_captions and absent > plan.train.max_uncaptioned * total:
         yield (
-            f"caption.engine={plan.caption.engine}: {absent:,} of {len(trained):,} training images have no {what}, more"
+            f"caption.engine={plan.caption.engine}: {absent:,} of {total:,} training images have no {what}, more"
             f" than train.max_uncaptioned={plan.train.max_uncaptioned:g}: {remedy}set"
-            f" train.max_uncaptioned={math.ceil(100 * absent / len(trained)) / 100:g}"
+            f" train.max_uncaptioned={math.ceil(100 * absent / total) / 100:g}"
         )
 
 
@@ -211,6 +216,9 @@ def correction_notices(plan: Plan) -> Iterator[str]:
 
 def _corrections(plan: Plan) -> dict[str, Correction]:
     """Return the corrections of the images. Raises DataError if their file is damaged."""
-    images = plan.run.images.rows("sha256")["sha256"].to_pylist()
-    current = Corrections.open(plan.run.store.root, plan.caption.template).current(set(images))
-    return {sha256: entry for sha256, entry in current.items() if entry.kind != "reset"}
+    current = Corrections.open(plan.run.store.root, plan.caption.template).current()
+    if not current:
+        return {}
+    is_here = np.isin(digests_of(pa.array(current, pa.string())), plan.run.images.sha256())
+    entries = zip(current.items(), is_here, strict=True)
+    return {sha256: entry for (sha256, entry), here in entries if here and entry.kind != "reset"}

@@ -22,6 +22,7 @@ from flows.preflight.machine import Memory, Processor, machine_memory, this_proc
 from flows.recipes import ScaleConfig
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig
+from reid.inputs.image_rows import read_labels
 
 Ints = NDArray[np.int64]
 
@@ -35,7 +36,7 @@ class IndexRows(NamedTuple):
 
     def of(self, *splits: str) -> IndexRows:
         """Return the rows of some splits."""
-        chosen = np.isin(self.split.astype(str), splits)
+        chosen = np.logical_or.reduce([self.split == split for split in splits])
         return IndexRows(self.split[chosen], self.pid[chosen], self.camid[chosen])
 
 
@@ -125,8 +126,8 @@ class Plan:
         """The images: indexed, or else listed, or else none."""
         if not self.is_indexed:
             return listed_rows(Records.of([])) if self.listed is None else self.listed
-        table = self.run.images.rows("split", "pid", "camid")
-        return _without_junk(*(table[name].to_numpy() for name in table.column_names))
+        rows = read_labels(self.run.images)
+        return _without_junk(rows.split, rows.pid, rows.camid)
 
 
 Check = Callable[[Plan], Iterator[str]]

@@ -82,22 +82,31 @@ class ImageRows:
         return np.flatnonzero((self.split == split) & (self.pid != JUNK))
 
 
+class ImageLabels(NamedTuple):
+    """The labels of all images, [N] each, in the order of images.parquet."""
+
+    split: Splits
+    pid: Ints
+    camid: Ints
+
+
 def read_rows(images: IndexedImages) -> ImageRows:
     """Return all rows of images.parquet. Raises DataError when the file cannot be read."""
-    count = images.count()
-    sha256: Digests = np.empty(count, dtype="S32")
+    found, labels = images.digests(), read_labels(images)
+    return ImageRows(np.arange(len(found), dtype=np.int64), found.paths, found.digests, *labels)
+
+
+def read_labels(images: IndexedImages) -> ImageLabels:
+    """Return the labels of all rows of images.parquet. Raises DataError when the file cannot be read."""
+    count, at = images.count(), 0
+    split, names = np.empty(count, dtype=object), dict[str, str]()
     pid, camid = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
-    split = np.empty(count, dtype=object)
-    paths, names = [], dict[str, str]()
-    at = 0
-    for rows in images.batches("path", "sha256", "split", "pid", "camid"):
+    for rows in images.batches("split", "pid", "camid"):
         part = slice(at, at + len(rows))
-        paths.append(rows["path"])
-        sha256[part] = digests_of(rows["sha256"])
         split[part] = _shared(one_array(rows["split"].dictionary_encode()), names)
         pid[part], camid[part] = rows["pid"].to_numpy(), rows["camid"].to_numpy()
         at += len(rows)
-    return ImageRows(np.arange(count, dtype=np.int64), Texts.joined(paths), sha256, split, pid, camid)
+    return ImageLabels(split, pid, camid)
 
 
 def _shared(column: pa.DictionaryArray, names: dict[str, str]) -> Splits:

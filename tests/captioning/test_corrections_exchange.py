@@ -11,14 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.corrections import Corrections, Edit, ModelCaption
-from captioning.corrections.exchange import DatasetImages, ImportPlan, export_rows, plan_import, save_import
+from captioning.corrections.exchange import ImportPlan, export_rows, plan_import, save_import
+from captioning.corrections.images import DatasetImages
 from captioning.corrections.table import COLUMNS, read_rows, write_rows
+from data.columns.digests import digests_of
+from data.columns.texts import Texts
 from data.errors import ClipScgiError, DataError
 from data.slots import NONE
+from data.stages.images import ImageDigests
 
 PATHS = {"one.jpg": "a" * 64, "two.jpg": "b" * 64, "sub/three.jpg": "c" * 64, "copy_of_one.jpg": "a" * 64}
 TEXT = "A young woman is wearing a red coat and blue jeans."
-IMAGES = DatasetImages(paths=PATHS, root="/data/people", captions={"a" * 64: ModelCaption(TEXT, "f" * 32)})
+DIGESTS = ImageDigests(Texts(PATHS), digests_of(pa.array([*PATHS.values()])))
+IMAGES = DatasetImages(paths=DIGESTS, root="/data/people", captions={"a" * 64: ModelCaption(TEXT, "f" * 32)})
 TIME = datetime(2026, 1, 31, 12, 30, 15, 123456, UTC)
 
 

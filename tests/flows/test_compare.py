@@ -202,7 +202,7 @@ def test_corrected_captions_are_counted(tmp_path, capsys):
     store, images, names = ArtifactStore(tmp_path), image_rows(), []
     same = {"pid": 1, "camid": 1}
     plain = [
-        {"image_sha256": f"{number}", "caption": "a man", "split": "query" if number == 3 else "train"} | same
+        {"image_sha256": f"{number}" * 64, "caption": "a man", "split": "query" if number == 3 else "train"} | same
         for number in range(4)
     ]
     own = [row | {"source": "model"} for row in plain]

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.artifacts.store import ArtifactStore
+from data.columns.digests import texts_of
 from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError
 from data.files import write_table
@@ -395,9 +396,10 @@ def test_training_rows_stand_in_the_order_of_their_content_and_equal_bytes_stay(
         captions = write_captions(store, table.to_pylist(), lambda row: f"A person {row['sha256'][:5]}.")
         found = training_rows(IndexedImages(ref=ref, root=images.folder), captions, config)
         rows = found.trained
-        assert [table["sha256"][place].as_py() for place in rows.position] == rows.sha256.tolist()
+        digests = texts_of(rows.sha256).to_pylist()
+        assert table["sha256"].take(pa.array(rows.position)).to_pylist() == digests
         ingredients = TrainStage(captions=captions, config=config).ingredients(run_on(store, ref))
-        columns = [rows.pid.tolist(), rows.camid.tolist(), rows.sha256.tolist(), found.captions]
+        columns = [rows.pid.tolist(), rows.camid.tolist(), digests, found.captions.tolist()]
         return columns, {key: ingredients[key] for key in ("images", "captions")}
 
     twice = [*rows, next(row for row in rows if row["split"] == "train") | {"path": "a copy.jpg"}]

@@ -25,7 +25,7 @@ def show_info(name: str, overrides: Sequence[str], *, home: Path | None) -> None
     sources = Counter(entry.provenance for entry in corrected)
     lines = {
         "template": scope.kept.template.id,
-        "images": f"{len(scope.images.shas):,}, {len(scope.images.captions):,} with a caption by the model",
+        "images": f"{len(scope.images):,}, {len(scope.images.captions):,} with a caption by the model",
         "corrected": f"{len(corrected):,}{_listed(kinds)}",
         "source": f"{sources['human']:,} human, {sources['import']:,} import",
         "authors": ", ".join(f"{author} {count:,}" for author, count in authors.most_common()) or "none",
@@ -56,15 +56,16 @@ def _use(scope: Scope) -> str:
 def show_log(name: str, overrides: Sequence[str], *, image: str | None, last: int, home: Path | None) -> None:
     """Print the last changes of the images of a recipe, oldest first."""
     scope = open_scope(name, overrides, home)
-    shas = scope.images.shas if image is None else {_sha256(image, scope)}
-    entries = [entry for entry in scope.kept.everything() if entry.sha256 in shas]
+    everything = scope.kept.everything()
+    named = {entry.sha256: entry for entry in everything}
+    shas = {_sha256(image, scope)} if image is not None else set(scope.images.among(named))
+    entries = [entry for entry in everything if entry.sha256 in shas]
     entries.sort(key=lambda entry: (entry.time, entry.sha256, entry.revision))
-    paths = {sha256: path for path, sha256 in reversed([*scope.images.paths.items()])}
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("time (UTC)", "author", "image", "rev.", "kind", "caption"):
         table.add_column(column, justify="right" if column == "rev." else "left", overflow="fold")
     for entry in entries[-last:]:
-        table.add_row(*map(Text, _cells(entry, paths[entry.sha256])))
+        table.add_row(*map(Text, _cells(entry, scope.images.path_of(entry.sha256) or "")))
     console = plain_console()
     console.print(table)
     console.print(f"{min(last, len(entries)):,} of {len(entries):,} changes", highlight=False)
@@ -78,7 +79,7 @@ def _cells(entry: Correction, path: str) -> tuple[str, ...]:
 def _sha256(image: str, scope: Scope) -> str:
     """Return the digest of an image of the dataset, named by its path or its digest."""
     found = scope.images.paths.get(image, image.lower())
-    if found not in scope.images.shas:
+    if scope.images.path_of(found) is None:
         raise ConfigError(
             f"--image {image}: the dataset has no such image; give a path such as {next(iter(scope.images.paths))}"
         )

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import pyarrow.parquet as pq
 from rich.text import Text
 
 from captioning.corrections.exchange import (
-    DatasetImages,
     ImportPlan,
     Planned,
     export_rows,
     plan_import,
     save_import,
 )
+from captioning.corrections.images import DatasetImages, ModelCaptions
 from captioning.corrections.record import Correction, ModelCaption
 from captioning.corrections.store import Corrections
 from captioning.corrections.table import SUFFIXES, read_rows, write_rows
 from captioning.stage.stage import CaptionStage
-from data.artifacts.contents import CAPTIONS_FILE, caption_text
+from data.artifacts.contents import CAPTIONS_FILE
+from data.columns.source import ParquetRows
 from data.errors import ConfigError, RetryableError, WeightsError, counted
 from data.index.export import keep_existing
 from data.index.stage import index
@@ -48,7 +48,7 @@ class Scope:
 
     def current(self) -> dict[str, Correction]:
         """Return the changes in effect of the images of the dataset."""
-        return self.kept.current(self.images.shas)
+        return self.images.among(self.kept.current())
 
 
 def open_scope(name: str, overrides: Sequence[str], home: Path | None) -> Scope:
@@ -64,7 +64,7 @@ def open_scope(name: str, overrides: Sequence[str], home: Path | None) -> Scope:
     return Scope(recipe=recipe, kept=Corrections.open(store.root, recipe.caption.template), images=found)
 
 
-def _model_captions(run: RunContext, recipe: Recipe) -> dict[str, ModelCaption]:
+def _model_captions(run: RunContext, recipe: Recipe) -> Mapping[str, ModelCaption]:
     """Return sha256 -> the model's caption, if the caption stage of the recipe has run."""
     try:
         made = CaptionStage(config=recipe.caption).find(run)
@@ -72,10 +72,8 @@ def _model_captions(run: RunContext, recipe: Recipe) -> dict[str, ModelCaption]:
         made = None
     if made is None:
         return {}
-    columns = ["image_sha256", "caption", "captioner_fingerprint"]
-    table = pq.read_table(made.folder / CAPTIONS_FILE, columns=columns)
-    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
-    return {sha256: ModelCaption(caption_text(text), by) for sha256, text, by in rows if caption_text(text)}
+    source = ParquetRows(made.folder / CAPTIONS_FILE)
+    return ModelCaptions.read(source.batches("image_sha256", "caption", "captioner_fingerprint"))
 
 
 def import_file(
