@@ -1,5 +1,5 @@
-"""Time and peak memory of everything besides captioning that reads the rows of a dataset, as the dataset grows: rows of
-training and evaluation, sampler, pixel cache, preflight, report, comparison, search, and a page of the UI.
+"""Time and peak memory of what reads the rows of a dataset besides captioning, as the dataset grows: training, sampler,
+evaluation, pixel cache, preflight, report, comparison, reason for a rerun, corrections, search, and a page of the UI.
 
     python benchmarks/bench_rows.py [--rows 100000 400000] [--million] [--steps training report]
 
@@ -17,8 +17,10 @@ import pyarrow as pa
 from bench_scale import CONFIG, RANKED, Step, captions_of, main, run_of
 
 from captioning.audit.stage import AuditConfig, AuditStage
+from captioning.corrections.images import DatasetImages, ModelCaptions
 from captioning.stage.stage import CaptionStage
 from data.artifacts.inventory import take_inventory
+from data.columns.source import ParquetRows
 from data.files import write_tables
 from data.images.thumbnails import Thumbnails
 from data.schemas import RANKINGS
@@ -26,6 +28,7 @@ from flows.comparison.images import find_test_images, relabeled
 from flows.comparison.queries import pair_queries, read_scores
 from flows.comparison.runs import RankedRow, RowName, Run
 from flows.preflight.check import NOTICES, RULES, plan_of
+from flows.reasons.tables import CAPTIONS, IMAGES, between
 from flows.recipes import build_recipe
 from flows.report.language import audit_section, caption_section
 from flows.report.retrieval import query_section
@@ -110,9 +113,7 @@ def texts(home: str, index: dict[str, str]) -> None:
     """Number the distinct captions of the training images."""
     run = run_of(home, index)
     rows = training_rows(run.images, captions_of(run), TrainConfig())
-    distinct = sorted(set(rows.captions))
-    row = {caption: index for index, caption in enumerate(distinct)}
-    np.array([row[text] for text in rows.captions])
+    rows.captions.places_in(rows.captions.sorted_distinct())
 
 
 def sampler(home: str, index: dict[str, str]) -> None:
@@ -186,7 +187,26 @@ def comparison(home: str, index: dict[str, str]) -> None:
     assert first is not None
     assert second is not None
     assert relabeled(first, second) == 0
-    pair_queries(*(read_scores(RankedRow(run, row)) for row in rows), (first, second))
+    untrained, trained = (read_scores(RankedRow(run, row)) for row in rows)
+    pair_queries(untrained, trained, (first, second))
+
+
+def reasons(home: str, index: dict[str, str]) -> None:
+    """Compare two indexes and two sets of captions, as a run does that makes a stage again."""
+    run = run_of(home, index)
+    assert between(IMAGES, run.images.ref.folder, run.images.ref.folder) == []
+    captioned = captions_of(run).folder
+    assert between(CAPTIONS, captioned, captioned) == []
+
+
+def corrections(home: str, index: dict[str, str]) -> None:
+    """Open the images and captions that an import of corrections may name."""
+    run = run_of(home, index)
+    columns = ("image_sha256", "caption", "captioner_fingerprint")
+    found = ModelCaptions.read(ParquetRows(captions_of(run).folder / "captions.parquet").batches(*columns))
+    images = DatasetImages(paths=run.images.digests(), root="", captions=found)
+    path, sha256 = images.paths.image(0)
+    assert (images.path_of(sha256), bool(found[sha256].text)) == (path, True)
 
 
 def search(home: str, index: dict[str, str]) -> None:
@@ -219,6 +239,8 @@ STEPS: Final[dict[str, Step]] = {
     "report": report,
     "intervals": intervals,
     "comparison": comparison,
+    "reasons": reasons,
+    "corrections": corrections,
     "search": search,
     "page": page,
 }
