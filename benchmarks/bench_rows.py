@@ -35,7 +35,7 @@ from flows.report.retrieval import query_section
 from flows.ui.content.searching import searchable
 from flows.ui.content.tables import ImageFilter, Tables
 from reid.config.evaluate import EvaluateConfig
-from reid.config.train import TrainConfig
+from reid.config.train import TrainConfig, ValidationConfig
 from reid.evaluation.intervals import read_query_scores
 from reid.evaluation.sentences.source import find_sentences
 from reid.inputs.evaluation_rows import evaluation_rows
@@ -104,7 +104,7 @@ def _ranked(rows: ImageRows, queries: Ints, model: str, rng: np.random.Generator
 def training(home: str, index: dict[str, str]) -> None:
     """Select the training images with their captions."""
     run = run_of(home, index)
-    config = TrainConfig(validation={"every": 1})
+    config = TrainConfig(validation=ValidationConfig(every=1))
     rows = training_rows(run.images, captions_of(run), config)
     assert len(rows.captions) == len(rows.trained)
 
