@@ -44,10 +44,11 @@ def text_difference(baseline: RankedRow, other: RankedRow, unit: Unit) -> TextDi
     if first is None or second is None:
         where = "baseline" if second is None else "run"
         return TextDifference(problem=f"text to image is not compared: only the {where} measured it")
-    if baseline.run.sentences != other.run.sentences or set(first.keys) != set(second.keys):
+    place = first.keys.places_in(second.keys)
+    are_same = len(first.keys) == len(second.keys) and bool((place >= 0).all())
+    if baseline.run.sentences != other.run.sentences or not are_same:
         return TextDifference(problem="text to image is not compared: the sentences of the two runs differ")
-    place = {key: at for at, key in enumerate(second.keys)}
-    paired = second.take([place[key] for key in first.keys])
+    paired = second.take(place)
     if (paired.n_relevant != first.n_relevant).any():
         return TextDifference(problem="text to image is not compared: the galleries of the two runs differ")
     return TextDifference(

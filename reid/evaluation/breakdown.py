@@ -168,16 +168,17 @@ def _attributes(rankings: Path, audit: ArtifactRef) -> Iterator[dict[str, Any]]:
         pids = part["query_pid"].to_numpy()
         scored = _Queries(*(part[name].to_numpy() for name in _Queries._fields))
         for slot, value_of in majority.items():
-            values = np.array([value_of.get(pid) for pid in pids.tolist()], dtype=object)
-            for value in sorted(set(values.tolist()), key=lambda value: (value is None, value)):
-                own = np.array([one == value for one in values])
+            people, codes = np.unique(pids, return_inverse=True)
+            of_people = [value_of.get(pid) for pid in people.tolist()]
+            for value in sorted(set(of_people), key=lambda value: (value is None, value)):
+                own = np.array([one == value for one in of_people])[codes]
                 yield {
                     "model": model,
                     "mode": mode,
                     "slot": slot,
                     "value": value,
                     "n_queries": int(own.sum()),
-                    "n_identities": len(set(pids[own].tolist())),
+                    "n_identities": len(np.unique(pids[own])),
                     **scored.take(own).means(),
                 }
 

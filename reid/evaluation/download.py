@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import pyarrow as pa
@@ -156,9 +156,31 @@ def _untrained_name(store: ArtifactStore, config: TrainConfig) -> str:
     return f"untrained/{digest(model_identity(config, store))[:32]}"
 
 
-def _image_files(images: IndexedImages, rows: ImageRows) -> list[ImageFile]:
-    table = images.rows().take(rows.position)
-    labels = table[LABEL.name].to_pylist() if LABEL.name in table.column_names else [None] * len(rows)
-    cameras = [None if camera == UNKNOWN_CAMERA else camera for camera in rows.camid.tolist()]
-    columns = (rows.path, rows.sha256, rows.split, rows.pid.tolist(), cameras, labels)
-    return [ImageFile(*row) for row in zip(*columns, strict=True)]
+class _ImageFiles(Sequence[ImageFile]):
+    """The images of an evaluation, each made when it is read. labels: of the same images, None without text labels."""
+
+    def __init__(self, rows: ImageRows, labels: pa.ChunkedArray | None) -> None:
+        self._rows = rows
+        self._labels = labels
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageFile]: ...
+    def __getitem__(self, index: int | slice) -> ImageFile | list[ImageFile]:
+        """Return one image, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        path, sha256, split, pid, camid = self._rows.row(index)
+        label = None if self._labels is None else self._labels[index].as_py()
+        return ImageFile(path, sha256, split, pid, None if camid == UNKNOWN_CAMERA else camid, label)
+
+
+def _image_files(images: IndexedImages, rows: ImageRows) -> Sequence[ImageFile]:
+    has_labels = LABEL.name in images.columns()
+    labels = images.rows(LABEL.name)[LABEL.name].take(pa.array(rows.position)) if has_labels else None
+    return _ImageFiles(rows, labels)

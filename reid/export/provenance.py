@@ -165,8 +165,8 @@ def _captioned(store: ArtifactStore, fingerprint: str) -> Captioned | None:
 def _read_captions(path: Path) -> Captioned:
     corrected = _SOURCE in pq.read_schema(path).names
     table = pq.read_table(path, columns=[*_CAPTIONERS, "split", "status", *([_SOURCE] if corrected else [])])
-    rows = zip(*(table[name].to_pylist() for name in _CAPTIONERS), strict=True)
-    captioners = sorted({tuple(str(value) for value in row) for row in rows})
+    rows = table.group_by(list(_CAPTIONERS), use_threads=False).aggregate([]).to_pylist()
+    captioners = sorted({tuple(str(row[name]) for name in _CAPTIONERS) for row in rows})
     trained = table.filter(pc.equal(table["split"], "train"))
     return Captioned(
         captioners=[(a, b, c, d) for a, b, c, d in captioners],
@@ -176,7 +176,8 @@ def _read_captions(path: Path) -> Captioned:
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return dict(Counter(map(str, column.to_pylist())).most_common())
+    found = [(str(entry["values"]), entry["counts"]) for entry in pc.value_counts(column).to_pylist()]
+    return dict(sorted(found, key=lambda pair: -pair[1]))
 
 
 def _evaluations(model: ArtifactRef, store: ArtifactStore) -> list[Evaluation]:

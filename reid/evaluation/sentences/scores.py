@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.columns.texts import Texts
 from data.errors import DataError
 from reid.evaluation.bootstrap import Unit, mean_intervals, method
 from reid.evaluation.intervals import Interval
@@ -19,34 +20,29 @@ from reid.evaluation.intervals import Interval
 TEXT_METHOD: Final = method("identities").replace("queries", "sentences")
 """Description of the intervals, shown wherever one is shown."""
 _COLUMNS: Final = ("model", "image_path", "number", "sentence", "pid", "ap", "first_hit", "n_relevant")
+_BETWEEN: Final = pa.scalar("\0", pa.large_string())
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class SentenceKey(NamedTuple):
-    """What identifies a sentence of an evaluation. number: among the sentences of the image, from 0."""
-
-    image_path: str
-    number: int
-    sentence: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class SentenceScores:
-    """Scores of the sentences with a match, [S], by one model, in the order of the file."""
+    """Scores of the sentences with a match, [S], by one model, in the order of the file.
 
-    keys: tuple[SentenceKey, ...]
+    keys: what identifies each sentence of an evaluation: its text, its image and its number among those of the image.
+    """
+
+    keys: Texts
     pid: Ints
     ap: Floats
     first_hit: Ints
     n_relevant: Ints
 
-    def take(self, places: Sequence[int]) -> SentenceScores:
-        """Return the sentences at `places`, in that order."""
-        at = np.asarray(places, dtype=np.int64)
+    def take(self, at: Ints) -> SentenceScores:
+        """Return the sentences at some places, in that order."""
         return SentenceScores(
-            keys=tuple(self.keys[place] for place in places),
+            keys=self.keys[at],
             pid=self.pid[at],
             ap=self.ap[at],
             first_hit=self.first_hit[at],
@@ -61,19 +57,22 @@ class SentenceScores:
 def read_sentence_scores(file: Path) -> dict[str, SentenceScores]:
     """Return model -> its scores. Raises DataError when the file cannot be read."""
     try:
-        frame = pq.read_table(file, columns=list(_COLUMNS)).to_pandas()
+        table = pq.read_table(file, columns=list(_COLUMNS))
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise DataError(f"{file} cannot be read ({error}); evaluate again") from error
-    return {
-        str(model): SentenceScores(
-            keys=tuple(map(SentenceKey, part["image_path"], part["number"].tolist(), part["sentence"])),
-            pid=part["pid"].to_numpy(np.int64),
-            ap=part["ap"].to_numpy(np.float64),
-            first_hit=part["first_hit"].to_numpy(np.int64),
-            n_relevant=part["n_relevant"].to_numpy(np.int64),
-        )
-        for model, part in frame.groupby("model", sort=False)
-    }
+    models = pc.unique(table["model"]).to_pylist()
+    return {model: _scores_of(table.filter(pc.equal(table["model"], model))) for model in models}
+
+
+def _scores_of(rows: pa.Table) -> SentenceScores:
+    key = (rows["image_path"], rows["number"].cast(pa.string()), rows["sentence"])
+    return SentenceScores(
+        keys=Texts(pc.binary_join_element_wise(*(column.cast(pa.large_string()) for column in key), _BETWEEN)),
+        pid=rows["pid"].to_numpy(),
+        ap=rows["ap"].to_numpy(),
+        first_hit=rows["first_hit"].to_numpy(),
+        n_relevant=rows["n_relevant"].to_numpy(),
+    )
 
 
 def sentence_intervals(
