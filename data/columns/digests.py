@@ -58,7 +58,8 @@ def first_bytes(digests: Digests) -> NDArray[np.uint8]:
 
 def joined(*columns: NDArray[Any]) -> NDArray[np.bytes_]:
     """Return the bytes of each row of some columns of fixed width, [N], to match rows by `positions`."""
-    parts = [np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1) for column in columns]
+    raw = [np.ascontiguousarray(column) for column in columns]
+    parts = [column.view(np.uint8).reshape(len(column), column.itemsize) for column in raw]
     width = sum(part.shape[1] for part in parts)
     return np.concatenate(parts, axis=1).reshape(-1).view(f"S{width}")
 
