@@ -94,6 +94,7 @@ def explain(
     clip-scgi explain query.jpg gallery.jpg --recipe demo -o maps.png
     clip-scgi explain query.jpg gallery.jpg --model train/3fa1 --mode fused
     """
+    from data.artifacts.fingerprint import digest_file
     from data.device import resolve_device
     from flows.preflight.disk import check_output
     from flows.terminal import plain_console
@@ -101,7 +102,8 @@ def explain(
     check_output(out, "--out", suffixes=_SUFFIXES)
     paths = (query, gallery)
     images = (_open(query, "QUERY"), _open(gallery, "GALLERY"))
-    found = _trained(ModelOptions(recipe=recipe, overrides=overrides, model=model, home=home))
+    digests = [digest_file(path) for path in paths]
+    found = _trained(ModelOptions(recipe=recipe, overrides=overrides, model=model, home=home), digests)
 
     import torch
 
@@ -151,15 +153,15 @@ def _captions_of(paths: Sequence[Path], captions: Mapping[str, str]) -> list[str
     return known if len(known) == len(found) else []
 
 
-def _trained(options: ModelOptions) -> Found:
-    """Return the model that the options name."""
+def _trained(options: ModelOptions, digests: Sequence[str]) -> Found:
+    """Return the model that the options name. digests: of the images."""
     from flows.cli.inputs import artifact_store, recipe_of
 
     store = artifact_store(options.home)
     if (options.recipe is None) == (options.model is None):
         raise ConfigError("explain: name one model: --recipe RECIPE, such as --recipe demo, or --model MODEL")
     if options.recipe is not None:
-        return _of_recipe(store, options.recipe, recipe_of(options.recipe, options.overrides))
+        return _of_recipe(store, options.recipe, recipe_of(options.recipe, options.overrides), digests)
     if options.overrides:
         raise ConfigError("explain: --set changes a recipe and cannot change a trained model: use it with --recipe")
     from reid.embedding.find import find_model
@@ -167,7 +169,7 @@ def _trained(options: ModelOptions) -> Found:
     return Found(find_model(options.model or "", store).folder, {}, {})
 
 
-def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
+def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe, digests: Sequence[str]) -> Found:
     from captioning.corrections.stage import find_captions
     from flows.cli.search import Searchable, find_trained
 
@@ -179,19 +181,20 @@ def _of_recipe(store: ArtifactStore, name: str, recipe: Recipe) -> Found:
             "model with --model"
         )
     captions = find_captions(found.run, recipe.caption) if recipe.train.method == "clip_scgi" else None
-    texts = {} if captions is None else _read_captions(captions.folder / "captions.parquet")
-    return Found(found.model.folder, texts, _names_of(found.run.images))
+    texts = {} if captions is None else _read_captions(captions.folder / "captions.parquet", digests)
+    return Found(found.model.folder, texts, _names_of(found.run.images, digests))
 
 
-def _names_of(images: IndexedImages) -> dict[str, IdentityName]:
+def _names_of(images: IndexedImages, digests: Sequence[str]) -> dict[str, IdentityName]:
     """Return sha256 -> the name of its identity, of the images with text labels."""
-    table, names = images.rows("sha256", "pid"), images.names()
-    pairs = zip(table["sha256"].to_pylist(), table["pid"].to_pylist(), strict=True)
-    return {sha256: names(pid) for sha256, pid in pairs if names(pid).label}
+    from flows.report.gather import rows_where
+
+    rows, names = rows_where(images.file, "sha256", digests, ("sha256", "pid")), images.names()
+    return {row["sha256"]: names(row["pid"]) for row in rows if names(row["pid"]).label}
 
 
-def _read_captions(path: Path) -> dict[str, str]:
-    import pyarrow.parquet as pq
+def _read_captions(path: Path, digests: Sequence[str]) -> dict[str, str]:
+    from flows.report.gather import rows_where
 
-    table = pq.read_table(path, columns=["image_sha256", "caption"])
-    return dict(zip(table["image_sha256"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    rows = rows_where(path, "image_sha256", digests, ("image_sha256", "caption"))
+    return {row["image_sha256"]: row["caption"] for row in rows}

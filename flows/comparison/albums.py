@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow.parquet as pq
-
 from data.artifacts.store import ArtifactStore
 from data.images.thumbnails import Thumbnail, Thumbnails
 from data.people import IdentityName, Names
@@ -16,6 +14,7 @@ from flows.comparison.compare import QueryPair
 from flows.comparison.images import find_test_images
 from flows.comparison.runs import RankedRow, Run
 from flows.comparison.text import letter
+from flows.report.gather import rows_where
 from flows.report.retrieval import Hit, nearest_images
 
 RANKS: Final = 10
@@ -108,8 +107,8 @@ def _rankings(ranked: RankedRow, paths: Sequence[str]) -> dict[str, dict[str, An
     if not paths:
         return {}
     row = ranked.row
-    filters = [("model", "==", row.model), ("mode", "==", row.mode), ("query_path", "in", list(paths))]
-    return {found["query_path"]: found for found in pq.read_table(ranked.run.rankings, filters=filters).to_pylist()}
+    rows = rows_where(ranked.run.rankings, "query_path", paths)
+    return {found["query_path"]: found for found in rows if (found["model"], found["mode"]) == tuple(row)}
 
 
 def _side(row: Mapping[str, Any], name: str, album: Album, *, first_match: bool) -> Side:
