@@ -108,6 +108,13 @@ class TextPlaces:
             self._texts, ends = texts[self._order], [len(texts)]
         self._runs = list(zip([0, *ends[:-1]], ends, strict=True))[::-1]
 
+    def of(self, text: str) -> int:
+        """Return the place of a text. Raises KeyError if the column does not have it."""
+        place = self.find(text)
+        if place is None:
+            raise KeyError(text)
+        return place
+
     def find(self, text: str) -> int | None:
         """Return the place of a text, None if the column does not have it."""
         for start, end in self._runs:

@@ -73,10 +73,7 @@ class ImageDigests(Mapping[str, str]):
 
     def __getitem__(self, path: str) -> str:
         """Return the sha256 of an image. Raises KeyError for an unknown path."""
-        place = self._places.find(path)
-        if place is None:
-            raise KeyError(path)
-        return self.image(place)[1]
+        return self.image(self._places.of(path))[1]
 
     def of(self, paths: Texts) -> Digests:
         """Return the sha256 of many images. Raises KeyError for an unknown path."""

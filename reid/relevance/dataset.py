@@ -83,7 +83,7 @@ class DatasetImages:
         return self._images(query), self._images(gallery)
 
     def _images(self, paths: Sequence[str]) -> _Images:
-        places = np.array([self._places.find(path) for path in paths], dtype=np.int64)
+        places = np.array([self._places.of(path) for path in paths], dtype=np.int64)
         pixels_BHWC = torch.from_numpy(np.stack([self.pixels[place] for place in self.rows.position[places]]))
         shape, cameras_B = self.task.preprocess, self.task.camera_numbers(self.rows.camid[places])
         images_BCHW = normalize(pixels_BHWC.to(self.device).permute(0, 3, 1, 2), shape.mean, shape.std)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, Produced
-from data.columns.texts import Texts
+from data.columns.texts import TextPlaces
 from data.device import resolve_device
 from data.files import read_json, write_json, write_table
 from data.process.environment import exact_float32
@@ -70,7 +70,8 @@ class RelevanceStage(Stage):
         config = trained_config(read_trained(self.model.folder))
         rows = read_rows(run.images)
         named = sorted({path for pair in (*self.pairs, *self.sample) for path in pair})
-        shown = [rows.row(int(at)) for at in Texts(named).places_in(rows.path)]
+        places = TextPlaces(rows.path)
+        shown = [rows.row(places.of(path)) for path in named]
         return {
             **self.model.digests_of("model.safetensors"),
             "config": digest(config.identity()),

@@ -57,10 +57,7 @@ class QueryNumbers:
 
     def __getitem__(self, path: str) -> int:
         """Return the number of a query. Raises KeyError for an unknown path."""
-        place = self._places.find(path)
-        if place is None:
-            raise KeyError(path)
-        return int(self._numbers[place])
+        return int(self._numbers[self._places.of(path)])
 
 
 class Rankings:
