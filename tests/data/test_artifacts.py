@@ -20,12 +20,6 @@ from data.files import read_json
 from tests.helpers.fresh_processes import FORK_SERVER, join_all, run_and_kill
 from tests.helpers.stages import make_artifact
 
-
-@pytest.fixture
-def store(tmp_path):
-    return ArtifactStore(tmp_path / "store")
-
-
 INGREDIENTS = {"version": 1, "images": "abc"}
 FINGERPRINT = fingerprint_of("caption", INGREDIENTS)
 

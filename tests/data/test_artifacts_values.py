@@ -31,11 +31,6 @@ def _no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr("data.files.os.fsync", lambda handle: None)
 
 
-@pytest.fixture
-def store(tmp_path):
-    return ArtifactStore(tmp_path / "store")
-
-
 def produce(folder):
     (folder / "rows.txt").write_text("hello")
     (folder / "deep").mkdir()

@@ -37,18 +37,6 @@ def _no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr("data.files.os.fsync", lambda handle: None)
 
 
-@pytest.fixture
-def store(tmp_path):
-    return ArtifactStore(tmp_path / "store")
-
-
-@pytest.fixture
-def root(tmp_path):
-    folder = market(tmp_path / "set")
-    settle()
-    return folder
-
-
 def config_of(root, reader="market1501", **options):
     return DatasetConfig(reader=reader, root=str(root), **options)
 

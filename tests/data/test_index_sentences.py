@@ -7,7 +7,6 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import DataError
 from data.index.stage import index
@@ -21,11 +20,6 @@ PURPOSE = Purpose(dataset="people", recipe="cuhk_pedes")
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr("data.files.os.fsync", lambda handle: None)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return ArtifactStore(tmp_path / "store")
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ from tests.helpers.stores import copy_tree
 
 
 @pytest.fixture
-def store(tmp_path):
-    return ArtifactStore(tmp_path / "store")
-
-
-@pytest.fixture
 def bucket():
     """The memory file system, emptied, without what earlier tests listed."""
     files = fsspec.filesystem("memory")

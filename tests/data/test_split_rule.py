@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.artifacts.fingerprint import digest_file
-from data.artifacts.store import ArtifactStore
 from data.columns.records import ImageRecord, Records
 from data.datasets import DatasetConfig, load_dataset, scan_dataset
 from data.errors import ConfigError
@@ -136,11 +135,6 @@ def test_the_identity_of_a_config_without_a_rule_is_that_of_earlier_versions():
 
 
 # The index of such a dataset
-
-
-@pytest.fixture
-def store(tmp_path):
-    return ArtifactStore(tmp_path / "store")
 
 
 def test_the_index_writes_labels_and_the_split(store, tmp_path):

@@ -14,21 +14,9 @@ from data.datasets import DatasetConfig
 from data.errors import DataError
 from data.index import unchanged
 from data.index.stage import index
-from tests.helpers.data_trees import market, picture, put, settle
+from tests.helpers.data_trees import picture, put, settle
 
 QUERY = "query/0001_c1s1_001051_00.jpg"
-
-
-@pytest.fixture
-def store(tmp_path):
-    return ArtifactStore(tmp_path / "store")
-
-
-@pytest.fixture
-def root(tmp_path):
-    folder = market(tmp_path / "set")
-    settle()
-    return folder
 
 
 @pytest.fixture

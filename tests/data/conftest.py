@@ -1,0 +1,24 @@
+"""Fixtures of several files: an artifact store, and a small dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.artifacts.store import ArtifactStore
+from tests.helpers.data_trees import market, settle
+
+
+@pytest.fixture
+def store(tmp_path) -> ArtifactStore:
+    """Return an empty artifact store."""
+    return ArtifactStore(tmp_path / "store")
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Write a small Market-1501, old enough for the digests of its files to be kept."""
+    folder = market(tmp_path / "set")
+    settle()
+    return folder
