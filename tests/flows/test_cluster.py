@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pyarrow as pa
@@ -22,8 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.store.claims import BUCKETS, Claims
-from data.artifacts.store import ArtifactStore
+from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.process.locks import try_lock
+from data.stages.images import IndexedImages
 from flows.recipes import build_recipe
+from reid.config.evaluate import EvaluateConfig
+from reid.evaluation.features import STAGE_VERSION
+from reid.inputs.evaluation_rows import evaluation_rows
 from tests.helpers.caption_worlds import captions_folder
 from tests.helpers.places import REPO
 from tests.helpers.ray_nodes import PORT, Machine, lan, ray_program, start_head, start_node, wait_for
@@ -33,6 +39,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800), pytest.mark.xdist_
 WORLD = ["synthetic.train_identities=16", "synthetic.test_identities=9", "synthetic.images_per_camera=2"]
 WORLD += ["synthetic.cameras=3", "caption.batch_size=1", "train.schedule.epochs=1"]
 IMAGES = 150
+BATCH = 4
 QUICK = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
 TOKEN = {"RAY_AUTH_MODE": "token"}
 
@@ -115,6 +122,21 @@ def claimed(home: Path, buckets: Iterable[int]) -> Claims:
     return claims
 
 
+def claimed_part(home: Path, evaluation: str) -> IO[bytes]:
+    """Claim a part of the features of an evaluation as another worker would, until the returned file is closed.
+
+    evaluation: its fingerprint.
+    """
+    store = ArtifactStore(home)
+    (index,) = store.sidecars("index")
+    ref = ArtifactRef(stage="index", fingerprint=index.fingerprint, content="", path=str(index.folder))
+    rows = len(evaluation_rows(IndexedImages(ref=ref, root=Path()), EvaluateConfig()).images.pid)
+    parts = store.scratch("evaluate", evaluation) / f"parts-{STAGE_VERSION}" / f"{rows}-{BATCH}"
+    claim = try_lock(parts / "claims" / "0")
+    assert claim is not None
+    return claim
+
+
 def table(home: Path) -> pa.Table:
     (path,) = (home / "stages" / "caption").glob("*/captions.parquet")
     return pq.read_table(path).drop_columns(["batch_size"])
@@ -160,7 +182,7 @@ def test_a_node_is_killed_and_one_joins(network, nodes, tmp_path):
 def test_features_and_embeddings_are_those_of_one_process(network, nodes, tmp_path):
     head, here, other = nodes
     home, out = tmp_path / "home", tmp_path / "one.parquet"
-    small = ["--set", "evaluate.batch_size=4"]
+    small = ["--set", f"evaluate.batch_size={BATCH}"]
     alone = Command(here, head, home, "evaluate", "demo_baseline", "--set", "scale.runner=threads", *small)
     assert alone.end() == 0, alone.written
     words = ["embed", "demo_baseline", "--out", str(out)]
@@ -168,11 +190,14 @@ def test_features_and_embeddings_are_those_of_one_process(network, nodes, tmp_pa
     (evaluated,) = (home / "stages" / "evaluate").iterdir()
     evaluated.rename(tmp_path / "evaluated")
 
+    claim = claimed_part(home, evaluated.name)
     together = Command(here, head, home, "evaluate", "demo_baseline", *small)
-    wait_for(lambda: any((home / "work").glob("evaluate/*/parts-*/*/*.npz")), "a part", 400)
+    wait_for(lambda: "2 workers on 2 nodes" in together.written, "both workers", 400)
     other.kill()
+    wait_for(lambda: f"a worker on node {other.address} is lost" in together.written, "the loss of one", 120)
+    wait_for(lambda: any(Path(claim.name).parents[1].glob("*.npz")), "a part beside the claimed one", 120)
+    claim.close()
     assert together.end() == 0, together.written
-    assert f"a worker on node {other.address} is lost" in together.written
     for name in ("metrics.json", "rankings.parquet"):
         assert (evaluated / name).read_bytes() == (tmp_path / "evaluated" / name).read_bytes()
 

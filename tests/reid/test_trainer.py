@@ -233,15 +233,18 @@ def test_a_run_stopped_after_any_step_ends_with_the_same_weights(data, unbroken,
 
 
 _CHILD = """
-import sys, time, torch
+import signal, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from tests.helpers.reid_worlds import KilledError, same_weights, small_config, training_set, weights_of
 from reid.tasks.build import build_task
 from reid.training.trainer import fit
 config = small_config()
-fit(build_task(config, identities=8), training_set(), config, folder=Path(sys.argv[1]),
-    progress=lambda done, total, note: print(done, flush=True))
+def progress(done, total, note):
+    print(done, flush=True)
+    if done == 3:
+        signal.pause()  # a process that is slow to kill this one must not find it finished
+fit(build_task(config, identities=8), training_set(), config, folder=Path(sys.argv[1]), progress=progress)
 """
 
 
