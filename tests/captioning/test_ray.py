@@ -1,4 +1,7 @@
-"""Two Ray workers caption one dataset with the plain function of the stage."""
+"""Two Ray workers caption one dataset with the plain function of the stage.
+
+`make test` has the workers of the flow instead: `test_two_workers_caption_one_dataset` in tests/flows/test_pipeline.py.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_two_ray_workers_caption_one_dataset(tmp_path, cluster):
     store = ArtifactStore(tmp_path / "home")
