@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
 
+# The tests of a file run in one of two processes; tests/conftest.py orders the files.
+TWO := -n 2 --dist loadgroup --no-loadscope-reorder
+
 NEED_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 
 .DEFAULT_GOAL := help
@@ -27,7 +30,7 @@ demo: $(VENV)/.installed ## Caption, train, evaluate and report on synthetic peo
 	$(BIN)/clip-scgi demo
 
 test: $(VENV)/.installed ## Run the test suite on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
 
 check: $(VENV)/.installed ## Lint, formatting, types and documentation
 	$(BIN)/ruff check .
@@ -54,9 +57,9 @@ lowest: ## Run the test suite with the oldest versions that pyproject.toml allow
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
-	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(TWO)
 
-soak: $(VENV)/.installed ## Long fault-injection suites (kills, many writers)
+soak: $(VENV)/.installed ## Long tests: kills, many writers, and every variant of what `make test` tries once
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 3600
 
 bench: $(VENV)/.installed ## Benchmarks: ratios measured side by side in one run

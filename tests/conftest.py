@@ -1,12 +1,62 @@
-"""Fixtures of all tests: a home of its own per test, one thread of torch, and Prefect's test server."""
+"""Fixtures of all tests: a home of its own per test, one thread of torch, Prefect's test server, and one finished run.
+
+With `--dist loadgroup`, the tests of a file run in one process, which makes their fixtures once.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from hypothesis import Phase, settings
 
+if TYPE_CHECKING:
+    from flows.summary import RunSummary
+
 # For `make mutants`: the first failure of a property counts, so no smaller example is searched for.
 settings.register_profile("mutants", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+
+LONGEST_FIRST: Final = (
+    "flow",
+    "flows/test_interrupt",
+    "flows/test_server",
+    "captioning/test_families",
+    "reid/test_export",
+    "data/test_environment",
+    "captioning/test_image_tokens",
+    "captioning/test_decoding",
+    "tools/test_tiny_llava",
+    "reid/test_trainer",
+    "reid/test_joint_space",
+    "reid/test_parity",
+    "flows/test_embed",
+    "reid/test_validation",
+    "reid/test_tracking",
+)
+"""Groups that take longer than fifteen seconds: at the end, the other process would wait for them."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests that use Prefect's server, and the other tests of each file, and order the groups."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=_place)
+
+
+def _group(item: pytest.Item) -> str:
+    if "prefect_server" in getattr(item, "fixturenames", ()):
+        return "flow"
+    return item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+
+
+def _place(item: pytest.Item) -> int:
+    group = item.get_closest_marker("xdist_group").args[0]
+    return LONGEST_FIRST.index(group) if group in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(autouse=True)
@@ -16,21 +66,39 @@ def _own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Use one thread of torch, so that sums are taken in a fixed order."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Use one thread of torch, so that sums are taken in a fixed order."""
+    with _one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
 def prefect_server():
-    """Run Prefect's server on a temporary database. Tests that use it need the mark ``xdist_group("flow")``."""
+    """Run Prefect's server on a temporary database."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=600):  # of a busy machine
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(prefect_server, tmp_path_factory) -> tuple[Path, RunSummary]:
+    """Run the small demo once; return its home, which tests must not change, and its summary."""
+    from tests.helpers.small_runs import demo_run
+
+    home = tmp_path_factory.mktemp("home")
+    with _one_thread():  # as in other processes, which train to the same bit
+        return home, demo_run(home)

@@ -1,9 +1,8 @@
-"""One small run and three evaluations, which several files of tests read."""
+"""Three evaluations, which several files of tests read."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -13,16 +12,7 @@ from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.index.stage import index
 from data.synthetic.world import WorldConfig, write_market1501
-from flows.summary import RunSummary
 from tests.helpers.evaluations import rank, write_evaluation
-from tests.helpers.small_runs import demo_run
-
-
-@pytest.fixture(scope="session")
-def finished(prefect_server, tmp_path_factory) -> tuple[Path, RunSummary]:
-    """Run the small demo once; return its home, which tests must not change, and its summary."""
-    home = tmp_path_factory.mktemp("home")
-    return home, demo_run(home)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ from tests.helpers.data_trees import market, picture, put
 from tests.helpers.gpus import Gpus
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.programs import run_code
-from tests.helpers.small_runs import ON_CPU, SMALL_BATCH, SMALL_WORLD
+from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
 
 ALL = ("caption", "train", "evaluate")
 GB = 1 << 30
@@ -589,7 +589,7 @@ def test_images_of_an_unusable_captioner_do_not_count_as_captioned(tmp_path, cap
 
 def test_captions_and_stages_that_exist_cost_nothing(finished, capsys):
     def asked(epochs: int) -> list[str]:
-        settings = ["synthetic.seed=7", *SMALL_WORLD, SMALL_BATCH, *ON_CPU, f"train.schedule.epochs={epochs}"]
+        settings = [*FINISHED_RUN, *ON_CPU, f"train.schedule.epochs={epochs}"]
         return ["check", "demo", "--home", str(finished[0]), *(part for text in settings for part in ("--set", text))]
 
     assert main(asked(1)) == 0

@@ -27,19 +27,10 @@ from flows.summary import RunSummary
 from reid.training.stage import TrainStage
 from tests.helpers.data_trees import settle
 from tests.helpers.places import REPO
+from tests.helpers.small_runs import FINISHED_RUN
 from tests.helpers.stages import run_on
 
 STAGES = ["index", "caption", "audit", "train", "evaluate", "report"]
-SMALL = [
-    "synthetic.seed=7",
-    "synthetic.train_identities=6",
-    "synthetic.test_identities=5",
-    "synthetic.images_per_camera=2",
-    "synthetic.cameras=2",
-    "train.schedule.epochs=1",
-    "train.batch.identities=3",
-]
-
 pytestmark = pytest.mark.xdist_group("flow")
 
 
@@ -55,7 +46,7 @@ def home(finished, tmp_path) -> Path:
 def _run(home: Path, *overrides: str, **options) -> RunSummary:
     from flows.pipeline import caption_and_train
 
-    recipe = build_recipe("demo", overrides, size=SMALL)
+    recipe = build_recipe("demo", overrides, size=FINISHED_RUN)
     return RunSummary.model_validate(caption_and_train(recipe, home=str(home), **options))
 
 
@@ -148,7 +139,7 @@ def test_a_run_is_named_after_its_recipe_and_its_dataset(recipe, dataset, wanted
 
 
 def test_commands_draw_the_captions_and_search_the_gallery(home, tmp_path, capsys):
-    settings = [part for text in SMALL for part in ("--set", text)]
+    settings = [part for text in FINISHED_RUN for part in ("--set", text)]
     assert main(["sheet", "demo", "--home", str(home), *settings, "--out", str(tmp_path / "sheet.jpg")]) == 0
     assert Image.open(tmp_path / "sheet.jpg").size[0] > 1000
     capsys.readouterr()
@@ -230,7 +221,7 @@ def test_two_processes_train_for_one_task_and_share_its_fingerprint(home):
     # Three identities a batch cannot be divided by two: so these really are two, and not each alone.
     summary = _run(home, until="index")["index"]
     run = run_on(ArtifactStore(home), summary.artifact, summary.images_root)
-    stage = TrainStage(captions=None, config=build_recipe("demo", three, size=SMALL).train)
+    stage = TrainStage(captions=None, config=build_recipe("demo", three, size=FINISHED_RUN).train)
     with pytest.raises(ClipScgiError, match="must divide the 3 identities"):
         launch_training(stage, run, ScaleConfig(train_processes=2))
 

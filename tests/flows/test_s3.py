@@ -15,11 +15,12 @@ from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from tests.helpers.data_trees import picture
 from tests.helpers.shards import people_in_shards
-from tests.helpers.small_runs import ON_CPU, SMALL_RUN
+from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
 from tests.helpers.stores import S3_ENVIRONMENT, copy_tree, s3_server
 
 pytest.importorskip("moto")
 s3fs = pytest.importorskip("s3fs")
+pytestmark = pytest.mark.xdist_group("flow")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_a_run_on_s3_equals_the_run_on_the_folder(finished, s3, tmp_path):
     _, here = finished
     copy_tree(Path(here["index"].images_root or ""), s3, "people/small world")
     settings = [*ON_CPU, "data.root=s3://people/small world"]
-    recipe = build_recipe("demo", settings, size=["synthetic.seed=7", *SMALL_RUN])
+    recipe = build_recipe("demo", settings, size=FINISHED_RUN)
     there = RunSummary.model_validate(caption_and_train(recipe, home=str(tmp_path / "home")))
     for stage in ("index", "caption", "audit", "train", "evaluate"):
         assert there[stage].artifact.fingerprint == here[stage].artifact.fingerprint, stage

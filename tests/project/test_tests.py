@@ -1,4 +1,4 @@
-"""Rules for the tests themselves: what they may replace."""
+"""Rules for the tests themselves: what they may replace, and their order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST_FIRST
 from tests.helpers.places import REPO
 
 OURS = ("data", "captioning", "reid", "flows", "tools", "benchmarks")
@@ -127,3 +128,8 @@ def test_a_replacement_is_found(code):
 )
 def test_other_replacements_are_left_alone(code):
     assert forbidden(ast.parse(code)) == []
+
+
+def test_the_groups_that_go_first_exist():
+    files = [REPO / "tests" / f"{group}.py" for group in LONGEST_FIRST if group != "flow"]
+    assert [path for path in files if not path.is_file()] == []

@@ -40,9 +40,6 @@ OUR_NAMES = {
     "cv_embed": "camera_shift_KV",
 }
 
-# One process runs all tests of this file, so each case is built once.
-pytestmark = pytest.mark.xdist_group("parity")
-
 
 def our_name(name):
     theirs = next(prefix for prefix in OUR_NAMES if name.startswith(prefix))
