@@ -7,10 +7,14 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
+from huggingface_hub import constants
 
 from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactRef, ArtifactStore
@@ -21,7 +25,7 @@ from reid.training.stage import TrainStage
 from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
 from tests.helpers.small_models import write_model
-from tests.helpers.small_runs import ON_CPU, SMALL_WORLD
+from tests.helpers.small_runs import FINISHED_RUN, ON_CPU, SMALL_WORLD
 
 PAGES = ("README.md", "docs/your_data.md", "docs/search.md", "docs/export.md", "docs/gpu.md", "docs/paper.md")
 TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
@@ -38,11 +42,63 @@ RUNNABLE = list(
     )
 )
 NEEDS_WEIGHTS = ("market1501", "manifest_clip_reid", "cuhk_pedes", "rstpreid")
+IN_A_PROCESS = (
+    "clip-scgi manifest /data/people --output people.csv",
+    "clip-scgi export demo -o exported --format open_clip",
+)
+UNTRAINED = [part for text in (*FINISHED_RUN, *ON_CPU, "train.seed=2") for part in ("--set", text)]
+"""The finished run with another seed: it has captions, and the first command that needs its model trains it."""
+WRITTEN = ("people.csv", "maps.png", "features.parquet", "exported")
+
+pytestmark = pytest.mark.xdist_group("flow")
 
 
-def run(arguments: list[str], home) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CLIP_SCGI_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hub")}
-    return run_module(CLIP_SCGI, *arguments, environment=environment, timeout=280)
+class Ended(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(arguments: list[str], *, in_a_process: bool = False) -> Ended:
+    """Run a command here or in a process of its own."""
+    if in_a_process:
+        done = run_module(CLIP_SCGI, *arguments, environment=os.environ, timeout=280)
+        return Ended(done.returncode, done.stdout, done.stderr)
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        status = main(arguments)
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def shared(finished, tmp_path_factory):
+    """Copy the finished run to an artifact root of several commands: what one of them makes, the next finds."""
+    return shutil.copytree(finished[0], tmp_path_factory.mktemp("shared") / "home")
+
+
+@pytest.fixture(scope="module")
+def one_model(tmp_path_factory):
+    """Make an artifact root with one model, because `--model demo` must not name two."""
+    store = ArtifactStore(tmp_path_factory.mktemp("one_model") / "home")
+    store.record_use(write_model(store), dataset="demo", recipe="demo")
+    return store.root
+
+
+@pytest.fixture
+def home(request, monkeypatch):
+    """Use one of the two artifact roots, whichever the command needs."""
+    command = request.getfixturevalue("command")
+    home = request.getfixturevalue("one_model" if command.split()[1] in ("embed", "export") else "shared")
+    monkeypatch.setenv("CLIP_SCGI_HOME", str(home))
+
+
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    """Keep this process away from the hub and from its downloads."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.fixture(scope="module")
@@ -91,52 +147,58 @@ def test_every_command_of_the_readme_is_run_here_or_in_ci():
     assert len(RUNNABLE) >= 10
 
 
+def completed(command: str, people: Path, folder: Path) -> list[str]:
+    """Return the arguments of a command, with paths that exist, and small."""
+    arguments = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
+    arguments = [str(folder / word) if word in WRITTEN else word for word in arguments]
+    verb = arguments[0]
+    if verb == "run":
+        return [*arguments, "--set", "train.schedule.epochs=1", "--set", "train.batch.identities=3"]
+    if verb == "embed" and "-o" not in arguments:
+        return [*arguments, "-o", str(folder / "features.parquet")]
+    if verb in ("search", "explain"):
+        query = next((people / "Market-1501-v15.09.15" / "query").glob("*.jpg"))
+        arguments = [str(query) if word in ("query.jpg", "gallery.jpg") else word for word in arguments]
+        return [*arguments, *UNTRAINED, *(["--train"] if verb == "search" else [])]
+    return arguments
+
+
+@pytest.mark.usefixtures("home", "no_hub")
 @pytest.mark.parametrize("command", RUNNABLE)
 def test_the_command_works(command, people, tmp_path):
-    arguments = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
-    small = ["--set", "train.schedule.epochs=1", "--set", "train.batch.identities=3"]
-    if arguments[0] in ("search", "explain"):  # a small demo, trained on the way
-        small += ["--set", "synthetic.train_identities=6", "--set", "synthetic.test_identities=4"]
-        queries = (str(path) for path in (people / "Market-1501-v15.09.15" / "query").glob("*.jpg"))
-        arguments = [next(queries) if word in ("query.jpg", "gallery.jpg") else word for word in arguments]
-    arguments = [str(tmp_path / word) if word in ("people.csv", "maps.png") else word for word in arguments]
-    if arguments[0] in ("run", "search", "explain"):
-        arguments += small
-    if arguments[0] == "search":
-        arguments += ["--train"]
-    if arguments[0] == "explain":
-        assert run(["train", "demo", *small], tmp_path).returncode == 0
-    if arguments[0] in ("embed", "export"):
-        store = ArtifactStore(tmp_path)
-        store.record_use(write_model(store), dataset="demo", recipe="demo")
-        arguments = [str(tmp_path / word) if word in ("features.parquet", "exported") else word for word in arguments]
-        if "-o" not in arguments:
-            arguments += ["-o", str(tmp_path / "features.parquet")]
-    done = run(arguments, tmp_path)
-    if arguments[0] in STAGES and arguments[1] in NEEDS_WEIGHTS:
+    """Run it in this process; those of `IN_A_PROCESS`, as a person starts them."""
+    arguments = completed(command, people, tmp_path)
+    verb = arguments[0]
+    if verb == "explain":
+        assert main(["train", "demo", *UNTRAINED]) == 0
+    status, out, err = run(arguments, in_a_process=command in IN_A_PROCESS)
+    if verb in STAGES and arguments[1] in NEEDS_WEIGHTS:
         # The weights do not exist here and no hub can be reached: one clear message, no traceback.
-        assert done.returncode == 1
-        assert re.search(r"llava-1\.5-7b-hf|clip_224\.openai", done.stderr)
-        assert "Traceback" not in done.stderr
+        assert status == 1
+        assert re.search(r"llava-1\.5-7b-hf|clip_224\.openai", err)
+        assert "Traceback" not in err
         return
-    assert done.returncode == 0, done.stderr[-3000:]
-    if arguments[0] in ("search", "explain"):
-        assert "similarity" in done.stdout
-    if arguments[0] == "embed":
+    assert status == 0, err[-3000:]
+    if verb in ("search", "explain"):
+        assert "similarity" in out
+    if verb == "embed":
         assert (tmp_path / "features.parquet").exists()
-    if arguments[0] == "export":
-        assert "largest difference" in done.stdout
+    if verb == "export":
+        assert "largest difference" in out
         assert (tmp_path / "exported/README.md").exists()
-    if arguments[0] == "run":
-        assert "report.html" in done.stdout
-        assert "mAP" in done.stdout
+    if verb == "run":
+        assert "report.html" in out
+        assert "mAP" in out
 
 
-def test_the_artifact_commands_work(tmp_path):
-    for command in COMMANDS["docs/search.md"]:
-        if command.startswith("clip-scgi artifacts") and "FINGERPRINT" not in command:
-            done = run(shlex.split(command)[1:], tmp_path)
-            assert done.returncode == 0, done.stderr
+def test_the_artifact_commands_work(shared, monkeypatch):
+    monkeypatch.setenv("CLIP_SCGI_HOME", str(shared))
+    commands = [line for line in COMMANDS["docs/search.md"] if line.startswith("clip-scgi artifacts")]
+    assert len(commands) >= 4
+    for command in commands:
+        if "FINGERPRINT" not in command:
+            status, _, err = run(shlex.split(command)[1:])
+            assert status == 0, err
 
 
 def test_the_gallery_commands_work_one_after_the_other(people, tmp_path, monkeypatch, capsys):
@@ -210,7 +272,7 @@ def test_the_paper_commands_train_nothing_twice(people, tmp_path, monkeypatch, c
     assert len(trained) == 7
 
 
-def test_the_listed_recipes_command(tmp_path):
-    done = run(["recipes"], tmp_path)
-    assert done.returncode == 0
-    assert "market1501" in done.stdout
+def test_the_listed_recipes_command():
+    status, out, _ = run(["recipes"], in_a_process=True)
+    assert status == 0
+    assert "market1501" in out
