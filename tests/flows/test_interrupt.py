@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,15 +22,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.data_trees import settle
 from tests.helpers.places import REPO
-from tests.helpers.small_runs import SMALL_BATCH, SMALL_WORLD
+from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
 
-SMALL = [*SMALL_WORLD, SMALL_BATCH]
 ENDLESS = "train.schedule.epochs=100000"
 HANGS = 60.0  # seconds
 _STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
-pytestmark = [pytest.mark.xdist_group("flow"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 class Terminal:
@@ -100,12 +101,19 @@ def _take_terminal() -> None:
 
 
 @pytest.fixture
+def captioned(finished, tmp_path) -> None:
+    """Copy the images and captions of the finished run to `tmp_path`, so that a command trains at once."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("train", "work"))
+    settle()
+
+
+@pytest.fixture
 def start(tmp_path):
     """Start a command whose home is `tmp_path`, with settings."""
     begun: list[Terminal] = []
 
     def starter(*words: str, settings: tuple[str, ...] = ()) -> Terminal:
-        chosen = {text.partition("=")[0]: text for text in (*SMALL, *settings)}
+        chosen = {text.partition("=")[0]: text for text in (*FINISHED_RUN, *ON_CPU, *settings)}
         changes = [part for text in chosen.values() for part in ("--set", text)]
         begun.append(Terminal(tmp_path, *words, *changes))
         return begun[-1]
@@ -134,6 +142,7 @@ def test_while_the_server_starts(start):
     assert_stopped(terminal, "server start-up")
 
 
+@pytest.mark.usefixtures("captioned")
 def test_while_it_trains_and_the_next_run_goes_on(start, tmp_path):
     terminal = start("demo", settings=(ENDLESS, "train.checkpoint_every=5"))
     terminal.wait_for(r"train .*[1-9]\d*/")
@@ -162,6 +171,8 @@ def test_while_several_workers_caption_and_what_they_made_is_kept(start, tmp_pat
     assert after > before or after == images, "captions that the workers had not yet written are lost"
 
 
+@pytest.mark.soak
+@pytest.mark.usefixtures("captioned")
 def test_while_two_processes_train(start):
     terminal = start("demo", settings=(ENDLESS, "train.batch.identities=4", "scale.train_processes=2"))
     terminal.wait_for(r"train: [1-9]\d*/")
@@ -186,6 +197,7 @@ def test_a_second_ctrl_c_does_not_wait(start):
     terminal.wait_until("the end of its processes", lambda: not terminal.survivors(), HANGS)
 
 
+@pytest.mark.usefixtures("captioned")
 def test_a_run_that_is_killed_leaves_no_process(start):
     terminal = start("demo", settings=(ENDLESS, "train.batch.identities=4", "scale.train_processes=2"))
     terminal.wait_for(r"train: [1-9]\d*/")
@@ -196,9 +208,45 @@ def test_a_run_that_is_killed_leaves_no_process(start):
     sys.stdout.write(f"SIGKILL: the last process ended after {took:.1f} s\n")
 
 
+STREAMED = """
+import os, sys
+from flows import interrupts
+from flows.execution.child import stream
+inner = "import time; print('ready', flush=True); time.sleep(3600)"
+outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
+with interrupts.watched():
+    stream([sys.executable, "-c", outer], os.environ)
+"""
+
+
+def begin(code: str) -> subprocess.Popen[str]:
+    """Start Python code that Ctrl-C reaches."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+
+
+def test_ctrl_c_ends_a_program_of_the_command_and_its_children():
+    """This is how the processes of one training are started: `test_while_two_processes_train` has real ones."""
+    process = begin(STREAMED)
+    assert process.stderr.readline() == "ready\n"
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 2
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=HANGS)
+    assert process.returncode == 130
+    assert psutil.wait_procs(family, HANGS)[1] == []
+
+
 HANGING = """
-import hashlib, sys, time
+import ctypes, sys, time
 from flows.cli import run as commands
+mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
 def hang():
     begun = False
     while True:
@@ -213,31 +261,25 @@ commands.list_recipes = hang
 from flows.cli.app import main
 sys.exit(main(["recipes"]))
 """
+SWALLOWS = "time.sleep(3600)"
+NEVER_RETURNS = "[library.pthread_mutex_lock(mutex) for _ in range(2)]"
 
 
-@pytest.mark.parametrize(
-    "what", ["time.sleep(3600)", "hashlib.scrypt(b'', salt=b'', n=2**18, r=8, p=1000, maxmem=2**30)"]
-)
-def test_a_main_thread_that_does_not_end_is_ended(tmp_path, what):
-    """Test a handler that swallows the interruption, and C code that never returns to Python."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGING.format(what=what)],
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-    )
-    assert process.stdout.readline() == "hanging\n"
+def test_a_main_thread_that_does_not_end_is_ended():
+    """Test a handler that swallows the interruption, and C code that never returns to Python, at the same time."""
+    processes = {what: begin(HANGING.format(what=what)) for what in (SWALLOWS, NEVER_RETURNS)}
+    for process in processes.values():
+        assert process.stdout.readline() == "hanging\n"
     begun = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert process.stderr.readline().startswith("clip-scgi: stopping")
-    said = time.monotonic() - begun
-    _, rest = process.communicate(timeout=HANGS)
-    sys.stdout.write(f"{what}: a line after {said:.1f} s, the end after {time.monotonic() - begun:.1f} s\n")
-    assert process.returncode == 130
-    assert rest.startswith("clip-scgi: interrupted")
-    assert "Traceback" not in rest
+    for process in processes.values():
+        process.send_signal(signal.SIGINT)
+    for what, process in processes.items():
+        assert process.stderr.readline().startswith("clip-scgi: stopping")
+        _, rest = process.communicate(timeout=HANGS)
+        sys.stdout.write(f"{what}: the end after {time.monotonic() - begun:.1f} s\n")
+        assert process.returncode == 130
+        assert rest.startswith("clip-scgi: interrupted")
+        assert "Traceback" not in rest
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path):
