@@ -22,7 +22,7 @@ from flows.workers.jobs import CaptionJob
 from tests.helpers.data_trees import settle
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.shards import people_in_shards, put_shard
-from tests.helpers.small_runs import ON_CPU, SMALL_RUN
+from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
 from tests.helpers.stages import caption, pixels
 
 
@@ -33,7 +33,6 @@ def _packed(root: Path, row: dict[str, Any]) -> dict[str, bytes]:
     return {f"{stem}.jpg": (root / row["path"]).read_bytes(), f"{stem}.json": labels}
 
 
-@pytest.mark.xdist_group("flow")
 def test_a_dataset_that_moves_into_shards_keeps_its_captions_and_its_model(finished, tmp_path):
     from flows.pipeline import caption_and_train
 
@@ -47,7 +46,7 @@ def test_a_dataset_that_moves_into_shards_keeps_its_captions_and_its_model(finis
         put_shard(tmp_path / "shards", f"{split}-000000.tar", *packed)
     settle()
     settings = [*ON_CPU, "data.reader=webdataset", f"data.root={tmp_path / 'shards'}"]
-    recipe = build_recipe("demo", settings, size=["synthetic.seed=7", *SMALL_RUN])
+    recipe = build_recipe("demo", settings, size=FINISHED_RUN)
     there = RunSummary.model_validate(caption_and_train(recipe, home=str(home)))
     assert there["index"].artifact.fingerprint != here["index"].artifact.fingerprint
     assert there["train"].artifact.fingerprint == here["train"].artifact.fingerprint

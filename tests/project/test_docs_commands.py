@@ -24,6 +24,7 @@ from flows.cli.app import main
 from reid.training.stage import TrainStage
 from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
+from tests.helpers.shards import put_shard
 from tests.helpers.small_models import write_model
 from tests.helpers.small_runs import FINISHED_RUN, ON_CPU, SMALL_WORLD
 
@@ -32,7 +33,7 @@ TEXTS = {page: (REPO / page).read_text(encoding="utf-8") for page in PAGES}
 BLOCKS = {page: re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for page, text in TEXTS.items()}
 COMMANDS = {page: [line.strip() for block in blocks for line in block.splitlines()] for page, blocks in BLOCKS.items()}
 IN_CI = {line.split("#")[0].strip() for line in (REPO / ".ci/run").read_text().splitlines()}
-STAGES = ("run", "caption", "audit", "train", "evaluate", "report")
+STAGES = ("check", "run", "caption", "audit", "train", "evaluate", "report")
 RUNNABLE = list(
     dict.fromkeys(
         command
@@ -41,7 +42,7 @@ RUNNABLE = list(
         if command.startswith("clip-scgi") and command.split()[1] not in ("artifacts", "gallery", "paper")
     )
 )
-NEEDS_WEIGHTS = ("market1501", "manifest_clip_reid", "cuhk_pedes", "rstpreid")
+NEEDS_WEIGHTS = ("market1501", "manifest", "manifest_clip_reid", "cuhk_pedes", "rstpreid")
 IN_A_PROCESS = (
     "clip-scgi manifest /data/people --output people.csv",
     "clip-scgi export demo -o exported --format open_clip",
@@ -126,8 +127,17 @@ def people(tmp_path_factory):
                 (folder_of_copy / path.name).write_bytes(path.read_bytes())
             rows.append({"path": path.name, "split": split, "pid": int(pid), "camid": int(camera)})
     pd.DataFrame(rows).to_csv(mine / "manifest.csv", index=False)
+    for split in ("train", "query", "gallery"):
+        samples = (_sample(mine, row) for row in rows if row["split"] == split)
+        put_shard(root / "shards", f"{split}-000000.tar", *samples)
     _write_cuhk_pedes(root / "CUHK-PEDES", mine, rows)
     return root
+
+
+def _sample(images, row):
+    labels = json.dumps({"pid": row["pid"], "camid": row["camid"]}).encode()
+    stem = Path(row["path"]).stem
+    return {f"{stem}.jpg": (images / row["path"]).read_bytes(), f"{stem}.json": labels}
 
 
 def _write_cuhk_pedes(root, images, rows):
@@ -149,7 +159,7 @@ def test_every_command_of_the_readme_is_run_here_or_in_ci():
 
 def completed(command: str, people: Path, folder: Path) -> list[str]:
     """Return the arguments of a command, with paths that exist, and small."""
-    arguments = [word.replace("/data/", f"{people}/") for word in shlex.split(command)[1:]]
+    arguments = [re.sub("/data/|s3://bucket/", f"{people}/", word) for word in shlex.split(command)[1:]]
     arguments = [str(folder / word) if word in WRITTEN else word for word in arguments]
     verb = arguments[0]
     if verb == "run":
@@ -175,7 +185,7 @@ def test_the_command_works(command, people, tmp_path):
     if verb in STAGES and arguments[1] in NEEDS_WEIGHTS:
         # The weights do not exist here and no hub can be reached: one clear message, no traceback.
         assert status == 1
-        assert re.search(r"llava-1\.5-7b-hf|clip_224\.openai", err)
+        assert re.search(r"llava-1\.5-7b-hf|clip_224\.openai", out + err)
         assert "Traceback" not in err
         return
     assert status == 0, err[-3000:]
