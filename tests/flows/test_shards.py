@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import pytest
 
 from captioning.config import CaptionConfig
 from data.artifacts.store import ArtifactStore
