@@ -595,15 +595,17 @@ def test_without_a_recipe_the_full_study_has_four_worlds():
         found = worlds_of(recipe, preset, [], seeds=seeds, groups=groups, resample=True)
         return {world.recipe.name: world.config.groups for world in found}
 
-    elsewhere = dict.fromkeys(("benchmark_language", "benchmark_domain", "benchmark_clothes"), ("main", "joint"))
-    assert groups_of(None) == {"benchmark": GROUPS, **elsewhere}
+    elsewhere = dict.fromkeys(("benchmark_language", "benchmark_domain"), ("main", "joint"))
+    assert groups_of(None) == {"benchmark": GROUPS, **elsewhere, "benchmark_clothes": ("main",)}
     assert groups_of(None, "depth") == {"benchmark": ("depth",)}
     assert groups_of(None, preset="quick") == {"benchmark": ("main",)}
     assert groups_of("benchmark_domain", "depth") == {"benchmark_domain": ("depth",)}
     assert groups_of("pku_reid") == {"pku_reid": ("main", "joint")}
     (world, *_) = worlds_of(None, "full", [], seeds=None, groups=[], resample=True)
     assert [world.config.seeds_of(group) for group in GROUPS] == [5, 3, 3, 3, 3, 3]
-    (world, *_) = worlds_of(None, "full", [], seeds=2, groups=[], resample=True)
+    assert world.recipe.train.precision == "bf16"
+    (world, *_) = worlds_of(None, "full", ["train.precision=no"], seeds=2, groups=[], resample=True)
+    assert world.recipe.train.precision == "no"
     assert {world.config.seeds_of(group) for group in GROUPS} == {2}
 
 

@@ -31,7 +31,7 @@ class Preset:
     own: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
 
     def groups_of(self, recipe: str) -> tuple[Group, ...]:
-        """Return the groups that are studied with `recipe`: all on the benchmark, main in the trap, else main and joint."""
+        """Return the groups that are studied with `recipe`: all on the benchmark, main in the trap, else two."""
         known = GROUPS if recipe == BENCHMARK else ("main",) if recipe == TRAP else _ELSEWHERE
         return tuple(group for group in self.config.groups if group in known)
 
