@@ -157,10 +157,10 @@ def _train(
     """Do the runs one after another, print a line about each, write the results, and return the rows."""
     rows_of: dict[str, Sequence[RunRow]] = {}
     rows: list[RunRow] = []
-    due = -math.inf
+    due, width = -math.inf, max((len(run.label) for run in runs), default=0)
     with progress_bar(command, interval=_LOG_INTERVAL) as progress:
         for done in do(runs, progress):
-            console.print(_line(done), soft_wrap=True)
+            console.print(_line(done, width), soft_wrap=True)
             rows_of[done.run.label] = done.rows
             started, is_last = time.monotonic(), len(rows_of) == len(runs)
             if is_last or (started > due and not done.cached):
@@ -221,11 +221,11 @@ def _uncaptioned(runs: Iterable[Run]) -> int:
     return len({run.inputs.turn for run in runs if run.inputs.find("captioner") is None})
 
 
-def _line(done: Done) -> Text:
-    """Return one line for a finished run."""
+def _line(done: Done, width: int) -> Text:
+    """Return one line for a finished run. width: of the labels of all runs."""
     status = "cached" if done.cached else done.rows[0].status
     line = Text().append("✗ " if status == "failed" else "✓ ", "red" if status == "failed" else "green")
-    line.append(f"{done.run.label:<40}", "bold").append(f"{status:<8}").append(f"{duration(done.seconds):>10}  ")
+    line.append(f"{done.run.label:<{width + 2}}", "bold").append(f"{status:<8}").append(f"{duration(done.seconds):>10}  ")
     shown = [row for row in done.rows if row.status == "ok" and row.variant == done.run.variant.name]
     scores = ", ".join(_scores(row) for row in shown)
     return line.append(scores or str(done.rows[0].error), "dim")

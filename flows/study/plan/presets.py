@@ -64,5 +64,5 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
     }
 )
 """quick: a short check with a rough comparison of the methods. full: all groups and worlds, in mixed precision, which
-nearly halves the time on a CPU that has bf16; half of the benchmark's epochs and two thirds of PKU-Reid's, so that a run
-has 96 to 144 steps."""
+nearly halves the time on a CPU that has bf16; half of the benchmark's epochs and two thirds of PKU-Reid's, so that a
+run has 96 to 144 steps."""
