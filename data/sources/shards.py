@@ -79,6 +79,7 @@ class ShardTable:
 _LOCK: Final = threading.RLock()
 _FOLDERS: OrderedDict[Path, None] = OrderedDict()
 _TABLES: OrderedDict[str, ShardTable] = OrderedDict()
+_LOADING: dict[str, threading.Lock] = {}
 _ASKED: dict[str, tuple[float, ShardStamp | None]] = {}
 
 
@@ -175,17 +176,29 @@ def table_of(shard: str) -> ShardTable:
     stamp = stamp_of(shard)
     if stamp is None:
         raise RejectedRow("missing")
+    if (known := _recalled(shard, stamp)) is not None:
+        return known
+    with _LOCK:
+        loading = _LOADING.setdefault(shard, threading.Lock())
+    with loading:  # one thread reads the headers, and the others wait
+        if (known := _recalled(shard, stamp)) is not None:
+            return known
+        found = next((table for table in known_tables(shard) if table.stamp == stamp), None) or _walked(shard, stamp)
+        with _LOCK:
+            _TABLES[shard] = found
+            while len(_TABLES) > _MOST_TABLES:
+                _TABLES.popitem(last=False)
+    return found
+
+
+def _recalled(shard: str, stamp: ShardStamp) -> ShardTable | None:
+    """Return the table of a shard from memory, None if it is not there or of another stamp."""
     with _LOCK:
         known = _TABLES.get(shard)
-    if known is not None and known.stamp == stamp:
-        return known
-    table = next((table for table in known_tables(shard) if table.stamp == stamp), None) or _walked(shard, stamp)
-    with _LOCK:
-        _TABLES[shard] = table
+        if known is None or known.stamp != stamp:
+            return None
         _TABLES.move_to_end(shard)
-        while len(_TABLES) > _MOST_TABLES:
-            _TABLES.popitem(last=False)
-    return table
+        return known
 
 
 def known_tables(shard: str) -> Iterator[ShardTable]:

@@ -114,8 +114,10 @@ def _path(text: str) -> Path:
 
 
 def _is_file(text: str) -> bool:
+    from data.sources.places import is_file
+
     try:
-        return _path(text).is_file()
+        return is_file(_path(text))
     except (OSError, ValueError):  # too long for a file name, or with a NUL: a sentence
         return False
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data.errors import ConfigError, DataError
 from data.progress import ProgressFn, silent
 from data.settings import nearest as similar_texts
+from data.sources.places import is_file
 from reid.gallery.entry import COPIES, Entry, Float32s, Int64s, normal
 from reid.gallery.index import INDEX_FROM, candidates, ensure_index
 from reid.gallery.layout import HEADER, PARTS, IndexFile, Space, check_space, read_header
@@ -398,7 +399,7 @@ def _removal(snapshot: Snapshot, label: str | None, path: Path | str | None, whe
         with_copies = np.flatnonzero(mask & _numpy(pc.is_valid(snapshot.table[COPIES])))
         for row, entry in zip(with_copies.tolist(), snapshot.take(with_copies), strict=True):
             others = [name for name in entry.paths if not _is_at(name, _places(path))]
-            existing = [name for name in others if Path(name).is_file()]
+            existing = [name for name in others if is_file(Path(name))]
             if existing:
                 copies = tuple(name for name in others if name != existing[0])
                 rows.append(row)

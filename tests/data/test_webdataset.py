@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.datasets import DatasetConfig, load_dataset
 from data.errors import ConfigError, DataError, RejectedRow, RetryableError
+from data.images.decode import read_bytes
 from data.images.root import find_root
 from data.index.stage import index
 from data.people import UNKNOWN_CAMERA
@@ -506,6 +508,18 @@ def test_without_a_table_the_headers_are_read_and_kept_in_memory(store, root):
     for path, sha256 in images.digests().items():
         assert images.open(path, sha256).mode == "RGB"
     assert list(store.shards.iterdir()) == []
+
+
+def test_threads_read_the_headers_of_a_shard_once(store, root, monkeypatch):
+    index(store, config=config_of(root, shards=TRAIN, require_splits=("train",)))
+    for file in store.shards.iterdir():
+        file.unlink()
+    shards._TABLES.clear()
+    opened, original = [], shards.open_shard
+    monkeypatch.setattr(shards, "open_shard", lambda *of: opened.append(of) or original(*of))
+    with ThreadPoolExecutor(8) as pool:
+        contents = list(pool.map(read_bytes, [root / TRAIN / "1_1.jpg"] * 32))
+    assert (len(set(contents)), len(opened)) == (1, 1)
 
 
 def test_an_image_that_changes_or_goes_after_the_index_is_not_used(store, root):

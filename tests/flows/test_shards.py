@@ -15,9 +15,11 @@ from data.datasets import DatasetConfig
 from data.images.thumbnails import Thumbnails
 from data.index.stage import index
 from data.stages.images import IndexedImages
+from flows.cli.search import read_query
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from flows.workers.jobs import CaptionJob
+from reid.evaluation.search import open_query
 from tests.helpers.data_trees import settle
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.shards import people_in_shards, put_shard
@@ -72,5 +74,8 @@ def test_captions_pixels_and_thumbnails_read_images_in_shards(tmp_path):
     assert made.ref.folder.is_dir()
     thumbnails = Thumbnails(images.root, images.digests(), 16)
     assert all(thumbnails(path).problem is None for path in images.digests())
+    query = root / "query-000000.tar" / "q" / "3.jpg"
+    assert read_query(str(query), image=None, text=None) == query
+    assert open_query(query).size == (8, 16)
     job = CaptionJob(home=str(store.root), images=images.to_json(), config=captioner)
     assert job.needed()[0] == str(root / "gallery-000000.tar")
