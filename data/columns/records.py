@@ -1,4 +1,4 @@
-"""The images that a reader finds, as columns: 40 bytes per image beside its path, instead of an object."""
+"""The images that a reader finds, as columns: 29 bytes per image beside its path, instead of an object."""
 
 from __future__ import annotations
 

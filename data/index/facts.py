@@ -1,4 +1,4 @@
-"""What the index knows about image files, as columns: 66 bytes per file instead of an object."""
+"""What the index knows about image files, as columns: 67 bytes per file instead of an object."""
 
 from __future__ import annotations
 
