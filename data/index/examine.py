@@ -102,7 +102,8 @@ def examine(
     facts = FileFacts.empty(len(paths))
     in_shards = set_facts(facts, root, paths, shards.tables())
     alone = np.flatnonzero(~in_shards)
-    for row, stamp in zip(alone.tolist(), stamps_of(root, paths.filter(pa.array(~in_shards))), strict=True):
+    files = paths.filter(pa.array(~in_shards)) if in_shards.any() else paths
+    for row, stamp in zip(map(int, alone), stamps_of(root, files), strict=True):
         facts.set_stamp(row, stamp)
     others = _recall(memo, root, paths, facts, checker) if len(alone) else FileFacts.empty(0)
     todo = np.flatnonzero(~in_shards if reread else ~facts.rows["is_read"])
@@ -111,7 +112,7 @@ def examine(
     n_decoded = n_unsettled = 0
     threads = workers or (remote.THREADS if is_remote(root) else min(os.cpu_count() or 1, _MAX_THREADS))
     with closing(_read_all(_chunks(root, paths, todo, chunk), decodings, max_pixels, threads)) as results:
-        for done, (row, (file, result)) in enumerate(zip(todo.tolist(), results, strict=True), start=1):
+        for done, (row, (file, result)) in enumerate(zip(map(int, todo), results, strict=True), start=1):
             facts.set(row, result.facts)
             n_decoded += result.decoded
             n_unsettled += not result.settled

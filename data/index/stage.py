@@ -208,7 +208,7 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
     shards = ShardReading(
         folder=store.shards, max_pixels=config.max_pixels, threads=config.workers, reread=reread, progress=progress
     )
-    scan = read_dataset(config, shards)
+    scan = _listed(config, shards)
     _check_place(store, config, scan.root)
     examined = examine(
         scan.root,
@@ -221,12 +221,14 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
         shards=shards,
     )
     if examined.n_read:
-        _compare(scan, examined, read_dataset(config, shards))
+        _compare(scan, examined, _listed(config, shards))
     rows = unusable_rows(config, examined.facts)
     bad = set(_rejections(config, scan.records.take(rows), examined.facts.take(rows)))
-    used = np.full(len(scan.records), True)
-    used[rows] = False
-    listed, facts = scan.records.take(used), examined.facts.take(used)
+    listed, facts = scan.records, examined.facts
+    if len(rows):
+        used = np.full(len(listed), True)
+        used[rows] = False
+        listed, facts = listed.take(used), facts.take(used)
     scan = assign_splits(config, replace(scan, records=listed, rejected=sorted([*scan.rejected, *bad])))
     if scan.split_by_rule:  # in another order
         rows = np.empty(len(listed), dtype=np.int64)
@@ -240,6 +242,13 @@ def _rejections(config: DatasetConfig, records: Records, facts: FileFacts) -> It
         fate = unusable(config, fact)
         if fate:
             yield Rejected(record.path, *fate)
+
+
+def _listed(config: DatasetConfig, shards: ShardReading) -> Scan:
+    """Return what the reader finds. Memory that only the reader needed goes back to the system."""
+    scan = read_dataset(config, shards)
+    pa.default_memory_pool().release_unused()
+    return scan
 
 
 def _check_place(store: ArtifactStore, config: DatasetConfig, root: Path) -> None:
