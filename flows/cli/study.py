@@ -39,7 +39,7 @@ def study_config(
     """
     default = PRESETS[preset].config
     chosen = {
-        "seeds": default.seeds if seeds is None else seeds,
+        "seeds": PRESETS[preset].seeds_of(recipe) if seeds is None else seeds,
         "sweep_seeds": default.sweep_seeds if seeds is None else None,
         "groups": groups or (PRESETS[preset].groups_of(recipe) if recipe else default.groups),
     }
@@ -225,7 +225,7 @@ def _line(done: Done, width: int) -> Text:
     """Return one line for a finished run. width: of the labels of all runs."""
     status = "cached" if done.cached else done.rows[0].status
     line = Text().append("✗ " if status == "failed" else "✓ ", "red" if status == "failed" else "green")
-    line.append(f"{done.run.label:<{width + 2}}", "bold").append(f"{status:<8}").append(f"{duration(done.seconds):>10}  ")
+    line.append(f"{done.run.label:<{width}}  ", "bold").append(f"{status:<8}{duration(done.seconds):>10}  ")
     shown = [row for row in done.rows if row.status == "ok" and row.variant == done.run.variant.name]
     scores = ", ".join(_scores(row) for row in shown)
     return line.append(scores or str(done.rows[0].error), "dim")

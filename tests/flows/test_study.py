@@ -601,8 +601,13 @@ def test_without_a_recipe_the_full_study_has_four_worlds():
     assert groups_of(None, preset="quick") == {"benchmark": ("main",)}
     assert groups_of("benchmark_domain", "depth") == {"benchmark_domain": ("depth",)}
     assert groups_of("pku_reid") == {"pku_reid": ("main", "joint")}
-    (world, *_) = worlds_of(None, "full", [], seeds=None, groups=[], resample=True)
+    (world, *others) = worlds_of(None, "full", [], seeds=None, groups=[], resample=True)
     assert [world.config.seeds_of(group) for group in GROUPS] == [5, 3, 3, 3, 3, 3]
+    assert [(each.recipe.name, each.config.seeds_of("main")) for each in others] == [
+        ("benchmark_language", 5),
+        ("benchmark_domain", 3),
+        ("benchmark_clothes", 3),
+    ]
     assert world.recipe.train.precision == "bf16"
     (world, *_) = worlds_of(None, "full", ["train.precision=no"], seeds=2, groups=[], resample=True)
     assert world.recipe.train.precision == "no"
