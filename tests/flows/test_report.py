@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from captioning.audit.agreement import IDENTITIES
 from captioning.audit.stage import AuditConfig
 from data.artifacts.fingerprint import digest_file
 from data.artifacts.store import ArtifactRef, ArtifactStore
@@ -728,8 +729,7 @@ def test_a_run_with_nothing_in_it_still_gives_a_page(world, tmp_path):
 def write_audit_of_nothing(folder: Path) -> None:
     slots = {slot: {"coverage": 0.0, "agreement": None, "entropy": None, "values": {}} for slot in SLOTS}
     write_json(folder / "audit.json", {"images": 0, "by_status": {}, "slots": slots, "identities": 0, "flags": {}})
-    columns = ("pid", "slot", "n_images", "n_named", "majority", "agreement", "entropy", "values")
-    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in columns}), folder / "identities.parquet")
+    pq.write_table(IDENTITIES.empty_table(), folder / "identities.parquet")
     flags = {"image_path": pa.array([], pa.string()), "flags": pa.array([], pa.list_(pa.string()))}
     pq.write_table(pa.table(flags), folder / "flags.parquet")
 
