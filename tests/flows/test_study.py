@@ -15,6 +15,7 @@ import pytest
 from captioning.stage.stage import CaptionStage
 from data.artifacts.inventory import try_lock
 from data.artifacts.store import ArtifactStore, Made
+from data.columns.texts import Texts
 from data.errors import ConfigError, DataError
 from data.progress import silent
 from data.schemas import WORDLESS
@@ -509,7 +510,7 @@ def test_captions_of_every_kind(home, monkeypatch):
 
 def test_a_caption_without_words_is_encoded_as_an_empty_text(home):
     run, backbone = RunContext(store=ArtifactStore(home)), build_recipe("benchmark").train.backbone
-    found = caption_features(run, [WORDLESS], config=backbone, seed=0)
+    found = caption_features(run, Texts([WORDLESS]), config=backbone, seed=0)
     assert (found.features_MD == encode_texts([""], config=backbone, seed=0, device="cpu")).all()
 
 
