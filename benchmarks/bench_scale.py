@@ -3,7 +3,7 @@ rows of an index, work list and compaction of the caption store, captions.parque
 
     python benchmarks/bench_scale.py [--rows 100000 400000] [--million] [--distinct 0.6]
 
-The first index reads and decodes tiny images that a manifest lists, with ten names per file; the changed one has an
+The first index reads and decodes tiny images that a manifest lists, with four names per file; the changed one has an
 image and a row more. For the other steps, index and caption store are made up: 20 images per identity (and 4 queries in
 the test splits), and a caption for each, and the folder has that many names of a few empty files. Each step runs in a
 process of its own, whose peak memory counts everything that it has loaded. On a busy machine, CPU seconds say more than
@@ -62,7 +62,7 @@ _QUERIES: Final = 4  # per identity of the gallery
 _AT_ONCE: Final = 1 << 16
 _PER_FOLDER: Final = 10_000
 _LINKS: Final = 50_000  # names that one file may have, below the limit of ext4
-_NAMES: Final = 10  # names per tiny image
+_NAMES: Final = 4  # names per tiny image, all of one person
 _LISTED: Final = ["path", "split", "pid", "camid"]
 
 Int64s = NDArray[np.int64]
@@ -93,7 +93,7 @@ def write_folder(folder: Path, rows: int) -> None:
 
 
 def write_crops(folder: Path, rows: int) -> None:
-    """Write `rows` names of tiny images, ten per file, and their manifest: a folder of Parquet files."""
+    """Write `rows` names of tiny images, four per file, and their manifest: a folder of Parquet files."""
     content = _png()
     (folder / "rows").mkdir(parents=True)
     for number in range(rows):
@@ -177,7 +177,7 @@ def _digests(numbers: Int64s) -> pa.Array:
 
 def _images(start: int, rows: int) -> pa.Table:
     numbers = np.arange(start, min(start + _AT_ONCE, rows))
-    query, gallery = rows * 2 // 5, rows // 2
+    query, gallery = (part // _PER_IDENTITY * _PER_IDENTITY for part in (rows * 2 // 5, rows // 2))
     split = np.select([numbers < query, numbers < gallery], ["train", "query"], "gallery")
     people = np.select(
         [numbers < query, numbers < gallery],

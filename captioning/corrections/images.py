@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from captioning.corrections.record import Correction, ModelCaption
 from data.artifacts.contents import caption_texts
 from data.columns.codes import Code, Codes
-from data.columns.digests import Digests, digests_of, one_text
+from data.columns.digests import Digests, digests_of, one_text, positions
 from data.columns.distinct import one_array
 from data.columns.texts import Texts
 from data.stages.images import ImageDigests
@@ -39,9 +39,8 @@ class _Sorted(NamedTuple):
             wanted = digests_of(pa.array([sha256], pa.string()))
         except ValueError:
             return None
-        at = int(np.searchsorted(self.digests, wanted)[0])
-        is_known = at < len(self.digests) and bool(self.digests[at : at + 1] == wanted)
-        return int(self.place[at]) if is_known else None
+        at = int(positions(self.digests, wanted)[0])
+        return None if at < 0 else int(self.place[at])
 
 
 class ModelCaptions(Mapping[str, ModelCaption]):

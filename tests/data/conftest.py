@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from data.artifacts.store import ArtifactStore
+from data.sources import remote
 from tests.helpers.data_trees import market, settle
 
 
@@ -22,3 +25,14 @@ def root(tmp_path) -> Path:
     folder = market(tmp_path / "set")
     settle()
     return folder
+
+
+@pytest.fixture
+def bucket() -> Iterator[fsspec.AbstractFileSystem]:
+    """Return the memory file system, emptied, without what earlier tests listed."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+    yield files
+    files.store.clear()
+    remote._LISTINGS.clear()

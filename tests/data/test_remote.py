@@ -24,17 +24,6 @@ from tests.helpers.data_trees import MARKET, described, litter, market, picture,
 from tests.helpers.stores import copy_tree
 
 
-@pytest.fixture
-def bucket():
-    """The memory file system, emptied, without what earlier tests listed."""
-    files = fsspec.filesystem("memory")
-    files.store.clear()
-    files.pseudo_dirs[:] = [""]
-    yield files
-    files.store.clear()
-    remote._LISTINGS.clear()
-
-
 def config_of(root, reader="market1501", **options):
     return DatasetConfig(reader=reader, root=str(root), **options)
 

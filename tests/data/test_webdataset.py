@@ -15,7 +15,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import fsspec
 import pyarrow as pa
 import pytest
 
@@ -30,7 +29,7 @@ from data.index.stage import index
 from data.people import UNKNOWN_CAMERA
 from data.readers.webdataset import tables
 from data.readers.webdataset.find import find_shards
-from data.sources import remote, shards
+from data.sources import shards
 from data.sources.blocks import open_object
 from data.sources.places import file_of, is_file
 from data.sources.tar import members
@@ -50,16 +49,6 @@ def store(tmp_path):
 @pytest.fixture
 def root(tmp_path):
     return people_in_shards(tmp_path / "set")
-
-
-@pytest.fixture
-def bucket():
-    files = fsspec.filesystem("memory")
-    files.store.clear()
-    files.pseudo_dirs[:] = [""]
-    yield files
-    files.store.clear()
-    remote._LISTINGS.clear()
 
 
 @pytest.fixture
@@ -225,7 +214,7 @@ def test_samples_whose_labels_cannot_be_read_are_rejected(store, tmp_path):
     }
     details = {row.path.rpartition("/")[2]: row.detail for row in found.rejected}
     assert details["2.jpg"].startswith("its member 2.json is not valid JSON")
-    assert details["6.jpg"] == "the sample has no field pid (data.pid_field)"
+    assert details["6.jpg"] == "the sample does not have the field pid (data.pid_field)"
 
 
 def test_a_shard_without_a_split_says_how_to_give_one(store, tmp_path):

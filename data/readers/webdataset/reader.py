@@ -232,8 +232,8 @@ def _split(cell: Cell, *, options: ShardOptions, by_rule: bool) -> str:
     if is_missing(cell) and not by_rule:
         raise Unusable(
             "bad_split",
-            f"the sample has no field {options.fields.split} (data.split_field), and the name of its shard does not"
-            " begin with train, query or gallery; rename the shard, such as train-000000.tar, or set"
+            f"the sample does not have the field {options.fields.split} (data.split_field), and the name of its shard"
+            " does not begin with train, query or gallery; rename the shard, such as train-000000.tar, or set"
             " data.split=by_identity",
         )
     return split_of(cell, by_rule=by_rule)

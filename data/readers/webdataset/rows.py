@@ -107,7 +107,7 @@ def _labels(reject: _Reject, columns: Mapping[str, pa.Array], shard: str, option
     match options.labels:
         case "fields":
             missing = columns["pid"].is_null().to_numpy(zero_copy_only=False)
-            detail = f"the sample has no field {options.fields.pid} (data.pid_field)"
+            detail = f"the sample does not have the field {options.fields.pid} (data.pid_field)"
             reject(missing, "bad_pid", lambda row: detail)
             return _Labels(columns["pid"], columns["camid"], split, nothing)
         case "names":

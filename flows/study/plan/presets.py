@@ -70,6 +70,6 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         ),
     }
 )
-"""quick: a short check with a rough comparison of the methods. full: all groups and worlds, in mixed precision, which
-nearly halves the time on a CPU that has bf16. The group main has five seeds on the benchmark and where captions have
-most room, three elsewhere. A run has 96 to 144 steps: half of the benchmark's epochs, two thirds of PKU-Reid's."""
+"""quick: a short check with a rough comparison of the methods. full: all groups and worlds, trained in bf16. The group
+main has five seeds on the benchmark and where captions have most room, three elsewhere. A run has 96 to 144 steps: half
+of the benchmark's epochs, two thirds of PKU-Reid's."""

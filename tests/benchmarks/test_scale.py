@@ -1,0 +1,13 @@
+"""The worlds of the benchmarks of scale: their made-up datasets can be indexed at any size."""
+
+from __future__ import annotations
+
+import bench_scale
+import pytest
+
+
+@pytest.mark.parametrize("rows", [1000, 1234])
+def test_the_listed_images_are_a_dataset(tmp_path, rows):
+    index = bench_scale.write_world(tmp_path / "home", rows, 0.6, files=True)
+    bench_scale.first_index(str(tmp_path / "home"), index.to_json())
+    bench_scale.changed_index(str(tmp_path / "home"), index.to_json())
