@@ -22,6 +22,7 @@ from flows.preflight.machine import Load, machine_load
 from flows.preflight.memory import Need, captioner_size, memory_needs
 from flows.preflight.plan import Plan
 from flows.terminal import size
+from reid.evaluation.sentences.source import NoSentences, find_sentences
 from reid.inputs.training_rows import held_out_identities
 
 COSTLY: Final[tuple[StageName, ...]] = ("caption", "train", "evaluate")
@@ -157,7 +158,16 @@ def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
         return _captioning_work(plan, images)
     if stage == "train":
         return f"{counted(counts['train'], 'image')}, {counted(plan.train.schedule.epochs, 'epoch')}"
-    return f"{counted(counts['query'], 'query')}, {counted(counts['gallery'], 'gallery image')}"
+    images = f"{counted(counts['query'], 'query')}, {counted(counts['gallery'], 'gallery image')}"
+    return ", ".join(filter(None, [images, _sentences(plan)]))
+
+
+def _sentences(plan: Plan) -> str:
+    """Return how many sentences of the dataset are ranked, in words; "" if there are none or the images are unknown."""
+    if not plan.is_indexed:
+        return ""
+    found = find_sentences(plan.run.images, None, plan.evaluate)
+    return "" if isinstance(found, NoSentences) else counted(len(found), "sentence")
 
 
 def _captioning_work(plan: Plan, images: _Images | None) -> str:

@@ -94,10 +94,11 @@ def problems(home, recipe):
 
 
 def test_the_check_accepts_sentences_and_measures_no_captioner(tmp_path, root):
-    found = inspect(ArtifactStore(tmp_path), ExaminedRecipe(recipe_of(root, *DATASET)), "train")
+    found = inspect(ArtifactStore(tmp_path), ExaminedRecipe(recipe_of(root, *DATASET)), "evaluate")
     assert texts_of(found.problems) == []
-    (caption, _) = costs_of(found, probe=False).stages
+    caption, _, evaluate = costs_of(found, probe=False).stages
     assert (caption.work, caption.duration.seconds) == ("no model: captions are sentences of the dataset", 0.0)
+    assert evaluate.work == "2 queries, 2 gallery images, 8 sentences"
 
 
 def test_the_check_refuses_what_has_no_sentences(tmp_path, root):
