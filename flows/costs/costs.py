@@ -158,8 +158,8 @@ def _work(stage: StageName, plan: Plan, images: _Images | None) -> str:
         return _captioning_work(plan, images)
     if stage == "train":
         return f"{counted(counts['train'], 'image')}, {counted(plan.train.schedule.epochs, 'epoch')}"
-    images = f"{counted(counts['query'], 'query')}, {counted(counts['gallery'], 'gallery image')}"
-    return ", ".join(filter(None, [images, _sentences(plan)]))
+    ranked = f"{counted(counts['query'], 'query')}, {counted(counts['gallery'], 'gallery image')}"
+    return ", ".join(filter(None, [ranked, _sentences(plan)]))
 
 
 def _sentences(plan: Plan) -> str:
