@@ -5,13 +5,19 @@ With `--dist loadgroup`, the tests of a file run in one process, which makes the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from hypothesis import Phase, settings
+
+from tests.helpers.scratch import too_much
 
 if TYPE_CHECKING:
     from flows.summary import RunSummary
@@ -37,6 +43,42 @@ LONGEST_FIRST: Final = (
     "reid/test_tracking",
 )
 """Groups that take longer than fifteen seconds: at the end, the other process would wait for them."""
+
+SCRATCH = pytest.StashKey[Path]()
+"""The folder for temporary files of all processes of this run."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect the temporary files of the tests, and of the programs that they start or kill, in one folder.
+
+    It is removed when this process ends; pytest keeps its own folders elsewhere, for tests that failed.
+    """
+    if hasattr(config, "workerinput"):
+        return  # a process of pytest-xdist has the environment of the one that started it
+    root = os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix="tests-", dir=root)  # short: paths of sockets may have a hundred characters
+    atexit.register(_remove, folder, os.getpid())
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    Path(folder).chmod(0o711)  # other users, such as that of PostgreSQL, reach the folders in it that are open to them
+    config.stash[SCRATCH] = Path(folder)
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest removes the folders of a run that passed
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run that passed but filled the disk: tests must leave room for those that follow."""
+    scratch = session.config.stash.get(SCRATCH, None)
+    if scratch is None or exitstatus:  # a process of pytest-xdist, or a failure, whose folder is kept
+        return
+    entries = session.config._tmp_path_factory.getbasetemp().iterdir()  # of a test, or of a process of pytest-xdist
+    lines = too_much([scratch, *(path for path in entries if path.is_dir() and not path.is_symlink())])
+    if lines:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.get_terminal_writer().write("\n" + "\n".join(lines) + "\n", red=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -64,6 +106,20 @@ def _own_home(tmp_path, monkeypatch):
     """Keep every test away from the artifacts and the hub of the person who runs it."""
     monkeypatch.setenv("CLIP_SCGI_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory) -> Iterator[Callable[[str], Path]]:
+    """Return a function that makes a folder, which is removed after the last test of the file."""
+    made: list[Path] = []
+
+    def make(name: str) -> Path:
+        made.append(tmp_path_factory.mktemp(name))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ LEFT_TO_RIGHT = np.tile(np.linspace(0, 255, 40), (80, 1))
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    model = save_mini_llava(tmp_path_factory.mktemp("mini") / "llava")
+def config(module_folder):
+    model = save_mini_llava(module_folder("mini") / "llava")
     return CaptionConfig(model=str(model), dtype="float32", max_new_tokens=6, batch_size=2, workers=1, device="cpu")
 
 

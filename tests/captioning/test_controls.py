@@ -25,9 +25,9 @@ CONTENT = [name for name in CAPTIONS.names if name not in ("image_path", "image_
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(module_folder):
     """A small synthetic dataset, indexed: (store, index outcome)."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = module_folder("world")
     root = write_market1501(
         folder / "images", WorldConfig(seed=9, train_identities=5, test_identities=2, images_per_camera=2, cameras=2)
     )

@@ -21,8 +21,8 @@ from tests.helpers.mini_llava import save_mini_llava
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    return save_mini_llava(tmp_path_factory.mktemp("mini") / "llava", seed=4)
+def mini(module_folder):
+    return save_mini_llava(module_folder("mini") / "llava", seed=4)
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,9 @@ TILED = [name for name, sort in SORTS.items() if sort.kind != "llava"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(module_folder):
     """Return a function: the name of a sort, and whether in the older format -> its folder, made once."""
-    root = tmp_path_factory.mktemp("families")
+    root = module_folder("families")
 
     def make(name, *, older=False):
         folder = root / f"{name}{'-older' if older else ''}"

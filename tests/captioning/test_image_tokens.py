@@ -36,13 +36,13 @@ LIMIT = 8
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    return save_mini_llava(tmp_path_factory.mktemp("mini") / "llava", seed=4)
+def mini(module_folder):
+    return save_mini_llava(module_folder("mini") / "llava", seed=4)
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    path = tmp_path_factory.mktemp("template") / "small.toml"
+def small(module_folder):
+    path = module_folder("template") / "small.toml"
     path.write_text(SMALL)
     return str(path)
 

@@ -20,8 +20,8 @@ from tests.helpers.mini_llava import PATCH, SIDE, save_mini_llava
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    return save_mini_llava(tmp_path_factory.mktemp("mini") / "llava")
+def mini(module_folder):
+    return save_mini_llava(module_folder("mini") / "llava")
 
 
 @pytest.fixture(scope="module")

@@ -123,8 +123,8 @@ def test_noise_is_separate_for_each_row():
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    return save_mini_llava(tmp_path_factory.mktemp("mini") / "llava")
+def mini(module_folder):
+    return save_mini_llava(module_folder("mini") / "llava")
 
 
 def config(mini, **changes) -> CaptionConfig:

@@ -34,8 +34,8 @@ from tests.helpers.stages import caption, run_on
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_mini_llava(tmp_path_factory.mktemp("mini") / "llava")
+def model(module_folder):
+    return save_mini_llava(module_folder("mini") / "llava")
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ POSITIONS = "vision_tower.embeddings.position_embedding.weight"
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory):
-    return save_mini_llava(tmp_path_factory.mktemp("mini") / "llava")
+def mini(module_folder):
+    return save_mini_llava(module_folder("mini") / "llava")
 
 
 @pytest.fixture
@@ -645,13 +645,13 @@ def test_a_processor_of_another_size_changes_nothing(mini, folder):
 
 
 @pytest.fixture(scope="module")
-def quantized(mini, tmp_path_factory):
+def quantized(mini, module_folder):
     """Return a function: "4bit" or "8bit" -> a folder with the mini LLaVA, quantized."""
     made = {}
 
     def make(quantization):
         if quantization not in made:
-            folder = shutil.copytree(mini, tmp_path_factory.mktemp("quantized") / quantization)
+            folder = shutil.copytree(mini, module_folder("quantized") / quantization)
             settings = quantization_settings(mini, quantization, torch.float32)
             model = LlavaForConditionalGeneration.from_pretrained(
                 mini, dtype=torch.float32, device_map={"": "cpu"}, quantization_config=settings

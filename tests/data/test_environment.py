@@ -171,8 +171,8 @@ def _losses(folder):
 
 
 @pytest.fixture(scope="module")
-def losses(one_thread, tmp_path_factory):
-    return _losses(tmp_path_factory.mktemp("clean"))
+def losses(one_thread, module_folder):
+    return _losses(module_folder("clean"))
 
 
 @pytest.mark.parametrize("name", sorted(ACCELERATE))

@@ -283,8 +283,8 @@ _VALUES = st.one_of(st.none(), st.integers(-3, 5).map(str), st.text(max_size=4),
         unique_by=lambda row: row[0],
     )
 )
-def test_manifest_no_row_is_lost(tmp_path_factory, rows):
-    root = tmp_path_factory.mktemp("rows")
+def test_manifest_no_row_is_lost(module_folder, rows):
+    root = module_folder("rows")
     put(root, "a.jpg", "b/c.jpg")
     file = root / "manifest.parquet"
     frame = (

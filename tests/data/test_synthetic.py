@@ -51,8 +51,8 @@ def _show(attributes, heading, seed=0, difficulty=0.0):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return write_market1501(tmp_path_factory.mktemp("world") / "small", SMALL)
+def world(module_folder):
+    return write_market1501(module_folder("world") / "small", SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -45,12 +45,12 @@ TOKEN = {"RAY_AUTH_MODE": "token"}
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
+def network(module_folder):
     if find_spec("ray") is None:
         if os.environ.get("CLIP_SCGI_REQUIRE_CLUSTER") == "1":
             pytest.fail("CLIP_SCGI_REQUIRE_CLUSTER=1, but ray is not installed: pip install 'clip-scgi[ray]'")
         pytest.skip("the extra [ray] is not installed")
-    folder = tmp_path_factory.mktemp("cluster")  # the home folder on every machine, with the token of Ray
+    folder = module_folder("cluster")  # the home folder on every machine, with the token of Ray
     token = [ray_program(), "get-auth-token", "--generate"]
     subprocess.run(token, env={**os.environ, "HOME": str(folder)}, check=True, capture_output=True)
     with lan(folder) as made:

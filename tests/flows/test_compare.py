@@ -234,8 +234,8 @@ def test_corrected_captions_are_counted(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def html(drawn, tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("page") / "compare.html"
+def html(drawn, module_folder) -> str:
+    path = module_folder("page") / "compare.html"
     assert compared(drawn, "benchmark", "demo", "pku_reid", "--page", str(path), "--top", "2") == 0
     return path.read_text(encoding="utf-8")
 

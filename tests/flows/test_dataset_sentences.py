@@ -25,7 +25,7 @@ COLORS = ("red", "blue", "green", "white")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(module_folder):
     """A CUHK-PEDES tree of three training and two test identities with two images each."""
     rows = [
         described(split, pid, f"cam_a/{pid}_{image}.png", f"A man in a {COLORS[image]} coat, {pid}.", f"Person {pid}.")
@@ -33,7 +33,7 @@ def root(tmp_path_factory):
         for pid in pids
         for image in range(2)
     ]
-    root = tmp_path_factory.mktemp("data") / "CUHK-PEDES"
+    root = module_folder("data") / "CUHK-PEDES"
     put(root, *(f"imgs/{row['file_path']}" for row in rows))
     write(root, rows)
     settle()

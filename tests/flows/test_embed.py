@@ -25,9 +25,9 @@ ON_CPU = ["--set", "evaluate.device=cpu"]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(module_folder):
     """A home with one model, used by the recipe demo; a folder of images; and a manifest of some of them."""
-    base = tmp_path_factory.mktemp("embed")
+    base = module_folder("embed")
     store = ArtifactStore(base / "home")
     store.record_use(write_model(store), dataset="demo", recipe="demo")
     market = write_market1501(

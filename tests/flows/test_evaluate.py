@@ -44,9 +44,9 @@ ORIGIN |= {"captions": None, "weights": {}, "python": "3", "libraries": {}}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(module_folder):
     """A home with a model that a recipe demo trained, and a folder with queries and gallery of other people."""
-    base = tmp_path_factory.mktemp("evaluate")
+    base = module_folder("evaluate")
     world = WorldConfig(seed=3, train_identities=2, test_identities=4, cameras=3, images_per_camera=2)
     market = write_market1501(base / "market", world)
     rows = []

@@ -26,9 +26,9 @@ NUMBER = r"-?\d+\.\d{4}"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(module_folder):
     """Return the home of a trained demo, its model's folder, and two images of one person."""
-    home = tmp_path_factory.mktemp("home")
+    home = module_folder("home")
     store, recipe = ArtifactStore(home), build_recipe("demo", SMALL_MODEL)
     root = ensure_world(store, recipe.synthetic)
     indexed = index(store, config=recipe.data.model_copy(update={"root": str(root)}))

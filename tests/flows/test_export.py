@@ -11,9 +11,9 @@ pytestmark = pytest.mark.xdist_group("flow")
 
 
 @pytest.fixture(scope="module")
-def exported(finished, tmp_path_factory):
+def exported(finished, module_folder):
     home, summary = finished
-    out = tmp_path_factory.mktemp("released") / "model"
+    out = module_folder("released") / "model"
     assert main(["export", "demo", "--home", str(home), "-o", str(out), "--format", "open_clip"]) == 0
     return out, summary, home
 

@@ -32,9 +32,9 @@ N = 12
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(module_folder):
     """A home with a model of the recipe demo, twelve photos with a manifest with times, captions, and a gallery."""
-    base = tmp_path_factory.mktemp("gallery")
+    base = module_folder("gallery")
     store = ArtifactStore(base / "home")
     store.record_use(write_model(store), dataset="demo", recipe="demo")
     world = WorldConfig(seed=3, train_identities=2, test_identities=2, cameras=2, images_per_camera=2)
@@ -327,9 +327,9 @@ def test_an_empty_argument_is_not_the_working_directory(gallery_place, capsys, w
 
 
 @pytest.fixture(scope="module")
-def filled(base, tmp_path_factory):
+def filled(base, module_folder):
     """The same with a filled gallery; commands that are refused leave it as it is."""
-    folder = tmp_path_factory.mktemp("filled")
+    folder = module_folder("filled")
     shutil.copytree(base, folder, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

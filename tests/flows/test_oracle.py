@@ -172,9 +172,9 @@ def test_lookalikes_bound_text_to_image():
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
+def drawn(module_folder):
     """A world in which clothes change, indexed, and the stage that encodes its test images with the untrained model."""
-    folder = tmp_path_factory.mktemp("oracle")
+    folder = module_folder("oracle")
     world = WorldConfig(
         seed=6, train_identities=1, test_identities=4, images_per_camera=2, cameras=2, lookalikes=2, clothes=2,
         distractors=1, junk=1,

@@ -177,8 +177,8 @@ def test_a_sweep_is_a_table_and_two_drawings(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def home(module_folder):
+    return module_folder("home")
 
 
 def run(home, out, *words):

@@ -68,8 +68,8 @@ def test_the_same_run_twice_has_only_a_sample(drawn):
 
 
 @pytest.fixture(scope="module")
-def written(drawn, tmp_path_factory):
-    out = tmp_path_factory.mktemp("top10")
+def written(drawn, module_folder):
+    out = module_folder("top10")
     assert top10(drawn, out, "benchmark", "demo", "--each", "1", "--sample", "2") == 0
     return out
 

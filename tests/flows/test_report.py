@@ -340,8 +340,8 @@ def write_evaluation(folder: Path, rankings: list[dict], metrics: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def images_root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("people")
+def images_root(module_folder) -> Path:
+    root = module_folder("people")
     config = WorldConfig(
         seed=7,
         train_identities=8,
@@ -356,13 +356,13 @@ def images_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world(images_root, tmp_path_factory) -> World:
-    return build_world(tmp_path_factory.mktemp("plain"), images_root)
+def world(images_root, module_folder) -> World:
+    return build_world(module_folder("plain"), images_root)
 
 
 @pytest.fixture(scope="module")
-def hostile(images_root, tmp_path_factory) -> World:
-    return build_world(tmp_path_factory.mktemp("hostile"), images_root, hostile=True)
+def hostile(images_root, module_folder) -> World:
+    return build_world(module_folder("hostile"), images_root, hostile=True)
 
 
 def test_the_page_is_one_file_that_loads_and_runs_nothing(world):

@@ -372,8 +372,8 @@ def test_nothing_finished_is_still_a_page(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def home(module_folder):
+    return module_folder("home")
 
 
 def some_runs(home, *names, seeds=1, groups=("main",)):

@@ -38,8 +38,8 @@ CONFIG = EvaluateConfig(device="cpu", batch_size=3)
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    base = tmp_path_factory.mktemp("workers")
+def base(module_folder):
+    base = module_folder("workers")
     store = ArtifactStore(base / "home")
     return store, write_world(store, base / "images"), write_model(store), base / "images"
 

@@ -90,6 +90,7 @@ class Machine:
     def start(self, *words: str, log: str, **variables: str) -> subprocess.Popen[bytes]:
         """Start a program on this machine; its output goes to the file `log`."""
         hidden = {name for name in os.environ if name.startswith(("RAY_", "PREFECT_", "CLIP_SCGI_"))}
+        hidden.add("TMPDIR")  # that of the tests is shared, /tmp/ray is the machine's own
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(self.folder)}
         environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(REPO), "DO_NOT_TRACK": "1", **variables}

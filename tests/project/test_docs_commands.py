@@ -73,15 +73,15 @@ def run(arguments: list[str], *, in_a_process: bool = False) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def shared(finished, tmp_path_factory):
+def shared(finished, module_folder):
     """Copy the finished run to an artifact root of several commands: what one of them makes, the next finds."""
-    return shutil.copytree(finished[0], tmp_path_factory.mktemp("shared") / "home")
+    return shutil.copytree(finished[0], module_folder("shared") / "home")
 
 
 @pytest.fixture(scope="module")
-def one_model(tmp_path_factory):
+def one_model(module_folder):
     """Make an artifact root with one model, because `--model demo` must not name two."""
-    store = ArtifactStore(tmp_path_factory.mktemp("one_model") / "home")
+    store = ArtifactStore(module_folder("one_model") / "home")
     store.record_use(write_model(store), dataset="demo", recipe="demo")
     return store.root
 
@@ -103,9 +103,9 @@ def no_hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory):
+def people(module_folder):
     """Write small generated datasets in place of the folders that the pages name."""
-    root = tmp_path_factory.mktemp("people")
+    root = module_folder("people")
     world = WorldConfig(seed=3, train_identities=6, test_identities=4, cameras=2, images_per_camera=2)
     market = write_market1501(root / "Market-1501-v15.09.15", world)
     pku = root / "PKU-Reid"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import LONGEST_FIRST
 from tests.helpers.places import REPO
+from tests.helpers.scratch import too_much
 
 OURS = ("data", "captioning", "reid", "flows", "tools", "benchmarks")
 FILES = sorted((REPO / "tests").rglob("*.py"))
@@ -133,3 +135,19 @@ def test_other_replacements_are_left_alone(code):
 def test_the_groups_that_go_first_exist():
     files = [REPO / "tests" / f"{group}.py" for group in LONGEST_FIRST if group != "flow"]
     assert [path for path in files if not path.is_file()] == []
+
+
+def test_a_run_that_fills_the_disk_is_named(tmp_path):
+    (tmp_path / "trained0/model").mkdir(parents=True)
+    (tmp_path / "trained0/model/weights").write_bytes(bytes(2_000_000))
+    (tmp_path / "trained-current").symlink_to(tmp_path / "trained0")
+    (tmp_path / "small").write_bytes(bytes(1000))
+    assert too_much([tmp_path], most=2.1) == []
+    head, first, *_ = too_much([tmp_path], most=2)
+    assert head.startswith("the tests left 2 MB (allowed: 2)")
+    assert first.split() == ["2.0", "MB", str(tmp_path / "trained0")]
+
+
+def test_a_test_that_passed_leaves_no_folder(pytestconfig):
+    assert pytestconfig.getini("tmp_path_retention_policy") == "failed"
+    assert Path(tempfile.gettempdir()).name.startswith("tests-"), "temporary files are removed at the end of the run"

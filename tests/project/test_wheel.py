@@ -33,9 +33,9 @@ MOST_BYTES = 11_000_000  # 10,593,000 on 2026-11-26, of which 9,606,000 are the 
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def wheel(module_folder) -> Path:
     """Build the wheel from a copy of the project."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source, out = module_folder("source"), module_folder("wheel")
     for folder in (*PACKAGES, *OTHERS):
         shutil.copytree(REPO / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in FILES:

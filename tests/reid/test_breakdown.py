@@ -36,9 +36,9 @@ CONFIG = EvaluateConfig(device="cpu", batch_size=7)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(module_folder):
     """A run on the toy images, and a model of CLIP-SCGI."""
-    base = tmp_path_factory.mktemp("breakdown")
+    base = module_folder("breakdown")
     store = ArtifactStore(base / "home")
     return run_on(store, write_world(store, base / "images"), base / "images"), write_model(store)
 

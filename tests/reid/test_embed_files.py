@@ -29,9 +29,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(module_folder):
     """An Embedder, the folder of the images, and the images."""
-    base = tmp_path_factory.mktemp("files")
+    base = module_folder("files")
     store = ArtifactStore(base / "home")
     index = write_world(store, base / "images")
     rows = pq.read_table(index.folder / "images.parquet").to_pylist()[:11]

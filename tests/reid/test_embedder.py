@@ -27,8 +27,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    base = tmp_path_factory.mktemp("embedder")
+def world(module_folder):
+    base = module_folder("embedder")
     store = ArtifactStore(base / "home")
     return store, write_world(store, base / "images"), write_model(store), base / "images"
 

@@ -36,8 +36,8 @@ from tests.helpers.stages import describe_by_hand, evaluate, make_artifact, run_
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    base = tmp_path_factory.mktemp("evaluate")
+def world(module_folder):
+    base = module_folder("evaluate")
     store = ArtifactStore(base / "home")
     return store, write_world(store, base / "images"), write_model(store), base / "images"
 

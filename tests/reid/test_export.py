@@ -36,8 +36,8 @@ CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return ArtifactStore(tmp_path_factory.mktemp("export") / "home")
+def store(module_folder):
+    return ArtifactStore(module_folder("export") / "home")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def embedder(store):
 
 
 @pytest.fixture(scope="module")
-def folder(store, embedder, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "model"
+def folder(store, embedder, module_folder):
+    folder = module_folder("exported") / "model"
     export_model(embedder, store, folder, modes=["image", "fused", "joint"])
     return folder
 

@@ -258,10 +258,10 @@ def test_prompts_learn_their_identities_and_a_killed_stage_goes_on(prompt_data, 
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world") / "market"
+def world(module_folder):
+    root = module_folder("world") / "market"
     write_market1501(root, WorldConfig(seed=4, train_identities=4, test_identities=2, images_per_camera=2, cameras=2))
-    store = ArtifactStore(tmp_path_factory.mktemp("home"))
+    store = ArtifactStore(module_folder("home"))
     return store, index(store, config=DatasetConfig(name="toy", reader="market1501", root=str(root))).made.ref, root
 
 

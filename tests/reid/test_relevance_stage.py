@@ -22,9 +22,9 @@ from tests.reid.test_evaluate import write_model, write_world
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(module_folder):
     """Return a run on a small world, and pairs of each query with the gallery images of two people."""
-    root = tmp_path_factory.mktemp("world")
+    root = module_folder("world")
     store = ArtifactStore(root / "home")
     run = run_on(store, write_world(store, root / "images"), root / "images")
     rows = read_rows(run.images)

@@ -36,9 +36,9 @@ COLORS = ("red", "blue", "green", "black")
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(module_folder):
     """A run on the toy images (queries every fourth), and a model of CLIP-SCGI."""
-    base = tmp_path_factory.mktemp("sentences")
+    base = module_folder("sentences")
     store = ArtifactStore(base / "home")
     return run_on(store, write_world(store, base / "images"), base / "images"), write_model(store)
 

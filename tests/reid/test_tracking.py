@@ -36,9 +36,9 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
+def database(module_folder):
     """A database without runs, whose tables take MLflow a second to make."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    path = module_folder("mlflow") / "mlflow.db"
     with tracking._isolated():
         client_of(f"sqlite:///{path}").search_experiments()
     return path

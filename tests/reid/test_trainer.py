@@ -202,9 +202,9 @@ def _minor(version):
 
 
 @pytest.fixture(scope="module")
-def unbroken(data, tmp_path_factory):
+def unbroken(data, module_folder):
     config = small_config()
-    folder = tmp_path_factory.mktemp("unbroken")
+    folder = module_folder("unbroken")
     task = build_task(config, identities=8)
     fit(task, data, config, folder=folder)
     return weights_of(task), (folder / METRICS_FILE).read_text()
@@ -272,10 +272,10 @@ def test_a_process_killed_by_the_kernel_goes_on_bit_for_bit(data, unbroken, tmp_
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world") / "market"
+def world(module_folder):
+    root = module_folder("world") / "market"
     write_market1501(root, WorldConfig(seed=3, train_identities=6, test_identities=2, images_per_camera=2, cameras=2))
-    store = ArtifactStore(tmp_path_factory.mktemp("home"))
+    store = ArtifactStore(module_folder("home"))
     images = index(store, config=DatasetConfig(name="toy", reader="market1501", root=str(root))).made.ref
     import pyarrow.parquet as pq
 

@@ -44,11 +44,11 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(module_folder):
     """Twelve training identities from two cameras, two images per camera."""
-    root = tmp_path_factory.mktemp("world") / "market"
+    root = module_folder("world") / "market"
     write_market1501(root, WorldConfig(seed=5, train_identities=12, test_identities=3, images_per_camera=2, cameras=2))
-    store = ArtifactStore(tmp_path_factory.mktemp("home"))
+    store = ArtifactStore(module_folder("home"))
     images = index(store, config=DatasetConfig(name="toy", reader="market1501", root=str(root))).made.ref
     return store, images, root
 
@@ -230,11 +230,11 @@ def _lines(folder, kind):
 
 
 @pytest.fixture(scope="module")
-def unwatched(data, tmp_path_factory):
+def unwatched(data, module_folder):
     """Weights after two and after four epochs of a run that is not evaluated."""
     made = {}
     for epochs in (2, 4):
-        task, _ = _fit(data, tmp_path_factory.mktemp("unwatched"), _config(epochs))
+        task, _ = _fit(data, module_folder("unwatched"), _config(epochs))
         made[epochs] = weights_of(task)
     return made
 
