@@ -45,8 +45,9 @@ format: $(VENV)/.installed ## Apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-services: $(VENV)/.installed ## Faults against a real Prefect server on PostgreSQL and Redis (installs both on Debian)
+services: $(VENV)/.installed ## A real Prefect server on PostgreSQL and Redis (installs both on Debian), and an S3 server
 	bash .ci/services
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[services]'
 	CLIP_SCGI_REQUIRE_SERVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services --timeout 900
 
 cluster: $(VENV)/.installed ## Three nodes of Ray on this machine: one is killed, one joins late, the head restarts

