@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactRef
 from data.columns.codes import Codes
-from data.columns.digests import Digests, digests_of, texts_of
+from data.columns.digests import WIDTH, Digests, digests_of, texts_of
 from data.columns.distinct import each_distinct, has_plain_ends, one_array
 from data.columns.json_rows import RowDigest
 from data.columns.shuffle import BLOCK_ROWS, Shuffle
@@ -130,14 +130,18 @@ def _sorted_rows(images: RowSource, chosen: Callable[[pa.Table], pa.ChunkedArray
 
 def _sorted_columns(images: RowSource, chosen: Callable[[pa.Table], pa.ChunkedArray]) -> Iterator[pa.Table]:
     """Yield what `_sorted_rows` yields, many rows at a time."""
-    splits, parts = Codes(), []
+    splits, at = Codes(), 0
+    split = np.empty(images.n_rows, dtype=np.int8)
+    pid, camid = np.empty((2, images.n_rows), dtype=np.int64)
+    sha256: Digests = np.empty(images.n_rows, dtype=f"S{WIDTH}")
     for rows in images.batches("split", *_LABELED):
         some = rows.filter(chosen(rows))
-        split = splits.encode(one_array(some["split"])).astype(np.int8)
-        parts.append((split, some["pid"].to_numpy(), some["camid"].to_numpy(), digests_of(some["sha256"])))
-    split, pid, camid, sha256 = (np.concatenate(column) for column in zip(*parts, strict=True))
-    del parts
-    order = np.lexsort((sha256, camid, pid, splits.ranks()[split]))
+        here = slice(at, at + len(some))
+        split[here] = splits.encode(one_array(some["split"]))
+        pid[here], camid[here], sha256[here] = some["pid"], some["camid"], digests_of(some["sha256"])
+        at += len(some)
+    rank = splits.ranks().astype(np.int8)[split[:at]]
+    order = np.lexsort((sha256[:at], camid[:at], pid[:at], rank))
     for start in range(0, len(order), BATCH_ROWS):
         rows = order[start : start + BATCH_ROWS]
         columns = {"split": splits.decode(split[rows].astype(np.int32)), "pid": pid[rows], "camid": camid[rows]}

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.columns.distinct import equal_runs
+from data.people import Mask
 
 WIDTH: Final = 32
 """Bytes of a digest."""
@@ -17,6 +18,7 @@ Digests = NDArray[np.bytes_]
 """Digests, [N], type S32. NumPy orders them by their bytes, as the texts are ordered. Single elements lose trailing
 zero bytes, so compare arrays and not elements."""
 
+_HEAD: Final = np.dtype([("head", ">u8"), ("rest", f"V{WIDTH - 8}")])
 _DIGITS: Final = 2 * WIDTH
 _AT_ONCE: Final = 1 << 16
 _INVALID: Final = 255
@@ -71,6 +73,35 @@ def numbered(digests: Digests) -> NDArray[np.bytes_]:
     for start, end in equal_runs([digests[order]]):
         numbers[order[start:end]] = np.arange(end - start)
     return joined(digests, numbers)
+
+
+def first_equal(digests: Digests) -> NDArray[np.int64]:
+    """Return for each digest the place of the first one that is equal to it, [N]."""
+    order, is_new = _in_groups(digests)
+    start = np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))
+    firsts = np.empty(len(order), dtype=np.int64)
+    firsts[order] = order[start]
+    return firsts
+
+
+def _in_groups(digests: Digests) -> tuple[NDArray[np.int64], Mask]:
+    """Return the places of the digests, equal ones side by side, and the mask of those that begin a group."""
+    heads = digests.view(_HEAD)["head"].astype(np.uint64)
+    order = np.argsort(heads, kind="stable")
+    heads = heads[order]
+    is_new = np.append(True, heads[1:] != heads[:-1])[: len(order)]
+    followers = np.flatnonzero(~is_new)
+    for start in range(0, len(followers), _AT_ONCE):
+        some = followers[start : start + _AT_ONCE]
+        if (digests[order[some]] != digests[order[some - 1]]).any():  # different digests with one head
+            return _in_groups_by_all_bytes(digests)
+    return order, is_new
+
+
+def _in_groups_by_all_bytes(digests: Digests) -> tuple[NDArray[np.int64], Mask]:
+    order = np.argsort(digests, kind="stable")
+    ordered = digests[order]
+    return order, np.append(True, ordered[1:] != ordered[:-1])
 
 
 def places(known: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, overload
+from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,10 +152,16 @@ class Decodings:
     """The decodings of files by their digest, so that equal bytes are decoded once."""
 
     def __init__(self, *parts: FileFacts) -> None:
-        known = FileFacts.joined(part.take(part.rows["is_read"]) for part in parts)
-        order = np.argsort(known.digests, kind="stable")
-        self._digests = known.digests[order]
-        self._columns = [known.rows[name][order] for name in ("width", "height", "reason", "flat")]
+        known = [part.rows["is_read"] for part in parts]
+
+        def column(name: str) -> NDArray[Any]:
+            values = [part.rows[name][mask] for part, mask in zip(parts, known, strict=True)]
+            return np.concatenate([np.empty(0, dtype=_COLUMNS[name]), *values])
+
+        digests = column("sha256")
+        order = np.argsort(digests, kind="stable")
+        self._digests = digests[order]
+        self._columns = [column(name)[order] for name in ("width", "height", "reason", "flat")]
 
     def get(self, sha256: str) -> Decoding | None:
         """Return the decoding of the bytes with a digest, None if it is unknown."""

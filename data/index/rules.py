@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from data.columns.digests import Digests
+from data.columns.digests import first_equal
 from data.columns.records import Ints, Records
 from data.datasets import DatasetConfig
 from data.errors import DataError, counted, raise_problems
@@ -73,11 +73,12 @@ def check_index(
         found = _tally(rejected) or "no file name matches"
         raise DataError(f"{subject} has no usable images: {found}. Check data.root and data.reader ({scan.name})")
     people = records.people()
-    identical = _identical(records, facts, people)
+    twins = _Twins(facts)
+    identical = _identical(records, twins, people)
     problems = [*_empty_splits(config, records, rejected), *_shared_identities(records, people)]
     problems += _mixed_cameras(records)
     notices = [*scan.notices, *_junk(scan), *_rejected(rejected)]
-    notices += [*_copies(records, facts, people), *_flat(records, facts)]
+    notices += [*_copies(records, twins, people), *_flat(records, facts)]
     if len(identical.rows) and config.allow_identical:
         notices.append(_show_identical(records, identical))
     elif len(identical.rows):
@@ -147,34 +148,39 @@ def _mixed_cameras(records: Records) -> Iterator[str]:
         )
 
 
-def _pairs(digests: Digests, among: Mask, of: Mask) -> _Pairs:
-    """Return the rows of `of` whose bytes a row of `among` has, each with the first such row."""
-    sources, wanted = np.flatnonzero(among), np.flatnonzero(of)
-    first = sources[np.argsort(digests[sources], kind="stable")]
-    known = digests[first]
-    at = np.searchsorted(known, digests[wanted])  # the first of equals, which is the first row
-    at[at == len(known)] = 0
-    same = known[at] == digests[wanted] if len(known) else np.zeros(len(wanted), dtype=np.bool_)
-    return _Pairs(first[at[same]], wanted[same])
+class _Twins:
+    """Images with equal bytes."""
+
+    def __init__(self, facts: FileFacts) -> None:
+        self._first = first_equal(facts.digests)
+
+    def pairs(self, among: Mask, of: Mask) -> _Pairs:
+        """Return the rows of `of` whose bytes a row of `among` has, each with the first such row."""
+        sources, wanted = np.flatnonzero(among)[::-1], np.flatnonzero(of)
+        first = np.full(len(self._first), -1)
+        first[self._first[sources]] = sources  # of several rows, the one assigned last stays: the first
+        found = first[self._first[wanted]]
+        same = found >= 0
+        return _Pairs(found[same], wanted[same])
 
 
-def _identical(records: Records, facts: FileFacts, people: Mask) -> _Pairs:
+def _identical(records: Records, twins: _Twins, people: Mask) -> _Pairs:
     """Return the images of people that are identical to an earlier one of another identity."""
-    firsts, rows = _pairs(facts.digests, people, people)
+    firsts, rows = twins.pairs(people, people)
     differ = records.pids[firsts] != records.pids[rows]
     return _Pairs(firsts[differ], rows[differ])
 
 
-def _copies(records: Records, facts: FileFacts, people: Mask) -> Iterator[str]:
+def _copies(records: Records, twins: _Twins, people: Mask) -> Iterator[str]:
     """Yield notices about identical files that make the evaluation too easy or wrong without a conflict of labels."""
     queries, gallery = people & records.in_split(QUERY), people & records.in_split(GALLERY)
-    in_query = _pairs(facts.digests, queries, gallery)
+    in_query = twins.pairs(queries, gallery)
     if len(in_query.rows):
         yield (
             f"{len(in_query.rows):,} gallery image(s) are identical to a query, such as {_show(records, in_query)},"
             " which makes the evaluation too easy. Remove one of each pair"
         )
-    of_others = _pairs(facts.digests, people, ~people & ~is_junk(records.pids))
+    of_others = twins.pairs(people, ~people & ~is_junk(records.pids))
     if len(of_others.rows):
         yield (
             f"{len(of_others.rows):,} distractor(s) are identical to an image of a known person, such as"

@@ -36,6 +36,7 @@ from data.index.rules import check_index, identities, unusable, unusable_rows
 from data.index.split_file import SPLIT_FILE, write_split
 from data.index.unchanged import Recognized, Watched
 from data.people import UNKNOWN_CAMERA
+from data.process.memory import release_unused
 from data.progress import ProgressFn, silent
 from data.readers.base import Rejected, Scan
 from data.readers.webdataset.tables import ShardReading
@@ -220,6 +221,7 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
         progress=progress,
         shards=shards,
     )
+    release_unused()
     if examined.n_read:
         _compare(scan, examined, _listed(config, shards))
     rows = unusable_rows(config, examined.facts)
@@ -247,7 +249,7 @@ def _rejections(config: DatasetConfig, records: Records, facts: FileFacts) -> It
 def _listed(config: DatasetConfig, shards: ShardReading) -> Scan:
     """Return what the reader finds. Memory that only the reader needed goes back to the system."""
     scan = read_dataset(config, shards)
-    pa.default_memory_pool().release_unused()
+    release_unused()
     return scan
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.artifacts.contents import audited_columns, caption_text, contents_of_captions
-from data.columns.digests import digests_of, first_bytes, positions, texts_of
+from data.columns.digests import digests_of, first_bytes, first_equal, positions, texts_of
 from data.columns.distinct import each_distinct
 from data.columns.json_rows import RowDigest
 from data.columns.shuffle import Shuffle
@@ -37,6 +37,17 @@ def test_digests_are_sorted_found_and_written_as_their_texts():
     assert (known[found[::2]] == digests[::2]).all()
     assert positions(known[:0], digests).tolist() == [-1] * len(SHAS)
     assert digests_of(pa.array(SHAS).slice(5, 3)).tolist() == digests[5:8].tolist()
+
+
+@pytest.mark.parametrize("varied", [0, 31])
+def test_equal_digests_are_found_even_if_others_begin_alike(varied):
+    raw = np.zeros((300, 32), dtype=np.uint8)
+    raw[:, varied] = np.random.default_rng(0).integers(9, size=len(raw))
+    column = np.zeros(len(raw), dtype=[("flag", "?"), ("sha256", "S32")])
+    column["sha256"] = raw.reshape(-1).view("S32")
+    firsts = [raw[:, varied].tolist().index(byte) for byte in raw[:, varied]]
+    assert first_equal(column["sha256"]).tolist() == firsts
+    assert first_equal(column["sha256"][:0]).tolist() == []
 
 
 @pytest.mark.parametrize("wrong", ["", "a" * 63, "A" * 64, "g" * 64, None])
