@@ -87,8 +87,10 @@ def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> N
     One table gives the bytes that `write_table` gives.
     """
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for table in tables:
+        rest = iter(tables)
+        while (table := next(rest, None)) is not None:
             writer.write_table(table.select(schema.names).cast(schema))
+            del table  # before the next one is made
 
 
 def inside(root: Path, relative: str) -> Path:

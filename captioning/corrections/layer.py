@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captioning.corrections.record import Correction
-from data.artifacts.contents import caption_text
-from data.columns.distinct import each_distinct, one_array
+from data.artifacts.contents import caption_texts
+from data.columns.distinct import one_array
 from data.columns.source import RowSource
 from data.schemas import CORRECTED, LABEL
 from data.slots import SLOTS
@@ -39,7 +39,8 @@ def apply_corrections(captions: pa.Table, corrected: Corrected) -> pa.Table:
     corrected: may contain other images, which are ignored.
     """
     schema = CORRECTED.append(LABEL) if LABEL.name in captions.column_names else CORRECTED
-    texts = each_distinct(one_array(captions["caption"]), lambda text: caption_text(text) or None)
+    said = caption_texts(one_array(captions["caption"]))
+    texts = pc.if_else(pc.equal(said, ""), pa.scalar(None, pa.string()), said)
     count = len(captions)
     added = {
         "source": pa.repeat("model", count),
@@ -49,14 +50,20 @@ def apply_corrections(captions: pa.Table, corrected: Corrected) -> pa.Table:
         "stale": pa.repeat(False, count),
     }
     columns = {name: captions[name] for name in captions.column_names} | added
-    changed: dict[str, list[Any]] = {}  # only the columns of these rows become Python objects
+    changed: defaultdict[str, dict[int, Any]] = defaultdict(dict)
     for row, entry in _entries(captions, corrected):
         for name, value in _changed(entry, texts[row].as_py()).items():
-            if name not in changed:
-                changed[name] = columns[name].to_pylist()
             changed[name][row] = value
-    columns |= {name: pa.array(values, schema.field(name).type) for name, values in changed.items()}
+    columns |= {name: _replaced(columns[name], rows, schema.field(name).type) for name, rows in changed.items()}
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _replaced(column: pa.ChunkedArray | pa.Array, values: Mapping[int, Any], kind: pa.DataType) -> pa.Array:
+    """Return a column with another value in some rows. values: row -> value."""
+    places = np.arange(len(column))
+    places[[*values]] = len(column) + np.arange(len(values))
+    both = pa.concat_arrays([one_array(column).cast(kind), pa.array([*values.values()], kind)])
+    return both.take(pa.array(places))
 
 
 def _entries(captions: pa.Table, corrected: Corrected) -> Iterator[tuple[int, Correction]]:
@@ -92,9 +99,12 @@ class CorrectedRows:
 
     def batches(self, *columns: str) -> Iterator[pa.Table]:
         """Yield columns of the rows, in order; all columns if none is named."""
-        for rows in self._captions.batches():
-            table = apply_corrections(rows, self._corrected)
-            yield table.select(list(columns)) if columns else table
+        names = list(columns) or self.names
+
+        def corrected(rows: pa.Table) -> pa.Table:
+            return apply_corrections(rows, self._corrected).select(names)
+
+        yield from map(corrected, self._captions.batches())
 
 
 def _changed(entry: Correction, model_text: str | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ can be compared, and so that correcting a caption captions nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final
@@ -72,13 +72,12 @@ class CorrectStage(Stage):
         rows, file = CorrectedRows(self._source(), corrected), folder / CAPTIONS_FILE
         captioned = 0
 
-        def blocks() -> Iterator[pa.Table]:
+        def count(block: pa.Table) -> pa.Table:
             nonlocal captioned
-            for block in in_blocks(rows.batches(), BLOCK_ROWS):
-                captioned += len(block) - block["caption"].null_count
-                yield block
+            captioned += len(block) - block["caption"].null_count
+            return block
 
-        write_tables(file, blocks(), rows.schema)
+        write_tables(file, map(count, in_blocks(rows.batches(), BLOCK_ROWS)), rows.schema)
         if not captioned:
             raise DataError(_nothing_left(self.config, rows.n_rows))
         contents = contents_of_captions(ParquetRows(file), scratch=scratch)

@@ -16,7 +16,7 @@ ATTRIBUTES: Final = tuple(f"attr_{slot}" for slot in SLOTS)
 TIDIED: Final = "tidied"
 """Column of the text with single spaces; null where it is the reply itself."""
 
-_MOST: Final = 1 << 17  # texts whose reading is kept: about 80 MB
+_MOST: Final = 1 << 16  # texts whose reading is kept: about 40 MB
 
 _Reading = tuple[str | None, ...]  # `TIDIED`, and the values of SLOTS
 

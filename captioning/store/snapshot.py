@@ -19,7 +19,7 @@ from data.schemas import SHARD
 log = logging.getLogger(__name__)
 
 _READERS: Final = 8  # threads that read parts
-_PACKS: Final = 2  # packs in memory at a time
+_PACKS: Final = 1  # packs that are read ahead of the one in use
 _ROWS: Final = 1 << 16  # rows of parts that are yielded at once
 _AT_ONCE: Final = 1 << 18  # images that are looked up at once
 
@@ -82,7 +82,8 @@ class Snapshot:
 
     def _add(self, names: Sequence[str]) -> set[str]:
         """Add the images of shards, and return the names of those that have vanished."""
-        found, gone = [], set()
+        found: list[_Images] = []
+        gone = set()
         for name, content in zip(names, self._read(names), strict=True):
             if isinstance(content, FileNotFoundError):
                 gone.add(name)
@@ -92,7 +93,9 @@ class Snapshot:
                 self._names.append(name)
                 self._keep(name, content)
         if found:
-            self._merge(_Images(*map(np.concatenate, zip(*found, strict=True))))
+            digests, shards, rows = map(np.concatenate, zip(*found, strict=True))
+            found.clear()  # of every image, once more
+            self._merge(_Images(digests, shards, rows))
         return gone
 
     def _keep(self, name: str, content: Content) -> None:
@@ -169,16 +172,21 @@ class Snapshot:
 
         Images without a caption are left out; one that is asked for twice is yielded twice. Raises ShardGoneError.
         """
-        found = self._find(images)
-        asked = np.flatnonzero(found >= 0)
-        shards, rows = self._images.shards[found[asked]], self._images.rows[found[asked]]
-        order = np.lexsort((rows, shards))
-        asked, rows = asked[order], rows[order]
-        ends = np.searchsorted(shards[order], np.arange(len(self._names) + 1))
+        asked, rows, ends = self._in_store_order(images)
         wanted = [i for i in range(len(self._names)) if ends[i] < ends[i + 1]]
         for packs in (True, False):
             numbers = [i for i in wanted if is_pack(self._names[i]) == packs]
             yield from self._read_rows(numbers, asked, rows, ends)
+
+    def _in_store_order(self, images: Digests) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.intp]]:
+        """Return the indices of the captioned ones of `images` in the order of the store, and the row of each in its
+        shard; and where those of each shard begin, and the last ones end.
+        """
+        found = self._find(images)
+        asked = np.flatnonzero(found >= 0)
+        shards, rows = self._images.shards[found[asked]], self._images.rows[found[asked]]
+        order = np.lexsort((rows, shards))
+        return asked[order], rows[order], np.searchsorted(shards[order], np.arange(len(self._names) + 1))
 
     def _read_rows(
         self, numbers: Sequence[int], asked: NDArray[np.int64], rows: NDArray[np.int32], ends: NDArray[np.intp]
@@ -190,11 +198,13 @@ class Snapshot:
         indices: list[NDArray[np.int64]] = []
         with closing(tables):
             for i, table in zip(numbers, tables, strict=True):
-                waiting.append(table.take(pa.array(rows[ends[i] : ends[i + 1]])))
-                indices.append(asked[ends[i] : ends[i + 1]])
-                if sum(map(len, indices)) >= _ROWS:
-                    yield np.concatenate(indices), pa.concat_tables(waiting)
-                    waiting, indices = [], []
+                for start in range(ends[i], ends[i + 1], _ROWS):
+                    part = slice(start, min(start + _ROWS, ends[i + 1]))
+                    waiting.append(table.take(pa.array(rows[part])))
+                    indices.append(asked[part])
+                    if sum(map(len, indices)) >= _ROWS:
+                        yield np.concatenate(indices), pa.concat_tables(waiting)
+                        waiting, indices = [], []
         if waiting:
             yield np.concatenate(indices), pa.concat_tables(waiting)
 

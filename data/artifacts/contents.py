@@ -193,11 +193,7 @@ def _sorted(rows: pa.Table) -> Iterator[pa.Table]:
 
 def _sorted_on_disk(source: RowSource, folder: Path, block: int) -> Iterator[pa.Table]:
     """Yield what `_sorted` yields of all training rows, `block` rows at a time."""
-    keys = [_keys(_of_training(rows)) for rows in source.batches("split", *_TRAINED[:-1])]
-    pids, camids, digests = (np.concatenate(column) for column in zip(*keys, strict=True))
-    order = np.lexsort((digests, camids, pids))
-    numbers = np.empty_like(order)
-    numbers[order] = np.arange(len(order))
+    numbers = _places_in_order(source)
     with Shuffle(len(numbers), folder / "rows", rows=block) as shuffle:
         at = 0
         for rows in source.batches("split", *_TRAINED):
@@ -211,6 +207,17 @@ def _sorted_on_disk(source: RowSource, folder: Path, block: int) -> Iterator[pa.
                 _check_tie(last, ordered.slice(0, 1))
             last = ordered.slice(len(ordered) - 1)
             yield ordered
+
+
+def _places_in_order(source: RowSource) -> NDArray[np.int64]:
+    """Return the place of each training row among them all, sorted by all columns but the caption."""
+    keys = [_keys(_of_training(rows)) for rows in source.batches("split", *_TRAINED[:-1])]
+    columns = [np.concatenate(column) for column in zip(*keys, strict=True)]
+    del keys
+    order = np.lexsort(columns[::-1])
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order))
+    return numbers
 
 
 def _check_tie(last: pa.Table, first: pa.Table) -> None:

@@ -56,24 +56,37 @@ class ParquetRows:
         missing = [name for name in names if name not in self.names]
         if missing:
             raise KeyError(f"{self.file} lacks the column {missing[0]}")
+
+        def selected(batch: pa.RecordBatch) -> pa.Table:
+            return pa.Table.from_batches([batch]).select(names)
+
         with pq.ParquetFile(self.file, pre_buffer=False) as opened:
-            for batch in opened.iter_batches(BATCH_ROWS, columns=names):
-                yield pa.Table.from_batches([batch]).select(names)
+            # Unlike a loop, map does not keep a batch in memory while the next one is read.
+            yield from map(selected, opened.iter_batches(BATCH_ROWS, columns=names))
 
 
 def in_blocks(batches: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Yield the rows of `batches` again in tables of `rows` rows; the last one may be shorter."""
+    """Yield the rows of `batches` again in tables of `rows` rows; the last one may be shorter.
+
+    A block that was yielded is not kept while the next one is read.
+    """
     waiting: list[pa.Table] = []
     count = 0
     for batch in batches:
         waiting.append(batch)
         count += batch.num_rows
-        if count < rows:
-            continue
-        table = pa.concat_tables(waiting)
-        full = count - count % rows
-        for start in range(0, full, rows):
-            yield table.slice(start, rows).combine_chunks()
-        waiting, count = [table.slice(full)], count - full
+        del batch
+        while count >= rows:
+            count -= rows
+            yield _taken(waiting, rows)
     if count:
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield _taken(waiting, count)
+
+
+def _taken(waiting: list[pa.Table], rows: int) -> pa.Table:
+    """Remove the first `rows` rows from the tables and return them as one, whose columns are joined one by one."""
+    table = pa.concat_tables(waiting)
+    waiting[:] = [table.slice(rows)] if len(table) > rows else []
+    schema, columns = table.schema, table.slice(0, rows).columns
+    del table
+    return pa.table([columns.pop(0).combine_chunks() for _ in schema], schema=schema)
