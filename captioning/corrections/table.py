@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from data.errors import DataError, raise_problems
 from data.files import atomic_path, write_table
-from data.readers.manifest_file import bad_line, delimiter_of, encoding_of
+from data.readers.table.delimited import bad_line, delimiter_of, encoding_of
 from data.slots import SLOTS
 
 SUFFIXES: Final = (".csv", ".tsv", ".parquet")

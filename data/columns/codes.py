@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Code = NDArray[np.int32]
 """Codes of texts, -1 for null, [N]."""
+
+
+_AT_ONCE: Final = 1 << 16
 
 
 class Codes:
@@ -67,6 +70,25 @@ class CellCodes:
         if code == len(self.values):
             self.values.append(cell)
         return code
+
+
+def pair_codes(left: Code, right: Code) -> tuple[Code, list[int]]:
+    """Return a code for each pair of codes, in the order in which they were first seen, and the first row of each.
+
+    left, right: without nulls, [N] each.
+    """
+    known, firsts, found = dict[int, int](), list[int](), np.empty(len(left), dtype=np.int32)
+    for start in range(0, len(left), _AT_ONCE):
+        rows = slice(start, start + _AT_ONCE)
+        pairs = left[rows].astype(np.int64) << 32 | right[rows]
+        values, first, at = np.unique(pairs, return_index=True, return_inverse=True)
+        codes = np.empty(len(values), dtype=np.int32)
+        for place in np.argsort(first).tolist():
+            codes[place] = known.setdefault(int(values[place]), len(known))
+            if codes[place] == len(firsts):
+                firsts.append(start + int(first[place]))
+        found[rows] = codes[at]
+    return found, firsts
 
 
 class Votes(NamedTuple):

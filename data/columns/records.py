@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data.columns.growing import GrowingTexts
 from data.people import Mask, is_person
 from data.splits import SPLITS
 
@@ -192,7 +193,7 @@ class RecordsBuilder:
     """Records that arrive one at a time or in columns, stored as columns."""
 
     def __init__(self) -> None:
-        self._paths: list[pa.Array] = []
+        self._paths = GrowingTexts()
         self._waiting: list[str] = []
         self._splits, self._pids, self._camids, self._labels = array("b"), array("q"), array("q"), array("i")
         self._texts = {"": 0}
@@ -221,19 +222,19 @@ class RecordsBuilder:
             self._flush()
 
     def _flush(self) -> None:
-        self._paths.append(pa.array(self._waiting, _PATH))
+        self._paths.extend(pa.array(self._waiting, _PATH))
         self._waiting = []
 
     def build(self) -> Records:
-        """Return the records so far, in the order in which they were added."""
+        """Return the records in the order in which they were added. None can be added afterwards."""
         self._flush()
         said = [self._sentences.get(row, ()) for row in range(len(self))] if self._sentences else None
         return Records(
-            paths=joined(self._paths),
-            splits=np.array(self._splits, dtype=np.int8),
-            pids=np.array(self._pids, dtype=np.int64),
-            camids=np.array(self._camids, dtype=np.int64),
-            labels=np.array(self._labels, dtype=np.int32),
+            paths=self._paths.build(),
+            splits=np.frombuffer(self._splits, dtype=np.int8),
+            pids=np.frombuffer(self._pids, dtype=np.int64),
+            camids=np.frombuffer(self._camids, dtype=np.int64),
+            labels=np.frombuffer(self._labels, dtype=np.int32),
             texts=list(self._texts),
             sentences=None if said is None else pa.array(said, SENTENCES_TYPE),
         )
@@ -252,7 +253,7 @@ def joined(paths: list[pa.Array]) -> pa.Array:
 
 def order_of(paths: pa.Array) -> Ints:
     """Return the places of `paths` in sorted order; of equal ones, in their own order."""
-    order: Ints = pc.sort_indices(paths).to_numpy().astype(np.int64, copy=False)
+    order: Ints = pc.sort_indices(paths).to_numpy().view(np.int64)
     return order
 
 

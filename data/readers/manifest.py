@@ -3,38 +3,34 @@
 The others are camid, label and sentences.
 
 A row becomes a record or is rejected with its row number; only a problem of the whole file is an error.
-`data.readers.manifest_file` reads the file, `data.readers.manifest_labels` numbers identities and cameras.
+`data.readers.table` reads the file and numbers identities and cameras.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.columns.records import SENTENCES_TYPE, Ints, Records, by_split, joined, order_of
+from data.columns.growing import GrowingTexts
+from data.columns.records import SENTENCES_TYPE, Ints
 from data.errors import DataError, RejectedRow, counted
-from data.people import JUNK, UNKNOWN_CAMERA, Mask
+from data.people import UNKNOWN_CAMERA, Mask
 from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, Unusable, existing_folder
-from data.readers.manifest_file import (
-    REQUIRED,
-    Cell,
-    CodedRows,
-    NamedCell,
-    PathCells,
-    manifest_batches,
-    manifest_column,
-)
-from data.readers.manifest_labels import RowLabels, read_labels
 from data.readers.sentences import Sentences, sentences_in
+from data.readers.table.coded import Cell, CodedRows, NamedCell, PathCells
+from data.readers.table.columns import REQUIRED
+from data.readers.table.file import manifest_batches, manifest_column
+from data.readers.table.rows import Listed, RowLabels, read_labels, records_of
 from data.sources.address import is_listed, is_remote, shown
 from data.sources.places import children, exists, is_file
 from data.splits import GALLERY, SPLITS
@@ -72,7 +68,7 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
 
     Rejected rows: ``outside_root`` (not below the root, .. or a link that leads outside), ``bad_path``, ``missing``,
     ``bad_split``, ``bad_pid``, ``bad_camid``, ``bad_sentences``, ``duplicate_row``. Raises DataError for one path with
-    two different labels and for labels that `data.readers.manifest_labels` refuses.
+    two different labels and for labels that `data.readers.table.labels` refuses.
     """
     file, base = _find(root, manifest)
     collector = Collector(name="manifest", root=base, version="", keep_junk=keep_junk, notices=_ignored(file, base))
@@ -83,32 +79,29 @@ def manifest(root: Path, *, manifest: str, keep_junk: bool, by_rule: bool = Fals
     admitted.sort()
     is_twin = admitted.twins()
     _check_twins(file, collector, table=table, labels=labels, admitted=admitted, is_twin=is_twin)
-    n_empty = int(admitted.n_empty[~is_twin].sum())
+    n_empty = 0 if admitted.n_empty is None else int(admitted.n_empty[~is_twin].sum())
     if n_empty:
         collector.notices.append(f"{counted(n_empty, 'empty sentence')} left out")
-    return collector.scan(_records(collector, labels, admitted, is_twin))
+    return collector.scan(records_of(collector, labels, admitted, ~is_twin))
 
 
 @dataclass
-class _Admitted:
-    """The rows whose labels and path can be used, [M]: their numbers, paths, sentences and number of empty ones.
+class _Admitted(Listed):
+    """The rows whose labels and path can be used.
 
-    originals: number of a batch -> its cells, if these differ from the paths.
+    n_empty: how many empty sentences each has; None if there are no sentences. originals: number of a batch -> its
+    cells, if these differ from the paths.
     """
 
-    rows: Ints
-    paths: pa.Array
-    sentences: pa.Array | None
-    n_empty: Ints
+    n_empty: Ints | None
     originals: Mapping[int, PathCells]
 
-    def sort(self) -> None:
-        """Sort the rows by path; of equal paths, by number."""
-        order = order_of(self.paths)
-        self.rows, self.n_empty = self.rows[order], self.n_empty[order]
-        self.paths = self.paths.take(pa.array(order))
-        if self.sentences is not None:
-            self.sentences = self.sentences.take(pa.array(order))
+    def sort(self) -> Ints:
+        """Sort the rows as `Listed` does."""
+        order = super().sort()
+        if self.n_empty is not None:
+            self.n_empty = self.n_empty[order]
+        return order
 
     def twins(self) -> Mask:
         """Return the mask of the sorted rows whose path an earlier row has."""
@@ -118,8 +111,9 @@ class _Admitted:
 
     def said(self, at: int) -> Sentences:
         """Return the sentences of a row, given its place."""
-        texts = () if self.sentences is None else tuple(self.sentences[at].as_py())
-        return Sentences(texts, int(self.n_empty[at]))
+        if self.sentences is None or self.n_empty is None:
+            return Sentences((), 0)
+        return Sentences(tuple(self.sentences[at].as_py()), int(self.n_empty[at]))
 
 
 @dataclass
@@ -141,23 +135,23 @@ class _Usable:
 def _admit(collector: Collector, table: CodedRows, labels: RowLabels, paths: _Paths) -> _Admitted:
     """Return the rows that can be used; `collector` rejects the others."""
     is_described = any(cells.sentences is not None for cells in table.batches)
-    rows, admitted, sentences, n_empty = (list[Any]() for _ in range(4))
+    rows, paths_of_rows = array("q"), GrowingTexts()
+    sentences, n_empty = [pa.array([], SENTENCES_TYPE)], array("q")
     originals: dict[int, PathCells] = {}
     for number, cells in enumerate(table.parts()):
         found = _usable(collector, table, labels, cells, paths)
-        rows.append(np.array(found.rows, dtype=np.int64))
-        admitted.append(pa.array(found.paths, pa.large_string()))
-        n_empty.append(np.array([said.n_empty for said in found.sentences], dtype=np.int64))
+        rows.extend(found.rows)
+        paths_of_rows.extend(pa.array(found.paths, pa.large_string()))
         if is_described:
+            n_empty.extend(said.n_empty for said in found.sentences)
             sentences.append(pa.array([said.texts for said in found.sentences], SENTENCES_TYPE))
         if not found.is_plain:
             originals[number] = cells
-    none = np.array([], dtype=np.int64)
     return _Admitted(
-        rows=np.concatenate([none, *rows]),
-        paths=joined(admitted),
+        rows=np.frombuffer(rows, dtype=np.int64),
+        paths=paths_of_rows.build(),
         sentences=pa.concat_arrays(sentences) if is_described else None,
-        n_empty=np.concatenate([none, *n_empty]),
+        n_empty=np.frombuffer(n_empty, dtype=np.int64) if is_described else None,
         originals=originals,
     )
 
@@ -196,8 +190,8 @@ def _check_twins(
         return
     firsts = np.maximum.accumulate(np.where(is_twin, 0, np.arange(len(is_twin))))[twins]
     here, there = admitted.rows[twins], admitted.rows[firsts]
-    columns = (labels.splits, labels.pids, labels.camids, labels.labels)
-    clashes = np.flatnonzero(np.any([column[here] != column[there] for column in columns], axis=0))
+    columns = zip(labels.of(here), labels.of(there), strict=True)
+    clashes = np.flatnonzero(np.any([column != other for column, other in columns], axis=0))
     if len(clashes):
         shown = "\n".join(
             f"  - {table.place(here[at])}: {admitted.paths[twins[at]]} is {_labels(labels, here[at])},"
@@ -214,9 +208,9 @@ def _check_twins(
 
 def _labels(labels: RowLabels, row: int) -> _Labels:
     """Return the labels of one row, for messages."""
-    label = labels.texts[labels.labels[row]]
-    pid = labels.huge.get(label, int(labels.pids[row]))
-    return _Labels(SPLITS[labels.splits[row]], pid, int(labels.camids[row]), label)
+    split, pid, camid, label = (column[0] for column in labels.of(np.array([row])))
+    pid = labels.huge.get(int(labels.identities[row]), int(pid))
+    return _Labels(SPLITS[split], pid, int(camid), labels.texts[label])
 
 
 def _original(table: CodedRows, admitted: _Admitted, at: int) -> str:
@@ -224,29 +218,6 @@ def _original(table: CodedRows, admitted: _Admitted, at: int) -> str:
     row = int(admitted.rows[at])
     cells = admitted.originals.get(table.batch_of(row))
     return str(admitted.paths[at] if cells is None else cells.paths[row - cells.start])
-
-
-def _records(collector: Collector, labels: RowLabels, admitted: _Admitted, is_twin: Mask) -> Records:
-    """Return the records of the rows, sorted; junk and numbers that cannot be stored are left out."""
-    rows = admitted.rows
-    huge = np.array([text in labels.huge for text in labels.texts], dtype=np.bool_)[labels.labels[rows]] & ~is_twin
-    for at in np.flatnonzero(huge).tolist():
-        found = _labels(labels, int(rows[at]))
-        collector.add(str(admitted.paths[at]), *found[:3], found.label)
-    is_junk = (labels.pids[rows] == JUNK) & ~is_twin & (not collector.keep_junk)
-    collector.n_junk += int(is_junk.sum())
-    used = np.flatnonzero(~(is_twin | huge | is_junk))
-    order = used[by_split(labels.splits[rows[used]])]
-    rows, places = rows[order], pa.array(order)
-    return Records(
-        paths=admitted.paths.take(places),
-        splits=labels.splits[rows],
-        pids=labels.pids[rows],
-        camids=labels.camids[rows],
-        labels=labels.labels[rows],
-        texts=labels.texts,
-        sentences=None if admitted.sentences is None else admitted.sentences.take(places),
-    )
 
 
 def column_of(root: Path, *, manifest: str, name: str) -> Mapping[str, NamedCell] | None:

@@ -7,7 +7,7 @@ import re
 from typing import Final, NamedTuple
 
 from data.readers.base import Unusable
-from data.readers.manifest_labels import is_missing
+from data.readers.table.labels import is_missing
 
 _UNSTORABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.artifacts.contents import audited_columns, caption_text, contents_of_captions
+from data.columns.codes import pair_codes
 from data.columns.digests import digests_of, first_bytes, first_equal, positions, texts_of
 from data.columns.distinct import each_distinct
+from data.columns.growing import GrowingTexts
 from data.columns.json_rows import RowDigest
 from data.columns.shuffle import Shuffle
 from data.columns.source import ParquetRows, TableRows, in_blocks
@@ -37,6 +39,24 @@ def test_digests_are_sorted_found_and_written_as_their_texts():
     assert (known[found[::2]] == digests[::2]).all()
     assert positions(known[:0], digests).tolist() == [-1] * len(SHAS)
     assert digests_of(pa.array(SHAS).slice(5, 3)).tolist() == digests[5:8].tolist()
+
+
+def test_texts_that_arrive_in_batches_are_one_column():
+    whole = pa.array(["a", "", "\u00e9\U0001f600", "b" * 5])
+    growing = GrowingTexts()
+    for batch in (whole.slice(1, 2), pa.array([], pa.string()), whole.slice(3), pa.array([""]), whole.slice(0, 1)):
+        growing.extend(batch)
+    assert (len(growing), growing.build().to_pylist()) == (5, ["", "\u00e9\U0001f600", "b" * 5, "", "a"])
+    assert GrowingTexts().build().to_pylist() == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=40))
+def test_pairs_have_codes_in_the_order_in_which_they_are_seen(pairs):
+    left, right = np.array(pairs, dtype=np.int32).reshape(-1, 2).T
+    codes, firsts = pair_codes(left, right)
+    distinct = list(dict.fromkeys(pairs))
+    assert codes.tolist() == [distinct.index(pair) for pair in pairs]
+    assert firsts == [pairs.index(pair) for pair in distinct]
 
 
 @pytest.mark.parametrize("varied", [0, 31])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,13 +17,13 @@ import pyarrow.compute as pc
 from data.columns.records import SENTENCES_TYPE, Ints, Records, joined
 from data.errors import DataError, RejectedRow, counted
 from data.images.decode import REASONS
-from data.people import JUNK, Mask
 from data.readers.base import PATH_DETAILS, Collector, Scan, Unusable
 from data.readers.folders import cameras_of, refuse_splits
 from data.readers.manifest import split_of
-from data.readers.manifest_file import Cell, PathCells
-from data.readers.manifest_labels import RowLabels, is_missing, read_labels
 from data.readers.sentences import Sentences, sentences_in
+from data.readers.table.coded import Cell, PathCells
+from data.readers.table.labels import is_missing
+from data.readers.table.rows import Listed, read_labels, records_of
 from data.readers.webdataset.find import DETAILS, compressed_shards, find_shards
 from data.readers.webdataset.rows import ShardOptions, coded_rows
 from data.readers.webdataset.samples import Fields
@@ -30,7 +31,6 @@ from data.readers.webdataset.tables import ShardReading
 from data.sources.address import shown
 from data.sources.shards import ShardTable
 from data.sources.tar import BrokenTarError, CompressedTarError
-from data.splits import SPLITS
 
 UNLABELED: Final = "labels=none"
 """Version of a dataset without labels."""
@@ -141,7 +141,8 @@ def _records(
     labels = read_labels(collector.root, table, partial(_split, options=options, by_rule=by_rule))
     parts = list(table.parts())
     if options.labels == "folders":
-        labels = labels._replace(camids=cameras_of(_members(tables, parts), options.camera_pattern))
+        camids, cameras = np.unique(cameras_of(_members(tables, parts), options.camera_pattern), return_inverse=True)
+        labels = replace(labels, camids=camids, cameras=cameras.astype(np.int32))
     collector.notices += labels.notices
     paths, said = joined([part.paths for part in parts]), _said(parts)
     refused = {row: labels.problems[labels.refused[row]] for row in np.flatnonzero(labels.refused).tolist()}
@@ -152,7 +153,8 @@ def _records(
     used[[*said.refused, *refused]] = False
     if n_empty := int(said.n_empty[used].sum()):
         collector.notices.append(f"{counted(n_empty, 'empty sentence')} left out")
-    return _stored(collector, labels, _Images(paths, said.texts), used)
+    listed = Listed(np.arange(len(paths)), paths, said.texts)
+    return records_of(collector, labels, listed, used[listed.sort()])
 
 
 def _members(tables: Mapping[str, ShardTable], parts: Sequence[PathCells]) -> pa.Array:
@@ -195,37 +197,6 @@ def _spoken(cell: str | None, row: int, refused: dict[int, Unusable]) -> Sentenc
     except Unusable as error:
         refused[row] = error
         return Sentences((), 0)
-
-
-class _Images(NamedTuple):
-    """The columns of all images beside their labels."""
-
-    paths: pa.Array
-    sentences: pa.Array | None
-
-
-def _stored(collector: Collector, labels: RowLabels, rows: _Images, used: Mask) -> Records:
-    """Return the records of the images that are used, sorted; junk and numbers that cannot be stored are left out."""
-    is_huge = used & np.array([text in labels.huge for text in labels.texts], dtype=np.bool_)[labels.labels]
-    for row in np.flatnonzero(is_huge).tolist():
-        label = labels.texts[labels.labels[row]]
-        split, camid = SPLITS[labels.splits[row]], int(labels.camids[row])
-        collector.add(str(rows.paths[row]), split, labels.huge[label], camid, label)  # rejects it
-    is_junk = used & (labels.pids == JUNK) & (not collector.keep_junk)
-    collector.n_junk += int(is_junk.sum())
-    return (
-        Records(
-            paths=rows.paths,
-            splits=labels.splits,
-            pids=labels.pids,
-            camids=labels.camids,
-            labels=labels.labels,
-            texts=labels.texts,
-            sentences=rows.sentences,
-        )
-        .take(used & ~is_huge & ~is_junk)
-        .in_order()
-    )
 
 
 def _split(cell: Cell, *, options: ShardOptions, by_rule: bool) -> str:

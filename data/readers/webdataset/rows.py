@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from data.people import DISTRACTOR, Mask
 from data.readers.base import Collector
 from data.readers.bounding_box import LABELED_NAME
-from data.readers.manifest_file import CodedRows, RowBatch
+from data.readers.table.coded import CodedRows, RowBatch
 from data.readers.webdataset.samples import Fields
 from data.sources.shards import ShardTable
 from data.splits import GALLERY, SPLITS

@@ -6,21 +6,15 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data.columns.codes import Code
-from data.columns.records import Ints, code_of_split
 from data.errors import DataError, counted
 from data.people import DISTRACTOR, JUNK, UNKNOWN_CAMERA
 from data.readers.base import MAX_INT64, Unusable, number_labels
-from data.readers.manifest_file import Cell, CodedRows, Row
-from data.splits import GALLERY
+from data.readers.table.coded import Cell, Row
 
 # Integers as text; pandas writes "3.0" for integer columns that had missing values.
 _INTEGER: Final = re.compile(r"\s*([+-]?\d{1,19})(?:\.0*)?\s*", re.ASCII)
@@ -30,115 +24,6 @@ _NUMBER: Final = re.compile(r"\s*[+-]?\d*\.?\d*\s*", re.ASCII)
 _MISSING: Final = frozenset({"", "nan", "NaN", "None", "null", "NULL", "NA", "N/A", "<NA>", "#N/A"})
 _SPECIAL: Final = (JUNK, DISTRACTOR)
 _SHOWN: Final = 3
-
-
-class RowLabels(NamedTuple):
-    """The labels of each row of a manifest, [N]. labels: places in `texts`.
-
-    refused: place of the reason in `problems` why a row cannot be used; problems[0] is None. huge: numbers that do not
-    fit into 64 bits, by the text that has them; `pids` has the largest number that does.
-    """
-
-    splits: NDArray[np.int8]
-    pids: Ints
-    camids: Ints
-    labels: Code
-    texts: Sequence[str]
-    refused: Code
-    problems: Sequence[Unusable | None]
-    huge: Mapping[str, int]
-    notices: Sequence[str]
-
-
-def read_labels(file: Path, table: CodedRows, split_of: Callable[[Cell], str]) -> RowLabels:
-    """Return the labels of all rows; each distinct cell is read once. Raises DataError like `Identities`.
-
-    split_of: returns the split in a cell; raises Unusable.
-    """
-    read = _Cells()
-    pairs, rows = _identity_rows(table)
-    identities = Identities(file, rows)
-    cameras = Cameras([_row(camid=cell) for cell in table.cells["camid"]])
-    splits = read.each(table.cells["split"], split_of, GALLERY)
-    named = read.each(rows, identities.of, (0, ""))
-    numbers = read.each([_row(camid=cell) for cell in table.cells["camid"]], cameras.of, 0)
-    texts = {text: place for place, text in enumerate(dict.fromkeys(["", *(label for _, label in named.values)]))}
-    of_pair = np.array([texts[label] for _, label in named.values], dtype=np.int32)
-    pids = np.array([min(pid, MAX_INT64) for pid, _ in named.values], dtype=np.int64)
-    return RowLabels(
-        splits=np.array([code_of_split(split) for split in splits.values], dtype=np.int8)[table.codes["split"]],
-        pids=pids[pairs],
-        camids=np.array(numbers.values, dtype=np.int64)[table.codes["camid"]],
-        labels=of_pair[pairs],
-        texts=list(texts),
-        refused=_first_problem((splits, table.codes["split"]), (named, pairs), (numbers, table.codes["camid"])),
-        problems=read.problems,
-        huge={label: pid for pid, label in named.values if pid > MAX_INT64},
-        notices=[*identities.notices, *cameras.notices],
-    )
-
-
-def _identity_rows(table: CodedRows) -> tuple[Ints, list[Row]]:
-    """Return the place of each row's (pid, label) among the distinct ones, and the first row with each of these."""
-    labels = table.cells["label"]
-    found, first, of = np.unique(
-        table.codes["pid"] * np.int64(max(len(labels), 1)) + table.codes["label"],
-        return_index=True,
-        return_inverse=True,
-    )
-    order = np.argsort(first)
-    rows = [
-        _row(place=table.place(row), pid=table.cells["pid"][pair // len(labels)], label=labels[pair % len(labels)])
-        for pair, row in zip(found[order].tolist(), first[order].tolist(), strict=True)
-    ]
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order))
-    return places[of], rows
-
-
-def _row(*, place: str = "", pid: Cell = None, camid: Cell = None, label: Cell = None) -> Row:
-    return Row(place, None, None, pid, camid, label, None)
-
-
-T = TypeVar("T")
-V = TypeVar("V")
-
-
-class _Values(NamedTuple, Generic[V]):
-    """What distinct cells mean, and the place of the problem of each, 0 for none."""
-
-    values: list[V]
-    refused: list[int]
-
-
-class _Cells:
-    """Reads distinct cells and collects their problems."""
-
-    def __init__(self) -> None:
-        self.problems: list[Unusable | None] = [None]
-
-    def each(self, cells: Iterable[T], read: Callable[[T], V], otherwise: V) -> _Values[V]:
-        """Return what `read` returns for each cell, or `otherwise` if it raises Unusable."""
-        found = _Values[V]([], [])
-        for cell in cells:
-            try:
-                value, problem = read(cell), 0
-            except Unusable as error:
-                value, problem = otherwise, len(self.problems)
-                self.problems.append(error)
-            found.values.append(value)
-            found.refused.append(problem)
-        return found
-
-
-def _first_problem(*columns: tuple[_Values[Any], NDArray[Any]]) -> Code:
-    """Return the problem of each row: that of the first column that has one."""
-    found: Code | None = None
-    for values, codes in columns:
-        problems = np.array(values.refused, dtype=np.int32)[codes]
-        found = problems if found is None else np.where(found, found, problems)
-    assert found is not None
-    return found
 
 
 class Identities:
