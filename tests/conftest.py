@@ -61,6 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     Path(folder).chmod(0o711)  # other users, such as that of PostgreSQL, reach the folders in it that are open to them
     config.stash[SCRATCH] = Path(folder)
+    # More would be processes that each import torch, beside the two that test.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 def _remove(folder: str, owner: int) -> None:

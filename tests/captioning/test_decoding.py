@@ -85,7 +85,7 @@ def test_captions_do_not_depend_on_their_batch_and_have_confidences(mini, people
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("decoding", ["slots", "free"])
+@pytest.mark.parametrize("decoding", ["slots", pytest.param("free", marks=pytest.mark.soak)])
 def test_a_compiled_model_writes_the_same_with_its_weights_as_constants(mini, people, decoding, monkeypatch):
     freeze, kept = freezing.freeze, []
 

@@ -220,19 +220,10 @@ def test_the_code_that_is_compiled_writes_the_same(made, people, name, decoding)
         assert_compiled_writes_the_same(made(name), people, decoding)
 
 
+@pytest.mark.soak  # forty seconds of the compiler each; `make test` compiles one model in test_decoding.py
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize(
-    ("name", "decoding"),
-    [
-        ("llava_next_siglip", "slots"),
-        *(
-            pytest.param(name, decoding, marks=pytest.mark.soak)
-            for name in SORTS
-            for decoding in ("slots", "free")
-            if (name, decoding) != ("llava_next_siglip", "slots")
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", SORTS)
+@pytest.mark.parametrize("decoding", ["slots", "free"])
 def test_a_compiled_family_writes_the_same(made, people, name, decoding):
     torch.compiler.reset()
     assert_compiled_writes_the_same(made(name), people, decoding)

@@ -105,6 +105,7 @@ def child(what, folder, environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.soak  # `test_a_pipeline_caches_and_makes_equal_artifacts` trains in the same environment
 def test_a_training_is_the_same_to_the_bit(tmp_path, hostile):
     expected = child("train", tmp_path / "clean", clean())
     assert len(expected["steps"]) == 4

@@ -154,10 +154,10 @@ def test_ctrl_c_keeps_what_is_embedded(place):
     assert not (place / "f.pq").exists()
     kept = len(keys.read_text().splitlines())
     assert 0 < kept < 12_000
-    for path in list(many.iterdir())[1500:]:
+    for path in list(many.iterdir())[300:]:
         path.unlink()
     assert main(["embed", str(many), "--model", "demo", "-o", str(place / "f.pq"), *ON_CPU]) == 0
     frame = pd.read_parquet(place / "f.pq")
     rows = np.stack(frame["embedding"])
-    assert len(frame) == 1500
-    np.testing.assert_allclose(rows, np.repeat(rows[:1], 1500, axis=0), rtol=1e-4, atol=1e-5)
+    assert len(frame) == 300
+    np.testing.assert_allclose(rows, np.repeat(rows[:1], 300, axis=0), rtol=1e-4, atol=1e-5)

@@ -216,7 +216,7 @@ def test_an_artifact_root_that_cannot_be_written_is_named_as_such(tmp_path):
     )
 
 
-@pytest.mark.parametrize("damage", ["a newer version", "no database"])
+@pytest.mark.parametrize("damage", [pytest.param("a newer version", marks=pytest.mark.soak), "no database"])
 def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
     import sqlite3
 

@@ -4,6 +4,7 @@ After an intended change of the losses (or of the shipped tiny CLIP), write the 
 CLIP_SCGI_WRITE_GOLDEN=1 pytest tests/reid/test_trainer.py -k golden
 """
 
+import itertools
 import json
 import math
 import os
@@ -215,8 +216,21 @@ def _without_times(text):
     return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize("stop", [1, 2, 3])
+# Before the first checkpoint, right after one, and a step after one.
+STOPS = [(1, 2), (2, 1), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("stop", "every"),
+    [
+        *STOPS,
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in itertools.product((1, 2, 3), repeat=2)
+            if case not in STOPS
+        ),
+    ],
+)
 def test_a_run_stopped_after_any_step_ends_with_the_same_weights(data, unbroken, tmp_path, stop, every):
     config = small_config(checkpoint_every=every)
 
