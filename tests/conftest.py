@@ -5,23 +5,26 @@ With `--dist loadgroup`, the tests of a file run in one process, which makes the
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests.helpers.scratch import too_much
 
 if TYPE_CHECKING:
     from flows.summary import RunSummary
 
+# Time limits of hypothesis, which a busy machine would exceed.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 # For `make mutants`: the first failure of a property counts, so no smaller example is searched for.
 settings.register_profile("mutants", derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
 
@@ -57,17 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
         return  # a process of pytest-xdist has the environment of the one that started it
     root = os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     folder = tempfile.mkdtemp(prefix="tests-", dir=root)  # short: paths of sockets may have a hundred characters
-    atexit.register(_remove, folder, os.getpid())
+    # After multiprocessing has removed its own folders in it (-100).
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     Path(folder).chmod(0o711)  # other users, such as that of PostgreSQL, reach the folders in it that are open to them
     config.stash[SCRATCH] = Path(folder)
     # More would be processes that each import torch, beside the two that test.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-
-
-def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # not a fork of it
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest removes the folders of a run that passed

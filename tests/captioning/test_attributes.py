@@ -228,13 +228,13 @@ def test_it_inverts_compose_at_random(pattern):
         assert parse_caption(compose(slots, pattern)) == without_denials(slots)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(max_size=400))
 def test_any_string_is_parsed_without_an_exception(text):
     assert list(parse_caption(text)) == list(SLOTS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.sampled_from([*LEXICON, *GLUE]), max_size=30))
 def test_any_word_salad_is_parsed_and_can_be_composed_again(words):
     slots = parse_caption(" ".join(words))

@@ -43,20 +43,20 @@ def same(a, b):
     return repr(a) == repr(b)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PLAIN)
 def test_canonical_json_loses_nothing(value):
     assert same(json.loads(canonical_json(value)), value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PLAIN, PLAIN)
 def test_canonical_json_is_equal_only_for_equal_values(a, b):
     assert (canonical_json(a) == canonical_json(b)) == same(a, b)
     assert (digest(a) == digest(b)) == same(a, b)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), PLAIN))
 def test_canonical_json_knows_no_order_of_keys(value):
     assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)

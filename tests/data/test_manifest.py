@@ -268,7 +268,7 @@ def test_manifest_without_rows_is_an_empty_scan(tmp_path):
 _VALUES = st.one_of(st.none(), st.integers(-3, 5).map(str), st.text(max_size=4), st.sampled_from(["1e3", "٣", "+1"]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

@@ -59,7 +59,7 @@ def test_the_fraction_is_kept_and_leaves_someone_on_either_side(fraction, count)
     assert len(trained(split(people(20), train_fraction=fraction))) == count
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(0, 99), st.floats(0, 1))
 def test_another_identity_moves_at_most_one_other(count, seed, fraction):
     before = trained(split(people(count), seed, fraction))
@@ -75,7 +75,7 @@ def test_one_query_per_identity_and_camera():
         assert len(queries) == 9 * cameras
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(0, 9))
 def test_queries_keep_a_match_from_another_camera_where_there_is_one(sizes, seed):
     """sizes: images of one identity per camera."""

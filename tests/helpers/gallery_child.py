@@ -1,11 +1,14 @@
 """A process that adds to a gallery and reports what it has added, to be killed by a test.
 
+It waits before the end: a test that is slow to kill it must not find it finished.
+
 python -m tests.helpers.gallery_child rows GALLERY COUNT
 python -m tests.helpers.gallery_child images GALLERY MODEL FOLDER
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +30,8 @@ def add_rows(folder: Path, count: int) -> None:
     rows = vectors(count)
     for start in range(0, count, 7):
         some = range(start, min(start + 7, count))
+        if some.stop == count:
+            signal.pause()
         gallery.add([entry(number) for number in some], rows[some.start : some.stop])
         report(some.stop)
 
@@ -38,7 +43,13 @@ def add_files(folder: Path, model: Path, images: Path) -> None:
 
     entries = [Entry(path=str(path), sha256=digest_file(path)) for path in sorted(images.iterdir())]
     embedder = Embedder.load(model, device="cpu", batch_size=4)
-    add_images(folder, embedder, entries, save_seconds=0.0, progress=lambda done, total, note: report(done))
+
+    def progress(done: int, total: int, note: str) -> None:
+        report(done)
+        if done > total - 8:
+            signal.pause()
+
+    add_images(folder, embedder, entries, save_seconds=0.0, progress=progress)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def one_by_one(pixels, plan, pad):
     return np.stack(out)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), sizes, st.integers(0, 12), st.booleans(), st.integers(0, 99))
 def test_the_batch_equals_one_image_at_a_time(count, size, pad, channels_last, seed):
     height, width = size

@@ -74,7 +74,7 @@ def worlds(draw):
     return query, gallery, *labels
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(worlds(), st.booleans(), st.integers(1, 60))
 def test_any_small_world_matches_the_brute_force(world, same_camera, top_k):
     expected = brute_force(*world, same_camera=same_camera)
@@ -90,7 +90,7 @@ def test_any_small_world_matches_the_brute_force(world, same_camera, top_k):
     assert ranking.n_gallery == (world[3] != -1).sum()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(worlds(), st.floats(0, 1), st.integers(0, 10**6))
 def test_an_unknown_camera_excludes_nothing(world, share, seed):
     rng = np.random.default_rng(seed)
@@ -105,7 +105,7 @@ def test_an_unknown_camera_excludes_nothing(world, share, seed):
         compare(evaluate_ranking(*others, q_cams, g_cams), expected, len(g_cams))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(worlds())
 def test_without_cameras_no_image_of_the_identity_is_left_out(world):
     *others, q_cams, g_cams = world

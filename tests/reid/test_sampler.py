@@ -25,7 +25,7 @@ def expected_length(per_identity, p, k):
     return max(b for b in range(sum(groups) // p + 1) if sum(min(g, b) for g in groups) >= p * b)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(counts, st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
 def test_every_batch_has_p_identities_with_k_images(per_identity, p, k, seed, epoch):
     pids = labels(per_identity)
@@ -48,7 +48,7 @@ def test_every_batch_has_p_identities_with_k_images(per_identity, p, k, seed, ep
             assert min(uses[i] for i in members) >= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(counts, st.integers(1, 5), st.integers(1, 4))
 def test_at_most_p_minus_one_groups_are_left_out(per_identity, p, k):
     if p > len(per_identity):
@@ -59,7 +59,7 @@ def test_at_most_p_minus_one_groups_are_left_out(per_identity, p, k):
     assert sum(groups) - len(batches) * p < max(p, 1) or max(groups) == len(sampler)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(counts, st.integers(1, 3), st.integers(1, 4), st.integers(0, 5))
 def test_the_processes_share_the_same_batches_and_any_start_resumes(per_identity, half, k, start):
     if 2 * half > len(per_identity):
