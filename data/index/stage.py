@@ -1,8 +1,8 @@
 """The index stage: hash and decode every image once, name every unusable file, and digest the dataset.
 
-The index is a snapshot: if any file was read, the folder is listed again afterwards, and the survey is repeated once if
-the folder has changed. In an unchanged folder no file is read, and each costs one `stat` call: `data.index.unchanged`
-recognizes the folder, and if it cannot, the survey recalls the facts of each file.
+The index is a snapshot: if any file was read, the folder is compared with its earlier digest, or else listed again, and
+the survey is repeated once if it has changed. In an unchanged folder no file is read, and each costs one `stat` call:
+`data.index.unchanged` recognizes the folder, and if it cannot, the survey recalls the facts of each file.
 """
 
 from __future__ import annotations
@@ -137,10 +137,13 @@ def index(
     whole is unusable, and RetryableError when its folder keeps changing.
     """
     watched = Watched.of(store, config)
-    known = None if watched is None or reread else watched.find()
-    if known is not None:
-        return _recognized(store, config, known, progress)
-    found = survey(store, config=config, progress=progress, reread=reread)
+    seen, is_unchanged = None if watched is None else watched.look(), _unknown
+    if watched is not None and seen is not None:
+        known = None if reread else watched.find(seen)
+        if known is not None:
+            return _recognized(store, config, known, progress)
+        is_unchanged = partial(watched.is_still, seen)
+    found = _survey(config, _settled(store, config, progress, reread, is_unchanged))
     made = IndexStage(found=found).make(RunContext(store=store, progress=progress))
     if watched is not None and not found.n_unsettled:
         files = len(found.records) + len(found.rejected) + found.description["junk_left_out"]
@@ -190,14 +193,28 @@ class _Found(NamedTuple):
     n_unsettled: int
 
 
-def _settled(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> _Found:
-    """Look at the dataset, and once more if it changes meanwhile."""
+def _unknown() -> bool:
+    """Return False: whether the folder has changed is known only after it was listed again."""
+    return False
+
+
+def _settled(
+    store: ArtifactStore,
+    config: DatasetConfig,
+    progress: ProgressFn,
+    reread: bool,
+    is_unchanged: Callable[[], bool] = _unknown,
+) -> _Found:
+    """Look at the dataset, and once more if it changes meanwhile.
+
+    is_unchanged: returns True if nothing in the dataset's folder has changed since this function was called.
+    """
     try:
-        return _look(store, config, progress, reread)
+        return _look(store, config, progress, reread, is_unchanged)
     except ChangedError:
         time.sleep(_SETTLE_SECONDS)
     try:
-        return _look(store, config, progress, reread)
+        return _look(store, config, progress, reread, _unknown)
     except ChangedError as error:
         raise RetryableError(
             f"the dataset {config.label} in {config.root} is changing while it is being read: {error}."
@@ -205,7 +222,9 @@ def _settled(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, 
         ) from error
 
 
-def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool) -> _Found:
+def _look(
+    store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, reread: bool, is_unchanged: Callable[[], bool]
+) -> _Found:
     shards = ShardReading(
         folder=store.shards, max_pixels=config.max_pixels, threads=config.workers, reread=reread, progress=progress
     )
@@ -222,7 +241,7 @@ def _look(store: ArtifactStore, config: DatasetConfig, progress: ProgressFn, rer
         shards=shards,
     )
     release_unused()
-    if examined.n_read:
+    if examined.n_read and not is_unchanged():
         _compare(scan, examined, _listed(config, shards))
     rows = unusable_rows(config, examined.facts)
     bad = set(_rejections(config, scan.records.take(rows), examined.facts.take(rows)))

@@ -58,8 +58,11 @@ class Recognized(NamedTuple):
     root: Path
 
 
-class _NotCoveredError(Exception):
-    """A folder with something that its digest does not cover."""
+class Seen(NamedTuple):
+    """The folder at one moment, and what is known of it from an earlier index."""
+
+    tree: _Tree
+    known: _Known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,26 +97,28 @@ class Watched:
             return None
         return cls(store=store, key=_key(config, place, base), base=base, outside=outside, started_ns=started)
 
-    def find(self) -> Recognized | None:
-        """Return the intact index artifact of the folder as it is now, None if it is not known."""
+    def look(self) -> Seen | None:
+        """Return the folder as it is now, None if no earlier index of it is known or its digest would not cover it."""
         known = self._recall()
-        if known is None:
-            return None
-        try:
-            tree = self._look(known.tree.entries, None)
-        except (_NotCoveredError, OSError):
-            return None
-        ref = self.store.find("index", known.fingerprint) if tree == known.tree else None
-        return None if ref is None else Recognized(ref, known.root)
+        tree = None if known is None else self._tree(2 * known.tree.entries + _OTHERS, None)
+        return None if known is None or tree is None else Seen(tree, known)
+
+    def find(self, seen: Seen) -> Recognized | None:
+        """Return the intact index artifact of the folder as it was seen, None if it has changed since."""
+        ref = self.store.find("index", seen.known.fingerprint) if seen.tree == seen.known.tree else None
+        return None if ref is None else Recognized(ref, seen.known.root)
+
+    def is_still(self, seen: Seen) -> bool:
+        """Return True if nothing has changed in the folder since it was seen."""
+        return self._tree(seen.tree.entries, None) == seen.tree
 
     def remember(self, found: Recognized, files: int) -> None:
         """Remember that the folder gave `found`, unless it has changed since, or changed too recently to tell.
 
         files: number of files of the dataset, used or not.
         """
-        try:
-            tree = self._look(2 * files + _OTHERS, self.started_ns)
-        except (_NotCoveredError, OSError):
+        tree = self._tree(2 * files + _OTHERS, self.started_ns)
+        if tree is None:
             return
         row = (self.key, *tree, found.ref.fingerprint, os.fsencode(found.root))
 
@@ -139,21 +144,24 @@ class Watched:
             (_Known(_Tree(tree, count), made, Path(os.fsdecode(root))) for tree, count, made, root in rows), None
         )
 
-    def _look(self, most: int, settled_ns: int | None) -> _Tree:
+    def _tree(self, most: int, settled_ns: int | None) -> _Tree | None:
         """Return the digest of the folder: the sum of those of its entries, so that none has to be kept or sorted.
 
-        most: entries after which to give up. settled_ns: all stamps must be settled at that time. Raises
-        _NotCoveredError.
+        None if the digest would not cover everything, and if there are more than `most` entries. settled_ns: None too
+        unless all stamps were settled at that time.
         """
-        total, entries, recent = 0, 0, time.time_ns() - _RECENT_NS
-        for path, status in _entries(self.base, self.outside):
-            stamp, mode, entries = Stamp.of(status), status.st_mode, entries + 1
-            is_covered = entries <= most and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-            is_old = settled_ns is None or stamp.ctime_ns <= recent or stamp.settled(settled_ns)
-            if not (is_covered and is_old):
-                raise _NotCoveredError
-            line = f"{path}\0{stamp.size} {stamp.mtime_ns} {stamp.ctime_ns} {status.st_ino} {mode}"
-            total += int.from_bytes(blake2b(os.fsencode(line), digest_size=_DIGEST_BYTES).digest())
+        total, entries, recent = 0, 0, (settled_ns or 0) - _RECENT_NS
+        try:
+            for path, status in _entries(self.base, self.outside):
+                stamp, mode, entries = Stamp.of(status), status.st_mode, entries + 1
+                is_covered = entries <= most and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+                is_old = settled_ns is None or stamp.ctime_ns <= recent or stamp.settled(settled_ns)
+                if not (is_covered and is_old):
+                    return None
+                line = f"{path}\0{stamp.size} {stamp.mtime_ns} {stamp.ctime_ns} {status.st_ino} {mode}"
+                total += int.from_bytes(blake2b(os.fsencode(line), digest_size=_DIGEST_BYTES).digest())
+        except OSError:
+            return None
         return _Tree(f"{total % (1 << 8 * _DIGEST_BYTES):x}", entries)
 
 

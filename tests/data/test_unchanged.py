@@ -153,3 +153,40 @@ def test_a_store_that_cannot_be_written_changes_nothing(store, root, surveys):
     put(root, "query/0001_c2s1_000301_99.jpg", first_seed=70)
     settle()
     assert index(store, config=of(root)).note == "11 images, 0 rejected, 1 read"
+
+
+ADDED = "query/0001_c2s1_000301_99.jpg"
+LATE = "query/0001_c2s1_000302_99.jpg"
+
+
+def test_a_folder_that_does_not_change_while_it_is_read_is_listed_once(store, root, surveys):
+    index(store, config=of(root))
+    put(root, ADDED, first_seed=70)
+    surveys.clear()
+    assert index(store, config=of(root)).note == "11 images, 0 rejected, 1 read"
+    assert len(surveys) == 1
+
+
+def test_a_file_that_is_added_while_others_are_read_is_found(store, root, surveys):
+    index(store, config=of(root))
+    put(root, ADDED, first_seed=70)
+    surveys.clear()
+
+    def add(done, total, note):
+        if not (root / LATE).exists():
+            put(root, LATE, first_seed=71)
+
+    assert index(store, config=of(root), progress=add).note == "12 images, 0 rejected, 2 read"
+    assert len(surveys) > 2
+
+
+def test_a_change_while_the_artifact_is_written_is_not_remembered_as_indexed(store, root, surveys, monkeypatch):
+    from data.index.stage import IndexStage
+
+    real = IndexStage.produce
+    monkeypatch.setattr(
+        IndexStage, "produce", lambda *args: (put(root, ADDED, first_seed=70), settle(), real(*args))[-1]
+    )
+    monkeypatch.setattr(unchanged, "_RECENT_NS", 100_000_000)
+    assert index(store, config=of(root)).note == "10 images, 0 rejected, 10 read"
+    assert index(store, config=of(root)).note == "11 images, 0 rejected, 1 read"
