@@ -65,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     Path(folder).chmod(0o711)  # other users, such as that of PostgreSQL, reach the folders in it that are open to them
     config.stash[SCRATCH] = Path(folder)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every program that a test starts would compile the project
     # More would be processes that each import torch, beside the two that test.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
