@@ -16,7 +16,8 @@ from typing import Any, Final
 from data.artifacts.inventory import in_progress
 from data.artifacts.store import ArtifactRef, ArtifactStore, Sidecar
 from data.stages.stage import Plan
-from flows.reasons.tables import CAPTIONS, IMAGES, behind, between, sentence_changes
+from flows.reasons.tables import CAPTIONS, IMAGES, behind, between
+from flows.reasons.texts import sentence_changes
 from flows.recipes import setting_default
 from reid.config.renamed import RENAMED
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.artifacts.contents import contents_of_captions, contents_of_images, image_contents
+from data.artifacts.contents import SENTENCES_FILE, contents_of_captions, contents_of_images, image_contents
 from data.artifacts.store import SIDECAR, ArtifactStore, fingerprint_of
+from data.columns.source import TableRows
+from data.errors import counted
 from data.files import read_json, write_json, write_table
-from data.schemas import CAPTIONS, IMAGES
+from data.schemas import CAPTIONS, IMAGES, SENTENCES
 from data.stages.stage import RunContext
+from flows.reasons.images import image_changes
 from flows.reasons.reason import FIRST, Purpose, index_reason, leaves, reason
-from flows.reasons.tables import Table, image_changes, text_changes
+from flows.reasons.rows import Table
+from flows.reasons.tables import IMAGES as IMAGE_TABLES
+from flows.reasons.tables import between
+from flows.reasons.texts import sentence_changes, text_changes, whole_images
 from reid.config.train import ScheduleConfig, TrainConfig
 from tests.helpers.stages import HandMade, make_artifact
 
@@ -190,7 +198,7 @@ def image(path, sha256, split="train", pid=1, camid=1):
 
 
 def table(rows, **options):
-    return Table(rows=pa.Table.from_pylist(rows), **options)
+    return Table(source=TableRows(pa.Table.from_pylist(rows)), **options)
 
 
 OLD = [image("a", "1"), image("b", "2"), image("c", "3"), image("d", "4"), image("e", "5")]
@@ -317,3 +325,67 @@ def test_an_artifact_that_another_process_is_making_was_not_deleted(tmp_path):
     assert why(store, "train", ingredients, purpose) == (
         "its artifact was deleted, or the run that made it was interrupted"
     )
+
+
+def test_sentences_of_an_image_are_compared_as_one_text(tmp_path):
+    said = [("a", ["one", "two", "three"]), ("b", ["four"]), ("c", ["five", "six"])]
+    changed = [("a", ["one", "two", "three"]), ("b", ["four", "more"]), ("c", ["six", "five"]), ("d", ["x"])]
+    for name, images in (("old", said), ("new", changed), ("same", said)):
+        rows = [
+            {"image_path": path, "number": at, "sentence": text}
+            for path, texts in images
+            for at, text in enumerate(texts)
+        ]
+        write_table(tmp_path / name / SENTENCES_FILE, pa.Table.from_pylist(rows, SENTENCES), SENTENCES)
+    assert sentence_changes(tmp_path / "old", tmp_path / "new") == ["those of 2 images"]
+    assert sentence_changes(tmp_path / "old", tmp_path / "same") == []
+    assert sentence_changes(tmp_path / "old", tmp_path / "none") == ["those of 3 images"]
+
+
+def test_rows_of_an_image_in_two_batches_are_read_together():
+    rows = pa.table({"image_path": [*"aaabcc"], "sentence": [*"123456"]})
+    batches = [rows.slice(0, 2), rows.slice(2, 0), rows.slice(2, 3), rows.slice(5)]
+    found = [part["image_path"].to_pylist() for part in whole_images(batches)]
+    assert [images for images in found if images] == [[*"aaab"], [*"cc"]]
+
+
+def test_a_file_that_breaks_off_gives_no_details(store):
+    """Its footer can be read, and its rows cannot."""
+    folders = [index(store, OLD, 1).folder, index(store, OLD[1:], 2).folder]
+    assert between(IMAGE_TABLES, *folders) == ["1 image removed"]
+    file = folders[0] / "images.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + bytes(100) + content[104:])
+    assert between(IMAGE_TABLES, *folders) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_changes_of_many_images_are_those_of_plain_python(seed):
+    rng = np.random.default_rng(seed)
+    old = [image(f"p{at}", f"{rng.integers(6)}") for at in range(40)]
+    new = [
+        image(f"p{at + rng.integers(2) * 100}", f"{rng.integers(6)}", pid=int(rng.integers(1, 3)))
+        for at in rng.choice(50, 30, replace=False).tolist()
+    ]
+    assert image_changes(table(old), table(new)) == plain_changes(old, new)
+
+
+def plain_changes(old, new):
+    before, after = ({row["path"]: row for row in rows} for rows in (old, new))
+    pairs = [("", before[path], row) for path, row in after.items() if path in before]
+    gone = [row for row in old if row["path"] not in after]
+    added = 0
+    for row in new:
+        if row["path"] not in before:
+            twin = next((other for other in gone if other["sha256"] == row["sha256"]), None)
+            added += twin is None
+            if twin is not None:
+                gone.remove(twin)
+                pairs.append(("renamed", twin, row))
+    counts = Counter(added=added, removed=len(gone))
+    for same, one, other in pairs:
+        labels = [{name: row[name] for name in ("split", "pid", "camid")} for row in (one, other)]
+        is_replaced = one["sha256"] != other["sha256"]
+        counts["replaced" if is_replaced else "relabeled" if labels[0] != labels[1] else same] += 1
+    nouns = {"added": "image", "removed": "image", "replaced": "image", "relabeled": "image", "renamed": "path"}
+    return [f"{counted(counts[kind], noun)} {kind}" for kind, noun in nouns.items() if counts[kind]]
