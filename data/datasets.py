@@ -17,12 +17,13 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from data.columns.records import ImageRecord
+from data.columns.rejected import Rejected
 from data.config import SECRET, Config, RuntimeInt, RuntimeStr, build_config
 from data.errors import ConfigError, raise_settings
 from data.images.decode import MAX_PIXELS, MOST_PIXELS
 from data.people import UNKNOWN_CAMERA
 from data.readers import bounding_box, folders, images, list_files, manifest, pku_reid
-from data.readers.base import Rejected, Scan
+from data.readers.base import Scan
 from data.readers.split_rule import split_by_identity
 from data.readers.text_search.reader import text_search
 from data.readers.webdataset.reader import webdataset

@@ -7,20 +7,20 @@ dataset that has them.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from data.columns.digests import first_equal
 from data.columns.records import Ints, Records
+from data.columns.rejected import RejectedRows
 from data.datasets import DatasetConfig
 from data.errors import DataError, counted, raise_problems
 from data.images.decode import REASONS
 from data.index.facts import Facts, FileFacts
 from data.people import DISTRACTOR, UNKNOWN_CAMERA, Mask, is_junk
-from data.readers.base import Rejected, Scan
+from data.readers.base import Scan
 from data.splits import GALLERY, QUERY, SPLITS, TRAIN
 
 _EXAMPLES: Final = 3
@@ -62,7 +62,7 @@ def unusable(config: DatasetConfig, fact: Facts) -> tuple[str, str] | None:
 
 
 def check_index(
-    config: DatasetConfig, scan: Scan, records: Records, facts: FileFacts, rejected: Sequence[Rejected]
+    config: DatasetConfig, scan: Scan, records: Records, facts: FileFacts, rejected: RejectedRows
 ) -> list[str]:
     """Return the notices of an index; raise one DataError with all problems if the dataset is unusable.
 
@@ -90,17 +90,15 @@ def check_index(
     return notices
 
 
-def _tally(rejected: Sequence[Rejected]) -> str:
+def _tally(rejected: RejectedRows) -> str:
     """Return the number of rejected rows per reason, with an example of each."""
-    counts = Counter(row.reason for row in rejected)
-    example = {row.reason: row for row in reversed(rejected)}
+    examples = [(count, rejected.first(reason)) for reason, count in rejected.counts().items()]
     return "; ".join(
-        f"{count} {reason} (such as {example[reason].path or 'a row without path'}: {example[reason].detail})"
-        for reason, count in sorted(counts.items())
+        f"{count} {row.reason} (such as {row.path or 'a row without path'}: {row.detail})" for count, row in examples
     )
 
 
-def _empty_splits(config: DatasetConfig, records: Records, rejected: Sequence[Rejected]) -> Iterator[str]:
+def _empty_splits(config: DatasetConfig, records: Records, rejected: RejectedRows) -> Iterator[str]:
     found = {split for split in SPLITS if records.in_split(split).any()}
     empty = [split for split in SPLITS if split in config.require_splits and split not in found]
     if not empty:
@@ -213,7 +211,7 @@ def _junk(scan: Scan) -> list[str]:
     return [f"{scan.n_junk:,} junk image(s) (pid -1) left out, because no metric counts them"] if scan.n_junk else []
 
 
-def _rejected(rejected: Sequence[Rejected]) -> list[str]:
+def _rejected(rejected: RejectedRows) -> list[str]:
     if not rejected:
         return []
     return [f"{len(rejected):,} file(s) or row(s) rejected: {_tally(rejected)}; rejected.parquet lists them all"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -26,10 +25,11 @@ from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore, Made, Produced
 from data.columns.digests import texts_of
 from data.columns.records import Records, order_of
+from data.columns.rejected import Rejected, RejectedRows
 from data.columns.source import BATCH_ROWS, ParquetRows, in_blocks
 from data.datasets import DatasetConfig, assign_splits, read_dataset
 from data.errors import ConfigError, RetryableError, counted
-from data.files import write_json, write_table, write_tables
+from data.files import write_json, write_tables
 from data.index.examine import ChangedError, Examination, examine, stamps_of
 from data.index.facts import FileFacts
 from data.index.rules import check_index, identities, unusable, unusable_rows
@@ -38,7 +38,7 @@ from data.index.unchanged import Recognized, Watched
 from data.people import UNKNOWN_CAMERA
 from data.process.memory import release_unused
 from data.progress import ProgressFn, silent
-from data.readers.base import Rejected, Scan
+from data.readers.base import Scan
 from data.readers.webdataset.tables import ShardReading
 from data.schemas import IMAGES, LABELED_IMAGES, REJECTED, SCHEMA_VERSION, SENTENCES
 from data.splits import SPLITS
@@ -61,7 +61,7 @@ class Survey:
     root: Path
     records: Records
     facts: FileFacts
-    rejected: list[Rejected]
+    rejected: RejectedRows
     split_by_rule: bool
     description: dict[str, Any]
     n_read: int
@@ -118,7 +118,7 @@ class IndexStage(Stage):
         return {
             "stage_version": STAGE_VERSION,
             "schema_version": SCHEMA_VERSION,
-            "rejected": digest([list(row) for row in self.found.rejected]),
+            "rejected": self.found.rejected.digest(),
             "description": self.found.description,
         }
 
@@ -244,13 +244,13 @@ def _look(
     if examined.n_read and not is_unchanged():
         _compare(scan, examined, _listed(config, shards))
     rows = unusable_rows(config, examined.facts)
-    bad = set(_rejections(config, scan.records.take(rows), examined.facts.take(rows)))
+    bad = RejectedRows.of(_rejections(config, scan.records.take(rows), examined.facts.take(rows))).in_order()
     listed, facts = scan.records, examined.facts
     if len(rows):
         used = np.full(len(listed), True)
         used[rows] = False
         listed, facts = listed.take(used), facts.take(used)
-    scan = assign_splits(config, replace(scan, records=listed, rejected=sorted([*scan.rejected, *bad])))
+    scan = assign_splits(config, replace(scan, records=listed, rejected=scan.rejected.joined_in_order(bad.distinct())))
     if scan.split_by_rule:  # in another order
         rows = np.empty(len(listed), dtype=np.int64)
         rows[scan.records.by_path()] = listed.by_path()
@@ -302,7 +302,7 @@ def _compare(before: Scan, examined: Examination, after: Scan) -> None:
     """Raise ChangedError if the folder differs between the scans `before` and `after` it was examined."""
     if before.records != after.records or before.rejected != after.rejected:
         odd = _odd_paths(before.records, after.records)
-        unused = sorted({row.path for row in {*before.rejected} ^ {*after.rejected}})
+        unused = before.rejected.odd_paths(after.rejected)
         first = odd[order_of(odd)[0]].as_py() if len(odd) else unused[0] if unused else "a repeated path"
         raise ChangedError(f"{counted(len(odd) + len(unused), 'file')} added, removed or relabeled, such as {first}")
     for row, stamp in enumerate(stamps_of(after.root, after.records.paths)):
@@ -327,7 +327,7 @@ def _describe(
     scan: Scan,
     records: Records,
     facts: FileFacts,
-    rejected: list[Rejected],
+    rejected: RejectedRows,
     notices: list[str],
 ) -> dict[str, Any]:
     people = identities(records)
@@ -344,7 +344,7 @@ def _describe(
         "counts": counts,
         "junk_left_out": scan.n_junk,
         "rejected": len(rejected),
-        "rejected_by_reason": dict(sorted(Counter(row.reason for row in rejected).items())),
+        "rejected_by_reason": rejected.counts(),
         "notices": notices,
     }
 
@@ -368,8 +368,8 @@ def _write(folder: Path, found: Survey) -> None:
     """Write the files of the artifact."""
     schema = LABELED_IMAGES if found.records.has_labels() else IMAGES
     write_tables(folder / IMAGES_FILE, in_blocks(_image_rows(found, schema), BATCH_ROWS), schema)
-    rejected = {name: [getattr(row, name) for row in found.rejected] for name in REJECTED.names}
-    write_table(folder / "rejected.parquet", pa.table(rejected, schema=REJECTED), REJECTED)
+    blocks = in_blocks(found.rejected.batches(), BATCH_ROWS) if len(found.rejected) else found.rejected.batches()
+    write_tables(folder / "rejected.parquet", blocks, REJECTED)
     if found.records.has_sentences():
         write_tables(folder / SENTENCES_FILE, in_blocks(_sentence_rows(found), BATCH_ROWS), SENTENCES)
     if found.split_by_rule:

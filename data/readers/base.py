@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from data.columns.records import Records, RecordsBuilder
+from data.columns.rejected import RejectedBuilder, RejectedRows
 from data.errors import DataError, RejectedRow
 from data.files import inside
 from data.people import JUNK
@@ -36,17 +37,6 @@ _LEAST_COPY: Final = 0.5
 _LEAST_PART: Final = 0.1
 
 
-class Rejected(NamedTuple):
-    """One file or row that is not used. reason: a short code. detail: a sentence for people; may be empty.
-
-    Both are part of the index fingerprint: another wording reruns the index of every dataset with such a file.
-    """
-
-    path: str
-    reason: str
-    detail: str = ""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """Result of a reader; no image has been opened.
@@ -61,7 +51,7 @@ class Scan:
     version: str
     root: Path
     records: Records
-    rejected: list[Rejected]
+    rejected: RejectedRows
     notices: list[str]
     n_junk: int
     split_by_rule: bool = False
@@ -91,7 +81,7 @@ class Collector:
     version: str
     keep_junk: bool = False
     records: RecordsBuilder = field(default_factory=RecordsBuilder)
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: RejectedBuilder = field(default_factory=RejectedBuilder)
     notices: list[str] = field(default_factory=list)
     n_junk: int = 0
 
@@ -108,7 +98,7 @@ class Collector:
 
     def reject(self, path: str, reason: str, detail: str = "") -> None:
         """Add one file or row that is not used."""
-        self.rejected.append(Rejected(printable(path), reason, printable(detail)))
+        self.rejected.append(printable(path), reason, printable(detail))
 
     def finish(self, published: Mapping[str, Counts] | None = None) -> Scan:
         """Return the scan: sorted, with notices on counts that differ from the `published` ones."""
@@ -123,7 +113,7 @@ class Collector:
             version=self.version,
             root=self.root,
             records=records,
-            rejected=sorted(self.rejected),
+            rejected=self.rejected.build_in_order(),
             notices=[*self.notices, *notices],
             n_junk=self.n_junk,
         )

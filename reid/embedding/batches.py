@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.columns.rejected import Rejected
 from data.errors import ConfigError, RejectedRow, counted
 from data.images.decode import REASONS, open_indexed
 from data.people import UNKNOWN_CAMERA
 from data.process.read_ahead import map_ahead
-from data.readers.base import Rejected
 from reid.embedding.embedder import Embedder
 from reid.embedding.journal import Float32s
 from reid.embedding.table import ImageFile

@@ -16,11 +16,11 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
+from data.columns.rejected import Rejected
 from data.errors import ConfigError
 from data.files import full_disk_explained, write_table
 from data.process import locks
 from data.progress import ProgressFn, silent
-from data.readers.base import Rejected
 from data.schemas import REJECTED
 from reid.embedding.batches import EmbeddedBatch, check_cameras, embed_distinct
 from reid.embedding.embedder import JOINT, Embedder

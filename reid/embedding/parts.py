@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.columns.rejected import Rejected
 from data.files import write_table
 from data.images.decode import REASONS
 from data.process.parts import Arrays, Parts, slices
 from data.progress import ProgressFn
-from data.readers.base import Rejected
 from reid.embedding.batches import EmbeddedBatch, embed_distinct
 from reid.embedding.embedder import Embedder
 from reid.embedding.table import ImageFile

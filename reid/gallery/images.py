@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from data.columns.rejected import Rejected
 from data.errors import ConfigError
 from data.progress import ProgressFn, silent
-from data.readers.base import Rejected
 from reid.embedding.batches import EmbeddedBatch, check_cameras, embed_distinct
 from reid.embedding.embedder import JOINT, Embedder
 from reid.embedding.table import ImageFile

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from data.columns.records import ImageRecord, Records
+from data.columns.rejected import Rejected, RejectedRows
 from data.datasets import DatasetConfig
 from data.errors import DataError
 from data.index.facts import Facts, FileFacts
 from data.index.rules import check_index, identities, unusable
-from data.readers.base import Rejected, Scan
+from data.readers.base import Scan
 from data.splits import SPLITS
 
 CONFIG = DatasetConfig(reader="manifest", root="/data/set", name="People")
@@ -29,7 +30,13 @@ def record(path: str, split: str, pid: int) -> ImageRecord:
 
 
 def scan(**changes) -> Scan:
-    values = {"name": "manifest", "version": "", "root": Path("/data/set"), "records": Records.of([]), "rejected": []}
+    values = {
+        "name": "manifest",
+        "version": "",
+        "root": Path("/data/set"),
+        "records": Records.of([]),
+        "rejected": RejectedRows.of([]),
+    }
     return Scan(**{**values, "notices": [], "n_junk": 0, **changes})
 
 
@@ -41,7 +48,7 @@ def checked(*more, rows=WHOLE, config=CONFIG, rejected=(), flat=(), **changes) -
     rows = [*rows, *more]
     records = Records.of(record(*row[:3]) for row in rows)
     facts = FileFacts.of([fact(row[3] if len(row) > 3 else row[0], flat=row[0] in flat) for row in rows])
-    return check_index(config, scan(**changes), records, facts, rejected)
+    return check_index(config, scan(**changes), records, facts, RejectedRows.of(rejected).in_order())
 
 
 def refused(*more, **changes) -> str:

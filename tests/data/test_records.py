@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.artifacts.contents import contents_of_images
+from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactStore
 from data.columns.codes import CellCodes
 from data.columns.records import BATCH_ROWS, ImageRecord, Records
+from data.columns.rejected import Rejected, RejectedRows
 from data.columns.source import ParquetRows
 from data.datasets import DatasetConfig, scan_dataset
 from data.images.check import Decoding
@@ -152,3 +154,29 @@ def test_a_path_that_lists_name_often_is_recalled_each_time(tmp_path):
     rows = np.arange(BATCH_ROWS + 5) % len(listed)
     again = examine(root, pa.array(listed, pa.large_string()).take(pa.array(rows)), **options)
     assert (first.n_unsettled, again.n_read, again.facts) == (0, 0, first.facts.take(rows))
+
+
+def test_rejected_rows_are_the_objects_that_were_added():
+    rows = [Rejected(f"{number}", "missing", f"row {number}") for number in range(BATCH_ROWS + 5)]
+    found = RejectedRows.of(reversed(rows))
+    assert (len(found), found[0], found[-2:], found == rows[::-1]) == (len(rows), rows[-1], rows[1::-1], True)
+    assert list(found.in_order()) == sorted(rows)
+    assert found.in_order().digest() == digest([list(row) for row in sorted(rows)])
+    assert RejectedRows.of([]).digest() == digest([])
+
+
+def test_rejected_rows_are_sorted_counted_and_compared_as_objects_are():
+    rows = [Rejected("\uffff", "blank"), Rejected("\U0001f600", "blank", 'a "b"\n'), Rejected("a", "missing", "é")]
+    some = RejectedRows.of([rows[1], rows[0], rows[1]]).in_order()
+    assert some == sorted([rows[1], rows[0], rows[1]])
+    assert (some.distinct(), RejectedRows.of([]).distinct()) == (rows[:2], [])
+    whole = some.distinct().joined_in_order(RejectedRows.of(rows[2:]))
+    assert (whole, whole.joined_in_order(RejectedRows.of([]))) == (sorted(rows), sorted(rows))
+    assert (whole.counts(), whole.first("missing"), whole.digest()) == (
+        {"blank": 2, "missing": 1},
+        rows[2],
+        digest([list(row) for row in sorted(rows)]),
+    )
+    other = RejectedRows.of([rows[0], rows[2]._replace(detail="other"), Rejected("b", "blank")])
+    assert whole.odd_paths(other) == other.odd_paths(whole) == ["a", "b", "\U0001f600"]
+    assert whole.odd_paths(whole) == []

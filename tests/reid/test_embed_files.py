@@ -10,9 +10,9 @@ import pytest
 
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactStore
+from data.columns.rejected import Rejected
 from data.errors import ConfigError, DataError
 from data.process import locks
-from data.readers.base import Rejected
 from reid import Embedder
 from reid.config.train import TrainConfig
 from reid.embedding.embedder import EmbedConfig

@@ -11,9 +11,9 @@ from typing import Final
 from captioning.corrections.stage import find_captions
 from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.store import ArtifactStore
+from data.columns.rejected import Rejected
 from data.errors import ConfigError, counted
 from data.index.stage import Survey, index
-from data.readers.base import Rejected
 from data.readers.manifest import column_of
 from data.stages.stage import RunContext
 from flows.cli.inputs import artifact_store
