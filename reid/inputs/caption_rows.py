@@ -26,25 +26,25 @@ class FoundCaptions(NamedTuple):
     unknown: Ints
 
 
-def captions_of_rows(file: Path, rows: ImageRows, everything: ImageRows) -> FoundCaptions:
-    """Return the captions of `rows`, a part of `everything` in its order, which are all images of the dataset.
+def captions_of_rows(file: Path, rows: Ints, everything: ImageRows) -> FoundCaptions:
+    """Return the captions of some images of the dataset. rows: their places in `everything`, ascending, [N].
 
     An image is known by its path and its content.
     """
     source = ParquetRows(file)
     found = _in_order(source, rows, everything) if source.n_rows == len(everything) else None
-    return _by_image(source, rows) if found is None else found
+    return _by_image(source, everything.take(rows)) if found is None else found
 
 
-def _in_order(source: ParquetRows, rows: ImageRows, everything: ImageRows) -> FoundCaptions | None:
+def _in_order(source: ParquetRows, rows: Ints, everything: ImageRows) -> FoundCaptions | None:
     """Return the captions if the file lists the images of the dataset in their order, as it should; else None."""
     at, texts = 0, []
     for batch in source.batches(*_COLUMNS):
         part = everything.take(slice(at, at + len(batch)))
         if Texts(batch["image_path"]) != part.path or Texts(batch["image_sha256"]) != Texts(texts_of(part.sha256)):
             return None
-        first, last = np.searchsorted(rows.position, [at, at + len(batch)])
-        texts.append(_texts(batch.take(pa.array(rows.position[first:last] - at))))
+        first, last = np.searchsorted(rows, [at, at + len(batch)])
+        texts.append(_texts(batch.take(pa.array(rows[first:last] - at))))
         at += len(batch)
     return FoundCaptions(Texts.joined(texts), np.empty(0, dtype=np.int64))
 

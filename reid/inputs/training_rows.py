@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -46,33 +47,45 @@ def training_rows(images: IndexedImages, captions: ArtifactRef | None, config: T
         DataError: the train split is empty, captions belong to other images, or too many images lack one.
     """
     everything = read_rows(images)
-    rows = everything.take(everything.of_split("train"))
-    if not len(rows):
-        raise DataError(f"{images.file} does not list any training images; check the split of the dataset")
-    raise_problems("training", batch_problems(rows.pid, config), ConfigError)
-    kept = held_out_identities(rows.pid, config) if config.validation.holds_out else ()
-    is_held_out = np.isin(rows.pid, kept)
-    used, held_out = rows.take(np.flatnonzero(~is_held_out)), rows.take(np.flatnonzero(is_held_out))
-    trained, said = used, None
+    used, held_out = _divided(everything, images, config)
     if config.needs_captions:
         texts = _captions(used, everything, captions, config)
         present = np.flatnonzero(texts.lengths())
-        trained, said = used.take(present), texts[present]
-    order = _by_content(trained, said)
+        order = present[_by_content(everything, used[present], lambda at: texts[present[at]])]
+    else:
+        texts, order = None, _by_content(everything, used)
+    trained, unused = everything.take(used[order]), everything.take(held_out[_by_content(everything, held_out)])
+    del everything  # before the captions are copied: at millions of images it is as large as they are
     return TrainingRows(
-        trained=trained.take(order),
-        captions=Texts([]) if said is None else said[order],
-        held_out=held_out.take(_by_content(held_out, None)),
+        trained=trained,
+        captions=Texts([]) if texts is None else texts[order],
+        held_out=unused,
         uncaptioned=len(used) - len(trained),
     )
 
 
-def _by_content(rows: ImageRows, captions: Texts | None) -> Ints:
-    """Return the order of the rows by content. Rows that compare equal have the same image, labels and caption."""
-    order: Ints = np.lexsort((rows.sha256, rows.camid, rows.pid))
-    if captions is not None:
-        for start, end in equal_runs([column[order] for column in (rows.pid, rows.camid, rows.sha256)]):
-            order[start:end] = sorted(order[start:end].tolist(), key=captions.__getitem__)
+def _divided(everything: ImageRows, images: IndexedImages, config: TrainConfig) -> tuple[Ints, Ints]:
+    """Return the places of the training images, and of those that are held out."""
+    train = everything.of_split("train")
+    if not len(train):
+        raise DataError(f"{images.file} does not list any training images; check the split of the dataset")
+    pids = everything.pid[train]
+    raise_problems("training", batch_problems(pids, config), ConfigError)
+    is_held_out = np.isin(pids, held_out_identities(pids, config) if config.validation.holds_out else ())
+    return train[~is_held_out], train[is_held_out]
+
+
+def _by_content(everything: ImageRows, rows: Ints, caption_of: Callable[[int], str] | None = None) -> Ints:
+    """Return the order of the images at `rows` by content.
+
+    Images that compare equal have the same bytes, labels and caption. caption_of: returns the caption of the image at a
+    place in `rows`.
+    """
+    columns = [column[rows] for column in (everything.pid, everything.camid, everything.sha256)]
+    order: Ints = np.lexsort(columns[::-1])
+    if caption_of is not None:
+        for start, end in equal_runs([column[order] for column in columns]):
+            order[start:end] = sorted(order[start:end].tolist(), key=caption_of)
     return order
 
 
@@ -124,8 +137,8 @@ def held_out_identities(pids: ArrayLike, config: TrainConfig) -> Ints:
     return held_out
 
 
-def _captions(rows: ImageRows, everything: ImageRows, captions: ArtifactRef | None, config: TrainConfig) -> Texts:
-    """Return the caption of each image; up to the ratio `config.max_uncaptioned` may be empty.
+def _captions(rows: Ints, everything: ImageRows, captions: ArtifactRef | None, config: TrainConfig) -> Texts:
+    """Return the caption of each image at `rows`; up to the ratio `config.max_uncaptioned` may be empty.
 
     Captions that could not be parsed or were truncated are used like any other; only empty captions count as missing.
     They are never replaced by another caption. everything: all images of the dataset.
@@ -136,15 +149,15 @@ def _captions(rows: ImageRows, everything: ImageRows, captions: ArtifactRef | No
     if len(unknown):
         raise DataError(
             f"{captions.folder}/captions.parquet lacks {counted(len(unknown), 'training image')}, such as "
-            f"{', '.join(rows.path[unknown[:_SHOWN]])}: it was made from other images; run the caption stage on this"
-            " dataset"
+            f"{', '.join(everything.path[rows[unknown[:_SHOWN]]])}: it was made from other images; run the caption"
+            " stage on this dataset"
         )
     absent = np.flatnonzero(texts.lengths() == 0)
     if len(absent) > config.max_uncaptioned * len(rows):
         raise DataError(
             f"{len(absent)} of {counted(len(rows), 'training image')} lack a caption (such as "
-            f"{', '.join(rows.path[absent[:_SHOWN]])}), more than train.max_uncaptioned={config.max_uncaptioned:g}: "
-            "caption them, or set "
+            f"{', '.join(everything.path[rows[absent[:_SHOWN]]])}), more than "
+            f"train.max_uncaptioned={config.max_uncaptioned:g}: caption them, or set "
             f"train.max_uncaptioned={math.ceil(100 * len(absent) / len(rows)) / 100:g} to leave them out"
         )
     return texts
