@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeVar
 from data.artifacts.fingerprint import digest_file
 from data.artifacts.root import make_root
 from data.errors import RetryableError
+from data.sources.stamps import numbers_of
 
 # A file that changed this recently may change again within one tick of its file system's clock.
 _TICK_NS: Final = 100_000_000
@@ -42,7 +43,7 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, stat: os.stat_result) -> Stamp:
         """Return the stamp in a stat result."""
-        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        return cls(*numbers_of(stat))
 
     def settled(self, read_ns: int) -> bool:
         """Return True if any change after `read_ns` (time.time_ns) is certain to change this stamp."""

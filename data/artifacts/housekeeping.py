@@ -1,20 +1,24 @@
 """Housekeeping of an artifact root: verify artifacts and remove those that are no longer needed. Does not use Prefect.
 
 ``gc`` keeps the newest runs of every recipe with all their inputs, everything used recently, and all caption shards
-(captions are small and cost the most to make). It removes nothing while a stage is running.
+(captions are small and cost the most to make). It removes the tables of tar shards that are gone. It removes nothing
+while a stage is running.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from data.artifacts.inventory import Entry, Inventory, folder_size, in_progress, take_inventory, try_lock
 from data.artifacts.store import ArtifactStore
 from data.errors import RetryableError
+from data.sources.shards import is_gone, tables_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +35,27 @@ class Leftover:
     used: datetime
 
 
+class StaleTable(NamedTuple):
+    """The table of a tar shard that does not exist any more. size: bytes. used: the time of its last write."""
+
+    folder: Path
+    size: int
+    used: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The artifacts and leftovers that `collect` removes, oldest first, and how many artifacts it keeps."""
+    """What `collect` removes, oldest first, and how many artifacts it keeps. tables: of shards that are gone."""
 
     artifacts: list[Entry]
     leftovers: list[Leftover]
+    tables: list[StaleTable]
     kept: int
 
     @property
-    def items(self) -> list[Entry | Leftover]:
+    def items(self) -> list[Entry | Leftover | StaleTable]:
         """Everything to be removed."""
-        return [*self.artifacts, *self.leftovers]
+        return [*self.artifacts, *self.leftovers, *self.tables]
 
     @property
     def size(self) -> int:
@@ -62,7 +75,8 @@ def plan_gc(store: ArtifactStore, *, keep_runs: int, days: float, now: datetime 
     """Plan the removal of everything that is no longer needed.
 
     keep_runs: number of newest reports kept per recipe, with all their inputs. days: artifacts made or used within this
-    many days are kept, with all their inputs; so are the checkpoints of killed runs.
+    many days are kept, with all their inputs; so are the checkpoints of killed runs, and tables of shards. Stores are
+    asked for the shards of older tables.
     """
     limit = (now or datetime.now(UTC)) - timedelta(days=days)
     inventory = take_inventory(store)
@@ -70,7 +84,8 @@ def plan_gc(store: ArtifactStore, *, keep_runs: int, days: float, now: datetime 
     needed = inventory.reachable([*_newest_runs(inventory, keep_runs), *recent])
     removable = [entry for entry in inventory.entries if entry.key not in needed]
     leftovers = [item for item in find_leftovers(store) if item.used < limit]
-    return Plan(artifacts=removable, leftovers=leftovers, kept=len(inventory.entries) - len(removable))
+    tables = find_stale_tables(store, limit)
+    return Plan(artifacts=removable, leftovers=leftovers, tables=tables, kept=len(inventory.entries) - len(removable))
 
 
 def collect(store: ArtifactStore, plan: Plan) -> list[Path]:
@@ -83,12 +98,35 @@ def collect(store: ArtifactStore, plan: Plan) -> list[Path]:
     if working:
         raise RetryableError(f"{working[0]} is being made in {store.root}; run gc again when that run has ended")
     removed = []
-    for item in plan.items:
+    folders: list[Entry | Leftover] = [*plan.artifacts, *plan.leftovers]
+    for item in folders:
         with try_lock(store, item.stage, item.fingerprint) as free:
             if free and item.folder.is_dir():
                 _remove(item.folder)
                 removed.append(item.folder)
-    return removed
+    return removed + [table.folder for table in plan.tables if _forgotten(table)]
+
+
+def find_stale_tables(store: ArtifactStore, limit: datetime) -> list[StaleTable]:
+    """Return the tables written before `limit` whose shards are gone, or that are damaged."""
+    found = []
+    for file, shard in tables_in(store.shards):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            if status.st_mtime < limit.timestamp() and (shard is None or is_gone(shard)):
+                found.append(StaleTable(file, status.st_size, status.st_mtime))
+    return sorted(found, key=lambda table: (table.used, table.folder))
+
+
+def _forgotten(table: StaleTable) -> bool:
+    """Remove a table unless it was written again. Processes that have it open go on reading it."""
+    try:
+        if table.folder.stat().st_mtime != table.used:
+            return False
+        table.folder.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def find_leftovers(store: ArtifactStore) -> list[Leftover]:

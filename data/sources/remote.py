@@ -126,6 +126,18 @@ def entry_of(place: Path | str) -> Entry | None:
     return None if info.get("type") == "directory" else _entry(info)
 
 
+def is_gone(place: Path | str) -> bool:
+    """Return True if the store says that an object does not exist; False too if it does not answer."""
+    text = str(place)
+    try:
+        _filesystem(scheme_of(text)).info(_url(text))
+    except FileNotFoundError:
+        return True
+    except Exception:  # each provider has its own types
+        return False
+    return False
+
+
 def is_known(place: Path | str) -> bool:
     """Return True if a listing in memory covers `place`, so that `entry_of` does not ask the store."""
     return _known(str(place)) is not None

@@ -25,6 +25,7 @@ from data.errors import RejectedRow
 from data.sources import remote
 from data.sources.address import is_remote
 from data.sources.blocks import open_object
+from data.sources.stamps import numbers_of
 from data.sources.tar import BrokenTarError, CompressedTarError, members
 
 SUFFIX: Final = ".tar"
@@ -63,6 +64,11 @@ class ShardTable:
     stamp: ShardStamp
     rows: pa.Table
     facts: Mapping[str, Any]
+
+    @property
+    def broken(self) -> str:
+        """Why the shard cannot be read to its end, "" if it can; the table of a broken shard does not have rows."""
+        return str(self.facts.get("broken", ""))
 
     def row(self, member: str) -> int | None:
         """Return the number of the row of a member, None if it does not exist."""
@@ -112,7 +118,7 @@ def stamp_of(shard: str) -> ShardStamp | None:
         status = os.stat(shard)  # noqa: PTH116 - called once per image
     except (OSError, ValueError):
         return None
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if stat.S_ISREG(status.st_mode) else None
+    return numbers_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def _stamp_of_object(shard: str) -> ShardStamp | None:
@@ -184,6 +190,8 @@ def table_of(shard: str) -> ShardTable:
         if (known := _recalled(shard, stamp)) is not None:
             return known
         found = next((table for table in known_tables(shard) if table.stamp == stamp), None) or _walked(shard, stamp)
+        if found.broken:
+            raise RejectedRow("truncated")
         with _LOCK:
             _TABLES[shard] = found
             while len(_TABLES) > _MOST_TABLES:
@@ -271,6 +279,26 @@ def _loaded(file: Path, shard: str | None) -> ShardTable | None:
         return None if is_other else ShardTable(stamp=(size, first, second), rows=rows, facts=facts)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
+
+
+def tables_in(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yield the files in a folder of tables, each with its shard; None if the file is damaged or not finished."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        table = _loaded(file, None)
+        yield file, None if table is None else str(table.facts["shard"])
+
+
+def is_gone(shard: str) -> bool:
+    """Return True if a shard does not exist; False if it cannot be told."""
+    if is_remote(shard):
+        return remote.is_gone(shard)
+    try:
+        Path(shard).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def roots_of(folder: Path, path: str, sha256: str) -> Iterator[Path]:

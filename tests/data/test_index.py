@@ -12,6 +12,7 @@ import time
 import zlib
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from data.artifacts.digests import Stamp
 from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError, RetryableError
@@ -458,6 +460,28 @@ def test_files_of_the_last_tick_are_read_again(store, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time_ns", lambda: 0)  # long before the files' own times
     assert index(store, config=config_of(root)).found.n_read == 10
     assert index(store, config=config_of(root)).found.n_read == 10
+
+
+def test_files_of_any_time_are_indexed_and_a_change_of_it_is_noticed(store, root):
+    path, limit = root / next(iter(MARKET)), (1 << 63) // 10**9
+    times = [limit - 1, limit + 1, 15_000_000_000, -2_000_000_000]
+    for number, seconds in enumerate(times):
+        os.utime(path, (seconds, seconds))
+        if path.stat().st_mtime != seconds:
+            pytest.skip("this file system cannot store these times")
+        settle()
+        assert index(store, config=config_of(root)).found.n_read == (1 if number else 10)
+        assert index(store, config=config_of(root)).found.n_read == 0
+
+
+def test_times_that_need_more_than_64_bits_stay_different():
+    def stamp(mtime, ctime):
+        return Stamp.of(SimpleNamespace(st_size=1, st_mtime_ns=mtime, st_ctime_ns=ctime))
+
+    most = (1 << 63) - 1
+    assert (stamp(most, most), stamp(most + 1, most + 2)) == ((1, most, most), (1, -most - 1, most))
+    assert stamp(-(1 << 62), -1) == (1, -(1 << 62), -1)
+    assert not stamp(1, 1 << 64).settled(most - 1)
 
 
 def examine_market(store, root, **options):

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,13 +20,14 @@ import pyarrow as pa
 import pytest
 
 from data.artifacts.fingerprint import digest_bytes
+from data.artifacts.housekeeping import collect, plan_gc
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.datasets import DatasetConfig, load_dataset
 from data.errors import ConfigError, DataError, RejectedRow, RetryableError
 from data.images.decode import read_bytes
 from data.images.root import find_root
-from data.index.stage import index
+from data.index.stage import index, survey
 from data.people import UNKNOWN_CAMERA
 from data.readers.webdataset import tables
 from data.readers.webdataset.find import find_shards
@@ -602,6 +604,62 @@ def test_a_broken_shard_in_a_store_is_rejected(store, root, bucket):
     found = found_in(store, "memory://set")
     assert reasons_of(found) == {TRAIN: "broken_shard"}
     assert len(found.records) == 8
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_a_broken_shard_is_not_read_again_until_it_changes(store, root, bucket, streamed, where):
+    content = (root / TRAIN).read_bytes()
+
+    def put(part):
+        (root / TRAIN).write_bytes(part)
+        settle()
+        if where == "bucket":
+            bucket.pipe_file(f"/set/{TRAIN}", part)
+
+    put(content[:700])
+    if where == "bucket":
+        copy_tree(root, bucket, "/set")
+    place = "memory://set" if where == "bucket" else root
+    first = found_in(store, place)
+    streamed.clear()
+    for again in (found_in(store, place), survey(store, config=config_of(place))):
+        assert (again.rejected, again.records, streamed) == (first.rejected, first.records, [])
+    with pytest.raises(RejectedRow, match="truncated"):
+        shards.table_of(f"{Path(place)}/{TRAIN}" if where == "folder" else f"memory:/set/{TRAIN}")
+    assert streamed == []
+    put(content)
+    assert reasons_of(found_in(store, place)) == {}
+    assert streamed == [TRAIN]
+
+
+# Garbage
+
+
+def test_gc_removes_the_tables_of_shards_that_are_gone(store, root, bucket):
+    copy_tree(root, bucket, "/set")
+    found_in(store, root), found_in(store, "memory://set")
+    (root / TRAIN).unlink()
+    bucket.rm_file(f"/set/{GALLERY}")
+    (store.shards / "damaged.arrow").write_bytes(b"x")
+    gone = {shards.table_file(store.shards, f"{root}/{TRAIN}"), store.shards / "damaged.arrow"}
+    gone |= {shards.table_file(store.shards, f"memory:/set/{GALLERY}")}
+    assert {*store.shards.iterdir()} > gone
+    assert plan_gc(store, keep_runs=1, days=1).tables == []
+    plan = replace(plan_gc(store, keep_runs=1, days=-1), artifacts=[])
+    assert ({table.folder for table in plan.tables}, plan.size) == (gone, sum(file.stat().st_size for file in gone))
+    kept = {*store.shards.iterdir()} - gone
+    opened = shards.load(store.shards, f"{root}/{TRAIN}")
+    os.utime(store.shards / "damaged.arrow", (0, 0))  # written again meanwhile
+    assert {*collect(store, plan)} == gone - {store.shards / "damaged.arrow"}
+    assert {*store.shards.iterdir()} == kept | {store.shards / "damaged.arrow"}
+    assert opened.rows["name"].to_pylist()
+
+
+def test_gc_keeps_tables_of_shards_that_a_store_does_not_tell_of(store, root, bucket, monkeypatch):
+    copy_tree(root, bucket, "/set")
+    found_in(store, "memory://set")
+    monkeypatch.setattr(type(bucket), "info", lambda *args, **options: 1 / 0)
+    assert plan_gc(store, keep_runs=1, days=-1).tables == []
 
 
 class _Ranges(SimpleHTTPRequestHandler):

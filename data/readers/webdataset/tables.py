@@ -28,7 +28,7 @@ from data.progress import ProgressFn, silent
 from data.readers.webdataset.samples import IMAGE_ENDINGS, MOST_TEXT, Fields, Labels, Name, Refused, Samples, name_of
 from data.sources.address import shown
 from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, stamp_of, table_file
-from data.sources.tar import Member, members
+from data.sources.tar import BrokenTarError, Member, members
 
 _VERSION: Final = 1
 _MOST_THREADS: Final = 8
@@ -92,6 +92,8 @@ class ShardReading:
             raise RejectedRow("missing")
         known = (table for table in self._known(shard) if self._is_usable(table, shard, stamp, fields))
         table = next(known, None) or self._make(shard, stamp, fields)
+        if table.broken:
+            raise BrokenTarError(table.broken)
         self._used[shard] = table
         return table
 
@@ -111,8 +113,11 @@ class ShardReading:
         return is_current and is_checked and (is_own or (bool(facts.get("settled")) and not self.reread))
 
     def _make(self, shard: str, stamp: ShardStamp, fields: Fields) -> ShardTable:
-        read_ns, samples = time.time_ns(), Samples(fields=fields)
-        rows = self._read(shard, stamp, samples)
+        read_ns, samples, broken = time.time_ns(), Samples(fields=fields), ""
+        try:
+            rows = self._read(shard, stamp, samples)
+        except BrokenTarError as error:
+            rows, samples, broken = [], Samples(fields=fields), str(error)
         if stamp_of(shard) != stamp:
             raise RetryableError(
                 f"{shown(shard)} changed while it was read. Wait until whatever writes there has finished, then run"
@@ -121,7 +126,7 @@ class ShardReading:
         # An image that ran out of memory may be decoded next time.
         is_settled = Stamp(*stamp).settled(read_ns) and all(row.decoding.reason != "out_of_memory" for row in rows)
         how = {"version": _VERSION, "fields": [*fields], "checker": checker_of(self.max_pixels), "settled": is_settled}
-        table = _table(rows, samples, stamp, {"shard": shard, "stamp": [*stamp], **how})
+        table = _table(rows, samples, stamp, {"shard": shard, "stamp": [*stamp], "broken": broken, **how})
         self._made[shard] = stamp
         return table if self.folder is None else self._keep(self.folder, shard, table)
 
