@@ -84,7 +84,8 @@ class CorrectStage(Stage):
         return Produced(note=_note(self._counts(corrected)), contents=contents)
 
     def _counts(self, corrected: Mapping[str, Correction]) -> Counts:
-        return counts_of(self._source().batches("image_sha256", "caption"), corrected)
+        captions = self._source().batches("image_sha256", "caption") if corrected else ()
+        return counts_of(captions, corrected)
 
     def _corrected(self, run: RunContext) -> Mapping[str, Correction]:
         """Return the corrections of the images of `captions`, without those that were reset."""
@@ -92,6 +93,8 @@ class CorrectStage(Stage):
             return self.pinned
         current = Corrections.open(run.store.root, self.config.template).current()
         named = pa.array([sha256 for sha256, entry in current.items() if entry.kind != "reset"], pa.string())
+        if not len(named):
+            return {}
         found: set[str] = set()
         for rows in self._source().batches("image_sha256"):
             images = rows["image_sha256"]

@@ -31,7 +31,7 @@ METHOD: Final = (
 SCORE_METHOD: Final = METHOD.replace("paired percentile", "percentile")
 """Description of the interval of a score."""
 _COLUMNS: Final = ("model", "mode", "query_path", "ap", "inp", "first_hit")
-_BATCH: Final = 50  # resamples at a time: 12,000 queries and five metrics take 24 MB
+_AT_ONCE: Final = 1 << 22  # numbers in memory at a time
 
 Interval = tuple[float, float]
 """Low and high end, in points, or in percent for the interval of a score."""
@@ -102,18 +102,27 @@ def value_intervals(values: Mapping[str, NDArray[np.float64]]) -> dict[str, Inte
 def _of_means(values: Mapping[str, NDArray[np.float64]]) -> dict[str, Interval]:
     """Return name -> 100 times the interval of the mean of `values`, [Q] each; all are resampled alike."""
     import numpy as np
-    from scipy import stats  # takes a second
 
-    found = stats.bootstrap(
-        (np.stack(list(values.values()), axis=1),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=_BATCH,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return {key: (100 * float(low), 100 * float(high)) for key, low, high in zip(values, *found, strict=True)}
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(_resampled_means(np.stack(list(values.values()), axis=1)), [tail, 1 - tail], axis=0)
+    return {name: (100 * float(one), 100 * float(other)) for name, one, other in zip(values, low, high, strict=True)}
+
+
+def _resampled_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means of the columns of `values`, [Q, M], in each resample, [RESAMPLES, M].
+
+    The draws are those of `scipy.stats.bootstrap`. A mean is the product with the number of times that each query is
+    drawn, which is several times faster than to gather the drawn values.
+    """
+    import numpy as np
+
+    rng, count, found = np.random.default_rng(SEED), len(values), np.empty((RESAMPLES, values.shape[1]))
+    at_once = max(1, min(RESAMPLES, _AT_ONCE // count))
+    for start in range(0, RESAMPLES, at_once):
+        rows = min(at_once, RESAMPLES - start)
+        times = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(rows)]
+        found[start : start + rows] = np.stack(times).astype(np.float64) @ values / count
+    return found
 
 
 def verdict(interval: Interval | None) -> str:

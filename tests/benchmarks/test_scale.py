@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bench_rows
 import bench_scale
 import pytest
 
@@ -11,3 +12,9 @@ def test_the_listed_images_are_a_dataset(tmp_path, rows):
     index = bench_scale.write_world(tmp_path / "home", rows, 0.6, files=True)
     bench_scale.first_index(str(tmp_path / "home"), index.to_json())
     bench_scale.changed_index(str(tmp_path / "home"), index.to_json())
+
+
+def test_a_cached_run_finds_the_made_up_artifacts(tmp_path):
+    index = bench_scale.write_world(tmp_path / "home", 1000, 0.6, files=False)
+    for step in ("captions", "audit", "rankings", "finished", "cached run"):
+        bench_rows.STEPS[step](str(tmp_path / "home"), index.to_json())

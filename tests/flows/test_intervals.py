@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from data.columns.texts import Texts
 from flows.cli.results import results_table
 from flows.report.scores import interval_text, percent_interval_text, scores
 from reid.evaluation.intervals import (
     MIN_QUERIES,
+    RESAMPLES,
     QueryScores,
     intervals,
     query_scores_of,
@@ -222,3 +224,11 @@ def test_a_loss_is_below_the_untrained_model(tmp_path):
     assert [before.side("mAP"), after.side("mAP")] == ["over", "below" if after.points["mAP"] < 0 else "over"]
     assert replace(after, points={"mAP": -8.2}).side("mAP") == "below"
     assert replace(after, points={"mAP": 0.0}).side("mAP") == "over"
+
+
+def test_it_is_the_interval_of_scipy():
+    """To the rounding of sums: figures that were published with the former code stay."""
+    values = np.random.default_rng(7).uniform(0, 1, 300)
+    options = {"n_resamples": RESAMPLES, "confidence_level": 0.95, "method": "percentile"}
+    expected = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(0), **options).confidence_interval
+    assert score_intervals(scored(values))["mAP"] == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
