@@ -12,23 +12,25 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypedDict
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from prefect import flow, get_run_logger
 from prefect.events import emit_event
 
+from data.artifacts.contents import IMAGES_FILE
 from data.artifacts.fingerprint import digest
 from data.artifacts.inventory import take_inventory
 from data.artifacts.store import ArtifactStore
+from data.columns.source import ParquetRows
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError, DataError, RetryableError, raise_problems
-from data.files import atomic_path, read_json, write_json
+from data.files import read_json, write_json
 from data.index.stage import IndexStage, Survey, survey
 from data.sources.address import is_remote
 from data.stages.stage import RunContext
+from flows.deploy.watched_images import NO_CHANGES, Counts, WatchedImages
 from flows.pipeline import FLOW_NAME
 from flows.recipes import Recipe
 from flows.worlds import world_folder
@@ -40,30 +42,6 @@ SETTLE_SECONDS: Final = 60.0
 Status = Literal["new", "unchanged", "changed", "announced again", "not settled"]
 
 _LOG = logging.getLogger(__name__)
-
-
-class WatchedImage(NamedTuple):
-    """An image and its labels."""
-
-    path: str
-    split: str
-    pid: int
-    camid: int
-
-
-Images = dict[WatchedImage, str]
-"""The digest of each image's bytes."""
-
-
-class Counts(NamedTuple):
-    """Numbers of images that were added, removed, or got other bytes or labels."""
-
-    added: int = 0
-    removed: int = 0
-    changed: int = 0
-
-
-NO_CHANGES: Final = Counts()
 
 
 class LookPayload(TypedDict):
@@ -200,12 +178,12 @@ def look_at(
         return Look(dataset=dataset, status="not settled", new=new)
     memory = Memory(store, dataset)
     known = memory.read() or _newest_index(store, config.label)
-    images = _images_of(found)
+    images = WatchedImages.of_survey(found)
     if known is None:
         memory.write(State(new, images))
         return Look(dataset=dataset, status="new", new=new)
     if known.dataset_hash != new:
-        counts = count_changes(known.images, images)
+        counts = known.images.changes_to(images)
         memory.write(State(new, images, announced=True, old=known.dataset_hash, counts=counts))
         return Look(dataset=dataset, status="changed", old=known.dataset_hash, new=new, counts=counts)
     if known.announced and not _is_indexed(store, found):
@@ -213,24 +191,6 @@ def look_at(
     if known.announced or not memory.exists():
         memory.write(State(new, images))
     return Look(dataset=dataset, status="unchanged", old=new, new=new)
-
-
-def count_changes(old: Images, new: Images) -> Counts:
-    """Count the images, by path, that differ between two states of a dataset."""
-    before = {image.path: (image, sha256) for image, sha256 in old.items()}
-    after = {image.path: (image, sha256) for image, sha256 in new.items()}
-    return Counts(
-        added=len(after.keys() - before.keys()),
-        removed=len(before.keys() - after.keys()),
-        changed=sum(before[path] != after[path] for path in before.keys() & after.keys()),
-    )
-
-
-def _images_of(found: Survey) -> Images:
-    return {
-        WatchedImage(record.path, record.split, record.pid, record.camid): fact.sha256
-        for record, fact in zip(found.records, found.facts, strict=True)
-    }
 
 
 def _is_indexed(store: ArtifactStore, found: Survey) -> bool:
@@ -245,11 +205,20 @@ def _last_change(found: Survey) -> float:
     """
     horizon = time.time() + 1
     if is_remote(found.root):  # a store knows when an object was written, and does not have folders
-        return max((fact.mtime_ns / 1e9 for fact in found.facts), default=0.0)
-    files = [fact.ctime_ns / 1e9 for fact in found.facts]
-    files += list(_change_times(found.root / row.path for row in found.rejected))
-    folders = {(found.root / record.path).parent for record in found.records} | {found.root}
-    return max((moment for moment in [*files, *_change_times(folders)] if moment <= horizon), default=0.0)
+        return float(found.facts.rows["mtime_ns"].max(initial=0) / 1e9)
+    files = found.facts.rows["ctime_ns"] / 1e9
+    latest = float(files[files <= horizon].max(initial=0))
+    others = (found.root / row.path for row in found.rejected)
+    moments = (moment for moment in _change_times(chain(others, _folders(found))) if moment <= horizon)
+    return max(chain([latest], moments))
+
+
+def _folders(found: Survey) -> set[Path]:
+    """Return the root and the folders of the images."""
+    names = set[str]()
+    for some in found.records.batches():
+        names.update(path.rpartition("/")[0] for path in some.paths.to_pylist())
+    return {found.root / name for name in names} | {found.root}
 
 
 def _change_times(paths: Iterable[Path]) -> Iterator[float]:
@@ -264,7 +233,7 @@ class State(NamedTuple):
     """A dataset at the last look that found it settled. old, counts: the change that was announced."""
 
     dataset_hash: str
-    images: Images
+    images: WatchedImages
     announced: bool = False
     old: str = ""
     counts: Counts = NO_CHANGES
@@ -289,7 +258,7 @@ class Memory:
             stored = read_json(self.state)
             return State(
                 dataset_hash=stored["dataset_hash"],
-                images=_read_images(self.state.with_name(stored["rows"]), dataset_hash=stored["dataset_hash"]),
+                images=WatchedImages.read(self.state.with_name(stored["rows"]), dataset_hash=stored["dataset_hash"]),
                 announced=bool(stored["announced"]),
                 old=stored["old"],
                 counts=Counts(**{name: int(stored["counts"][name]) for name in Counts._fields}),
@@ -304,7 +273,7 @@ class Memory:
         """Remember `state`. The small file is written last, so that a kill leaves the older state intact."""
         stem = self.state.stem
         target = self.state.with_name(f"{stem}.{state.dataset_hash[:12]}.parquet")
-        _write_images(target, state.images, dataset_hash=state.dataset_hash)
+        state.images.write(target, dataset_hash=state.dataset_hash)
         write_json(
             self.state,
             {
@@ -321,33 +290,12 @@ class Memory:
                 stale.unlink(missing_ok=True)
 
 
-def _write_images(path: Path, images: Images, *, dataset_hash: str) -> None:
-    columns = [("image", pa.string()), ("sha256", pa.string())]
-    schema = pa.schema(columns, metadata={b"dataset_hash": dataset_hash.encode()})
-    keys = ["\0".join(map(str, image)) for image in images]
-    with atomic_path(path) as temporary:
-        table = pa.table({"image": keys, "sha256": list(images.values())}, schema=schema)
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _read_images(path: Path, *, dataset_hash: str) -> Images:
-    table = pq.read_table(path)
-    if (table.schema.metadata or {}).get(b"dataset_hash") != dataset_hash.encode():
-        raise ValueError(f"{path} belongs to another state of the dataset")
-    keys = (key.split("\0") for key in table["image"].to_pylist())
-    images = (WatchedImage(name, split, int(pid), int(camid)) for name, split, pid, camid in keys)
-    return dict(zip(images, table["sha256"].to_pylist(), strict=True))
-
-
 def _newest_index(store: ArtifactStore, label: str) -> State | None:
     """Return the dataset as its newest intact index has it, or None if no run has indexed it."""
     entries = [entry for entry in take_inventory(store, IndexStage.name).entries if entry.label == label]
     for entry in reversed(entries):
         if store.problems(IndexStage.name, entry.fingerprint):
             continue
-        columns = [*WatchedImage._fields, "sha256"]
-        table = pq.read_table(entry.folder / "images.parquet", columns=columns)
-        rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
-        images = {WatchedImage(*row[:-1]): row[-1] for row in rows}
+        images = WatchedImages.of(ParquetRows(entry.folder / IMAGES_FILE).batches())
         return State(read_json(entry.folder / "dataset.json")["dataset_hash"], images)
     return None

@@ -6,13 +6,15 @@ import os
 import shutil
 import time
 
+import pyarrow as pa
 import pytest
 
 from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError
 from data.index.stage import index
-from flows.deploy.watch import Counts, Memory, look_at, resource_id, watched_config
+from flows.deploy.watch import Memory, look_at, resource_id, watched_config
+from flows.deploy.watched_images import Counts, WatchedImages
 from flows.recipes import build_recipe
 from tests.helpers.data_trees import market, picture, put
 
@@ -168,3 +170,15 @@ def test_the_trigger_expects_the_emitted_event():
     assert trigger.expect == {CHANGED}
     assert trigger.match.matches({"prefect.resource.id": resource_id("people")})
     assert not trigger.match.matches({"prefect.resource.id": resource_id("people2")})
+
+
+def test_changes_of_many_images_are_counted_by_path():
+    def state(*rows):
+        columns = dict(zip(("path", "split", "pid", "camid", "sha256"), zip(*rows, strict=True), strict=True))
+        return WatchedImages.of([pa.table({name: list(column) for name, column in columns.items()})])
+
+    rows = [(f"{number}.jpg", "train", number, 1, f"{number:064x}") for number in range(6)]
+    other = [*rows[1:3], ("3.jpg", "train", 4, 1, rows[3][4]), (*rows[4][:4], "a" * 64), ("9.jpg", *rows[5][1:])]
+    before, after = state(*rows), state(*other)
+    assert before.changes_to(after) == Counts(added=1, removed=2, changed=2)
+    assert (before.changes_to(before), after.changes_to(after)) == (Counts(), Counts())
