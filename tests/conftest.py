@@ -64,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     Path(folder).chmod(0o711)  # other users, such as that of PostgreSQL, reach the folders in it that are open to them
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/torch"  # set already if another conftest.py imported torch
     config.stash[SCRATCH] = Path(folder)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every program that a test starts would compile the project
     # More would be processes that each import torch, beside the two that test.
