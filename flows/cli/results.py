@@ -27,8 +27,6 @@ from reid.evaluation.intervals import (
     MIN_QUERIES,
     SCORE_METHOD,
     Interval,
-    query_scores_of,
-    score_intervals,
 )
 from reid.evaluation.protocol import camera_note, mode_notes, trained_elsewhere
 
@@ -114,10 +112,9 @@ def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> T
     where = f"{trained_elsewhere(protocol)}{protocol['dataset']}"
     title = Text(f"{where}{version}: {sizes}{f'; {note}' if note else ''}")
     rows = scores(metrics, rankings)
-    own = _own_intervals(metrics, rankings)
     table = Table(
         title=title,
-        caption=_caption(rows, ranked=rankings is not None, own=any(own.values())),
+        caption=_caption(rows, ranked=rankings is not None, own=any(row.own for row in rows)),
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # room for the intervals on a terminal of 64 columns
         title_justify="left",
@@ -129,18 +126,10 @@ def results_table(metrics: Mapping[str, Any], rankings: Path | None = None) -> T
         table.add_column(label, justify="right", overflow="fold")
     for row in rows:
         style = "" if row.model == "untrained" else "bold"
-        known = own.get((row.model, row.mode)) or {}
-        cells = (_cell(row, key, style, known.get(key)) for key, _ in METRICS)
+        own = row.own or {}
+        cells = (_cell(row, key, style, own.get(key)) for key, _ in METRICS)
         table.add_row(Text(row.model, style), Text(row.mode, style), *cells)
     return table
-
-
-def _own_intervals(
-    metrics: Mapping[str, Any], rankings: Path | None
-) -> dict[tuple[str, str], dict[str, Interval] | None]:
-    """Return the intervals of the scores by model and mode, {} without rankings or for drawn galleries."""
-    found = query_scores_of(metrics, rankings) if rankings else {}
-    return {name: score_intervals(queries) for name, queries in found.items()}
 
 
 def _caption(rows: list[Score], *, ranked: bool, own: bool) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from reid.evaluation.intervals import Interval, QueryScores, intervals, query_scores_of, verdict
+from reid.evaluation.intervals import Interval, QueryScores, differences, each_interval, query_scores_of, verdict
 
 METRICS: Final = (("mAP", "mAP"), ("mINP", "mINP"), ("rank1", "R1"), ("rank5", "R5"), ("rank10", "R10"))
 """Keys of metrics.json in the order of the tables, with their names."""
+
+Intervals = dict[str, Interval] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class Score:
     """One row of the table: a model in an inference mode.
 
     percent: metric -> percent. deviation: metric -> standard deviation in points over drawn galleries; empty if the
-    dataset has a gallery of its own. points: metric -> difference to the untrained model; None for untrained rows and
+    dataset has a gallery of its own. own: metric -> 95 % interval of the percent; None without rankings, for drawn
+    galleries, and for few queries. points: metric -> difference to the untrained model; None for untrained rows and
     if there is no untrained model. intervals: metric -> 95 % interval of the points; None if `intervals` returns None.
     against: inference mode of the untrained row.
     """
@@ -27,6 +30,7 @@ class Score:
     mode: str
     percent: dict[str, float]
     deviation: dict[str, float]
+    own: dict[str, Interval] | None
     points: dict[str, float] | None
     intervals: dict[str, Interval] | None
     against: str | None
@@ -51,25 +55,42 @@ def scores(metrics: Mapping[str, Any], rankings: Path | None = None) -> list[Sco
     meaningless), with the untrained image mode. rankings: rankings.parquet of the same evaluation, which the intervals
     need.
     """
-    untrained = {row["mode"]: row for row in metrics["results"] if row["model"] == "untrained"}
-    queries: dict[tuple[str, str], QueryScores] = query_scores_of(metrics, rankings) if rankings else {}
+    results: list[dict[str, Any]] = metrics["results"]
+    untrained = {row["mode"]: row for row in results if row["model"] == "untrained"}
+    against = [
+        None if row["model"] == "untrained" else row["mode"] if row["mode"] in untrained else "image" for row in results
+    ]
+    own, gains = _intervals(query_scores_of(metrics, rankings) if rankings else {}, results, against)
     found = []
-    for row in metrics["results"]:
-        against = row["mode"] if row["mode"] in untrained else "image"
-        base = untrained.get(against) if row["model"] != "untrained" else None
-        ours, theirs = queries.get((row["model"], row["mode"])), queries.get(("untrained", against))
+    for row, mode, itself, gain in zip(results, against, own, gains, strict=True):
+        base = None if mode is None else untrained.get(mode)
         found.append(
             Score(
                 model=row["model"],
                 mode=row["mode"],
                 percent={key: 100 * row[key] for key, _ in METRICS},
                 deviation={key: 100 * value for key, value in row.get("galleries", {}).get("std", {}).items()},
+                own=itself,
                 points={key: 100 * (row[key] - base[key]) for key, _ in METRICS} if base else None,
-                intervals=intervals(ours, theirs) if base else None,
-                against=against if base else None,
+                intervals=gain if base else None,
+                against=mode if base else None,
             )
         )
     return found
+
+
+def _intervals(
+    queries: Mapping[tuple[str, str], QueryScores], results: Sequence[Mapping[str, Any]], against: Sequence[str | None]
+) -> tuple[list[Intervals], list[Intervals]]:
+    """Return for each result the intervals of its scores, and of its difference to the untrained model in a mode.
+
+    against: these modes. All are resampled together.
+    """
+    ours = [queries.get((row["model"], row["mode"])) for row in results]
+    bases = [None if mode is None else queries.get(("untrained", mode)) for mode in against]
+    own = [None if scores is None else scores.values for scores in ours]
+    found = each_interval([*own, *map(differences, ours, bases)])
+    return found[: len(own)], found[len(own) :]
 
 
 def signed(points: float) -> str:

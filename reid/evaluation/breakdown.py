@@ -22,7 +22,7 @@ from data.schemas import SCHEMA_VERSION
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import JOINT
 from reid.evaluation.features import Encoded, load_features
-from reid.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED, value_intervals
+from reid.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED, each_interval
 from reid.evaluation.stage import EvaluateStage
 from reid.inputs.evaluation_rows import EvaluationRows, evaluation_rows
 
@@ -119,7 +119,7 @@ class _Queries(NamedTuple):
         values = {"mAP": self.ap, "mINP": self.inp}
         values |= {f"rank{rank}": (self.first_hit <= rank).astype(float) for rank in _RANKS}
         shown = {name: values[name] for name in ("mAP", "rank1")}
-        found = value_intervals(shown) or {}
+        found = each_interval([shown])[0] or {}
         ends = {
             f"{name}_{end}": interval[side] / 100
             for name, interval in found.items()

@@ -21,6 +21,7 @@ from reid.evaluation.intervals import (
     MIN_QUERIES,
     RESAMPLES,
     QueryScores,
+    each_interval,
     intervals,
     query_scores_of,
     read_query_scores,
@@ -207,9 +208,8 @@ def test_intervals_fit_a_terminal(tmp_path, width):
 
 def test_a_score_of_a_hundred_percent_fits_its_column_at_80_columns(tmp_path, monkeypatch):
     assert percent_interval_text((97.94, 100.0)) == "97.9–100"
-    monkeypatch.setattr(
-        "flows.cli.results.score_intervals", lambda _: dict.fromkeys(("mAP", "mINP", *KEYS[2:]), (100.0, 100.0))
-    )
+    full = dict.fromkeys(KEYS, (100.0, 100.0))
+    monkeypatch.setattr("flows.cli.results.scores", lambda *given: [replace(row, own=full) for row in scores(*given)])
     metrics = metrics_of(write(tmp_path / "r.parquet", {"image": 0.3, "fused": -0.3}))
     console = Console(file=io.StringIO(), width=80)
     console.print(results_table(metrics, tmp_path / "r.parquet"))
@@ -232,3 +232,13 @@ def test_it_is_the_interval_of_scipy():
     options = {"n_resamples": RESAMPLES, "confidence_level": 0.95, "method": "percentile"}
     expected = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(0), **options).confidence_interval
     assert score_intervals(scored(values))["mAP"] == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+
+
+def test_sets_that_are_resampled_together_have_the_intervals_of_each_alone():
+    sets = [scored(np.random.default_rng(seed).uniform(0, 1, n)).values for seed, n in enumerate((40, 30, 40, 5))]
+    together = each_interval([*sets, None])
+    for values, found in zip(sets, together, strict=False):
+        (alone,) = each_interval([values])
+        assert (found is None) == (alone is None)
+        assert found is None or found["mAP"] == pytest.approx(alone["mAP"], abs=1e-9)
+    assert [found is None for found in together] == [False, False, False, True, True]
