@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -265,3 +267,95 @@ def test_addresses_that_are_refused_without_being_repeated(root, problem):
 def test_artifacts_stay_on_a_posix_folder():
     with pytest.raises(ConfigError, match=r"s3://bucket/home is in an object store.*--home"):
         usable_root(Path("s3://bucket/home"))
+
+
+# Other schemes
+
+
+class Cloud(fsspec.AbstractFileSystem):
+    """Objects in memory, with names and details as gcsfs, adlfs and huggingface_hub give them: bucket/key, no slash."""
+
+    protocol = ("gs", "gcs", "az", "abfs", "hf")
+    cachable = False
+    root_marker = ""
+
+    def __init__(self, scheme, objects):
+        super().__init__()
+        self.scheme, self.objects = scheme, objects
+
+    def pipe_file(self, path, value, **options):
+        self.objects[self._strip_protocol(path)] = value
+
+    def _details(self, path):
+        content, written = self.objects[path], datetime(2026, 1, 2, tzinfo=UTC)
+        tag = hashlib.md5(content).hexdigest()
+        details = {
+            "gs": {"etag": tag, "updated": written.isoformat()},
+            "az": {"etag": tag, "last_modified": written},
+            "hf": {"blob_id": tag, "last_commit": None},
+        }[{"gcs": "gs", "abfs": "az"}.get(self.scheme, self.scheme)]
+        return {"name": path, "size": len(content), "type": "file", **details}
+
+    def ls(self, path, detail=True, **options):
+        base = self._strip_protocol(path)
+        if base in self.objects:
+            return [self._details(base)]
+        below = sorted(name for name in self.objects if name.startswith(f"{base}/"))
+        if not below:
+            raise FileNotFoundError(base)
+        folders = {f"{base}/{name[len(base) + 1 :].partition('/')[0]}": name for name in below}
+        return [
+            self._details(name) if name in self.objects else {"name": name, "size": 0, "type": "directory"}
+            for name in folders
+        ]
+
+    def cat_file(self, path, start=None, end=None, **options):
+        name = self._strip_protocol(path)
+        if name not in self.objects:
+            raise FileNotFoundError(name)
+        return self.objects[name][start:end]
+
+
+@pytest.mark.parametrize("scheme", Cloud.protocol)
+def test_each_scheme_gives_the_index_of_the_local_copy(store, bucket, local, scheme, monkeypatch):
+    files = Cloud(scheme, {})
+    monkeypatch.setattr(fsspec, "filesystem", lambda name, **options: files if name == scheme else 1 / 0)
+    remote._filesystem.cache_clear()
+    copy_tree(local, files, "people/set")
+    config = config_of(f"{scheme}://people/set")
+    other = ArtifactStore(store.root.with_name("other"))
+    here, there = index(other, config=config_of(local)), index(store, config=config)
+    assert there.made.ref.fingerprint == here.made.ref.fingerprint
+    path = there.found.records[0].path
+    assert there.images.open(path, there.found.facts[0].sha256).size == (8, 16)
+    files.pipe_file(f"people/set/{path}", picture(90))
+    assert index(store, config=config).found.n_read == 1
+    assert index(store, config=config).found.n_read == 0
+    del files.objects[f"people/set/{path}"]
+    assert len(index(store, config=config).found.records) == len(here.found.records) - 1
+    remote._filesystem.cache_clear()
+
+
+def test_an_object_whose_size_is_listed_is_read_by_one_request(store, bucket, local, monkeypatch):
+    copy_tree(local, bucket, "/set")
+    seen, original = [], type(bucket).cat_file
+    monkeypatch.setattr(
+        type(bucket), "cat_file", lambda self, path, **span: seen.append(span) or original(self, path, **span)
+    )
+    index(store, config=config_of("memory://set"))
+    assert len(seen) == 10
+    assert all(span["start"] == 0 and span["end"] > 1 for span in seen)
+
+
+def test_an_object_that_grows_after_it_was_listed_has_changed(store, bucket, local, monkeypatch):
+    copy_tree(local, bucket, "/set")
+    path, original = next(iter(MARKET)), type(bucket).cat_file
+
+    def cat_file(self, name, **span):
+        if name.endswith(path) and len(bucket.store[f"/set/{path}"].getvalue()) < 5000:
+            bucket.pipe_file(f"/set/{path}", picture(8) + bytes(5000))
+        return original(self, name, **span)
+
+    monkeypatch.setattr(type(bucket), "cat_file", cat_file)
+    found = index(store, config=config_of("memory://set")).found
+    assert dict(zip((record.path for record in found.records), found.facts, strict=True))[path].size > 5000
