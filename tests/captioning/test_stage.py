@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -28,6 +27,7 @@ from data.schemas import CAPTIONS
 from data.slots import SLOTS
 from tests.helpers.caption_child import caption_in_child
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
+from tests.helpers.fresh_processes import preloaded
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.places import REPO
 from tests.helpers.stages import caption, run_on
@@ -251,8 +251,7 @@ def test_killed_at_random_moments_every_image_is_there_once(store, tmp_path, con
     monkeypatch.setenv("PYTHONPATH", str(REPO))  # for the imports of the fork server
     root = draw(tmp_path / "people", 40)
     images = index(store, root)
-    context = multiprocessing.get_context("forkserver")  # imports torch and transformers once, then forks
-    context.set_forkserver_preload(["tests.helpers.caption_child"])
+    context = preloaded("tests.helpers.caption_child")  # torch and transformers are imported once
     arguments = (str(store.root), images.to_json(), str(root), config.model_dump_json())
     rng = np.random.default_rng(1)
     folder = captions_folder(store, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -26,10 +25,9 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from tests.helpers import caption_filling as filling
 from tests.helpers.caption_stub import Job, StubEngine, asked, fake_model, run_job
 from tests.helpers.caption_worlds import captions_folder, captions_of, draw, index, written
+from tests.helpers.fresh_processes import FORK_SERVER
 from tests.helpers.places import REPO
 from tests.helpers.stages import caption, run_on
-
-FORK_SERVER = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(autouse=True)

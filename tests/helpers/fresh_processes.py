@@ -5,11 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.synchronize import Event
 
 # Not forked from this process: earlier tests may have started threads and servers in it.
 FORK_SERVER = multiprocessing.get_context("forkserver")
+
+
+def preloaded(module: str) -> ForkServerContext:
+    """Return a context whose processes begin with `module` imported. A server that runs would import nothing more."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    FORK_SERVER.set_forkserver_preload([module])
+    return FORK_SERVER
 
 
 def join_all(processes: Iterable[ForkServerProcess]) -> None:
