@@ -187,6 +187,5 @@ def test_a_change_while_the_artifact_is_written_is_not_remembered_as_indexed(sto
     monkeypatch.setattr(
         IndexStage, "produce", lambda *args: (put(root, ADDED, first_seed=70), settle(), real(*args))[-1]
     )
-    monkeypatch.setattr(unchanged, "_RECENT_NS", 100_000_000)
     assert index(store, config=of(root)).note == "10 images, 0 rejected, 10 read"
     assert index(store, config=of(root)).note == "11 images, 0 rejected, 1 read"
