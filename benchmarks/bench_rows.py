@@ -23,7 +23,7 @@ from captioning.corrections.images import DatasetImages, ModelCaptions
 from captioning.stage.stage import CaptionStage
 from data.artifacts.inventory import take_inventory
 from data.artifacts.stages import StageName
-from data.artifacts.store import ArtifactRef, Produced
+from data.artifacts.store import SIDECAR, ArtifactRef, Produced
 from data.columns.source import ParquetRows
 from data.files import read_json, write_json, write_tables
 from data.images.thumbnails import Thumbnails
@@ -110,7 +110,9 @@ def _ranked(rows: ImageRows, queries: Ints, model: str, rng: np.random.Generator
 
 
 def finished(home: str, index: dict[str, str]) -> None:
-    """Write made-up artifacts of the stages that train, evaluate and report, which "cached run" finds."""
+    """Write the artifacts that "cached run" finds: the audit, whose pictures do not exist, as a complete one, and
+    made-up ones of the stages after it.
+    """
     run, made = run_of(home, index), dict[StageName, ArtifactRef]()
     about = {"dataset": "made up", "dataset_hash": "0" * 32, "weights": {}}
     model = {"config": RECIPE.train.model_dump(mode="json"), "identities": [], "provenance": about}
@@ -121,7 +123,11 @@ def finished(home: str, index: dict[str, str]) -> None:
         plan = STAGES[name](RECIPE, made).stage.plan(run)
         found = plan.find(run.store)
         if found is None:
+            incomplete = run.store.folder(name, plan.fingerprint)
             with run.store.draft(name, plan.fingerprint) as folder:
+                for file in incomplete.glob("*"):
+                    if file.name != SIDECAR:
+                        os.link(file, folder / file.name)
                 write_json(folder / "config.json", model)
                 (folder / "model.safetensors").touch()
                 write_json(folder / "metrics.json", {"protocol": protocol, "results": results})

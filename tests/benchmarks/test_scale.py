@@ -16,5 +16,5 @@ def test_the_listed_images_are_a_dataset(tmp_path, rows):
 
 def test_a_cached_run_finds_the_made_up_artifacts(tmp_path):
     index = bench_scale.write_world(tmp_path / "home", 1000, 0.6, files=False)
-    for step in ("captions", "audit", "rankings", "finished", "cached run"):
+    for step in ("captions", "audit", "rankings", "finished", "cached run", "report", "page"):
         bench_rows.STEPS[step](str(tmp_path / "home"), index.to_json())
