@@ -15,17 +15,18 @@ An epoch
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from data.errors import ConfigError, raise_problems
+from reid.inputs.schedule import Indices, scheduled_by_groups, scheduled_by_keys
 
-Indices = NDArray[np.int64]
-# Larger than any Gumbel key (below 50), and small enough that float64 keeps their order.
-_FIRST: Final = 1e6
+MOST_KEYS: Final = 100_000_000
+"""Identities times batches up to which an epoch is drawn by keys, in ten seconds; with more, by groups."""
 
 
 class IdentitySampler:
@@ -117,26 +118,16 @@ class IdentitySampler:
         return drawn
 
     def _schedule(self, rng: np.random.Generator) -> Indices:
-        """Draw the identities of each batch, [batches, P], weighted by their number of remaining groups.
-
-        An identity with as many remaining groups as remaining batches must be in all of them, so it is always chosen.
-        By induction over the batches, the remaining groups then always suffice to fill every batch.
-        """
-        left = self._groups.astype(np.float64)
-        schedule = np.empty((self.batches_per_epoch, self.identities), dtype=np.int64)
-        for index in range(self.batches_per_epoch):
-            with np.errstate(divide="ignore"):
-                # Gumbel keys: the P largest are a weighted draw without replacement.
-                keys = np.log(left) + rng.gumbel(size=len(left))
-            keys[left >= self.batches_per_epoch - index] += _FIRST
-            chosen = np.argpartition(-keys, self.identities - 1)[: self.identities]
-            schedule[index] = rng.permutation(np.sort(chosen))
-            left[chosen] -= 1
-        return schedule
+        """Draw the identities of each batch, [batches, P]."""
+        keys = len(self._groups) * self.batches_per_epoch
+        scheduled = scheduled_by_keys if keys <= MOST_KEYS else scheduled_by_groups
+        return scheduled(self._groups, self.identities, self.batches_per_epoch, rng)
 
 
 def _epoch_length(groups: Indices, identities: int) -> int:
-    length = int(groups.sum()) // identities
-    while np.minimum(groups, length).sum() < identities * length:
-        length -= 1
-    return length
+    """Return the largest number of batches B with ``sum_i min(g_i, B) >= P * B``."""
+
+    def is_too_long(length: int) -> bool:  # the sum is concave in B, so all lengths up to the largest one will do
+        return bool(np.minimum(groups, length).sum() < identities * length)
+
+    return bisect_left(range(1, int(groups.sum()) // identities + 1), True, key=is_too_long)

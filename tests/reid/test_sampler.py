@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import ConfigError
-from reid.inputs.sampler import IdentitySampler
+from reid.inputs.sampler import MOST_KEYS, IdentitySampler
+from reid.inputs.schedule import scheduled_by_groups, scheduled_by_keys
 
 counts = st.lists(st.integers(1, 13), min_size=1, max_size=12)
 
@@ -203,3 +205,87 @@ def test_every_problem_is_named_with_its_remedy():
 def test_the_advised_number_of_identities_fills_a_batch(found, advised):
     with pytest.raises(ConfigError, match=f"set train.batch.identities={advised} or lower, or add"):
         IdentitySampler(labels([4] * found), identities=4, images=2, seed=0)
+
+
+# Both ways to draw the identities of an epoch --------------------------------------------------------------
+
+SCHEDULED = (scheduled_by_keys, scheduled_by_groups)
+
+
+def batch_chances(left, batches, p):
+    """Return the probability of each set of identities as the next batch, from the definition."""
+    first = [i for i, n in enumerate(left) if n >= batches]
+    others = [i for i in range(len(left)) if i not in first]
+    kept, drawn = ((), first) if len(first) > p else (first, others)
+    chances = Counter()
+    for order in permutations(drawn, p - len(kept)):
+        chance, weights = 1.0, {i: left[i] for i in drawn}
+        for identity in order:
+            total = sum(weights.values())
+            chance *= weights.pop(identity) / total if total else 0
+        chances[frozenset((*kept, *order))] += chance
+    return chances
+
+
+def epoch_chances(left, batches, p):
+    """Return the probability of each sequence of batches."""
+    if not batches:
+        return {(): 1.0}
+    chances = Counter()
+    for batch, chance in batch_chances(left, batches, p).items():
+        if chance:
+            after = [n - (i in batch) for i, n in enumerate(left)]
+            for rest, further in epoch_chances(after, batches - 1, p).items():
+                chances[(batch, *rest)] += chance * further
+    return chances
+
+
+@pytest.mark.parametrize("scheduled", SCHEDULED)
+@pytest.mark.parametrize(
+    ("groups", "p", "batches"),
+    [
+        ([3, 1, 2, 2], 2, 4),
+        ([4, 1, 1, 1, 1], 2, 4),
+        ([3, 3, 1, 2, 1, 2], 3, 4),
+        ([2, 1, 2, 2, 1], 3, 2),  # four identities have as many groups as there are batches
+        ([1, 1, 1, 2], 2, 2),
+    ],
+)
+def test_epochs_have_the_probabilities_of_their_definition(scheduled, groups, p, batches):
+    expected, rng, n = epoch_chances(groups, batches, p), np.random.default_rng(0), 4000
+    assert sum(expected.values()) == pytest.approx(1)
+    drawn = Counter(tuple(map(frozenset, scheduled(np.array(groups), p, batches, rng).tolist())) for _ in range(n))
+    assert set(drawn) <= set(expected)
+    squares = sum((drawn[epoch] - n * chance) ** 2 / (n * chance) for epoch, chance in expected.items())
+    freedom = len(expected) - 1
+    assert squares < freedom + 4 * np.sqrt(2 * freedom), "chi-squared, four standard deviations"
+
+
+@pytest.mark.parametrize("scheduled", SCHEDULED)
+def test_the_order_in_a_batch_does_not_depend_on_the_groups(scheduled):
+    rng, groups = np.random.default_rng(1), np.array([1, 1, 3, 1, 2, 1])
+    places = Counter(scheduled(groups, 3, 3, rng)[0].tolist().index(2) for _ in range(3000))
+    assert [places[place] / 3000 for place in range(3)] == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+@settings(max_examples=150)
+@given(counts, st.integers(1, 5), st.integers(0, 3))
+def test_by_groups_an_epoch_takes_every_identity_at_most_as_often_as_it_has_groups(groups, p, seed):
+    batches = expected_length(groups, p, 1)
+    if p > len(groups) or not batches:
+        return
+    groups = np.minimum(groups, batches)
+    schedule = scheduled_by_groups(groups, p, batches, np.random.default_rng(seed))
+    assert schedule.shape == (batches, p)
+    assert all(len(set(batch)) == p for batch in schedule.tolist())
+    assert (np.bincount(schedule.ravel(), minlength=len(groups)) <= groups).all()
+
+
+def test_a_set_with_many_identities_is_drawn_by_groups_in_time_that_grows_with_its_images():
+    pids = np.repeat(np.arange(21_000), 8)
+    sampler = IdentitySampler(pids, identities=4, images=4, seed=0)
+    assert 21_000 * len(sampler) > MOST_KEYS
+    batches = sampler.epoch(0)
+    assert len(batches) == 21_000 * 2 // 4
+    assert sorted(batches.ravel().tolist()) == list(range(len(pids)))
+    assert all(len(set(row)) == 4 for row in pids[batches][:, ::4].tolist())
