@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,7 +28,7 @@ from data.images.decode import read_bytes
 from data.index.facts import Decodings, Facts, FileFacts, Rows
 from data.index.shard_facts import set_facts
 from data.process.read_ahead import map_ahead
-from data.progress import ProgressFn
+from data.progress import ProgressFn, silent
 from data.readers.webdataset.tables import ShardReading
 from data.sources import remote
 from data.sources.address import is_remote
@@ -79,26 +79,34 @@ class _Result(NamedTuple):
     settled: bool
 
 
-def examine(
-    root: Path,
-    paths: pa.Array,
-    *,
-    memo: DigestMemo,
-    max_pixels: int,
-    workers: int,
-    reread: bool,
-    progress: ProgressFn,
-    shards: ShardReading | None = None,
-    chunk: int = CHUNK,
-    remember_every: int = REMEMBER_EVERY,
-) -> Examination:
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How files are read.
+
+    max_pixels: images with more are not decoded. workers: threads; 0 for one per core. reread: read every file. shards:
+    the tar shards, which have been read. chunk: files per task of a thread. remember_every: files after which their
+    facts are saved.
+    """
+
+    max_pixels: int
+    workers: int = 0
+    reread: bool = False
+    progress: ProgressFn = silent
+    shards: ShardReading = field(default_factory=ShardReading)
+    chunk: int = CHUNK
+    remember_every: int = REMEMBER_EVERY
+
+    def threads(self, root: Path) -> int:
+        """Return the number of threads that read files under `root`."""
+        return self.workers or (remote.THREADS if is_remote(root) else min(os.cpu_count() or 1, _MAX_THREADS))
+
+
+def examine(root: Path, paths: pa.Array, memo: DigestMemo, how: Reading) -> Examination:
     """Return the facts of the files `paths` under `root`; reads and remembers the files that `memo` does not know.
 
-    paths: large_string. workers: threads; 0 for one per core. reread: read every file. shards: the tar shards, which
-    have been read. chunk: files per task of a thread. remember_every: files after which their facts are saved. Raises
-    ChangedError.
+    paths: large_string. Raises ChangedError.
     """
-    checker, shards = checker_of(max_pixels), shards or ShardReading()
+    checker, shards = checker_of(how.max_pixels), how.shards
     facts = FileFacts.empty(len(paths))
     in_shards = set_facts(facts, root, paths, shards.tables())
     alone = np.flatnonzero(~in_shards)
@@ -106,21 +114,21 @@ def examine(
     for row, stamp in zip(map(int, alone), stamps_of(root, files), strict=True):
         facts.set_stamp(row, stamp)
     others = _recall(memo, root, paths, facts, checker) if len(alone) else FileFacts.empty(0)
-    todo = np.flatnonzero(~in_shards if reread else ~facts.rows["is_read"])
+    todo = np.flatnonzero(~in_shards if how.reread else ~facts.rows["is_read"])
     decodings = Decodings(facts, others) if len(todo) else Decodings()
     fresh: dict[str, Facts] = {}
     n_decoded = n_unsettled = 0
-    threads = workers or (remote.THREADS if is_remote(root) else min(os.cpu_count() or 1, _MAX_THREADS))
-    with closing(_read_all(_chunks(root, paths, todo, chunk), decodings, max_pixels, threads)) as results:
+    chunks = _chunks(root, paths, todo, how.chunk)
+    with closing(_read_all(chunks, decodings, how.max_pixels, how.threads(root))) as results:
         for done, (row, (file, result)) in enumerate(zip(map(int, todo), results, strict=True), start=1):
             facts.set(row, result.facts)
             n_decoded += result.decoded
             n_unsettled += not result.settled
             # A file that may still change is read again next time; what is remembered of it only tells where it lies.
             fresh[file] = result.facts if result.settled else result.facts._replace(mtime_ns=_NEVER, ctime_ns=_NEVER)
-            if done % chunk == 0 or done == len(todo):
-                progress(done, len(todo), "images read")
-            if len(fresh) >= remember_every or done == len(todo):
+            if done % how.chunk == 0 or done == len(todo):
+                how.progress(done, len(todo), "images read")
+            if len(fresh) >= how.remember_every or done == len(todo):
                 _remember(memo, fresh, checker)
                 fresh.clear()
     return Examination(

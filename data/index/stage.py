@@ -30,7 +30,7 @@ from data.columns.source import BATCH_ROWS, ParquetRows, in_blocks
 from data.datasets import DatasetConfig, assign_splits, read_dataset
 from data.errors import ConfigError, RetryableError, counted
 from data.files import write_json, write_tables
-from data.index.examine import ChangedError, Examination, examine, stamps_of
+from data.index.examine import ChangedError, Examination, Reading, examine, stamps_of
 from data.index.facts import FileFacts
 from data.index.rules import check_index, identities, unusable, unusable_rows
 from data.index.split_file import SPLIT_FILE, write_split
@@ -230,16 +230,8 @@ def _look(
     )
     scan = _listed(config, shards)
     _check_place(store, config, scan.root)
-    examined = examine(
-        scan.root,
-        scan.records.paths,
-        memo=store.memo,
-        max_pixels=config.max_pixels,
-        workers=config.workers,
-        reread=reread,
-        progress=progress,
-        shards=shards,
-    )
+    how = Reading(max_pixels=config.max_pixels, workers=config.workers, reread=reread, progress=progress, shards=shards)
+    examined = examine(scan.root, scan.records.paths, store.memo, how)
     release_unused()
     if examined.n_read and not is_unchanged():
         _compare(scan, examined, _listed(config, shards))

@@ -1,4 +1,4 @@
-"""Types that readers return, and shared code for listing folders and checking paths of list files.
+"""Types that readers return, and shared code for listing folders.
 
 Records are sorted by (split, path), so that their order never depends on the file system.
 """
@@ -6,11 +6,9 @@ Records are sorted by (split, path), so that their order never depends on the fi
 from __future__ import annotations
 
 import os
-import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,19 +16,17 @@ import numpy as np
 from data.columns.records import Records, RecordsBuilder
 from data.columns.rejected import RejectedBuilder, RejectedRows
 from data.errors import DataError, RejectedRow
-from data.files import inside
 from data.people import JUNK
+from data.readers.paths import PATH_DETAILS, PathGate, printable
 from data.sources import remote
 from data.sources.address import is_listed, is_remote
-from data.sources.places import children, exists, is_dir, is_file
+from data.sources.places import children, exists, is_dir
 
 MAX_INT64: Final = (1 << 63) - 1
 """Largest identity or camera that Parquet can store."""
 
 # Left behind by file managers, as are hidden files (".DS_Store", "._0002_c1.jpg").
 _LITTER: Final = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx"})
-# Paths that are normal as they are: most of those of a large dataset.
-_PLAIN: Final = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 # With a smaller share of the published images, a folder counts as a part of the dataset, not as a damaged copy.
 _LEAST_COPY: Final = 0.5
 # With a smaller share than this, it counts as another dataset in the same layout, and gets no notice.
@@ -130,14 +126,6 @@ def number_cameras(names: Iterable[str]) -> dict[str, int]:
     if all(name.isascii() and name.isdecimal() and int(name) <= MAX_INT64 for name in distinct):
         return {name: int(name) for name in distinct}
     return number_labels(distinct)
-
-
-def printable(text: str) -> str:
-    """Return `text` with bytes that are not UTF-8 as escapes, so that it can be stored and shown."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a character, which JSON can contain
-        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_litter(name: str) -> bool:
@@ -255,86 +243,6 @@ def existing_folder(root: Path) -> Path:
         raise DataError(f"the folder {base} cannot be read; check its permissions")
     # Resolved, so that digests of the same folder reached through a link are remembered once.
     return base.resolve()
-
-
-class PathGate:
-    """Checks that paths stay inside `root`, as `data.files.inside` does, but fast for many paths.
-
-    Each folder is resolved once, so that 200,000 rows cost 200,000 `lstat` calls instead of a million.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._is_remote = is_remote(root)
-        self._refused: dict[str, str] = {}  # folder -> reason why its files are refused, or ""
-
-    def admit(self, relative: str) -> str:
-        """Return `relative`, normalized; raises RejectedRow unless it is a file, or a member of a shard, in the root.
-
-        The reason is one of `PATH_DETAILS`.
-        """
-        path = normal_path(relative)
-        refused = self.refusal(path.rpartition("/")[0])
-        if refused:
-            raise RejectedRow(refused)
-        if self._is_remote:
-            return self._admit_object(path)
-        try:
-            mode = os.lstat(f"{self.root}/{path}").st_mode
-            if stat.S_ISLNK(mode):
-                mode = inside(self.root, path).stat().st_mode
-        except NotADirectoryError as error:
-            if is_file(self.root / path):  # a member of a tar shard
-                return path
-            raise RejectedRow("missing") from error
-        except FileNotFoundError as error:
-            raise RejectedRow("missing") from error
-        except OSError as error:
-            raise RejectedRow("unreadable") from error
-        if not stat.S_ISREG(mode):
-            raise RejectedRow("not_a_file")
-        return path
-
-    def _admit_object(self, path: str) -> str:
-        if is_file(self.root / path):
-            return path
-        raise RejectedRow("not_a_file" if is_dir(self.root / path) else "missing")
-
-    def refusal(self, folder: str) -> str:
-        """Return the reason why files in `folder`, relative to the root, are refused, or ""."""
-        if folder not in self._refused:
-            try:
-                inside(self.root, folder)
-                self._refused[folder] = ""
-            except RejectedRow as error:
-                self._refused[folder] = error.reason
-        return self._refused[folder]
-
-
-def normal_path(relative: str) -> str:
-    """Return `relative`, normalized; raises RejectedRow (``bad_path``, ``outside_root``) unless it stays inside."""
-    if _PLAIN.fullmatch(relative):
-        return relative
-    if "\0" in relative or printable(relative) != relative:  # bytes that are not UTF-8 cannot be stored
-        raise RejectedRow("bad_path")
-    if relative.startswith("/") or ".." in relative.split("/"):
-        raise RejectedRow("outside_root")
-    if "\\" in relative:
-        raise RejectedRow("bad_path")
-    path = str(PurePosixPath(relative))
-    if path == ".":
-        raise RejectedRow("bad_path")
-    return path
-
-
-PATH_DETAILS: Final[dict[str, str]] = {
-    "bad_path": "empty, or with characters that are not allowed; separate folders by /",
-    "outside_root": "the path leaves the dataset's folder (absolute, .. or a link to the outside)",
-    "missing": "the file does not exist",
-    "not_a_file": "a folder or a device",
-    "unreadable": "cannot be read; check its permissions",
-}
-"""Reason of `PathGate.admit` -> sentence for people; part of the index fingerprint, see `Rejected`."""
 
 
 def compare_counts(name: str, records: Records, published: Mapping[str, Counts]) -> list[str]:

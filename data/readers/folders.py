@@ -19,7 +19,8 @@ from data.errors import DataError
 from data.people import DISTRACTOR, UNKNOWN_CAMERA
 from data.process.bounded import TimeLimitError
 from data.process.pattern_search import first_groups
-from data.readers.base import Collector, Scan, existing_folder, is_litter, number_cameras, number_labels, printable
+from data.readers.base import Collector, Scan, existing_folder, is_litter, number_cameras, number_labels
+from data.readers.paths import printable
 from data.readers.tree import image_files, is_store
 from data.sources.address import is_remote
 from data.splits import GALLERY

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from data.errors import DataError, RejectedRow
-from data.readers.base import PATH_DETAILS, Collector, Counts, PathGate, Scan, locate
+from data.readers.base import Collector, Counts, Scan, locate
+from data.readers.paths import PATH_DETAILS, PathGate
 from data.sources.places import is_dir, open_text
 from data.splits import GALLERY, QUERY, TRAIN
 

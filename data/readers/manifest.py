@@ -25,7 +25,8 @@ from data.columns.growing import GrowingTexts
 from data.columns.records import SENTENCES_TYPE, Ints
 from data.errors import DataError, RejectedRow, counted
 from data.people import UNKNOWN_CAMERA, Mask
-from data.readers.base import PATH_DETAILS, Collector, PathGate, Scan, Unusable, existing_folder
+from data.readers.base import Collector, Scan, Unusable, existing_folder
+from data.readers.paths import PATH_DETAILS, PathGate
 from data.readers.sentences import Sentences, sentences_in
 from data.readers.table.coded import Cell, CodedRows, NamedCell, PathCells
 from data.readers.table.columns import REQUIRED

@@ -9,8 +9,9 @@ from typing import Final
 
 from data.artifacts.digests import MEMO_FILE
 from data.errors import DataError, RejectedRow
-from data.readers.base import PATH_DETAILS, Collector, PathGate, is_litter, join
+from data.readers.base import Collector, is_litter, join
 from data.readers.manifest import NAMES
+from data.readers.paths import PATH_DETAILS, PathGate
 from data.sources import remote
 from data.sources.address import is_remote
 

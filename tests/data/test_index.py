@@ -27,7 +27,7 @@ from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError, RetryableError
 from data.images import decode as images_module
 from data.images.root import find_root
-from data.index.examine import examine
+from data.index.examine import Reading, examine
 from data.index.stage import index, survey
 from data.schemas import IMAGES, REJECTED
 from data.splits import SPLITS
@@ -485,14 +485,8 @@ def test_times_that_need_more_than_64_bits_stay_different():
 
 
 def examine_market(store, root, **options):
-    return examine(
-        root,
-        pa.array(MARKET, pa.large_string()),
-        memo=store.memo,
-        max_pixels=DatasetConfig().max_pixels,
-        reread=False,
-        **options,
-    )
+    how = Reading(max_pixels=DatasetConfig().max_pixels, **options)
+    return examine(root, pa.array(MARKET, pa.large_string()), store.memo, how)
 
 
 def test_a_killed_first_run_is_not_in_vain(store, root):
@@ -770,13 +764,13 @@ def test_a_manifest_rewritten_meanwhile_is_read_again(store, tmp_path, meddle):
 
 def test_paths_of_a_manifest_are_checked_at_once(tmp_path, monkeypatch):
     """A hundred thousand rows must not resolve their folders a hundred thousand times."""
-    from data.readers import base
+    from data.readers import paths
 
     root = tmp_path / "set"
     put(root, *(f"a/b/{n}.jpg" for n in range(20)))
-    gate, seen = base.PathGate(root), []
-    original = base.inside
-    monkeypatch.setattr(base, "inside", lambda *args: seen.append(args) or original(*args))
+    gate, seen = paths.PathGate(root), []
+    original = paths.inside
+    monkeypatch.setattr(paths, "inside", lambda *args: seen.append(args) or original(*args))
     for n in range(20):
         assert gate.admit(f"a/b/{n}.jpg") == f"a/b/{n}.jpg"
     assert seen == [(root, "a/b")]

@@ -19,10 +19,9 @@ from data.columns.source import ParquetRows
 from data.datasets import DatasetConfig, scan_dataset
 from data.images.check import Decoding
 from data.index import facts as facts_module
-from data.index.examine import examine
+from data.index.examine import Reading, examine
 from data.index.facts import Decodings, Facts, FileFacts
 from data.people import is_person
-from data.progress import silent
 from data.schemas import IMAGES
 from data.splits import SPLITS
 from tests.helpers.data_trees import market, settle
@@ -149,10 +148,10 @@ def test_a_path_that_lists_name_often_is_recalled_each_time(tmp_path):
     root, store = market(tmp_path / "set"), ArtifactStore(tmp_path / "store")
     settle()
     listed = [str(path.relative_to(root)) for path in sorted(root.rglob("*.jpg"))]
-    options = {"memo": store.memo, "max_pixels": 10_000, "workers": 1, "reread": False, "progress": silent}
-    first = examine(root, pa.array(listed, pa.large_string()), **options)
+    how = Reading(max_pixels=10_000, workers=1)
+    first = examine(root, pa.array(listed, pa.large_string()), store.memo, how)
     rows = np.arange(BATCH_ROWS + 5) % len(listed)
-    again = examine(root, pa.array(listed, pa.large_string()).take(pa.array(rows)), **options)
+    again = examine(root, pa.array(listed, pa.large_string()).take(pa.array(rows)), store.memo, how)
     assert (first.n_unsettled, again.n_read, again.facts) == (0, 0, first.facts.take(rows))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from data.errors import DataError
-from data.readers.base import Collector, PathGate, Unusable
+from data.readers.base import Collector, Unusable
+from data.readers.paths import PathGate
 from data.readers.sentences import sentences_of
 from data.sources.places import open_binary
 

@@ -15,8 +15,9 @@ from typing import Final, Literal, NamedTuple
 
 from data.errors import DataError, RejectedRow, counted
 from data.people import UNKNOWN_CAMERA
-from data.readers.base import PATH_DETAILS, Collector, Counts, PathGate, Scan, compare_sizes, locate
+from data.readers.base import Collector, Counts, Scan, compare_sizes, locate
 from data.readers.list_files import msmt17_camera
+from data.readers.paths import PATH_DETAILS, PathGate
 from data.readers.text_search.annotations import IMAGES, Annotation, image_path, read_annotations
 from data.sources.places import exists, is_dir
 from data.splits import GALLERY, QUERY, TRAIN

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from data.errors import DataError, RejectedRow
-from data.readers.base import PATH_DETAILS, PathGate, existing_folder, is_litter
+from data.readers.base import existing_folder, is_litter
+from data.readers.paths import PATH_DETAILS, PathGate
 from data.readers.tree import is_store
 from data.sources import remote
 from data.sources.address import is_listed, is_remote, shown

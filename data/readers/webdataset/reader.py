@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from data.columns.records import SENTENCES_TYPE, Ints, Records, joined
 from data.errors import DataError, RejectedRow, counted
 from data.images.decode import REASONS
-from data.readers.base import PATH_DETAILS, Collector, Scan, Unusable
+from data.readers.base import Collector, Scan, Unusable
 from data.readers.folders import cameras_of, refuse_splits
 from data.readers.manifest import split_of
+from data.readers.paths import PATH_DETAILS
 from data.readers.sentences import Sentences, sentences_in
 from data.readers.table.coded import Cell, PathCells
 from data.readers.table.labels import is_missing

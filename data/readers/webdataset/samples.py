@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from data.errors import RejectedRow
-from data.readers.base import PATH_DETAILS, is_litter, normal_path
+from data.readers.base import is_litter
+from data.readers.paths import PATH_DETAILS, normal_path
 from data.readers.tree import SUFFIXES
 from data.sources.tar import Member
 
