@@ -7,85 +7,39 @@ the survey is repeated once if it has changed. In an unchanged folder no file is
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.artifacts.contents import IMAGES_FILE, SENTENCES_FILE, contents_of_images
-from data.artifacts.fingerprint import digest
+from data.artifacts.contents import IMAGES_FILE, contents_of_images
 from data.artifacts.store import ArtifactStore, Made, Produced
-from data.columns.digests import texts_of
 from data.columns.records import Records, order_of
 from data.columns.rejected import Rejected, RejectedRows
-from data.columns.source import BATCH_ROWS, ParquetRows, in_blocks
+from data.columns.source import ParquetRows
 from data.datasets import DatasetConfig, assign_splits, read_dataset
 from data.errors import ConfigError, RetryableError, counted
-from data.files import write_json, write_tables
 from data.index.examine import ChangedError, Examination, Reading, examine, stamps_of
 from data.index.facts import FileFacts
-from data.index.rules import check_index, identities, unusable, unusable_rows
-from data.index.split_file import SPLIT_FILE, write_split
+from data.index.rules import check_index, unusable, unusable_rows
+from data.index.survey import Survey, describe, note_of, write_survey
 from data.index.unchanged import Recognized, Watched
-from data.people import UNKNOWN_CAMERA
 from data.process.memory import release_unused
 from data.progress import ProgressFn, silent
 from data.readers.base import Scan
 from data.readers.webdataset.tables import ShardReading
-from data.schemas import IMAGES, LABELED_IMAGES, REJECTED, SCHEMA_VERSION, SENTENCES
-from data.splits import SPLITS
-from data.stages.images import DESCRIPTION_FILE, IndexedImages
+from data.schemas import SCHEMA_VERSION
+from data.stages.images import IndexedImages
 from data.stages.stage import Ingredients, RunContext, Stage
 
 STAGE_VERSION: Final = 2
 _SETTLE_SECONDS: Final = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """The current state of a dataset on disk, which the index stage writes.
-
-    root: absolute folder that the paths are relative to. records, facts: the usable images, in parallel columns sorted
-    by (split, path). rejected: sorted. split_by_rule: True if the splits are not the reader's own. description: content
-    of dataset.json. n_read, n_decoded: files read and decoded this time; 0 if nothing changed.
-    """
-
-    root: Path
-    records: Records
-    facts: FileFacts
-    rejected: RejectedRows
-    split_by_rule: bool
-    description: dict[str, Any]
-    n_read: int
-    n_decoded: int
-    n_unsettled: int
-
-    @property
-    def dataset_hash(self) -> str:
-        """Digest (32 hex digits) of reader, version, and each image's split, path, labels, bytes and sentences."""
-        return str(self.description["dataset_hash"])
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Sentences for the user, including one about rejected files."""
-        return tuple(self.description["notices"])
-
-    @property
-    def note(self) -> str:
-        """The numbers of images, rejected files and files read."""
-        return _note(len(self.records), len(self.rejected), self.n_read)
-
-
-def _note(images: int, rejected: int, read: int) -> str:
-    return f"{counted(images, 'image')}, {rejected} rejected, {read} read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +78,7 @@ class IndexStage(Stage):
 
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write the files."""
-        _write(folder, self.found)
+        write_survey(folder, self.found)
         return Produced(note=self.found.note, contents=contents_of_images(ParquetRows(folder / IMAGES_FILE)))
 
 
@@ -160,7 +114,7 @@ def _recognized(store: ArtifactStore, config: DatasetConfig, known: Recognized, 
     return IndexOutcome(
         made=Made(ref=known.ref, cached=True),
         images=images,
-        note=_note(sum(counts["images"] for counts in about.counts.values()), about.rejected, 0),
+        note=note_of(sum(counts["images"] for counts in about.counts.values()), about.rejected, 0),
         survey=partial(survey, store, config=config, progress=progress),
     )
 
@@ -283,7 +237,7 @@ def _survey(config: DatasetConfig, found: _Found) -> Survey:
         facts=facts,
         rejected=rejected,
         split_by_rule=scan.split_by_rule,
-        description=_describe(config, scan=scan, records=records, facts=facts, rejected=rejected, notices=notices),
+        description=describe(config, scan=scan, records=records, facts=facts, rejected=rejected, notices=notices),
         n_read=found.n_read,
         n_decoded=found.n_decoded,
         n_unsettled=found.n_unsettled,
@@ -311,80 +265,3 @@ def _odd_paths(before: Records, after: Records) -> pa.Array:
         is_odd[known] = one.take(known).differs(other.take(at[known]))
         odd.append(one.paths.filter(pa.array(is_odd)))
     return pc.unique(pa.concat_arrays(odd))
-
-
-def _describe(
-    config: DatasetConfig,
-    *,
-    scan: Scan,
-    records: Records,
-    facts: FileFacts,
-    rejected: RejectedRows,
-    notices: list[str],
-) -> dict[str, Any]:
-    people = identities(records)
-    counts = {}
-    for split in SPLITS:
-        here = records.in_split(split)
-        cameras = set(np.unique(records.camids[here]).tolist()) - {UNKNOWN_CAMERA}
-        counts[split] = {"images": int(here.sum()), "identities": len(people[split]), "cameras": len(cameras)}
-    return {
-        "name": config.label,
-        "reader": scan.name,
-        "version": scan.version,
-        "dataset_hash": _dataset_hash(scan, records, facts),
-        "counts": counts,
-        "junk_left_out": scan.n_junk,
-        "rejected": len(rejected),
-        "rejected_by_reason": rejected.counts(),
-        "notices": notices,
-    }
-
-
-def _dataset_hash(scan: Scan, records: Records, facts: FileFacts) -> str:
-    """Digest the sorted rows. Paths do not contain NUL, and labels and sentences are escaped: different rows give
-    different text.
-    """
-    hasher = hashlib.sha256(digest({"reader": scan.name, "version": scan.version}).encode())
-    for some, known in zip(records.batches(), facts.batches(), strict=True):
-        rows = []
-        for record, sha256 in zip(some, known.texts(), strict=True):
-            label = f"\0{json.dumps(record.label)}" if record.label else ""
-            sentences = f"\0\0{json.dumps(record.sentences)}" if record.sentences else ""
-            rows.append(f"\n{record.split}\0{record.path}\0{record.pid}\0{record.camid}\0{sha256}{label}{sentences}")
-        hasher.update("".join(rows).encode())
-    return hasher.hexdigest()[:32]
-
-
-def _write(folder: Path, found: Survey) -> None:
-    """Write the files of the artifact."""
-    schema = LABELED_IMAGES if found.records.has_labels() else IMAGES
-    write_tables(folder / IMAGES_FILE, in_blocks(_image_rows(found, schema), BATCH_ROWS), schema)
-    blocks = in_blocks(found.rejected.batches(), BATCH_ROWS) if len(found.rejected) else found.rejected.batches()
-    write_tables(folder / "rejected.parquet", blocks, REJECTED)
-    if found.records.has_sentences():
-        write_tables(folder / SENTENCES_FILE, in_blocks(_sentence_rows(found), BATCH_ROWS), SENTENCES)
-    if found.split_by_rule:
-        write_split(folder / SPLIT_FILE, found.records)
-    write_json(folder / DESCRIPTION_FILE, found.description)
-
-
-def _image_rows(found: Survey, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the rows of images.parquet."""
-    for some, known in zip(found.records.batches(), found.facts.batches(), strict=True):
-        table = some.table().append_column("sha256", texts_of(np.ascontiguousarray(known.digests)))
-        for name in ("size", "width", "height"):
-            table = table.append_column(name, pa.array(np.ascontiguousarray(known.rows[name])))
-        yield table.select(schema.names).cast(schema)
-
-
-def _sentence_rows(found: Survey) -> Iterator[pa.Table]:
-    """Yield the rows of sentences.parquet."""
-    for some, known in zip(found.records.batches(), found.facts.batches(), strict=True):
-        rows = [
-            (record.path, sha256, number, sentence)
-            for record, sha256 in zip(some, known.texts(), strict=True)
-            for number, sentence in enumerate(record.sentences)
-        ]
-        columns = zip(*rows, strict=True) if rows else ([] for _ in SENTENCES)
-        yield pa.table([list(column) for column in columns], schema=SENTENCES)

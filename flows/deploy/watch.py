@@ -27,7 +27,8 @@ from data.columns.source import ParquetRows
 from data.datasets import DatasetConfig
 from data.errors import ClipScgiError, DataError, RetryableError, raise_problems
 from data.files import read_json, write_json
-from data.index.stage import IndexStage, Survey, survey
+from data.index.stage import IndexStage, survey
+from data.index.survey import Survey
 from data.sources.address import is_remote
 from data.stages.stage import RunContext
 from flows.deploy.watched_images import NO_CHANGES, Counts, WatchedImages

@@ -17,7 +17,7 @@ from data.columns.growing import GrowingTexts
 from data.columns.source import BATCH_ROWS, ParquetRows
 from data.columns.texts import Texts
 from data.files import write_tables
-from data.index.stage import Survey
+from data.index.survey import Survey
 from data.people import Mask
 
 _TEXT: Final = pa.large_string()

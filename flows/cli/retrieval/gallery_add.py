@@ -13,7 +13,8 @@ from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.store import ArtifactStore
 from data.columns.rejected import Rejected
 from data.errors import ConfigError, counted
-from data.index.stage import Survey, index
+from data.index.stage import index
+from data.index.survey import Survey
 from data.readers.manifest import column_of
 from data.stages.stage import RunContext
 from flows.cli.inputs import artifact_store

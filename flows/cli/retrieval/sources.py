@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.errors import ConfigError
-from data.index.stage import Survey, survey
+from data.index.stage import survey
+from data.index.survey import Survey
 from data.people import UNKNOWN_CAMERA
 from data.readers.webdataset.reader import UNLABELED
 from flows.cli.inputs import recipe_of
