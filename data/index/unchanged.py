@@ -103,8 +103,11 @@ class Watched:
         tree = None if known is None else self._tree(2 * known.tree.entries + _OTHERS, None)
         return None if known is None or tree is None else Seen(tree, known)
 
-    def find(self, seen: Seen) -> Recognized | None:
-        """Return the intact index artifact of the folder as it was seen, None if it has changed since."""
+    def find(self, seen: Seen | None = None) -> Recognized | None:
+        """Return the intact index artifact of the folder as it was seen, by default now; None if it is not known."""
+        seen = seen or self.look()
+        if seen is None:
+            return None
         ref = self.store.find("index", seen.known.fingerprint) if seen.tree == seen.known.tree else None
         return None if ref is None else Recognized(ref, seen.known.root)
 
