@@ -1,9 +1,13 @@
-"""The images of a dataset with their captions and flags, as one table that is read once and filtered by columns."""
+"""The images of a dataset with their captions and flags, as one table that is read once and filtered by columns.
+
+The texts and confidences of a dataset with many images stay in their file, and are read for the images that are shown.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +24,9 @@ from captioning.corrections import Correction
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
+from data.columns.digests import WIDTH, digests_of
+from data.columns.distinct import one_array
+from data.columns.source import ParquetRows
 from data.columns.texts import TextPlaces, Texts
 from data.errors import DataError
 from data.images.root import find_root
@@ -27,11 +34,13 @@ from data.people import UNKNOWN_CAMERA
 from data.schemas import LABEL
 from data.slots import SLOTS
 from data.splits import SPLITS
+from flows.report.gather import take_rows
 from flows.ui.content.recent import Recent
 
 _IMAGES: Final = ("path", "sha256", "split", "pid", "camid", "width", "height")
 _CAPTIONS: Final = ("caption", "status", "error", "model_id", "template_id", "captioner_fingerprint")
 _SLOT_COLUMNS: Final = tuple(f"{kind}_{slot}" for slot in SLOTS for kind in ("attr", "conf"))
+_DIGEST: Final = pa.binary(WIDTH)
 _CODED: Final = {
     "split",
     "status",
@@ -40,7 +49,11 @@ _CODED: Final = {
     "captioner_fingerprint",
     *(f"attr_{slot}" for slot in SLOTS),
 }
+_FEW: Final = 1 << 18  # images whose texts and confidences stay in memory: about 70 MB
+_ON_DEMAND: Final = ("caption", "error", *(f"conf_{slot}" for slot in SLOTS))
 _MOST_TABLES: Final = 4
+_MOST_ROWS: Final = 5_000_000  # of all tables in memory: about 130 bytes each
+_MOST_CODES: Final = 1 << 15
 _SAMPLE: Final = 12
 UNSAID: Final = "(not said)"
 """Value of a filter that selects the captions that do not answer a slot."""
@@ -128,13 +141,15 @@ class ImageFilter:
 class ImageTable:
     """The images of one index, with captions and flags if there are any.
 
-    root: the folder of the images, None if it is not found. problem: why captions are left out, or "".
+    root: the folder of the images, None if it is not found. problem: why captions are left out, or "". texts: the file
+    of the columns `_ON_DEMAND`, None if the table has them, or has no captions.
     """
 
-    def __init__(self, table: pa.Table, root: Path | None, problem: str = "") -> None:
+    def __init__(self, table: pa.Table, root: Path | None, problem: str = "", texts: Path | None = None) -> None:
         self.table = table
         self.root = root
         self.problem = problem
+        self.texts = texts
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -143,7 +158,7 @@ class ImageTable:
     @property
     def has_captions(self) -> bool:
         """True if captions were joined."""
-        return "caption" in self.table.column_names
+        return "status" in self.table.column_names
 
     @property
     def has_flags(self) -> bool:
@@ -197,7 +212,8 @@ class ImageTable:
         """Return the rows that `wanted` selects, in order; a corrected caption counts as it was corrected."""
         said = self._all(self._said_masks(wanted))
         if corrections:
-            places = np.flatnonzero(pc.is_in(self.table["sha256"], value_set=pa.array(corrections, pa.string())))
+            known = pa.array(map(bytes.fromhex, corrections), _DIGEST)
+            places = np.flatnonzero(pc.is_in(self.table["sha256"], value_set=known))
             items = self.items(places, corrections)
             said[places] = [_says(item, wanted) for item in items]
             if wanted.state:
@@ -210,7 +226,7 @@ class ImageTable:
         """Return the images at `rows`, in that order."""
         known = corrections or {}
         return [
-            _item(row, values, known.get(values["sha256"]))
+            _item(row, values, known.get(values["sha256"].hex()))
             for row, values in zip(map(int, rows), self._taken(rows), strict=True)
         ]
 
@@ -235,7 +251,11 @@ class ImageTable:
 
     def _taken(self, rows: Sequence[int] | Places) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.table.take(pa.array(rows, pa.int64())).to_pylist()
-        return found
+        if self.texts is None or not found:
+            return found
+        with _damage_explained(self.texts):
+            said = take_rows(self.texts, [int(row) for row in rows], _ON_DEMAND)
+        return [held | more for held, more in zip(found, said, strict=True)]
 
     def _place_masks(self, wanted: ImageFilter) -> list[pa.ChunkedArray | None]:
         return [
@@ -253,9 +273,16 @@ class ImageTable:
         """Return where the caption or the path contains `text`, whatever its case."""
         if not text:
             return None
-        names = [name for name in ("caption", "path") if name in self.table.column_names]
-        found = [pc.fill_null(pc.match_substring(self.table[name], text, ignore_case=True), False) for name in names]
-        return found[0] if len(found) == 1 else pc.or_(*found)
+        columns: list[Iterable[pa.ChunkedArray]] = [[self.table["path"]]]
+        if self.texts is not None:
+            columns.append(rows["caption"] for rows in ParquetRows(self.texts).batches("caption"))
+        elif self.has_captions:
+            columns.append([self.table["caption"]])
+        found = np.zeros(len(self), dtype=np.bool_)
+        for column in columns:
+            said = [pc.match_substring(part, text, ignore_case=True).fill_null(False).to_numpy() for part in column]
+            found |= np.concatenate([np.empty(0, dtype=np.bool_), *said])
+        return pa.chunked_array([pa.array(found)])
 
     def _person_mask(self, person: str) -> pa.ChunkedArray | None:
         if not person:
@@ -296,10 +323,11 @@ def _says(item: ImageItem, wanted: ImageFilter) -> bool:
 
 
 def _item(row: int, values: Mapping[str, Any], correction: Correction | None) -> ImageItem:
-    place: dict[str, Any] = {name: values[name] for name in ("path", "sha256", "split", "pid", "width", "height")}
+    place: dict[str, Any] = {name: values[name] for name in ("path", "split", "pid", "width", "height")}
     said: dict[str, Any] = {name: values.get(name) for name in ("caption", "status", "error", "model_id")}
     return ImageItem(
         row=row,
+        sha256=values["sha256"].hex(),
         label=values.get(LABEL.name),
         camera=None if values["camid"] == UNKNOWN_CAMERA else values["camid"],
         captioner=values.get("captioner_fingerprint"),
@@ -328,11 +356,13 @@ def _attribute(slot: str, values: Mapping[str, Any]) -> Attribute:
 class Tables:
     """The tables that were read last, by the fingerprints of their artifacts; at most `_MOST_TABLES` stay in memory."""
 
-    def __init__(self, store: ArtifactStore, folders: Sequence[Path]) -> None:
+    def __init__(self, store: ArtifactStore, folders: Sequence[Path], *, few: int = _FEW) -> None:
+        """few: images of a dataset up to which its texts and confidences stay in memory."""
+        self._few = few
         self._store = store
         self._folders = folders
         self._folder_of: dict[str, Path | None] = {}
-        self._kept = Recent[ImageTable](_MOST_TABLES)
+        self._kept = Recent[ImageTable](_MOST_TABLES, weight=len, heaviest=_MOST_ROWS)
 
     def get(self, index: Entry, captions: Entry | None, audit: Entry | None) -> ImageTable:
         """Return the table of an index with its captions and audit. Raises DataError if a file is damaged."""
@@ -355,31 +385,61 @@ class Tables:
 
     def _load(self, index: Entry, captions: Entry | None, audit: Entry | None) -> ImageTable:
         table = _read(index.folder / IMAGES_FILE, _IMAGES, (LABEL.name,))
-        if captions is not None:
-            joined = _read(captions.folder / CAPTIONS_FILE, ("image_path", *_CAPTIONS, *_SLOT_COLUMNS))
-            table = _beside(table, joined, captions.folder / CAPTIONS_FILE)
+        file = None if captions is None else captions.folder / CAPTIONS_FILE
+        is_long = file is not None and len(table) > self._few
+        if file is not None:
+            names = (*_CAPTIONS, *_SLOT_COLUMNS)
+            table = _beside(table, file, [name for name in names if not (is_long and name in _ON_DEMAND)])
         if captions is not None and audit is not None:
-            flags = _read(audit.folder / "flags.parquet", ("image_path", *FLAGS))
-            table = _beside(table, flags, audit.folder / "flags.parquet")
+            table = _beside(table, audit.folder / "flags.parquet", FLAGS)
         sample = table.slice(0, _SAMPLE)
-        paths, digests = sample["path"].to_pylist(), sample["sha256"].to_pylist()
-        return ImageTable(table, find_root(self._store, paths, digests, self._folders))
+        paths, digests = sample["path"].to_pylist(), [digest.hex() for digest in sample["sha256"].to_pylist()]
+        root = find_root(self._store, paths, digests, self._folders)
+        return ImageTable(table, root, texts=file if is_long else None)
 
 
 def _read(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    try:
+    with _damage_explained(path):
         names = pq.read_schema(path).names
         wanted = [*columns, *(name for name in optional if name in names)]
         table = pq.read_table(path, columns=wanted, read_dictionary=[name for name in wanted if name in _CODED])
-        return table.combine_chunks()
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        return pa.table({name: _held(name, table[name]) for name in wanted})
+
+
+@contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    """Turn errors of reading a file into a DataError that names it."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); run its stage again") from error
 
 
-def _beside(table: pa.Table, other: pa.Table, path: Path) -> pa.Table:
-    """Return `table` with the columns of `other`, whose rows are those of the same images in the same order."""
-    if not other["image_path"].equals(table["path"]):
-        raise DataError(f"{path} lists other images than its index; run its stage again")
-    for name in other.column_names[1:]:
+def _held(name: str, column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as it stays in memory: digests as 32 bytes, and codes of texts as 2 bytes each."""
+    if name == "sha256":
+        return pa.Array.from_buffers(_DIGEST, len(column), [None, pa.py_buffer(digests_of(column))])
+    joined = one_array(column)
+    if name in _CODED and pa.types.is_dictionary(joined.type) and len(joined.dictionary) < _MOST_CODES:
+        return pa.DictionaryArray.from_arrays(joined.indices.cast(pa.int16()), joined.dictionary)
+    return joined
+
+
+def _beside(table: pa.Table, path: Path, columns: Iterable[str]) -> pa.Table:
+    """Return `table` with columns of a file, whose rows are those of the same images in the same order."""
+    start = 0
+    with _damage_explained(path):
+        for rows in ParquetRows(path).batches("image_path"):
+            if not rows["image_path"].equals(table["path"].slice(start, len(rows))):
+                raise _others(path)
+            start += len(rows)
+    if start != len(table):
+        raise _others(path)
+    other = _read(path, [*columns])
+    for name in other.column_names:
         table = table.append_column(name, other[name])
     return table
+
+
+def _others(path: Path) -> DataError:
+    return DataError(f"{path} lists other images than its index; run its stage again")
