@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from data.config import Config
 from data.errors import DataError
 from data.people import is_junk
 from data.schemas import CAPTIONS, SCHEMA_VERSION
+from data.splits import TRAIN
 from data.stages.stage import Ingredients, RunContext, Stage
 from flows.study.controls.write import STAGE, STAGE_VERSION, write_captions
 
@@ -63,9 +65,9 @@ class ShuffleStage(Stage):
     def produce(self, run: RunContext, folder: Path, scratch: Path) -> Produced:
         """Write captions.parquet."""
         table = pq.read_table(self.captions.folder / CAPTIONS_FILE)
-        split, pids = np.array(table["split"].to_pylist()), table["pid"].to_numpy()
+        is_trained, pids = pc.equal(table["split"], TRAIN).to_numpy(), table["pid"].to_numpy()
         source = np.arange(table.num_rows)
-        train = _by_content(table, np.flatnonzero((split == "train") & ~is_junk(pids)))
+        train = _by_content(table, np.flatnonzero(is_trained & ~is_junk(pids)))
         source[train] = train[exchange(pids[train], seed=self.config.seed, unit=self.config.unit)]
         moved = table.take(pa.array(source))
         columns = {name: (table if name in _PLACE else moved)[name] for name in CAPTIONS.names}
@@ -74,8 +76,11 @@ class ShuffleStage(Stage):
 
 def _by_content(table: pa.Table, rows: Indices) -> Indices:
     """Return `rows` in an order that does not depend on paths, so that renaming files does not change the result."""
-    keys = [table[name].to_pylist() for name in ("pid", "camid", "image_sha256", "caption")]
-    return np.array(sorted(rows.tolist(), key=lambda row: (*(key[row] for key in keys[:3]), keys[3][row] or "")), int)
+    names = ("pid", "camid", "image_sha256", "caption")
+    keys = table.select(names).take(pa.array(rows))
+    keys = keys.set_column(3, names[3], keys[names[3]].fill_null(""))
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in names])  # stable
+    return rows[order.to_numpy()]
 
 
 def exchange(pids: Indices, *, seed: int, unit: Literal["identity", "image"]) -> Indices:
