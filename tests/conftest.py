@@ -1,6 +1,7 @@
 """Fixtures of all tests: a home of its own per test, one thread of torch, Prefect's test server, and one finished run.
 
-With `--dist loadgroup`, the tests of a file run in one process, which makes their fixtures once.
+With `--dist loadfile`, the tests of a file run in one process, which makes their fixtures once. Groups only set the
+order: pytest-xdist 3.8 does not pass them on with pytest 9.2 (`--dist loadgroup`).
 """
 
 from __future__ import annotations
