@@ -157,7 +157,7 @@ def is_folder(place: Path) -> bool:
 def _known(text: str) -> tuple[Listing, str] | None:
     """Return the listing in memory that covers an object or folder, and its path in it."""
     with _LOCK:
-        for root, found in _LISTINGS.items():
+        for root, found in reversed(_LISTINGS.items()):  # the newest first: one of a folder above may be older
             if text == root or text.startswith(f"{root}/"):
                 return found, text[len(root) + 1 :]
     return None

@@ -32,7 +32,10 @@ SUFFIX: Final = ".tar"
 _MARK: Final = f"{SUFFIX}/"
 _MOST_TABLES: Final = 256
 """Tables that a process keeps open."""
+_MOST_WALKED: Final = 16_000_000
+"""Images in the tables made from headers that a process keeps: to make one again costs a pass over its shard."""
 _MOST_FOLDERS: Final = 16
+_DIGEST_BYTES: Final = 32
 _FRESH_SECONDS: Final = 60
 """Time after which a shard in a store that this process has not listed is asked for its etag again."""
 
@@ -85,6 +88,8 @@ class ShardTable:
 _LOCK: Final = threading.RLock()
 _FOLDERS: OrderedDict[Path, None] = OrderedDict()
 _TABLES: OrderedDict[str, ShardTable] = OrderedDict()
+_WALKED: OrderedDict[str, ShardTable] = OrderedDict()
+_INTACT: dict[Path, ShardStamp] = {}
 _LOADING: dict[str, threading.Lock] = {}
 _ASKED: dict[str, tuple[float, ShardStamp | None]] = {}
 
@@ -189,24 +194,38 @@ def table_of(shard: str) -> ShardTable:
     with loading:  # one thread reads the headers, and the others wait
         if (known := _recalled(shard, stamp)) is not None:
             return known
-        found = next((table for table in known_tables(shard) if table.stamp == stamp), None) or _walked(shard, stamp)
-        if found.broken:
-            raise RejectedRow("truncated")
-        with _LOCK:
-            _TABLES[shard] = found
-            while len(_TABLES) > _MOST_TABLES:
-                _TABLES.popitem(last=False)
-    return found
+        found = next((table for table in known_tables(shard) if table.stamp == stamp), None)
+        _keep(shard, found or _walked(shard, stamp), is_walked=found is None)
+        known = _recalled(shard, stamp)
+    assert known is not None
+    return known
+
+
+def _keep(shard: str, table: ShardTable, *, is_walked: bool) -> None:
+    with _LOCK:
+        _WALKED.pop(shard, None)
+        _TABLES.pop(shard, None)
+        (_WALKED if is_walked else _TABLES)[shard] = table
+        while len(_TABLES) > _MOST_TABLES:
+            _TABLES.popitem(last=False)
+        while len(_WALKED) > 1 and sum(len(one.rows) for one in _WALKED.values()) > _MOST_WALKED:
+            _WALKED.popitem(last=False)
 
 
 def _recalled(shard: str, stamp: ShardStamp) -> ShardTable | None:
-    """Return the table of a shard from memory, None if it is not there or of another stamp."""
+    """Return the table of a shard from memory, None if it is not there or of another stamp.
+
+    Raises RejectedRow (``truncated``) if the shard cannot be read to its end.
+    """
     with _LOCK:
-        known = _TABLES.get(shard)
+        tables = _TABLES if shard in _TABLES else _WALKED
+        known = tables.get(shard)
         if known is None or known.stamp != stamp:
             return None
-        _TABLES.move_to_end(shard)
-        return known
+        tables.move_to_end(shard)
+    if known.broken:
+        raise RejectedRow("truncated")
+    return known
 
 
 def known_tables(shard: str) -> Iterator[ShardTable]:
@@ -225,6 +244,7 @@ def open_shard(shard: str, stamp: ShardStamp) -> IO[bytes]:
 
 def _walked(shard: str, stamp: ShardStamp) -> ShardTable:
     """Return a table made from the headers of a shard."""
+    broken = ""
     try:
         with open_shard(shard, stamp) as stream:
             spans = {
@@ -233,7 +253,7 @@ def _walked(shard: str, stamp: ShardStamp) -> ShardTable:
                 if one.kind == "file" and _is_text(one.name)
             }
     except (BrokenTarError, CompressedTarError) as error:
-        raise RejectedRow("truncated") from error
+        spans, broken = {}, str(error)
     except OSError as error:
         raise RejectedRow("unreadable") from error
     names = sorted(spans)
@@ -242,7 +262,8 @@ def _walked(shard: str, stamp: ShardStamp) -> ShardTable:
         "offset": [spans[one].offset for one in names],
         "size": [spans[one].size for one in names],
     }
-    return ShardTable(stamp=stamp, rows=pa.table(columns), facts={})
+    schema = pa.schema([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+    return ShardTable(stamp=stamp, rows=pa.table(columns, schema=schema), facts={"broken": broken})
 
 
 def _is_text(name: str) -> bool:
@@ -272,13 +293,34 @@ def load(folder: Path, shard: str) -> ShardTable | None:
 
 def _loaded(file: Path, shard: str | None) -> ShardTable | None:
     try:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as opened:
+        with pa.memory_map(str(file)) as source:
+            content = source.read_buffer()
+        with pa.ipc.open_file(pa.BufferReader(_checked(file, content))) as opened:
             rows, facts = opened.read_all(), json.loads(opened.schema.metadata[b"shard"])
         size, first, second = facts["stamp"]
         is_other = shard is not None and facts["shard"] != shard
         return None if is_other else ShardTable(stamp=(size, first, second), rows=rows, facts=facts)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
+
+
+def _checked(file: Path, content: pa.Buffer) -> pa.Buffer:
+    """Return the table in a file without its digest; raise ValueError if it is damaged: Arrow would read anything."""
+    table, last = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    stamp = numbers_of(file.stat())
+    if _INTACT.get(file) != stamp:
+        if hashlib.blake2b(table, digest_size=_DIGEST_BYTES).digest() != last.to_pybytes():
+            raise ValueError(f"{file} is damaged")
+        _INTACT[file] = stamp
+    return table
+
+
+def seal(file: Path) -> None:
+    """Append the digest of its content to the file of a table, without which it is not read."""
+    with file.open("rb+") as stream:
+        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).digest()
+        stream.seek(0, os.SEEK_END)
+        stream.write(digest)
 
 
 def tables_in(folder: Path) -> Iterator[tuple[Path, str | None]]:

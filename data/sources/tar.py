@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import IO, Final, Literal, NamedTuple
 
 _BLOCK: Final = tarfile.BLOCKSIZE
+_AT_ONCE: Final = 1 << 20
 _COMPRESSED: Final = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -54,6 +55,8 @@ def members(stream: IO[bytes]) -> Iterator[Member]:
             end = archive.offset
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise BrokenTarError(f"it is truncated or damaged after {count:,} members ({error})") from error
+    except RecursionError as error:  # thousands of headers for one member
+        raise BrokenTarError(f"it is damaged after {count:,} members: too many headers for one member") from error
     _check_end(stream, end, count)
 
 
@@ -72,10 +75,18 @@ def _kind(info: tarfile.TarInfo) -> Kind:
 
 
 def _check_end(stream: IO[bytes], end: int, count: int) -> None:
-    """Raise BrokenTarError unless a block of zeros ends the members; tarfile takes a damaged header for the end."""
+    """Raise BrokenTarError unless zeros follow the members; tarfile takes a damaged header for the end.
+
+    Members after the end, as in files that `cat` has joined, would be lost without a word.
+    """
     stream.seek(end)
     block = stream.read(_BLOCK)
     if len(block) < _BLOCK:
         raise BrokenTarError(f"it is truncated after {count:,} members: the end of the archive is missing")
     if block.strip(b"\0"):
         raise BrokenTarError(f"it is damaged after {count:,} members: the next header is not that of a member")
+    while block := stream.read(_AT_ONCE):
+        if block.strip(b"\0"):
+            raise BrokenTarError(
+                f"it has data after the end of its {count:,} members, as if joined by cat instead of tar --concatenate"
+            )

@@ -65,6 +65,14 @@ def test_the_index_equals_that_of_the_local_copy(store, tmp_path, bucket, reader
     assert there.images.root == Path("memory:/set")
 
 
+def test_a_listing_of_a_folder_is_newer_than_one_of_the_folder_around_it(bucket):
+    bucket.pipe_file("/set/part/1.jpg", b"1")
+    remote.refresh(Path("memory:/set"))
+    bucket.pipe_file("/set/part/2.jpg", b"22")
+    remote.refresh(Path("memory:/set/part"))
+    assert remote.entry_of("memory:/set/part/2.jpg").size == 2
+
+
 def test_a_folder_around_the_dataset_is_found(store, bucket, local):
     copy_tree(local, bucket, "/outer/Market-1501")
     found = index(store, config=config_of("memory://outer")).images

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -219,6 +220,26 @@ def test_samples_whose_labels_cannot_be_read_are_rejected(store, tmp_path):
     assert details["6.jpg"] == "the sample does not have the field pid (data.pid_field)"
 
 
+def test_half_of_a_character_in_a_label_is_one_message(store, tmp_path):
+    put_shard(tmp_path, TRAIN, sample("1", 1, pid="anna\ud800"), *(sample(f"{n}", n, pid="bob") for n in (2, 3)))
+    found = found_in(store, tmp_path, require_splits=("train",))
+    assert [row.detail for row in found.rejected] == ["its member 1.json has half of a character in pid"]
+    put_shard(tmp_path, TRAIN, sample("1", 1, **{"\ud800": 1}))
+    with pytest.raises(DataError) as raised:
+        found_in(store, tmp_path)
+    assert r"The samples have: \ud800" in str(raised.value).encode().decode()
+
+
+@pytest.mark.parametrize("first", ["json", "pid"])
+def test_two_members_with_different_values_of_a_field(store, tmp_path, first):
+    parts = [sample("1", 1, pid=1), {"1.pid": b"2"}]
+    same = [sample("2", 2, pid=2, camid="3"), {"2.pid": b"2\n", "2.camid": b"3"}]
+    put_shard(tmp_path, TRAIN, *(parts if first == "json" else parts[::-1]), *same)
+    found = found_in(store, tmp_path, require_splits=("train",))
+    assert labels_of(found) == {f"{TRAIN}/2.jpg": ("train", 2, 3)}
+    assert "has a different value of pid than another member; keep one" in found.rejected[0].detail
+
+
 def test_a_shard_without_a_split_says_how_to_give_one(store, tmp_path):
     put_shard(tmp_path, "training-0.tar", *(sample(str(n), n, pid=n // 2) for n in range(8)))
     with pytest.raises(DataError, match=r"8 bad_split.*rename the shard, such as train-000000.tar, or set data.split"):
@@ -264,6 +285,17 @@ def test_shards_are_named_with_braces_and_wildcards(root, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"does not contain tar shards: set data.root"):
         find_shards(tmp_path / "none", "")
+
+
+def test_shards_that_braces_name_are_found_in_time_proportional_to_their_number(tmp_path):
+    for number in range(3000):
+        (tmp_path / f"train-{number:06d}.tar").touch()
+    start = time.process_time()
+    found = find_shards(tmp_path, "train-{000000..002999}.tar")
+    assert len(found.paths) == 3000
+    assert time.process_time() - start < 1
+    with pytest.raises(DataError, match=r"train-003000.tar does not exist"):
+        find_shards(tmp_path, "train-{000000..003001}.tar")
 
 
 def test_links_to_shards_stay_in_the_root(store, root, tmp_path):
@@ -317,6 +349,27 @@ def test_no_image_of_a_broken_shard_is_used(store, root, kind):
     assert reasons_of(found) == {"train-000001.tar": "broken_shard"}
     assert "copy it again. None of its images is used" in found.rejected[0].detail
     assert len(found.records) == 8
+
+
+@pytest.mark.parametrize("after", ["another tar file", "something"])
+def test_a_shard_with_data_after_its_end_is_broken(store, root, after):
+    file = root / "train-000001.tar"
+    more = tar_of(sample("9", 9, pid=9)) if after == "another tar file" else b"x" * 600
+    file.write_bytes(file.read_bytes() + bytes(1 << 20) + more)
+    found = found_in(store, root)
+    assert reasons_of(found) == {"train-000001.tar": "broken_shard"}
+    assert "data after the end of its 4 members, as if joined by cat" in found.rejected[0].detail
+
+
+@pytest.mark.parametrize("kind", [b"L", b"x"])
+def test_thousands_of_headers_for_one_member_are_damage(store, root, kind):
+    content = b"abc\0" if kind == b"L" else b"11 path=ab\n"
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, len(content)
+    header = info.tobuf(tarfile.GNU_FORMAT) + content.ljust(512, b"\0")
+    file = root / "train-000001.tar"
+    file.write_bytes(header * 3000 + file.read_bytes())
+    assert reasons_of(found_in(store, root)) == {"train-000001.tar": "broken_shard"}
 
 
 def test_members_that_cannot_be_used_are_named_or_counted(store, tmp_path):
@@ -469,6 +522,19 @@ def test_a_damaged_table_is_made_again(store, root, streamed):
     assert (second.dataset_hash, len(streamed)) == (first.dataset_hash, 4)
 
 
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.9, 1.0])
+def test_a_table_with_a_wrong_byte_is_made_again(store, root, streamed, where):
+    first = found_in(store, root)
+    for file in store.shards.iterdir():
+        content = bytearray(file.read_bytes())
+        content[int((len(content) - 1) * where)] ^= 1
+        file.unlink()  # the process has mapped it
+        file.write_bytes(content)
+    streamed.clear()
+    second = index(store, config=config_of(root)).survey()
+    assert (second.dataset_hash, len(streamed)) == (first.dataset_hash, 4)
+
+
 # Opening images
 
 
@@ -499,6 +565,18 @@ def test_without_a_table_the_headers_are_read_and_kept_in_memory(store, root):
     for path, sha256 in images.digests().items():
         assert images.open(path, sha256).mode == "RGB"
     assert list(store.shards.iterdir()) == []
+
+
+def test_the_headers_of_many_shards_are_read_once(tmp_path, monkeypatch):
+    for number in range(300):
+        put_shard(tmp_path, f"{number}.tar", {"1.jpg": b"1", "2.jpg": b"2"})
+    (tmp_path / "broken.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:1500])
+    opened, original = [], shards.open_shard
+    monkeypatch.setattr(shards, "open_shard", lambda *of: opened.append(of) or original(*of))
+    for member in ("1.jpg", "2.jpg"):
+        assert all(read_bytes(tmp_path / f"{number}.tar" / member) == member[:1].encode() for number in range(300))
+        assert not is_file(tmp_path / "broken.tar" / member)
+    assert len(opened) == 301
 
 
 def test_threads_read_the_headers_of_a_shard_once(store, root, monkeypatch):

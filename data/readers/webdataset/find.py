@@ -50,12 +50,13 @@ def find_shards(root: Path, pattern: str) -> Shards:
     wanted = list(_expanded(pattern)) if pattern else ["*"]
     refused = dict[str, str]()
     files = list(_files(base, wanted, refused))
-    chosen = [path for path in files if any(_matches(path, one) for one in wanted)]
+    exact, wild = {one for one in wanted if not _WILD & {*one}}, [one for one in wanted if _WILD & {*one}]
+    chosen = [path for path in files if path in exact or any(_matches(path, one) for one in wild)]
     compressed = sorted(path for path in chosen if _COMPRESSED.search(path))
     if compressed:
         raise compressed_shards(base, compressed)
     paths = sorted(path for path in chosen if path.endswith(SUFFIX))
-    lacking = [one for one in wanted if not _WILD & {*one} and one not in {*paths}]
+    lacking = sorted(exact - {*paths})
     if pattern and (lacking or not paths):
         raise DataError(
             f"data.shards={pattern}: {(lacking or wanted)[0]} does not exist in {shown(base)}. Write paths relative to"

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from data.errors import RejectedRow
 from data.readers.base import is_litter
-from data.readers.paths import PATH_DETAILS, normal_path
+from data.readers.paths import PATH_DETAILS, normal_path, printable
 from data.readers.tree import SUFFIXES
 from data.sources.tar import Member
 
@@ -115,7 +115,7 @@ class Samples:
 
     def _add(self, labels: Labels, ending: str, text: str) -> None:
         if ending != _JSON:
-            labels.cells[ending] = json.dumps(text)
+            _set_cell(labels, ending, text)
             return
         found = json.loads(text)
         if not isinstance(found, dict):
@@ -123,18 +123,27 @@ class Samples:
         for name, value in found.items():
             self._see(name)
             if name in self.fields and value is not None:
-                labels.cells[name] = json.dumps(value)
+                if name != self.fields.sentences and isinstance(value, str) and printable(value) != value:
+                    raise ValueError(f"has half of a character in {name}")
+                _set_cell(labels, name, value)
 
     def _see(self, name: str) -> None:
         if len(self.seen) < _MOST_SEEN:
-            self.seen.add(name)
+            self.seen.add(printable(name))
 
     def twice(self) -> set[str]:
         """Return the names that more than one member has."""
         return {name for name, count in self.names.items() if count > 1}
 
 
+def _set_cell(labels: Labels, name: str, value: object) -> None:
+    """Store the value of a field; raise ValueError if another member of the sample has a different one."""
+    known = labels.cells.setdefault(name, json.dumps(value))
+    if str(json.loads(known)).strip() != str(value).strip():
+        raise ValueError(f"has a different value of {name} than another member; keep one")
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"is not valid JSON ({error.msg}, line {error.lineno})"
-    return str(error) if str(error).startswith("is ") else "cannot be read as JSON"
+    return str(error) if str(error).startswith(("is ", "has ")) else "cannot be read as JSON"

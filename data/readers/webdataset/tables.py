@@ -27,10 +27,10 @@ from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
 from data.readers.webdataset.samples import IMAGE_ENDINGS, MOST_TEXT, Fields, Labels, Name, Refused, Samples, name_of
 from data.sources.address import shown
-from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, stamp_of, table_file
+from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, seal, stamp_of, table_file
 from data.sources.tar import BrokenTarError, Member, members
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MOST_THREADS: Final = 8
 _SEVERAL: Final = (
     "the sample has more than one image; keep one, and give others an ending that is not read, such as .mask.png"
@@ -227,9 +227,7 @@ def _columns(rows: list[_Row], samples: Samples) -> pa.Table:
 
 def _write(file: Path, table: ShardTable) -> None:
     schema = _SCHEMA.with_metadata({b"shard": json.dumps(table.facts).encode()})
-    with (
-        atomic_path(file) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
-    ):
-        writer.write_table(table.rows.cast(schema), max_chunksize=max(1, len(table.rows)))
+    with atomic_path(file) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_table(table.rows.cast(schema), max_chunksize=max(1, len(table.rows)))
+        seal(temporary)
