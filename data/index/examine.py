@@ -31,7 +31,7 @@ from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
 from data.readers.webdataset.tables import ShardReading
 from data.sources import remote
-from data.sources.address import is_remote
+from data.sources.address import is_remote, shown
 from data.sources.shards import Place, place_of, size_of, stamp_of
 
 _NEVER: Final = -1
@@ -152,12 +152,12 @@ def _stamp(file: str) -> Stamp:
     if is_remote(file):
         entry = remote.entry_of(file)
         if entry is None:
-            raise ChangedError(f"{file} vanished")
+            raise ChangedError(f"{shown(file)} vanished")
         return Stamp(*entry)
     try:
         return Stamp.of(os.stat(file))  # noqa: PTH116 - a Path for each of 200,000 files costs a second
     except OSError as error:
-        raise ChangedError(f"{file} vanished ({error.strerror})") from error
+        raise ChangedError(f"{shown(file)} vanished ({error.strerror})") from error
 
 
 def _stamp_of_member(file: str, place: Place) -> Stamp:
@@ -165,9 +165,9 @@ def _stamp_of_member(file: str, place: Place) -> Stamp:
     try:
         size, stamp = size_of(place), stamp_of(place.shard)
     except RejectedRow as error:
-        raise ChangedError(f"{place.shard} changed") from error
+        raise ChangedError(f"{shown(place.shard)} changed") from error
     if size is None or stamp is None:
-        raise ChangedError(f"{file} vanished")
+        raise ChangedError(f"{shown(file)} vanished")
     return Stamp(size, *stamp[1:])
 
 
@@ -277,10 +277,10 @@ def _read(file: str, decodings: Decodings, max_pixels: int) -> _Result:
         content = read_bytes(file)
     except RejectedRow as error:
         if error.reason == "missing":
-            raise ChangedError(f"{file} vanished") from error
+            raise ChangedError(f"{shown(file)} vanished") from error
         return _Result(_facts(stamp, "", Decoding(0, 0, error.reason, 0)), False, False)
     if len(content) != stamp.size or _stamp(file) != stamp:
-        raise ChangedError(f"{file} changed")
+        raise ChangedError(f"{shown(file)} changed")
     sha256 = digest_bytes(content)
     known = decodings.get(sha256)
     decoding = check(content, max_pixels) if known is None else known

@@ -10,9 +10,10 @@ from typing import Final
 
 from data.errors import RejectedRow
 from data.files import inside
-from data.sources.address import is_remote
+from data.sources.address import is_remote, scheme_of
 from data.sources.places import is_dir, is_file
 
+_VERSION: Final = "?versionId="
 # Paths that are normal as they are: most of those of a large dataset.
 _PLAIN: Final = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*", re.ASCII)
 
@@ -64,6 +65,8 @@ class PathGate:
         return path
 
     def _admit_object(self, path: str) -> str:
+        if _VERSION in path and scheme_of(self.root) == "s3":  # s3fs would read another object
+            raise RejectedRow("bad_path")
         if is_file(self.root / path):
             return path
         raise RejectedRow("not_a_file" if is_dir(self.root / path) else "missing")

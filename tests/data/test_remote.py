@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import fsspec
+import pyarrow as pa
 import pytest
 
 from data.artifacts.root import usable_root
@@ -18,7 +19,9 @@ from data.config import build_config
 from data.datasets import DatasetConfig
 from data.errors import ConfigError, DataError, RejectedRow, RetryableError
 from data.images.root import find_root
+from data.index.examine import ChangedError, Reading, examine
 from data.index.stage import index
+from data.readers.paths import PathGate
 from data.sources import remote
 from data.sources.address import shown
 from data.stages.images import IndexedImages
@@ -171,6 +174,20 @@ def test_keys_with_blanks_unicode_and_dots(store, bucket):
 def _file(files, path, content):
     files.pipe_file("/set/made.tmp", content)
     return files.store.pop("/set/made.tmp")
+
+
+def test_a_key_that_s3fs_would_read_as_a_version_of_another_object():
+    with pytest.raises(RejectedRow, match="bad_path"):
+        PathGate(Path("s3:/bucket/set")).admit("1.jpg?versionId=2.jpg")
+
+
+def test_an_object_that_vanishes_is_named_by_its_address(store, bucket):
+    bucket.pipe_file("/set/1.jpg", picture(1))
+    kept = remote.refresh(Path("memory:/set"))
+    bucket.rm("/set/1.jpg")
+    how = Reading(max_pixels=1 << 20)
+    with pytest.raises(ChangedError, match=r"^memory://set/1.jpg vanished"):
+        examine(Path("memory:/set"), pa.array([*kept.entries], pa.large_string()), store.memo, how)
 
 
 def test_two_buckets_keep_their_digests_apart(store, bucket, tmp_path):
