@@ -30,7 +30,8 @@ from data.readers.webdataset.reader import webdataset
 from data.readers.webdataset.rows import LabelRule, ShardOptions
 from data.readers.webdataset.samples import Fields
 from data.readers.webdataset.tables import ShardReading
-from data.sources.address import address_problem
+from data.sources.address import address_problem, is_listed
+from data.sources.remote import unlisted
 from data.splits import SPLITS, SplitName
 
 __all__ = ["DatasetConfig", "ImageRecord", "Reader", "Rejected", "Scan", "load_dataset", "scan_dataset"]
@@ -274,6 +275,8 @@ def read_dataset(config: DatasetConfig, reading: ShardReading | None = None) -> 
         )
     if config.reader == "webdataset":
         return _read_shards(config, reading or ShardReading())
+    if config.reader != "manifest" and not is_listed(config.root):
+        raise unlisted(Path(config.root))
     scan = _read(config, Path(config.root))
     if config.reader == "vehicleid" and config.splits_by_rule:  # its cameras only tell queries from the gallery
         unknown = np.full_like(scan.records.camids, UNKNOWN_CAMERA)

@@ -21,6 +21,7 @@ from data.images.decode import REASONS
 from data.index.facts import Facts, FileFacts
 from data.people import DISTRACTOR, UNKNOWN_CAMERA, Mask, is_junk
 from data.readers.base import Scan
+from data.sources.address import shown
 from data.splits import GALLERY, QUERY, SPLITS, TRAIN
 
 _EXAMPLES: Final = 3
@@ -68,7 +69,7 @@ def check_index(
 
     records, facts: the usable images, and one fact per record.
     """
-    subject = f"the dataset {config.label} in {scan.root}"
+    subject = f"the dataset {config.label} in {shown(scan.root)}"
     if not records:
         found = _tally(rejected) or "no file name matches"
         raise DataError(f"{subject} has no usable images: {found}. Check data.root and data.reader ({scan.name})")

@@ -27,6 +27,10 @@ _TAGS: Final = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "sha256", "
 _TIMES: Final = ("LastModified", "last_modified", "updated", "mtime", "modified", "created", "Last-Modified")
 _TAG_BITS: Final = 59
 _NO_CREDENTIALS: Final = ("NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError")
+_NO_ENDPOINT: Final = "Invalid endpoint"
+"""Beginning of botocore's message about an endpoint without a scheme."""
+_LATER: Final = (408, 429)
+"""Answers of a web server that ask to come back."""
 _EXTRA: Final = {"s3fs": "'clip-scgi[remote]'", "aiohttp": "aiohttp"}
 
 T = TypeVar("T")
@@ -82,12 +86,17 @@ def listing(root: Path) -> Listing:
         return _LISTINGS[str(root)]
 
 
+def unlisted(root: Path) -> DataError:
+    """Return the error about the root of a web server and a reader that lists files."""
+    return DataError(
+        f"{shown(root)} cannot be listed, because web servers do not list their files: set data.reader=manifest and"
+        " data.manifest to a table of the images, with paths relative to data.root"
+    )
+
+
 def _listed(root: Path) -> Listing:
     if not is_listed(root):
-        raise DataError(
-            f"{shown(root)} cannot be listed, because web servers do not list their files: set data.reader=manifest and"
-            " data.manifest to a table of the images, with paths relative to data.root"
-        )
+        raise unlisted(root)
     found = _objects(root)
     entries = dict(sorted((path, _entry(info)) for path, info in found if path and not path.endswith("/")))
     if not entries:
@@ -131,8 +140,8 @@ def is_gone(place: Path | str) -> bool:
     text = str(place)
     try:
         _filesystem(scheme_of(text)).info(_url(text))
-    except FileNotFoundError:
-        return True
+    except FileNotFoundError as error:
+        return _is_answer(text, error)
     except Exception:  # each provider has its own types
         return False
     return False
@@ -243,18 +252,37 @@ def _repeated(place: Path | str, call: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return call()
-        except (FileNotFoundError, PermissionError, IsADirectoryError, MemoryError):
+        except (PermissionError, IsADirectoryError, MemoryError):
             raise
         except Exception as error:  # each provider has its own types
+            if isinstance(error, FileNotFoundError) and _is_answer(place, error):
+                raise
             if type(error).__name__ in _NO_CREDENTIALS:
                 raise ConfigError(f"{shown(place)} needs credentials. {_credentials(place)}") from error
+            if str(error).startswith(_NO_ENDPOINT):
+                raise ConfigError(
+                    f"{shown(place)} cannot be read: the endpoint is not a URL; set AWS_ENDPOINT_URL to one such as"
+                    " http://127.0.0.1:9000"
+                ) from error
             if attempt == ATTEMPTS - 1:
+                reason = error.__cause__ if isinstance(error, FileNotFoundError) else error
                 raise RetryableError(
-                    f"{shown(place)} cannot be reached ({type(error).__name__}) after {ATTEMPTS} attempts. Check the"
+                    f"{shown(place)} cannot be reached ({type(reason).__name__}) after {ATTEMPTS} attempts. Check the"
                     f" network, the address and the provider's endpoint, then run again. {_credentials(place)}"
                 ) from error
         time.sleep(FIRST_WAIT_S * 2**attempt)
     raise AssertionError("the loop returns or raises")
+
+
+def _is_answer(place: Path | str, error: FileNotFoundError) -> bool:
+    """Return True if the store has said that an object does not exist.
+
+    For web servers, fsspec also raises FileNotFoundError if they do not answer, or answer that they cannot now.
+    """
+    if is_listed(place) or error.__cause__ is None:
+        return True
+    status = getattr(error.__cause__, "status", 0)
+    return 400 <= status < 500 and status not in _LATER
 
 
 def _credentials(place: Path | str) -> str:

@@ -241,6 +241,51 @@ def test_a_web_server_needs_a_manifest(store):
         index(store, config=config_of("http://localhost:9/set", "images"))
 
 
+class _Busy(SimpleHTTPRequestHandler):
+    """Answers 503 for everything in the folder `busy`."""
+
+    def do_GET(self):
+        self.answer(super().do_GET)
+
+    def do_HEAD(self):
+        self.answer(super().do_HEAD)
+
+    def answer(self, otherwise):
+        if self.path.startswith("/busy/"):
+            self.send_error(503)
+        else:
+            otherwise()
+
+
+def test_a_web_server_that_does_not_answer_is_not_one_without_images(store, tmp_path):
+    put(tmp_path / "set", "a/1.jpg", "busy/2.jpg")
+    market(tmp_path / "set/market")
+    table = "path,split,pid\na/1.jpg,train,1\nbusy/2.jpg,train,1\n"
+    (tmp_path / "set/manifest.csv").write_text(table)
+    settle()
+    options = {"require_splits": ("train",)}
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Busy, directory=str(tmp_path / "set"))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(RetryableError, match=r"busy/2.jpg cannot be reached \(ClientResponseError\)"):
+            index(store, config=config_of(root, "manifest", **options))
+        assert not remote.is_gone(f"{root}/busy/2.jpg")
+        assert remote.is_gone(f"{root}/a/none.jpg")
+        with pytest.raises(DataError, match=rf"{root}/market cannot be listed.*data.reader=manifest"):
+            index(store, config=config_of(f"{root}/market"))
+        server.shutdown()
+    assert not remote.is_gone(f"{root}/a/1.jpg")
+
+
+def test_an_endpoint_without_a_scheme_is_named_at_once(monkeypatch):
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    remote._filesystem.cache_clear()
+    with pytest.raises(ConfigError, match=r"s3://bucket/set cannot be read: the endpoint is not a URL.*http://"):
+        remote.refresh(Path("s3://bucket/set"))
+    remote._filesystem.cache_clear()
+
+
 def test_a_manifest_lists_the_images_of_a_web_server(store, tmp_path):
     put(tmp_path / "set", "a/1 2.jpg", "a/ü#3.jpg")
     table = "path,split,pid\na/1 2.jpg,train,1\na/ü#3.jpg,gallery,2\na/none.jpg,train,1\n"
