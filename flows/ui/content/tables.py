@@ -273,15 +273,12 @@ class ImageTable:
         """Return where the caption or the path contains `text`, whatever its case."""
         if not text:
             return None
-        columns: list[Iterable[pa.ChunkedArray]] = [[self.table["path"]]]
+        found = _contains([self.table["path"]], text)
         if self.texts is not None:
-            columns.append(rows["caption"] for rows in ParquetRows(self.texts).batches("caption"))
+            with _damage_explained(self.texts):
+                found |= _contains((rows["caption"] for rows in ParquetRows(self.texts).batches("caption")), text)
         elif self.has_captions:
-            columns.append([self.table["caption"]])
-        found = np.zeros(len(self), dtype=np.bool_)
-        for column in columns:
-            said = [pc.match_substring(part, text, ignore_case=True).fill_null(False).to_numpy() for part in column]
-            found |= np.concatenate([np.empty(0, dtype=np.bool_), *said])
+            found |= _contains([self.table["caption"]], text)
         return pa.chunked_array([pa.array(found)])
 
     def _person_mask(self, person: str) -> pa.ChunkedArray | None:
@@ -300,6 +297,12 @@ class ImageTable:
 
 def _is_number(text: str) -> bool:
     return text.removeprefix("-").isascii() and text.removeprefix("-").isdecimal() and len(text) < 18
+
+
+def _contains(column: Iterable[pa.ChunkedArray], text: str) -> NDArray[np.bool_]:
+    """Return where the parts of a text column contain `text`, whatever its case."""
+    said = [pc.match_substring(part, text, ignore_case=True).fill_null(False).to_numpy() for part in column]
+    return np.concatenate([np.empty(0, dtype=np.bool_), *said])
 
 
 def _nowhere(column: pa.ChunkedArray) -> pa.ChunkedArray:
