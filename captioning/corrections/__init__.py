@@ -2,7 +2,10 @@
 
 edits.py     an edit: text, slots, wrong or reset
 record.py    a correction as it is kept, and its line in the file
+lines.py     where the lines of a history are, and what each is about, in columns
+current.py   the changes in effect of one moment, read when they are asked for
 store.py     the append-only history of the corrections of one template (`Corrections`)
+waiting.py   changes of an import that are checked and not saved yet, in a temporary file
 layer.py     captions with their corrections applied, as a table
 stage.py     the stage ``correct``, between caption and audit, if caption.corrections=use
 """

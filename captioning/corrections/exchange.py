@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
+import numpy as np
+
+from captioning.corrections.current import Current
 from captioning.corrections.edits import Edit, EditError
 from captioning.corrections.images import DatasetImages
 from captioning.corrections.record import Correction, ModelCaption, Provenance
 from captioning.corrections.store import Change, Corrections
 from captioning.corrections.table import ATTRIBUTES, FileRow
+from captioning.corrections.waiting import Waiting
 from captioning.prompts.pattern import Slots
+from data.artifacts.fingerprint import canonical_json
 from data.errors import ClipScgiError, DataError, messages_of, raise_problems
 
 Outcome = Literal["new", "changed", "unchanged", "kept"]
 
+SHOWN: Final = 20
+"""Rows that a plan keeps of each outcome, to show them."""
 _OWN_KIND: Final = ("text", "slots", "wrong")
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCKS: Final = timedelta(days=1)
 """How far the clock of another machine, or a time without its zone, may be ahead."""
-_SHOWN: Final = 5
 _MOST_PROBLEMS: Final = 100
 
 
@@ -29,7 +38,6 @@ class Planned(NamedTuple):
     """What an import does with one row. before: the current change of the image. kept: a newer human edit stays."""
 
     row: FileRow
-    change: Change
     after: Correction
     before: Correction | None
     outcome: Outcome
@@ -37,24 +45,18 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportPlan:
-    """What an import does. empty: rows without a caption and attributes. unknown: rows of other images.
+    """What an import does. counts: outcome -> number of rows. first: outcome -> the first rows of it, at most `SHOWN`.
 
-    unused: rows whose attr_ columns are not used, because their caption leads.
+    empty: number of rows without a caption and attributes. unknown: of rows of other images. unused: of rows whose
+    attr_ columns are not used, because their caption leads. waiting: the changes to save.
     """
 
-    rows: Sequence[Planned]
+    counts: Mapping[Outcome, int]
+    first: Mapping[Outcome, Sequence[Planned]]
     empty: int
     unknown: int
     unused: int
-
-    def of(self, outcome: Outcome) -> list[Planned]:
-        """Return the rows with this outcome."""
-        return [row for row in self.rows if row.outcome == outcome]
-
-    @property
-    def changes(self) -> list[Change]:
-        """The changes to save."""
-        return [row.change for row in self.rows if row.outcome in ("new", "changed")]
+    waiting: Waiting
 
 
 class _SkippedError(Exception):
@@ -67,25 +69,37 @@ class _SkippedError(Exception):
 
 def plan_import(
     file: str,
-    rows: Sequence[FileRow],
+    rows: Iterable[FileRow],
     kept: Corrections,
     images: DatasetImages,
     *,
     author: str,
     force: bool = False,
     skip_unknown: bool = False,
+    folder: Path | None = None,
 ) -> ImportPlan:
     """Return what an import of `rows` changes. Raises DataError that lists every row that cannot be imported.
 
-    file: for messages. author: of rows that do not name one. force: replace human edits that are newer than a row.
-    skip_unknown: leave out rows of images that the dataset does not have.
+    The rows are read once, and none is kept. file: for messages. author: of rows that do not name one. force: replace
+    human edits that are newer than a row. skip_unknown: leave out rows of images that the dataset does not have.
+    folder: of the temporary file of the changes; None for that of the system.
     """
-    found = _Reading(kept, images, author=author, force=force)
-    problems = found.read(rows, skip_unknown=skip_unknown)
-    more = [f"and {len(problems) - _MOST_PROBLEMS:,} more"] if len(problems) > _MOST_PROBLEMS else []
-    raise_problems(f"{file}, of which nothing was imported", [*problems[:_MOST_PROBLEMS], *more], DataError)
-    empty, unknown = found.skipped["empty"], found.skipped["unknown"]
-    return ImportPlan(rows=found.planned, empty=empty, unknown=unknown, unused=found.unused)
+    found = _Reading(kept, images, author=author, force=force, folder=folder)
+    count, problems = 0, list[str]()
+    for problem in found.problems(rows, skip_unknown=skip_unknown):
+        count += 1
+        if count <= _MOST_PROBLEMS:
+            problems.append(problem)
+    more = [f"and {count - _MOST_PROBLEMS:,} more"] if count > _MOST_PROBLEMS else []
+    raise_problems(f"{file}, of which nothing was imported", [*problems, *more], DataError)
+    return ImportPlan(
+        counts=found.counts,
+        first=found.first,
+        empty=found.skipped["empty"],
+        unknown=found.skipped["unknown"],
+        unused=found.unused,
+        waiting=found.waiting,
+    )
 
 
 def save_import(plan: ImportPlan, kept: Corrections) -> int:
@@ -93,31 +107,25 @@ def save_import(plan: ImportPlan, kept: Corrections) -> int:
 
     Raises ClipScgiError if captions were edited since the plan was made: their rows are in the history, without effect.
     """
-    saved = kept.save_all(plan.changes)
-    lost = [entry for entry in saved if not entry.applied]
-    if lost:
-        shown = ", ".join(entry.sha256[:12] for entry in lost[:_SHOWN])
+    saved = kept.save_waiting(plan.waiting)
+    if saved.lost:
+        shown = ", ".join(sha256[:12] for sha256 in saved.first_lost)
         raise ClipScgiError(
-            f"{len(lost):,} of {len(saved):,} captions were edited by others meanwhile ({shown}): their edits stay in"
+            f"{saved.lost:,} of {saved.count:,} captions were edited by others meanwhile ({shown}): their edits stay in"
             " effect, and the imported rows are kept in the history. Import again to see the differences"
         )
-    return len(saved)
+    return saved.count
 
 
-def export_rows(current: Mapping[str, Correction], images: DatasetImages) -> Iterator[dict[str, str | None]]:
+def export_rows(current: Current, images: DatasetImages) -> Iterator[dict[str, str | None]]:
     """Yield one row (table.COLUMNS) per corrected image of the dataset, in the order of its images.
 
     attr_ columns are only filled where slots lead. Importing the rows again changes nothing.
     """
-    done: set[str] = set()
-    for path, sha256 in images.with_entry(current):
-        entry = current[sha256]
-        if entry.kind == "reset" or sha256 in done:
-            continue
-        done.add(sha256)
+    for path, entry in images.with_entry(current.without_resets()):
         yield {
             "image_path": path,
-            "image_sha256": sha256,
+            "image_sha256": entry.sha256,
             "kind": entry.kind,
             "caption": entry.text,
             **({f"attr_{slot}": value for slot, value in entry.given.items()} if entry.given is not None else {}),
@@ -129,50 +137,74 @@ def export_rows(current: Mapping[str, Correction], images: DatasetImages) -> Ite
         }
 
 
-class _Reading:
-    """Reads rows one by one into `planned`, against the corrections that exist."""
+class _Firsts:
+    """The first row of each image and what it says, in 16 bytes per image of the dataset."""
 
-    def __init__(self, kept: Corrections, images: DatasetImages, *, author: str, force: bool) -> None:
+    def __init__(self, images: int) -> None:
+        self._rows = np.zeros(images, dtype=np.int64)
+        self._said = np.zeros(images, dtype=np.uint64)
+
+    def repeats(self, image: int, row: FileRow, after: Correction) -> bool:
+        """Return True if an earlier row says the same of an image. Raises ValueError if one says something else."""
+        said = _said(after)
+        if not self._rows[image]:
+            self._rows[image], self._said[image] = row.number, said
+            return False
+        if self._said[image] != said:
+            first = self._rows[image]
+            raise ValueError(f"another caption of the image of row {first}: leave one of the two rows out")
+        return True
+
+
+class _Reading:
+    """Reads rows one by one, against the corrections that exist, and keeps the lines to save in a file."""
+
+    def __init__(
+        self, kept: Corrections, images: DatasetImages, *, author: str, force: bool, folder: Path | None
+    ) -> None:
         self._kept, self._images, self._author, self._force = kept, images, author, force
-        self._current = images.among(kept.current())
-        self._first: dict[str, Planned] = {}
-        self.planned: list[Planned] = []
+        self.waiting = Waiting(kept.moment(), folder)
+        self._current = kept.current().among([images.paths.digests])
+        self._firsts = _Firsts(len(images.paths))
+        self.counts: Counter[Outcome] = Counter()
+        self.first: defaultdict[Outcome, list[Planned]] = defaultdict(list)
         self.skipped = {"empty": 0, "unknown": 0}
         self.unused = 0
 
-    def read(self, rows: Sequence[FileRow], *, skip_unknown: bool) -> list[str]:
-        """Read all rows and return the problems, with row numbers."""
-        problems: list[str] = []
+    def problems(self, rows: Iterable[FileRow], *, skip_unknown: bool) -> Iterator[str]:
+        """Read all rows and yield the problems, with row numbers."""
         for row in rows:
             try:
                 self._take(row)
             except _SkippedError as skipped:
                 if skipped.reason == "unknown" and not skip_unknown:
-                    problems.append(f"row {row.number}: {self._unknown(row)}")
+                    yield f"row {row.number}: {self._unknown(row)}"
                 else:
                     self.skipped[skipped.reason] += 1
             except (EditError, ValueError) as error:
                 told = messages_of(error) if isinstance(error, EditError) else (str(error),)
-                problems += [f"row {row.number}: {problem}" for problem in told]
-        return problems
+                yield from (f"row {row.number}: {problem}" for problem in told)
 
     def _take(self, row: FileRow) -> None:
-        sha256 = self._image(row)
+        image, sha256 = self._image(row)
         edit = edit_of(row)
         self.unused += edit.kind == "text" and not row.cell("kind") and any(map(row.cell, ATTRIBUTES))
         before = self._current.get(sha256)
-        change = self._change(row, sha256, edit, before)
-        after = self._kept.preview(change)
+        after = self._kept.preview(self._change(row, sha256, edit, before))
         _check_composed(row, after)
-        planned = Planned(row, change, after, before, self._outcome(after, before, _time(row)))
-        first = self._first.setdefault(sha256, planned)
-        if first is planned:
-            self.planned.append(planned)
-        elif not _same(first.after, after):
-            raise ValueError(f"another caption of the image of row {first.row.number}: leave one of the two rows out")
+        outcome = self._outcome(after, before, _time(row))
+        if not self._firsts.repeats(image, row, after):
+            self._plan(Planned(row, after, before, outcome))
 
-    def _image(self, row: FileRow) -> str:
-        """Return the digest of the image of a row."""
+    def _plan(self, planned: Planned) -> None:
+        self.counts[planned.outcome] += 1
+        if len(self.first[planned.outcome]) < SHOWN:
+            self.first[planned.outcome].append(planned)
+        if planned.outcome in ("new", "changed"):
+            self.waiting.add(planned.after)
+
+    def _image(self, row: FileRow) -> tuple[int, str]:
+        """Return the number of the image of a row among the sorted digests, and its digest."""
         sha256, path = row.cell("image_sha256").lower(), self._relative(row.cell("image_path"))
         if not sha256 and not path:
             raise ValueError("image_path and image_sha256 are both empty: name the image")
@@ -183,9 +215,10 @@ class _Reading:
                 " row belongs to another dataset; leave image_sha256 empty to go by the path"
             )
         found = sha256 or by_path
-        if found is None or self._images.path_of(found) is None:
+        number = None if found is None else self._images.number_of(found)
+        if found is None or number is None:
             raise _SkippedError("unknown")
-        return found
+        return number, found
 
     def _relative(self, path: str) -> str:
         plain = path.replace("\\", "/").removeprefix("./")
@@ -262,9 +295,19 @@ def _check_composed(row: FileRow, after: Correction) -> None:
 
 def _same(one: Correction, other: Correction) -> bool:
     """Return True if two corrections say the same."""
-    if one.kind == other.kind == "wrong":
-        return one.against is not None and other.against is not None and one.against.text == other.against.text
-    return one.kind == other.kind and one.text == other.text and one.slots == other.slots
+    return _content(one) == _content(other)
+
+
+def _content(entry: Correction) -> list[object]:
+    """Return what a correction says, as plain values; the slots of a text follow from it."""
+    if entry.kind == "wrong":
+        return [entry.kind, entry.against and entry.against.text]
+    return [entry.kind, entry.text, entry.given and dict(entry.given)]
+
+
+def _said(entry: Correction) -> int:
+    """Return a number of 64 bits that stands for what a correction says."""
+    return int.from_bytes(blake2b(canonical_json(_content(entry)).encode(), digest_size=8).digest())
 
 
 def _provenance(row: FileRow) -> Provenance:

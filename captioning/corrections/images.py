@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from captioning.corrections.current import Current
 from captioning.corrections.record import Correction, ModelCaption
 from data.artifacts.contents import caption_texts
 from data.columns.codes import Code, Codes
-from data.columns.digests import Digests, digests_of, one_text, positions
+from data.columns.digests import Digests, digests_of, first_equal, one_digest, one_text, positions
 from data.columns.distinct import one_array
 from data.columns.texts import Texts
 from data.stages.images import ImageDigests
 
 Ints = NDArray[np.int64]
+
+_AT_ONCE: Final = 1 << 16
 
 
 class _Sorted(NamedTuple):
@@ -33,14 +36,19 @@ class _Sorted(NamedTuple):
         order = np.argsort(digests, kind="stable")
         return cls(digests[order], order)
 
-    def first_place(self, sha256: str) -> int | None:
-        """Return the first place of a digest, None if it does not occur or `sha256` is not a digest."""
+    def number(self, sha256: str) -> int | None:
+        """Return the first place of a digest in `digests`, None if it does not occur or `sha256` is not a digest."""
         try:
-            wanted = digests_of(pa.array([sha256], pa.string()))
+            wanted = one_digest(sha256)
         except ValueError:
             return None
         at = int(positions(self.digests, wanted)[0])
-        return None if at < 0 else int(self.place[at])
+        return None if at < 0 else at
+
+    def first_place(self, sha256: str) -> int | None:
+        """Return the first place of a digest before they were sorted, None if it does not occur."""
+        number = self.number(sha256)
+        return None if number is None else int(self.place[number])
 
 
 class ModelCaptions(Mapping[str, ModelCaption]):
@@ -108,14 +116,15 @@ class DatasetImages:
         place = self._sorted.first_place(sha256)
         return None if place is None else self.paths.paths[place]
 
-    def among(self, entries: Mapping[str, Correction]) -> dict[str, Correction]:
-        """Return the entries (sha256 -> change) of images of the dataset."""
-        if not entries:
-            return {}
-        is_here = np.isin(digests_of(pa.array(entries, pa.string())), self.paths.digests)
-        return {sha256: entry for (sha256, entry), here in zip(entries.items(), is_here, strict=True) if here}
+    def number_of(self, sha256: str) -> int | None:
+        """Return the place of an image among the sorted digests, None if the dataset does not have it."""
+        return self._sorted.number(sha256)
 
-    def with_entry(self, entries: Mapping[str, Correction]) -> Iterator[tuple[str, str]]:
-        """Yield path and sha256 of the images that have an entry, in the order of the dataset."""
-        named = digests_of(pa.array(entries, pa.string()))
-        return map(self.paths.image, np.flatnonzero(np.isin(self.paths.digests, named)).tolist())
+    def with_entry(self, current: Current) -> Iterator[tuple[str, Correction]]:
+        """Yield the path and the change of the images that have one, in the order of the dataset; copies once."""
+        is_first = np.zeros(len(self.paths), dtype=bool)
+        is_first[first_equal(self.paths.digests)] = True
+        for start in range(0, len(is_first), _AT_ONCE):
+            places = current.places(self.paths.digests[start : start + _AT_ONCE])
+            rows = np.flatnonzero((places >= 0) & is_first[start : start + _AT_ONCE])
+            yield from zip(self.paths.paths[start + rows], current.entries(places[rows]), strict=True)

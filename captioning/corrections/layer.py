@@ -10,15 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from captioning.corrections.current import Current
 from captioning.corrections.record import Correction
 from data.artifacts.contents import caption_texts
+from data.columns.digests import digests_of
 from data.columns.distinct import one_array
 from data.columns.source import RowSource
 from data.schemas import CORRECTED, LABEL
 from data.slots import SLOTS
-
-Corrected = Mapping[str, Correction]
-"""Image sha256 -> its change in effect (`Corrections.current`)."""
 
 _OF_THE_REPLY: Final = ("first_text", "n_replies", "n_tokens", "batch_size", *(f"conf_{slot}" for slot in SLOTS))
 """Columns about the model's reply, which a correction replaces."""
@@ -33,7 +32,7 @@ class Counts(NamedTuple):
     stale: int
 
 
-def apply_corrections(captions: pa.Table, corrected: Corrected) -> pa.Table:
+def apply_corrections(captions: pa.Table, corrected: Current) -> pa.Table:
     """Return rows of captions.parquet (schemas.CAPTIONS) as schemas.CORRECTED, with the label if they have it.
 
     corrected: may contain other images, which are ignored.
@@ -66,15 +65,14 @@ def _replaced(column: pa.ChunkedArray | pa.Array, values: Mapping[int, Any], kin
     return both.take(pa.array(places))
 
 
-def _entries(captions: pa.Table, corrected: Corrected) -> Iterator[tuple[int, Correction]]:
+def _entries(captions: pa.Table, corrected: Current) -> Iterator[tuple[int, Correction]]:
     """Yield the rows that have a correction."""
-    images = one_array(captions["image_sha256"])
-    rows = np.flatnonzero(pc.is_in(images, value_set=pa.array(corrected, pa.string())).to_numpy(zero_copy_only=False))
-    for row, image in zip(rows.tolist(), images.take(pa.array(rows)).to_pylist(), strict=True):
-        yield row, corrected[image]
+    places = corrected.places(digests_of(captions["image_sha256"]))
+    rows = np.flatnonzero(places >= 0)
+    yield from zip(rows.tolist(), corrected.entries(places[rows]), strict=True)
 
 
-def counts_of(batches: Iterable[pa.Table], corrected: Corrected) -> Counts:
+def counts_of(batches: Iterable[pa.Table], corrected: Current) -> Counts:
     """Return how many rows of captions.parquet (columns image_sha256 and caption) `apply_corrections` changes."""
     kinds: Counter[str] = Counter()
     for captions in batches:
@@ -89,7 +87,7 @@ def counts_of(batches: Iterable[pa.Table], corrected: Corrected) -> Counts:
 class CorrectedRows:
     """The rows of captions.parquet with corrections, which are applied batch by batch."""
 
-    def __init__(self, captions: RowSource, corrected: Corrected) -> None:
+    def __init__(self, captions: RowSource, corrected: Current) -> None:
         self._captions = captions
         self._corrected = corrected
         has_label = LABEL.name in captions.names

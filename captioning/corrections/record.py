@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,8 @@ Provenance = Literal["human", "import"]
 
 _KINDS: Final = get_args(Kind)
 _PROVENANCES: Final = get_args(Provenance)
+_IMAGE: Final = slice(len('{"image":"'), len('{"image":"') + 64)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class ModelCaption(NamedTuple):
@@ -66,6 +69,11 @@ class Correction:
         return self.kind in ("text", "slots") or (self.kind == "wrong" and not self.is_stale(model_text))
 
 
+def is_sha256(text: str) -> bool:
+    """Return True for 64 lower-case hexadecimal digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def to_line(entry: Correction) -> bytes:
     """Return the line of JSON that keeps `entry`, with its line break."""
     fields = {
@@ -84,11 +92,18 @@ def to_line(entry: Correction) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
+def image_of(line: bytes) -> str:
+    """Return the digest of the image in a line of `to_line`, without reading the rest."""
+    return line[_IMAGE].decode()
+
+
 def from_line(line: bytes) -> Correction:
     """Return the correction that `to_line` wrote. Raises ValueError or KeyError for anything else."""
     fields: dict[str, Any] = json.loads(line)
     if fields["kind"] not in _KINDS or fields["provenance"] not in _PROVENANCES:
         raise ValueError(f"unknown kind {fields['kind']!r} or provenance {fields['provenance']!r}")
+    if not is_sha256(str(fields["image"])):
+        raise ValueError(f"image {fields['image']!r} is not a sha256")
     return Correction(
         sha256=str(fields["image"]),
         revision=int(fields["revision"]),

@@ -6,22 +6,22 @@ can be compared, and so that correcting a caption captions nothing again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from captioning.config import CaptionConfig
+from captioning.corrections.current import Current
 from captioning.corrections.layer import CorrectedRows, Counts, counts_of
 from captioning.corrections.record import Correction
 from captioning.corrections.store import Corrections
 from captioning.stage.stage import CaptionStage
 from data.artifacts.contents import CAPTIONS_FILE, Contents, contents_of_captions
-from data.artifacts.fingerprint import digest
+from data.artifacts.fingerprint import digest_each
 from data.artifacts.store import ArtifactRef, Produced
+from data.columns.digests import digests_of
 from data.columns.shuffle import BLOCK_ROWS
 from data.columns.source import ParquetRows, in_blocks
 from data.errors import DataError, counted
@@ -44,7 +44,7 @@ class CorrectStage(Stage):
     name: ClassVar[str] = "correct"
     captions: ArtifactRef
     config: CaptionConfig
-    pinned: Mapping[str, Correction] | None = field(default=None, repr=False)
+    pinned: Current | None = field(default=None, repr=False)
 
     def settled(self, run: RunContext) -> CorrectStage:
         """Return the stage with the corrections of this moment, so that a later one cannot slip in."""
@@ -54,12 +54,11 @@ class CorrectStage(Stage):
         """Return the captions and the corrections of their images."""
         corrected = self._corrected(run)
         counts = self._counts(corrected)
-        entries = sorted(corrected.values(), key=lambda entry: entry.sha256)
         return {
             "stage_version": STAGE_VERSION,
             "schema_version": SCHEMA_VERSION,
             "captions": self.captions.digests_of(CAPTIONS_FILE),
-            "corrections": {**counts._asdict(), "content": digest([_identity(entry) for entry in entries])},
+            "corrections": {**counts._asdict(), "content": digest_each(map(_identity, corrected.entries()))},
         }
 
     def contents(self, run: RunContext) -> Contents:
@@ -83,23 +82,18 @@ class CorrectStage(Stage):
         contents = contents_of_captions(ParquetRows(file), scratch=scratch)
         return Produced(note=_note(self._counts(corrected)), contents=contents)
 
-    def _counts(self, corrected: Mapping[str, Correction]) -> Counts:
+    def _counts(self, corrected: Current) -> Counts:
         captions = self._source().batches("image_sha256", "caption") if corrected else ()
         return counts_of(captions, corrected)
 
-    def _corrected(self, run: RunContext) -> Mapping[str, Correction]:
+    def _corrected(self, run: RunContext) -> Current:
         """Return the corrections of the images of `captions`, without those that were reset."""
         if self.pinned is not None:
             return self.pinned
-        current = Corrections.open(run.store.root, self.config.template).current()
-        named = pa.array([sha256 for sha256, entry in current.items() if entry.kind != "reset"], pa.string())
-        if not len(named):
-            return {}
-        found: set[str] = set()
-        for rows in self._source().batches("image_sha256"):
-            images = rows["image_sha256"]
-            found.update(images.filter(pc.is_in(images, value_set=named)).to_pylist())
-        return {sha256: entry for sha256, entry in current.items() if sha256 in found}
+        current = Corrections.open(run.store.root, self.config.template).current().without_resets()
+        if not current:
+            return current
+        return current.among(digests_of(rows["image_sha256"]) for rows in self._source().batches("image_sha256"))
 
     def _source(self) -> ParquetRows:
         file = self.captions.folder / CAPTIONS_FILE

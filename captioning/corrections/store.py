@@ -11,28 +11,33 @@ image and a template, not to a captioner: a person's caption stays when the mode
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import Final, Self
+from typing import Final, Self, overload
+
+import numpy as np
 
 from captioning.attributes.parse import parse_caption
+from captioning.corrections.current import Current
 from captioning.corrections.edits import Edit, EditError, content_of
-from captioning.corrections.record import Correction, ModelCaption, Provenance, from_line, to_line
+from captioning.corrections.lines import HistoryFile, Lines
+from captioning.corrections.record import Correction, ModelCaption, Provenance, from_line, image_of, is_sha256, to_line
+from captioning.corrections.waiting import Moment, Waiting
 from captioning.prompts.pattern import Slots
 from captioning.prompts.templates import Template, get_template
-from data.errors import ClipScgiError, DataError
+from data.columns.digests import Digests, first_equal, in_groups, one_digest, positions
+from data.errors import ClipScgiError
 from data.files import full_disk_explained, sync_folder
 from data.process.locks import lock
 
 FILE: Final = "history.jsonl"
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LONGEST_AUTHOR: Final = 200
+_SHOWN: Final = 5
 
 
 class ConflictError(ClipScgiError):
@@ -69,6 +74,21 @@ class Change:
     time: datetime | None = None
 
 
+@dataclass(kw_only=True)
+class Saved:
+    """Lines that were saved. lost: those without effect, as another edit came first. first_lost: images of a few."""
+
+    count: int
+    lost: int = 0
+    first_lost: list[str] = field(default_factory=list)
+
+    def note_lost(self, sha256: str) -> None:
+        """Count a line without effect."""
+        self.lost += 1
+        if len(self.first_lost) < _SHOWN:
+            self.first_lost.append(sha256)
+
+
 class Corrections:
     """The corrections of one template. Safe for concurrent threads and processes; see `open`."""
 
@@ -76,7 +96,8 @@ class Corrections:
         self.file = folder / FILE
         self.template = template
         self._lock = Lock()
-        self._forget()
+        self._lines: Lines | None = None
+        self._current, self._applied = Current.nothing(), 0
 
     @classmethod
     def open(cls, home: Path, template: str | Path = "scgi") -> Self:
@@ -87,28 +108,43 @@ class Corrections:
         found = get_template(template)
         return cls(home / "corrections" / found.id, found)
 
-    def current(self, sha256s: Iterable[str] | None = None) -> dict[str, Correction]:
+    @overload
+    def current(self, sha256s: None = None) -> Current: ...
+    @overload
+    def current(self, sha256s: Iterable[str]) -> dict[str, Correction]: ...
+    def current(self, sha256s: Iterable[str] | None = None) -> Current | dict[str, Correction]:
         """Return image sha256 -> its change in effect, for the images that have one; None: of all images.
 
         An image that was reset has one of the kind ``reset``. Raises DataError if the file is damaged.
         """
         with self._lock:
-            self._refresh()
-            if sha256s is None:
-                return dict(self._current)
-            return {sha256: self._current[sha256] for sha256 in sha256s if sha256 in self._current}
+            lines = self._refresh()
+            if sha256s is not None:
+                found = {sha256: self._in_effect(sha256) for sha256 in sha256s}
+                return {sha256: entry for sha256, entry in found.items() if entry is not None}
+            if lines is not None and len(lines) > self._applied:
+                self._current, self._applied = self._current.after(lines, self._applied), len(lines)
+            return self._current
 
     def history(self, sha256: str) -> tuple[Correction, ...]:
         """Return all changes of an image, oldest first, including those that were not applied."""
         with self._lock:
             self._refresh()
-            return tuple(self._entries.get(sha256, ()))
+            return tuple(self._entries(sha256))
 
-    def everything(self) -> tuple[Correction, ...]:
-        """Return all changes of all images: the images in the order of their first change, oldest change first."""
+    def everything(self, images: Digests | None = None) -> Iterator[Correction]:
+        """Yield all changes: the images in the order of their first change, the oldest change of each first.
+
+        images: only changes of these images, None for all.
+        """
         with self._lock:
-            self._refresh()
-            return tuple(entry for entries in self._entries.values() for entry in entries)
+            lines = self._refresh()
+        if lines is None:
+            return
+        order = np.argsort(first_equal(lines.images), kind="stable")
+        if images is not None:
+            order = order[positions(images[in_groups(images)[0]], lines.images[order]) >= 0]
+        yield from lines.entries(order)
 
     def preview(self, change: Change) -> Correction:
         """Return the entry that `save_all` would append for `change`, without saving it. Raises EditError."""
@@ -153,83 +189,124 @@ class Corrections:
         """
         if not changes:
             return []
+        with self._writing():
+            entries = self._entered(changes)
+            self._append([b"".join(map(to_line, entries))])
+            self._refresh()
+        return entries
+
+    def moment(self) -> Moment:
+        """Return the state of the history, for `Waiting`."""
+        with self._lock:
+            lines = self._refresh()
+            return Moment(0, 0) if lines is None else Moment(lines.file.inode, len(lines))
+
+    def save_waiting(self, waiting: Waiting) -> Saved:
+        """Append lines that were prepared from changes, at once; see `save_all`.
+
+        Lines of images that were changed since `waiting.made_at` get a new revision, and no effect if theirs is not
+        current any more. A killed process leaves the first of the lines.
+        """
+        saved = Saved(count=len(waiting))
+        if saved.count:
+            with self._writing():
+                changed = self._changed_since(waiting.made_at)
+                self._append(waiting.blocks() if changed is None else self._renumbered(waiting, changed, saved))
+        return saved
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the locks of a writer, with all lines known."""
         with self._lock, full_disk_explained(self.file.parent, "the correction was not saved"):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with lock(self.file.with_name("lock")):
                 self._refresh()
-                entries = self._entered(changes)
-                self._append(entries)
-                self._refresh()
-        return entries
+                yield
+
+    def _changed_since(self, moment: Moment) -> Digests | None:
+        """Return the images of lines that were added since `moment`, sorted; None if there are none."""
+        if self._lines is None:
+            return None
+        is_same = self._lines.file.inode == moment.inode
+        added = self._lines.images[moment.lines if is_same else 0 :]
+        return np.unique(added) if len(added) else None
+
+    def _renumbered(self, waiting: Waiting, changed: Digests, saved: Saved) -> Iterator[bytes]:
+        """Yield the lines of `waiting`, with new revisions for `changed` images, and count the lost ones."""
+        for line in waiting.lines():
+            image = image_of(line)
+            if positions(changed, one_digest(image))[0] < 0:
+                yield line
+                continue
+            entry, now = from_line(line), self._in_effect(image)
+            is_current = entry.seen == (0 if now is None else now.revision)
+            if not is_current:
+                saved.note_lost(image)
+            known = 0 if self._lines is None else len(self._lines.of(image))
+            yield to_line(replace(entry, revision=known + 1, applied=is_current))
 
     def _entered(self, changes: Sequence[Change]) -> list[Correction]:
         """Return the entries of `changes`, numbered after those that exist and after each other."""
         entries: list[Correction] = []
         own: defaultdict[str, list[Correction]] = defaultdict(list)
         for change in changes:
-            known = [*self._entries.get(change.sha256, ()), *own[change.sha256]]
+            known = [*self._entries(change.sha256), *own[change.sha256]]
             entries.append(_entry(change, known, self.template))
             own[change.sha256].append(entries[-1])
         return entries
 
-    def _append(self, entries: Sequence[Correction]) -> None:
-        """Write the lines of `entries` after the last complete line, and flush them to the disk."""
-        is_new = not self.file.exists()
+    def _append(self, content: Iterable[bytes]) -> None:
+        """Write lines after the last complete line, and flush them to the disk."""
+        is_new, end = not self.file.exists(), 0 if self._lines is None else self._lines.end
         with self.file.open("ab", buffering=0) as stream:
-            stream.truncate(self._offset)  # a line that a killed writer did not finish, and never reported as saved
+            stream.truncate(end)  # a line that a killed writer did not finish, and never reported as saved
             try:
-                _write(stream.fileno(), b"".join(map(to_line, entries)))
+                _write(stream.fileno(), content)
             except BaseException:
                 with suppress(OSError):
-                    stream.truncate(self._offset)
+                    stream.truncate(end)
                 raise
         if is_new:
             sync_folder(self.file.parent)
             sync_folder(self.file.parent.parent)
 
     def _forget(self) -> None:
-        self._offset, self._inode, self._lines = 0, -1, 0
-        self._entries: dict[str, list[Correction]] = {}
-        self._current: dict[str, Correction] = {}
+        self._lines = None
+        self._current, self._applied = Current.nothing(), 0
 
-    def _refresh(self) -> None:
-        """Read the lines that were appended since the last call; all lines if the file was replaced."""
+    def _refresh(self) -> Lines | None:
+        """Read the lines that were appended since the last call; all lines if the file was replaced. None: no file."""
         try:
             stat = self.file.stat()
+            if self._lines is None or stat.st_ino != self._lines.file.inode or stat.st_size < self._lines.end:
+                self._forget()
+                self._lines = Lines(HistoryFile(self.file))
         except FileNotFoundError:
             self._forget()
-            return
-        if stat.st_ino != self._inode or stat.st_size < self._offset:
-            self._forget()
-            self._inode = stat.st_ino
-        if stat.st_size > self._offset:
-            self._read()
+            return None
+        if stat.st_size > self._lines.end:
+            self._lines.read_on()
+        return self._lines
 
-    def _read(self) -> None:
-        with self.file.open("rb") as stream:
-            stream.seek(self._offset)
-            found = stream.read()
-        complete = found[: found.rfind(b"\n") + 1]
-        entries = [self._entry_of(number, line) for number, line in enumerate(complete.splitlines(), self._lines + 1)]
-        for entry in entries:
-            self._entries.setdefault(entry.sha256, []).append(entry)
-            if entry.applied:
-                self._current[entry.sha256] = entry
-        self._lines += len(entries)
-        self._offset += len(complete)
+    def _entries(self, sha256: str) -> Iterator[Correction]:
+        """Yield the known changes of an image, oldest first."""
+        if self._lines is not None:
+            yield from self._lines.entries(self._lines.of(sha256))
 
-    def _entry_of(self, number: int, line: bytes) -> Correction:
-        try:
-            return from_line(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.file}: line {number} is damaged ({error}); restore the file from a backup, or delete that line"
-            ) from error
+    def _in_effect(self, sha256: str) -> Correction | None:
+        if self._lines is None:
+            return None
+        lines = self._lines.of(sha256)
+        applied = lines[self._lines.applied[lines]]
+        return self._lines.entry(int(applied[-1])) if len(applied) else None
 
 
-def _write(handle: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(handle, content) :]
+def _write(handle: int, content: Iterable[bytes]) -> None:
+    """Write `content` and flush it to the disk."""
+    for block in content:
+        rest = block
+        while rest:
+            rest = rest[os.write(handle, rest) :]
     os.fsync(handle)
 
 
@@ -237,7 +314,8 @@ def _entry(change: Change, known: Sequence[Correction], template: Template) -> C
     """Return the entry of `change` after those that are `known` of its image."""
     _check(change)
     now = next((entry.revision for entry in reversed(known) if entry.applied), 0)
-    content = content_of(change.edit, _base(change, known), template.pattern)
+    base = _base(change, known) if change.edit.kind == "slots" else {}
+    content = content_of(change.edit, base, template.pattern)
     return Correction(
         sha256=change.sha256,
         revision=len(known) + 1,
@@ -262,7 +340,7 @@ def _base(change: Change, known: Sequence[Correction]) -> Slots:
 
 
 def _check(change: Change) -> None:
-    if not _SHA256.fullmatch(change.sha256):
+    if not is_sha256(change.sha256):
         raise EditError(f"{change.sha256!r} is not the sha256 of an image: expected 64 hexadecimal digits")
     author = " ".join(change.author.split())
     if not (author and author.isprintable() and len(author) <= _LONGEST_AUTHOR):

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import csv
 import math
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryFile
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.columns.shuffle import BLOCK_ROWS
+from data.columns.source import in_blocks
 from data.errors import DataError, raise_problems
-from data.files import atomic_path, write_table
+from data.files import atomic_path, write_tables
 from data.readers.table.delimited import bad_line, delimiter_of, encoding_of
 from data.slots import SLOTS
 
@@ -29,6 +36,8 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "'")
 """First characters of cells that a spreadsheet may run as a formula, and the mark that prevents it."""
 _SHOWN: Final = 40  # characters of a wrong cell
 _MOST_PROBLEMS: Final = 100
+_AT_ONCE: Final = 1 << 14
+_SCHEMA: Final = pa.schema([(name, pa.string()) for name in COLUMNS])
 
 
 class FileRow(NamedTuple):
@@ -42,41 +51,73 @@ class FileRow(NamedTuple):
         return self.cells.get(column, "").strip()
 
 
-def read_rows(file: Path) -> list[FileRow]:
-    """Return the rows of a CSV or Parquet file. Raises DataError for a file that is not a table of captions."""
+def read_rows(file: Path) -> Iterator[FileRow]:
+    """Return the rows of a CSV or Parquet file, read as they are asked for. The first one is read at once.
+
+    Raises DataError for a file that is not a table of captions, at once or at the row that shows it.
+    """
     if not file.is_file():
         raise DataError(f"{file} does not exist or is not a file: give a .csv, .tsv or .parquet file of captions")
+    rows = _explained(file, _parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _csv(file))
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{file} does not contain any rows")
+    return chain([first], rows)
+
+
+def _explained(file: Path, rows: Iterator[FileRow]) -> Iterator[FileRow]:
     try:
-        rows = list(_parquet(file) if file.suffix.lower() in (".parquet", ".pq") else _csv(file))
+        yield from rows
     except (pa.ArrowException, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read as a table of captions: {error}. Write it again as CSV or Parquet"
         ) from error
     except UnicodeError as error:
         raise DataError(f"{file} is not UTF-8 text{bad_line(file)}; save it as UTF-8") from error
-    if not rows:
-        raise DataError(f"{file} does not contain any rows")
-    return rows
 
 
-def write_rows(file: Path, rows: Sequence[Mapping[str, str | None]]) -> None:
-    """Write rows of `COLUMNS` as CSV, tab-separated or Parquet, by the ending of `file`, atomically.
+def write_rows(file: Path, rows: Iterable[Mapping[str, str | None]]) -> int:
+    """Write rows of `COLUMNS` as CSV, tab-separated or Parquet, by the ending of `file`; return their number.
 
-    In text files, a cell that a spreadsheet may run as a formula begins with an apostrophe, which `read_rows` removes;
-    a file with letters beyond ASCII begins with a byte order mark.
+    The file is replaced atomically. In text files, a cell that a spreadsheet may run as a formula begins with an
+    apostrophe, which `read_rows` removes; a file with letters beyond ASCII begins with a byte order mark.
     """
-    if file.suffix.lower() == ".parquet":
-        schema = pa.schema([(name, pa.string()) for name in COLUMNS])
-        write_table(file, pa.Table.from_pylist([dict(row) for row in rows], schema=schema), schema)
-        return
-    lines = [[*COLUMNS], *([_armed(row.get(name) or "") for name in COLUMNS] for row in rows)]
-    plain = all(text.isascii() for line in lines for text in line)
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    with (
-        atomic_path(file) as temporary,
-        temporary.open("w", encoding="utf-8" if plain else "utf-8-sig", newline="") as out,
-    ):
-        csv.writer(out, delimiter=delimiter, lineterminator="\r\n").writerows(lines)
+    if file.suffix.lower() != ".parquet":
+        return _write_csv(file, rows, "\t" if file.suffix.lower() == ".tsv" else ",")
+    count = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal count
+        rest = iter(rows)
+        while some := list(islice(rest, _AT_ONCE)):
+            count += len(some)
+            yield pa.Table.from_pylist(some, schema=_SCHEMA)
+        if not count:
+            yield _SCHEMA.empty_table()
+
+    write_tables(file, in_blocks(tables(), BLOCK_ROWS), _SCHEMA)
+    return count
+
+
+def _write_csv(file: Path, rows: Iterable[Mapping[str, str | None]], delimiter: str) -> int:
+    """Write the rows without a byte order mark, and copy them if they turn out to need one."""
+    count, is_ascii = 0, True
+    with atomic_path(file) as temporary, TemporaryFile(dir=file.parent) as body:
+        text = TextIOWrapper(body, encoding="utf-8", newline="")
+        writer = csv.writer(text, delimiter=delimiter, lineterminator="\r\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            cells = [_armed(row.get(name) or "") for name in COLUMNS]
+            is_ascii = is_ascii and all(map(str.isascii, cells))
+            writer.writerow(cells)
+            count += 1
+        text.flush()
+        body.seek(0)
+        with temporary.open("wb") as out:
+            out.write(b"" if is_ascii else BOM_UTF8)
+            copyfileobj(body, out)
+        text.detach()
+    return count
 
 
 def _armed(text: str) -> str:
@@ -103,30 +144,43 @@ def _csv(file: Path) -> Iterator[FileRow]:
 
 
 def _parquet(file: Path) -> Iterator[FileRow]:
-    schema = pq.read_schema(file)
-    names = dict(zip(schema.names, _names(file, schema.names), strict=True))
-    known = [name for name in schema.names if names[name] in COLUMNS]
-    columns = {name: _values(file, name, column) for name, column in zip(known, _columns(file, known), strict=True)}
-    wrong = sorted(
-        (number, f"row {number}: {name} is {type(value).__name__} {str(value)[:_SHOWN]!r}, expected text")
-        for name, values in columns.items()
-        for number, value in enumerate(values, start=1)
-        if _text(value, names[name]) is None
-    )
-    more = [f"and {len(wrong) - _MOST_PROBLEMS:,} more"] if len(wrong) > _MOST_PROBLEMS else []
-    told = [*(problem for _, problem in wrong[:_MOST_PROBLEMS]), *more]
-    raise_problems(f"{file}, of which nothing was imported, has cells that are not text", told, DataError)
-    for number, values in enumerate(zip(*columns.values(), strict=True), start=1):
-        cells = ((names[name], _text(value, names[name]) or "") for name, value in zip(known, values, strict=True))
-        yield _row(number, cells)
+    with pq.ParquetFile(file, pre_buffer=False) as opened:
+        schema = opened.schema_arrow
+        names = dict(zip(schema.names, _names(file, schema.names), strict=True))
+        known = [name for name in schema.names if names[name] in COLUMNS]
+        _check_cells(file, opened, {name: names[name] for name in known if not _is_text(schema.field(name).type)})
+        cells = zip(*(_cells(file, opened, name) for name in known), strict=True)
+        for number, values in enumerate(cells, start=1):
+            texts = ((names[name], _text(value, names[name]) or "") for name, value in zip(known, values, strict=True))
+            yield _row(number, texts)
 
 
-def _columns(file: Path, names: Sequence[str]) -> list[pa.ChunkedArray]:
-    table = pq.read_table(file, columns=list(names))
-    return [table[name] for name in names]
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
-def _values(file: Path, name: str, column: pa.ChunkedArray) -> list[Any]:
+def _check_cells(file: Path, opened: pq.ParquetFile, names: Mapping[str, str]) -> None:
+    """Raise DataError that lists the cells that are not text. names: of the columns -> in `COLUMNS`."""
+    told: list[str] = []
+    count, ordered = 0, sorted(names)
+    for number, values in enumerate(zip(*(_cells(file, opened, name) for name in ordered), strict=True), start=1):
+        for name, value in zip(ordered, values, strict=True):
+            if _text(value, names[name]) is None:
+                count += 1
+                shown = f"{type(value).__name__} {str(value)[:_SHOWN]!r}"
+                if count <= _MOST_PROBLEMS:
+                    told.append(f"row {number}: {name} is {shown}, expected text")
+    more = [f"and {count - _MOST_PROBLEMS:,} more"] if count > _MOST_PROBLEMS else []
+    raise_problems(f"{file}, of which nothing was imported, has cells that are not text", [*told, *more], DataError)
+
+
+def _cells(file: Path, opened: pq.ParquetFile, name: str) -> Iterator[Any]:
+    """Yield the cells of a column."""
+    for batch in opened.iter_batches(_AT_ONCE, columns=[name]):
+        yield from _values(file, name, batch.column(0))
+
+
+def _values(file: Path, name: str, column: pa.Array) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def _refuse_other_keys(value: Any) -> None:
 def digest(value: Any) -> str:
     """Return the sha256 (64 hex digits) of the canonical JSON of `value`."""
     return digest_bytes(canonical_json(value).encode())
+
+
+def digest_each(values: Iterable[Any]) -> str:
+    """Return `digest` of the list of `values`, of which one exists at a time."""
+    hasher, separator = hashlib.sha256(b"["), b""
+    for value in values:
+        hasher.update(separator + canonical_json(value).encode())
+        separator = b","
+    hasher.update(b"]")
+    return hasher.hexdigest()
 
 
 def digest_bytes(content: bytes) -> str:

@@ -53,6 +53,14 @@ def one_text(digests: Digests, place: int) -> str:
     return digests[place : place + 1].tobytes().hex()
 
 
+def one_digest(text: str) -> Digests:
+    """Return the digest of 64 lower-case hexadecimal digits, [1]. Raises ValueError if `text` is not a sha256."""
+    raw = bytes.fromhex(text)
+    if raw.hex() != text or len(raw) != WIDTH:
+        raise ValueError(f"{text!r} is not a sha256: expected {_DIGITS} lower-case hexadecimal digits")
+    return np.frombuffer(raw, dtype=f"S{WIDTH}")
+
+
 def first_bytes(digests: Digests) -> NDArray[np.uint8]:
     """Return the first byte of each digest."""
     return np.ascontiguousarray(digests).view(np.uint8).reshape(-1, WIDTH)[:, 0]
@@ -77,15 +85,15 @@ def numbered(digests: Digests) -> NDArray[np.bytes_]:
 
 def first_equal(digests: Digests) -> NDArray[np.int64]:
     """Return for each digest the place of the first one that is equal to it, [N]."""
-    order, is_new = _in_groups(digests)
+    order, is_new = in_groups(digests)
     start = np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))
     firsts = np.empty(len(order), dtype=np.int64)
     firsts[order] = order[start]
     return firsts
 
 
-def _in_groups(digests: Digests) -> tuple[NDArray[np.int64], Mask]:
-    """Return the places of the digests, equal ones side by side, and the mask of those that begin a group."""
+def in_groups(digests: Digests) -> tuple[NDArray[np.int64], Mask]:
+    """Return the places of the digests, sorted, equal ones in their order, and the mask of those that begin a group."""
     heads = digests.view(_HEAD)["head"].astype(np.uint64)
     order = np.argsort(heads, kind="stable")
     heads = heads[order]

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 
-from captioning.corrections.record import Correction
-from captioning.corrections.store import Corrections
 from captioning.stage.sentences import sentences_of
-from data.columns.digests import digests_of
 from data.columns.texts import Texts
 from data.errors import counted
 from data.people import Mask, cameras_known, is_junk
@@ -144,14 +139,14 @@ def _has_test_images(plan: Plan) -> bool:
 def correction_problems(plan: Plan) -> Iterator[str]:
     """Yield a damaged history of corrections, and too few imported captions for a run without a captioning model."""
     if plan.caption.corrections == "use" and {"caption", "train"} & plan.stages:
-        yield from message_of(lambda: _corrections(plan))
-        if plan.caption.engine == "imported" and not any(message_of(lambda: _corrections(plan))):
+        yield from message_of(lambda: plan.corrections)
+        if plan.caption.engine == "imported" and not any(message_of(lambda: plan.corrections)):
             yield from _import_problems(plan)
 
 
 def _import_problems(plan: Plan) -> Iterator[str]:
     images = plan.run.images.sha256()
-    written = [sha256 for sha256, entry in _corrections(plan).items() if entry.text is not None]
+    written = plan.corrections.with_text()
     file = "clip-scgi corrections import FILE --recipe RECIPE"
     if not written:
         yield (
@@ -159,7 +154,7 @@ def _import_problems(plan: Plan) -> Iterator[str]:
             f" {plan.caption.prompt_template.id}: import some with {file}, or set caption.engine=transformers"
         )
         return
-    captioned = np.isin(images, digests_of(pa.array(written)))
+    captioned = written.places(images) >= 0
     yield from _uncaptioned(plan, captioned, "imported caption", f"import more with {file}, or ")
 
 
@@ -207,18 +202,8 @@ def correction_notices(plan: Plan) -> Iterator[str]:
     """Yield how many corrections the stages will read."""
     if plan.caption.corrections == "ignore" or not {"caption", "train"} & plan.stages:
         return
-    if any(message_of(lambda: _corrections(plan))):
+    if any(message_of(lambda: plan.corrections)):
         return  # `correction_problems` reports it
-    kinds: Counter[str] = Counter(entry.kind for entry in _corrections(plan).values())
-    listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    kinds = sorted(plan.corrections.count_kinds().items())
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
     yield f"caption.corrections=use: corrections for this dataset: {listed or 'none'}"
-
-
-def _corrections(plan: Plan) -> dict[str, Correction]:
-    """Return the corrections of the images. Raises DataError if their file is damaged."""
-    current = Corrections.open(plan.run.store.root, plan.caption.template).current()
-    if not current:
-        return {}
-    is_here = np.isin(digests_of(pa.array(current, pa.string())), plan.run.images.sha256())
-    entries = zip(current.items(), is_here, strict=True)
-    return {sha256: entry for (sha256, entry), here in entries if here and entry.kind != "reset"}

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captioning.config import CaptionConfig
+from captioning.corrections.current import Current
+from captioning.corrections.store import Corrections
 from captioning.engines.server_probe import ServerAnswer, ask_server
 from data.columns.records import Records
 from data.datasets import DatasetConfig
@@ -110,6 +112,12 @@ class Plan:
     def server(self) -> ServerAnswer:
         """The answer of the captioning server, asked once."""
         return ask_server(self.caption)
+
+    @cached_property
+    def corrections(self) -> Current:
+        """The corrections of the indexed images, without resets. Raises DataError if their file is damaged."""
+        current = Corrections.open(self.run.store.root, self.caption.template).current()
+        return current.without_resets().among([self.run.images.sha256()])
 
     @property
     def is_indexed(self) -> bool:

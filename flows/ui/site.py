@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from captioning.audit.flags import FLAGS
-from captioning.corrections import Correction, Corrections
+from captioning.corrections import Corrections
+from captioning.corrections.current import Current
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
 from data.errors import ConfigError, DataError
@@ -63,7 +64,7 @@ class Site:
         audit = None if captions is None else self.library.snapshot().audit_of(captions)
         try:
             found = self.tables.get(dataset.entry, captions, audit)
-            self.corrections.current(found.template, of=())
+            self.corrections.current(found.template)
             return found
         except DataError as error:
             found = self.tables.get(dataset.entry, None, None)  # raises if the images themselves are damaged
@@ -95,15 +96,15 @@ class CorrectionsByTemplate:
                 self._open[template] = Corrections.open(self._home, template)
             return self._open[template]
 
-    def current(self, template: str | None, of: Iterable[str] | None = None) -> dict[str, Correction]:
-        """Return sha256 -> correction; none without captions or for a template that this installation does not have.
+    def current(self, template: str | None) -> Current:
+        """Return the corrections of all images; none without captions or for a template that is not installed.
 
-        of: the digests of the images; None for all. Raises DataError if the file of the template is damaged.
+        Raises DataError if the file of the template is damaged.
         """
         try:
-            return {} if template is None else self.get(template).current(of)
+            return Current.nothing() if template is None else self.get(template).current()
         except ConfigError:
-            return {}
+            return Current.nothing()
 
 
 def captions_of(dataset: Dataset, fingerprint: str) -> Entry | None:

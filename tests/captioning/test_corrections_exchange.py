@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioning.corrections import Corrections, Edit, ModelCaption
-from captioning.corrections.exchange import ImportPlan, export_rows, plan_import, save_import
+from captioning.corrections.exchange import ImportPlan, Planned, export_rows, plan_import, save_import
 from captioning.corrections.images import DatasetImages
 from captioning.corrections.table import COLUMNS, read_rows, write_rows
 from data.columns.digests import digests_of
@@ -52,6 +52,11 @@ def imported(folder: Path, kept: Corrections, rows: list[dict], **options) -> Im
     return found
 
 
+def planned(plan: ImportPlan) -> list[Planned]:
+    """Return the rows of a small plan, in the order of the file."""
+    return sorted((row for rows in plan.first.values() for row in rows), key=lambda row: row.row.number)
+
+
 def edit(kept: Corrections, edit: Edit, *, name: str = "one.jpg", **more) -> None:
     now = kept.current([PATHS[name]]).get(PATHS[name])
     more = {"against": IMAGES.captions.get(PATHS[name]), "time": TIME} | more
@@ -72,7 +77,7 @@ def test_captions_from_elsewhere_by_path_digest_or_attributes(tmp_path, kept):
     assert now["c" * 64].slots["glasses"] == NONE
     assert {(entry.author, entry.provenance) for entry in now.values()} == {("tool", "import")}
     assert now["a" * 64].against == IMAGES.captions["a" * 64]
-    assert (len(found.of("new")), found.unused, found.empty) == (3, 0, 0)
+    assert (found.counts["new"], found.unused, found.empty) == (3, 0, 0)
 
 
 def test_attributes_that_are_not_named_keep_the_models_answer(tmp_path, kept):
@@ -171,12 +176,12 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("options", [{"sep": ";", "encoding": "utf-8-sig"}, {"sep": "\t", "encoding": "utf-16"}, {}])
 def test_spreadsheets_write_many_kinds_of_csv(tmp_path, kept, options):
     file = write(tmp_path, [{"Path ": "one.jpg", "CAPTION": "Ein Mann in Grün; rot."}], **options)
-    assert plan(file, kept).rows[0].after.text == "Ein Mann in Grün; rot."
+    assert planned(plan(file, kept))[0].after.text == "Ein Mann in Grün; rot."
 
 
 def test_parquet_with_times(tmp_path, kept):
     rows = [{"image_path": "one.jpg", "caption": "A man.", "time": pd.Timestamp("2026-01-31 12:00"), "pid": 3}]
-    (found,) = plan(write(tmp_path, rows, "mine.parquet"), kept).rows
+    (found,) = planned(plan(write(tmp_path, rows, "mine.parquet"), kept))
     assert found.after.time == datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
@@ -187,7 +192,7 @@ def test_parquet_cells_that_are_not_text_are_refused_and_empty_ones_are_empty(tm
 
     for empty in (float("nan"), None):
         found = plan(table(caption=pa.array([empty, empty], pa.float64())), kept)
-        assert (found.empty, found.rows) == (2, [])
+        assert (found.empty, planned(found)) == (2, [])
     for value, told in ((["a"], "list"), (b"a", "bytes"), (3, "int"), (3.5, "float"), (True, "bool")):
         with pytest.raises(DataError, match=f"2 problems\n  - row 1: caption is {told} .*\n  - row 2: attr_hair is"):
             plan(table(caption=[value, None], attr_hair=[None, value]), kept)
@@ -210,7 +215,7 @@ def test_a_time_that_no_edit_can_have_is_refused(tmp_path, kept, time, told):
     with pytest.raises(DataError, match=rf"row 1: invalid time .*{told}"):
         plan(file, kept)
     ahead = (datetime.now(UTC) + timedelta(hours=20)).isoformat()
-    assert plan(write(tmp_path, [{"path": "one.jpg", "caption": "A man.", "time": ahead}]), kept).changes
+    assert plan(write(tmp_path, [{"path": "one.jpg", "caption": "A man.", "time": ahead}]), kept).counts["new"]
 
 
 def corrected(kept: Corrections) -> None:
@@ -225,7 +230,7 @@ def test_the_round_trip_is_the_identity(tmp_path, kept, name):
     corrected(kept)
     file = tmp_path / name
     write_rows(file, list(export_rows(kept.current(), IMAGES)))
-    assert [row.outcome for row in plan(file, kept).rows] == ["unchanged"] * 3
+    assert [row.outcome for row in planned(plan(file, kept))] == ["unchanged"] * 3
     other = Corrections.open(tmp_path / "other home")
     assert save_import(plan(file, other), other) == 3
     assert other.current() == kept.current()
@@ -263,7 +268,7 @@ def test_a_reset_image_is_not_exported_and_identical_files_are_one_row(kept):
 def test_a_newer_edit_of_a_person_is_kept(tmp_path, kept, time, options, outcome):
     edit(kept, Edit.of_text("A person wrote this."))
     rows = [{"path": "one.jpg", "caption": "A tool wrote this.", "time": time}]
-    (found,) = imported(tmp_path, kept, rows, **options).rows
+    (found,) = planned(imported(tmp_path, kept, rows, **options))
     assert found.outcome == outcome
     expected = "A tool wrote this." if outcome == "changed" else "A person wrote this."
     assert kept.current()["a" * 64].text == expected
@@ -274,7 +279,7 @@ def test_a_reset_by_a_person_is_an_edit_too_and_an_import_is_not(tmp_path, kept)
     edit(kept, Edit.of_text("x"))
     edit(kept, Edit.reset())
     rows = [{"path": name, "caption": "A man."} for name in ("one.jpg", "two.jpg")]
-    assert [row.outcome for row in imported(tmp_path, kept, rows).rows] == ["kept", "changed"]
+    assert [row.outcome for row in planned(imported(tmp_path, kept, rows))] == ["kept", "changed"]
 
 
 def test_an_edit_between_plan_and_import_stays_in_effect(tmp_path, kept):
@@ -288,5 +293,5 @@ def test_an_edit_between_plan_and_import_stays_in_effect(tmp_path, kept):
 
 def test_the_same_row_twice_is_one_change(tmp_path, kept):
     rows = [{"path": name, "caption": "A man."} for name in ("one.jpg", "copy_of_one.jpg", "one.jpg")]
-    assert len(imported(tmp_path, kept, rows).rows) == 1
+    assert imported(tmp_path, kept, rows).counts == {"new": 1}
     assert len(kept.history("a" * 64)) == 1

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import nlargest
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from captioning.corrections.record import Correction
+from captioning.corrections.edits import Kind
+from captioning.corrections.record import Correction, Provenance
 from data.errors import ConfigError
 from flows.cli.corrections.transfer import Scope, cut, open_scope, said
 from flows.terminal import plain_console
@@ -19,17 +22,14 @@ from flows.terminal import plain_console
 def show_info(name: str, overrides: Sequence[str], *, home: Path | None) -> None:
     """Print how many captions are corrected, by whom, and whether the recipe uses them."""
     scope = open_scope(name, overrides, home)
-    corrected = [entry for entry in scope.current().values() if entry.kind != "reset"]
-    kinds: Counter[str] = Counter(entry.kind for entry in corrected)
-    authors = Counter(entry.author for entry in corrected)
-    sources = Counter(entry.provenance for entry in corrected)
+    found = _tally(scope)
     lines = {
         "template": scope.kept.template.id,
         "images": f"{len(scope.images):,}, {len(scope.images.captions):,} with a caption by the model",
-        "corrected": f"{len(corrected):,}{_listed(kinds)}",
-        "source": f"{sources['human']:,} human, {sources['import']:,} import",
-        "authors": ", ".join(f"{author} {count:,}" for author, count in authors.most_common()) or "none",
-        "stale": f"{_stale(scope, corrected):,} made against another text of the model",
+        "corrected": f"{found.kinds.total():,}{_listed(found.kinds)}",
+        "source": f"{found.sources['human']:,} human, {found.sources['import']:,} import",
+        "authors": ", ".join(f"{author} {count:,}" for author, count in found.authors.most_common()) or "none",
+        "stale": f"{found.stale:,} made against another text of the model",
         "use": _use(scope),
         "history": str(scope.kept.file),
     }
@@ -37,14 +37,30 @@ def show_info(name: str, overrides: Sequence[str], *, home: Path | None) -> None
         plain_console().print(Text(f"{key:<10}{value}"), soft_wrap=True)
 
 
-def _listed(kinds: Counter[str]) -> str:
+@dataclass(kw_only=True)
+class _Tally:
+    """Numbers of corrections. stale: made against another text, of the images that have a caption by the model."""
+
+    kinds: Counter[Kind] = field(default_factory=Counter)
+    authors: Counter[str] = field(default_factory=Counter)
+    sources: Counter[Provenance] = field(default_factory=Counter)
+    stale: int = 0
+
+
+def _tally(scope: Scope) -> _Tally:
+    """Count the corrections of the images of the dataset, one by one."""
+    found, captions = _Tally(), scope.images.captions
+    for entry in scope.current().without_resets().entries():
+        found.kinds[entry.kind] += 1
+        found.authors[entry.author] += 1
+        found.sources[entry.provenance] += 1
+        against = captions.get(entry.sha256)
+        found.stale += against is not None and entry.is_stale(against.text)
+    return found
+
+
+def _listed(kinds: Counter[Kind]) -> str:
     return f" ({', '.join(f'{count:,} {kind}' for kind, count in sorted(kinds.items()))})" if kinds else ""
-
-
-def _stale(scope: Scope, corrected: Sequence[Correction]) -> int:
-    """Return how many corrections were made against another text, of the images that have a caption by the model."""
-    captions = scope.images.captions
-    return sum(entry.is_stale(captions[entry.sha256].text) for entry in corrected if entry.sha256 in captions)
 
 
 def _use(scope: Scope) -> str:
@@ -56,19 +72,25 @@ def _use(scope: Scope) -> str:
 def show_log(name: str, overrides: Sequence[str], *, image: str | None, last: int, home: Path | None) -> None:
     """Print the last changes of the images of a recipe, oldest first."""
     scope = open_scope(name, overrides, home)
-    everything = scope.kept.everything()
-    named = {entry.sha256: entry for entry in everything}
-    shas = {_sha256(image, scope)} if image is not None else set(scope.images.among(named))
-    entries = [entry for entry in everything if entry.sha256 in shas]
-    entries.sort(key=lambda entry: (entry.time, entry.sha256, entry.revision))
+    count = 0
+
+    def history() -> Iterator[Correction]:
+        nonlocal count
+        kept = scope.kept
+        found = kept.everything(scope.images.paths.digests) if image is None else kept.history(_sha256(image, scope))
+        for entry in found:
+            count += 1
+            yield entry
+
+    entries = nlargest(last, history(), key=lambda entry: (entry.time, entry.sha256, entry.revision))[::-1]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("time (UTC)", "author", "image", "rev.", "kind", "caption"):
         table.add_column(column, justify="right" if column == "rev." else "left", overflow="fold")
-    for entry in entries[-last:]:
+    for entry in entries:
         table.add_row(*map(Text, _cells(entry, scope.images.path_of(entry.sha256) or "")))
     console = plain_console()
     console.print(table)
-    console.print(f"{min(last, len(entries)):,} of {len(entries):,} changes", highlight=False)
+    console.print(f"{len(entries):,} of {count:,} changes", highlight=False)
 
 
 def _cells(entry: Correction, path: str) -> tuple[str, ...]:

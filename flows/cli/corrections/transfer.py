@@ -10,9 +10,11 @@ from typing import Final
 
 from rich.text import Text
 
+from captioning.corrections.current import Current
 from captioning.corrections.exchange import (
+    SHOWN,
     ImportPlan,
-    Planned,
+    Outcome,
     export_rows,
     plan_import,
     save_import,
@@ -34,21 +36,21 @@ from flows.recipes import Recipe
 from flows.terminal import notice_line, plain_console, progress_bar
 from flows.worlds import ensure_dataset
 
-_SHOWN: Final = 20
 _LONGEST: Final = 72  # characters of a caption that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The corrections of a recipe's template, and the images of its dataset."""
+    """The corrections of a recipe's template, and the images of its dataset. home: the artifact root."""
 
+    home: Path
     recipe: Recipe
     kept: Corrections
     images: DatasetImages
 
-    def current(self) -> dict[str, Correction]:
+    def current(self) -> Current:
         """Return the changes in effect of the images of the dataset."""
-        return self.images.among(self.kept.current())
+        return self.kept.current().among([self.images.paths.digests])
 
 
 def open_scope(name: str, overrides: Sequence[str], home: Path | None) -> Scope:
@@ -61,7 +63,8 @@ def open_scope(name: str, overrides: Sequence[str], home: Path | None) -> Scope:
         root=str(images.root),
         captions=_model_captions(RunContext(store=store, indexed=images), recipe),
     )
-    return Scope(recipe=recipe, kept=Corrections.open(store.root, recipe.caption.template), images=found)
+    kept = Corrections.open(store.root, recipe.caption.template)
+    return Scope(home=store.root, recipe=recipe, kept=kept, images=found)
 
 
 def _model_captions(run: RunContext, recipe: Recipe) -> Mapping[str, ModelCaption]:
@@ -98,13 +101,14 @@ def import_file(
         author=author or _user(),
         force=force,
         skip_unknown=skip_unknown,
+        folder=scope.home,
     )
     console = plain_console()
     for line in _changes(plan, scope) if dry_run else ():
         console.print(line, soft_wrap=True)
     if not dry_run:
         save_import(plan, scope.kept)
-    counts = ", ".join(f"{len(plan.of(outcome)):,} {outcome}" for outcome in ("new", "changed", "unchanged"))
+    counts = ", ".join(f"{plan.counts[outcome]:,} {outcome}" for outcome in ("new", "changed", "unchanged"))
     console.print(Text(f"{'dry run' if dry_run else 'imported'}  {counts}; template {scope.kept.template.id}"))
     for notice in _notices(plan, scope):
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
@@ -120,9 +124,9 @@ def _user() -> str:
 
 def _changes(plan: ImportPlan, scope: Scope) -> Iterator[Text]:
     """Yield one line per change, the first ones only."""
-    changing = [*plan.of("new"), *plan.of("changed")]
-    for planned in changing[:_SHOWN]:
-        sha256 = planned.change.sha256
+    changing = [*plan.first["new"], *plan.first["changed"]]
+    for planned in changing[:SHOWN]:
+        sha256 = planned.after.sha256
         model = scope.images.captions.get(sha256)
         before = planned.before.text if planned.before and planned.before.text else model.text if model else None
         place = planned.row.cell("image_path") or sha256[:12]
@@ -131,8 +135,8 @@ def _changes(plan: ImportPlan, scope: Scope) -> Iterator[Text]:
             place,
             f"\n  - {cut(before or 'no caption')}\n  + {cut(said(planned.after))}",
         )
-    if len(changing) > _SHOWN:
-        yield Text(f"and {len(changing) - _SHOWN:,} more")
+    if len(plan.waiting) > SHOWN:
+        yield Text(f"and {len(plan.waiting) - SHOWN:,} more")
 
 
 def said(entry: Correction) -> str:
@@ -146,9 +150,8 @@ def cut(text: str) -> str:
 
 
 def _notices(plan: ImportPlan, scope: Scope) -> Iterator[str]:
-    kept = plan.of("kept")
-    if kept:
-        yield f"{_rows(kept)} not imported: a newer edit by a person exists; --force replaces it"
+    if plan.counts["kept"]:
+        yield f"{_rows(plan, 'kept')} not imported: a newer edit by a person exists; --force replaces it"
     if plan.empty:
         yield f"{counted(plan.empty, 'row')} without a caption and attributes left out"
     if plan.unknown:
@@ -158,14 +161,15 @@ def _notices(plan: ImportPlan, scope: Scope) -> Iterator[str]:
             f"the attr_ columns of {counted(plan.unused, 'row')} are not used, because the caption leads; clear"
             " caption to use the attributes"
         )
-    if plan.changes and scope.recipe.caption.corrections == "ignore":
+    if len(plan.waiting) and scope.recipe.caption.corrections == "ignore":
         yield f"{scope.recipe.name} ignores corrections: run it with --set caption.corrections=use"
 
 
-def _rows(rows: Sequence[Planned]) -> str:
-    numbers = ", ".join(f"{planned.row.number}" for planned in rows[:_SHOWN])
-    more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
-    return f"row{'' if len(rows) == 1 else 's'} {numbers}{more}"
+def _rows(plan: ImportPlan, outcome: Outcome) -> str:
+    """Return the numbers of the rows with an outcome, the first ones only."""
+    count, numbers = plan.counts[outcome], ", ".join(f"{planned.row.number}" for planned in plan.first[outcome])
+    more = f" and {count - SHOWN:,} more" if count > SHOWN else ""
+    return f"row{'' if count == 1 else 's'} {numbers}{more}"
 
 
 def export_file(name: str, overrides: Sequence[str], output: Path, *, home: Path | None, overwrite: bool) -> None:
@@ -175,7 +179,5 @@ def export_file(name: str, overrides: Sequence[str], output: Path, *, home: Path
         raise ConfigError(f"--output {output}: the folder {output.parent} does not exist; create it first")
     keep_existing(output, overwrite=overwrite)
     scope = open_scope(name, overrides, home)
-    rows = list(export_rows(scope.current(), scope.images))
-    write_rows(output, rows)
-    count = counted(len(rows), "correction")
+    count = counted(write_rows(output, export_rows(scope.current(), scope.images)), "correction")
     plain_console().print(Text(f"exported  {count}: {output.absolute()}"), soft_wrap=True)

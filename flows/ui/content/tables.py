@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from captioning.audit.flags import FLAGS
 from captioning.corrections import Correction
+from captioning.corrections.current import Current
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE
 from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
@@ -55,14 +56,13 @@ _MOST_TABLES: Final = 4
 _MOST_ROWS: Final = 5_000_000  # of all tables in memory: about 130 bytes each
 _MOST_CODES: Final = 1 << 15
 _SAMPLE: Final = 12
+_AT_ONCE: Final = 1 << 12  # images that a filter by corrections looks at
 UNSAID: Final = "(not said)"
 """Value of a filter that selects the captions that do not answer a slot."""
 
 STATES: Final = {"corrected": "corrected", "wrong": "marked as wrong", "model": "not corrected"}
 """State of a filter -> its name for people."""
 
-Corrected = Mapping[str, Correction]
-"""sha256 of an image -> its correction in effect."""
 Places = NDArray[np.int64]
 
 
@@ -208,29 +208,26 @@ class ImageTable:
             return None
         return next(iter(_distinct(self.table["template_id"])), None)
 
-    def select(self, wanted: ImageFilter, corrections: Corrected | None = None) -> Places:
+    def select(self, wanted: ImageFilter, corrections: Current | None = None) -> Places:
         """Return the rows that `wanted` selects, in order; a corrected caption counts as it was corrected."""
         said = self._all(self._said_masks(wanted))
-        if corrections:
-            known = pa.array(map(bytes.fromhex, corrections), _DIGEST)
-            places = np.flatnonzero(pc.is_in(self.table["sha256"], value_set=known))
-            items = self.items(places, corrections)
-            said[places] = [_says(item, wanted) for item in items]
-            if wanted.state:
-                said &= self._of_state(wanted.state, items)
-        elif wanted.state and wanted.state != "model":
-            said[:] = False
+        in_state = np.full(len(self), wanted.state in ("", "model"))
+        if corrections and (wanted.text or wanted.attributes or wanted.state):
+            for item in self._corrected(corrections):
+                said[item.row] = _says(item, wanted)
+                in_state[item.row] = not wanted.state or (item.state or "model") == wanted.state
+        said &= in_state
         return np.flatnonzero(said & self._all(self._place_masks(wanted)))
 
-    def items(self, rows: Sequence[int] | Places, corrections: Corrected | None = None) -> list[ImageItem]:
+    def items(self, rows: Sequence[int] | Places, corrections: Current | None = None) -> list[ImageItem]:
         """Return the images at `rows`, in that order."""
-        known = corrections or {}
+        known = {} if corrections is None else corrections
         return [
             _item(row, values, known.get(values["sha256"].hex()))
             for row, values in zip(map(int, rows), self._taken(rows), strict=True)
         ]
 
-    def item(self, row: int, corrections: Corrected | None = None) -> ImageItem:
+    def item(self, row: int, corrections: Current | None = None) -> ImageItem:
         """Return one image. Raises IndexError if it does not exist."""
         if not 0 <= row < len(self):
             raise IndexError(row)
@@ -243,11 +240,13 @@ class ImageTable:
                 both &= pc.fill_null(mask, False).to_numpy()
         return both
 
-    def _of_state(self, state: str, items: Sequence[ImageItem]) -> NDArray[np.bool_]:
-        mask: NDArray[np.bool_] = np.full(len(self), state == "model")
-        for item in items:
-            mask[item.row] = (item.state or "model") == state
-        return mask
+    def _corrected(self, corrections: Current) -> Iterator[ImageItem]:
+        """Yield the images that have a correction; a few thousand exist at a time."""
+        digests = [None, pa.py_buffer(corrections.digests)]
+        known = pa.FixedSizeBinaryArray.from_buffers(_DIGEST, len(corrections), digests)
+        rows = np.flatnonzero(pc.is_in(self.table["sha256"], value_set=known))
+        for start in range(0, len(rows), _AT_ONCE):
+            yield from self.items(rows[start : start + _AT_ONCE], corrections)
 
     def _taken(self, rows: Sequence[int] | Places) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.table.take(pa.array(rows, pa.int64())).to_pylist()

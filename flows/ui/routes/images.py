@@ -12,12 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from captioning.audit.flags import FLAGS
+from captioning.corrections.current import Current
 from data.artifacts.inventory import Entry
 from data.errors import ConfigError, RejectedRow
 from data.slots import SLOTS, VOCABULARY
 from flows.ui.content.library import Dataset
 from flows.ui.content.pictures import HEIGHTS, placeholder
-from flows.ui.content.tables import STATES, UNSAID, Corrected, ImageFilter, ImageTable
+from flows.ui.content.tables import STATES, UNSAID, ImageFilter, ImageTable
 from flows.ui.numbers import whole_number
 from flows.ui.site import Site, captions_of
 
@@ -33,7 +34,7 @@ class Browsed:
     captions: Entry | None
     table: ImageTable
     wanted: ImageFilter
-    corrections: Corrected
+    corrections: Current
     chosen: Mapping[str, str]
 
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI, HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from captioning.corrections.current import Current
 from data.artifacts.fingerprint import digest
 from data.artifacts.inventory import Entry
 from data.errors import ClipScgiError
@@ -20,7 +21,7 @@ from flows.ui.content.library import Dataset, MissingError
 from flows.ui.content.models import opened
 from flows.ui.content.pictures import encoded
 from flows.ui.content.searching import Wanted, searchable
-from flows.ui.content.tables import Corrected, ImageTable
+from flows.ui.content.tables import ImageTable
 from flows.ui.content.work import Job
 from flows.ui.numbers import whole_number
 from flows.ui.routes.images import filter_of
@@ -37,7 +38,7 @@ class Asked:
     model: Entry | None
     dataset: Dataset | None
     table: ImageTable | None
-    corrections: Corrected
+    corrections: Current
     text: str
     picture: str
     image: int | None
@@ -52,7 +53,7 @@ class Asked:
     @property
     def job(self) -> str:
         """Key of the work that answers it."""
-        captions = digest(sorted(map(str, self.corrections.items()))) if self.attributes else ""
+        captions = self.corrections.version() if self.attributes else ""
         parts = [self.model and self.model.fingerprint, self.dataset and self.dataset.key, captions]
         return f"search {digest([*parts, dict(self.chosen)])}"
 
@@ -106,7 +107,7 @@ def _asked(site: Site, query: Mapping[str, str]) -> Asked:
         model=models.get(name),
         dataset=dataset,
         table=table,
-        corrections={} if table is None else site.corrections.current(table.template),
+        corrections=Current.nothing() if table is None else site.corrections.current(table.template),
         text=query.get("text", "").strip(),
         picture=query.get("picture", ""),
         image=row,
