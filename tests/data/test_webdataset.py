@@ -25,7 +25,7 @@ from data.artifacts.housekeeping import collect, plan_gc
 from data.artifacts.store import ArtifactStore
 from data.config import build_config
 from data.datasets import DatasetConfig, load_dataset
-from data.errors import ConfigError, DataError, RejectedRow, RetryableError
+from data.errors import ClipScgiError, ConfigError, DataError, RejectedRow, RetryableError
 from data.images.decode import read_bytes
 from data.images.root import find_root
 from data.index.stage import index, survey
@@ -39,6 +39,7 @@ from data.sources.tar import members
 from data.stages.images import IndexedImages
 from tests.helpers.data_trees import picture, put, settle
 from tests.helpers.shards import people_in_shards, put_shard, sample, tar_of
+from tests.helpers.small_disk import small_disk
 from tests.helpers.stores import copy_tree
 
 TRAIN, GALLERY = "train-000000.tar", "gallery-000000.tar"
@@ -533,6 +534,21 @@ def test_a_table_with_a_wrong_byte_is_made_again(store, root, streamed, where):
     streamed.clear()
     second = index(store, config=config_of(root)).survey()
     assert (second.dataset_hash, len(streamed)) == (first.dataset_hash, 4)
+
+
+def test_a_full_disk_is_not_an_unreadable_shard(root, tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        store = ArtifactStore(disk / "store")
+        (disk / "filler").write_bytes(bytes(60_000))
+        with pytest.raises(ClipScgiError, match=r"the disk of .* is full: the table of a tar shard"):
+            index(store, config=config_of(root))
+
+
+def test_a_folder_of_tables_that_cannot_be_written_is_not_an_unreadable_shard(store, root):
+    store.shards.parent.mkdir(exist_ok=True)
+    store.shards.write_text("a file")
+    with pytest.raises(RetryableError, match=r"shards, which has the tables of tar shards, cannot be written"):
+        index(store, config=config_of(root))
 
 
 # Opening images

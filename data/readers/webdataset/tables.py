@@ -20,7 +20,7 @@ import pyarrow as pa
 from data.artifacts.digests import Stamp
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import RejectedRow, RetryableError
-from data.files import atomic_path
+from data.files import atomic_path, full_disk_explained
 from data.images.check import Decoding, check, checker_of
 from data.images.decode import MAX_BYTES, MAX_PIXELS
 from data.process.read_ahead import map_ahead
@@ -135,7 +135,14 @@ class ShardReading:
         count = len(table.rows)
         self.n_read, self.n_decoded = self.n_read + count, self.n_decoded + count
         self.n_unsettled += 0 if table.facts["settled"] else count
-        _write(table_file(folder, shard), table)
+        try:
+            with full_disk_explained(folder, "the table of a tar shard could not be written"):
+                _write(table_file(folder, shard), table)
+        except OSError as error:
+            raise RetryableError(
+                f"{folder}, which has the tables of tar shards, cannot be written ({error.strerror}). Make it writable,"
+                " then run again"
+            ) from error
         return load(folder, shard) or table
 
     def _read(self, shard: str, stamp: ShardStamp, samples: Samples) -> list[_Row]:
