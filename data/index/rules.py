@@ -34,6 +34,12 @@ class _Pairs(NamedTuple):
     rows: Ints
 
 
+def _unread(scan: Scan) -> list[str]:
+    """Return what shards have instead of images."""
+    rule = "an image is a member whose name ends in .jpg or the like, all of it after its first dot"
+    return [*scan.notices, rule] if scan.name == "webdataset" else []
+
+
 def identities(records: Records) -> dict[str, set[int]]:
     """Return split -> identities that are people, by the rule of `data.people`."""
     people = records.people()
@@ -71,7 +77,7 @@ def check_index(
     """
     subject = f"the dataset {config.label} in {shown(scan.root)}"
     if not records:
-        found = _tally(rejected) or "no file name matches"
+        found = _tally(rejected) or "; ".join(_unread(scan)) or "no file name matches"
         raise DataError(f"{subject} has no usable images: {found}. Check data.root and data.reader ({scan.name})")
     people = records.people()
     twins = _Twins(facts)

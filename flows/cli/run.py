@@ -127,6 +127,8 @@ def write_dataset_manifest(
     if output is None and is_remote(scan.root):
         raise ConfigError(f"nothing is written to {shown(scan.root)}: set --output, such as --output manifest.csv")
     file = output.absolute() if output else scan.root / "manifest.csv"
+    if not scan.records:
+        raise ConfigError("; ".join([f"no image of {shown(scan.root)} can be used", *_left_out(scan)]))
     write_manifest(file, scan.records, overwrite=overwrite)
     for notice in _manifest_notices(scan):
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
@@ -136,12 +138,16 @@ def write_dataset_manifest(
     print_line(Text(f"use       {shlex.join([*check, *_manifest_settings(scan, file)])}"))
 
 
-def _manifest_notices(scan: Scan) -> Iterator[str]:
-    yield from scan.notices
+def _left_out(scan: Scan) -> Iterator[str]:
     if scan.rejected:
         path, _, detail = scan.rejected[0]
         number = counted(len(scan.rejected), "file or row", "files or rows")
         yield f"{number} left out of the manifest, such as {path}: {detail}"
+
+
+def _manifest_notices(scan: Scan) -> Iterator[str]:
+    yield from scan.notices
+    yield from _left_out(scan)
     risky = formulas(scan.records)
     if risky:
         yield (

@@ -179,6 +179,13 @@ def test_images_without_identities_are_checked_up_to_their_captions(tmp_path, ca
     assert "clip-scgi check manifest --until caption --set data.root=" in capsys.readouterr().out
 
 
+def test_a_folder_without_images_for_the_reader_is_not_an_empty_manifest(tmp_path, capsys):
+    (tmp_path / "train-000000.tar").write_bytes(b"")
+    assert main(["manifest", str(tmp_path), "--home", str(tmp_path / "home")]) == 1
+    assert "set data.reader=webdataset" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "manifest.csv").exists()
+
+
 def test_junk_needs_its_setting_to_be_read_back(tmp_path, capsys):
     market(tmp_path / "set")
     command = ["manifest", str(tmp_path / "set"), "--reader", "market1501", "--home", str(tmp_path / "home")]

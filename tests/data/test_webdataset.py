@@ -188,10 +188,38 @@ def test_a_missing_identity_says_what_the_samples_have(store, tmp_path):
         found_in(store, tmp_path)
     assert "no sample of" in str(caught.value)
     assert "has the field pid (data.pid_field)" in str(caught.value)
-    assert "The samples have: cam, person, txt. Set data.pid_field to one of these, such as" in str(caught.value)
+    assert "The samples have: cam, person, txt. Set data.pid_field to the one that fits, such as cam. Or set" in str(
+        caught.value
+    )
     assert "data.labels=names" in str(caught.value)
-    with pytest.raises(DataError, match=r"has the field camera \(data.camid_field\)"):
+    with pytest.raises(DataError, match=r"has the field camera \(data.camid_field\).*such as cam\."):
         found_in(store, tmp_path, pid_field="person", camid_field="camera")
+
+
+def test_a_field_that_does_not_exist_names_the_usual_one(store, root):
+    with pytest.raises(DataError, match=r"samples have: camid, pid. Set data.pid_field to .* such as pid\."):
+        found_in(store, root, pid_field="person")
+
+
+def test_text_and_numbers_as_identities_name_the_field(store, tmp_path):
+    put_shard(tmp_path, "train-0.tar", sample("1", 1, who=7), sample("2", 2, who="anna"))
+    with pytest.raises(DataError, match=r"text and numbers in the field who \(data.pid_field\).*'anna'.*Write text"):
+        found_in(store, tmp_path, pid_field="who")
+
+
+def test_a_shard_as_root_names_its_folder(store, root):
+    with pytest.raises(DataError, match=rf"set data.root={root} and data.shards=train-000000.tar"):
+        found_in(store, root / "train-000000.tar")
+
+
+def test_shards_without_images_say_what_they_have(store, tmp_path):
+    dots, empty = tmp_path / "dots", tmp_path / "empty"
+    put_shard(dots, "train-0.tar", *(sample(f"frame.{number}", number, pid=1) for number in range(20)))
+    put_shard(empty, "train-0.tar")
+    with pytest.raises(DataError, match=r"40 members.*by ending: 1 0.jpg.* and 28 more;.*after its first dot"):
+        index(store, config=config_of(dots))
+    with pytest.raises(DataError, match=r"no usable images: 1 shard without a usable image, such as train-0.tar"):
+        index(store, config=config_of(empty))
 
 
 def test_samples_whose_labels_cannot_be_read_are_rejected(store, tmp_path):

@@ -19,6 +19,7 @@ from flows.cli.app import main
 from reid import Embedder
 from reid.config.train import TrainConfig
 from tests.helpers.places import REPO, working_copy
+from tests.helpers.shards import people_in_shards
 from tests.helpers.small_models import write_model
 
 ON_CPU = ["--set", "evaluate.device=cpu"]
@@ -83,6 +84,17 @@ def test_a_manifest_gives_labels(place, capsys):
     for name in ("path", "pid", "camid", "split"):
         assert frame[name].tolist() == wanted[name].tolist()
     assert "rejected;" not in capsys.readouterr().out
+
+
+def test_shards_are_embedded_with_their_labels(place, capsys):
+    people_in_shards(place / "shards")
+    refused = ["embed", "shards/train-000000.tar", "--model", "demo", *ON_CPU]
+    assert main(refused) == 1
+    assert "a tar file; give its folder, with --set data.reader=webdataset" in capsys.readouterr().err
+    assert main(["embed", "shards", "--model", "demo", "--set", "data.reader=webdataset", *ON_CPU]) == 0
+    frame = pd.read_parquet("features.parquet")
+    assert sorted(frame["pid"].unique()) == [1, 2, 3, 4]
+    assert "train-000000.tar/1_1.jpg" in set(frame["path"])
 
 
 def test_a_recipe_is_its_images_and_a_model_of_another_recipe_may_embed_them(place, capsys):

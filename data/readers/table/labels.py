@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from data.errors import DataError, counted
 from data.people import DISTRACTOR, JUNK, UNKNOWN_CAMERA
 from data.readers.base import MAX_INT64, Unusable, number_labels
 from data.readers.table.coded import Cell, Row
+from data.sources.address import shown
 
 # Integers as text; pandas writes "3.0" for integer columns that had missing values.
 _INTEGER: Final = re.compile(r"\s*([+-]?\d{1,19})(?:\.0*)?\s*", re.ASCII)
@@ -24,6 +25,20 @@ _NUMBER: Final = re.compile(r"\s*[+-]?\d*\.?\d*\s*", re.ASCII)
 _MISSING: Final = frozenset({"", "nan", "NaN", "None", "null", "NULL", "NA", "N/A", "<NA>", "#N/A"})
 _SPECIAL: Final = (JUNK, DISTRACTOR)
 _SHOWN: Final = 3
+
+
+class Mixed(NamedTuple):
+    """Words of the error about an identity that is text here and a number there. where: what holds it."""
+
+    where: str
+    remedy: str
+
+
+COLUMN_PID: Final = Mixed(
+    "the column pid",
+    "Rename the column to label to read every value as text, or write integers from 0 up into all rows"
+    f" ({JUNK} is junk)",
+)
 
 
 class Identities:
@@ -36,11 +51,11 @@ class Identities:
     notices: labels that look alike, and labels of more than one identity.
     """
 
-    def __init__(self, file: Path, rows: Sequence[Row]) -> None:
+    def __init__(self, file: Path, rows: Sequence[Row], mixed: Mixed = COLUMN_PID) -> None:
         self._integers = {cell: _integer(cell) for cell in {row.pid for row in rows}}
         self._by_name = any(_is_name(cell) for cell in self._integers)
         if self._by_name:
-            _check_names(file, rows, self._integers)
+            _check_names(file, rows, self._integers, mixed)
         self._pids = self._number(file, rows)
         self.notices = [*_alike(self._pids), *_shared(self._pids)]
 
@@ -87,7 +102,7 @@ class Identities:
         raise Unusable("bad_pid", f"pid {row.pid!r} is not an integer from {JUNK} up")
 
 
-def _check_names(file: Path, rows: Iterable[Row], integers: Mapping[Cell, int | None]) -> None:
+def _check_names(file: Path, rows: Iterable[Row], integers: Mapping[Cell, int | None], mixed: Mixed) -> None:
     """Raise DataError if pid has labels and numbers, or if there is a column label too."""
     name: Row | None = None
     number: Row | None = None
@@ -103,9 +118,8 @@ def _check_names(file: Path, rows: Iterable[Row], integers: Mapping[Cell, int | 
             number = number or row
     if name and number:
         raise DataError(
-            f"{file} has text and numbers in the column pid, such as {name.pid!r} in {name.place} and {number.pid!r} in"
-            f" {number.place}. Rename the column to label to read every value as text, or write integers from 0 up into"
-            f" all rows ({JUNK} is junk)"
+            f"{shown(file)} has text and numbers in {mixed.where}, such as {name.pid!r} in {name.place} and"
+            f" {number.pid!r} in {number.place}. {mixed.remedy}"
         )
 
 

@@ -16,7 +16,7 @@ from data.columns.records import Ints, Records, by_split, code_of_split, order_o
 from data.people import JUNK, Mask
 from data.readers.base import MAX_INT64, Collector, Unusable
 from data.readers.table.coded import Cell, CodedRows, Row
-from data.readers.table.labels import Cameras, Identities
+from data.readers.table.labels import COLUMN_PID, Cameras, Identities, Mixed
 from data.splits import GALLERY, SPLITS
 
 T = TypeVar("T")
@@ -61,14 +61,14 @@ class RowLabels:
         return Labels(self.splits[rows], self.pids[identities], camids, self.labels[identities])
 
 
-def read_labels(file: Path, table: CodedRows, split_of: Callable[[Cell], str]) -> RowLabels:
+def read_labels(file: Path, table: CodedRows, split_of: Callable[[Cell], str], mixed: Mixed = COLUMN_PID) -> RowLabels:
     """Return the labels of all rows; each distinct cell is read once. Raises DataError like `Identities`.
 
     split_of: returns the split in a cell; raises Unusable. The codes of `table` are forgotten.
     """
     read = _Cells()
     pairs, rows = _identity_rows(table)
-    identities = Identities(file, rows)
+    identities = Identities(file, rows, mixed)
     cameras, camera_rows = table.take_codes("camid"), [_row(camid=cell) for cell in table.cells["camid"]]
     known = Cameras(camera_rows)
     in_split, splits = table.take_codes("split"), read.each(table.cells["split"], split_of, GALLERY)

@@ -46,6 +46,8 @@ def find_shards(root: Path, pattern: str) -> Shards:
     pattern: paths relative to `root` with braces and wildcards, such as train-{000000..000099}.tar. Raises DataError if
     no shard is found, if one that the pattern names does not exist, and if one is compressed.
     """
+    if not is_remote(root) and root.name.endswith(SUFFIX) and root.is_file():
+        raise DataError(f"{root} is a shard, not a folder: set data.root={root.parent} and data.shards={root.name}")
     base = existing_folder(root)
     wanted = list(_expanded(pattern)) if pattern else ["*"]
     refused = dict[str, str]()

@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 from data.columns.records import SENTENCES_TYPE, Ints, Records, joined
 from data.errors import DataError, RejectedRow, counted
 from data.images.decode import REASONS
+from data.people import JUNK
 from data.readers.base import Collector, Scan, Unusable
 from data.readers.folders import cameras_of, refuse_splits
 from data.readers.manifest import split_of
 from data.readers.paths import PATH_DETAILS
 from data.readers.sentences import Sentences, sentences_in
 from data.readers.table.coded import Cell, PathCells
-from data.readers.table.labels import is_missing
+from data.readers.table.labels import Mixed, is_missing
 from data.readers.table.rows import Listed, read_labels, records_of
 from data.readers.webdataset.find import DETAILS, compressed_shards, find_shards
 from data.readers.webdataset.rows import ShardOptions, coded_rows
@@ -35,6 +36,8 @@ from data.sources.tar import BrokenTarError, CompressedTarError
 
 UNLABELED: Final = "labels=none"
 """Version of a dataset without labels."""
+_MOST_ENDINGS: Final = 12
+"""Different endings that a notice lists."""
 _OTHER_RULES: Final = (
     "data.labels=names if the images have names such as 0002_c1s1_000451_03.jpg, data.labels=folders if each person has"
     " a folder in the shards, or data.labels=none to caption and search images without labels"
@@ -100,7 +103,9 @@ def _unread_members(tables: Mapping[str, ShardTable]) -> Iterator[str]:
         number, *first = table.facts["alone"]
         alone, example = alone + number, example or "".join(f"{path}/{key}" for key in first)
     if endings:
-        listed = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in sorted(endings.items()))
+        most = dict(sorted(endings.items(), key=lambda item: (-item[1], item[0]))[:_MOST_ENDINGS])
+        listed = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in sorted(most.items()))
+        listed += f" and {len(endings) - len(most):,} more" if len(endings) > len(most) else ""
         yield f"{counted(endings.total(), 'member')} of the shards not read, by ending: {listed}"
     if alone:
         yield f"{counted(alone, 'sample')} without an image, such as {example}"
@@ -117,19 +122,23 @@ def _check_fields(root: Path, options: ShardOptions, tables: Mapping[str, ShardT
         is_named = name != Fields._field_defaults[column]
         is_absent = all(some[column].null_count == len(some) for some in rows)
         if rows and (is_needed or is_named) and is_absent:
-            others = f". Or set {_OTHER_RULES}" if is_needed else ""
+            others = f" Or set {_OTHER_RULES}" if is_needed else ""
             raise DataError(
                 f"no sample of {shown(root)} has the field {name} (data.{column}_field), neither as a key of its json"
-                f" member nor as a member with this ending. {_seen(tables, column)}{others}"
+                f" member nor as a member with this ending. {_seen(tables, column, options.fields)}{others}"
             )
 
 
-def _seen(tables: Mapping[str, ShardTable], column: str) -> str:
-    """Return which fields the samples have, and a setting that reads one."""
+def _seen(tables: Mapping[str, ShardTable], column: str, fields: Fields) -> str:
+    """Return which fields the samples have, and a setting that reads one: the usual name, or one without a use yet."""
     seen = sorted({name for table in tables.values() for name in table.facts["seen"]} - {"json"})
     if not seen:
-        return "The samples have images only"
-    return f"The samples have: {', '.join(seen)}. Set data.{column}_field to one of these, such as {seen[0]}"
+        return "The samples have images only."
+    unused = [name for name in seen if name not in {*Fields._field_defaults.values(), *fields}]
+    usual = [name for name in seen if name == Fields._field_defaults[column]]
+    listed = f"The samples have: {', '.join(seen)}."
+    fitting = [*usual, *unused]
+    return f"{listed} Set data.{column}_field to the one that fits, such as {fitting[0]}." if fitting else listed
 
 
 def _records(
@@ -139,7 +148,9 @@ def _records(
     table = coded_rows(collector, tables, options)
     if options.labels == "folders":
         refuse_splits(collector.root, {str(label) for label in table.cells["label"]})
-    labels = read_labels(collector.root, table, partial(_split, options=options, by_rule=by_rule))
+    labels = read_labels(
+        collector.root, table, partial(_split, options=options, by_rule=by_rule), _mixed(options.fields.pid)
+    )
     parts = list(table.parts())
     if options.labels == "folders":
         camids, cameras = np.unique(cameras_of(_members(tables, parts), options.camera_pattern), return_inverse=True)
@@ -156,6 +167,13 @@ def _records(
         collector.notices.append(f"{counted(n_empty, 'empty sentence')} left out")
     listed = Listed(np.arange(len(paths)), paths, said.texts)
     return records_of(collector, labels, listed, used[listed.sort()])
+
+
+def _mixed(field: str) -> Mixed:
+    return Mixed(
+        f"the field {field} (data.pid_field)",
+        f"Write text such as 'p7' into all samples, or integers from 0 up ({JUNK} is junk), or set data.labels=folders",
+    )
 
 
 def _members(tables: Mapping[str, ShardTable], parts: Sequence[PathCells]) -> pa.Array:

@@ -38,8 +38,14 @@ def source_of(command: str, text: str, overrides: Sequence[str]) -> Source:
         raise ConfigError(f"{command}: {text} is a recipe, and a file or folder here; write ./{text} for the latter")
     if exists:
         base = recipe_of("manifest", overrides)
+        if path.suffix == ".tar" and path.is_file():
+            raise ConfigError(
+                f"{command}: {text} is a tar file; give its folder, with --set data.reader=webdataset and --set"
+                f" data.shards={path.name}"
+            )
         folder, manifest = (path, "") if path.is_dir() else (path.parent, str(path.absolute()))
-        kind = {"reader": "manifest" if manifest else "images", "name": path.absolute().name[:100]}
+        given = base.data.reader if base.data.reader != "manifest" else "images"
+        kind = {"reader": "manifest" if manifest else given, "name": path.absolute().name[:100]}
         place = {"root": str(folder.absolute()), "manifest": manifest, **kind}
         return Source(base.model_copy(update={"data": base.data.model_copy(update=place)}), False)
     if text not in RECIPES:
