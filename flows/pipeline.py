@@ -75,13 +75,13 @@ def caption_and_train(
         plain_console(stderr=True).print(notice_line(notice), soft_wrap=True)
     made: dict[StageName, ArtifactRef] = {}
     for name in planned(recipe, until):
-        step = STEPS[name](recipe, made)
+        step, started = STEPS[name](recipe, made), time.perf_counter()
         note = _caption_together(run, recipe, step) if name == "caption" else ""
-        finished.append(_run(run, step, _purpose(recipe), note))
+        finished.append(_run(run, step, _purpose(recipe), started, note))
         made[name] = finished[-1].artifact
         _tell(finished[-1])
         if name == "caption" and recipe.caption.corrections == "use":
-            finished.append(_run(run, correct_step(recipe, made), _purpose(recipe)))
+            finished.append(_run(run, correct_step(recipe, made), _purpose(recipe), time.perf_counter()))
             made[name] = finished[-1].artifact  # what the later stages read
             _tell(finished[-1])
     why = _no_text_to_image(run, recipe, made)
@@ -160,12 +160,13 @@ def _caption_together(run: RunContext, recipe: Recipe, step: Step) -> str:
     return caption_together(run, recipe.scale, recipe.caption)
 
 
-def _run(run: RunContext, step: Step, purpose: Purpose, note: str = "") -> StageRun:
+def _run(run: RunContext, step: Step, purpose: Purpose, started: float, note: str = "") -> StageRun:
     """Run one step, or let Prefect replay it if its artifact is intact.
 
-    purpose: selects the predecessor to compare with. note: replaces the note of the stage if not empty.
+    purpose: selects the predecessor to compare with. started: when the stage began, workers that prepare it included
+    (`time.perf_counter`). note: replaces the note of the stage if not empty.
     """
-    started, name, store = time.perf_counter(), step.stage.name, run.store
+    name, store = step.stage.name, run.store
     plan = step.stage.plan(run)
     found = plan.find(store)
     why = "" if found else reason(store, plan, purpose)
