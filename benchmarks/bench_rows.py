@@ -1,6 +1,6 @@
 """Time and peak memory of what reads the rows of a dataset besides captioning, as the dataset grows: training, sampler,
-evaluation, pixel cache, preflight, report, comparison, reason for a rerun, corrections, search, a page of the UI, and
-what a run does after its index if nothing has changed.
+evaluation, pixel cache, preflight, report, comparison, reason for a rerun, corrections and their import, search, a page
+of the UI, and what a run does after its index if nothing has changed.
 
     python benchmarks/bench_rows.py [--rows 100000 400000] [--million] [--steps training report]
 
@@ -19,7 +19,11 @@ import pyarrow as pa
 from bench_scale import CONFIG, RANKED, Step, captions_of, main, run_of
 
 from captioning.audit.stage import AuditConfig, AuditStage
+from captioning.corrections import Corrections
+from captioning.corrections.exchange import export_rows, plan_import, save_import
 from captioning.corrections.images import DatasetImages, ModelCaptions
+from captioning.corrections.stage import CorrectStage
+from captioning.corrections.table import FileRow, write_rows
 from captioning.stage.stage import CaptionStage
 from data.artifacts.inventory import take_inventory
 from data.artifacts.stages import StageName
@@ -258,6 +262,30 @@ def corrections(home: str, index: dict[str, str]) -> None:
     assert (images.path_of(sha256), bool(found[sha256].text)) == (path, True)
 
 
+def import_captions(home: str, index: dict[str, str]) -> None:
+    """Import a caption for every image."""
+    run = run_of(home, index)
+    images, kept = DatasetImages(paths=run.images.digests(), root=""), Corrections.open(run.store.root)
+    rows = (
+        FileRow(number, {"image_path": path, "caption": f"A man in red stands near sign {number}."})
+        for number, path in enumerate(images.paths, start=1)
+    )
+    assert save_import(plan_import("made up", rows, kept, images, author="bench"), kept) == len(images)
+
+
+def corrected(home: str, index: dict[str, str]) -> None:
+    """Write captions.parquet with the imported captions."""
+    run = run_of(home, index)
+    CorrectStage(captions=captions_of(run), config=CONFIG).make(run)
+
+
+def export(home: str, index: dict[str, str]) -> None:
+    """Write the imported captions to a table."""
+    run = run_of(home, index)
+    images, kept = DatasetImages(paths=run.images.digests(), root=""), Corrections.open(run.store.root)
+    assert write_rows(Path(home) / "exported.csv", export_rows(kept.current(), images)) == len(images)
+
+
 def search(home: str, index: dict[str, str]) -> None:
     """Select the gallery of a search."""
     rows = read_rows(run_of(home, index).images)
@@ -294,6 +322,9 @@ STEPS: Final[dict[str, Step]] = {
     "corrections": corrections,
     "search": search,
     "page": page,
+    "import": import_captions,
+    "corrected": corrected,
+    "export": export,
 }
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from captioning.corrections.current import Current
 from captioning.corrections.record import Correction, ModelCaption
 from data.artifacts.contents import caption_texts
 from data.columns.codes import Code, Codes
-from data.columns.digests import Digests, digests_of, first_equal, one_digest, one_text, positions
+from data.columns.digests import Digests, digests_of, first_equal, in_groups, one_digest, one_text, positions
 from data.columns.distinct import one_array
 from data.columns.texts import Texts
 from data.stages.images import ImageDigests
@@ -33,7 +33,7 @@ class _Sorted(NamedTuple):
 
     @classmethod
     def of(cls, digests: Digests) -> Self:
-        order = np.argsort(digests, kind="stable")
+        order, _ = in_groups(digests)
         return cls(digests[order], order)
 
     def number(self, sha256: str) -> int | None:

@@ -18,3 +18,9 @@ def test_a_cached_run_finds_the_made_up_artifacts(tmp_path):
     index = bench_scale.write_world(tmp_path / "home", 1000, 0.6, files=False)
     for step in ("captions", "audit", "rankings", "finished", "cached run", "report", "page"):
         bench_rows.STEPS[step](str(tmp_path / "home"), index.to_json())
+
+
+def test_captions_are_imported_applied_and_exported(tmp_path):
+    index = bench_scale.write_world(tmp_path / "home", 1000, 0.6, files=False)
+    for step in ("captions", "import", "corrected", "export"):
+        bench_rows.STEPS[step](str(tmp_path / "home"), index.to_json())
