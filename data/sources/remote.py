@@ -122,7 +122,10 @@ def _objects(root: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def entry_of(place: Path | str) -> Entry | None:
-    """Return the entry of one object, from a listing in memory or from the store; None if it does not exist."""
+    """Return the entry of one object, from a listing in memory or from the store; None if it does not exist.
+
+    Raises DataError if the store does not tell its size.
+    """
     text = str(place)
     known = _known(text)
     if known is not None:
@@ -132,7 +135,14 @@ def entry_of(place: Path | str) -> Entry | None:
         info = _repeated(text, lambda: files.info(_url(text)))
     except (FileNotFoundError, PermissionError):
         return None
-    return None if info.get("type") == "directory" else _entry(info)
+    if info.get("type") == "directory":
+        return None
+    if info.get("size") is None:
+        raise DataError(
+            f"{shown(place)} cannot be read, because its server does not tell the size of a file (Content-Length)."
+            " Serve the folder as plain files without compression, such as by nginx, or copy it to a local folder"
+        )
+    return _entry(info)
 
 
 def is_gone(place: Path | str) -> bool:

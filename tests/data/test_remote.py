@@ -241,6 +241,30 @@ def test_a_web_server_needs_a_manifest(store):
         index(store, config=config_of("http://localhost:9/set", "images"))
 
 
+class _Sizeless(SimpleHTTPRequestHandler):
+    """Does not tell how large a file is, as servers that compress."""
+
+    def send_header(self, keyword, value):
+        if keyword != "Content-Length":
+            super().send_header(keyword, value)
+
+
+def test_a_web_server_that_does_not_tell_sizes_is_refused(store, tmp_path):
+    put(tmp_path / "set", "1.jpg")
+    (tmp_path / "manifest.csv").write_text("path,split,pid,camid\n1.jpg,train,1,1\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Sizeless, directory=str(tmp_path / "set"))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(DataError, match=r"1.jpg cannot be read, because its server does not tell the size"):
+            index(
+                store,
+                config=config_of(
+                    f"{root}/", "manifest", manifest=str(tmp_path / "manifest.csv"), require_splits=("train",)
+                ),
+            )
+        server.shutdown()
+
+
 class _Busy(SimpleHTTPRequestHandler):
     """Answers 503 for everything in the folder `busy`."""
 
