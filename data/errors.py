@@ -69,15 +69,17 @@ def plural_of(noun: str) -> str:
     return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
 
 
-def raise_problems(subject: str, problems: Iterable[str], error: type[ClipScgiError] = ConfigError) -> None:
-    """Raise one `error` that lists every problem, if there are any."""
+def raise_problems(
+    subject: str, problems: Iterable[str], error: type[ClipScgiError] = ConfigError, *, more: int = 0
+) -> None:
+    """Raise one `error` that lists every problem, if there are any. more: the number of those that are not listed."""
     found = list(problems)
     if not found:
         return
     if len(found) == 1:
         raise error(f"{subject}: {found[0]}")
-    lines = "\n".join(f"  - {problem}" for problem in found)
-    raised = error(f"{subject}: {len(found)} problems\n{lines}")
+    lines = "\n".join(f"  - {line}" for line in [*found, *([f"and {more:,} more"] if more else [])])
+    raised = error(f"{subject}: {len(found) + more:,} problems\n{lines}")
     raised.parts = tuple(f"{subject}: {problem}" for problem in found)
     raise raised
 

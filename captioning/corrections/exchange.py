@@ -90,8 +90,7 @@ def plan_import(
         count += 1
         if count <= _MOST_PROBLEMS:
             problems.append(problem)
-    more = [f"and {count - _MOST_PROBLEMS:,} more"] if count > _MOST_PROBLEMS else []
-    raise_problems(f"{file}, of which nothing was imported", [*problems, *more], DataError)
+    raise_problems(f"{file}, of which nothing was imported", problems, DataError, more=max(0, count - _MOST_PROBLEMS))
     return ImportPlan(
         counts=found.counts,
         first=found.first,

@@ -170,8 +170,12 @@ def _check_cells(file: Path, opened: pq.ParquetFile, names: Mapping[str, str]) -
                 shown = f"{type(value).__name__} {str(value)[:_SHOWN]!r}"
                 if count <= _MOST_PROBLEMS:
                     told.append(f"row {number}: {name} is {shown}, expected text")
-    more = [f"and {count - _MOST_PROBLEMS:,} more"] if count > _MOST_PROBLEMS else []
-    raise_problems(f"{file}, of which nothing was imported, has cells that are not text", [*told, *more], DataError)
+    raise_problems(
+        f"{file}, of which nothing was imported, has cells that are not text",
+        told,
+        DataError,
+        more=max(0, count - _MOST_PROBLEMS),
+    )
 
 
 def _cells(file: Path, opened: pq.ParquetFile, name: str) -> Iterator[Any]:
