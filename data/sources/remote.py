@@ -9,8 +9,10 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -244,6 +246,9 @@ def _url(text: str) -> str:
 
 def _entry(info: Mapping[str, Any]) -> Entry:
     moment = next((info[name] for name in _TIMES if info.get(name)), None)
+    if isinstance(moment, str):  # of a web server, in whole seconds: a later change may have the same one
+        with suppress(ValueError):
+            moment = parsedate_to_datetime(moment)
     if isinstance(moment, datetime):
         moment = moment.timestamp()
     written = int(moment * 1_000_000) * 1000 if isinstance(moment, int | float) else 0

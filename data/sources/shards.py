@@ -126,6 +126,12 @@ def stamp_of(shard: str) -> ShardStamp | None:
     return numbers_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
+def stamp_now(shard: str) -> ShardStamp | None:
+    """Return `stamp_of` a shard, which a store that cannot be listed is asked for again."""
+    _ASKED.pop(shard, None)
+    return stamp_of(shard)
+
+
 def _stamp_of_object(shard: str) -> ShardStamp | None:
     now = time.monotonic()
     if not remote.is_known(shard):

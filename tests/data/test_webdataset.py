@@ -829,6 +829,17 @@ def test_shards_of_a_web_server_are_named_by_a_setting(store, root):
         assert outcome.images.open(path, sha256).size == (8, 16)
 
 
+def test_a_shard_of_a_web_server_that_was_just_replaced_is_read_again(store, root):
+    with served(root, _Ranges) as address:
+        options = {"shards": TRAIN, "require_splits": ("train",)}
+        assert len(found_in(store, address, **options).records) == 2
+        put_shard(root, TRAIN, *(sample(f"{n}", n, size=(9, 17), pid=1, camid=n) for n in (1, 2, 3)))
+        found = index(store, config=config_of(address, **options))
+        assert len(found.found.records) == 3
+        path, sha256 = next(iter(found.images.digests().items()))
+        assert found.images.open(path, sha256).size == (9, 17)
+
+
 def test_a_web_server_without_ranges_is_refused(store, root):
     class Plain(_Ranges):
         def do_GET(self) -> None:

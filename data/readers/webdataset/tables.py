@@ -27,7 +27,7 @@ from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
 from data.readers.webdataset.samples import IMAGE_ENDINGS, MOST_TEXT, Fields, Labels, Name, Refused, Samples, name_of
 from data.sources.address import shown
-from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, seal, stamp_of, table_file
+from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, seal, stamp_now, table_file
 from data.sources.tar import BrokenTarError, Member, members
 
 _VERSION: Final = 2
@@ -87,7 +87,7 @@ class ShardReading:
         Raises BrokenTarError, CompressedTarError, RejectedRow (``missing``) and OSError for a shard that cannot be
         read, and RetryableError for one that changes meanwhile.
         """
-        stamp = stamp_of(shard)
+        stamp = stamp_now(shard)
         if stamp is None:
             raise RejectedRow("missing")
         known = (table for table in self._known(shard) if self._is_usable(table, shard, stamp, fields))
@@ -118,7 +118,7 @@ class ShardReading:
             rows = self._read(shard, stamp, samples)
         except BrokenTarError as error:
             rows, samples, broken = [], Samples(fields=fields), str(error)
-        if stamp_of(shard) != stamp:
+        if stamp_now(shard) != stamp:
             raise RetryableError(
                 f"{shown(shard)} changed while it was read. Wait until whatever writes there has finished, then run"
                 " again"
