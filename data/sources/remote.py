@@ -33,6 +33,8 @@ _NO_ENDPOINT: Final = "Invalid endpoint"
 """Beginning of botocore's message about an endpoint without a scheme."""
 _LATER: Final = (408, 429)
 """Answers of a web server that ask to come back."""
+_REFUSED: Final = (401, 403)
+"""Answers of a web server that refuses to send a file."""
 _EXTRA: Final = {"s3fs": "'clip-scgi[remote]'", "aiohttp": "aiohttp"}
 
 T = TypeVar("T")
@@ -272,6 +274,8 @@ def _repeated(place: Path | str, call: Callable[[], T]) -> T:
         except Exception as error:  # each provider has its own types
             if isinstance(error, FileNotFoundError) and _is_answer(place, error):
                 raise
+            if getattr(error, "status", 0) in _REFUSED:  # of a web server, whose errors are those of HTTP
+                raise PermissionError(str(error)) from error
             if type(error).__name__ in _NO_CREDENTIALS:
                 raise ConfigError(f"{shown(place)} needs credentials. {_credentials(place)}") from error
             if str(error).startswith(_NO_ENDPOINT):

@@ -11,6 +11,7 @@ from threading import Thread
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.artifacts.root import usable_root
@@ -299,6 +300,29 @@ def test_a_web_server_that_does_not_answer_is_not_one_without_images(store, tmp_
             index(store, config=config_of(f"{root}/market"))
         server.shutdown()
     assert not remote.is_gone(f"{root}/a/1.jpg")
+
+
+class _Refusing(SimpleHTTPRequestHandler):
+    """Tells the size of the files in the folder `closed`, and refuses to send them."""
+
+    def do_GET(self):
+        if self.path.startswith("/closed/"):
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+
+def test_an_image_that_a_web_server_refuses_is_one_image_that_is_not_used(store, tmp_path):
+    put(tmp_path / "set", "a/1.jpg", "closed/2.jpg")
+    (tmp_path / "set/manifest.csv").write_text("path,split,pid\na/1.jpg,train,1\nclosed/2.jpg,train,1\n")
+    settle()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Refusing, directory=str(tmp_path / "set"))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        made = index(store, config=config_of(root, "manifest", require_splits=("train",)))
+        server.shutdown()
+    rejected = pq.read_table(made.made.ref.folder / "rejected.parquet").to_pylist()
+    assert [(row["path"], row["reason"]) for row in rejected] == [("closed/2.jpg", "unreadable")]
 
 
 def test_an_endpoint_without_a_scheme_is_named_at_once(monkeypatch):
