@@ -280,3 +280,28 @@ def test_two_machines_train_as_one(network, tmp_path):
     assert losses(tmp_path / "home") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     for machine in machines:
         machine.kill()
+
+
+LOCAL = """
+import subprocess, sys
+from flows.workers.ray_driver import connect
+
+ray = connect()
+assert ray.get(ray.remote(lambda: 6 * 7).remote()) == 42
+address = ray.get_runtime_context().gcs_address
+other = f"import ray; ray.init('{address}', logging_level='ERROR'); print('connected')"
+for secret in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": 64 * "0"}):
+    words = [sys.executable, "-c", other]
+    found = subprocess.run(words, env={"HOME": sys.argv[1], **secret}, capture_output=True, text=True)
+    print(found.stdout.strip() or found.stderr.strip().splitlines()[-1])
+ray.shutdown()
+"""
+
+
+def test_ray_on_this_machine_alone_accepts_nobody_else(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    words = [sys.executable, "-c", LOCAL, str(tmp_path)]
+    ended = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, check=True)
+    told = ended.stdout.splitlines()
+    assert len(told) == 2
+    assert all("Failed to connect to Ray cluster" in line for line in told), told
