@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from captioning.corrections.record import Correction, to_line
 from data.files import full_disk_explained
 
-_BLOCK_BYTES: Final = 1 << 22
+BLOCK_BYTES: Final = 1 << 22
 
 
 class Moment(NamedTuple):
@@ -24,10 +24,12 @@ class Waiting:
     """Lines to append to a history, at most one per image. made_at: the state of the history before the first one.
 
     folder: of the temporary file, which has no name and disappears with its process; None for that of the system.
+    block_bytes: size of the blocks in which they are read.
     """
 
-    def __init__(self, made_at: Moment, folder: Path | None = None) -> None:
+    def __init__(self, made_at: Moment, folder: Path | None = None, block_bytes: int = BLOCK_BYTES) -> None:
         self.made_at = made_at
+        self.block_bytes = block_bytes
         self._folder = folder or Path(gettempdir())
         self._stream = TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed with this object)
         self._count = 0
@@ -45,7 +47,7 @@ class Waiting:
     def blocks(self) -> Iterator[bytes]:
         """Yield all lines, in blocks that may end within a line."""
         self._stream.seek(0)
-        while block := self._stream.read(_BLOCK_BYTES):
+        while block := self._stream.read(self.block_bytes):
             yield block
 
     def lines(self) -> Iterator[bytes]:

@@ -209,13 +209,19 @@ def table_of(shard: str) -> ShardTable:
 
 def _keep(shard: str, table: ShardTable, *, is_walked: bool) -> None:
     with _LOCK:
-        _WALKED.pop(shard, None)
-        _TABLES.pop(shard, None)
+        forget(shard)
         (_WALKED if is_walked else _TABLES)[shard] = table
         while len(_TABLES) > _MOST_TABLES:
             _TABLES.popitem(last=False)
         while len(_WALKED) > 1 and sum(len(one.rows) for one in _WALKED.values()) > _MOST_WALKED:
             _WALKED.popitem(last=False)
+
+
+def forget(shard: str) -> None:
+    """Look for the table of a shard anew: it was made again, perhaps with the same stamp."""
+    with _LOCK:
+        _WALKED.pop(shard, None)
+        _TABLES.pop(shard, None)
 
 
 def _recalled(shard: str, stamp: ShardStamp) -> ShardTable | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioning.corrections import Corrections, Edit, ModelCaption, store, waiting
+from captioning.corrections import Corrections, Edit, ModelCaption, store
 from captioning.corrections.exchange import plan_import, save_import
 from captioning.corrections.images import DatasetImages
 from captioning.corrections.record import Correction
@@ -151,16 +152,19 @@ def import_rows(home: str, count: int) -> int:
 
 def killed_import(home: str, count: int, at: int) -> None:
     """Import in small blocks, and kill this process in the middle of block `at`."""
-    waiting._BLOCK_BYTES = 4096
+    kept, real, blocks = Corrections.open(Path(home)), os.write, itertools.count()
+    plan = plan_import("f", rows(count), kept, images(count), author="tool")
+    plan.waiting.block_bytes = 4096
 
-    def write(handle: int, content: Iterable[bytes]) -> None:
-        for number, block in enumerate(content):
-            os.write(handle, block if number < at else block[:1234])
-            if number == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def write(handle: int, content: bytes) -> int:
+        if next(blocks) < at:
+            return real(handle, content)
+        real(handle, content[:1234])
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("this process is dead")
 
-    store._write = write
-    import_rows(home, count)
+    os.write = write
+    save_import(plan, kept)
 
 
 @pytest.mark.parametrize("at", [0, 1, 7])
@@ -228,7 +232,7 @@ def test_a_full_disk_saves_nothing_of_an_import(tmp_path, monkeypatch):
     kept = Corrections.open(tmp_path)
     before = kept.file.read_bytes()
     plan = plan_import("f", rows(2, "A woman"), kept, images(2), author="tool", force=True)
-    monkeypatch.setattr("captioning.corrections.waiting._BLOCK_BYTES", 100)
+    plan.waiting.block_bytes = 100
     written = []
 
     def write(handle: int, content: bytes) -> int:

@@ -27,7 +27,17 @@ from data.process.read_ahead import map_ahead
 from data.progress import ProgressFn, silent
 from data.readers.webdataset.samples import IMAGE_ENDINGS, MOST_TEXT, Fields, Labels, Name, Refused, Samples, name_of
 from data.sources.address import shown
-from data.sources.shards import ShardStamp, ShardTable, known_tables, load, open_shard, seal, stamp_now, table_file
+from data.sources.shards import (
+    ShardStamp,
+    ShardTable,
+    forget,
+    known_tables,
+    load,
+    open_shard,
+    seal,
+    stamp_now,
+    table_file,
+)
 from data.sources.tar import BrokenTarError, Member, members
 
 _VERSION: Final = 2
@@ -143,6 +153,7 @@ class ShardReading:
                 f"{folder}, which has the tables of tar shards, cannot be written ({error.strerror}). Make it writable,"
                 " then run again"
             ) from error
+        forget(shard)
         return load(folder, shard) or table
 
     def _read(self, shard: str, stamp: ShardStamp, samples: Samples) -> list[_Row]:
