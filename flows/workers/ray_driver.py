@@ -41,13 +41,10 @@ def tell(**values: Any) -> None:
 
 def connect() -> Any:
     """Return the module ray, connected to the cluster that RAY_ADDRESS names, or to one on this machine."""
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    local: dict[str, Any] = {}
-    if address == "local":
-        local = {"include_dashboard": False}
-        _close_local()
     import ray
 
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(
             address=address,
@@ -62,16 +59,6 @@ def connect() -> Any:
             "--address=HOST:6379`), or unset RAY_ADDRESS to use this machine alone"
         ) from error
     return ray
-
-
-def _close_local() -> None:
-    """Let Ray on this machine accept only this process and its workers, and send no statistics of its use.
-
-    Its ports listen on all addresses. Ray reads the variables when it is imported and started.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager

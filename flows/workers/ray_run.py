@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -119,7 +120,7 @@ def run_on_ray(job: Job, scale: ScaleConfig, workers: int, progress: ProgressFn)
         while True:
             begun = time.monotonic()
             status, lines = stream(
-                [*command, str(path), str(workers)], own_environment(), taken=told.take, grace=_STOP_SECONDS
+                [*command, str(path), str(workers)], driver_environment(), taken=told.take, grace=_STOP_SECONDS
             )
             if status == 0:
                 return RayOutcome(**read_json(path.with_name(OUTCOME)), losses=told.lost)
@@ -129,6 +130,18 @@ def run_on_ray(job: Job, scale: ScaleConfig, workers: int, progress: ProgressFn)
             if told.connected is None:
                 raise ClipScgiError(f"Ray ended with status {status}; the last lines:\n{lines}")
             _wait_for_cluster(told, scale, lines, progress)
+
+
+def driver_environment() -> dict[str, str]:
+    """Return the environment of the process that runs a job.
+
+    If it starts Ray on this machine alone, Ray accepts only this process and its workers, because its ports listen on
+    all addresses, and it sends no statistics of its use. Ray reads these variables when it is imported.
+    """
+    kept = own_environment()
+    if os.environ.get(VARIABLE, "") in ("", "local"):
+        kept |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    return kept
 
 
 def _wait_for_cluster(told: _Told, scale: ScaleConfig, lines: str, progress: ProgressFn) -> None:

@@ -27,6 +27,7 @@ from data.artifacts.store import ArtifactRef, ArtifactStore
 from data.process.locks import try_lock
 from data.stages.images import IndexedImages
 from flows.recipes import build_recipe
+from flows.workers.ray_run import driver_environment
 from reid.config.evaluate import EvaluateConfig
 from reid.evaluation.features import STAGE_VERSION
 from reid.inputs.evaluation_rows import evaluation_rows
@@ -299,9 +300,8 @@ ray.shutdown()
 
 
 def test_ray_on_this_machine_alone_accepts_nobody_else(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     words = [sys.executable, "-c", LOCAL, str(tmp_path)]
-    ended = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, check=True)
+    ended = subprocess.run(words, cwd=REPO, env=driver_environment(), capture_output=True, text=True, check=True)
     told = ended.stdout.splitlines()
     assert len(told) == 2
     assert all("Failed to connect to Ray cluster" in line for line in told), told
