@@ -42,8 +42,9 @@ from flows.recipes import build_recipe
 from flows.report.language import audit_section, caption_section
 from flows.report.retrieval import query_section
 from flows.stage_tasks import STEPS as STAGES
+from flows.ui.content.items import ImageFilter
 from flows.ui.content.searching import searchable
-from flows.ui.content.tables import ImageFilter, Tables
+from flows.ui.content.tables import Tables
 from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig, ValidationConfig
 from reid.evaluation.intervals import read_query_scores

@@ -20,6 +20,7 @@ zero bytes, so compare arrays and not elements."""
 
 _HEAD: Final = np.dtype([("head", ">u8"), ("rest", f"V{WIDTH - 8}")])
 _DIGITS: Final = 2 * WIDTH
+_MOST_TEXTS: Final = ((1 << 31) - 1) // _DIGITS  # offsets of 32 bits
 _AT_ONCE: Final = 1 << 16
 _INVALID: Final = 255
 _VALUES: Final = np.full(256, _INVALID, dtype=np.uint8)
@@ -41,7 +42,9 @@ def digests_of(column: pa.ChunkedArray | pa.Array) -> Digests:
 
 
 def texts_of(digests: Digests) -> pa.Array:
-    """Return the digests as a text column of hexadecimal digits."""
+    """Return the digests as a text column of hexadecimal digits. Raises ValueError for more than 33 million."""
+    if len(digests) > _MOST_TEXTS:
+        raise ValueError(f"{len(digests):,} digests do not fit into one text column: take at most {_MOST_TEXTS:,}")
     raw = np.ascontiguousarray(digests).view(np.uint8)
     offsets = np.arange(len(digests) + 1, dtype=np.int32) * _DIGITS
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(_TEXTS[raw]))]

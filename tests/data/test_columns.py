@@ -41,6 +41,12 @@ def test_digests_are_sorted_found_and_written_as_their_texts():
     assert digests_of(pa.array(SHAS).slice(5, 3)).tolist() == digests[5:8].tolist()
 
 
+def test_more_digests_than_a_text_column_can_hold_are_refused():
+    many = np.broadcast_to(digests_of(pa.array(SHAS[:1])), 1 << 25)
+    with pytest.raises(ValueError, match="33,554,432 digests do not fit into one text column: take at most 33,554,431"):
+        texts_of(many)
+
+
 def test_texts_that_arrive_in_batches_are_one_column():
     whole = pa.array(["a", "", "\u00e9\U0001f600", "b" * 5])
     growing = GrowingTexts()

@@ -12,8 +12,9 @@ from data.artifacts.inventory import Entry
 from data.artifacts.store import ArtifactStore
 from data.errors import DataError, RejectedRow
 from data.images.decode import open_indexed, unusable_image
+from flows.ui.content.items import ImageItem
 from flows.ui.content.pictures import encoded
-from flows.ui.content.tables import ImageItem, ImageTable
+from flows.ui.content.tables import ImageTable
 from flows.ui.content.work import Tell
 
 if TYPE_CHECKING:

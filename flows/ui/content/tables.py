@@ -5,13 +5,11 @@ The texts and confidences of a dataset with many images stay in their file, and 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +18,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from captioning.audit.flags import FLAGS
-from captioning.corrections import Correction
 from captioning.corrections.current import Current
 from data.artifacts.contents import CAPTIONS_FILE, IMAGES_FILE
 from data.artifacts.inventory import Entry
@@ -36,6 +33,7 @@ from data.schemas import LABEL
 from data.slots import SLOTS
 from data.splits import SPLITS
 from flows.report.gather import take_rows
+from flows.ui.content.items import UNSAID, ImageFilter, ImageItem, item_of, says
 from flows.ui.content.recent import Recent
 
 _IMAGES: Final = ("path", "sha256", "split", "pid", "camid", "width", "height")
@@ -57,85 +55,7 @@ _MOST_ROWS: Final = 5_000_000  # of all tables in memory: about 130 bytes each
 _MOST_CODES: Final = 1 << 15
 _SAMPLE: Final = 12
 _AT_ONCE: Final = 1 << 12  # images that a filter by corrections looks at
-UNSAID: Final = "(not said)"
-"""Value of a filter that selects the captions that do not answer a slot."""
-
-STATES: Final = {"corrected": "corrected", "wrong": "marked as wrong", "model": "not corrected"}
-"""State of a filter -> its name for people."""
-
 Places = NDArray[np.int64]
-
-
-class Attribute(NamedTuple):
-    """What a caption says in one slot. value: None if it does not. confidence: probability, None in free decoding."""
-
-    slot: str
-    value: str | None
-    confidence: float | None
-
-    @property
-    def title(self) -> str:
-        """The slot in words."""
-        return self.slot.replace("_", " ")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageItem:
-    """One image. row: its place in images.parquet. camera: None if unknown. caption: None without one."""
-
-    row: int
-    path: str
-    sha256: str
-    split: str
-    pid: int
-    label: str | None
-    camera: int | None
-    width: int
-    height: int
-    caption: str | None
-    status: str | None
-    error: str | None
-    model_id: str | None
-    captioner: str | None
-    attributes: tuple[Attribute, ...]
-    flags: tuple[str, ...]
-    correction: Correction | None
-
-    @property
-    def in_effect(self) -> Correction | None:
-        """The correction, if it replaces the model's caption or marks it as wrong."""
-        found = self.correction
-        return found if found is not None and found.corrects(self.caption) else None
-
-    @property
-    def text(self) -> str | None:
-        """The caption as corrected; the model's if it was not, or if it was marked as wrong."""
-        found = self.in_effect
-        return found.text if found is not None and found.text is not None else self.caption
-
-    @property
-    def state(self) -> str:
-        """What a person said about the caption: "", "corrected" or "wrong"."""
-        found = self.in_effect
-        return "" if found is None else "wrong" if found.kind == "wrong" else "corrected"
-
-    @property
-    def person(self) -> str:
-        """The identity as the dataset names it."""
-        return self.label or str(self.pid)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFilter:
-    """Which images to list; an empty value selects all. state: of `STATES`. attributes: slot -> value or `UNSAID`."""
-
-    text: str = ""
-    split: str = ""
-    camera: int | None = None
-    person: str = ""
-    flag: str = ""
-    state: str = ""
-    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 class ImageTable:
@@ -214,7 +134,7 @@ class ImageTable:
         in_state = np.full(len(self), wanted.state in ("", "model"))
         if corrections and (wanted.text or wanted.attributes or wanted.state):
             for item in self._corrected(corrections):
-                said[item.row] = _says(item, wanted)
+                said[item.row] = says(item, wanted)
                 in_state[item.row] = not wanted.state or (item.state or "model") == wanted.state
         said &= in_state
         return np.flatnonzero(said & self._all(self._place_masks(wanted)))
@@ -223,7 +143,7 @@ class ImageTable:
         """Return the images at `rows`, in that order."""
         known = {} if corrections is None else corrections
         return [
-            _item(row, values, known.get(values["sha256"].hex()))
+            item_of(row, values, known.get(values["sha256"].hex()))
             for row, values in zip(map(int, rows), self._taken(rows), strict=True)
         ]
 
@@ -314,45 +234,6 @@ def _equal(column: pa.ChunkedArray, value: str | int | None) -> pa.ChunkedArray 
 
 def _distinct(column: pa.ChunkedArray) -> set[str]:
     return set(pc.unique(column).drop_null().to_pylist())
-
-
-def _says(item: ImageItem, wanted: ImageFilter) -> bool:
-    """Return True if the caption of an image, as corrected, has the text and attributes that are wanted."""
-    texts = [item.path, item.text or ""]
-    slots = {attribute.slot: attribute.value or UNSAID for attribute in item.attributes}
-    has_text = any(wanted.text.lower() in text.lower() for text in texts)
-    return has_text and all(slots.get(slot) == value for slot, value in wanted.attributes.items())
-
-
-def _item(row: int, values: Mapping[str, Any], correction: Correction | None) -> ImageItem:
-    place: dict[str, Any] = {name: values[name] for name in ("path", "split", "pid", "width", "height")}
-    said: dict[str, Any] = {name: values.get(name) for name in ("caption", "status", "error", "model_id")}
-    return ImageItem(
-        row=row,
-        sha256=values["sha256"].hex(),
-        label=values.get(LABEL.name),
-        camera=None if values["camid"] == UNKNOWN_CAMERA else values["camid"],
-        captioner=values.get("captioner_fingerprint"),
-        attributes=_attributes(values, correction),
-        correction=correction,
-        flags=tuple(flag for flag in FLAGS if values.get(flag)),
-        **place,
-        **said,
-    )
-
-
-def _attributes(values: Mapping[str, Any], correction: Correction | None) -> tuple[Attribute, ...]:
-    if "caption" not in values:
-        return ()
-    if correction is not None and correction.text is not None:
-        slots = correction.slots
-        return tuple(Attribute(slot, slots.get(slot), None) for slot in SLOTS)
-    return tuple(_attribute(slot, values) for slot in SLOTS)
-
-
-def _attribute(slot: str, values: Mapping[str, Any]) -> Attribute:
-    log = values[f"conf_{slot}"]
-    return Attribute(slot, values[f"attr_{slot}"], None if log is None else math.exp(min(log, 0.0)))
 
 
 class Tables:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from captioning.corrections import ConflictError, Correction, Edit, EditError, ModelCaption
 from captioning.corrections.edits import MAX_LENGTH
 from data.slots import SLOTS
-from flows.ui.content.tables import ImageItem
+from flows.ui.content.items import ImageItem
 from flows.ui.routes.images import browsed
 from flows.ui.site import Site
 

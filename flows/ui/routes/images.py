@@ -16,9 +16,10 @@ from captioning.corrections.current import Current
 from data.artifacts.inventory import Entry
 from data.errors import ConfigError, RejectedRow
 from data.slots import SLOTS, VOCABULARY
+from flows.ui.content.items import STATES, UNSAID, ImageFilter
 from flows.ui.content.library import Dataset
 from flows.ui.content.pictures import HEIGHTS, placeholder
-from flows.ui.content.tables import STATES, UNSAID, ImageFilter, ImageTable
+from flows.ui.content.tables import ImageTable
 from flows.ui.numbers import whole_number
 from flows.ui.site import Site, captions_of
 

@@ -11,8 +11,9 @@ from data.artifacts.contents import CAPTIONS_FILE
 from data.artifacts.inventory import take_inventory
 from data.artifacts.store import ArtifactStore
 from data.errors import DataError
+from flows.ui.content.items import ImageFilter
 from flows.ui.content.recent import Recent
-from flows.ui.content.tables import ImageFilter, Tables
+from flows.ui.content.tables import Tables
 
 pytestmark = pytest.mark.xdist_group("flow")
 
