@@ -21,6 +21,7 @@ _POLL_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 5.0
 _REST_SECONDS: Final = 60.0
 _CHECK_SECONDS: Final = 300.0
+_CHECKS: Final = 3  # of one node, if they end without an answer
 _DEATHS: Final = 3  # on one node
 _SHOWN: Final = 600  # characters of an error of Ray
 
@@ -33,6 +34,15 @@ class Node:
     address: str
     slots: int
     gpu: bool
+
+
+@dataclass(kw_only=True)
+class _Asked:
+    """The check of a node. failed: how many before it ended without an answer."""
+
+    node: Node
+    answer: Any
+    failed: int = 0
 
 
 @dataclass(kw_only=True)
@@ -63,7 +73,7 @@ class Pool:
         self._text = job.model_dump_json()
         self._refused: set[str] = set()
         self._accepted: set[str] = set()
-        self._probed: dict[str, tuple[Node, Any]] = {}
+        self._asked: dict[str, _Asked] = {}
         self._running: list[_Running] = []
         self._deaths: Counter[str] = Counter()
         self._latest = Shown(0, 0, "")
@@ -119,24 +129,56 @@ class Pool:
 
     def _check_first(self) -> None:
         """Check all nodes; raise every problem. Without any node with room, the run waits for one."""
-        nodes = self.nodes()
-        asked = [(node, self._inspected(node)) for node in nodes]
-        found = [(node, self._first(ref)) for node, ref in asked]
-        problems = [f"node {node.address}: {problem}" for node, result in found for problem in result.problems]
-        raise_problems("the Ray cluster cannot run this", problems)
-        for node, result in found:
-            self._accept(node, result)
-        if not nodes:
+        self._ask(self.nodes())
+        found: list[tuple[Node, Inspected]] = []
+        end = time.monotonic() + _CHECK_SECONDS
+        while self._asked and time.monotonic() < end:
+            found += self._answers(_POLL_SECONDS)
+        late = Inspected([f"its check did not end within {_CHECK_SECONDS:.0f} seconds"], [])
+        found += [(asked.node, late) for asked in self._asked.values()]
+        problems = [f"node {node.address}: {problem}" for node, answer in found for problem in answer.problems]
+        raise_problems("the Ray cluster cannot run this", sorted(problems))
+        for node, answer in found:
+            self._accept(node, answer)
+        if not found:
             kind = "CPU" if self._job.device in ("auto", CPU) else "GPU"
             _say(f"no node of the Ray cluster has a {kind}: waiting for one (`ray start --address=HOST:6379`)")
 
-    def _first(self, ref: Any) -> Inspected:
-        """Return the check of a node, or the reason why the check itself failed."""
-        try:
-            found: Inspected = self._ray.get(ref, timeout=_CHECK_SECONDS)
-        except self._ray.exceptions.RayError as error:
-            return Inspected([f"the check failed: {' '.join(str(error).split())[:_SHOWN]}"], [])
+    def _ask(self, nodes: list[Node]) -> None:
+        """Begin the checks of the nodes that are new."""
+        known = self._refused | self._accepted | self._asked.keys()
+        for node in nodes:
+            if node.id not in known:
+                self._asked[node.id] = _Asked(node=node, answer=self._inspected(node))
+
+    def _answers(self, seconds: float) -> list[tuple[Node, Inspected]]:
+        """Return the answers of the nodes whose checks have ended; wait up to `seconds` for the first.
+
+        Ray lists a node for up to a minute after it has gone, and its check fails before. Such a node is left out with
+        a notice; one that is still there is asked again.
+        """
+        asked = {it.answer: it for it in self._asked.values()}
+        ready = self._ray.wait(list(asked), num_returns=1, timeout=seconds)[0] if asked else []
+        found = []
+        for it in map(asked.__getitem__, ready):
+            del self._asked[it.node.id]
+            try:
+                found.append((it.node, self._ray.get(it.answer)))
+            except self._ray.exceptions.RayError as error:
+                found += self._without_answer(it, error)
         return found
+
+    def _without_answer(self, asked: _Asked, error: Exception) -> list[tuple[Node, Inspected]]:
+        """Ask a node again that lives, up to `_CHECKS` times; then return the reason as its answer."""
+        node = asked.node
+        if all(other.id != node.id for other in self.nodes()):
+            _say(f"node {node.address} has gone and is not used")
+        elif asked.failed + 1 < _CHECKS:
+            self._asked[node.id] = _Asked(node=node, answer=self._inspected(node), failed=asked.failed + 1)
+        else:
+            why = " ".join(str(error).split())[:_SHOWN]
+            return [(node, Inspected([f"the check failed {_CHECKS} times, the last time with: {why}"], []))]
+        return []
 
     def _inspected(self, node: Node) -> Any:
         task = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=self._only(node))(inspect)
@@ -155,30 +197,17 @@ class Pool:
     def _use_nodes(self) -> None:
         """Check nodes that are new, and start workers where there is room."""
         nodes = self.nodes()
-        for node in nodes:
-            if node.id not in self._refused | self._accepted | self._probed.keys():
-                self._probed[node.id] = (node, self._inspected(node))
-        self._read_probes()
+        self._ask(nodes)
+        for node, answer in self._answers(0):
+            if answer.problems:
+                self._refused.add(node.id)
+                _say(f"node {node.address} joined and is not used: {'; '.join(answer.problems)}")
+            else:
+                _say(f"node {node.address} joined")
+                self._accept(node, answer)
         for node in nodes:
             if node.id in self._accepted:
                 self._fill(node)
-
-    def _read_probes(self) -> None:
-        """Accept or refuse the new nodes whose checks have ended."""
-        for node, ref in list(self._probed.values()):
-            if not self._ray.wait([ref], timeout=0)[0]:
-                continue
-            del self._probed[node.id]
-            try:
-                found = self._ray.get(ref)
-            except self._ray.exceptions.RayError:  # it has gone again
-                continue
-            if found.problems:
-                self._refused.add(node.id)
-                _say(f"node {node.address} joined and is not used: {'; '.join(found.problems)}")
-            else:
-                _say(f"node {node.address} joined")
-                self._accept(node, found)
 
     def _fill(self, node: Node) -> None:
         here = sum(worker.node.id == node.id for worker in self._running)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import psutil
@@ -24,10 +25,14 @@ import pytest
 
 from captioning.store.claims import BUCKETS, Claims
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.errors import ConfigError
 from data.process.locks import try_lock
 from data.stages.images import IndexedImages
 from flows.recipes import build_recipe
+from flows.workers.jobs import CaptionJob
+from flows.workers.ray_pool import Pool
 from flows.workers.ray_run import driver_environment
+from flows.workers.ray_worker import Probe
 from reid.config.evaluate import EvaluateConfig
 from reid.evaluation.features import STAGE_VERSION
 from reid.inputs.evaluation_rows import evaluation_rows
@@ -202,10 +207,14 @@ def test_features_and_embeddings_are_those_of_one_process(network, nodes, tmp_pa
     for name in ("metrics.json", "rankings.parquet"):
         assert (evaluated / name).read_bytes() == (tmp_path / "evaluated" / name).read_bytes()
 
-    start_node(network.machine(3), head, **QUICK, **TOKEN)
+    start_node(network.machine(4), head, **QUICK, **TOKEN)
+    gone = network.machine(3)
+    start_node(gone, head, **QUICK, **TOKEN)
+    gone.kill()  # Ray still lists it when the command begins
     words[-1] = str(tmp_path / "many.parquet")
     embedded = Command(here, head, home, *words, *small)
     assert embedded.end() == 0, embedded.written
+    assert f"node {gone.address} has gone and is not used" in embedded.written
     assert pq.read_table(out).equals(pq.read_table(words[-1]))
     assert not list((home / "work").glob("*/*")), "parts are removed"
 
@@ -249,6 +258,61 @@ def test_nodes_that_cannot_work_are_named(network, nodes, tmp_path):
         assert f"node {other.address}: the artifact root {home} does not exist there" in command.written
     assert f"node {here.address}" not in command.written
     assert captions(home) == []
+
+
+class OneNode:
+    """A cluster of one node, as far as `Pool` asks Ray; every check of the node ends without an answer.
+
+    listed: how often Ray still lists the node.
+    """
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception):
+            """As in Ray."""
+
+    def __init__(self, listed: int) -> None:
+        self.listed, self.checks = listed, 0
+
+    def nodes(self) -> list[dict[str, object]]:
+        self.listed -= 1
+        node = {"NodeID": 56 * "0", "NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 1}}
+        return [{**node, "Alive": self.listed >= 0}]
+
+    def remote(self, **options: object) -> object:
+        return lambda function: SimpleNamespace(remote=self._check)
+
+    def _check(self, probe: Probe) -> int:
+        self.checks += 1
+        return self.checks
+
+    def wait(self, refs: list[int], **options: object) -> tuple[list[int], list[int]]:
+        return refs, []
+
+    def get(self, ref: int) -> object:
+        raise self.exceptions.RayError("the worker\ndied")
+
+
+@pytest.mark.usefixtures("network")
+def test_a_node_that_lives_is_asked_again(tmp_path, capfd):
+    def progress(done: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    def pool(ray: OneNode) -> Pool:
+        job = CaptionJob(home=str(tmp_path), images={}, config=build_recipe("demo", ["caption.device=cpu"]).caption)
+        return Pool(ray, job, Probe("", "", {}, {}), most=0, progress=progress)
+
+    lives, gone = OneNode(listed=9), OneNode(listed=2)
+    with pytest.raises(
+        ConfigError, match=r"node 10\.0\.0\.2: the check failed 3 times, the last time with: the worker died"
+    ):
+        pool(lives).run()
+    assert lives.checks == 3
+    with pytest.raises(KeyboardInterrupt):
+        pool(gone).run()
+    assert gone.checks == 2
+    told = capfd.readouterr().err
+    assert "node 10.0.0.2 has gone and is not used" in told
+    assert "no node of the Ray cluster has a CPU: waiting for one" in told
 
 
 def losses(home: Path) -> list[float]:
