@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 from bench_scale import CONFIG, RANKED, Step, captions_of, main, run_of
+from numpy.lib.format import open_memmap
 
 from captioning.audit.stage import AuditConfig, AuditStage
 from captioning.corrections import Corrections
@@ -49,6 +50,7 @@ from reid.config.evaluate import EvaluateConfig
 from reid.config.train import TrainConfig, ValidationConfig
 from reid.evaluation.intervals import read_query_scores
 from reid.evaluation.sentences.source import find_sentences
+from reid.evaluation.stage import EvaluateStage
 from reid.inputs.evaluation_rows import evaluation_rows
 from reid.inputs.image_rows import ImageRows, Ints, read_rows
 from reid.inputs.pixel_cache import PixelStage
@@ -61,6 +63,10 @@ RECIPE: Final = build_recipe("demo", ["caption.device=cpu"])
 _RANKED: Final = 50
 _AT_ONCE: Final = 2000  # queries
 _RANKINGS: Final = "rankings.parquet"
+_RANKING: Final = EvaluateStage(
+    model=RECIPE.train, config=EvaluateConfig(exclude="none", device="cpu", text_to_image="off")
+)
+_WIDTH: Final = 64
 
 
 def captions(home: str, index: dict[str, str]) -> None:
@@ -181,6 +187,25 @@ def evaluation(home: str, index: dict[str, str]) -> None:
     run = run_of(home, index)
     evaluation_rows(run.images, EvaluateConfig(exclude="none"))
     assert find_sentences(run.images, captions_of(run), EvaluateConfig())
+
+
+def features(home: str, index: dict[str, str]) -> None:
+    """Write made-up features of the test images, which the step "ranking" reads as memory maps."""
+    run = run_of(home, index)
+    plan = _RANKING.features.plan(run)
+    count, rng = len(evaluation_rows(run.images, _RANKING.config).images), np.random.default_rng(0)
+    with run.store.draft("features", plan.fingerprint) as folder:
+        out = open_memmap(folder / "untrained-image.npy", "w+", np.float32, (count, _WIDTH))
+        for start in range(0, count, _AT_ONCE):
+            rows = out[start : start + _AT_ONCE]
+            rows[:] = rng.standard_normal(rows.shape)
+        write_json(folder / "features.json", [["untrained", "image"]])
+        run.store.publish(folder, "features", plan.ingredients, Produced())
+
+
+def ranking(home: str, index: dict[str, str]) -> None:
+    """Evaluate these features: queries x gallery, so the time grows with the square of the images."""
+    assert not _RANKING.make(run_of(home, index)).cached
 
 
 def validation(home: str, index: dict[str, str]) -> None:
@@ -313,6 +338,8 @@ STEPS: Final[dict[str, Step]] = {
     "texts": texts,
     "sampler": sampler,
     "evaluation": evaluation,
+    "features": features,
+    "ranking": ranking,
     "validation": validation,
     "pixels": pixels,
     "preflight": preflight,

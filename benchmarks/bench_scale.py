@@ -1,5 +1,5 @@
-"""Time and peak memory as the dataset grows: index of a new, a changed and an unchanged folder, content digests and
-rows of an index, work list and compaction of the caption store, captions.parquet, and audit.
+"""Time and peak memory as the dataset grows: index of a new, a changed, a watched and an unchanged folder, content
+digests and rows of an index, work list and compaction of the caption store, captions.parquet, and audit.
 
     python benchmarks/bench_scale.py [--rows 100000 400000] [--million] [--distinct 0.6]
 
@@ -50,6 +50,8 @@ from data.schemas import IMAGES, SHARD
 from data.slots import SLOTS, VOCABULARY
 from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
+from flows.deploy.watch import look_at
+from flows.deploy.watched_images import Counts
 from reid.inputs.image_rows import read_rows
 
 ROWS: Final = (100_000, 400_000)
@@ -109,11 +111,11 @@ def write_crops(folder: Path, rows: int) -> None:
     write_tables(folder / "rows" / "first.parquet", parts, pa.schema([IMAGES.field(name) for name in _LISTED]))
 
 
-def add_crop(folder: Path) -> None:
+def add_crop(folder: Path, name: str) -> None:
     """Add one image and its row."""
-    (folder / "added.png").write_bytes(_png())
-    row = {"path": ["added.png"], "split": ["train"], "pid": [1], "camid": [0]}
-    pq.write_table(pa.table(row), folder / "rows" / "second.parquet")
+    (folder / f"{name}.png").write_bytes(_png())
+    row = {"path": [f"{name}.png"], "split": ["train"], "pid": [1], "camid": [0]}
+    pq.write_table(pa.table(row), folder / "rows" / f"{name}.parquet")
 
 
 def _png() -> bytes:
@@ -234,9 +236,17 @@ def first_index(home: str, index: dict[str, str]) -> None:
 
 def changed_index(home: str, index: dict[str, str]) -> None:
     """Index them again with one more: each costs a stat and a look-up."""
-    add_crop(Path(home).with_name("crops"))
+    add_crop(Path(home).with_name("crops"), "second")
     made = index_of(ArtifactStore(Path(home).with_name("crops store")), config=_crops(home))
     assert (made.found.n_read, made.made.cached) == (1, False)
+
+
+def watched_look(home: str, index: dict[str, str]) -> None:
+    """Look at them as the watcher does, add one more, and look again: it compares with the images of the first look."""
+    store, config = ArtifactStore(Path(home).with_name("crops store")), _crops(home)
+    assert look_at(store, dataset="crops", config=config, settle_seconds=0).status == "unchanged"
+    add_crop(Path(home).with_name("crops"), "third")
+    assert look_at(store, dataset="crops", config=config, settle_seconds=0).counts == Counts(added=1)
 
 
 def listing(home: str, index: dict[str, str]) -> None:
@@ -310,6 +320,7 @@ def audit(home: str, index: dict[str, str]) -> None:
 STEPS: Final[dict[str, Step]] = {
     "first index": first_index,
     "changed index": changed_index,
+    "watched dataset": watched_look,
     "listing": listing,
     "unchanged folder": unchanged_folder,
     "index contents": contents,

@@ -6,6 +6,7 @@ neither torch nor numba; a cached evaluation neither loads a model nor reads an 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
@@ -15,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactRef, Produced
-from data.columns.texts import Texts
+from data.columns.lists import LIST_ROWS, lists_of
 from data.device import resolve_device
-from data.files import write_json, write_table
+from data.files import write_json, write_tables
 from data.schemas import RANKINGS
 from data.stages.stage import Ingredients, RunContext, Stage
 from reid.config.evaluate import JOINT, EvaluateConfig
@@ -86,21 +87,24 @@ class EvaluateStage(Stage):
         """Write the files."""
         rows, found = evaluation_rows(run.images, self.config), self.sentences(run)
         sentences = SentenceRanking(found, rows, self.config.top_k) if isinstance(found, Sentences) else None
-        results, tables = [], []
-        for encoded in self.features.encoded(run, scratch):
-            if encoded.mode != JOINT:
-                entry = _Entry(encoded.model, encoded.mode, _rank(encoded.features_ND, rows, self.config))
-                results.append(_result(entry, drawn=rows.drawn))
-                tables.append(_ranking_table(entry, rows.images, rows.splits[0]))
-            elif sentences is not None:
-                sentences.add(encoded.model, self._text_features(run, sentences, encoded), encoded.features_ND)
+        results: list[dict[str, Any]] = []
+
+        def ranked() -> Iterator[pa.Table]:
+            for encoded in self.features.encoded(run, scratch):
+                if encoded.mode != JOINT:
+                    entry = _Entry(encoded.model, encoded.mode, _rank(encoded.features_ND, rows, self.config))
+                    results.append(_result(entry, drawn=rows.drawn))
+                    yield from _ranking_tables(entry, rows.images, rows.splits[0])
+                elif sentences is not None:
+                    sentences.add(encoded.model, self._text_features(run, sentences, encoded), encoded.features_ND)
+
+        write_tables(folder / "rankings.parquet", ranked(), RANKINGS)
         rules = protocol(run.images, rows, self.config, self.model, skipped=results[0]["n_skipped_queries"])
         metrics: dict[str, Any] = {"protocol": rules, "results": results}
         if sentences is not None:
             metrics["text_to_image"] = sentences.summary(count_truncated(sentences.texts, config_of(self.model)))
             sentences.write(folder)
         write_json(folder / "metrics.json", metrics)
-        write_table(folder / "rankings.parquet", pa.concat_tables(tables), RANKINGS)
         return Produced()
 
     def _text_features(self, run: RunContext, sentences: SentenceRanking, images: Encoded) -> NDArray[np.float32]:
@@ -161,28 +165,27 @@ def _measures(ranking: Ranking) -> dict[str, float]:
     return {"mAP": ranking.mAP, "mINP": ranking.mINP, **ranks}
 
 
-def _ranking_table(entry: _Entry, images: ImageRows, split: RankingSplit) -> pa.Table:
+def _ranking_tables(entry: _Entry, images: ImageRows, split: RankingSplit) -> Iterator[pa.Table]:
+    """Yield the rows of rankings.parquet, some thousand queries at a time."""
     ranking, query, gallery = entry.rankings[0], images.take(split.query), images.take(split.gallery)
-    filled = ranking.top_index >= 0
-    offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())
-    nearest = ranking.top_index[filled]
-
-    def lists(values: NDArray[Any] | Texts) -> pa.ListArray:
-        return pa.ListArray.from_arrays(offsets, pa.array(values))
-
-    columns = {
-        "model": [entry.model] * ranking.n_valid,
-        "mode": [entry.mode] * ranking.n_valid,
-        "query_path": query.path[ranking.query_index],
-        "query_pid": query.pid[ranking.query_index],
-        "query_camid": query.camid[ranking.query_index],
-        "ap": ranking.ap,
-        "inp": ranking.inp,
-        "first_hit": ranking.first_hit,
-        "n_relevant": ranking.n_relevant,
-        "top_paths": lists(gallery.path[nearest]),
-        "top_pids": lists(gallery.pid[nearest]),
-        "top_camids": lists(gallery.camid[nearest]),
-        "top_scores": lists(ranking.top_score[filled]),
-    }
-    return pa.table(columns).cast(RANKINGS)
+    for start in range(0, ranking.n_valid, LIST_ROWS):
+        rows = slice(start, start + LIST_ROWS)
+        top_index, of_query = ranking.top_index[rows], query.take(ranking.query_index[rows])
+        filled = top_index >= 0
+        nearest = top_index[filled]
+        columns = {
+            "model": [entry.model] * len(of_query),
+            "mode": [entry.mode] * len(of_query),
+            "query_path": of_query.path,
+            "query_pid": of_query.pid,
+            "query_camid": of_query.camid,
+            "ap": ranking.ap[rows],
+            "inp": ranking.inp[rows],
+            "first_hit": ranking.first_hit[rows],
+            "n_relevant": ranking.n_relevant[rows],
+            "top_paths": lists_of(gallery.path[nearest], filled),
+            "top_pids": lists_of(gallery.pid[nearest], filled),
+            "top_camids": lists_of(gallery.camid[nearest], filled),
+            "top_scores": lists_of(ranking.top_score[rows][filled], filled),
+        }
+        yield pa.table(columns).cast(RANKINGS)

@@ -32,6 +32,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _LARGEST: Final = np.iinfo(np.int64).max
+_AT_ONCE: Final = 1 << 14
 _MOST_EXACT: Final = 2.0**53
 """Up to this number, every whole number is a float."""
 
@@ -311,7 +312,11 @@ def _summarize(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Rank
         )
     first_hit = table.first_hit[valid]
     hits = np.bincount(np.minimum(first_hit, max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
-    top_index = table.top_index[valid]
+    rows = valid if len(valid) < len(table.n_relevant) else slice(None)  # a slice copies nothing
+    top_index = table.top_index[rows]
+    for start in range(0, len(top_index), _AT_ONCE):
+        block = top_index[start : start + _AT_ONCE]
+        block[:] = np.where(block < 0, -1, keep[block])
     return Ranking(
         mAP=float(table.ap[valid].mean()),
         mINP=float(table.inp[valid].mean()),
@@ -321,8 +326,8 @@ def _summarize(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Rank
         inp=table.inp[valid],
         first_hit=first_hit,
         n_relevant=table.n_relevant[valid],
-        top_index=np.where(top_index < 0, -1, keep[top_index]),
-        top_score=table.top_score[valid],
+        top_index=top_index,
+        top_score=table.top_score[rows],
         n_skipped=len(table.n_relevant) - len(valid),
         n_gallery=len(keep),
         n_junk=n_junk,

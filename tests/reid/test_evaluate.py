@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.artifacts.contents import image_contents
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.columns.lists import LIST_ROWS
 from data.errors import DataError
 from data.files import write_json, write_table
 from data.schemas import IMAGES, RANKINGS
@@ -31,6 +32,7 @@ from reid.tasks.base import MEAN, STD
 from reid.tasks.build import build_task
 from reid.training.checkpoint import load_task, load_untrained
 from tests.helpers.data_trees import TURNED
+from tests.helpers.evaluations import write_index
 from tests.helpers.small_models import SEED, write_model, write_world
 from tests.helpers.stages import describe_by_hand, evaluate, make_artifact, run_on
 
@@ -102,6 +104,39 @@ def test_metrics_and_rankings_are_those_of_a_direct_computation(world):
     assert not store.scratch("evaluate", made.ref.fingerprint).exists()
 
 
+def test_rankings_of_more_queries_than_are_written_at_a_time(tmp_path):
+    """The rows of every block are those of sorting all scores"""
+    store, rng = ArtifactStore(tmp_path), np.random.default_rng(0)
+    count, n_gallery = LIST_ROWS + 5, 12
+    rows = [
+        {"path": f"{number:05d}.jpg", "split": split, "pid": pid, "camid": camid, "sha256": f"{number:064d}"}
+        for number, (split, pid, camid) in enumerate(
+            [("query", number % 4, 1) for number in range(count)]
+            + [("gallery", number % 5, 1 + (number > 5)) for number in range(n_gallery)]
+        )
+    ]
+    images = write_index(store, [{**row, "size": 1, "width": 1, "height": 1} for row in rows])
+    features = rng.normal(size=(len(rows), 6)).astype(np.float32)
+    config = EvaluateConfig(device="cpu", text_to_image="off", top_k=12)
+    stage, run = EvaluateStage(model=TrainConfig(device="cpu", seed=3), config=config), run_on(store, images)
+
+    def work(folder):
+        write_json(folder / "features.json", [["untrained", "image"]])
+        np.save(folder / "untrained-image.npy", features)
+
+    make_artifact(store, "features", stage.features.ingredients(run), work)
+    table = pd.read_parquet(stage.make(run).ref.folder / "rankings.parquet")
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    scores, gallery = unit[:count] @ unit[count:].T, rows[count:]
+    assert table["query_path"].tolist() == [row["path"] for row in rows[:count]]
+    for query, got in zip(range(count), table.itertuples(), strict=True):
+        left = [at for at in np.argsort(-scores[query]) if (gallery[at]["pid"], gallery[at]["camid"]) != (query % 4, 1)]
+        assert list(got.top_paths) == [gallery[at]["path"] for at in left]
+        assert list(got.top_pids) == [gallery[at]["pid"] for at in left]
+        assert list(got.top_camids) == [gallery[at]["camid"] for at in left]
+        np.testing.assert_allclose(got.top_scores, scores[query][left], atol=1e-6)
+
+
 def test_found_again_without_images_and_without_loading_any_model(world):
     store, images, model, _ = world
     made = run(world)
@@ -109,6 +144,7 @@ def test_found_again_without_images_and_without_loading_any_model(world):
 import sys
 from pathlib import Path
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.columns.lists import LIST_ROWS
 from reid.config.evaluate import EvaluateConfig
 from tests.helpers.stages import evaluate
 made = evaluate(ArtifactStore(Path({str(store.root)!r})), images=ArtifactRef(**{images.to_json()!r}),

@@ -5,15 +5,17 @@ Shapes: S sentences, N test images, D joint width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data.columns.lists import LIST_ROWS, lists_of
 from data.columns.texts import Texts
-from data.files import write_table
+from data.files import write_tables
 from data.people import UNKNOWN_CAMERA
 from data.schemas import TEXT_RANKINGS
 from reid.evaluation.sentences.source import Sentences, Source, places_of
@@ -125,37 +127,35 @@ class SentenceRanking:
 
     def write(self, folder: Path) -> None:
         """Write text_rankings.parquet."""
-        tables = [self._table(model, ranking) for model, ranking in self._rankings.items()]
-        write_table(folder / TEXT_RANKINGS_FILE, pa.concat_tables(tables), TEXT_RANKINGS)
+        tables = (table for model, ranking in self._rankings.items() for table in self._tables(model, ranking))
+        write_tables(folder / TEXT_RANKINGS_FILE, tables, TEXT_RANKINGS)
 
     def _matched(self, ranking: Ranking) -> Described:
         at = ranking.query_index
         return Described(self.texts[at], self._images.pid[self._place_S[at]])
 
-    def _table(self, model: str, ranking: Ranking) -> pa.Table:
-        matched = self._matched(ranking)
+    def _tables(self, model: str, ranking: Ranking) -> Iterator[pa.Table]:
+        """Yield the rows of text_rankings.parquet, some thousand sentences at a time."""
         gallery = self._images.take(self._gallery)
-        filled = ranking.top_index >= 0
-        offsets = pa.array(np.concatenate([[0], np.cumsum(filled.sum(axis=1))]), pa.int32())
-        nearest = gallery.take(ranking.top_index[filled])
-
-        def lists(values: NDArray[Any] | Texts) -> pa.ListArray:
-            return pa.ListArray.from_arrays(offsets, pa.array(values))
-
-        columns = {
-            "model": [model] * ranking.n_valid,
-            "sentence": matched.texts,
-            "number": self._sentences.number[ranking.query_index],
-            "image_path": self._images.path[self._place_S[ranking.query_index]],
-            "pid": matched.pids,
-            "ap": ranking.ap,
-            "first_hit": ranking.first_hit,
-            "n_relevant": ranking.n_relevant,
-            "top_paths": lists(nearest.path),
-            "top_pids": lists(nearest.pid),
-            "top_scores": lists(ranking.top_score[filled]),
-        }
-        return pa.table(columns).cast(TEXT_RANKINGS)
+        for start in range(0, ranking.n_valid, LIST_ROWS):
+            rows = slice(start, start + LIST_ROWS)
+            at, top_index = ranking.query_index[rows], ranking.top_index[rows]
+            described, filled = self._images.take(self._place_S[at]), top_index >= 0
+            nearest = top_index[filled]
+            columns = {
+                "model": [model] * len(at),
+                "sentence": self.texts[at],
+                "number": self._sentences.number[at],
+                "image_path": described.path,
+                "pid": described.pid,
+                "ap": ranking.ap[rows],
+                "first_hit": ranking.first_hit[rows],
+                "n_relevant": ranking.n_relevant[rows],
+                "top_paths": lists_of(gallery.path[nearest], filled),
+                "top_pids": lists_of(gallery.pid[nearest], filled),
+                "top_scores": lists_of(ranking.top_score[rows][filled], filled),
+            }
+            yield pa.table(columns).cast(TEXT_RANKINGS)
 
 
 def _result(model: str, ranking: Ranking) -> TextResult:
