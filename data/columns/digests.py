@@ -18,7 +18,6 @@ Digests = NDArray[np.bytes_]
 """Digests, [N], type S32. NumPy orders them by their bytes, as the texts are ordered. Single elements lose trailing
 zero bytes, so compare arrays and not elements."""
 
-_HEAD: Final = np.dtype([("head", ">u8"), ("rest", f"V{WIDTH - 8}")])
 _DIGITS: Final = 2 * WIDTH
 _MOST_TEXTS: Final = ((1 << 31) - 1) // _DIGITS  # offsets of 32 bits
 _AT_ONCE: Final = 1 << 16
@@ -69,6 +68,11 @@ def first_bytes(digests: Digests) -> NDArray[np.uint8]:
     return np.ascontiguousarray(digests).view(np.uint8).reshape(-1, WIDTH)[:, 0]
 
 
+def heads(keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """Return the first 8 bytes of each digest or of each row of `joined`, as a number that is ordered as they are."""
+    return keys.view([("head", ">u8"), ("rest", f"V{keys.itemsize - 8}")])["head"]
+
+
 def joined(*columns: NDArray[Any]) -> NDArray[np.bytes_]:
     """Return the bytes of each row of some columns of fixed width, [N], to match rows by `positions`."""
     raw = [np.ascontiguousarray(column) for column in columns]
@@ -97,10 +101,10 @@ def first_equal(digests: Digests) -> NDArray[np.int64]:
 
 def in_groups(digests: Digests) -> tuple[NDArray[np.int64], Mask]:
     """Return the places of the digests, sorted, equal ones in their order, and the mask of those that begin a group."""
-    heads = digests.view(_HEAD)["head"].astype(np.uint64)
-    order = np.argsort(heads, kind="stable")
-    heads = heads[order]
-    is_new = np.append(True, heads[1:] != heads[:-1])[: len(order)]
+    first_8 = heads(digests).astype(np.uint64)
+    order = np.argsort(first_8, kind="stable")
+    first_8 = first_8[order]
+    is_new = np.append(True, first_8[1:] != first_8[:-1])[: len(order)]
     followers = np.flatnonzero(~is_new)
     for start in range(0, len(followers), _AT_ONCE):
         some = followers[start : start + _AT_ONCE]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.artifacts.fingerprint import digest
+from data.artifacts.fingerprint import digest, digest_bytes
 from data.artifacts.store import ArtifactStore
 from data.progress import ProgressFn
 from data.stages.stage import RunContext
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reid.embedding.batches import EmbeddedBatch
     from reid.embedding.embedder import Embedder
     from reid.embedding.files import EmbedFn
-    from reid.embedding.table import ImageFile
+    from reid.embedding.images import DistinctImages
 
 
 def run_together(job: Job, scale: ScaleConfig, progress: ProgressFn) -> None:
@@ -54,16 +54,16 @@ def embed_together(store: ArtifactStore, scale: ScaleConfig, device: str, progre
     """
 
     def embed(
-        embedder: Embedder, copies: Sequence[Sequence[ImageFile]], *, root: Path, mode: str
+        embedder: Embedder, images: DistinctImages, *, root: Path, mode: str
     ) -> Generator[EmbeddedBatch, None, None]:
         from reid.embedding.files import identity_of
         from reid.embedding.parts import EmbeddingParts
 
-        if not copies or embedder.model is None:
+        if not len(images) or embedder.model is None:
             return
-        keys = [same[0].key(by_camera=embedder.needs_cameras) for same in copies]
+        keys = digest_bytes(images.keys(by_camera=embedder.needs_cameras).tobytes())
         folder = store.scratch("embed", digest([identity_of(embedder, mode), keys])[:32])
-        parts = EmbeddingParts.write_list(folder, copies, embedder.config.batch_size)
+        parts = EmbeddingParts.write_list(folder, images, embedder.config.batch_size)
         job = EmbedJob(
             home=str(store.root),
             folder=str(folder),
@@ -73,10 +73,10 @@ def embed_together(store: ArtifactStore, scale: ScaleConfig, device: str, progre
             batch_size=embedder.config.batch_size,
             precision=embedder.config.precision,
             wanted=device,
-            sample=str(root / copies[0][0].path),
+            sample=str(root / images.files.paths[images.firsts()[0]]),
         )
         run_together(job, scale, progress)
-        yield from parts.read(copies)
+        yield from parts.read()
         parts.remove()
 
     return embed

@@ -6,33 +6,32 @@ The embeddings computed so far lie in ``<file>.parts`` beside the result (`reid.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-import numpy as np
-import pyarrow as pa
-
-from data.columns.rejected import Rejected
+from data.columns.rejected import Rejected, RejectedRows
+from data.columns.source import BATCH_ROWS, in_blocks
 from data.errors import ConfigError
-from data.files import full_disk_explained, write_table
+from data.files import full_disk_explained, write_tables
 from data.process import locks
 from data.progress import ProgressFn, silent
 from data.schemas import REJECTED
 from reid.embedding.batches import EmbeddedBatch, check_cameras, embed_distinct
 from reid.embedding.embedder import JOINT, Embedder
-from reid.embedding.journal import Float32s, Journal
+from reid.embedding.images import DistinctImages, ImageFile, ImageFiles
+from reid.embedding.journal import Journal
+from reid.embedding.known import KeyPlaces, KnownImages, Saver
 from reid.embedding.table import (
+    GROUP_ROWS,
     Heading,
-    ImageFile,
-    read_embeddings,
+    has_images,
     read_faults,
     read_heading,
-    read_images,
-    write_features,
+    read_rows,
+    write_embeddings,
 )
 
 SAVE_SECONDS: Final = 5.0
@@ -43,7 +42,7 @@ class EmbedFn(Protocol):
     """Embeds distinct images as `reid.embedding.batches.embed_distinct` does."""
 
     def __call__(
-        self, embedder: Embedder, copies: Sequence[Sequence[ImageFile]], *, root: Path, mode: str
+        self, embedder: Embedder, images: DistinctImages, *, root: Path, mode: str
     ) -> Generator[EmbeddedBatch, None, None]:
         """Yield the embeddings in order."""
 
@@ -60,7 +59,7 @@ class Embedded:
 
     images: int
     computed: int
-    rejected: list[Rejected]
+    rejected: RejectedRows
     replaced: bool
     unusable: int = 0
 
@@ -88,7 +87,7 @@ def embed_files(
 
     Args:
         embedder: the model.
-        images: with the sha256 of their bytes, which is checked when they are opened.
+        images: with the sha256 of their bytes, which is checked when they are opened; an `ImageFiles` holds millions.
         root: absolute folder that their paths are relative to.
         out: the file; replaced if it holds embeddings, also those of another model.
         mode: one of `Embedder.modes`; by default the first.
@@ -99,33 +98,41 @@ def embed_files(
 
     Raises:
         ConfigError: `out` is something else than embeddings, another process is writing it, the mode does not exist,
-            the model is untrained, or it needs cameras that the images do not have.
+            the model is untrained, it needs cameras that the images do not have, or a digest is not a sha256.
         DataError: `out` is damaged, a camera is unknown to the model, or an embedding is not finite.
     """
     mode = embedder.resolve_mode(mode)
     if embedder.model is None:
         raise ConfigError("a file of embeddings names the model by its fingerprint: give a trained model")
-    check_cameras(embedder, images)
+    files, unused = ImageFiles.of(images), RejectedRows.of(rejected).in_order()
+    check_cameras(embedder, files.paths, files.camids)
     heading = Heading(identity_of(embedder, mode), str(root))
     former = read_heading(out)
-    if former == heading and read_images(out) == list(images) and not read_faults(out, heading).any.any():
-        _write_rejected(rejected_file(out), rejected)
-        return Embedded(images=len(images), computed=0, rejected=sorted(rejected), replaced=False)
+    if former == heading and has_images(out, files) and not read_faults(out, heading).any.any():
+        _write_rejected(rejected_file(out), unused)
+        return Embedded(images=len(files), computed=0, rejected=unused, replaced=False)
     folder = out.with_name(f"{out.name}.parts")
     with full_disk_explained(out.parent, f"{out} could not be written"), _locked(folder, out):
-        job = _Job(embedder, mode, root, Journal(folder, heading.identity, embedder.width(mode)))
         replaced = former is not None and former.identity != heading.identity
-        unusable = 0
-        if former is not None and not replaced:
-            unusable = _take_over(out, former, job, {job.key(image) for image in images})
-        computed, refused = _compute(job, images, progress, save_seconds, embed)
-        kept = [image for image in images if job.key(image) in job.journal]
-        lost = [refused[job.key(image)]._replace(path=image.path) for image in images if job.key(image) in refused]
-        write_features(out, heading, kept, [job.key(image) for image in kept], job.journal)
-        everything = sorted([*rejected, *lost])
+        journal = Journal(folder, heading.identity, embedder.width(mode))
+        distinct = DistinctImages.of(files, by_camera=embedder.needs_cameras)
+        known = KnownImages(distinct, journal, by_camera=embedder.needs_cameras)
+        unusable = _find_known(known, out, None if replaced else former)
+        computed = _compute(_Job(embedder, mode, root, known), progress, save_seconds, embed)
+        written = write_embeddings(out, heading, known.blocks(GROUP_ROWS))
+        everything = unused.joined_in_order(known.rejected())
         _write_rejected(rejected_file(out), everything)
         shutil.rmtree(folder)
-    return Embedded(images=len(kept), computed=computed, rejected=everything, replaced=replaced, unusable=unusable)
+    return Embedded(images=written, computed=computed, rejected=everything, replaced=replaced, unusable=unusable)
+
+
+def _find_known(known: KnownImages, out: Path, former: Heading | None) -> int:
+    """Find the images that the journal or `out` has, if `former` is its heading; return the unusable rows of `out`."""
+    if former is None and not known.saved:
+        return 0
+    places = KeyPlaces(known.images, by_camera=known.by_camera)
+    known.find(places)
+    return 0 if former is None else _take_over(out, former, known, places)
 
 
 @contextmanager
@@ -154,77 +161,42 @@ class _Job(NamedTuple):
     embedder: Embedder
     mode: str
     root: Path
-    journal: Journal
-
-    def key(self, image: ImageFile) -> str:
-        return image.key(by_camera=self.embedder.needs_cameras)
+    known: KnownImages
 
 
-def _take_over(out: Path, former: Heading, job: _Job, wanted: set[str]) -> int:
-    """Copy from `out` into the journal what is wanted and not there; return how many rows of `out` are unusable."""
-    keys, start = [job.key(image) for image in read_images(out)], 0
-    unusable = read_faults(out, former).any
-    for vectors_ND in read_embeddings(out):
-        rows = range(start, start + len(vectors_ND))
-        first = {
-            keys[row]: row - start
-            for row in reversed(rows)
-            if not unusable[row] and keys[row] in wanted and keys[row] not in job.journal
-        }
-        job.journal.append(list(first), vectors_ND[list(first.values())])
-        start += len(vectors_ND)
-    return int(unusable.sum())
+def _take_over(out: Path, former: Heading, known: KnownImages, places: KeyPlaces) -> int:
+    """Add from `out` to the known images what is wanted and absent; return how many rows of `out` are unusable."""
+    unusable = 0
+    for rows in read_rows(out, former, by_camera=known.by_camera):
+        unusable += int((~rows.usable).sum())
+        numbers = places.of(rows.keys)
+        numbers[~rows.usable] = -1
+        known.add_missing(numbers, rows.vectors_ND)
+    return unusable
 
 
-def _compute(
-    job: _Job, images: Sequence[ImageFile], progress: ProgressFn, save_seconds: float, embed: EmbedFn
-) -> tuple[int, dict[str, Rejected]]:
-    """Embed what the journal lacks; return the number of embedded images, and key -> why an image is not."""
-    copies: dict[str, list[ImageFile]] = {}
-    for image in images:
-        copies.setdefault(job.key(image), []).append(image)
-    missing = [same for key, same in copies.items() if key not in job.journal]
-    done, computed, refused = len(copies) - len(missing), 0, dict[str, Rejected]()
-    saver = _Saver(job.journal, save_seconds)
+def _compute(job: _Job, progress: ProgressFn, save_seconds: float, embed: EmbedFn) -> int:
+    """Embed what is not known, and return the number of embedded images."""
+    known, missing = job.known, job.known.missing()
+    total, at, computed = len(known.images), 0, 0
+    saver = Saver(known, save_seconds)
     try:
-        with closing(embed(job.embedder, missing, root=job.root, mode=job.mode)) as batches:
+        with closing(embed(job.embedder, known.images[missing], root=job.root, mode=job.mode)) as batches:
             for batch in batches:
-                refused |= {job.key(image): why for image, why in batch.rejected}
-                if batch.images:
-                    saver.add([job.key(image) for image in batch.images], batch.vectors_ND)
-                computed, done = computed + len(batch.images), done + len(batch.images) + len(batch.rejected)
-                progress(done, len(copies), "encoding")
+                numbers = missing[at : at + len(batch.reasons)]
+                usable = batch.reasons == ""
+                known.reject(numbers[~usable], batch.reasons[~usable].tolist())
+                saver.add(numbers[usable], batch.vectors_ND)
+                at, computed = at + len(numbers), computed + int(usable.sum())
+                progress(total - len(missing) + at, total, "encoding")
     finally:
         saver.save()
-    return computed, refused
+    return computed
 
 
-class _Saver:
-    """Collects embeddings and appends them to the journal every so many seconds."""
-
-    def __init__(self, journal: Journal, seconds: float) -> None:
-        self._journal = journal
-        self._seconds = seconds
-        self._saved = time.monotonic()
-        self._keys: list[str] = []
-        self._rows: list[Float32s] = []
-
-    def add(self, keys: Sequence[str], rows_ND: Float32s) -> None:
-        self._keys += keys
-        self._rows.append(rows_ND)
-        if time.monotonic() - self._saved >= self._seconds:
-            self.save()
-
-    def save(self) -> None:
-        if self._keys:
-            self._journal.append(self._keys, np.concatenate(self._rows))
-        self._keys, self._rows, self._saved = [], [], time.monotonic()
-
-
-def _write_rejected(path: Path, rows: Sequence[Rejected]) -> None:
+def _write_rejected(path: Path, rows: RejectedRows) -> None:
     """Write the rejected images; without any, remove the file of an earlier run."""
-    if not rows:
+    if not len(rows):
         path.unlink(missing_ok=True)
         return
-    columns = {name: [getattr(row, name) for row in rows] for name in REJECTED.names}
-    write_table(path, pa.table(columns, schema=REJECTED), REJECTED)
+    write_tables(path, in_blocks(rows.batches(), BATCH_ROWS), REJECTED)

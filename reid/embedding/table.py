@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data.columns.digests import digests_of, joined
+from data.columns.distinct import one_array
 from data.errors import ConfigError, DataError
 from data.files import atomic_path
 from data.schemas import SCHEMA_VERSION
-from reid.embedding.journal import Float32s, Journal
+from reid.embedding.images import COLUMNS, ImageFiles, Keys, camera_numbers
+from reid.embedding.journal import Float32s
 
 GROUP_ROWS: Final = 8192
 """Rows per row group."""
@@ -25,21 +30,6 @@ _MODEL: Final = "model_fingerprint"
 _EMBEDDING: Final = "embedding"
 _UNIT: Final = 1e-3
 _TEXTS: Final = ("path", "sha256", "split", "label", _MODEL)
-
-
-class ImageFile(NamedTuple):
-    """One image of a features file. path: relative to the root, posix. What is unknown of it is None."""
-
-    path: str
-    sha256: str
-    split: str | None = None
-    pid: int | None = None
-    camid: int | None = None
-    label: str | None = None
-
-    def key(self, *, by_camera: bool) -> str:
-        """Return what the embedding depends on: the bytes of the file and, with camera embeddings, the camera."""
-        return f"{self.sha256}:{self.camid}" if by_camera else self.sha256
 
 
 class Heading(NamedTuple):
@@ -57,12 +47,7 @@ def features_schema(heading: Heading) -> pa.Schema:
     """Return the schema of features.parquet, with `heading` in its metadata."""
     return pa.schema(
         [
-            ("path", pa.string()),  # relative to the root, posix separators
-            ("sha256", pa.string()),  # of the file's bytes
-            ("split", pa.string()),  # null if the images have no split
-            ("pid", pa.int64()),  # identity; null if unknown
-            ("camid", pa.int64()),  # camera; null if unknown
-            ("label", pa.string()),  # the text that pid numbers; null if the dataset numbers its identities itself
+            *COLUMNS,
             (_MODEL, pa.string()),
             (_EMBEDDING, pa.list_(pa.float32(), heading.identity["width"])),  # of length one
         ],
@@ -88,21 +73,41 @@ def read_heading(path: Path) -> Heading | None:
         raise ConfigError(f"{path} exists and is not a file of embeddings; give another file to write") from error
 
 
-def read_images(path: Path) -> list[ImageFile]:
+def read_images(path: Path) -> ImageFiles:
     """Return the images of a features file, without their embeddings.
 
     Raises DataError for a damaged file, and for one whose columns are not those of `features_schema`.
     """
     try:
         _check_columns(path, pq.read_schema(path))
-        table = pq.read_table(path, columns=list(ImageFile._fields))
+        return ImageFiles.of_table(pq.read_table(path, columns=COLUMNS.names))
+    except (OSError, pa.ArrowInvalid, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def has_images(path: Path, images: ImageFiles) -> bool:
+    """Return True if the rows of a features file are `images`, in order. Raises DataError as `read_images` does."""
+    start = 0
+    for rows in _blocks(path, *COLUMNS.names):
+        if not rows.cast(COLUMNS).equals(images[start : start + len(rows)].table()):
+            return False
+        start += len(rows)
+    return start == len(images)
+
+
+def _blocks(path: Path, *columns: str) -> Iterator[pa.Table]:
+    """Yield columns of a features file, some thousand rows at a time. Raises DataError as `read_images` does."""
+    try:
+        _check_columns(path, pq.read_schema(path))
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(GROUP_ROWS, columns=list(columns)):
+                yield pa.Table.from_batches([batch]).select(list(columns)).replace_schema_metadata()
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
-    return [ImageFile(*row) for row in zip(*(table[name].to_pylist() for name in ImageFile._fields), strict=True)]
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
-    absent = [name for name in (*ImageFile._fields, _MODEL, _EMBEDDING) if name not in schema.names]
+    absent = [name for name in (*COLUMNS.names, _MODEL, _EMBEDDING) if name not in schema.names]
     if absent:
         raise DataError(
             f"{path} does not have the column(s) {', '.join(absent)}, which `clip-scgi embed` writes; delete it and "
@@ -119,13 +124,13 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
 class Faults(NamedTuple):
     """Rows of a features file that cannot be used as its metadata say, for N rows.
 
-    foreign: the row is of another model. broken: its embedding is null, not finite or not of length one. models: the
-    fingerprint of each row.
+    foreign: the row is of another model. broken: its embedding is null, not finite or not of length one. models:
+    fingerprint -> number of the foreign rows.
     """
 
     foreign: NDArray[np.bool_]
     broken: NDArray[np.bool_]
-    models: list[str | None]
+    models: Mapping[str | None, int]
 
     @property
     def any(self) -> NDArray[np.bool_]:
@@ -135,69 +140,102 @@ class Faults(NamedTuple):
 
 def read_faults(path: Path, heading: Heading) -> Faults:
     """Return which rows of the features file at `path` cannot be used. Raises DataError as `read_images` does."""
-    try:
-        schema = pq.read_schema(path)
-        _check_columns(path, schema)
-        width, said = schema.field(_EMBEDDING).type.list_size, heading.identity["width"]
-        if width != said:
-            raise DataError(
-                f"{path} has embeddings of {width:,} values, but its metadata say {said:,}; delete it and embed the "
-                "images again"
-            )
-        models = pq.read_table(path, columns=[_MODEL])[_MODEL].to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise _damaged(path, error) from error
-    foreign = np.array([model != heading.identity["model"] for model in models], np.bool_)
-    broken = [~(np.abs(np.linalg.norm(rows_ND, axis=1) - 1) <= _UNIT) for rows_ND in read_embeddings(path)]  # also NaN
-    return Faults(foreign, np.concatenate([np.zeros(0, np.bool_), *broken]), models)
+    _check_width(path, heading)
+    foreign, broken, models = [np.zeros(0, np.bool_)], [np.zeros(0, np.bool_)], Counter[str | None]()
+    for rows in _blocks(path, _MODEL, _EMBEDDING):
+        other = _foreign(rows, heading)
+        for counts in pc.value_counts(rows[_MODEL].filter(pa.array(other))).to_pylist():
+            models[counts["values"]] += counts["counts"]
+        foreign.append(other)
+        broken.append(_broken(_matrix(rows)))
+    return Faults(np.concatenate(foreign), np.concatenate(broken), models)
+
+
+class FeatureRows(NamedTuple):
+    """Some rows of a features file. keys: of their images (`reid.embedding.images.Keys`). usable: see `Faults`."""
+
+    keys: Keys
+    vectors_ND: Float32s
+    usable: NDArray[np.bool_]
+
+
+def read_rows(path: Path, heading: Heading, *, by_camera: bool) -> Iterator[FeatureRows]:
+    """Yield the rows of a features file in order, some thousand at a time. Raises DataError as `read_images` does.
+
+    by_camera: the model has camera embeddings.
+    """
+    _check_width(path, heading)
+    for rows in _blocks(path, "sha256", "camid", _MODEL, _EMBEDDING):
+        try:
+            keys = digests_of(rows["sha256"])
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        if by_camera:
+            keys = joined(keys, camera_numbers(one_array(rows["camid"])))
+        vectors_ND = _matrix(rows)
+        yield FeatureRows(keys, vectors_ND, ~(_foreign(rows, heading) | _broken(vectors_ND)))
 
 
 def read_embeddings(path: Path) -> Iterator[Float32s]:
-    """Yield the embeddings of a features file in order, float32 [rows of a group, D]. Raises DataError if damaged."""
+    """Yield the embeddings of a features file in order, float32 [N, D] each time. Raises DataError if damaged."""
+    return map(_matrix, _blocks(path, _EMBEDDING))
+
+
+def _check_width(path: Path, heading: Heading) -> None:
     try:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                column = file.read_row_group(group, columns=[_EMBEDDING])[_EMBEDDING].combine_chunks()
-                yield _matrix(column)
+        schema = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from error
+    _check_columns(path, schema)
+    width, said = schema.field(_EMBEDDING).type.list_size, heading.identity["width"]
+    if width != said:
+        raise DataError(
+            f"{path} has embeddings of {width:,} values, but its metadata say {said:,}; delete it and embed the "
+            "images again"
+        )
 
 
-def _matrix(column: pa.FixedSizeListArray) -> Float32s:
-    """Return a column of embeddings as float32 [N, D]; rows that are null are NaN."""
+def _foreign(rows: pa.Table, heading: Heading) -> NDArray[np.bool_]:
+    """Return the mask of the rows of another model than the heading says."""
+    differs = pc.not_equal(one_array(rows[_MODEL]).cast(pa.string()), heading.identity["model"])
+    found: NDArray[np.bool_] = differs.fill_null(True).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _broken(vectors_ND: Float32s) -> NDArray[np.bool_]:
+    """Return the mask of the embeddings that are not of length one; NaN is not."""
+    return ~(np.abs(np.linalg.norm(vectors_ND, axis=1) - 1) <= _UNIT)
+
+
+def _matrix(rows: pa.Table) -> Float32s:
+    """Return the embeddings of some rows as float32 [N, D]; those that are null are NaN."""
+    column = one_array(rows[_EMBEDDING])
     rows_ND = np.full((len(column), column.type.list_size), np.nan, np.float32)
     values = column.flatten().to_numpy(zero_copy_only=False)  # without those of rows that are null
     rows_ND[np.asarray(column.is_valid())] = values.reshape(-1, rows_ND.shape[1])
     return rows_ND
 
 
-def write_features(
-    path: Path, heading: Heading, images: Sequence[ImageFile], keys: Sequence[str], journal: Journal
-) -> None:
-    """Write features.parquet atomically: one row per image, with the embedding that `journal` has for its key."""
-    write_embeddings(path, heading, images, lambda rows: journal.read(keys[rows]))
+def write_embeddings(path: Path, heading: Heading, blocks: Iterable[tuple[ImageFiles, Float32s]]) -> int:
+    """Write features.parquet atomically and return its number of rows.
 
-
-def write_embeddings(
-    path: Path, heading: Heading, images: Sequence[ImageFile], read: Callable[[slice], Float32s]
-) -> None:
-    """Write features.parquet atomically, a row group at a time. read: returns the embeddings of some of the images."""
-    schema = features_schema(heading)
+    blocks: images with their embeddings [N, D], a row group each; `GROUP_ROWS` of them, and fewer in the last one.
+    """
+    schema, count = features_schema(heading), 0
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=list(_TEXTS)) as writer,
     ):
-        for start in range(0, len(images), GROUP_ROWS):
-            rows = slice(start, start + GROUP_ROWS)
-            group = _group(schema, images[rows], read(rows), heading.identity["model"])
-            writer.write_table(group, row_group_size=GROUP_ROWS)
+        for images, vectors_ND in blocks:
+            writer.write_table(_group(schema, images, vectors_ND, heading.identity["model"]), row_group_size=GROUP_ROWS)
+            count += len(images)
+    return count
 
 
-def _group(schema: pa.Schema, rows: Sequence[ImageFile], vectors_ND: Float32s, model: str) -> pa.Table:
-    columns = {name: [getattr(row, name) for row in rows] for name in ImageFile._fields}
+def _group(schema: pa.Schema, images: ImageFiles, vectors_ND: Float32s, model: str) -> pa.Table:
     flat = pa.array(np.ascontiguousarray(vectors_ND).reshape(-1), pa.float32())
     embedding = pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
-    return pa.table({**columns, _MODEL: [model] * len(rows), _EMBEDDING: embedding}, schema=schema)
+    return pa.table([*images.table().columns, pa.repeat(model, len(images)), embedding], schema=schema)
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

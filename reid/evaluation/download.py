@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from data.artifacts.fingerprint import digest
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.columns.distinct import one_array
 from data.files import atomic_path, full_disk_explained
 from data.people import UNKNOWN_CAMERA
 from data.schemas import LABEL, SCHEMA_VERSION
@@ -32,7 +33,8 @@ from data.stages.images import IndexedImages
 from data.stages.stage import RunContext
 from reid.config.evaluate import JOINT
 from reid.config.train import TrainConfig
-from reid.embedding.table import Heading, ImageFile, write_embeddings
+from reid.embedding.images import ImageFiles
+from reid.embedding.table import GROUP_ROWS, Heading, write_embeddings
 from reid.evaluation.breakdown import ATTRIBUTES_FILE, CAMERA_PAIRS_FILE, BreakdownStage
 from reid.evaluation.features import Encoded, load_features
 from reid.evaluation.inputs import config_of, model_identity
@@ -128,12 +130,14 @@ def _write_features(run: RunContext, evaluation: EvaluateStage, folder: Path) ->
     for encoded in load_features(evaluation.features.make(run).ref):
         out = folder / f"features-{encoded.model}-{encoded.mode}.parquet"
         heading = Heading(_identity(run.store, evaluation, encoded), str(run.images.root))
-
-        def read(part: slice, features_ND: Float32s = encoded.features_ND) -> Float32s:
-            return unit_rows(torch.from_numpy(np.array(features_ND[part]))).numpy()
-
-        write_embeddings(out, heading, images, read)
+        write_embeddings(out, heading, _blocks(images, encoded.features_ND))
         yield out
+
+
+def _blocks(images: ImageFiles, features_ND: Float32s) -> Iterator[tuple[ImageFiles, Float32s]]:
+    for start in range(0, len(images), GROUP_ROWS):
+        part = slice(start, start + GROUP_ROWS)
+        yield images[part], unit_rows(torch.from_numpy(np.array(features_ND[part]))).numpy()
 
 
 def _identity(store: ArtifactStore, evaluation: EvaluateStage, encoded: Encoded) -> dict[str, Any]:
@@ -156,31 +160,16 @@ def _untrained_name(store: ArtifactStore, config: TrainConfig) -> str:
     return f"untrained/{digest(model_identity(config, store))[:32]}"
 
 
-class _ImageFiles(Sequence[ImageFile]):
-    """The images of an evaluation, each made when it is read. labels: of the same images, None without text labels."""
-
-    def __init__(self, rows: ImageRows, labels: pa.ChunkedArray | None) -> None:
-        self._rows = rows
-        self._labels = labels
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> ImageFile: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ImageFile]: ...
-    def __getitem__(self, index: int | slice) -> ImageFile | list[ImageFile]:
-        """Return one image, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        path, sha256, split, pid, camid = self._rows.row(index)
-        label = None if self._labels is None else self._labels[index].as_py()
-        return ImageFile(path, sha256, split, pid, None if camid == UNKNOWN_CAMERA else camid, label)
-
-
-def _image_files(images: IndexedImages, rows: ImageRows) -> Sequence[ImageFile]:
+def _image_files(images: IndexedImages, rows: ImageRows) -> ImageFiles:
     has_labels = LABEL.name in images.columns()
-    labels = images.rows(LABEL.name)[LABEL.name].take(pa.array(rows.position)) if has_labels else None
-    return _ImageFiles(rows, labels)
+    labels = pa.nulls(len(rows), pa.string())
+    if has_labels:
+        labels = one_array(images.rows(LABEL.name)[LABEL.name].take(pa.array(rows.position)))
+    return ImageFiles(
+        paths=rows.path,
+        sha256=rows.sha256,
+        splits=pa.array(rows.split, pa.string()).dictionary_encode(),
+        pids=pa.array(rows.pid),
+        camids=pa.array(rows.camid, mask=rows.camid == UNKNOWN_CAMERA),
+        labels=labels.dictionary_encode(),
+    )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +16,11 @@ from PIL import Image
 
 from data.columns.rejected import Rejected
 from data.errors import ConfigError
+from data.images.decode import REASONS
 from data.progress import ProgressFn, silent
 from reid.embedding.batches import EmbeddedBatch, check_cameras, embed_distinct
 from reid.embedding.embedder import JOINT, Embedder
-from reid.embedding.table import ImageFile
+from reid.embedding.images import ImageFile
 from reid.gallery.entry import Entry, Float32s
 from reid.gallery.gallery import Added, distinct, other_camera
 from reid.gallery.index import INDEX_FROM, ensure_index
@@ -78,7 +80,8 @@ def add_images(
     space = space_of(embedder, mode)
     given = distinct(entries)
     kept = given.entries
-    check_cameras(embedder, [_file(entry)._replace(path=entry.path) for entry in kept])
+    cameras = pa.array([entry.camera for entry in kept], pa.int64())
+    check_cameras(embedder, [entry.path for entry in kept], cameras)
     with Writer(folder, space) as writer:
         rows = writer.snapshot.rows_of(pa.array([entry.sha256 for entry in kept], pa.string()))
         moved = other_camera(writer.snapshot, kept, rows) if embedder.needs_cameras else np.zeros(len(kept), np.bool_)
@@ -143,13 +146,13 @@ def _save_all(
     job: _Job, batches: Iterable[EmbeddedBatch], entries: Sequence[Entry], *, known: int, progress: ProgressFn
 ) -> None:
     """Save `entries`, embedded by `batches`, from time to time; also what is embedded when Ctrl-C stops the command."""
-    by_content = {entry.sha256: entry for entry in entries}
-    total = known + len(entries)
+    total, rest = known + len(entries), iter(entries)
     try:
         for batch in batches:
-            job.rejected += [why._replace(path=by_content[image.sha256].path) for image, why in batch.rejected]
-            if batch.images:
-                job.take([by_content[image.sha256] for image in batch.images], batch.vectors_ND)
+            outcomes = list(zip(islice(rest, len(batch.reasons)), batch.reasons.tolist(), strict=True))
+            job.rejected += [Rejected(entry.path, reason, REASONS[reason]) for entry, reason in outcomes if reason]
+            if len(batch.vectors_ND):
+                job.take([entry for entry, reason in outcomes if not reason], batch.vectors_ND)
             if job.is_due:
                 job.save()
             progress(known + job.added + job.replaced + len(job.rejected), total, "added")  # also hears Ctrl-C

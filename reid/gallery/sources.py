@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from data.errors import ConfigError, DataError, counted
 from data.people import JUNK, UNKNOWN_CAMERA, is_person
 from data.slots import SLOTS
 from data.splits import GALLERY
-from reid.embedding.table import Faults, Heading, ImageFile, read_embeddings, read_faults, read_heading, read_images
+from reid.embedding.images import ImageFile
+from reid.embedding.table import Faults, Heading, read_embeddings, read_faults, read_heading, read_images
 from reid.gallery.entry import Entry, Float32s
 from reid.gallery.layout import Space
 
@@ -68,8 +68,8 @@ def read_features(path: Path) -> Features | None:
 
 def _check_rows(path: Path, heading: Heading, images: Sequence[ImageFile], faults: Faults) -> None:
     if faults.foreign.any():
-        counts = Counter(model for model, foreign in zip(faults.models, faults.foreign, strict=True) if foreign)
-        others = ", ".join(f"{count:,} of {f'train/{model}' if model else 'none'}" for model, count in counts.items())
+        counts = faults.models.items()
+        others = ", ".join(f"{count:,} of {f'train/{model}' if model else 'none'}" for model, count in counts)
         raise DataError(
             f"{path} says that its embeddings are of model train/{heading.identity['model']}, but of its "
             f"{counted(len(images), 'row')}, {others}: they are not comparable. Embed the images again with one model "

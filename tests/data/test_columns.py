@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from data.artifacts.contents import audited_columns, caption_text, contents_of_captions
 from data.columns.codes import pair_codes
-from data.columns.digests import digests_of, first_bytes, first_equal, positions, texts_of
+from data.columns.digests import digests_of, first_bytes, first_equal, heads, joined, positions, texts_of
 from data.columns.distinct import each_distinct
 from data.columns.growing import GrowingTexts
 from data.columns.json_rows import RowDigest
@@ -74,6 +74,13 @@ def test_equal_digests_are_found_even_if_others_begin_alike(varied):
     firsts = [raw[:, varied].tolist().index(byte) for byte in raw[:, varied]]
     assert first_equal(column["sha256"]).tolist() == firsts
     assert first_equal(column["sha256"][:0]).tolist() == []
+
+
+def test_heads_are_ordered_as_the_bytes_are():
+    digests = digests_of(pa.array(SHAS))
+    cameras = np.arange(len(SHAS), dtype=np.int64)
+    for keys in (digests, joined(digests, cameras)):
+        assert heads(keys).tolist() == [int(text[:16], 16) for text in SHAS]
 
 
 @pytest.mark.parametrize("wrong", ["", "a" * 63, "A" * 64, "g" * 64, None])

@@ -8,16 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactStore
+from data.columns.records import ImageRecord, Records
+from data.columns.rejected import RejectedRows
+from data.index.facts import Facts, FileFacts
+from data.index.survey import Survey
 from data.synthetic.world import WorldConfig, write_market1501
 from flows.cli.app import main
+from flows.cli.retrieval.sources import images_of
 from reid import Embedder
 from reid.config.train import TrainConfig
+from reid.embedding.images import ImageFile
 from tests.helpers.places import REPO, working_copy
 from tests.helpers.shards import people_in_shards
 from tests.helpers.small_models import write_model
@@ -84,6 +92,32 @@ def test_a_manifest_gives_labels(place, capsys):
     for name in ("path", "pid", "camid", "split"):
         assert frame[name].tolist() == wanted[name].tolist()
     assert "rejected;" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reader", ["images", "manifest"])
+def test_the_columns_of_a_survey_are_its_images(reader):
+    digests = [digest_bytes(name.encode()) for name in "abcd"]
+    people = [("train", 7, 2, "Ann"), ("gallery", 0, -1, ""), ("query", -1, 0, "Bo"), ("train", 3, 5, "Ann")]
+    records = [
+        ImageRecord(path=f"{place}.jpg", split=split, pid=pid, camid=camid, label=label)
+        for place, (split, pid, camid, label) in enumerate(people)
+    ]
+    found = Survey(
+        root=Path("/photos"),
+        records=Records.of(records),
+        facts=FileFacts.of([Facts(1, 2, 3, digest, 4, 5, "", 0) for digest in digests]),
+        rejected=RejectedRows.of([]),
+        split_by_rule=False,
+        description={"reader": reader, "version": "1"},
+        n_read=0,
+        n_decoded=0,
+        n_unsettled=0,
+    )
+    labels = people if reader == "manifest" else [(None, None, camid, label) for _, _, camid, label in people]
+    assert list(images_of(found)) == [
+        ImageFile(f"{place}.jpg", digest, split, pid, None if camid == -1 else camid, label or None)
+        for place, (digest, (split, pid, camid, label)) in enumerate(zip(digests, labels, strict=True))
+    ]
 
 
 def test_shards_are_embedded_with_their_labels(place, capsys):

@@ -26,7 +26,7 @@ from flows.workers.together import embed_together, encode_together
 from reid import Embedder
 from reid.config.evaluate import EvaluateConfig
 from reid.embedding.files import embed_files
-from reid.embedding.table import ImageFile
+from reid.embedding.images import ImageFile
 from reid.evaluation.features import FeatureStage, load_features
 from reid.evaluation.stage import EvaluateStage
 from tests.helpers.small_models import write_model, write_world
@@ -98,12 +98,13 @@ def test_embeddings_by_workers_are_those_of_one_process(world, scale, tmp_path, 
     own = shutil.copytree(root, tmp_path / "images")
     images = images_of(index)
     (own / images[1].path).write_bytes(b"changed")
+    images.insert(0, images[2]._replace(path="gone.jpg"))  # of two files with equal bytes, one can be opened
     embedder = Embedder.load(model, home=store.root, device="cpu", batch_size=3)
     alone = embed_files(embedder, images, root=own, out=tmp_path / "one.parquet")
     shared = embed_together(store, scale, "cpu", silent)
     together = embed_files(embedder, images, root=own, out=tmp_path / "two.parquet", embed=shared)
     assert together == alone
-    assert [row.path for row in together.rejected] == [images[1].path]
+    assert [row.path for row in together.rejected] == [images[2].path]
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     assert not list((store.root / "work").glob("*/*"))
 

@@ -21,7 +21,7 @@ from reid.config.evaluate import EvaluateConfig, RerankConfig
 from reid.config.train import TrainConfig, ValidationConfig
 from reid.embedding.embedder import Embedder
 from reid.embedding.files import embed_files
-from reid.embedding.table import ImageFile
+from reid.embedding.images import ImageFile
 from reid.evaluation.breakdown import ATTRIBUTES, CAMERA_PAIRS, BreakdownStage
 from reid.evaluation.download import RANK_LISTS, write_download
 from reid.evaluation.features import load_features

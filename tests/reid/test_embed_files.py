@@ -10,6 +10,7 @@ import pytest
 
 from data.artifacts.fingerprint import digest_bytes
 from data.artifacts.store import ArtifactStore
+from data.columns.digests import digests_of
 from data.columns.rejected import Rejected
 from data.errors import ConfigError, DataError
 from data.process import locks
@@ -17,8 +18,9 @@ from reid import Embedder
 from reid.config.train import TrainConfig
 from reid.embedding.embedder import EmbedConfig
 from reid.embedding.files import embed_files, rejected_file
+from reid.embedding.images import ImageFile
 from reid.embedding.journal import Journal
-from reid.embedding.table import ImageFile, read_heading
+from reid.embedding.table import read_heading
 from tests.helpers.small_models import write_model, write_world
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -124,21 +126,27 @@ def test_a_killed_run_continues_where_it_stopped(world, tmp_path, save_seconds):
 def test_what_a_power_failure_leaves_incomplete_is_dropped(tmp_path):
     identity, rows = {"model": "a"}, np.arange(12, dtype=np.float32).reshape(4, 3)
     journal = Journal(tmp_path / "parts", identity, 3)
-    journal.append(["a", "b"], rows[:2])
-    journal.append(["c", "d"], rows[2:])
+    stored = digests_of(pa.array([letter * 64 for letter in "abcde"]))
+    journal.append(stored[:2], rows[:2])
+    journal.append(stored[2:4], rows[2:])
     vectors, keys = tmp_path / "parts/embeddings.f32", tmp_path / "parts/keys.txt"
     vectors.write_bytes(vectors.read_bytes()[:-5])  # the fourth row is cut
     with keys.open("ab") as stream:
         stream.write(b"half a ke")
     again = Journal(tmp_path / "parts", identity, 3)
-    assert ["c" in again, "d" in again] == [True, False]
-    again.append(["e"], rows[:1] + 100)
-    np.testing.assert_array_equal(again.read(["c", "e", "a"]), [[6, 7, 8], [100, 101, 102], [0, 1, 2]])
+    assert len(again) == 3
+    again.append(stored[4:], rows[:1] + 100)
+    np.testing.assert_array_equal(again.read(np.array([2, 3, 0])), [[6, 7, 8], [100, 101, 102], [0, 1, 2]])
     reopened = Journal(tmp_path / "parts", identity, 3)
-    np.testing.assert_array_equal(reopened.read(["e", "c"]), [[100, 101, 102], [6, 7, 8]])
+    np.testing.assert_array_equal(np.concatenate([*reopened.stored_keys()]), stored[[0, 1, 2, 4]])
+    np.testing.assert_array_equal(reopened.read(np.array([3, 2])), [[100, 101, 102], [6, 7, 8]])
     other = Journal(tmp_path / "parts", {"model": "b"}, 3)
-    assert "a" not in other
-    assert other.read([]).shape == (0, 3)
+    assert len(other) == 0
+    assert other.read(np.array([], dtype=np.int64)).shape == (0, 3)
+    keys.write_bytes(b"x" * 64 + b"\n")
+    vectors.write_bytes(bytes(12))
+    with pytest.raises(DataError, match=r"keys\.txt is damaged; delete .*parts and run again"):
+        next(Journal(tmp_path / "parts", {"model": "b"}, 3).stored_keys())
 
 
 def test_damaged_and_changed_images_are_rejected_with_their_reason_and_counted(world, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from data.errors import ConfigError
 from data.schemas import CAPTIONS
-from reid.embedding.table import ImageFile
+from reid.embedding.images import ImageFile
 from reid.gallery.entry import Entry
 from reid.gallery.sources import Note, entries_of_images, read_features, read_notes, with_notes
 

@@ -79,16 +79,18 @@ def run(
     )
     embedder.resolve_mode(mode)
     survey = surveyed(wanted.recipe, store)
+    images, root, rejected = images_of(survey), survey.root, survey.rejected
+    del survey  # sizes and times of files are not needed any more
     scale = wanted.recipe.scale
     with progress_bar("embed") as progress:
         shared = embed_together(store, scale, config.device, progress) if scale.shares(scale.embed_workers) else None
         done = embed_files(
             embedder,
-            images_of(survey),
-            root=survey.root,
+            images,
+            root=root,
             out=out,
             mode=mode,
-            rejected=survey.rejected,
+            rejected=rejected,
             progress=progress,
             embed=shared or embed_distinct,
         )

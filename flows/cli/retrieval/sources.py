@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from data.artifacts.store import ArtifactRef, ArtifactStore
+from data.columns.texts import Texts
 from data.errors import ConfigError
 from data.index.stage import survey
 from data.index.survey import Survey
-from data.people import UNKNOWN_CAMERA
+from data.people import UNKNOWN_CAMERA, Mask
 from data.readers.webdataset.reader import UNLABELED
+from data.splits import SPLITS
 from flows.cli.inputs import recipe_of
 from flows.cli.search import Searchable, find_trained, missing_model
 from flows.recipes import RECIPES, Recipe
 from flows.terminal import progress_bar
 from flows.worlds import ensure_dataset
-from reid.embedding.table import ImageFile
+from reid.embedding.images import ImageFiles
 
 
 class Source(NamedTuple):
@@ -79,17 +85,21 @@ def surveyed(recipe: Recipe, store: ArtifactStore) -> Survey:
         return survey(store, config=data, progress=progress)
 
 
-def images_of(found: Survey) -> list[ImageFile]:
+def images_of(found: Survey) -> ImageFiles:
     """Return the usable images with the labels that are known, if the reader knows any."""
+    records = found.records
     bare = found.description["reader"] == "images" or found.description["version"] == UNLABELED
-    return [
-        ImageFile(
-            path=record.path,
-            sha256=fact.sha256,
-            split=None if bare else record.split,
-            pid=None if bare else record.pid,
-            camid=None if record.camid == UNKNOWN_CAMERA else record.camid,
-            label=record.label or None,
-        )
-        for record, fact in zip(found.records, found.facts, strict=True)
-    ]
+    known = np.array([bool(text) for text in records.texts])
+    return ImageFiles(
+        paths=Texts(records.paths),
+        sha256=np.ascontiguousarray(found.facts.digests),
+        splits=_coded(records.splits, SPLITS, np.full(len(records), bare)),
+        pids=pa.array(records.pids, mask=np.full(len(records), bare)),
+        camids=pa.array(records.camids, mask=records.camids == UNKNOWN_CAMERA),
+        labels=_coded(records.labels, records.texts, ~known[records.labels]),
+    )
+
+
+def _coded(codes: NDArray[np.integer[Any]], texts: Sequence[str], unknown: Mask) -> pa.DictionaryArray:
+    """Return texts by their places in `texts`, null where unknown."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, mask=unknown), pa.array(texts, pa.string()))
