@@ -144,13 +144,7 @@ def write_world(home: Path, rows: int, distinct: float, *, files: bool) -> Artif
 
     distinct: share of texts that occur once. files: also write the folders of images.
     """
-    store = ArtifactStore(home)
-    about = {"name": "made up", "reader": "none", "dataset_hash": "0" * 32}
-    with store.draft("index", fingerprint_of("index", {})) as folder:
-        write_tables(folder / IMAGES_FILE, (_images(start, rows) for start in range(0, rows, _AT_ONCE)), IMAGES)
-        write_json(folder / "dataset.json", about)
-        contents = {"train": "1" * 64, "test": "2" * 64, "ranked": RANKED}
-        index = store.publish(folder, "index", {}, Produced(contents=contents))
+    store, index = ArtifactStore(home), write_index(home, rows)
     if files:
         write_folder(home.with_name("images"), rows)
         write_crops(home.with_name("crops"), rows)
@@ -164,6 +158,17 @@ def write_world(home: Path, rows: int, distinct: float, *, files: bool) -> Artif
     for start in range(0, rows, PART_ROWS):
         captions.write_part(_replies(order[start : start + PART_ROWS], common, distinct, rng))
     return index
+
+
+def write_index(home: Path, rows: int) -> ArtifactRef:
+    """Write an index of `rows` images."""
+    store = ArtifactStore(home)
+    about = {"name": "made up", "reader": "none", "dataset_hash": "0" * 32}
+    with store.draft("index", fingerprint_of("index", {})) as folder:
+        write_tables(folder / IMAGES_FILE, (_images(start, rows) for start in range(0, rows, _AT_ONCE)), IMAGES)
+        write_json(folder / "dataset.json", about)
+        contents = {"train": "1" * 64, "test": "2" * 64, "ranked": RANKED}
+        return store.publish(folder, "index", {}, Produced(contents=contents))
 
 
 def _digests(numbers: Int64s) -> pa.Array:
@@ -363,11 +368,16 @@ def _peak() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def bench(rows: int, distinct: float, steps: Sequence[str], known: Mapping[str, Step] = STEPS) -> dict[str, Measured]:
-    """Measure all steps on a dataset of `rows` images, and print one line for each. known: name -> step."""
+def bench(
+    rows: int, distinct: float, steps: Sequence[str], known: Mapping[str, Step] = STEPS, *, captions: bool = True
+) -> dict[str, Measured]:
+    """Measure all steps on a dataset of `rows` images, and print one line for each.
+
+    known: name -> step. captions: the dataset has a caption store.
+    """
     with tempfile.TemporaryDirectory() as name:
         home = Path(name) / "home"
-        index = write_world(home, rows, distinct, files=known is STEPS)
+        index = write_world(home, rows, distinct, files=known is STEPS) if captions else write_index(home, rows)
         found = {}
         for step in steps:
             found[step] = measure(known[step], home, index)
@@ -380,8 +390,17 @@ def _line(step: str, rows: int, found: Measured) -> str:
     return f"{step:18s} {rows:10,d} {found.seconds:9.1f} s {found.cpu:9.1f} s of CPU {found.peak:7,.0f} MB {rate}"
 
 
-def main(known: Mapping[str, Step] = STEPS, description: str | None = __doc__, needed: Sequence[str] = ()) -> None:
-    """Measure and print the table and the slopes. known: name -> step. needed: steps that others read the files of."""
+def main(
+    known: Mapping[str, Step] = STEPS,
+    description: str | None = __doc__,
+    needed: Sequence[str] = (),
+    *,
+    captions: bool = True,
+) -> None:
+    """Measure and print the table and the slopes.
+
+    known: name -> step. needed: steps that others read the files of. captions: the datasets have a caption store.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[*ROWS], help="images of the datasets")
     parser.add_argument("--million", action="store_true", help=f"also {MILLIONS:,} images (10 GB of disk)")
@@ -390,8 +409,9 @@ def main(known: Mapping[str, Step] = STEPS, description: str | None = __doc__, n
     options = parser.parse_args()
     options.steps = list(dict.fromkeys([*needed, *options.steps]))
     sizes = sorted({*options.rows, *([MILLIONS] if options.million else [])})
-    print(f"{os.cpu_count()} cores, {100 * options.distinct:.0f} % of the texts occur once")
-    tables = {rows: bench(rows, options.distinct, options.steps, known) for rows in sizes}
+    texts = f", {100 * options.distinct:.0f} % of the texts occur once" if captions else ""
+    print(f"{os.cpu_count()} cores{texts}")
+    tables = {rows: bench(rows, options.distinct, options.steps, known, captions=captions) for rows in sizes}
     if len(sizes) > 1:
         small, large = sizes[0], sizes[-1]
         for step in options.steps:
