@@ -100,4 +100,4 @@ STEPS: Final[dict[str, Step]] = {"first run": first, "unchanged": unchanged, "on
 
 
 if __name__ == "__main__":
-    main(STEPS, __doc__, captions=False)
+    main(STEPS, __doc__, ["first run"], captions=False)

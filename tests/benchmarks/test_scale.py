@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bench_embed_rows
 import bench_rows
 import bench_scale
 import pytest
@@ -24,3 +25,9 @@ def test_captions_are_imported_applied_and_exported(tmp_path):
     index = bench_scale.write_world(tmp_path / "home", 1000, 0.6, files=False)
     for step in ("captions", "import", "corrected", "export"):
         bench_rows.STEPS[step](str(tmp_path / "home"), index.to_json())
+
+
+def test_made_up_images_are_embedded_and_found_again(tmp_path):
+    index = bench_scale.write_index(tmp_path / "home", 1000)
+    for step in bench_embed_rows.STEPS.values():
+        step(str(tmp_path / "home"), index.to_json())
