@@ -15,20 +15,19 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
-import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+from steps import Measured, line_of, measure, print_slopes
 
 from captioning.audit.stage import AuditConfig, AuditStage
 from captioning.captioner import identify
@@ -70,14 +69,6 @@ _LISTED: Final = ["path", "split", "pid", "camid"]
 Int64s = NDArray[np.int64]
 Step = Callable[[str, dict[str, str]], None]
 """A function at the top of a module that works on the world in a folder, with the reference of its index."""
-
-
-class Measured(NamedTuple):
-    """Wall seconds of a step, CPU seconds of its process, and the peak memory of its process in MB."""
-
-    seconds: float
-    cpu: float
-    peak: float
 
 
 def write_folder(folder: Path, rows: int) -> None:
@@ -340,34 +331,6 @@ STEPS: Final[dict[str, Step]] = {
 }
 
 
-def measure(step: Step, home: Path, index: ArtifactRef) -> Measured:
-    """Run a step in a new process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measured, args=(step, str(home), index.to_json(), sender))
-    child.start()
-    sender.close()
-    try:
-        found: Measured = receiver.recv()
-    except EOFError:
-        raise SystemExit(f"{step.__name__} failed") from None
-    finally:
-        child.join()
-    return found
-
-
-def _measured(step: Step, home: str, index: dict[str, str], sender: multiprocessing.connection.Connection) -> None:
-    started, cpu = time.perf_counter(), time.process_time()
-    step(home, index)
-    sender.send(Measured(time.perf_counter() - started, time.process_time() - cpu, _peak()))
-
-
-def _peak() -> float:
-    """Return the peak memory of this process in MB; `ru_maxrss` can be that of the process that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def bench(
     rows: int, distinct: float, steps: Sequence[str], known: Mapping[str, Step] = STEPS, *, captions: bool = True
 ) -> dict[str, Measured]:
@@ -380,14 +343,9 @@ def bench(
         index = write_world(home, rows, distinct, files=known is STEPS) if captions else write_index(home, rows)
         found = {}
         for step in steps:
-            found[step] = measure(known[step], home, index)
-            print(_line(step, rows, found[step]), flush=True)
+            found[step] = measure(known[step], str(home), index.to_json())
+            print(line_of(step, rows, found[step]), flush=True)
     return found
-
-
-def _line(step: str, rows: int, found: Measured) -> str:
-    rate = f"{rows / found.seconds:12,.0f} rows/s"
-    return f"{step:18s} {rows:10,d} {found.seconds:9.1f} s {found.cpu:9.1f} s of CPU {found.peak:7,.0f} MB {rate}"
 
 
 def main(
@@ -412,12 +370,7 @@ def main(
     texts = f", {100 * options.distinct:.0f} % of the texts occur once" if captions else ""
     print(f"{os.cpu_count()} cores{texts}")
     tables = {rows: bench(rows, options.distinct, options.steps, known, captions=captions) for rows in sizes}
-    if len(sizes) > 1:
-        small, large = sizes[0], sizes[-1]
-        for step in options.steps:
-            growth = tables[large][step].cpu / tables[small][step].cpu
-            slope = math.log(growth) / math.log(large / small)
-            print(f"{step:18s} slope {slope:5.2f} from {small:,} to {large:,}")
+    print_slopes(tables)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def _accepted_objects(collector: Collector, folder: str, gate: PathGate) -> Iter
     if not is_dir(where):
         collector.notices.append(f"the folder {folder} of {collector.name} does not exist")
         return
-    for name in sorted(entry.name for entry in children(where)):
+    for name in (entry.name for entry in children(where)):
         if is_litter(name):
             continue
         try:

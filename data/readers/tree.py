@@ -59,9 +59,9 @@ def image_files(collector: Collector) -> Iterator[str]:
 def _image_objects(collector: Collector) -> Iterator[str]:
     """Yield what `image_files` yields, for a root in an object store."""
     gate, hidden = PathGate(collector.root), set[str]()
-    found = remote.listing(collector.root).entries
-    stores = tuple(f"{path.rpartition('/')[0]}/" for path in found if path.rpartition("/")[2] == MEMO_FILE)
-    for path in found:
+    found = remote.listing(collector.root)
+    stores = tuple(f"{path.rpartition('/')[0]}/" for path in found.named(MEMO_FILE))
+    for path in found.paths:
         folders, name = path.split("/")[:-1], path.rpartition("/")[2]
         dotted = next((depth for depth, one in enumerate(folders) if one.startswith(".") and one != ".."), None)
         litter = any(is_litter(one) for one in (*(one for one in folders if not one.startswith(".")), name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -38,12 +39,9 @@ def exists(path: Path) -> bool:
     return is_file(path) or is_dir(path) if is_remote(path) else path.exists()
 
 
-def children(path: Path) -> list[Path]:
-    """Return the files and folders in a folder, in any order."""
-    if not is_remote(path):
-        return list(path.iterdir())
-    found = remote.listing(path)
-    return [path / name for name in dict.fromkeys(one.partition("/")[0] for one in found.entries)]
+def children(path: Path) -> Iterator[Path]:
+    """Yield the files and folders in a folder, in any order."""
+    return (path / name for name in remote.children(path)) if is_remote(path) else path.iterdir()
 
 
 def open_binary(path: Path) -> IO[bytes]:

@@ -5,70 +5,19 @@ A listing is made once per scan (`refresh`) and shared by everything that looks 
 
 from __future__ import annotations
 
-import hashlib
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
-from email.utils import parsedate_to_datetime
-from functools import cache, cached_property
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final
 from urllib.parse import quote
 
-from data.errors import ConfigError, DataError, RejectedRow, RetryableError
-from data.sources.address import PACKAGES, is_listed, scheme_of, shown
+from data.errors import DataError, RejectedRow
+from data.sources.address import is_listed, scheme_of, shown
+from data.sources.client import filesystem, is_answer, repeated
+from data.sources.listing import Entry, Listing, list_objects
 
-ATTEMPTS: Final = 4
-FIRST_WAIT_S: Final = 0.5
 THREADS: Final = 32
 """Objects read at once: a read waits for the network, not for a core."""
-_TAGS: Final = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "sha256", "md5")
-_TIMES: Final = ("LastModified", "last_modified", "updated", "mtime", "modified", "created", "Last-Modified")
-_TAG_BITS: Final = 59
-_NO_CREDENTIALS: Final = ("NoCredentialsError", "DefaultCredentialsError", "ClientAuthenticationError")
-_NO_ENDPOINT: Final = "Invalid endpoint"
-"""Beginning of botocore's message about an endpoint without a scheme."""
-_LATER: Final = (408, 429)
-"""Answers of a web server that ask to come back."""
-_REFUSED: Final = (401, 403)
-"""Answers of a web server that refuses to send a file."""
-_EXTRA: Final = {"s3fs": "'clip-scgi[remote]'", "aiohttp": "aiohttp"}
-
-T = TypeVar("T")
-
-
-class Entry(NamedTuple):
-    """Size and version of one object: what `data.artifacts.digests.Stamp` is for a file.
-
-    mtime_ns: when it was written, 0 if the store does not tell. tag: number made of its etag, which is below any
-    current time in nanoseconds, so that a stamp with it counts as settled; the time of writing if there is no etag.
-    """
-
-    size: int
-    mtime_ns: int
-    tag: int
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The objects under one root. entries: path relative to the root -> entry."""
-
-    entries: Mapping[str, Entry]
-
-    @cached_property
-    def folders(self) -> frozenset[str]:
-        """All folders that the paths name, relative to the root, without the root itself."""
-        found: set[str] = set()
-        for path in self.entries:
-            folder = path.rpartition("/")[0]
-            while folder and folder not in found:
-                found.add(folder)
-                folder = folder.rpartition("/")[0]
-        return frozenset(found)
-
 
 _LISTINGS: dict[str, Listing] = {}
 _LOCK: Final = threading.RLock()
@@ -86,7 +35,9 @@ def listing(root: Path) -> Listing:
     """Return the listing of `root`, from memory if this process has made it; `refresh` makes a new one."""
     with _LOCK:
         if str(root) not in _LISTINGS:
-            _LISTINGS[str(root)] = _listed(root)
+            if not is_listed(root):
+                raise unlisted(root)
+            _LISTINGS[str(root)] = list_objects(root)
         return _LISTINGS[str(root)]
 
 
@@ -98,33 +49,6 @@ def unlisted(root: Path) -> DataError:
     )
 
 
-def _listed(root: Path) -> Listing:
-    if not is_listed(root):
-        raise unlisted(root)
-    found = _objects(root)
-    entries = dict(sorted((path, _entry(info)) for path, info in found if path and not path.endswith("/")))
-    if not entries:
-        raise DataError(
-            f"{shown(root)} does not exist or is empty; set data.root to the address of the dataset's folder, such as"
-            " data.root=s3://bucket/folder"
-        )
-    return Listing(entries)
-
-
-def _objects(root: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    files = _filesystem(scheme_of(root))
-    base = str(files._strip_protocol(shown(root))).rstrip("/")
-    try:
-        found = _repeated(root, lambda: files.find(base, detail=True))
-    except FileNotFoundError:
-        return
-    except PermissionError as error:
-        raise DataError(f"{shown(root)} cannot be read: access denied. {_credentials(root)}") from error
-    for name, info in found.items():
-        if info.get("type") != "directory" and name.startswith(f"{base}/"):
-            yield name[len(base) + 1 :], info
-
-
 def entry_of(place: Path | str) -> Entry | None:
     """Return the entry of one object, from a listing in memory or from the store; None if it does not exist.
 
@@ -133,10 +57,10 @@ def entry_of(place: Path | str) -> Entry | None:
     text = str(place)
     known = _known(text)
     if known is not None:
-        return known[0].entries.get(known[1])
-    files = _filesystem(scheme_of(text))
+        return known[0].entry(known[1])
+    files = filesystem(scheme_of(text))
     try:
-        info = _repeated(text, lambda: files.info(_url(text)))
+        info = repeated(text, lambda: files.info(_url(text)))
     except (FileNotFoundError, PermissionError):
         return None
     if info.get("type") == "directory":
@@ -146,16 +70,16 @@ def entry_of(place: Path | str) -> Entry | None:
             f"{shown(place)} cannot be read, because its server does not tell the size of a file (Content-Length)."
             " Serve the folder as plain files without compression, such as by nginx, or copy it to a local folder"
         )
-    return _entry(info)
+    return Entry.of(info)
 
 
 def is_gone(place: Path | str) -> bool:
     """Return True if the store says that an object does not exist; False too if it does not answer."""
     text = str(place)
     try:
-        _filesystem(scheme_of(text)).info(_url(text))
+        filesystem(scheme_of(text)).info(_url(text))
     except FileNotFoundError as error:
-        return _is_answer(text, error)
+        return is_answer(text, error)
     except Exception:  # each provider has its own types
         return False
     return False
@@ -170,11 +94,18 @@ def is_folder(place: Path) -> bool:
     """Return True if there are objects below `place`."""
     known = _known(str(place))
     if known is not None:
-        return not known[1] or known[1] in known[0].folders
+        return not known[1] or known[0].has_folder(known[1])
     if not is_listed(place):
         return False
-    files = _filesystem(scheme_of(place))
-    return bool(_repeated(place, lambda: files.isdir(_url(str(place)))))
+    files = filesystem(scheme_of(place))
+    return bool(repeated(place, lambda: files.isdir(_url(str(place)))))
+
+
+def children(place: Path) -> Iterator[str]:
+    """Yield the names of the objects and folders in a folder of a store, from a listing in memory if one covers it."""
+    known = _known(str(place))
+    found, folder = (listing(place), "") if known is None else known
+    yield from found.children(folder)
 
 
 def _known(text: str) -> tuple[Listing, str] | None:
@@ -211,9 +142,9 @@ def read_range(place: Path | str, start: int, size: int) -> bytes:
 
 
 def _content(place: Path | str, **span: int) -> bytes:
-    files, url = _filesystem(scheme_of(place)), _url(str(place))
+    files, url = filesystem(scheme_of(place)), _url(str(place))
     try:
-        content: bytes = _repeated(place, lambda: files.cat_file(url, **span))
+        content: bytes = repeated(place, lambda: files.cat_file(url, **span))
     except FileNotFoundError as error:
         raise RejectedRow("missing") from error
     except (PermissionError, IsADirectoryError) as error:
@@ -224,7 +155,7 @@ def _content(place: Path | str, **span: int) -> bytes:
 def _listed_size(place: Path | str) -> int | None:
     """Return the size of an object in a listing in memory, None if it is not there."""
     known = _known(str(place))
-    listed = None if known is None else known[0].entries.get(known[1])
+    listed = None if known is None else known[0].entry(known[1])
     return None if listed is None else listed.size
 
 
@@ -244,89 +175,3 @@ def _url(text: str) -> str:
         return shown(text)
     scheme, _, rest = shown(text).partition("://")
     return f"{scheme}://{quote(rest, safe='/:@')}"
-
-
-def _entry(info: Mapping[str, Any]) -> Entry:
-    moment = next((info[name] for name in _TIMES if info.get(name)), None)
-    if isinstance(moment, str):  # of a web server, in whole seconds: a later change may have the same one
-        with suppress(ValueError):
-            moment = parsedate_to_datetime(moment)
-    if isinstance(moment, datetime):
-        moment = moment.timestamp()
-    written = int(moment * 1_000_000) * 1000 if isinstance(moment, int | float) else 0
-    tag = next((str(info[name]) for name in _TAGS if info.get(name)), "")
-    if not tag and not isinstance(moment, int | float):
-        tag = str(moment or "")
-    number = int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8]) >> (64 - _TAG_BITS) if tag else written
-    return Entry(int(info.get("size") or 0), written, number)
-
-
-def _repeated(place: Path | str, call: Callable[[], T]) -> T:
-    """Return what `call` returns; repeat it after errors that may be gone soon.
-
-    Raises FileNotFoundError, PermissionError, IsADirectoryError and MemoryError at once.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            return call()
-        except (PermissionError, IsADirectoryError, MemoryError):
-            raise
-        except Exception as error:  # each provider has its own types
-            if isinstance(error, FileNotFoundError) and _is_answer(place, error):
-                raise
-            if getattr(error, "status", 0) in _REFUSED:  # of a web server, whose errors are those of HTTP
-                raise PermissionError(str(error)) from error
-            if type(error).__name__ in _NO_CREDENTIALS:
-                raise ConfigError(f"{shown(place)} needs credentials. {_credentials(place)}") from error
-            if str(error).startswith(_NO_ENDPOINT):
-                raise ConfigError(
-                    f"{shown(place)} cannot be read: the endpoint is not a URL; set AWS_ENDPOINT_URL to one such as"
-                    " http://127.0.0.1:9000"
-                ) from error
-            if attempt == ATTEMPTS - 1:
-                reason = error.__cause__ if isinstance(error, FileNotFoundError) else error
-                raise RetryableError(
-                    f"{shown(place)} cannot be reached ({type(reason).__name__}) after {ATTEMPTS} attempts. Check the"
-                    f" network, the address and the provider's endpoint, then run again. {_credentials(place)}"
-                ) from error
-        time.sleep(FIRST_WAIT_S * 2**attempt)
-    raise AssertionError("the loop returns or raises")
-
-
-def _is_answer(place: Path | str, error: FileNotFoundError) -> bool:
-    """Return True if the store has said that an object does not exist.
-
-    For web servers, fsspec also raises FileNotFoundError if they do not answer, or answer that they cannot now.
-    """
-    if is_listed(place) or error.__cause__ is None:
-        return True
-    status = getattr(error.__cause__, "status", 0)
-    return 400 <= status < 500 and status not in _LATER
-
-
-def _credentials(place: Path | str) -> str:
-    hints = {
-        "s3": "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AWS_ENDPOINT_URL for another server"
-        " than Amazon's; FSSPEC_S3_ANON=true for a public bucket",
-        "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or log in with gcloud",
-        "az": "Set AZURE_STORAGE_ACCOUNT_NAME and its credentials",
-        "hf": "Set HF_TOKEN",
-    }
-    names = {"gcs": "gs", "abfs": "az"}
-    scheme = scheme_of(place)
-    return hints.get(names.get(scheme, scheme), "Credentials come from the environment, not from settings")
-
-
-@cache
-def _filesystem(scheme: str) -> Any:
-    package = PACKAGES[scheme]
-    try:
-        import fsspec
-
-        # Its own cache of listings would hide changes.
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-        wanted = _EXTRA.get(package, package)
-        raise ConfigError(
-            f"addresses with {scheme}:// need the package {package}, which is not installed: pip install {wanted}"
-        ) from error

@@ -40,7 +40,7 @@ _FRESH_SECONDS: Final = 60
 """Time after which a shard in a store that this process has not listed is asked for its etag again."""
 
 ShardStamp = tuple[int, int, int]
-"""Size and two times of a shard, or its size, time of writing and etag (`data.sources.remote.Entry`)."""
+"""Size and two times of a shard, or its size, time of writing and etag (`data.sources.listing.Entry`)."""
 
 
 class Place(NamedTuple):

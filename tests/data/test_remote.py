@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Thread
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,7 +22,7 @@ from data.images.root import find_root
 from data.index.examine import ChangedError, Reading, examine
 from data.index.stage import index
 from data.readers.paths import PathGate
-from data.sources import remote
+from data.sources import client, remote
 from data.sources.address import shown
 from data.stages.images import IndexedImages
 from tests.helpers.data_trees import MARKET, described, litter, market, picture, put, settle
@@ -188,7 +187,7 @@ def test_an_object_that_vanishes_is_named_by_its_address(store, bucket):
     bucket.rm("/set/1.jpg")
     how = Reading(max_pixels=1 << 20)
     with pytest.raises(ChangedError, match=r"^memory://set/1.jpg vanished"):
-        examine(Path("memory:/set"), pa.array([*kept.entries], pa.large_string()), store.memo, how)
+        examine(Path("memory:/set"), kept.paths.array, store.memo, how)
 
 
 def test_two_buckets_keep_their_digests_apart(store, bucket, tmp_path):
@@ -328,10 +327,10 @@ def test_an_image_that_a_web_server_refuses_is_one_image_that_is_not_used(store,
 def test_an_endpoint_without_a_scheme_is_named_at_once(monkeypatch):
     pytest.importorskip("s3fs")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
     with pytest.raises(ConfigError, match=r"s3://bucket/set cannot be read: the endpoint is not a URL.*http://"):
         remote.refresh(Path("s3://bucket/set"))
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
 
 
 def test_a_manifest_lists_the_images_of_a_web_server(store, tmp_path):
@@ -355,12 +354,12 @@ def test_a_missing_package_names_its_installation(monkeypatch):
         raise ImportError(scheme)
 
     monkeypatch.setattr(fsspec, "filesystem", filesystem)
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
     with pytest.raises(ConfigError, match=r"s3:// need the package s3fs.*pip install 'clip-scgi\[remote\]'"):
         remote.read(Path("s3:/bucket/a.jpg"))
     with pytest.raises(ConfigError, match="pip install gcsfs"):
         remote.read(Path("gs:/bucket/a.jpg"))
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -438,7 +437,7 @@ class Cloud(fsspec.AbstractFileSystem):
 def test_each_scheme_gives_the_index_of_the_local_copy(store, bucket, local, scheme, monkeypatch):
     files = Cloud(scheme, {})
     monkeypatch.setattr(fsspec, "filesystem", lambda name, **options: files if name == scheme else 1 / 0)
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
     copy_tree(local, files, "people/set")
     config = config_of(f"{scheme}://people/set")
     other = ArtifactStore(store.root.with_name("other"))
@@ -451,7 +450,7 @@ def test_each_scheme_gives_the_index_of_the_local_copy(store, bucket, local, sch
     assert index(store, config=config).found.n_read == 0
     del files.objects[f"people/set/{path}"]
     assert len(index(store, config=config).found.records) == len(here.found.records) - 1
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
 
 
 def test_an_object_whose_size_is_listed_is_read_by_one_request(store, bucket, local, monkeypatch):

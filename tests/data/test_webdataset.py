@@ -303,7 +303,7 @@ def test_shards_are_named_with_braces_and_wildcards(root, tmp_path):
     assert find_shards(root, "").paths == [
         "gallery-000000.tar", "old/train-000000.tar", "query-000000.tar", "train-000000.tar", "train-000001.tar",
     ]  # fmt: skip
-    assert find_shards(root, "").others == ["notes.txt"]
+    assert [*find_shards(root, "").others] == ["notes.txt"]
     assert find_shards(root, "train-{000000..000001}.tar").paths == ["train-000000.tar", "train-000001.tar"]
     assert find_shards(root, "{query,gallery}-*.tar").paths == ["gallery-000000.tar", "query-000000.tar"]
     assert find_shards(root, "old/*.tar").paths == ["old/train-000000.tar"]

@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from data.artifacts.store import ArtifactStore
 from data.datasets import DatasetConfig
 from data.errors import DataError, RetryableError
 from data.index.stage import index
-from data.sources import remote
+from data.sources import client, remote
+from data.sources.listing import Entry, list_objects
 from flows.recipes import build_recipe
 from flows.summary import RunSummary
 from tests.helpers.data_trees import picture
@@ -37,11 +39,11 @@ def s3(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, server as endpoint:
         for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
             patch.setenv(name, value)
-        remote._filesystem.cache_clear()
+        client.filesystem.cache_clear()
         files = s3fs.S3FileSystem(use_listings_cache=False)
         files.mkdir("people")
         yield files
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
 
 
 def test_a_run_on_s3_equals_the_run_on_the_folder(finished, s3, tmp_path):
@@ -98,6 +100,109 @@ def test_shards_are_streamed_once_and_their_images_read_by_range(s3, tmp_path, m
     assert {str(place).rpartition("/")[2] for place in read} == {"train-000000.tar"}
 
 
+# Listings
+
+
+@pytest.fixture(scope="module")
+def keys(s3):
+    """Put more objects than a page has, with keys of many kinds, into the bucket `many`."""
+    s3.mkdir("many")
+    kinds = [
+        "data/ä b/1+2.jpg",
+        "data/%41 #1&.jpg",
+        "data/empty",
+        "data/x/y/z.jpg",
+        "data/x",
+        "data/😀.jpg",
+        "data/\uffff",
+    ]
+    others = ["data2/1.jpg", "data-/1.jpg", "data", "other/1.jpg"]
+    s3.pipe({f"many/{key}": b"" if key.endswith("empty") else key.encode() for key in [*kinds, *others]})
+    s3.pipe({f"many/data/part{number % 3}/{number:05d}.jpg": b"." for number in range(1100)})
+    for marker in ("data/", "data/folder/", "data/x/y/"):
+        s3.call_s3("put_object", Bucket="many", Key=marker, Body=b"")
+    return s3
+
+
+def _found_by_s3fs(base, **options):
+    files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, **options)
+    found = files.find(base, detail=True).items()
+    names = {name.removeprefix(f"{base}/"): Entry.of(info) for name, info in found if name.startswith(f"{base}/")}
+    return {name: names[name] for name in sorted(names) if name and not name.endswith("/")}
+
+
+@pytest.mark.parametrize("base", ["many/data", "many", "many/data2", "many/data/x", "many/data/ä b"])
+def test_a_listing_in_pages_equals_that_of_s3fs(keys, base):
+    found = list_objects(Path(f"s3:/{base}"))
+    known = _found_by_s3fs(base)
+    assert [*found.paths] == [*known]
+    assert {path: found.entry(path) for path in known} == known
+
+
+def test_what_is_no_folder_of_objects_is_one_error(keys):
+    for base in ("many/dat", "many/data/empty", "many/data/folder", "nowhere"):
+        with pytest.raises(DataError, match=f"s3://{base} does not exist or is empty"):
+            list_objects(Path(f"s3:/{base}"))
+
+
+def test_the_versions_of_a_bucket_are_listed_by_s3fs(keys, monkeypatch):
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"version_aware": True})
+    client.filesystem.cache_clear()
+    assert [*list_objects(Path("s3:/many/data/x")).paths] == [*_found_by_s3fs("many/data/x")] == ["y/z.jpg"]
+    client.filesystem.cache_clear()
+
+
+def _pages(monkeypatch, answer):
+    """Answer each request for a page by `answer`, which gets its token and a function that asks the server."""
+    original, tokens = s3fs.S3FileSystem.call_s3, []
+
+    def call_s3(self, method, **request):
+        tokens.append(request.get("ContinuationToken"))
+        return answer(tokens, lambda: original(self, method, **request))
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", call_s3)
+    return tokens
+
+
+def test_a_page_that_fails_is_asked_for_again_and_not_those_before_it(keys, monkeypatch):
+    def answer(tokens, ask):
+        if len(tokens) in (2, 3):
+            raise ConnectionResetError
+        return ask()
+
+    tokens = _pages(monkeypatch, answer)
+    assert [*list_objects(Path("s3:/many/data")).paths] == [*_found_by_s3fs("many/data")]
+    assert tokens[0] is None
+    assert tokens[1] is not None
+    assert tokens[1:] == [tokens[1]] * 3
+
+
+def test_a_bucket_that_is_removed_or_closed_meanwhile_is_an_error_and_not_a_shorter_list(keys, monkeypatch):
+    problems = {"does not exist or is empty": FileNotFoundError, "access denied": PermissionError}
+    for message, problem in problems.items():
+
+        def answer(tokens, ask, problem=problem):
+            if tokens[-1]:
+                raise problem
+            return ask()
+
+        with pytest.MonkeyPatch.context() as patch:
+            _pages(patch, answer)
+            with pytest.raises(DataError, match=message):
+                list_objects(Path("s3:/many/data"))
+
+
+@pytest.mark.parametrize("token", [None, "again"])
+def test_a_server_that_does_not_continue_its_list_is_an_error(keys, monkeypatch, token):
+    page = {"IsTruncated": True, "Contents": [{"Key": "data/1.jpg", "Size": 1}], "NextContinuationToken": token}
+    _pages(monkeypatch, lambda tokens, ask: page)
+    with pytest.raises(DataError, match=r"s3://many/data cannot be listed.*does not continue a list after 1 objects"):
+        list_objects(Path("s3:/many/data"))
+
+
+# Errors
+
+
 def test_a_missing_bucket_and_a_server_that_does_not_answer(s3, tmp_path, monkeypatch):
     store = ArtifactStore(tmp_path / "home")
     with pytest.raises(DataError, match="s3://nowhere/set does not exist or is empty"):
@@ -105,9 +210,9 @@ def test_a_missing_bucket_and_a_server_that_does_not_answer(s3, tmp_path, monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(RetryableError, match="s3://people/set cannot be reached"):
         index(store, config=DatasetConfig(reader="images", root="s3://people/set"))
-    remote._filesystem.cache_clear()
+    client.filesystem.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()

@@ -6,9 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import pyarrow as pa
+
+from data.columns.growing import GrowingTexts
+from data.columns.texts import Texts
 from data.errors import DataError, RejectedRow
 from data.readers.base import existing_folder, is_litter
 from data.readers.paths import PATH_DETAILS, PathGate
@@ -18,9 +23,11 @@ from data.sources.address import is_listed, is_remote, shown
 from data.sources.shards import SUFFIX
 
 _COMPRESSED: Final = re.compile(r"\.(?:tar\.\w+|t[gbxz]z|tbz2|tzst)\Z", re.IGNORECASE)
+_ARCHIVE: Final = re.compile(rf"{re.escape(SUFFIX)}\Z|{_COMPRESSED.pattern}", re.IGNORECASE)
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)\Z")
 _MOST: Final = 1_000_000
+_AT_ONCE: Final = 1 << 14
 DETAILS: Final = PATH_DETAILS | {
     "linked_folder": "a link to a folder, which is not followed; put the folder itself there"
 }
@@ -36,7 +43,7 @@ class Shards(NamedTuple):
 
     root: Path
     paths: list[str]
-    others: list[str]
+    others: Texts
     refused: dict[str, str]
 
 
@@ -51,9 +58,13 @@ def find_shards(root: Path, pattern: str) -> Shards:
     base = existing_folder(root)
     wanted = list(_expanded(pattern)) if pattern else ["*"]
     refused = dict[str, str]()
-    files = list(_files(base, wanted, refused))
     exact, wild = {one for one in wanted if not _WILD & {*one}}, [one for one in wanted if _WILD & {*one}]
-    chosen = [path for path in files if path in exact or any(_matches(path, one) for one in wild)]
+    chosen, others, files = list[str](), GrowingTexts(), _files(base, wanted, refused)
+    while some := list(islice(files, _AT_ONCE)):  # there may be millions of other files
+        fitting = {path for path in some if path in exact or any(_matches(path, one) for one in wild)}
+        chosen += [path for path in some if path in fitting and _ARCHIVE.search(path)]
+        rest = [path for path in some if path not in fitting or not path.endswith(SUFFIX)]
+        others.extend(pa.array(rest, pa.large_string()))
     compressed = sorted(path for path in chosen if _COMPRESSED.search(path))
     if compressed:
         raise compressed_shards(base, compressed)
@@ -69,7 +80,7 @@ def find_shards(root: Path, pattern: str) -> Shards:
             f"{shown(base)} does not contain tar shards: set data.root to the folder with files such as"
             " train-000000.tar, or data.reader to the layout of this folder"
         )
-    return Shards(base, paths, sorted(set(files) - set(paths)), refused)
+    return Shards(base, paths, Texts(others.build()).sorted_distinct(), refused)
 
 
 def compressed_shards(root: Path, paths: Sequence[str]) -> DataError:
@@ -102,7 +113,7 @@ def _files(base: Path, wanted: Sequence[str], refused: dict[str, str]) -> Iterat
 
 
 def _objects(base: Path) -> Iterator[str]:
-    for path in remote.listing(base).entries:
+    for path in remote.listing(base).paths:
         if not any(is_litter(name) for name in path.split("/")):
             yield path
 
