@@ -91,7 +91,7 @@ def _serve(sender: multiprocessing.connection.Connection) -> None:
 
 @contextmanager
 def served() -> Iterator[str]:
-    """Yield the address of the server, to which the number of objects is added."""
+    """Yield the address of the server."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_serve, args=(sender,), daemon=True)
@@ -101,6 +101,11 @@ def served() -> Iterator[str]:
     finally:
         child.kill()
         child.join()
+
+
+def environment_of(endpoint: str, rows: int) -> dict[str, str]:
+    """Return the variables by which s3fs finds the bucket of `rows` objects."""
+    return {**_ENVIRONMENT, "AWS_ENDPOINT_URL": f"{endpoint}/{rows}"}
 
 
 def list_objects(rows: int) -> None:
@@ -123,7 +128,7 @@ STEPS: Final[dict[str, Callable[[int], None]]] = {"list": list_objects, "scan": 
 
 def bench(endpoint: str, rows: int, steps: list[str]) -> dict[str, Measured]:
     """Measure the steps on a bucket of `rows` objects, and print one line for each."""
-    os.environ.update({**_ENVIRONMENT, "AWS_ENDPOINT_URL": f"{endpoint}/{rows}"})
+    os.environ.update(environment_of(endpoint, rows))
     found = {}
     for step in steps:
         found[step] = measure(STEPS[step], rows)

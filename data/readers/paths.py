@@ -67,7 +67,7 @@ class PathGate:
     def _admit_object(self, path: str) -> str:
         if _VERSION in path and scheme_of(self.root) == "s3":  # s3fs would read another object
             raise RejectedRow("bad_path")
-        if is_file(self.root / path):
+        if is_file(f"{self.root}/{path}"):
             return path
         raise RejectedRow("not_a_file" if is_dir(self.root / path) else "missing")
 
