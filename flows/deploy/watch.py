@@ -171,15 +171,14 @@ def look_at(
         DataError: the dataset does not exist any more.
     """
     try:
-        found = survey(store, config=config)
+        there = _look(store, config)
     except RetryableError:
         return Look(dataset=dataset, status="not settled")
-    new = found.dataset_hash
-    if _last_change(found) > (time.time() if now is None else now) - settle_seconds:
+    new, images = there.dataset_hash, there.images
+    if there.last_change > (time.time() if now is None else now) - settle_seconds:
         return Look(dataset=dataset, status="not settled", new=new)
     memory = Memory(store, dataset)
     known = memory.read() or _newest_index(store, config.label)
-    images = WatchedImages.of_survey(found)
     if known is None:
         memory.write(State(new, images))
         return Look(dataset=dataset, status="new", new=new)
@@ -187,15 +186,27 @@ def look_at(
         counts = known.images.changes_to(images)
         memory.write(State(new, images, announced=True, old=known.dataset_hash, counts=counts))
         return Look(dataset=dataset, status="changed", old=known.dataset_hash, new=new, counts=counts)
-    if known.announced and not _is_indexed(store, found):
+    if known.announced and not there.is_indexed:
         return Look(dataset=dataset, status="announced again", old=known.old, new=new, counts=known.counts)
     if known.announced or not memory.exists():
         memory.write(State(new, images))
     return Look(dataset=dataset, status="unchanged", old=new, new=new)
 
 
-def _is_indexed(store: ArtifactStore, found: Survey) -> bool:
-    return IndexStage(found=found).find(RunContext(store=store)) is not None
+class _Found(NamedTuple):
+    """A dataset as it is now. last_change: in seconds since 1970. is_indexed: in this state."""
+
+    dataset_hash: str
+    last_change: float
+    is_indexed: bool
+    images: WatchedImages
+
+
+def _look(store: ArtifactStore, config: DatasetConfig) -> _Found:
+    """Survey a dataset. Only its images stay in memory, because they are compared with those of an earlier state."""
+    found = survey(store, config=config)
+    indexed = IndexStage(found=found).find(RunContext(store=store)) is not None
+    return _Found(found.dataset_hash, _last_change(found), indexed, WatchedImages.of_survey(found))
 
 
 def _last_change(found: Survey) -> float:
