@@ -19,7 +19,7 @@ from data.errors import DataError, RejectedRow
 from data.people import JUNK
 from data.readers.paths import PATH_DETAILS, PathGate, printable
 from data.sources import remote
-from data.sources.address import is_listed, is_remote
+from data.sources.address import is_listed, is_remote, shown
 from data.sources.places import children, exists, is_dir
 
 MAX_INT64: Final = (1 << 63) - 1
@@ -218,10 +218,12 @@ def locate(root: Path, markers: Iterable[str], layout: str) -> Path:
     if found:
         names = ", ".join(child.name for child in found)
         raise DataError(
-            f"{base} contains more than one dataset ({names}); set data.root to one of them, such as {found[0]}"
+            f"{shown(base)} contains more than one dataset ({names}); set data.root to one of them, such as"
+            f" {shown(found[0])}"
         )
     raise DataError(
-        f"{base} does not have the layout of this dataset: {layout}. Set data.root to the folder that contains these"
+        f"{shown(base)} does not have the layout of this dataset: {layout}. Set data.root to the folder that contains"
+        " these"
     )
 
 

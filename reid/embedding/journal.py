@@ -57,7 +57,7 @@ class Journal:
             while lines := list(islice(stream, _AT_ONCE)):
                 try:
                     yield _keys_in(lines)
-                except ValueError as error:
+                except (ValueError, OverflowError) as error:
                     raise DataError(f"{self._keys} is damaged; delete {self.folder} and run again") from error
 
     def append(self, keys: Keys, vectors_ND: Float32s) -> None:
@@ -100,7 +100,7 @@ class Journal:
 def _keys_in(lines: Sequence[bytes]) -> Keys:
     digests = digests_of(pa.array([line[:_DIGITS] for line in lines]).cast(pa.string()))
     cameras = [line[_DIGITS + 1 :] for line in lines]
-    return joined(digests, np.array([int(camera) for camera in cameras])) if any(cameras) else digests
+    return joined(digests, np.array([int(camera) for camera in cameras], np.int64)) if any(cameras) else digests
 
 
 def _lines_of(keys: Keys) -> bytes:

@@ -81,7 +81,7 @@ def read_images(path: Path) -> ImageFiles:
     try:
         _check_columns(path, pq.read_schema(path))
         return ImageFiles.of_table(pq.read_table(path, columns=COLUMNS.names))
-    except (OSError, pa.ArrowInvalid, ValueError) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise _damaged(path, error) from error
 
 
@@ -89,20 +89,26 @@ def has_images(path: Path, images: ImageFiles) -> bool:
     """Return True if the rows of a features file are `images`, in order. Raises DataError as `read_images` does."""
     start = 0
     for rows in _blocks(path, *COLUMNS.names):
-        if not rows.cast(COLUMNS).equals(images[start : start + len(rows)].table()):
+        if not rows.equals(images[start : start + len(rows)].table()):
             return False
         start += len(rows)
     return start == len(images)
 
 
 def _blocks(path: Path, *columns: str) -> Iterator[pa.Table]:
-    """Yield columns of a features file, some thousand rows at a time. Raises DataError as `read_images` does."""
+    """Yield columns of a features file, some thousand rows at a time. Raises DataError as `read_images` does.
+
+    Other programs write whole numbers as floats and texts as large ones: the types are those of `features_schema`.
+    """
     try:
-        _check_columns(path, pq.read_schema(path))
+        stored = pq.read_schema(path)
+        _check_columns(path, stored)
+        known = {field.name: field for field in (*COLUMNS, pa.field(_MODEL, pa.string()), stored.field(_EMBEDDING))}
+        schema = pa.schema([known[name] for name in columns])
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(GROUP_ROWS, columns=list(columns)):
-                yield pa.Table.from_batches([batch]).select(list(columns)).replace_schema_metadata()
-    except (OSError, pa.ArrowInvalid) as error:
+                yield pa.Table.from_batches([batch]).select(list(columns)).replace_schema_metadata().cast(schema)
+    except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
 
 
@@ -197,7 +203,7 @@ def _check_width(path: Path, heading: Heading) -> None:
 
 def _foreign(rows: pa.Table, heading: Heading) -> NDArray[np.bool_]:
     """Return the mask of the rows of another model than the heading says."""
-    differs = pc.not_equal(one_array(rows[_MODEL]).cast(pa.string()), heading.identity["model"])
+    differs = pc.not_equal(one_array(rows[_MODEL]), heading.identity["model"])
     found: NDArray[np.bool_] = differs.fill_null(True).to_numpy(zero_copy_only=False)
     return found
 

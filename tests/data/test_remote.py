@@ -82,6 +82,16 @@ def test_a_folder_around_the_dataset_is_found(store, bucket, local):
     assert shown(found.root) == "memory://outer/Market-1501"
 
 
+def test_folders_that_are_no_dataset_are_named_by_their_addresses(store, bucket, local):
+    copy_tree(local, bucket, "/outer/one")
+    copy_tree(local, bucket, "/outer/two")
+    for folder, text in (("", "contains more than one dataset"), ("/one/query", "does not have the layout")):
+        root = f"memory://outer{folder}"
+        with pytest.raises(DataError, match=f"^{root} {text}") as error:
+            index(store, config=DatasetConfig(reader="market1501", root=root))
+        assert "memory:/outer" not in str(error.value)
+
+
 def test_a_manifest_beside_the_images_and_on_this_machine(store, tmp_path, bucket):
     put(tmp_path / "set", "a/1.jpg", "a/2.jpg", "b/ü 3.jpg")
     table = "path,split,pid,camid\na/1.jpg,train,1,1\na/2.jpg,query,2,1\nb/ü 3.jpg,gallery,2,2\n../x.jpg,train,1,1\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from reid.embedding.files import embed_files
 from reid.embedding.images import COLUMNS, DistinctImages, ImageFile, ImageFiles
 from reid.embedding.known import KeyPlaces
 from reid.embedding.table import read_images
+from reid.gallery.sources import read_features
 from tests.helpers.made_up_embedder import MadeUpEmbedder
 
 GONE = "the file does not exist"
@@ -146,6 +149,30 @@ def test_a_file_of_other_rows_is_written_again(tmp_path):
         check(out, embedder, change)
 
 
+def test_cameras_that_another_program_made_floats_are_the_same_cameras(tmp_path):
+    embedder, images, out = MadeUpEmbedder(by_camera=True), drawn(300, 200), tmp_path / "features.parquet"
+    embed(embedder, images, out)
+    table = pq.read_table(out)
+    pq.write_table(table.set_column(4, "camid", table["camid"].cast(pa.float64())), out)
+    moved = [*images[1:], images[0]]
+    assert embed(MadeUpEmbedder(by_camera=True), moved, out).computed == 0
+    check(out, embedder, moved)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("pid", 1.5), ("pid", "a"), ("camid", {"a": 1}), ("label", [1]), ("model_fingerprint", ["a"])]
+)
+def test_columns_of_another_kind_are_one_error(tmp_path, name, value):
+    images, out = drawn(5, 3), tmp_path / "features.parquet"
+    embed(MadeUpEmbedder(), images, out)
+    table = pq.read_table(out)
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array([value] * 5)), out)
+    with pytest.raises(DataError, match=r"features\.parquet cannot be read \(.*\); delete it and run again"):
+        embed(MadeUpEmbedder(), images, out)
+    with pytest.raises(DataError, match=r"features\.parquet cannot be read \(.*\); delete it and run again"):
+        read_features(out)
+
+
 def test_digests_that_are_none_are_refused(tmp_path):
     embedder, out = MadeUpEmbedder(), tmp_path / "features.parquet"
     for digest in ("abc", "A" * 64, None):
@@ -222,6 +249,23 @@ def test_a_journal_of_text_is_continued(tmp_path):
         embed(embedder, images, out)
         assert [same[0] for same in embedder.asked] == groups[:5]
         check(out, embedder, images)
+
+
+def test_a_journal_with_a_camera_that_is_no_number_of_64_bits_is_one_error(tmp_path):
+    images, out = drawn(30, 20), tmp_path / "features.parquet"
+
+    def kill(done, total, note):
+        raise Killed
+
+    for camera in ("", "x", "9" * 30):
+        with pytest.raises(Killed):
+            embed(MadeUpEmbedder(by_camera=True, batch=4), images, out, progress=kill)
+        keys = tmp_path / "features.parquet.parts/keys.txt"
+        lines = keys.read_text().splitlines()
+        keys.write_text("".join(f"{line}\n" for line in [*lines[:-1], f"{lines[-1][:64]}:{camera}"]))
+        with pytest.raises(DataError, match=r"keys\.txt is damaged; delete .*features\.parquet\.parts and run again"):
+            embed(MadeUpEmbedder(by_camera=True), images, out)
+        shutil.rmtree(keys.parent)
 
 
 def test_the_digest_column_of_a_key_ends_in_any_byte():
