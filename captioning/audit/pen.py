@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import Final
 
@@ -27,7 +27,7 @@ class Pen:
 
     def __init__(self, image: Image.Image, fonts: Sequence[Font] = (), *, gap: int = _WORD_GAP) -> None:
         self._draw = ImageDraw.Draw(image)
-        self._fonts = tuple(fonts) or (ImageFont.load_default(_SIZE),)
+        self._fonts = tuple(fonts) or (_built_in(),)
         self._gap = gap
         self.missing: set[str] = set()
 
@@ -68,9 +68,6 @@ class Pen:
 
     def _runs(self, word: str) -> Iterator[tuple[Font, str]]:
         """Yield the parts of a word that one font draws."""
-        if len(self._fonts) == 1:
-            yield self._fonts[0], word
-            return
         for font, characters in groupby(word, key=self._font_of):
             yield font, "".join(characters)
 
@@ -80,6 +77,11 @@ class Pen:
                 return font
         self.missing.add(character)
         return self._fonts[0]
+
+
+@cache
+def _built_in() -> Font:
+    return ImageFont.load_default(_SIZE)
 
 
 @lru_cache(maxsize=65536)

@@ -100,6 +100,12 @@ def written(words: list[str]) -> np.ndarray:
     return (np.asarray(image.convert("L")) < 160).any(axis=0)
 
 
+def test_the_only_font_tells_what_it_lacks():
+    pen = Pen(Image.new("RGB", (90, 20)))
+    pen.write(0, 0, ["a", "man\ufdd0"], (0, 0, 0))
+    assert pen.missing == {"\ufdd0"}
+
+
 def gaps(columns: np.ndarray) -> list[int]:
     """The widths of the stretches without ink, between the first and the last ink."""
     at = np.flatnonzero(columns)
