@@ -58,7 +58,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
     command = [str(find_seaweedfs()), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"]
     command += [f"-{name}={port}" for name, port in ports.items()] + ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     command += ["-filer", "-s3", f"-s3.config={folder / 'users.json'}", "-master.telemetry=false"]
-    command += ["-master.volumeSizeLimitMB=64", "-volume.max=20"]
+    command += ["-master.volumeSizeLimitMB=64", "-volume.max=100"]  # each bucket takes seven volumes
     try:
         with _served(command, ports["s3.port"]):
             yield f"http://127.0.0.1:{ports['s3.port']}"
