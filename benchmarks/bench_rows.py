@@ -29,6 +29,7 @@ from captioning.stage.stage import CaptionStage
 from data.artifacts.inventory import take_inventory
 from data.artifacts.stages import StageName
 from data.artifacts.store import SIDECAR, ArtifactRef, Produced
+from data.columns.lists import lists_of
 from data.columns.source import ParquetRows
 from data.files import read_json, write_json, write_tables
 from data.images.thumbnails import Thumbnails
@@ -96,12 +97,7 @@ def rankings(home: str, index: dict[str, str]) -> None:
 def _ranked(rows: ImageRows, queries: Ints, model: str, rng: np.random.Generator) -> pa.Table:
     count = len(queries)
     nearest = rng.integers(count, len(rows), size=count * _RANKED)
-    offsets = pa.array(np.arange(count + 1) * _RANKED, pa.int32())
-    found = rows.take(nearest)
-
-    def lists(values: object) -> pa.ListArray:
-        return pa.ListArray.from_arrays(offsets, pa.array(values))
-
+    found, filled = rows.take(nearest), np.ones((count, _RANKED), dtype=np.bool_)
     columns = {
         "model": [model] * count,
         "mode": ["image"] * count,
@@ -112,10 +108,10 @@ def _ranked(rows: ImageRows, queries: Ints, model: str, rng: np.random.Generator
         "inp": rng.random(count),
         "first_hit": rng.integers(1, 60, size=count),
         "n_relevant": rng.integers(1, 10, size=count),
-        "top_paths": lists(found.path),
-        "top_pids": lists(found.pid),
-        "top_camids": lists(found.camid),
-        "top_scores": lists(rng.random(count * _RANKED).astype(np.float32)),
+        "top_paths": lists_of(found.path, filled),
+        "top_pids": lists_of(found.pid, filled),
+        "top_camids": lists_of(found.camid, filled),
+        "top_scores": lists_of(rng.random(count * _RANKED).astype(np.float32), filled),
     }
     return pa.table(columns).cast(RANKINGS)
 

@@ -63,8 +63,10 @@ class SheetConfig(Config):
         return self.height // 2 + self.text + 2 * _MARGIN
 
 
-def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig) -> Image.Image:
+def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig) -> tuple[Image.Image, set[str]]:
     """Draw `config.identities` people with up to `config.each` images of each, taken from the cameras in turn.
+
+    Return the sheet, and the characters that its font does not have.
 
     captions: `sheet_columns` of captions.parquet. Distractors and junk are left out. An image that is missing or has
     changed since it was captioned becomes a gray field with the reason. Raise DataError without known people.
@@ -84,7 +86,7 @@ def contact_sheet(captions: pd.DataFrame, images_root: Path, config: SheetConfig
             beside = left + picture.width + _MARGIN // 2
             for number, (words, ink) in enumerate(_lines(item, pen, config)):
                 pen.write(beside, top + _LINE * number, words, ink)
-    return sheet
+    return sheet, pen.missing
 
 
 def sheet_columns(names: Sequence[str]) -> list[str]:

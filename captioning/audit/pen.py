@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import cache, lru_cache
 from itertools import groupby
 from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
+
+from data.errors import counted
 
 Color = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -77,6 +79,12 @@ class Pen:
                 return font
         self.missing.add(character)
         return self._fonts[0]
+
+
+def missing_notice(missing: Set[str], picture: str) -> str:
+    """Return a sentence for the user about the characters of a picture that no font has, at least one."""
+    characters, some = counted(len(missing), "character is", "characters are"), " ".join(sorted(missing)[:5])
+    return f"{picture}: {characters} in no installed font that this command knows ({some})"
 
 
 @cache

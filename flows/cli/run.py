@@ -174,6 +174,7 @@ def draw_sheet(
     import pyarrow.parquet as pq
 
     from captioning.audit.contact_sheet import SheetConfig, contact_sheet, sheet_columns
+    from captioning.audit.pen import missing_notice
 
     config = build_config(SheetConfig, {"identities": identities, "each": each, "seed": seed}, "sheet")
     check_output(out, "--out", suffixes=(".png", ".jpg", ".jpeg"))
@@ -181,7 +182,9 @@ def draw_sheet(
         summary = RunSummary.model_validate(flow())
     file = summary.captions.artifact.folder / "captions.parquet"
     captions = pd.read_parquet(file, columns=sheet_columns(pq.read_schema(file).names))
-    sheet = contact_sheet(captions, Path(summary["index"].images_root or ""), config)
+    sheet, missing = contact_sheet(captions, Path(summary["index"].images_root or ""), config)
     with atomic_path(out) as temporary:
         sheet.save(temporary, "JPEG" if out.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=88, optimize=True)
+    if missing:
+        plain_console(stderr=True).print(notice_line(missing_notice(missing, out.name)), soft_wrap=True)
     plain_console().print(f"sheet     {out.resolve()}", highlight=False, soft_wrap=True)

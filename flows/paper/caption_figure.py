@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from PIL import Image
 
-from captioning.audit.pen import Pen
+from captioning.audit.pen import Pen, missing_notice
 from data.errors import counted
 from data.files import atomic_path, write_text
 from data.people import UNKNOWN_CAMERA
@@ -62,11 +62,7 @@ def write_figure(folder: Path, shown: Gallery) -> tuple[list[Path], list[str]]:
         sheet.save(temporary, "PNG")
     notices = list(shown.notices)
     if missing:
-        some = " ".join(sorted(missing)[:5])
-        notices.append(
-            f"{PICTURE}: {counted(len(missing), 'character is', 'characters are')} in no installed font that this "
-            f"command knows ({some}); {PAGE} shows them"
-        )
+        notices.append(f"{missing_notice(missing, PICTURE)}; {PAGE} shows them")
     return [folder / PAGE, folder / PICTURE], notices
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from captioning.audit.pen import Pen
+from captioning.audit.pen import Pen, missing_notice
 from data.artifacts.store import ArtifactStore
 from data.config import Config
 from data.errors import counted
@@ -136,37 +136,41 @@ def _score(difference: Difference, key: str) -> str:
     )
 
 
-def write_figure(folder: Path, shown: Figure) -> list[Path]:
-    """Write the figure as a page and as a picture; return their paths."""
+def write_figure(folder: Path, shown: Figure) -> tuple[list[Path], list[str]]:
+    """Write the figure as a page and as a picture; return their paths, and notices about both."""
     page = page_environment().get_template("paper/top10.html.j2").render(figure=shown, ranks=RANKS)
     write_text(folder / PAGE, page)
+    sheet, missing = draw(shown)
     with atomic_path(folder / PICTURE) as temporary:
-        draw(shown).save(temporary, "PNG")
-    return [folder / PAGE, folder / PICTURE]
+        sheet.save(temporary, "PNG")
+    told = [f"{missing_notice(missing, PICTURE)}; {PAGE} shows them"] if missing else []
+    return [folder / PAGE, folder / PICTURE], [*shown.problems, *shown.notices, *told]
 
 
-def draw(shown: Figure) -> Image.Image:
-    """Return the figure as a picture: a row of ten images per query and method."""
+def draw(shown: Figure) -> tuple[Image.Image, set[str]]:
+    """Return a row of ten images per query and method as a picture, and the characters that no font has."""
     width = 2 * MARGIN + _PROBE + _SIDE + RANKS * _STEP
-    head = _head(shown, width)
+    head, missing = _head(shown, width)
     height = head.height + sum(_part_height(part) for part in shown.parts) + MARGIN
     sheet = Image.new("RGB", (width, height), "white")
     sheet.paste(head, (0, 0))
-    top, title = head.height, pen_on(sheet, "title")
+    top, pen, title = head.height, pen_on(sheet), pen_on(sheet, "title")
     for part in shown.parts:
         title.write(MARGIN, top + _GAP, part.title.split(), INK)
         for number, query in enumerate(part.queries):
-            _draw_query(sheet, query, top + _TITLE + number * _QUERY)
+            _draw_query(sheet, pen, query, top + _TITLE + number * _QUERY)
+            for at, side in enumerate(query.sides):
+                title.write(MARGIN + _PROBE, top + _TITLE + number * _QUERY + at * _BAND, [side.name], INK)
         top += _part_height(part)
-    return sheet
+    return sheet, missing | pen.missing | title.missing
 
 
 def _part_height(part: Part) -> int:
     return _TITLE + _QUERY * len(part.queries)
 
 
-def _head(shown: Figure, width: int) -> Image.Image:
-    """Return the lines above the queries: methods, scores, the rule of the choice, the signs."""
+def _head(shown: Figure, width: int) -> tuple[Image.Image, set[str]]:
+    """Return the lines above the queries (methods, scores, rule, signs), and the characters that no font has."""
     texts = [(f"{name}: {text}", INK) for name, text in shown.runs]
     texts += [("; ".join(shown.scores), INK), (shown.rule, SOFT)]
     texts += [("Solid frame and ✓: same identity. Dashed frame and ✗: another identity.", SOFT)]
@@ -175,13 +179,13 @@ def _head(shown: Figure, width: int) -> Image.Image:
     lines = [line for text, ink in texts for line in lines_of(measure, text, width - 2 * MARGIN, ink)]
     first = MARGIN + LINE + _GAP
     image = Image.new("RGB", (width, first + LINE * len(lines) + _GAP), "white")
-    pen_on(image, "title").write(MARGIN, MARGIN, f"Top {RANKS} on {shown.dataset}".split(), INK)
-    write_lines(pen_on(image), MARGIN, first, lines)
-    return image
+    pen, title = pen_on(image), pen_on(image, "title")
+    title.write(MARGIN, MARGIN, f"Top {RANKS} on {shown.dataset}".split(), INK)
+    write_lines(pen, MARGIN, first, lines)
+    return image, pen.missing | title.missing
 
 
-def _draw_query(sheet: Image.Image, query: ShownQuery, top: int) -> None:
-    pen = pen_on(sheet)
+def _draw_query(sheet: Image.Image, pen: Pen, query: ShownQuery, top: int) -> None:
     probe = picture(query.image, *_IMAGE)
     frame(probe, right=None)
     sheet.paste(probe, (MARGIN, top))
@@ -199,7 +203,6 @@ def _draw_query(sheet: Image.Image, query: ShownQuery, top: int) -> None:
 
 def _draw_side(sheet: Image.Image, pen: Pen, side: Side, top: int) -> None:
     left = MARGIN + _PROBE
-    pen_on(sheet, "title").write(left, top, [side.name], INK)
     lines = (f"AP {100 * side.ap:.1f} %", "first match:", f"rank {side.first_hit:,}")
     write_lines(pen, left, top + LINE + _GAP, [(line.split(), SOFT) for line in lines])
     for at, hit in enumerate(side.hits):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from captioning.audit.contact_sheet import SheetConfig, chosen, contact_sheet, sheet_columns
-from captioning.audit.pen import Pen
+from captioning.audit.pen import Pen, missing_notice
 from data.artifacts.fingerprint import digest_bytes
 from data.errors import DataError
 
@@ -53,7 +53,7 @@ def test_identity_zero_is_shown_where_it_is_a_person(people):
 
 
 def test_images_keep_their_shape_and_stand_in_rows(people, tmp_path):
-    sheet = contact_sheet(people, tmp_path, SMALL)
+    sheet, _ = contact_sheet(people, tmp_path, SMALL)
     assert sheet.size == (12 + 4 * (50 + 100 + 24), 12 + 3 * (100 + 12))
     assert pixels(sheet, RED) == 3 * 4 * 50 * 100
     assert pixels(sheet, GRAY) == 0
@@ -64,16 +64,16 @@ def test_what_is_no_longer_the_captioned_image_is_a_gray_field(people, tmp_path)
     (tmp_path / first).unlink()
     Image.new("RGB", (30, 60), "blue").save(tmp_path / second)
     people.loc[people["image_path"] == third, "image_path"] = "../outside.png"
-    sheet = contact_sheet(people, tmp_path, SMALL)
+    sheet, _ = contact_sheet(people, tmp_path, SMALL)
     assert pixels(sheet, (0, 0, 255)) == 0
     assert pixels(sheet, RED) == 9 * 50 * 100
     assert pixels(sheet, GRAY) > 2 * 50 * 100
 
 
 def test_a_failed_caption_says_why(people, tmp_path):
-    plain = contact_sheet(people, tmp_path, SMALL)
+    plain, _ = contact_sheet(people, tmp_path, SMALL)
     people["status"], people["caption"] = "image_error", pd.Series([None] * len(people), dtype="str")
-    assert pixels(contact_sheet(people, tmp_path, SMALL), (192, 38, 38)) > pixels(plain, (192, 38, 38)) == 0
+    assert pixels(contact_sheet(people, tmp_path, SMALL)[0], (192, 38, 38)) > pixels(plain, (192, 38, 38)) == 0
 
 
 def test_a_text_label_stands_beside_the_picture(people, tmp_path, monkeypatch):
@@ -104,6 +104,13 @@ def test_the_only_font_tells_what_it_lacks():
     pen = Pen(Image.new("RGB", (90, 20)))
     pen.write(0, 0, ["a", "man\ufdd0"], (0, 0, 0))
     assert pen.missing == {"\ufdd0"}
+
+
+def test_a_sheet_tells_what_its_font_lacks(people, tmp_path):
+    assert contact_sheet(people, tmp_path, SMALL)[1] == set()
+    people["caption"] = "A man \ufdd0 in red."
+    assert contact_sheet(people, tmp_path, SMALL)[1] == {"\ufdd0"}
+    assert missing_notice({"\ufdd0"}, "sheet.png").startswith("sheet.png: 1 character is in no installed font")
 
 
 def gaps(columns: np.ndarray) -> list[int]:
@@ -149,7 +156,7 @@ def test_the_length_of_a_line_is_what_is_drawn():
 
 def test_nothing_of_a_caption_reaches_the_next_picture(people, tmp_path):
     people["caption"] = "an-extraordinarily-long-word-that-fits-nowhere-and-goes-on " * 9
-    sheet = np.asarray(contact_sheet(people, tmp_path, SMALL))
+    sheet = np.asarray(contact_sheet(people, tmp_path, SMALL)[0])
     cell, band = SMALL.height // 2 + SMALL.text + 24, SMALL.height + 12
     for column in range(4):
         beside = 12 + column * cell + SMALL.height // 2 + 6

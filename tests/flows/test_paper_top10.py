@@ -138,6 +138,17 @@ def test_an_image_that_is_gone_leaves_the_reason(drawn, tmp_path, capsys):
     assert (np.asarray(gone) == INK).all(axis=2).any()
 
 
+def test_characters_without_a_font_are_told(tmp_path, capsys):
+    store = ArtifactStore(tmp_path / "home")
+    images = [row | {"path": f"\ufdd0/{row['path']}"} for row in image_rows()]
+    refs = [write_evaluation(store, images, rank(images, noise=1, seed=seed)) for seed in (1, 2)]
+    words = [*(ref.fingerprint for ref in refs), "--home", str(store.root), "--out", str(tmp_path)]
+    assert main(["paper", "top10", *words]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "top10.png: 1 character is in no installed font that this command knows" in told
+    assert told.count("in no installed font") == 1
+
+
 def test_hostile_names_are_text(tmp_path):
     store = ArtifactStore(tmp_path / "home")
     images = [row | {"path": f"{HOSTILE}/{row['path']}"} for row in image_rows()]

@@ -35,8 +35,7 @@ def make_top10(
     store = artifact_store(home)
     runs = [find_run(name, store) for name in names]
     comparison = compare(runs, store, models=models, modes=modes, different_galleries=different_galleries)
-    shown = figure(comparison, store, config, images)
-    _announce(write_figure(out, shown), [*shown.problems, *shown.notices])
+    _announce(*write_figure(out, figure(comparison, store, config, images)))
 
 
 def make_captions(name: str, *, home: Path | None, out: Path, choice: Mapping[str, int], images: Path | None) -> None:
