@@ -18,7 +18,8 @@ class Sizes:
     of a batch that does not fit into the memory. held: the dry form has no memory to run out of, so its model pretends
     to with more images than that. compiles: whether compiled parts are really compiled. height, width, identities,
     images: of the training batches. steps: per epoch of a timed training. parity: identities and images of the batches
-    whose losses are compared, and the number of steps. ranking: queries, gallery, identities, cameras. demo, together:
+    whose losses are compared, and the number of steps. files: images
+    that are embedded. ranking: queries, gallery, identities, cameras. demo, together:
     settings of the demo, and of the training in two processes. peer: a checkout of Syliz517/CLIP-ReID.
     """
 
@@ -37,6 +38,7 @@ class Sizes:
     images: int
     steps: int
     parity: tuple[int, int, int]
+    files: int
     ranking: tuple[int, int, int, int]
     demo: tuple[str, ...]
     together: tuple[str, ...]
@@ -67,6 +69,7 @@ FULL: Final = Sizes(
     images=4,
     steps=30,
     parity=(4, 2, 20),
+    files=8192,
     ranking=(11_659, 82_161, 3_060, 15),
     demo=(),
     together=("synthetic.train_identities=32", "synthetic.test_identities=5", "train.schedule.epochs=4"),
@@ -87,6 +90,7 @@ DRY: Final = Sizes(
     images=2,
     steps=2,
     parity=(4, 2, 20),
+    files=24,
     ranking=(120, 900, 30, 3),
     demo=_SMALL_WORLD,
     together=_SMALL_WORLD,
