@@ -92,12 +92,12 @@ def test_the_stream_it_learns_from_is_not_the_one_it_is_judged_on():
 def test_the_script_trains_saves_and_measures(tmp_path):
     threads = torch.get_num_threads()
     try:
-        main(["train", "--out", str(tmp_path / "a"), "--steps", "2", "--seed", "5"])
+        main(["train", "--out", str(tmp_path / "a"), "--steps", "2", "--batch", "32", "--seed", "5"])
     finally:
         torch.set_num_threads(threads)
     history = json.loads((tmp_path / "a" / "training.json").read_text())
     assert history["steps"] == 2
-    assert "--steps 2" in history["command"]
+    assert "--steps 2 --batch 32" in history["command"]
     model = load_tiny(tmp_path / "a")
     assert model.text(["a man"]).shape == (1, 128)
 

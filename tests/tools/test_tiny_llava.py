@@ -19,8 +19,9 @@ from captioning.prompts.templates import builtin_templates, compose
 from data.slots import NONE, SLOTS, VOCABULARY
 from data.synthetic.world import training_sample
 from tools.tiny_llava.compare import answers_of, calibration_table, reliability_table
-from tools.tiny_llava.data import CLASSES, Pool, augment, caption_of, frame, labels_of, normalize
+from tools.tiny_llava.data import Pool, augment, frame, normalize
 from tools.tiny_llava.measure import measure, score
+from tools.tiny_llava.render import CLASSES, caption_of, labels_of
 from tools.tiny_llava.train import Plan, Training
 
 # Accuracy that the embedded model must reach, by slot.
@@ -111,9 +112,10 @@ def test_augmentation_is_seeded_and_moves_parts_with_pixels():
 
 def test_training_runs_goes_on_and_saves_what_transformers_loads(tmp_path):
     seconds = count()  # a step reads the clock twice, so each takes one second of the budget
-    plan = Plan(folder=tmp_path, pool=tmp_path / "pool", minutes=4 / 60, capacity=500, unseen=500, seed=9, workers=2)
+    small = {"capacity": 24, "unseen": 16, "batch": 8}
+    plan = Plan(folder=tmp_path, pool=tmp_path / "pool", minutes=4 / 60, seed=9, workers=2, **small)
     Training(plan, clock=lambda: float(next(seconds))).run()
-    assert Pool(tmp_path / "pool", seed=9, capacity=500).ready == 500
+    assert Pool(tmp_path / "pool", seed=9, capacity=24).ready == 24
     again = Training(plan)
     assert again.elapsed == 4
     assert again.steps == {"crops": 1, "tower": 1, "caption": 2}

@@ -37,11 +37,12 @@ def load_tiny(folder: Path) -> Backbone:
 
 def _train(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.out
-    run = TinyRun(steps=arguments.steps or 1, seed=arguments.seed)
+    run = TinyRun(steps=arguments.steps or 1, seed=arguments.seed, batch=arguments.batch)
     if not arguments.steps:
         run = replace(run, steps=steps_within(folder, run, arguments.minutes))
     outcome = train(folder, run)
-    command = f"python -m tools.tiny_clip train --out DIR --steps {run.steps} --threads 1 --seed {run.seed}"
+    command = f"python -m tools.tiny_clip train --out DIR --steps {run.steps} --batch {run.batch} --threads 1"
+    command += f" --seed {run.seed}"
     history = {"command": command, "steps": run.steps, "batch": run.batch, "seed": run.seed}
     write_json(folder / _HISTORY, {**history, "stream_seed": STREAM_SEED + run.seed, **outcome})
 
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make.add_argument("--out", type=Path, required=True, help="output folder")
     make.add_argument("--minutes", type=float, default=15, help="training time; a few steps are timed first")
     make.add_argument("--steps", type=int, default=0, help="number of steps, instead of --minutes")
+    make.add_argument("--batch", type=int, default=TinyRun.batch, help="images per step, at least 24")
     make.add_argument("--seed", type=int, default=0)
     make.set_defaults(run=_train)
     evaluate = verbs.add_parser("measure", help="measure on unseen people and write the model card")

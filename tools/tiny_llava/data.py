@@ -21,53 +21,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from captioning.prompts.templates import compose
-from data.slots import NONE, SLOTS, VOCABULARY
-from data.synthetic.world import training_samples
+from data.slots import SLOTS
 from tools.tiny_llava.model import IMAGE_SIZE
+from tools.tiny_llava.render import HEIGHT, WIDTH, Rendered, render
 
 log = logging.getLogger(__name__)
 
-HEIGHT: Final = 128
-WIDTH: Final = 64
 CHUNK: Final = 500
 """Images that a worker renders at a time. Every chunk has its own stream seed, and therefore its own cameras."""
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 STD: Final = (0.26862954, 0.26130258, 0.27577711)
-
-CLASSES: Final[dict[str, tuple[str | None, ...]]] = {
-    slot: values if NONE in values else (*values, None) for slot, values in VOCABULARY.items()
-}
-"""The classes of each slot: its values and "none", or None (not visible) for a slot without "none"."""
-
-
-def labels_of(attributes: dict[str, str], visible: dict[str, bool]) -> list[int]:
-    """Return the class index of each slot in a caption of the visible attributes."""
-    labels = []
-    for slot in SLOTS:
-        classes = CLASSES[slot]
-        hidden = classes.index(NONE) if NONE in classes else classes.index(None)
-        labels.append(classes.index(attributes[slot]) if visible.get(slot) else hidden)
-    return labels
-
-
-def caption_of(labels: np.ndarray) -> str:
-    """Return the caption of the class indices `labels` [S]."""
-    return compose({slot: CLASSES[slot][int(index)] for slot, index in zip(SLOTS, labels, strict=True)})
-
-
-Rendered = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _render(seed: int) -> Rendered:
-    images = np.empty((CHUNK, HEIGHT, WIDTH, 3), np.uint8)
-    labels = np.empty((CHUNK, len(SLOTS)), np.int8)
-    parts = np.empty((CHUNK, HEIGHT // 2, WIDTH // 2), np.uint8)
-    for i, sample in enumerate(training_samples(seed, CHUNK)):
-        images[i] = sample.image
-        labels[i] = labels_of(dict(sample.attributes), dict(sample.visible))
-        parts[i] = sample.parts[::2, ::2]
-    return images, labels, parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +46,15 @@ class Pool:
     """The rendered images, of which the first `ready` rows are filled.
 
     images: uint8 [N, H, W, 3]. labels: class index of each slot [N, S]. parts: body part at every second pixel, uint8
-    [N, H / 2, W / 2]. A folder with some chunks is continued.
+    [N, H / 2, W / 2]. A folder with some chunks is continued. capacity: rounded down to whole chunks; a smaller pool is
+    one chunk.
     """
 
     def __init__(self, folder: Path, *, seed: int, capacity: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.seed = seed
-        self.capacity = capacity // CHUNK * CHUNK
+        self.chunk = min(CHUNK, capacity)
+        self.capacity = capacity // self.chunk * self.chunk
 
         def mapped(name: str, kind: type, *shape: int) -> np.memmap:
             path = folder / f"{name}-{seed}-{self.capacity}.bin"
@@ -99,12 +64,12 @@ class Pool:
         self.labels = mapped("labels", np.int8, self.capacity, len(SLOTS))
         self.parts = mapped("parts", np.uint8, self.capacity, HEIGHT // 2, WIDTH // 2)
         # One mark per filled chunk; chunks are filled in order.
-        self._marks = mapped("marks", np.uint8, self.capacity // CHUNK)
+        self._marks = mapped("marks", np.uint8, self.capacity // self.chunk)
 
     @property
     def ready(self) -> int:
         """Number of images that can be read."""
-        return int(self._marks.sum()) * CHUNK
+        return int(self._marks.sum()) * self.chunk
 
     def fill_in_background(self, workers: int) -> threading.Thread:
         """Start rendering the missing images in `workers` processes; the thread ends when the pool is full."""
@@ -113,11 +78,11 @@ class Pool:
         return thread
 
     def _fill(self, workers: int) -> None:
-        chunks = range(self.ready // CHUNK, len(self._marks))
+        chunks = range(self.ready // self.chunk, len(self._marks))
         with ProcessPoolExecutor(workers, get_context("spawn"), initializer=os.nice, initargs=(5,)) as executor:
             waiting: list[tuple[int, Future[Rendered]]] = []
             for chunk in chunks:
-                waiting.append((chunk, executor.submit(_render, self.seed + chunk)))
+                waiting.append((chunk, executor.submit(render, self.seed + chunk, self.chunk)))
                 if len(waiting) > 2 * workers:  # limits the rendered images in memory
                     self._store(*waiting.pop(0))
             for entry in waiting:
@@ -125,7 +90,7 @@ class Pool:
         log.info("pool full: %d images", self.ready)
 
     def _store(self, chunk: int, future: Future[Rendered]) -> None:
-        rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+        rows = slice(chunk * self.chunk, (chunk + 1) * self.chunk)
         self.images[rows], self.labels[rows], self.parts[rows] = future.result()
         self._marks[chunk] = 1
 

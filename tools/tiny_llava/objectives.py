@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from captioning.prompts.templates import builtin_templates, compose, get_template
 from data.slots import SLOTS, VOCABULARY
-from tools.tiny_llava.data import CLASSES, HEIGHT, WIDTH, caption_of
 from tools.tiny_llava.model import PATCH_SIZE, build_tokenizer
+from tools.tiny_llava.render import CLASSES, HEIGHT, WIDTH, caption_of
 
 POINTS: Final = 4
 """Points per side of a patch at which the body part is predicted."""

@@ -32,13 +32,13 @@ from captioning.config import ImageTokens
 from captioning.engines.image_tokens import embed_prompts, image_features
 from data.files import read_json, write_json
 from data.slots import NONE, SLOTS
-from tools.tiny_llava.data import CLASSES, WIDTH, Pool, augment, frame, normalize
+from tools.tiny_llava.data import Pool, augment, frame, normalize
 from tools.tiny_llava.model import IMAGE_SIZE, PATCH_SIZE, build_model, build_processor, load_tokenizer
 from tools.tiny_llava.objectives import POINTS, Heads, Writer, accuracy, cosine, make_tokenizer, slots_loss
+from tools.tiny_llava.render import CLASSES, WIDTH
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 64
 _STAGES: Final = (
     ("crops", 0.22),
     ("tower", 0.5),
@@ -57,7 +57,8 @@ class Plan:
     """One training run.
 
     minutes: time budget of all stages together. start: the folder of a finished model, of which stage (c) is trained
-    further, alone and with a lower learning rate. image_tokens: what the language model reads in stage (c).
+    further, alone and with a lower learning rate. image_tokens: what the language model reads in stage (c). batch:
+    images per step.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Plan:
     capacity: int = 60_000
     unseen: int = 1000
     workers: int = 1
+    batch: int = 64
     start: Path | None = None
     image_tokens: ImageTokens = "all"
 
@@ -119,7 +121,11 @@ class Training:
             start = end
         save_model(self.model, build_processor(self.tokenizer), self.plan.folder / "final")
         facts = TrainingFacts(
-            minutes=self.plan.minutes, seed=self.plan.seed, people=self.plan.capacity, steps=self.steps, batch=BATCH
+            minutes=self.plan.minutes,
+            seed=self.plan.seed,
+            people=self.plan.capacity,
+            steps=self.steps,
+            batch=self.plan.batch,
         )
         write_json(self.plan.folder / "training.json", facts)
 
@@ -190,12 +196,12 @@ class Training:
         return states[0][:, 1:].float(), states[-1][:, 1:].float()
 
     def _crops_loss(self) -> torch.Tensor:
-        batch = self.pool.batch(BATCH, self.rng)
+        batch = self.pool.batch(self.plan.batch, self.rng)
         pixels, _ = augment(batch, self.generator)
         return slots_loss(self.heads.from_crop(self._patches(pixels)), batch.labels)
 
     def _tower_loss(self) -> torch.Tensor:
-        batch = self.pool.batch(BATCH, self.rng)
+        batch = self.pool.batch(self.plan.batch, self.rng)
         pixels, parts = augment(batch, self.generator)
         before, after = self._encode(frame(pixels))
         known = slots_loss(self.heads.from_crop(_middle(before)), batch.labels)
@@ -209,14 +215,14 @@ class Training:
         return F.cross_entropy(self.heads.parts(features_BPD).flatten(0, -2), target.flatten())
 
     def _caption_loss(self) -> torch.Tensor:
-        batch = self.pool.batch(BATCH, self.rng)
+        batch = self.pool.batch(self.plan.batch, self.rng)
         pixels, _ = augment(batch, self.generator)
         with_tower = self.steps["caption"] % _TOWER_EVERY == 0
         squares = frame(pixels, self.generator)
         with torch.set_grad_enabled(with_tower):
             _, features = self._encode(squares)
         answers_BA = self.writer.answers(batch.labels)
-        prompt_BL = self.writer.sample(self.rng).expand(BATCH, -1)
+        prompt_BL = self.writer.sample(self.rng).expand(self.plan.batch, -1)
         ids = torch.cat([prompt_BL, answers_BA], dim=1)
         embeds = self.model.get_input_embeddings()(ids)
         places = (ids == self.model.config.image_token_index).unsqueeze(-1)
