@@ -21,6 +21,7 @@ from data.columns.texts import Texts
 from data.errors import DataError, counted
 from data.files import write_json
 from data.process.environment import exact_float32
+from data.process.fixed_order import fixed_order
 from data.progress import ProgressFn, silent
 from data.schemas import WORDLESS
 from data.stages.stage import Ingredients, RunContext, Stage
@@ -129,7 +130,7 @@ def text_features(backbone: Backbone, texts: Sequence[str], progress: ProgressFn
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     order = np.argsort(lengths, kind="stable")
     features = np.empty((len(texts), backbone.joint_width), dtype=np.float32)
-    with torch.inference_mode(), exact_float32(torch):
+    with torch.inference_mode(), exact_float32(torch), fixed_order(torch):
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
             features[rows] = backbone.text([texts[row] for row in rows]).float().cpu().numpy()

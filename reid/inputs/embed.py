@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.process.environment import exact_float32
+from data.process.fixed_order import fixed_order
 from data.progress import ProgressFn, silent
 from reid.inputs.augment import normalize
 from reid.inputs.loading import load_batches
@@ -114,6 +115,7 @@ def embed_batches(
     return found.get(_ONLY, np.empty((0, 0), np.float32))
 
 
+@fixed_order(torch)
 @exact_float32(torch)
 def embed_modes(
     encode: EncodeModesFn,
