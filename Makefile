@@ -9,6 +9,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 # The tests of a file run in one of two processes; tests/conftest.py orders the files.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
+# The files with tests of a marker: pytest would import all others too, to look for it.
+MARKED = $(sort $(shell grep -rl --include='test_*.py' 'mark\.$(1)\b' tests))
+
 NEED_PYTHON = @test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name it with: make PYTHON=/path/to/python3.12"; exit 1; }
 
 .DEFAULT_GOAL := help
@@ -45,13 +48,16 @@ format: $(VENV)/.installed ## Apply the formatter and the safe lint fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-services: $(VENV)/.installed ## A real Prefect server on PostgreSQL and Redis (installs both on Debian), and an S3 server
+$(VENV)/.services: $(VENV)/.installed
 	bash .ci/services
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[services]'
-	CLIP_SCGI_REQUIRE_SERVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services --timeout 900
+	@touch $@
+
+services: $(VENV)/.services ## A real Prefect server on PostgreSQL and Redis (installs both on Debian), and an S3 server
+	CLIP_SCGI_REQUIRE_SERVICES=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m services --timeout 900 $(call MARKED,services)
 
 cluster: $(VENV)/.installed ## Three nodes of Ray on this machine: one is killed, one joins late, the head restarts
-	CLIP_SCGI_REQUIRE_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --timeout 1800
+	CLIP_SCGI_REQUIRE_CLUSTER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster --timeout 1800 $(call MARKED,cluster)
 
 lowest: ## Run the test suite with the oldest versions that pyproject.toml allows
 	$(NEED_PYTHON)
