@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -146,12 +147,31 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server():
-    """Run Prefect's server on a temporary database."""
+def prefect_server(tmp_path_factory) -> Iterator[Path]:
+    """Run Prefect's server on a temporary database; yield an empty database of its version (`new_database`)."""
+    from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
     from prefect.testing.utilities import prefect_test_harness
 
+    empty = tmp_path_factory.mktemp("prefect") / "empty.db"
     with prefect_test_harness(server_startup_timeout=600):  # of a busy machine
-        yield
+        used = PREFECT_SERVER_DATABASE_CONNECTION_URL.value().rpartition(":///")[2]
+        with closing(sqlite3.connect(used)) as database, closing(sqlite3.connect(empty)) as copy:
+            database.backup(copy)
+        yield empty
+
+
+@pytest.fixture
+def new_database(prefect_server) -> Callable[[Path], None]:
+    """Return a function that gives an artifact root a new database of Prefect.
+
+    The first command in that root would migrate one for ten seconds, which `tests/flows/test_server.py` does once.
+    """
+
+    def give(root: Path) -> None:
+        (root / "prefect").mkdir(parents=True)
+        shutil.copyfile(prefect_server, root / "prefect" / "prefect.db")
+
+    return give
 
 
 @pytest.fixture(scope="session")

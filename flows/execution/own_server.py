@@ -28,6 +28,16 @@ STOP_SECONDS: Final = 5.0
 _HOST: Final = "127.0.0.1"
 _ANSWER_SECONDS: Final = 5.0
 _KEPT_SETTINGS: Final = ("PREFECT_HOME", "PREFECT_LOGGING_", "PREFECT_SERVER_ANALYTICS_", "PREFECT_SERVER_LOGGING_")
+_MARKS: Final = {
+    "PREFECT_UI_ENABLED": "0",
+    # Prefect starts only what the runs of one process need: no scheduler, no late runs, no foreman.
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    # Automations are registered by `clip-scgi deploy`, with the server of a site.
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "0",
+    # A run saves no block: its results are plain data, and the stages keep their files themselves.
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0",
+}
 _CAUSES: Final = (
     ("Can't locate revision", "another version of Prefect has written its database: move {home} away"),
     ("disk is full", "the disk that holds {home} is full: free some space"),
@@ -81,7 +91,6 @@ def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
 
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     kept = {name: value for name, value in {**os.environ, **settings}.items() if _is_for_own_server(name)}
-    marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     with socket.socket() as bound:
         bound.bind((_HOST, 0))
         words = [sys.executable, "-m", "flows.execution.server_process", str(bound.fileno()), str(os.getpid())]
@@ -90,7 +99,7 @@ def _start(log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**kept, **marks},
+            env={**kept, **_MARKS},
             pass_fds=(bound.fileno(),),
             start_new_session=True,
         )

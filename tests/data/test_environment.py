@@ -26,7 +26,7 @@ from tests.helpers.places import REPO
 from tests.helpers.programs import CLIP_SCGI, run_module
 from tests.helpers.rankings import gaussian_world
 from tests.helpers.reid_worlds import small_config, training_set
-from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
+from tests.helpers.small_runs import FINISHED_RUN
 
 ACCELERATE = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "3",
@@ -119,14 +119,15 @@ def test_flows_and_tasks_set_everything_that_prefect_would_look_up(tmp_path, hos
 
 
 @pytest.mark.timeout(1300)
-def test_a_pipeline_caches_and_makes_equal_artifacts(finished, tmp_path, hostile):
+def test_a_pipeline_caches_and_makes_equal_artifacts(finished, new_database, tmp_path, hostile):
     """What this process has made without them is found, and made again to the bit."""
     home = shutil.copytree(finished[0], tmp_path / "home")
     settle()
+    new_database(home)
     (folder,) = (home / "stages" / "train").iterdir()
     weights = (folder / "model.safetensors").read_bytes()
     shutil.rmtree(folder)
-    settings = [word for setting in (*FINISHED_RUN, *ON_CPU) for word in ("--set", setting)]
+    settings = [word for setting in FINISHED_RUN for word in ("--set", setting)]
     words = ["run", "demo", *settings, "--until", "evaluate", "--home", str(home)]
     done = run_module(CLIP_SCGI, *words, environment=hostile, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -45,7 +45,7 @@ from tests.helpers.data_trees import market, picture, put
 from tests.helpers.gpus import Gpus
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.programs import run_code
-from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
+from tests.helpers.small_runs import FINISHED_RUN
 
 ALL = ("caption", "train", "evaluate")
 GB = 1 << 30
@@ -589,7 +589,7 @@ def test_images_of_an_unusable_captioner_do_not_count_as_captioned(tmp_path, cap
 
 def test_captions_and_stages_that_exist_cost_nothing(finished, capsys):
     def asked(epochs: int) -> list[str]:
-        settings = (*FINISHED_RUN, *ON_CPU, f"train.schedule.epochs={epochs}")
+        settings = (*FINISHED_RUN, f"train.schedule.epochs={epochs}")
         chosen = {text.partition("=")[0]: text for text in settings}
         sets = [part for text in chosen.values() for part in ("--set", text)]
         return ["check", "demo", "--home", str(finished[0]), *sets]

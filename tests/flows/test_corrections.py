@@ -24,7 +24,7 @@ from flows.recipes import ExaminedRecipe, build_recipe
 from flows.summary import RunSummary
 from tests.helpers.data_trees import settle
 from tests.helpers.places import REPO
-from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
+from tests.helpers.small_runs import FINISHED_RUN
 
 USE = "caption.corrections=use"
 
@@ -41,7 +41,7 @@ def home(finished, tmp_path) -> Path:
 
 
 def recipe_of(*overrides: str):
-    return build_recipe("demo", [*ON_CPU, *overrides], size=FINISHED_RUN)
+    return build_recipe("demo", overrides, size=FINISHED_RUN)
 
 
 def run(home: Path, *overrides: str) -> RunSummary:
@@ -107,7 +107,7 @@ def test_imported_captions_train_without_a_captioning_model(home, finished, caps
     file = home / "captions.csv"
     listed = model[model["image_path"] != trained["image_path"].iloc[0]]
     listed[["image_path", "caption"]].to_csv(file, sep=";", index=False, encoding="utf-8-sig")
-    settings = [f"--set={text}" for text in [*FINISHED_RUN, *ON_CPU, *overrides]]
+    settings = [f"--set={text}" for text in [*FINISHED_RUN, *overrides]]
     assert main(["corrections", "import", str(file), "--recipe", "demo", "--home", str(home), *settings]) == 0
     assert f"imported  {len(listed)} new, 0 changed, 0 unchanged; template scgi" in capsys.readouterr().out
 
@@ -159,7 +159,7 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", SECTION, re.S) fo
 def test_the_commands_of_the_documentation_work(home, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows(finished[1])[["image_path", "caption"]].to_csv("captions.csv", index=False)
-    settings = [f"--set={text}" for text in [*FINISHED_RUN, *ON_CPU]]
+    settings = [f"--set={text}" for text in FINISHED_RUN]
     assert len(COMMANDS) == 7
     for command in COMMANDS:
         words = shlex.split(command)[1:]

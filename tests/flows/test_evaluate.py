@@ -33,7 +33,6 @@ from reid.metrics import evaluate_ranking
 from tests.helpers.places import REPO, working_copy
 from tests.helpers.small_models import write_model
 from tests.helpers.small_runs import FINISHED_RUN
-from tests.helpers.small_runs import ON_CPU as DEVICES
 
 FOLDERS = ["folders", "--set", "data.reader=manifest", "--set", "data.root=mine", "--set", "evaluate.device=cpu"]
 """The test images of `base`, as the recipe folders: queries and gallery, but no training split."""
@@ -341,7 +340,7 @@ def test_the_commands_of_the_page_run_on_a_finished_demo(finished, tmp_path, cap
     commands = [line for line in COMMANDS if line not in ELSEWHERE]
     assert len(commands) == 3
     for command in commands:
-        small = sets(*FINISHED_RUN, *DEVICES)
+        small = sets(*FINISHED_RUN)
         assert main([*shlex.split(command)[1:], *small, "--home", str(tmp_path / "home")]) == 0
         shown = capsys.readouterr()
         assert re.search(r"✓ train +cached", shown.err)

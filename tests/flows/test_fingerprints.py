@@ -65,7 +65,7 @@ def artifacts(store: ArtifactStore) -> tuple[ArtifactRef, ArtifactRef]:
 
 def fingerprints(store: ArtifactStore, name: str) -> dict[str, str]:
     """Return stage -> fingerprint of a recipe with embedded models, on images and captions made by hand."""
-    recipe = build_recipe(name)
+    recipe = build_recipe(name, ["caption.device=cpu"])  # the dtype `auto` depends on the device
     images, captions = artifacts(store)
     run = run_on(store, images)
     stages = (

@@ -25,7 +25,6 @@ from tests.helpers.page_text import page_lines
 from tests.helpers.places import working_copy
 from tests.helpers.small_models import write_model
 from tests.helpers.small_runs import FINISHED_RUN
-from tests.helpers.small_runs import ON_CPU as CPU_RUN
 
 ON_CPU = ["--set", "evaluate.device=cpu"]
 N = 12
@@ -157,7 +156,7 @@ def test_a_features_file_that_cannot_be_trusted_is_refused_whole_and_makes_no_ga
 def test_a_recipe_brings_its_captions(finished, tmp_path, capsys, monkeypatch):
     home, _ = finished
     monkeypatch.setenv("CLIP_SCGI_HOME", str(home))
-    settings = [part for text in (*FINISHED_RUN, *CPU_RUN) for part in ("--set", text)]
+    settings = [part for text in FINISHED_RUN for part in ("--set", text)]
     assert main(["gallery", "add", str(tmp_path / "g"), "demo", "--mode", "joint", *settings]) == 0
     assert "captions" not in capsys.readouterr().err
     info = Gallery.open(tmp_path / "g").info()

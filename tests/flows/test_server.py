@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -136,6 +136,9 @@ def command(tmp_path: Path, *words: str, **variables: str) -> subprocess.Complet
     return run_python(tmp_path, "-m", CLIP_SCGI, *words, **variables)
 
 
+FIRST_STAGE = ("run", "demo", "--until", "index")
+"""A command that starts a server; the checks of later stages would load torch first."""
+
 _EACH = """
 import json, sys
 from flows.cli.app import main
@@ -159,7 +162,7 @@ def test_an_address_in_a_profile_is_named_as_such(tmp_path):
     (tmp_path / ".prefect" / "profiles.toml").write_text(
         'active = "site"\n[profiles.site]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
     )
-    done = command(tmp_path, "demo")
+    done = command(tmp_path, *FIRST_STAGE)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "http://127.0.0.1:9/api cannot be reached" in line
@@ -174,18 +177,18 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(
-    ("verb", "variables", "profiles", "wanted"),
+    ("words", "variables", "profiles", "wanted"),
     [
-        *(("run", *case) for case in UNREADABLE),
-        ("deploy", *UNREADABLE[0]),
-        *(pytest.param("deploy", *case, marks=pytest.mark.soak) for case in UNREADABLE[1:]),
+        *((FIRST_STAGE, *case) for case in UNREADABLE),
+        (("deploy", "demo"), *UNREADABLE[0]),
+        *(pytest.param(("deploy", "demo"), *case, marks=pytest.mark.soak) for case in UNREADABLE[1:]),
     ],
 )
-def test_settings_that_prefect_cannot_read_are_one_message(tmp_path, verb, variables, profiles, wanted):
+def test_settings_that_prefect_cannot_read_are_one_message(tmp_path, words, variables, profiles, wanted):
     if profiles:
         (tmp_path / ".prefect").mkdir()
         (tmp_path / ".prefect" / "profiles.toml").write_text(profiles)
-    done = command(tmp_path, verb, "demo", **variables)
+    done = command(tmp_path, *words, **variables)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("clip-scgi: Prefect's settings cannot be used (")
@@ -196,7 +199,7 @@ def test_settings_that_prefect_cannot_read_are_one_message(tmp_path, verb, varia
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    done = command(tmp_path, "demo", PREFECT_HOME=str(tmp_path / "file" / "prefect"))
+    done = command(tmp_path, *FIRST_STAGE, PREFECT_HOME=str(tmp_path / "file" / "prefect"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == (
@@ -207,7 +210,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path):
 
 def test_an_artifact_root_that_cannot_be_written_is_named_as_such(tmp_path):
     (tmp_path / "file").write_text("")
-    done = command(tmp_path, "demo", CLIP_SCGI_HOME=str(tmp_path / "file"))
+    done = command(tmp_path, *FIRST_STAGE, CLIP_SCGI_HOME=str(tmp_path / "file"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == (
@@ -230,7 +233,7 @@ def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
             database.execute("create table alembic_version (version_num varchar(32) not null)")
             database.execute("insert into alembic_version values ('ffffffffffff')")
         wanted = "another version of Prefect has written its database"
-    done = command(tmp_path, "demo")
+    done = command(tmp_path, *FIRST_STAGE)
     assert done.returncode == 1
     waiting, line = done.stderr.splitlines()
     assert waiting == "starting a Prefect server for this command, on 127.0.0.1 only"
@@ -241,7 +244,7 @@ def test_an_own_server_that_cannot_start_says_why(tmp_path, damage):
 
 def test_certificates_that_do_not_exist_are_named(tmp_path):
     file = tmp_path / "none.pem"
-    commands = [["run", "demo"], ["deploy", "demo"]]
+    commands = [[*FIRST_STAGE], ["deploy", "demo"]]
     done = run_python(tmp_path, "-c", _EACH, json.dumps(commands), SSL_CERT_FILE=str(file))
     line = f"clip-scgi: SSL_CERT_FILE={file} is not a file: correct or unset that environment variable"
     assert done.stderr.splitlines() == [line, line, "[1, 1]"]
@@ -283,6 +286,25 @@ def test_neither_a_proxy_nor_settings_of_a_sites_server_reach_the_own_one(tmp_pa
     done = command(tmp_path, "run", "demo", "--until", "index", *small, **foreign)
     assert done.returncode == 0, done.stderr
     assert "✓ index" in done.stderr
+    kept = recorded(tmp_path / "artifacts" / "prefect" / "prefect.db")
+    assert kept["select state_type from flow_run"] == ["COMPLETED"]
+    assert kept["select state_type from task_run"] == ["COMPLETED"]
+    assert any("index" in line for line in kept["select message from log"])
+    assert kept["select name from block_type"] == [], "no block is registered that no run uses"
+
+
+def recorded(file: Path) -> dict[str, list[str]]:
+    """Return what the own server has written about its runs: query -> values."""
+    import sqlite3
+
+    queries = (
+        "select state_type from flow_run",
+        "select state_type from task_run",
+        "select message from log",
+        "select name from block_type",
+    )
+    with closing(sqlite3.connect(file)) as database:
+        return {query: [value for (value,) in database.execute(query)] for query in queries}
 
 
 def test_a_home_whose_name_is_not_utf8_is_one_message(tmp_path):
@@ -318,7 +340,8 @@ print(len({*answers[:3]}), answers[0].startswith("http://127.0.0.1:"), answers[3
 """
 
 
-def test_every_thread_works_with_the_own_server(tmp_path):
+def test_every_thread_works_with_the_own_server(tmp_path, new_database):
     """A thread that does not know it starts a second server on the same database."""
+    new_database(tmp_path)
     done = run_python(tmp_path, "-c", _ASK, str(tmp_path))
     assert done.stdout.split() == ["1", "True", "None", "False"], done.stdout + done.stderr

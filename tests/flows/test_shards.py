@@ -23,7 +23,7 @@ from reid.evaluation.search import open_query
 from tests.helpers.data_trees import settle
 from tests.helpers.mini_llava import save_mini_llava
 from tests.helpers.shards import people_in_shards, put_shard
-from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
+from tests.helpers.small_runs import FINISHED_RUN
 from tests.helpers.stages import caption, pixels
 
 
@@ -46,7 +46,7 @@ def test_a_dataset_that_moves_into_shards_keeps_its_captions_and_its_model(finis
         packed = [_packed(images.root, row) for row in rows if row["split"] == split]
         put_shard(tmp_path / "shards", f"{split}-000000.tar", *packed)
     settle()
-    settings = [*ON_CPU, "data.reader=webdataset", f"data.root={tmp_path / 'shards'}"]
+    settings = ["data.reader=webdataset", f"data.root={tmp_path / 'shards'}"]
     recipe = build_recipe("demo", settings, size=FINISHED_RUN)
     there = RunSummary.model_validate(caption_and_train(recipe, home=str(home)))
     assert there["index"].artifact.fingerprint != here["index"].artifact.fingerprint

@@ -9,7 +9,7 @@ import pytest
 from flows.cli.app import main
 from reid.training.tracking import DATABASE, EXPERIMENT, _isolated
 from tests.helpers.places import REPO
-from tests.helpers.small_runs import FINISHED_RUN, ON_CPU
+from tests.helpers.small_runs import FINISHED_RUN
 
 pytestmark = pytest.mark.xdist_group("flow")
 
@@ -20,7 +20,7 @@ COMMANDS = re.findall(r"^clip-scgi .*", SECTION, re.MULTILINE)
 def test_the_commands_record_what_they_say(finished, tmp_path, monkeypatch, capfd):
     home = shutil.copytree(finished[0], tmp_path / "home")
     monkeypatch.chdir(tmp_path)
-    settings = [f"--set={text}" for text in [*FINISHED_RUN, *ON_CPU]]
+    settings = [f"--set={text}" for text in FINISHED_RUN]
     assert len(COMMANDS) == 3
     for seed, command in enumerate(COMMANDS, start=101):  # another seed, so that the training is not cached
         words = shlex.split(command)[1:]

@@ -206,6 +206,7 @@ def test_a_worker_stops_between_batches_and_returns_errors(monkeypatch, world):
 
 
 def test_an_unreachable_cluster_is_a_problem_of_the_settings(monkeypatch):
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -229,6 +230,7 @@ def test_the_note_says_what_is_not_counted():
 
 
 def test_ray_selects_the_gpu(monkeypatch, world):
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
     store, index, _, root = world
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     images = run_on(store, index, root).images.to_json()
