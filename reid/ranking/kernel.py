@@ -1,4 +1,5 @@
-"""Compiled loops of ranking: count the images before each relevant one, and keep the nearest. No row is sorted.
+"""Compiled loops of ranking: count the images before each relevant one, and keep the nearest, tile by tile. No row is
+sorted.
 
 numba compiles them on first use (about a second; cached beside the source if that folder is writable). The loops
 release the interpreter lock and run on slices of rows in a thread pool, not in numba's threads, whose default layer
@@ -72,47 +73,69 @@ def _largest(line):
 
 
 @njit(nogil=True)
-def _ranks(line, relevant):
-    """Return the sorted 1-based ranks of the positions `relevant` (ascending) in `line`."""
-    before = np.zeros(len(relevant), np.int64)
+def _count_before(line, first, members, bounds, before):
+    """Add the columns of `line` that rank before each member; `first` is the position of its first column."""
     for start in range(0, len(line), _CHUNK):  # a chunk stays in the L1 cache while all bounds are counted
         chunk = line[start : start + _CHUNK]
-        for i in range(len(relevant)):
-            bound = line[relevant[i]]
-            own = relevant[i] - start
+        for i in range(len(members)):
+            bound = bounds[i]
+            if np.isnan(bound):
+                continue
+            own = members[i] - first - start
             if own >= len(chunk):  # equal scores rank in gallery order, so earlier ones count
                 before[i] += _count_from(chunk, bound)
             elif own < 0:
                 before[i] += _count_above(chunk, bound)
             else:
                 before[i] += _count_from(chunk[:own], bound) + _count_above(chunk[own + 1 :], bound)
-    before.sort()
-    return before + 1
 
 
 @compiled
-def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera, ap, inp, first_hit, n_relevant):
-    """Fill in the results of each query row; sets `scores` [b, W] to -inf where the gallery image does not count.
+def count_rows(scores, first, by_pid, begin, end, gallery_cams, query_cams, same_camera, starts, bounds, found, before):
+    """Count in one tile the images before each relevant one; sets `scores` to -inf where an image does not count.
 
-    by_pid: gallery positions sorted by identity; those of the query's identity are by_pid[begin:end].
-    same_camera: exclude images of the query's identity from its own camera.
-    ap, inp, first_hit (1-based), n_relevant: results, [b]; where n_relevant is 0 the others are not written.
+    scores: the tile, [b, c]; its first column is gallery position `first`.
+    by_pid: gallery positions sorted by identity; those of the query's identity are by_pid[begin:end], its members.
+    same_camera: exclude members from the query's own camera.
+    starts: where the entries of each query begin, one entry per member, in `bounds`, `found` and `before`.
+    bounds: scores to count above; NaN where the member is excluded. It may be `found` if the tile is the whole gallery.
+    found: receives the scores of the members in the tile, apart from the excluded ones.
+    before: receives in addition the images of the tile that rank before each member.
     """
     for row in range(len(scores)):
         line = scores[row]
         members = by_pid[begin[row] : end[row]]
-        relevant = np.empty(len(members), np.int64)
-        count = 0
-        for member in members:
-            if same_camera and gallery_cams[member] == query_cams[row]:
-                line[member] = -np.inf
+        at, until = starts[row], starts[row] + len(members)
+        for i in range(len(members)):
+            own = members[i] - first
+            if own < 0 or own >= len(line):
+                continue
+            if same_camera and gallery_cams[members[i]] == query_cams[row]:
+                line[own] = -np.inf
             else:
-                relevant[count] = member
+                found[at + i] = line[own]
+        _count_before(line, first, members, bounds[at:until], before[at:until])
+
+
+@compiled
+def finish_rows(starts, found, before, ap, inp, first_hit, n_relevant):
+    """Fill in the results of each query row from the counts over the whole gallery.
+
+    starts, found, before: as in `count_rows`; starts is one longer than the rows.
+    ap, inp, first_hit (1-based), n_relevant: results, [b]; where n_relevant is 0 the others are not written.
+    """
+    for row in range(len(ap)):
+        ranks = np.empty(starts[row + 1] - starts[row], np.int64)
+        count = 0
+        for i in range(starts[row], starts[row + 1]):
+            if not np.isnan(found[i]):
+                ranks[count] = before[i] + 1
                 count += 1
         n_relevant[row] = count
         if count == 0:
             continue
-        ranks = _ranks(line, relevant[:count])
+        ranks = ranks[:count]
+        ranks.sort()
         total = 0.0
         for i in range(count):
             total += (i + 1) / ranks[i]
@@ -122,33 +145,38 @@ def rank_rows(scores, by_pid, begin, end, gallery_cams, query_cams, same_camera,
 
 
 @compiled
-def top_rows(scores, index, value):
-    """Write the best k columns of each row, best first, equal scores in column order; scores of -inf never count.
+def top_rows(scores, first, filled, index, value):
+    """Merge the best columns of each row into the best k, best first, equal scores in order; -inf never counts.
 
+    scores: a tile, [b, c]; its first column is gallery position `first`, after those of all tiles before.
+    filled: int64 [b], entries of `index` and `value` in use; 0 for the first tile.
     index: int64 [b, k]; value: float32 [b, k]. Both keep their initial values where fewer than k columns count.
     """
     size, k = scores.shape[1], index.shape[1]
     groups = size // _GROUP + (size % _GROUP > 0)
     peaks = np.empty(groups, np.float32)
     for row in range(len(scores)):
-        line, where, best = scores[row], index[row], value[row]
+        line, where, best, used = scores[row], index[row], value[row], filled[row]
+        worst = best[k - 1] if used == k else np.float32(-np.inf)
+        higher = 0
         for group in range(groups):
             peaks[group] = _largest(line[group * _GROUP : (group + 1) * _GROUP])
+            higher += peaks[group] > worst
         # At least k scores reach the k-th largest peak, so a group with a lower peak contains none of the best k.
-        floor = np.partition(peaks, groups - k)[groups - k] if groups > k else np.float32(-np.inf)
-        filled = 0
-        for group in range(groups):
-            if peaks[group] < floor:
+        floor = np.partition(peaks, groups - k)[groups - k] if higher > k else np.float32(-np.inf)
+        for group in range(groups if higher else 0):
+            if peaks[group] < floor or peaks[group] <= worst:
                 continue
             for j in range(group * _GROUP, min((group + 1) * _GROUP, size)):
                 score = line[j]
-                if score < floor or score == -np.inf or (filled == k and score <= best[k - 1]):
+                if score < floor or score == -np.inf or (used == k and score <= best[k - 1]):
                     continue
-                slot = min(filled, k - 1)
+                slot = min(used, k - 1)
                 while slot > 0 and best[slot - 1] < score:
                     best[slot] = best[slot - 1]
                     where[slot] = where[slot - 1]
                     slot -= 1
                 best[slot] = score
-                where[slot] = j
-                filled = min(filled + 1, k)
+                where[slot] = first + j
+                used = min(used + 1, k)
+        filled[row] = used

@@ -12,26 +12,25 @@ so counting is enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import DataError, raise_problems
-from data.people import UNKNOWN_CAMERA, is_junk
+from data.people import is_junk
 from data.process.environment import exact_float32
 from reid.config.evaluate import Exclude, RerankConfig
-from reid.ranking.kernel import rank_rows, run_on_slices, top_rows
+from reid.ranking.ranker import LARGEST_LABEL, Labels, Ranker, Table, rank_features
 from reid.ranking.rerank import rerank_blocks
 from reid.ranking.similarity import BLOCK_BYTES, FeatureRows, Features, Scores, similarity_blocks
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_LARGEST: Final = np.iinfo(np.int64).max
 _AT_ONCE: Final = 1 << 14
 _MOST_EXACT: Final = 2.0**53
 """Up to this number, every whole number is a float."""
@@ -129,10 +128,10 @@ def evaluate_ranking(  # noqa: PLR0917 - the usual order in the field
     """
     _check_options(exclude, max_rank=max_rank, top_k=top_k)
     labels = _labels_of(query_pids, gallery_pids, query_camids, gallery_camids)
-    blocks, kept, keep = _prepared(query_features, gallery_features, labels, rerank, block_bytes)
-    ranker = _Ranker(kept, top_k=top_k, same_camera=exclude == "same_camera")
-    for start, scores in blocks:
-        ranker.add(start, scores)
+    _check_shapes(query_features, gallery_features, labels)
+    keep = np.flatnonzero(~is_junk(labels.gallery_pids))
+    ranker = Ranker(_in_part(labels, keep), top_k=top_k, same_camera=exclude == "same_camera")
+    _rank([ranker], query_features, gallery_features, keep, rerank, block_bytes)
     return _summarize(ranker.table, keep, n_junk=len(labels.gallery_pids) - len(keep), max_rank=max_rank)
 
 
@@ -157,7 +156,7 @@ def evaluate_scores(
     if not np.isfinite(scores_QG).all():
         raise DataError("ranking: the scores contain NaN or infinity, so the gallery cannot be ranked")
     keep = np.flatnonzero(~is_junk(labels.gallery_pids))
-    ranker = _Ranker(_in_part(labels, keep), top_k=top_k, same_camera=exclude == "same_camera")
+    ranker = Ranker(_in_part(labels, keep), top_k=top_k, same_camera=exclude == "same_camera")
     ranker.add(0, np.ascontiguousarray(scores_QG[:, keep], np.float32))
     return _summarize(ranker.table, keep, n_junk=len(labels.gallery_pids) - len(keep), max_rank=max_rank)
 
@@ -191,23 +190,27 @@ def evaluate_by_camera(  # noqa: PLR0917 - as `evaluate_ranking`
     """
     _check_options(exclude)
     labels = _labels_of(query_pids, gallery_pids, query_camids, gallery_camids)
-    blocks, kept, _ = _prepared(query_features, gallery_features, labels, rerank, block_bytes)
-    parts = [(camera, np.flatnonzero(kept.gallery_camids == camera)) for camera in np.unique(kept.gallery_camids)]
-    rankers = [_Ranker(_in_part(kept, part), top_k=0, same_camera=exclude == "same_camera") for _, part in parts]
-    for start, scores in blocks:
-        for (_, part), ranker in zip(parts, rankers, strict=True):
-            ranker.add(start, np.ascontiguousarray(scores[:, part]))
+    _check_shapes(query_features, gallery_features, labels)
+    keep = np.flatnonzero(~is_junk(labels.gallery_pids))
+    kept, same_camera = _in_part(labels, keep), exclude == "same_camera"
+    cameras = np.unique(kept.gallery_camids).tolist()
+    parts = [np.flatnonzero(kept.gallery_camids == camera) for camera in cameras]
+    rankers = [Ranker(_in_part(kept, part), top_k=0, same_camera=same_camera, part=part) for part in parts]
+    _rank(rankers, query_features, gallery_features, keep, rerank, block_bytes)
     return [
-        _of_camera(int(camera), ranker.table, len(part)) for (camera, part), ranker in zip(parts, rankers, strict=True)
+        _of_camera(camera, ranker.table, len(part))
+        for camera, part, ranker in zip(cameras, parts, rankers, strict=True)
     ]
 
 
-def _in_part(labels: _Labels, part: Ints) -> _Labels:
-    """Return the labels of all queries and of the gallery images at `part`."""
+def _in_part(labels: Labels, part: Ints) -> Labels:
+    """Return the labels of all queries and of the gallery images at `part`, ascending positions."""
+    if len(part) == len(labels.gallery_pids):
+        return labels
     return labels._replace(gallery_pids=labels.gallery_pids[part], gallery_camids=labels.gallery_camids[part])
 
 
-def _of_camera(camera: int, table: _Table, n_gallery: int) -> CameraRanking:
+def _of_camera(camera: int, table: Table, n_gallery: int) -> CameraRanking:
     valid = np.flatnonzero(table.n_relevant)
     return CameraRanking(
         camera=camera,
@@ -219,27 +222,27 @@ def _of_camera(camera: int, table: _Table, n_gallery: int) -> CameraRanking:
     )
 
 
-def _labels_of(*given: ArrayLike) -> _Labels:
-    return _Labels(*(_whole(values, name) for values, name in zip(given, _Labels._fields, strict=True)))
+def _labels_of(*given: ArrayLike) -> Labels:
+    return Labels(*(_whole(values, name) for values, name in zip(given, Labels._fields, strict=True)))
 
 
-def _prepared(
+def _rank(  # noqa: PLR0917 - the features as `evaluate_ranking` takes them
+    rankers: Sequence[Ranker],
     query_features: Features,
     gallery_features: Features,
-    labels: _Labels,
+    keep: Ints,
     rerank: RerankConfig | None,
     block_bytes: int,
-) -> tuple[Iterable[tuple[int, Scores]], _Labels, Ints]:
-    """Return blocks of scores, the labels without junk, and the positions of the gallery images without junk."""
-    _check_shapes(query_features, gallery_features, labels)
-    keep = np.flatnonzero(~is_junk(labels.gallery_pids))
+) -> None:
+    """Fill in the tables of the rankers. keep: positions of the gallery images without junk."""
     queries = FeatureRows(query_features, "query")
-    gallery = FeatureRows(gallery_features, "gallery", keep if len(keep) < len(labels.gallery_pids) else None)
+    gallery = FeatureRows(gallery_features, "gallery", keep if len(keep) < len(gallery_features) else None)
     if rerank is None:
-        blocks = similarity_blocks(queries, gallery, block_bytes)
-    else:
-        blocks = _as_scores(rerank_blocks(queries, gallery, rerank, block_bytes))
-    return blocks, _in_part(labels, keep), keep
+        rank_features(rankers, queries, gallery, block_bytes)
+        return
+    for start, scores in _as_scores(rerank_blocks(queries, gallery, rerank, block_bytes)):
+        for ranker in rankers:
+            ranker.add(start, scores)
 
 
 def _as_scores(blocks: Iterable[tuple[int, Scores]]) -> Iterator[tuple[int, Scores]]:
@@ -247,63 +250,7 @@ def _as_scores(blocks: Iterable[tuple[int, Scores]]) -> Iterator[tuple[int, Scor
         yield start, np.subtract(1, distances, out=distances)
 
 
-class _Labels(NamedTuple):
-    query_pids: Ints
-    gallery_pids: Ints
-    query_camids: Ints
-    gallery_camids: Ints
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """Results of all queries, valid or not. Positions refer to the gallery without junk."""
-
-    ap: Floats
-    inp: Floats
-    first_hit: Ints
-    n_relevant: Ints
-    top_index: Ints
-    top_score: Scores
-
-
-class _Ranker:
-    """Ranks a gallery for blocks of queries. top_k: nearest images to keep, 0 for none."""
-
-    def __init__(self, labels: _Labels, *, top_k: int, same_camera: bool) -> None:
-        count = len(labels.query_pids)
-        self._query_camids = labels.query_camids
-        self._same_camera = same_camera
-        self._by_pid = np.argsort(labels.gallery_pids, kind="stable")
-        sorted_pids = labels.gallery_pids[self._by_pid]
-        self._begin = np.searchsorted(sorted_pids, labels.query_pids, side="left")
-        self._end = np.searchsorted(sorted_pids, labels.query_pids, side="right")
-        # An unknown camera equals no camera of a query, not even an unknown one.
-        self._cams = np.where(labels.gallery_camids == UNKNOWN_CAMERA, -_LARGEST, labels.gallery_camids)
-        self.table = _Table(
-            ap=np.zeros(count),
-            inp=np.zeros(count),
-            first_hit=np.zeros(count, np.int64),
-            n_relevant=np.zeros(count, np.int64),
-            top_index=np.full((count, top_k), -1, np.int64),
-            top_score=np.full((count, top_k), np.nan, np.float32),
-        )
-
-    def add(self, start: int, scores: Scores) -> None:
-        """Fill in the results of the queries from `start` on. Changes `scores` [b, W]."""
-        table, same_camera = self.table, self._same_camera
-
-        def work(part: slice) -> None:
-            rows = slice(start + part.start, start + part.stop)
-            members = (self._by_pid, self._begin[rows], self._end[rows])
-            results = (table.ap[rows], table.inp[rows], table.first_hit[rows], table.n_relevant[rows])
-            rank_rows(scores[part], *members, self._cams, self._query_camids[rows], same_camera, *results)
-            if table.top_index.shape[1]:
-                top_rows(scores[part], table.top_index[rows], table.top_score[rows])
-
-        run_on_slices(len(scores), work)
-
-
-def _summarize(table: _Table, keep: Ints, *, n_junk: int, max_rank: int) -> Ranking:
+def _summarize(table: Table, keep: Ints, *, n_junk: int, max_rank: int) -> Ranking:
     valid = np.flatnonzero(table.n_relevant)
     if not len(valid):
         raise DataError(
@@ -354,17 +301,17 @@ def _whole(values: ArrayLike, name: str) -> Ints:
     given = np.asarray(values)
     if given.dtype == object:  # pandas columns with missing values
         given = np.asarray(given.tolist())
-    if given.dtype.kind in "iu" and (given <= _LARGEST).all():
+    if given.dtype.kind in "iu" and (given <= LARGEST_LABEL).all():
         return given.astype(np.int64)
     if given.dtype.kind == "f" and (np.abs(given) <= _MOST_EXACT).all() and (given == np.rint(given)).all():
         return given.astype(np.int64)
     raise DataError(
-        f"ranking: {name} must be whole numbers from {-_LARGEST} to {_LARGEST}, and are {given.dtype}: number the "
-        "identities and the cameras"
+        f"ranking: {name} must be whole numbers from {-LARGEST_LABEL} to {LARGEST_LABEL}, and are {given.dtype}: "
+        "number the identities and the cameras"
     )
 
 
-def _check_shapes(queries: Features, gallery: Features, labels: _Labels) -> None:
+def _check_shapes(queries: Features, gallery: Features, labels: Labels) -> None:
     problems = [
         f"{name} has shape {values.shape}, but there are {len(features)} {side} features"
         for name, values, features, side in (

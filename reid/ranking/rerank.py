@@ -88,7 +88,8 @@ def _nearest(images: FeatureRows, k: int, block_bytes: int) -> tuple[Ints, Float
 
         def work(part: slice, start: int = start, scores: Scores = scores) -> None:
             rows = slice(start + part.start, start + part.stop)
-            top_rows(scores[part], neighbors[rows], np.empty((part.stop - part.start, k), np.float32))
+            count = part.stop - part.start
+            top_rows(scores[part], 0, np.zeros(count, np.int64), neighbors[rows], np.empty((count, k), np.float32))
             # If all images are equal, the largest distance is 0 and cannot be a divisor.
             farthest[rows] = np.maximum(2 - 2 * scores[part, : len(images)].min(axis=1), np.float32(1e-12))
 

@@ -13,7 +13,7 @@ Shapes: Q query rows, G gallery rows, W the same in whole tiles, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ RESIDENT_BYTES: Final = 512 << 20
 """Default size up to which a gallery is read once and kept."""
 CHUNK_ROWS: Final = 8192
 """Default number of rows that are read and normalized at a time."""
+_TILE_HEIGHT: Final = 1024
+"""Queries of a tile, at most: its product is efficient, and its scores stay in the processor's last cache."""
 
 
 class FeatureRows:
@@ -79,13 +81,20 @@ class FeatureRows:
         padded = torch.zeros(padded_to(stop - start), self.dim)
         for first in range(start, stop, self.chunk_rows):
             last = min(first + self.chunk_rows, stop)
-            rows = self._read(first, last)
+            rows = self._read(slice(first, last) if self._keep is None else self._keep[first:last])
+            self._check(rows, first)
             padded[first - start : last - start] = rows if self._unit else unit_rows(rows)
         return padded
 
-    def _read(self, start: int, stop: int) -> Tensor:
-        """Return rows `start` to `stop` as they are, float32 or float64. Raises DataError for a NaN or infinity."""
-        where = slice(start, stop) if self._keep is None else self._keep[start:stop]
+    def gather(self, places: NDArray[np.integer]) -> Tensor:
+        """Return the rows at `places` as `block` does, but without a check: NaN and infinity stay what they are."""
+        padded = torch.zeros(padded_to(len(places)), self.dim)
+        rows = self._read(np.asarray(places, np.int64) if self._keep is None else self._keep[places])
+        padded[: len(places)] = rows if self._unit else unit_rows(rows)
+        return padded
+
+    def _read(self, where: slice | NDArray[np.int64]) -> Tensor:
+        """Return rows of the given features as they are, float32 or float64."""
         if isinstance(self._features, Tensor):
             rows = self._features.detach()[where if isinstance(where, slice) else torch.from_numpy(where)]
             rows = (rows if rows.dtype == torch.float64 else rows.float()).cpu()
@@ -93,7 +102,6 @@ class FeatureRows:
             values = np.asarray(self._features[where])
             short = values.dtype in (np.float16, np.float32)
             rows = torch.from_numpy(values.astype(np.float32 if short else np.float64))
-        self._check(rows, start)
         return rows
 
     def _check(self, rows: Tensor, start: int) -> None:
@@ -110,6 +118,12 @@ class FeatureRows:
         return place if self._keep is None else int(self._keep[place])
 
 
+def check_dimensions(queries: FeatureRows, gallery: FeatureRows) -> None:
+    """Raise DataError if the rows have different numbers of dimensions."""
+    if queries.dim != gallery.dim:
+        raise DataError(f"{queries.name} features have {queries.dim} dimensions and {gallery.name} {gallery.dim}")
+
+
 def padded_to(rows: int) -> int:
     """Return `rows` rounded up to whole tiles (at least one)."""
     return max(1, -(-rows // TILE)) * TILE
@@ -124,8 +138,7 @@ def similarity_blocks(
     is contiguous (the compiled loops need that). The consumer may change it; the next block overwrites it. A gallery
     of up to `resident_bytes` is read once; a larger one is read again, `gallery.chunk_rows` at a time, for every block.
     """
-    if queries.dim != gallery.dim:
-        raise DataError(f"{queries.name} features have {queries.dim} dimensions and {gallery.name} {gallery.dim}")
+    check_dimensions(queries, gallery)
     width = padded_to(len(gallery))
     height = min(padded_to(len(queries)), max(TILE, block_bytes // (4 * width) // TILE * TILE))
     buffer = torch.empty(height, width)
@@ -145,3 +158,47 @@ def _multiply_streamed(query_BD: Tensor, gallery: FeatureRows, out: Tensor) -> N
     for start in range(0, len(gallery), gallery.chunk_rows):
         chunk = gallery.block(start, start + gallery.chunk_rows)
         torch.mm(query_BD, chunk.T, out=out[:, start : start + len(chunk)])
+
+
+class Tile(NamedTuple):
+    """Similarities of some queries of a block with some gallery rows.
+
+    query: first query row, within the block. gallery: first gallery row. scores: float32 [h, c], contiguous.
+    """
+
+    query: int
+    gallery: int
+    scores: Scores
+
+
+class TileShape(NamedTuple):
+    """Rows of tiles, each a multiple of 64: queries and gallery rows of a tile."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def within(cls, tile_bytes: int, gallery: FeatureRows) -> TileShape:
+        """Return the largest useful tile of about `tile_bytes`, at least 64 x 64."""
+        width = min(gallery.chunk_rows, tile_bytes // (4 * TILE))
+        width = min(max(TILE, width // TILE * TILE), padded_to(len(gallery)))
+        height = min(_TILE_HEIGHT, tile_bytes // (4 * width))
+        return cls(max(TILE, height // TILE * TILE), width)
+
+
+def similarity_tiles(query_BD: Tensor, count: int, gallery: FeatureRows, shape: TileShape) -> Iterator[Tile]:
+    """Yield the similarities of a block of queries with the whole gallery, tile by tile; reads the gallery once.
+
+    query_BD: as `FeatureRows.block` returns it, of which the first `count` rows are queries. All queries of the block
+    come before the next gallery rows, which keep their order. Columns from G on are -inf. The consumer may change the
+    scores; the next tile overwrites them.
+    """
+    buffer = torch.empty(shape.height * shape.width)
+    for first in range(0, len(gallery), shape.width):
+        chunk = gallery.block(first, first + shape.width)
+        for start in range(0, count, shape.height):
+            rows = query_BD[start : start + shape.height]
+            out = buffer[: len(rows) * len(chunk)].view(len(rows), len(chunk))
+            torch.mm(rows, chunk.T, out=out)
+            out[:, len(gallery) - first :] = -torch.inf
+            yield Tile(start, first, out.numpy()[: count - start])
