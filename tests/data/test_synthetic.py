@@ -25,7 +25,7 @@ from data.synthetic.world import (
     training_samples,
     write_market1501,
 )
-from tests.helpers.places import REPO
+from tests.helpers.places import REPO, require_pinned_pillow
 
 NAME = re.compile(r"^(-?\d+)_c(\d)s(\d)_(\d+)_(\d+)\.jpg$")
 SMALL = WorldConfig(seed=5, train_identities=5, test_identities=4, images_per_camera=2, cameras=3,
@@ -81,9 +81,13 @@ def test_a_larger_world_contains_the_smaller_one(world, tmp_path):
 
 
 def test_later_settings_leave_existing_worlds_as_they_are(world):
-    """At their defaults they change neither a byte nor what names the folder."""
+    """At their defaults they change no byte."""
+    require_pinned_pillow()
     content = hashlib.sha256(json.dumps(_digests(world), sort_keys=True).encode()).hexdigest()
     assert content == "aa384e5a0d80248c5ce08799bf40c2f0bdf83cd0cd2c373ff20f5c09eb83bea4"
+
+
+def test_later_settings_name_a_world_only_if_they_are_chosen():
     assert set(SMALL.identity()) == {
         "seed", "train_identities", "test_identities", "images_per_camera", "cameras", "lookalikes", "difficulty",
         "distractors", "junk",

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import PIL
 import pytest
 
 from flows.summary import RunSummary
 from tests.helpers.page_text import page_lines
-from tests.helpers.places import GOLDEN, REPO
+from tests.helpers.places import GOLDEN, require_pinned_pillow
 from tests.helpers.small_runs import demo_run
 
 RUN = GOLDEN / "run"
@@ -42,10 +41,8 @@ pytestmark = pytest.mark.xdist_group("flow")
 
 @pytest.fixture
 def run(finished) -> RunSummary:
-    """Return the run; its images are drawn and encoded by Pillow, whose versions differ in some pixels."""
-    pinned = re.search(r"^pillow==(\S+)$", (REPO / "requirements.lock").read_text(), re.MULTILINE)[1]
-    if PIL.__version__ != pinned:
-        pytest.skip(f"the golden images are those of Pillow {pinned}, and this is {PIL.__version__}")
+    """Return the run; its images are drawn and encoded by Pillow."""
+    require_pinned_pillow()
     return finished[1]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
+import PIL
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
@@ -28,3 +30,10 @@ def shared_folder(*parts: str) -> Path:
     if not folder.exists():
         pytest.skip(f"real data not found: {'/'.join(parts)} (set CLIP_SCGI_SHARED to the folder that contains it)")
     return folder
+
+
+def require_pinned_pillow() -> None:
+    """Skip the test unless Pillow is the one of requirements.lock: others draw and encode some pixels otherwise."""
+    (pinned,) = re.findall(r"^pillow==(\S+)$", (REPO / "requirements.lock").read_text(), re.MULTILINE)
+    if PIL.__version__ != pinned:
+        pytest.skip(f"the golden images are those of Pillow {pinned}, and this is {PIL.__version__}")

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
+from data.process.environment import hidden_variables
 from reid.config.scgi import ScgiConfig
 from reid.config.train import LossConfig, TrainConfig, ValidationConfig
 from reid.tasks.build import build_task
@@ -36,6 +38,8 @@ def shared_config(**changes: Any) -> TrainConfig:
 def main(folder: Path) -> None:
     """Train two epochs, and write the model and the best epoch that this process knows of."""
     torch.set_num_threads(1)
+    with hidden_variables(launched=True):
+        PartialState(cpu=True)  # as `train_together` does; on a machine with a GPU, accelerate would choose NCCL
     config = shared_config(validation=ValidationConfig(every=1, keep="best"))
     task = build_task(config, identities=8)
     rank = int(os.environ["RANK"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        # In Python 3.12, an error that a context manager has replaced is in a cycle, with its frames and mapped files.
+        gc.collect()
         subprocess.run(["umount", str(folder)], check=True)
 
 
