@@ -124,7 +124,7 @@ def test_the_request_is_greedy_and_holds_the_framed_image(store, tmp_path):
 
 
 def test_the_number_of_concurrent_requests_is_the_allowed_one(store, tmp_path):
-    six = threading.Barrier(6, timeout=60)  # no response before six requests
+    six = threading.Barrier(6, timeout=240)  # no response before six requests
 
     def slowly(_, __):
         six.wait()

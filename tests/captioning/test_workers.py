@@ -94,7 +94,7 @@ def test_the_kernel_releases_the_claims_of_a_killed_worker(tmp_path):
     assert claims.take(7)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)

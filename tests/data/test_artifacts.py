@@ -309,7 +309,7 @@ def test_a_kill_during_produce_loses_nothing_but_time(store):
         ready = FORK_SERVER.Event()
         process = FORK_SERVER.Process(target=_make_until_killed, args=(store.root, ready))
         process.start()
-        assert ready.wait(30)
+        assert ready.wait(240)
         assert store.find("caption", FINGERPRINT) is None
         os.kill(process.pid, signal.SIGKILL)
         process.join()

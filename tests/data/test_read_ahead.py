@@ -50,7 +50,7 @@ def test_no_more_than_wanted_is_taken_from_the_source():
 
 
 def test_threads_work_beside_each_other():
-    together = threading.Barrier(3, timeout=60)
+    together = threading.Barrier(3, timeout=240)
     list(map_ahead(lambda _: together.wait(), range(6), threads=3, ahead=3))
 
 
@@ -84,7 +84,7 @@ def test_an_interrupted_reader_cancels_what_has_not_begun():
     def read(number: int) -> None:
         begun.append(number)
         if number:
-            go_on.wait(60)
+            go_on.wait(240)
 
     results = map_ahead(read, range(50), threads=2, ahead=50)
     next(results)

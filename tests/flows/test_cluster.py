@@ -159,7 +159,7 @@ def test_a_node_is_killed_and_one_joins(network, nodes, tmp_path):
     stopped = Command(here, head, tmp_path / "home", "caption", "demo")
     stopped.wait_for_captions(10)
     stopped.program().send_signal(signal.SIGINT)
-    assert stopped.process.wait(30) == 130, stopped.written
+    assert stopped.process.wait(240) == 130, stopped.written
     assert "finished work is kept" in stopped.written
     wait_for(lambda: not workers(), "the end of the workers", 15)
     kept = captions(tmp_path / "home")

@@ -37,7 +37,7 @@ def run_and_kill(target: Callable[..., object], *args: object, after: float) -> 
     running = FORK_SERVER.Event()
     process = FORK_SERVER.Process(target=_set_and_run, args=(running, target, *args))
     process.start()
-    assert running.wait(60)
+    assert running.wait(240)
     time.sleep(after)
     process.kill()
     process.join()

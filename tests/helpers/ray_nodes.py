@@ -111,7 +111,7 @@ class Machine:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         for process in [*self.started, *([self.holder] if self.holder else [])]:
-            process.wait(30)
+            process.wait(240)
         self.started = []
 
 
@@ -153,7 +153,7 @@ class Lan:
             machine.kill()
         if self.switch:
             self.switch.kill()
-            self.switch.wait(30)
+            self.switch.wait(240)
 
 
 @contextmanager

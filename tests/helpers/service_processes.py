@@ -156,7 +156,7 @@ class Topology:
         process = self.processes.pop(name)
         process.send_signal(how)
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

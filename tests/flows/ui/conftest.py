@@ -26,7 +26,7 @@ class Served:
     home: Path
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, follow_redirects=True, timeout=60, **options)
+        return httpx.get(self.url + path, follow_redirects=True, timeout=240, **options)
 
     @property
     def dataset(self) -> str:

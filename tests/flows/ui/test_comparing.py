@@ -55,14 +55,14 @@ def test_the_usual_pair_has_the_same_test_images(tmp_path):
         ref = write_evaluation(store, rows, rank(rows, noise=1, seed=number), test_hash=f"{len(rows)}")
         texts.append(f"{ref.fingerprint} trained image")
     with serving(ArtifactStore(tmp_path)) as url:
-        page = httpx.get(f"{url}/compare", timeout=60).text
+        page = httpx.get(f"{url}/compare", timeout=240).text
         chosen = re.findall(r'<option value="([^"]*)" selected', page)
         assert sorted(chosen) == sorted(texts[:2])
-        answer = httpx.get(f"{url}/compare", params={"a": texts[0], "b": texts[2]}, timeout=60)
+        answer = httpx.get(f"{url}/compare", params={"a": texts[0], "b": texts[2]}, timeout=240)
         problem = re.search(r'role="alert">([^<]*)<', answer.text)[1]
         assert problem.startswith(f"evaluate/{texts[0][:8]} and evaluate/{texts[2][:8]} ")
         assert str(tmp_path) not in problem
         shutil.rmtree(store.root / "stages/evaluate" / texts[1].split()[0])
-        page = httpx.get(f"{url}/compare", timeout=60).text
+        page = httpx.get(f"{url}/compare", timeout=240).text
         assert "No two of these rows have the same test images" in page
         assert " selected" not in page

@@ -181,7 +181,7 @@ def test_ctrl_c_ends_the_command_cleanly(served):
     with httpx.Client() as client:
         assert client.get(url).status_code == 200  # the connection stays open
         started.send_signal(signal.SIGINT)
-        out, err = started.communicate(timeout=60)
+        out, err = started.communicate(timeout=240)
     assert (started.returncode, out, err) == (0, "", "")
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
