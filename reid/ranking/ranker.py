@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.errors import DataError
 from data.people import UNKNOWN_CAMERA
 from reid.ranking.kernel import count_rows, finish_rows, run_on_slices, top_rows
 from reid.ranking.similarity import (
@@ -40,6 +41,8 @@ LARGEST_LABEL: Final = np.iinfo(np.int64).max
 _LARGEST_INT32: Final = np.iinfo(np.int32).max
 _WHOLE_ROWS: Final = 256
 """Queries that a block of whole rows must have room for; the gallery is ranked in tiles otherwise."""
+_PASSES: Final = 4
+"""Times that a block of queries meets the gallery, at most. Two are enough where a product can be repeated."""
 _MEMBER_BYTES: Final = 16
 """Memory per member of a query: its bound, the score found, and its count."""
 
@@ -166,7 +169,7 @@ def rank_features(
     queries and a tile of scores take about `block_bytes` together, and the gallery is read once per block.
 
     Raises:
-        DataError: different numbers of dimensions, or NaN or infinite features.
+        DataError: different numbers of dimensions, NaN or infinite features, or products that cannot be repeated.
     """
     if _fits_whole_rows(queries, gallery, block_bytes):
         for start, scores in similarity_blocks(queries, gallery, block_bytes):
@@ -178,11 +181,18 @@ def rank_features(
     for rows in _blocks_of_queries(rankers, queries, block_bytes):
         query_BD = queries.block(rows.start, rows.stop)
         blocks = [Block(ranker, rows, bounds_of(ranker, rows, query_BD, gallery)) for ranker in rankers]
-        while blocks:
+        for _ in range(_PASSES):
             for tile in similarity_tiles(query_BD, rows.stop - rows.start, gallery, shape):
                 for block in blocks:
                     block.add(*tile)
             blocks = [block for block in blocks if not block.finish()]
+            if not blocks:
+                break
+        else:
+            raise DataError(
+                "ranking: the same product of features gives other numbers each time it is computed on this machine, "
+                "so nothing can be counted exactly: set OMP_NUM_THREADS=1, or update PyTorch"
+            )
 
 
 def _fits_whole_rows(queries: FeatureRows, gallery: FeatureRows, block_bytes: int) -> bool:

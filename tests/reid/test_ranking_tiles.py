@@ -146,6 +146,18 @@ def test_bounds_that_are_not_exact_are_found_in_the_tiles_and_counted_again():
         assert_equal(again.table, exact.table)
 
 
+def test_products_that_cannot_be_repeated_are_an_error_and_not_an_endless_loop(monkeypatch):
+    multiply, rng = torch.mm, np.random.default_rng(0)
+
+    def noisy(*factors, **options):
+        found = multiply(*factors, **options)
+        return found.mul_(1 + 1e-3 * rng.random())
+
+    monkeypatch.setattr("torch.mm", noisy)
+    with pytest.raises(DataError, match="gives other numbers each time"):
+        evaluate_ranking(*world_of(4, 10, 200), block_bytes=_TILES)
+
+
 def test_the_gallery_is_read_once_per_block_of_queries(monkeypatch):
     read = []
     block = FeatureRows.block
