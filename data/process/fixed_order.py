@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
+from data.device import cuda_devices
+
 _CUBLAS: Final = "CUBLAS_WORKSPACE_CONFIG"
 _REPEATABLE_CUBLAS: Final = (":4096:8", ":16:8")
 """The values with which cuBLAS adds in a fixed order."""
@@ -66,7 +68,7 @@ def fixed_order(torch: Any) -> Iterator[None]:
     errors. On the CPU, the order is fixed for a number of threads; without a GPU, the block changes nothing. Blocks may
     be nested, and several threads may run blocks at the same time. torch: the module.
     """
-    if not torch.cuda.is_available():
+    if not cuda_devices(torch.cuda):
         yield
         return
     _ORDER.enter(torch)

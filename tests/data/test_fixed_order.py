@@ -18,6 +18,7 @@ VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
