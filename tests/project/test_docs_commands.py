@@ -43,8 +43,6 @@ RUNNABLE = list(
     )
 )
 NEEDS_WEIGHTS = ("market1501", "manifest", "manifest_clip_reid", "cuhk_pedes", "rstpreid")
-VARIANT = "clip-scgi export demo -o exported --format onnx --mode joint"
-"""Writes what the export without options and tests/reid/test_export.py write, with other options: for `make soak`."""
 IN_A_PROCESS = (
     "clip-scgi manifest /data/people --output people.csv",
     "clip-scgi export demo -o exported --format open_clip",
@@ -176,10 +174,7 @@ def completed(command: str, people: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("home", "no_hub")
-@pytest.mark.parametrize(
-    "command",
-    [pytest.param(command, marks=[pytest.mark.soak] if command == VARIANT else []) for command in RUNNABLE],
-)
+@pytest.mark.parametrize("command", RUNNABLE)
 def test_the_command_works(command, people, tmp_path):
     """Run it in this process; those of `IN_A_PROCESS`, as a person starts them."""
     arguments = completed(command, people, tmp_path)

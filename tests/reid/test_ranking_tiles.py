@@ -1,31 +1,17 @@
 """Ranking in tiles of the gallery: equal to the bit to whole rows, against exact integers, and read once per block."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from data.errors import DataError
 from reid.ranking.metrics import evaluate_by_camera, evaluate_ranking
 from reid.ranking.ranker import Block, Labels, Ranker, bounds_of, rank_features
 from reid.ranking.similarity import TILE, FeatureRows, TileShape, similarity_tiles
-from tests.helpers.rankings import gaussian_world
+from tests.helpers.rankings import RankingWorld, gaussian_world
 
 _TILES = 1
 """Bytes for a block: the smallest, so that tiles are 64 x 64."""
-
-
-class World(NamedTuple):
-    """Arguments of `evaluate_ranking`, in its order."""
-
-    query: NDArray[np.float32]
-    gallery: NDArray[np.float32]
-    query_pids: NDArray[np.int64]
-    gallery_pids: NDArray[np.int64]
-    query_camids: NDArray[np.int64]
-    gallery_camids: NDArray[np.int64]
 
 
 def world_of(seed, q, g, *, people=5, tied=False):
@@ -40,7 +26,7 @@ def world_of(seed, q, g, *, people=5, tied=False):
     if tied:
         gallery = gallery[rng.integers(0, g, g)]
     pids = rng.integers(1, people + 2, q), rng.integers(-1, people + 1, g)
-    return World(query, gallery, *pids, rng.integers(-1, 3, q), rng.integers(-1, 3, g))
+    return RankingWorld(query, gallery, *pids, rng.integers(-1, 3, q), rng.integers(-1, 3, g))
 
 
 def assert_equal(one, other):
@@ -51,7 +37,7 @@ def assert_equal(one, other):
 
 def by_hand(world, exclude, k):
     """Return query -> (ranks of its relevant images, first k places), sorted by exact integer scores."""
-    scores = world.query.astype(np.int64) @ world.gallery.astype(np.int64).T
+    scores = world.query_features.astype(np.int64) @ world.gallery_features.astype(np.int64).T
     found = {}
     for row, (pid, camera) in enumerate(zip(world.query_pids, world.query_camids, strict=True)):
         same = world.gallery_pids == pid
@@ -130,7 +116,7 @@ def ranked_with(labels, features, bounds):
 def test_bounds_that_are_not_exact_are_found_in_the_tiles_and_counted_again():
     world = world_of(2, 100, 300, people=7)
     labels = Labels(world.query_pids, world.gallery_pids + 2, world.query_camids, world.gallery_camids)
-    features = FeatureRows(world.query, "query"), FeatureRows(world.gallery, "gallery")
+    features = FeatureRows(world.query_features, "query"), FeatureRows(world.gallery_features, "gallery")
     exact, passes = ranked_with(labels, features, lambda bounds: bounds)
     assert passes == 1
     whole = Ranker(labels, top_k=5, same_camera=True)
@@ -202,10 +188,10 @@ def test_a_tile_takes_no_more_than_its_bytes(tile_bytes, rows, shape):
 def test_bad_features_are_refused_as_for_whole_rows():
     world = world_of(0, 5, 300, people=2)
     world = world._replace(gallery_pids=np.abs(world.gallery_pids))
-    gallery = world.gallery.copy()
+    gallery = world.gallery_features.copy()
     gallery[[200, 260], 1] = np.inf, np.nan
     with pytest.raises(DataError) as error:
-        evaluate_ranking(*world._replace(gallery=gallery), exclude="none", block_bytes=_TILES)
+        evaluate_ranking(*world._replace(gallery_features=gallery), exclude="none", block_bytes=_TILES)
     assert "gallery features contain NaN or infinity, first in row 200;" in str(error.value)
     with pytest.raises(DataError, match="query features have 16 dimensions and gallery 8"):
-        evaluate_ranking(*world._replace(gallery=gallery[:, :8]), exclude="none", block_bytes=_TILES)
+        evaluate_ranking(*world._replace(gallery_features=gallery[:, :8]), exclude="none", block_bytes=_TILES)
